@@ -1,0 +1,1 @@
+//! A service that emits and one that consumes

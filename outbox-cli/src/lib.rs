@@ -1,0 +1,1 @@
+//! The binary outbox: the relay as a process

@@ -1,0 +1,112 @@
+use std::error::Error;
+use std::time::Duration;
+
+use crate::Record;
+
+/// Where a relay gets its records from. Implemented for the polled outbox table by `diesel-outbox`.
+///
+/// The life of a pass: [`claim`](Self::claim), then any number of [`read`](Self::read), [`settle`](Self::settle) and
+/// [`dead_letter`](Self::dead_letter), then [`release`](Self::release), or [`abandon`](Self::abandon) where something
+/// went wrong. Between passes the relay [waits](Self::wait).
+pub trait Source: Send {
+    /// Claims records that nobody else has claimed. `false`: there are none now.
+    ///
+    /// # Errors
+    /// The database is away or refuses; the relay abandons the pass, waits and tries again.
+    fn claim(&mut self) -> Result<bool, SourceError>;
+
+    /// Adds up to about `limit` of the next claimed records, in the order in which each aggregate's must be
+    /// published. Nothing added: all that was claimed has been read.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError>;
+
+    /// Marks exactly these as sent.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError>;
+
+    /// Moves a record that can never be published to the dead letters, with the reason.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError>;
+
+    /// Ends the pass and keeps what it did.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim); what the pass had settled may be claimed again.
+    fn release(&mut self) -> Result<(), SourceError>;
+
+    /// Ends the pass without keeping what it did, holding nothing afterwards. Never fails: a lost connection has
+    /// lost its claim too.
+    fn abandon(&mut self);
+
+    /// Waits until there may be records to claim, but no longer than `limit`. It may return early.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn wait(&mut self, limit: Duration) -> Result<(), SourceError>;
+
+    /// Work that is due now and then: pruning what retention no longer covers. Told how much is unsent where this
+    /// source is the one to report it.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        Ok(None)
+    }
+}
+
+/// A record that a [`Source`] has claimed.
+#[derive(Debug)]
+pub struct Claimed {
+    /// What the source knows it by, to settle it.
+    pub ticket: u64,
+    /// The record, or why the stored row is none; such a row becomes a dead letter.
+    pub record: Result<Record, String>,
+}
+
+/// How far the relay is behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Lag {
+    /// How many records wait to be sent.
+    pub unsent: u64,
+    /// The age of the oldest of them; zero where there is none.
+    pub oldest: Duration,
+}
+
+/// What happens to the later records of an aggregate one of whose records became a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum DeadLetterPolicy {
+    /// They are sent (the default).
+    #[default]
+    GoOn,
+    /// They join the dead letters, in order, until the aggregate is requeued. Records that were already in flight
+    /// when the first one was rejected may still arrive.
+    Block,
+}
+
+/// A source that cannot go on: the database is away, or refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct SourceError {
+    message: String,
+    #[source]
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl SourceError {
+    /// An error that says this.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+
+    /// An error that says this and was caused by that.
+    pub fn because(message: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { message: message.into(), source: Some(source.into()) }
+    }
+}

@@ -1,0 +1,146 @@
+/// Which topic a record goes to, and which topics it may go to at all.
+///
+/// ```
+/// use diesel_outbox_core::wire::Topics;
+///
+/// assert_eq!(Topics::default().topic("order")?, "outbox.event.order");
+///
+/// let topics = Topics::pattern("shop.{aggregatetype}.v1")?.allow(["shop.order.*", "shop.customer.v1"]);
+/// assert_eq!(topics.topic("order")?, "shop.order.v1");
+/// assert!(topics.topic("invoice").is_err());
+/// # Ok::<(), diesel_outbox_core::wire::TopicError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    before: String,
+    // What follows the aggregate type; nothing where the pattern has no place for one.
+    after: Option<String>,
+    allowed: Option<Vec<String>>,
+}
+
+const PLACEHOLDER: &str = "{aggregatetype}";
+const NAME_LIMIT: usize = 249;
+
+impl Default for Topics {
+    /// `outbox.event.{aggregatetype}`, and every topic is allowed.
+    fn default() -> Self {
+        Self { before: "outbox.event.".into(), after: Some(String::new()), allowed: None }
+    }
+}
+
+impl Topics {
+    /// Topics named by a pattern in which `{aggregatetype}` stands for the record's aggregate type. A pattern
+    /// without it sends everything to one topic.
+    ///
+    /// # Errors
+    /// [`TopicError::Pattern`]: the pattern holds another placeholder, or a character that no topic name can have.
+    pub fn pattern(pattern: &str) -> Result<Self, TopicError> {
+        let (before, after) = match pattern.split_once(PLACEHOLDER) {
+            Some((before, after)) => (before, Some(after)),
+            None => (pattern, None),
+        };
+        let literal = [before, after.unwrap_or_default()].concat();
+        if pattern.is_empty() || !literal.chars().all(is_topic_character) {
+            return Err(TopicError::Pattern { pattern: pattern.to_owned() });
+        }
+        Ok(Self { before: before.to_owned(), after: after.map(str::to_owned), allowed: None })
+    }
+
+    /// Only these topics may be written to; a record for any other becomes a dead letter. A name that ends in `*`
+    /// allows every topic that begins with what stands before it. By default every topic is allowed.
+    #[must_use]
+    pub fn allow<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
+        self.allowed = Some(names.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// The topic of a record with this aggregate type.
+    ///
+    /// # Errors
+    /// [`TopicError::Name`]: Kafka cannot have a topic of that name. [`TopicError::NotAllowed`]: the allow-list does
+    /// not have it.
+    pub fn topic(&self, aggregate_type: &str) -> Result<String, TopicError> {
+        let topic = match &self.after {
+            Some(after) => [&self.before, aggregate_type, after].concat(),
+            None => self.before.clone(),
+        };
+        let well_formed = !topic.is_empty()
+            && topic.len() <= NAME_LIMIT
+            && topic != "."
+            && topic != ".."
+            && topic.chars().all(is_topic_character);
+        if !well_formed {
+            return Err(TopicError::Name { topic });
+        }
+        match &self.allowed {
+            Some(allowed) if !allowed.iter().any(|pattern| matches(pattern, &topic)) => {
+                Err(TopicError::NotAllowed { topic })
+            }
+            _ => Ok(topic),
+        }
+    }
+}
+
+fn is_topic_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
+}
+
+fn matches(pattern: &str, topic: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(prefix) => topic.starts_with(prefix),
+        None => pattern == topic,
+    }
+}
+
+/// Why there is no topic for a record.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TopicError {
+    /// The naming pattern is wrong.
+    #[error(
+        "`{pattern}` is no topic pattern: use letters, digits, `.`, `_`, `-`, and `{{aggregatetype}}` once"
+    )]
+    Pattern {
+        /// The pattern that was given.
+        pattern: String,
+    },
+    /// The name is not one that Kafka can have.
+    #[error(
+        "`{topic}` is no topic name: Kafka takes 1 to 249 letters, digits, `.`, `_` and `-`; change the aggregate type or the relay's topic pattern"
+    )]
+    Name {
+        /// The name that the pattern gave.
+        topic: String,
+    },
+    /// The topic is not in the allow-list.
+    #[error("the topic `{topic}` is not in the relay's allow-list: add it there, then requeue the record")]
+    NotAllowed {
+        /// The topic.
+        topic: String,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_kafka_cannot_have_are_refused() {
+        let topics = Topics::default();
+        for bad in ["an order", "ordér", &"x".repeat(250)] {
+            assert!(matches!(topics.topic(bad), Err(TopicError::Name { .. })), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_pattern_without_placeholder_is_one_topic() {
+        assert_eq!(Topics::pattern("events").unwrap().topic("order").unwrap(), "events");
+    }
+
+    #[test]
+    fn bad_patterns_are_refused() {
+        for bad in ["", "a{b}", "a b", "{aggregatetype}{aggregatetype}"] {
+            assert!(Topics::pattern(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! `#[derive(OutboxEvent)]` for diesel-outbox

@@ -1,0 +1,1 @@
+//! Publishes outbox records to Kafka, and consumes them once

@@ -1,0 +1,1 @@
+//! The relay that brings outbox records to the broker

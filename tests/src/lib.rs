@@ -1,0 +1,1 @@
+//! The tests on real servers
