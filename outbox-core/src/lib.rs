@@ -25,6 +25,9 @@
 //! # Ok::<(), RecordError>(())
 //! ```
 
+#[doc(hidden)]
+#[path = "private.rs"]
+pub mod __private;
 mod event;
 mod publisher;
 mod record;
@@ -33,7 +36,7 @@ mod source;
 pub mod wire;
 
 pub use event::OutboxEvent;
-pub use publisher::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
+pub use publisher::{Acknowledgement, Broker, Outcome, Publisher, PublisherError, Refusal};
 pub use record::{Record, RecordError};
 pub use shard::{SHARDS, shard_of};
 pub use source::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};

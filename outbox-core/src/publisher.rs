@@ -36,6 +36,25 @@ pub trait Publisher: Send {
     fn ready(&mut self, wait: Duration) -> Result<(), PublisherError>;
 }
 
+/// A broker to which publishers can be connected, one for each of the relay's workers: Kafka's address and settings, for
+/// example, or any closure that returns a publisher.
+pub trait Broker: Send + Sync {
+    /// A publisher of its own for one worker. It need not wait until the broker answers.
+    ///
+    /// # Errors
+    /// The settings are wrong, so that trying again cannot help.
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError>;
+}
+
+impl<F> Broker for F
+where
+    F: Fn() -> Result<Box<dyn Publisher>, PublisherError> + Send + Sync,
+{
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
+        self()
+    }
+}
+
 /// What became of one record that was handed to a [`Publisher`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acknowledgement {

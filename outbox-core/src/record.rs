@@ -29,6 +29,7 @@ pub struct Record {
     event_type: String,
     headers: Vec<(String, String)>,
     payload: Option<Vec<u8>>,
+    created_at_ms: Option<i64>,
 }
 
 impl Record {
@@ -60,6 +61,7 @@ impl Record {
             event_type: event_type.into(),
             headers: Vec::new(),
             payload: None,
+            created_at_ms: None,
         }
     }
 
@@ -97,6 +99,19 @@ impl Record {
     pub fn with_headers(mut self, headers: Vec<(String, String)>) -> Self {
         self.headers = headers;
         self
+    }
+
+    /// Sets when the event was emitted, in milliseconds since 1970. The database does this for a stored record.
+    #[must_use]
+    pub fn with_created_at_ms(mut self, created_at_ms: i64) -> Self {
+        self.created_at_ms = Some(created_at_ms);
+        self
+    }
+
+    /// When the event was emitted, in milliseconds since 1970, by the database's clock; `None` before it was. It is the
+    /// timestamp of the record on Kafka.
+    pub fn created_at_ms(&self) -> Option<i64> {
+        self.created_at_ms
     }
 
     /// The event's id, by which consumers recognise a duplicate. Header `id`.

@@ -44,11 +44,12 @@ pub trait Source: Send {
     /// lost its claim too.
     fn abandon(&mut self);
 
-    /// Waits until there may be records to claim, but no longer than `limit`. It may return early.
+    /// Waits until there may be records to claim, but no longer than `limit`: `false` where there is no reason to look
+    /// yet.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
-    fn wait(&mut self, limit: Duration) -> Result<(), SourceError>;
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError>;
 
     /// Work that is due now and then: pruning what retention no longer covers. Told how much is unsent where this
     /// source is the one to report it.

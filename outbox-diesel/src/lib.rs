@@ -1,3 +1,19 @@
 //! A transactional outbox and inbox for Diesel.
 
+mod backend;
+mod emit;
+mod inbox;
+#[cfg(feature = "migrations")]
+mod migrate;
+#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
+pub mod source;
+
 pub use diesel_outbox_core::{OutboxEvent, Record, RecordError, wire};
+
+pub use self::backend::OutboxBackend;
+#[cfg(feature = "async")]
+pub use self::emit::AsyncEmit;
+pub use self::emit::{Emit, EmitError};
+pub use self::inbox::{Inbox, Once};
+#[cfg(feature = "migrations")]
+pub use self::migrate::{MigrationError, Migrations};

@@ -1,1 +1,6 @@
-//! Publishes outbox records to Kafka, and consumes them once
+//! Everything that touches Kafka: the [`Kafka`] broker, whose publishers bring outbox records there.
+
+mod error;
+mod publisher;
+
+pub use self::publisher::Kafka;

@@ -1,0 +1,4 @@
+DROP TABLE inbox;
+DROP TABLE outbox_dead_letter;
+DROP TABLE outbox_shard;
+DROP TABLE outbox;

@@ -1,0 +1,74 @@
+//! What the code written by `#[derive(OutboxEvent)]` calls. No part of the public interface: it may change in any
+//! release. The traits are there for what the compiler says where one is not implemented.
+
+use std::error::Error;
+use std::fmt::Display;
+
+pub use serde::Serialize;
+
+use crate::{Record, RecordError};
+
+/// What an aggregate id or a header can be made from.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be written as the text of an id or a header",
+    label = "this does not implement `std::fmt::Display`",
+    note = "implement `std::fmt::Display` for `{Self}`, or make the id with a function: `#[outbox(id = path::to::function)]`"
+)]
+pub trait Text {
+    /// The text.
+    fn text(&self) -> String;
+}
+
+impl<T: Display + ?Sized> Text for T {
+    fn text(&self) -> String {
+        self.to_string()
+    }
+}
+
+/// What can be a payload by default.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be written as JSON, which is the payload by default",
+    label = "this does not implement `serde::Serialize`",
+    note = "put `#[derive(serde::Serialize)]` on `{Self}`, or say what its payload is: \
+            `#[outbox(payload = path::to::function)]` or `#[outbox(tombstone)]`"
+)]
+pub trait Json {
+    /// The record with this as its payload.
+    ///
+    /// # Errors
+    /// [`RecordError::Encode`] with serde's error.
+    fn json(&self, record: Record) -> Result<Record, RecordError>;
+}
+
+impl<T: Serialize + ?Sized> Json for T {
+    fn json(&self, record: Record) -> Result<Record, RecordError> {
+        record.json(self)
+    }
+}
+
+/// What a payload function may return.
+#[diagnostic::on_unimplemented(
+    message = "a payload function cannot return `{Self}`",
+    label = "this function makes the payload",
+    note = "let it return `Vec<u8>`, or `Result<Vec<u8>, E>` with an error that converts into \
+            `Box<dyn Error + Send + Sync>`"
+)]
+pub trait Payload {
+    /// The payload's bytes.
+    ///
+    /// # Errors
+    /// [`RecordError::Encode`] with the function's own error.
+    fn into_bytes(self) -> Result<Vec<u8>, RecordError>;
+}
+
+impl Payload for Vec<u8> {
+    fn into_bytes(self) -> Result<Vec<u8>, RecordError> {
+        Ok(self)
+    }
+}
+
+impl<E: Into<Box<dyn Error + Send + Sync>>> Payload for Result<Vec<u8>, E> {
+    fn into_bytes(self) -> Result<Vec<u8>, RecordError> {
+        self.map_err(RecordError::encode)
+    }
+}

@@ -1,0 +1,145 @@
+//! The SQL of the databases, behind one sealed trait. The statements are fragments of our own, and not `sql_query`,
+//! because Diesel keeps a fragment as a prepared statement: one round trip, planned once.
+
+#[cfg(feature = "postgres")]
+pub(crate) mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use diesel::QueryResult;
+use diesel::backend::Backend;
+use diesel::query_builder::{AstPass, QueryFragment, QueryId};
+use uuid::Uuid;
+
+use crate::{Record, wire};
+
+/// A database that can hold an outbox: `Pg` and `Sqlite`, with the features of those names.
+#[diagnostic::on_unimplemented(
+    message = "diesel-outbox cannot work with the database `{Self}`",
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox"
+)]
+pub trait OutboxBackend: Backend + sealed::Statements {}
+
+impl<DB: Backend + sealed::Statements> OutboxBackend for DB {}
+
+pub(crate) mod sealed {
+    #[cfg(feature = "migrations")]
+    use super::InsertVersion;
+    use super::{AstPass, Backend, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult};
+
+    pub trait Statements: Backend {
+        #[cfg(feature = "migrations")]
+        const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
+        /// What keeps a second process from migrating at the same time; empty where transactions do.
+        #[cfg(feature = "migrations")]
+        const MIGRATION_LOCK: &'static str;
+        #[cfg(feature = "migrations")]
+        fn insert_version<'b>(version: &'b InsertVersion<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        fn insert_one<'b>(insert: &'b InsertOne<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        fn insert_many<'b>(insert: &'b InsertMany<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        fn insert_mark<'b>(mark: &'b InsertMark<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        fn prune_marks<'b>(prune: &'b PruneMarks<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+    }
+}
+
+macro_rules! statement {
+    ($name:ident, $method:ident, cached: $cached:literal) => {
+        impl<DB: OutboxBackend> QueryFragment<DB> for $name<'_> {
+            fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+                DB::$method(self, out)
+            }
+        }
+
+        impl QueryId for $name<'_> {
+            type QueryId = $name<'static>;
+            const HAS_STATIC_QUERY_ID: bool = $cached;
+        }
+    };
+}
+
+statement!(InsertOne, insert_one, cached: true);
+statement!(InsertMany, insert_many, cached: false);
+statement!(InsertMark, insert_mark, cached: true);
+statement!(PruneMarks, prune_marks, cached: true);
+#[cfg(feature = "migrations")]
+statement!(InsertVersion, insert_version, cached: true);
+
+/// Inserts one record into the outbox.
+pub struct InsertOne<'a> {
+    row: Row<'a>,
+}
+
+impl<'a> InsertOne<'a> {
+    pub(crate) fn new(record: &'a Record) -> Self {
+        Self { row: Row::new(record) }
+    }
+}
+
+/// Inserts several records into the outbox, in their order.
+pub struct InsertMany<'a> {
+    rows: Vec<Row<'a>>,
+    #[cfg(feature = "postgres")]
+    columns: postgres::Columns<'a>,
+}
+
+impl<'a> InsertMany<'a> {
+    pub(crate) fn new(records: &'a [Record]) -> Self {
+        let rows: Vec<Row<'a>> = records.iter().map(Row::new).collect();
+        Self {
+            #[cfg(feature = "postgres")]
+            columns: postgres::Columns::new(&rows),
+            rows,
+        }
+    }
+}
+
+/// Inserts one event's id into the inbox, unless it is there.
+pub struct InsertMark<'a> {
+    pub(crate) consumer: &'a str,
+    event_id: Uuid,
+    event_id_text: String,
+}
+
+impl<'a> InsertMark<'a> {
+    pub(crate) fn new(consumer: &'a str, event_id: Uuid) -> Self {
+        Self { consumer, event_id, event_id_text: event_id.to_string() }
+    }
+}
+
+/// Deletes some of the inbox's rows that are older than retention.
+pub struct PruneMarks<'a> {
+    pub(crate) consumer: &'a str,
+    pub(crate) retention_seconds: f64,
+    pub(crate) limit: i64,
+}
+
+/// Records that a migration is run, unless it has been.
+#[cfg(feature = "migrations")]
+pub struct InsertVersion<'a> {
+    pub(crate) version: &'a str,
+}
+
+/// A record's columns, with those that need a form of their own for the database.
+struct Row<'a> {
+    record: &'a Record,
+    id: Uuid,
+    payload: Option<&'a [u8]>,
+    headers: Option<String>,
+    shard: i16,
+    #[cfg(feature = "sqlite")]
+    id_text: String,
+}
+
+impl<'a> Row<'a> {
+    fn new(record: &'a Record) -> Self {
+        Self {
+            record,
+            id: record.id(),
+            payload: record.payload(),
+            headers: wire::encode_headers(record.headers()),
+            shard: record.shard(),
+            #[cfg(feature = "sqlite")]
+            id_text: record.id().to_string(),
+        }
+    }
+}

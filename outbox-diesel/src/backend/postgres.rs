@@ -1,0 +1,150 @@
+use diesel::QueryResult;
+use diesel::pg::Pg;
+use diesel::query_builder::AstPass;
+use diesel::sql_types::{Array, BigInt, Binary, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use uuid::Uuid;
+
+use super::sealed::Statements;
+use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+
+/// First halves of the advisory locks' keys; the second half is the outbox table's oid, so that each schema has its own.
+#[cfg(feature = "postgres-source")]
+pub(crate) mod locks {
+    /// Held exclusively by a relay that is awake and looks at the table by itself.
+    pub(crate) const AWAKE: i32 = super::AWAKE;
+    /// Held exclusively by the one relay that listens for notifications.
+    pub(crate) const LEADER: i32 = super::AWAKE + 1;
+    /// Held shared by every worker that is at work, so that they can count each other.
+    pub(crate) const WORKING: i32 = super::AWAKE + 2;
+}
+
+/// "outb" as a number.
+const AWAKE: i32 = 0x6f75_7462;
+
+/// Notifies the relay, unless one is awake: a relay that is awake holds the lock, and looks at the table anyway. The
+/// lock that tells is let go at once, as it would hide later emitters' events if this transaction rolled back.
+macro_rules! wake {
+    () => {
+        "CASE WHEN pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
+         THEN CASE WHEN pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) \
+         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') END END"
+    };
+}
+
+/// The same for statements that bring rows back to the outbox.
+#[cfg(feature = "postgres-source")]
+pub(crate) const WAKE: &str = concat!("SELECT ", wake!());
+
+impl Statements for Pg {
+    #[cfg(feature = "migrations")]
+    const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
+        diesel_migrations::embed_migrations!("migrations/postgres");
+    #[cfg(feature = "migrations")]
+    const MIGRATION_LOCK: &'static str = "SELECT pg_advisory_xact_lock(1869968482, 0)";
+
+    #[cfg(feature = "migrations")]
+    fn insert_version<'b>(
+        insert: &'b super::InsertVersion<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("INSERT INTO outbox_migration (version) VALUES (");
+        out.push_bind_param::<Text, str>(insert.version)?;
+        out.push_sql(") ON CONFLICT DO NOTHING");
+        Ok(())
+    }
+
+    fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let Row { record, id, payload, headers, shard, .. } = &insert.row;
+        out.push_sql(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (",
+        );
+        out.push_bind_param::<SqlUuid, Uuid>(id)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Text, str>(record.aggregate_type())?;
+        out.push_sql(", ");
+        out.push_bind_param::<Text, str>(record.aggregate_id())?;
+        out.push_sql(", ");
+        out.push_bind_param::<Text, str>(record.event_type())?;
+        out.push_sql(", ");
+        out.push_bind_param::<Nullable<Binary>, Option<&[u8]>>(payload)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Nullable<Text>, Option<String>>(headers)?;
+        out.push_sql("::json, ");
+        out.push_bind_param::<SmallInt, i16>(shard)?;
+        out.push_sql(concat!(") RETURNING ", wake!()));
+        Ok(())
+    }
+
+    fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let columns = &insert.columns;
+        out.push_sql(
+            "WITH emitted AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
+             SELECT id, aggregatetype, aggregateid, type, payload, headers::json, shard FROM unnest(",
+        );
+        out.push_bind_param::<Array<SqlUuid>, Vec<Uuid>>(&columns.ids)?;
+        out.push_sql("::uuid[], ");
+        out.push_bind_param::<Array<Text>, Vec<&str>>(&columns.aggregate_types)?;
+        out.push_sql("::text[], ");
+        out.push_bind_param::<Array<Text>, Vec<&str>>(&columns.aggregate_ids)?;
+        out.push_sql("::text[], ");
+        out.push_bind_param::<Array<Text>, Vec<&str>>(&columns.event_types)?;
+        out.push_sql("::text[], ");
+        out.push_bind_param::<Array<Nullable<Binary>>, Vec<Option<&[u8]>>>(&columns.payloads)?;
+        out.push_sql("::bytea[], ");
+        out.push_bind_param::<Array<Nullable<Text>>, Vec<Option<String>>>(&columns.headers)?;
+        out.push_sql("::text[], ");
+        out.push_bind_param::<Array<SmallInt>, Vec<i16>>(&columns.shards)?;
+        out.push_sql(concat!(
+            "::smallint[]) WITH ORDINALITY \
+             AS event (id, aggregatetype, aggregateid, type, payload, headers, shard, position) ORDER BY position) \
+             SELECT ",
+            wake!()
+        ));
+        Ok(())
+    }
+
+    fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("INSERT INTO inbox (consumer, event_id) VALUES (");
+        out.push_bind_param::<Text, str>(mark.consumer)?;
+        out.push_sql(", ");
+        out.push_bind_param::<SqlUuid, Uuid>(&mark.event_id)?;
+        out.push_sql(") ON CONFLICT DO NOTHING");
+        Ok(())
+    }
+
+    fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox WHERE consumer = ");
+        out.push_bind_param::<Text, str>(prune.consumer)?;
+        out.push_sql(" AND received_at < now() - make_interval(secs => ");
+        out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
+        out.push_sql(") LIMIT ");
+        out.push_bind_param::<BigInt, i64>(&prune.limit)?;
+        out.push_sql("))");
+        Ok(())
+    }
+}
+
+/// The rows as one array for each column, so that the statement is the same for any number of rows.
+pub(super) struct Columns<'a> {
+    ids: Vec<Uuid>,
+    aggregate_types: Vec<&'a str>,
+    aggregate_ids: Vec<&'a str>,
+    event_types: Vec<&'a str>,
+    payloads: Vec<Option<&'a [u8]>>,
+    headers: Vec<Option<String>>,
+    shards: Vec<i16>,
+}
+
+impl<'a> Columns<'a> {
+    pub(super) fn new(rows: &[Row<'a>]) -> Self {
+        Self {
+            ids: rows.iter().map(|row| row.record.id()).collect(),
+            aggregate_types: rows.iter().map(|row| row.record.aggregate_type()).collect(),
+            aggregate_ids: rows.iter().map(|row| row.record.aggregate_id()).collect(),
+            event_types: rows.iter().map(|row| row.record.event_type()).collect(),
+            payloads: rows.iter().map(|row| row.record.payload()).collect(),
+            headers: rows.iter().map(|row| row.headers.clone()).collect(),
+            shards: rows.iter().map(|row| row.shard).collect(),
+        }
+    }
+}

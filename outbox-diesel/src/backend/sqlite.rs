@@ -1,0 +1,86 @@
+use diesel::QueryResult;
+use diesel::query_builder::AstPass;
+use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
+use diesel::sqlite::Sqlite;
+
+use super::sealed::Statements;
+use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+
+const INSERT: &str =
+    "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES ";
+
+impl Statements for Sqlite {
+    #[cfg(feature = "migrations")]
+    const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
+        diesel_migrations::embed_migrations!("migrations/sqlite");
+    #[cfg(feature = "migrations")]
+    const MIGRATION_LOCK: &'static str = "";
+
+    #[cfg(feature = "migrations")]
+    fn insert_version<'b>(
+        insert: &'b super::InsertVersion<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("INSERT INTO outbox_migration (version) VALUES (");
+        out.push_bind_param::<Text, str>(insert.version)?;
+        out.push_sql(") ON CONFLICT DO NOTHING");
+        Ok(())
+    }
+
+    fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql(INSERT);
+        push_row(&insert.row, out.reborrow())
+    }
+
+    fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        // The text differs with the number of rows: kept statements would pile up.
+        out.unsafe_to_cache_prepared();
+        out.push_sql(INSERT);
+        for (position, row) in insert.rows.iter().enumerate() {
+            if position > 0 {
+                out.push_sql(", ");
+            }
+            push_row(row, out.reborrow())?;
+        }
+        Ok(())
+    }
+
+    fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("INSERT INTO inbox (consumer, event_id) VALUES (");
+        out.push_bind_param::<Text, str>(mark.consumer)?;
+        out.push_sql(", ");
+        out.push_bind_param::<Text, String>(&mark.event_id_text)?;
+        out.push_sql(") ON CONFLICT DO NOTHING");
+        Ok(())
+    }
+
+    fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE consumer = ");
+        out.push_bind_param::<Text, str>(prune.consumer)?;
+        out.push_sql(" AND received_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ");
+        out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
+        out.push_sql(" || ' seconds') LIMIT ");
+        out.push_bind_param::<BigInt, i64>(&prune.limit)?;
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+fn push_row<'b>(row: &'b Row<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+    out.push_sql("(");
+    out.push_bind_param::<Text, String>(&row.id_text)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.aggregate_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.aggregate_id())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.event_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Binary>, Option<&[u8]>>(&row.payload)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Text>, Option<String>>(&row.headers)?;
+    out.push_sql(", ");
+    out.push_bind_param::<SmallInt, i16>(&row.shard)?;
+    out.push_sql(")");
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! Emitting: the event's row is written in the transaction that caused it.
+
+#[cfg(feature = "async")]
+mod asynchronous;
+mod error;
+
+use diesel::connection::{Connection, TransactionManager, TransactionManagerStatus};
+use uuid::Uuid;
+
+#[cfg(feature = "async")]
+pub use self::asynchronous::AsyncEmit;
+pub use self::error::EmitError;
+use crate::backend::{InsertMany, InsertOne, OutboxBackend};
+use crate::{OutboxEvent, Record};
+
+/// Emits events from a synchronous Diesel connection, pooled or not.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use diesel_outbox::{Emit, Record};
+///
+/// let conn = &mut SqliteConnection::establish(":memory:")?;
+/// diesel_outbox::Migrations::new().run(conn)?;
+///
+/// conn.transaction(|c| {
+///     // ... the change to your own tables, then the event that tells of it:
+///     c.emit(&Record::new("order", "7", "OrderPlaced").with_payload(*b"{}"))?;
+///     diesel::QueryResult::Ok(())
+/// })?;
+/// # Ok(())
+/// # }
+/// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
+/// # fn main() {}
+/// ```
+pub trait Emit: Connection {
+    /// Writes the event into the outbox, in the transaction that is open, and returns the event's id. One statement,
+    /// one round trip. What is rolled back, be it to a savepoint, was never emitted.
+    ///
+    /// # Errors
+    /// [`EmitError::NotInTransaction`] outside a transaction, and [`EmitError::Record`] for an event that cannot be
+    /// stored: in both cases nothing was sent to the database and the transaction can go on.
+    /// [`EmitError::Database`] where the insert failed.
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> Result<Uuid, EmitError>;
+
+    /// Writes any number of events, in their order, in as few statements as their size allows (up to 1,000 events
+    /// each), and returns their ids. All are checked before the first is written.
+    ///
+    /// # Errors
+    /// As for [`emit`](Self::emit).
+    fn emit_all<I>(&mut self, events: I) -> Result<Vec<Uuid>, EmitError>
+    where
+        I: IntoIterator<Item: OutboxEvent>;
+}
+
+impl<C> Emit for C
+where
+    C: Connection<Backend: OutboxBackend>,
+{
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> Result<Uuid, EmitError> {
+        require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
+        let record = checked(event)?;
+        self.execute_returning_count(&InsertOne::new(&record))?;
+        Ok(record.id())
+    }
+
+    fn emit_all<I>(&mut self, events: I) -> Result<Vec<Uuid>, EmitError>
+    where
+        I: IntoIterator<Item: OutboxEvent>,
+    {
+        require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
+        let records = all_checked(events)?;
+        for chunk in chunks(&records) {
+            self.execute_returning_count(&InsertMany::new(chunk))?;
+        }
+        Ok(records.iter().map(Record::id).collect())
+    }
+}
+
+/// Diesel counts the transactions itself, so this asks nobody.
+fn require_transaction(status: &TransactionManagerStatus) -> Result<(), EmitError> {
+    match status {
+        TransactionManagerStatus::Valid(status) if status.transaction_depth().is_none() => {
+            Err(EmitError::NotInTransaction)
+        }
+        // A broken transaction is the database's to report.
+        _ => Ok(()),
+    }
+}
+
+fn checked<E: OutboxEvent + ?Sized>(event: &E) -> Result<Record, EmitError> {
+    let record = event.to_record()?;
+    record.check()?;
+    Ok(record)
+}
+
+fn all_checked<I: IntoIterator<Item: OutboxEvent>>(events: I) -> Result<Vec<Record>, EmitError> {
+    events.into_iter().map(|event| checked(&event)).collect()
+}
+
+const CHUNK_RECORDS: usize = 1_000;
+const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+
+fn chunks(records: &[Record]) -> impl Iterator<Item = &[Record]> {
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let mut bytes = 0;
+        let fitting = rest.iter().take(CHUNK_RECORDS).take_while(|record| {
+            let before = bytes;
+            bytes += record.payload().map_or(0, <[u8]>::len);
+            before == 0 || bytes <= CHUNK_BYTES
+        });
+        let (chunk, after) = rest.split_at(fitting.count());
+        rest = after;
+        (!chunk.is_empty()).then_some(chunk)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_are_bounded_in_number_and_bytes_and_lose_nothing() {
+        let record = |bytes: usize| Record::new("a", "1", "E").with_payload(vec![0; bytes]);
+        let small: Vec<Record> = (0..2_500).map(|_| record(1)).collect();
+        assert_eq!(chunks(&small).map(<[Record]>::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+        let large: Vec<Record> = [20, 9, 6, 6, 20].map(|mega| record(mega << 20)).into();
+        assert_eq!(chunks(&large).map(<[Record]>::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
+        assert_eq!(chunks(&[]).count(), 0);
+    }
+}

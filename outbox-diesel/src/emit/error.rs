@@ -1,0 +1,32 @@
+use crate::RecordError;
+
+/// Why an event was not emitted.
+///
+/// It turns into [`diesel::result::Error`] by `?`, so that it can be used in a transaction's closure whatever error
+/// that returns.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EmitError {
+    /// No transaction is open. The event would be stored even if the change that it tells of is not.
+    #[error(
+        "emit was called outside a transaction: put the change and the emit into one \
+         `conn.transaction(|c| {{ ...; c.emit(&event)?; Ok(()) }})`, and emit on the `c` that the closure is given"
+    )]
+    NotInTransaction,
+    /// The event cannot be stored; the transaction can go on.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// The database refused the insert, or was lost; the transaction must be rolled back.
+    #[error("the event could not be written to the outbox: {0}")]
+    Database(#[from] diesel::result::Error),
+}
+
+impl From<EmitError> for diesel::result::Error {
+    fn from(error: EmitError) -> Self {
+        match error {
+            EmitError::Database(error) => error,
+            EmitError::Record(_) => Self::SerializationError(Box::new(error)),
+            EmitError::NotInTransaction => Self::QueryBuilderError(Box::new(error)),
+        }
+    }
+}

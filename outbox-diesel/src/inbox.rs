@@ -1,0 +1,114 @@
+//! The inbox: each event has its effect once, however often it is delivered.
+
+#[cfg(feature = "async")]
+mod asynchronous;
+
+use std::time::Duration;
+
+use diesel::QueryResult;
+use diesel::connection::Connection;
+use uuid::Uuid;
+
+use crate::backend::{InsertMark, OutboxBackend, PruneMarks};
+
+/// One consumer's memory of the events that it has handled.
+///
+/// The event's id is inserted first, the effect follows in the same transaction: either both last or neither. Two
+/// deliveries of one event at the same time wait for each other, and the second finds the first one's mark.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use diesel_outbox::{Inbox, Once};
+///
+/// let conn = &mut SqliteConnection::establish(":memory:")?;
+/// diesel_outbox::Migrations::new().run(conn)?;
+/// let inbox = Inbox::new("billing");
+/// let event_id = uuid::Uuid::now_v7();
+///
+/// let charge = |_: &mut SqliteConnection| diesel::QueryResult::Ok("receipt 1");
+/// assert_eq!(inbox.once(conn, event_id, charge)?, Once::First("receipt 1"));
+/// assert_eq!(inbox.once(conn, event_id, charge)?, Once::Duplicate);
+/// # Ok(())
+/// # }
+/// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
+/// # fn main() {}
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbox {
+    consumer: String,
+}
+
+/// Whether an event was handled now or earlier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Once<T> {
+    /// It is the first delivery; this is what the effect returned.
+    First(T),
+    /// It had been handled before; the effect was not run.
+    Duplicate,
+}
+
+const PRUNE_CHUNK: i64 = 10_000;
+
+impl Inbox {
+    /// The inbox of the consumer of this name. Consumers with different names each handle every event.
+    pub fn new(consumer: impl Into<String>) -> Self {
+        Self { consumer: consumer.into() }
+    }
+
+    /// The consumer's name.
+    pub fn consumer(&self) -> &str {
+        &self.consumer
+    }
+
+    /// Runs the effect, unless this consumer has handled the event before. Within an open transaction it uses a
+    /// savepoint.
+    ///
+    /// # Errors
+    /// What the effect returned, or the database's error: mark and effect are both undone, and the event can be
+    /// delivered again.
+    pub fn once<C, T, E>(
+        &self,
+        conn: &mut C,
+        event_id: Uuid,
+        effect: impl FnOnce(&mut C) -> Result<T, E>,
+    ) -> Result<Once<T>, E>
+    where
+        C: Connection<Backend: OutboxBackend>,
+        E: From<diesel::result::Error>,
+    {
+        conn.transaction(|c| match c.execute_returning_count(&InsertMark::new(&self.consumer, event_id))? {
+            0 => Ok(Once::Duplicate),
+            _ => effect(c).map(Once::First),
+        })
+    }
+
+    /// Forgets the events that this consumer handled longer ago than `retention`, and returns how many those were.
+    /// Retention must be longer than the longest time after which an event may be delivered again.
+    ///
+    /// # Errors
+    /// The database's error; what was deleted before stays deleted, unless a transaction is open.
+    pub fn prune<C>(&self, conn: &mut C, retention: Duration) -> QueryResult<usize>
+    where
+        C: Connection<Backend: OutboxBackend>,
+    {
+        let mut pruned = 0;
+        loop {
+            let count = conn.execute_returning_count(&self.prune_chunk(retention))?;
+            pruned += count;
+            if (count as i64) < PRUNE_CHUNK {
+                return Ok(pruned);
+            }
+        }
+    }
+
+    fn prune_chunk(&self, retention: Duration) -> PruneMarks<'_> {
+        PruneMarks {
+            consumer: &self.consumer,
+            retention_seconds: retention.as_secs_f64(),
+            limit: PRUNE_CHUNK,
+        }
+    }
+}

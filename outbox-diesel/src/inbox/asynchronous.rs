@@ -1,0 +1,86 @@
+use std::time::Duration;
+
+use diesel::QueryResult;
+use diesel_async::{AsyncConnection, TransactionManager};
+use uuid::Uuid;
+
+use super::{Inbox, Once, PRUNE_CHUNK};
+use crate::backend::{InsertMark, OutboxBackend};
+
+impl Inbox {
+    /// [`once`](Self::once) on a diesel-async connection.
+    ///
+    /// ```no_run
+    /// use diesel_async::AsyncPgConnection;
+    /// use diesel_outbox::{Inbox, Once};
+    ///
+    /// # async fn f(conn: &mut AsyncPgConnection, event_id: uuid::Uuid) -> diesel::QueryResult<()> {
+    /// match Inbox::new("billing").once_async(conn, event_id, async |c| diesel::QueryResult::Ok("receipt")).await? {
+    ///     Once::First(receipt) => println!("{receipt}"),
+    ///     Once::Duplicate => println!("handled before"),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`once`](Self::once).
+    pub async fn once_async<C, T, E>(
+        &self,
+        conn: &mut C,
+        event_id: Uuid,
+        effect: impl AsyncFnOnce(&mut C) -> Result<T, E>,
+    ) -> Result<Once<T>, E>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        E: From<diesel::result::Error>,
+    {
+        // Not `conn.transaction`, which would have to require that the effect's future is Send.
+        C::TransactionManager::begin_transaction(conn).await?;
+        let handled = self.mark_then(conn, event_id, effect).await;
+        match handled {
+            Ok(once) => {
+                C::TransactionManager::commit_transaction(conn).await?;
+                Ok(once)
+            }
+            Err(error) => match C::TransactionManager::rollback_transaction(conn).await {
+                Ok(()) | Err(diesel::result::Error::BrokenTransactionManager) => Err(error),
+                Err(rollback_error) => Err(rollback_error.into()),
+            },
+        }
+    }
+
+    async fn mark_then<C, T, E>(
+        &self,
+        conn: &mut C,
+        event_id: Uuid,
+        effect: impl AsyncFnOnce(&mut C) -> Result<T, E>,
+    ) -> Result<Once<T>, E>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        E: From<diesel::result::Error>,
+    {
+        match conn.execute_returning_count(InsertMark::new(self.consumer(), event_id)).await? {
+            0 => Ok(Once::Duplicate),
+            _ => effect(conn).await.map(Once::First),
+        }
+    }
+
+    /// [`prune`](Self::prune) on a diesel-async connection.
+    ///
+    /// # Errors
+    /// As for [`prune`](Self::prune).
+    pub async fn prune_async<C>(&self, conn: &mut C, retention: Duration) -> QueryResult<usize>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        let mut pruned = 0;
+        loop {
+            let count = conn.execute_returning_count(self.prune_chunk(retention)).await?;
+            pruned += count;
+            if (count as i64) < PRUNE_CHUNK {
+                return Ok(pruned);
+            }
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! The insert fence: up to which `seq` every row is visible or never will be.
+//!
+//! A transaction that took a low `seq` may commit late. It took its lock on the table before its `seq` and keeps it to
+//! its end. So: read the sequence's last value, then list the transactions that hold that lock. When all of those have
+//! ended, every row up to that value is settled history. Transactions that do not insert into the outbox play no part.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer, Text};
+use diesel_outbox_core::SourceError;
+
+use super::{database_error, statement};
+use crate::backend::postgres::locks;
+
+/// How often a new fence is put up, or the present one looked at.
+const INTERVAL: Duration = Duration::from_millis(25);
+
+#[derive(Default)]
+pub(super) struct Fence {
+    safe: i64,
+    pending: Option<(i64, HashSet<String>)>,
+    looked: Option<Instant>,
+}
+
+impl Fence {
+    pub(super) fn safe(&self) -> i64 {
+        self.safe
+    }
+
+    /// Moves on where that is due, and tells how many workers are at work if it looked.
+    pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
+            return Ok(None);
+        }
+        self.looked = Some(Instant::now());
+        let (last, inserting, workers);
+        if let Some((_, pending)) = &mut self.pending {
+            (inserting, workers) = holders(conn)?;
+            pending.retain(|transaction| inserting.contains(transaction));
+        } else {
+            last = LastValue::new().get_result::<i64>(conn)?;
+            (inserting, workers) = holders(conn)?;
+            self.pending = Some((last, inserting));
+        }
+        if let Some((last, pending)) = &self.pending
+            && pending.is_empty()
+        {
+            self.safe = *last;
+            self.pending = None;
+        }
+        Ok(Some(workers))
+    }
+}
+
+/// The other transactions that may have inserted into the outbox and are still open, and the number of workers at work.
+pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, usize)> {
+    let rows = Holders::new(locks::WORKING).load::<(bool, String)>(conn)?;
+    let workers = rows.iter().filter(|(inserting, _)| !inserting).count();
+    let inserting = rows.into_iter().filter_map(|(inserting, id)| inserting.then_some(id)).collect();
+    Ok((inserting, workers))
+}
+
+/// The fence holds only where a session takes each number when it inserts, and does not keep some for later.
+pub(super) fn require_unbuffered_sequence(conn: &mut PgConnection) -> Result<(), SourceError> {
+    let cache = CacheSize::new()
+        .get_result::<i64>(conn)
+        .optional()
+        .map_err(|error| database_error("looking for the outbox table", error))?;
+    match cache {
+        Some(1) => Ok(()),
+        Some(cache) => Err(SourceError::new(format!(
+            "the sequence of outbox.seq has CACHE {cache}, with which events could be overlooked: \
+             run ALTER SEQUENCE outbox_seq_seq CACHE 1"
+        ))),
+        None => Err(SourceError::new(
+            "there is no outbox table here: run the migrations (`outbox migrate`, or `Migrations::new().run(..)`), \
+             and name the schema if the tables live in one of their own",
+        )),
+    }
+}
+
+statement!(
+    Pg,
+    LastValue {} -> BigInt,
+    "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_seq_seq"
+);
+
+statement!(
+    Pg,
+    Holders { working: i32 => Integer } -> (Bool, Text),
+    "SELECT locktype = 'relation', virtualtransaction FROM pg_locks \
+     WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND (locktype = 'relation' AND relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' \
+     AND pid IS DISTINCT FROM pg_backend_pid() \
+     OR locktype = 'advisory' AND classid = ?::oid AND objid = 'outbox'::regclass::oid AND objsubid = 2)"
+);
+
+statement!(
+    Pg,
+    CacheSize {} -> BigInt,
+    "SELECT seqcache FROM pg_sequence WHERE seqrelid = to_regclass('outbox_seq_seq')"
+);

@@ -1,0 +1,68 @@
+//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Double};
+use diesel_outbox_core::Lag;
+
+use super::super::{PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, is_due};
+use super::statement;
+
+#[derive(Default)]
+pub(super) struct Upkeep {
+    measured: Option<Instant>,
+    pruned: Option<Instant>,
+    /// Up to where the present round of pruning has come.
+    cursor: i64,
+}
+
+impl Upkeep {
+    pub(super) fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        options: &SourceOptions,
+    ) -> QueryResult<Option<Lag>> {
+        if let SentRows::Keep { retention } = options.sent_rows
+            && (self.cursor > 0 || is_due(&mut self.pruned, PRUNE_INTERVAL))
+        {
+            self.prune(conn, retention)?;
+        }
+        if is_due(&mut self.measured, options.lag_interval) { lag(conn).map(Some) } else { Ok(None) }
+    }
+
+    /// One chunk of a round, which goes on as long as it finds something to delete. Exactly the rows that are too old
+    /// are deleted, never a range: a late commit's row would be in it.
+    fn prune(&mut self, conn: &mut PgConnection, retention: Duration) -> QueryResult<()> {
+        let chunk =
+            Oldest::new(retention.as_secs_f64(), self.cursor, PRUNE_CHUNK).load::<(i64, bool)>(conn)?;
+        let last = chunk.last().map_or(0, |(seq, _)| *seq);
+        let full = chunk.len() as i64 == PRUNE_CHUNK;
+        let expired: Vec<i64> = chunk.into_iter().filter_map(|(seq, old)| old.then_some(seq)).collect();
+        self.cursor = if expired.is_empty() || !full { 0 } else { last };
+        if !expired.is_empty() {
+            super::Delete::new(expired).execute(conn)?;
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn lag(conn: &mut PgConnection) -> QueryResult<Lag> {
+    let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(conn)?;
+    Ok(Lag { unsent: unsent.unsigned_abs(), oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default() })
+}
+
+statement!(
+    Pg,
+    Unsent {} -> (BigInt, Double),
+    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 \
+     FROM outbox_shard AS s JOIN outbox AS o ON o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL"
+);
+
+statement!(
+    Pg,
+    Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
+    "SELECT seq, coalesce(sent_at < now() - make_interval(secs => ?), false) FROM outbox WHERE seq > ? \
+     ORDER BY seq LIMIT ?"
+);

@@ -1,0 +1,305 @@
+//! SQLite, polled. SQLite has one writer at a time, so one relay is enough: a lock on a file beside the database keeps a
+//! second one waiting, and the system lets go of it when its holder dies. Nothing is locked in the database while
+//! records are being published.
+
+use std::collections::HashSet;
+use std::fs::{File, TryLockError};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
+use uuid::Uuid;
+
+use super::{
+    ChunkSize, PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, StoredRow, database_error, statement,
+};
+
+/// How often the file's change counter is looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+
+/// The outbox table of an SQLite database as a source of records.
+pub struct SqliteSource {
+    database_url: String,
+    options: SourceOptions,
+    open: Option<Open>,
+    chunk_size: ChunkSize,
+    cursor: i64,
+    blocked: HashSet<(String, String)>,
+    pruned: Option<Instant>,
+    measured: Option<Instant>,
+}
+
+struct Open {
+    conn: SqliteConnection,
+    lock: File,
+    owns_lock: bool,
+    /// The change counter as it was before the table was last looked at.
+    version: i32,
+    looked: Instant,
+}
+
+impl SqliteSource {
+    /// A source that opens this database file when it is first asked for something.
+    pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
+        Self {
+            database_url: database_url.into(),
+            options,
+            open: None,
+            chunk_size: ChunkSize::new(),
+            cursor: 0,
+            blocked: HashSet::new(),
+            pruned: None,
+            measured: None,
+        }
+    }
+
+    fn open(&mut self) -> Result<&mut Open, SourceError> {
+        if self.open.is_none() {
+            self.open = Some(Open::new(&self.database_url)?);
+        }
+        self.open.as_mut().ok_or_else(|| SourceError::new("the database is not open"))
+    }
+
+    fn with<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+    ) -> Result<T, SourceError> {
+        work(&mut self.open()?.conn).map_err(|error| database_error(doing, error))
+    }
+}
+
+impl Open {
+    fn new(database_url: &str) -> Result<Self, SourceError> {
+        let mut conn = SqliteConnection::establish(database_url)
+            .map_err(|error| SourceError::because(format!("cannot open the database: {error}"), error))?;
+        conn.batch_execute("PRAGMA busy_timeout = 5000")
+            .map_err(|error| database_error("preparing the connection", error))?;
+        let path = diesel::dsl::sql::<Text>("SELECT file FROM pragma_database_list WHERE name = 'main'")
+            .get_result::<String>(&mut conn)
+            .map_err(|error| database_error("looking for the database's file", error))?;
+        if path.is_empty() {
+            return Err(SourceError::new(
+                "the relay needs an SQLite database in a file: one in memory belongs to its own connection alone",
+            ));
+        }
+        let path = format!("{path}-outbox-relay");
+        let lock = File::options().create(true).append(true).open(&path).map_err(|error| {
+            SourceError::because(format!("cannot open the relay's lock file {path}: {error}"), error)
+        })?;
+        Ok(Self { conn, lock, owns_lock: false, version: 0, looked: Instant::now() })
+    }
+
+    fn own_lock(&mut self) -> Result<bool, SourceError> {
+        if !self.owns_lock {
+            match self.lock.try_lock() {
+                Ok(()) => self.owns_lock = true,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(SourceError::because(
+                        format!("cannot lock the relay's lock file: {error}"),
+                        error,
+                    ));
+                }
+            }
+        }
+        Ok(self.owns_lock)
+    }
+
+    fn version(&mut self) -> Result<i32, SourceError> {
+        DataVersion::new()
+            .get_result::<i32>(&mut self.conn)
+            .map_err(|error| database_error("looking for changes", error))
+    }
+}
+
+impl Source for SqliteSource {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        let open = self.open()?;
+        open.looked = Instant::now();
+        if !open.own_lock()? {
+            return Ok(false);
+        }
+        open.version = open.version()?;
+        self.cursor = 0;
+        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
+            self.blocked = self
+                .with("claiming", |conn| BlockedAggregates::new().load::<(String, String)>(conn))?
+                .into_iter()
+                .collect();
+        }
+        self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
+        let limit = self.chunk_size.rows(limit) as i64;
+        let cursor = self.cursor;
+        let rows: Vec<StoredRow> = self
+            .with("reading", |conn| Read::new(cursor, limit).load::<Row>(conn))?
+            .into_iter()
+            .map(stored)
+            .collect();
+        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
+        for row in rows {
+            self.cursor = row.seq;
+            let aggregate = (row.aggregate_type.clone(), row.aggregate_id.clone());
+            if self.blocked.contains(&aggregate) {
+                self.dead_letter(row.seq.unsigned_abs(), super::BLOCKED)?;
+            } else {
+                records.push(row.claimed());
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        let numbers: Vec<String> = tickets.iter().map(u64::to_string).collect();
+        let seqs = format!("[{}]", numbers.join(","));
+        let delete = self.options.sent_rows == SentRows::Delete;
+        self.with("settling", |conn| {
+            if delete { Delete::new(seqs).execute(conn) } else { MarkSent::new(seqs).execute(conn) }
+        })
+        .map(drop)
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
+        let seq = ticket as i64;
+        let aggregates = self.with("moving a record to the dead letters", |conn| {
+            conn.immediate_transaction(|conn| {
+                let aggregates = Bury::new(reason.to_owned(), seq).load::<(String, String)>(conn)?;
+                Delete::new(format!("[{seq}]")).execute(conn)?;
+                Ok(aggregates)
+            })
+        })?;
+        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
+            self.blocked.extend(aggregates);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        // What was settled was committed at once; there is nothing to take back. A new connection starts afresh.
+        if let Some(open) = &mut self.open
+            && open.version().is_err()
+        {
+            self.open = None;
+        }
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        let poll_interval = self.options.poll_interval;
+        let open = self.open()?;
+        let until = Instant::now() + limit;
+        loop {
+            if open.version()? != open.version || open.looked.elapsed() >= poll_interval {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_PAUSE.min(left));
+        }
+    }
+
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        if !self.open()?.own_lock()? {
+            return Ok(None);
+        }
+        if let SentRows::Keep { retention } = self.options.sent_rows
+            && super::is_due(&mut self.pruned, PRUNE_INTERVAL)
+        {
+            self.with("pruning", |conn| {
+                loop {
+                    let pruned = Prune::new(retention.as_secs_f64(), PRUNE_CHUNK).execute(conn)?;
+                    if (pruned as i64) < PRUNE_CHUNK {
+                        return Ok(());
+                    }
+                }
+            })?;
+        }
+        if !super::is_due(&mut self.measured, self.options.lag_interval) {
+            return Ok(None);
+        }
+        let (unsent, oldest) =
+            self.with("measuring the lag", |conn| Unsent::new().get_result::<(i64, f64)>(conn))?;
+        Ok(Some(Lag {
+            unsent: unsent.unsigned_abs(),
+            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
+        }))
+    }
+}
+
+type Row = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
+
+fn stored(row: Row) -> StoredRow {
+    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms) = row;
+    let id = Uuid::parse_str(&id).map_err(|_| format!("the column `id` holds {id:?}, which is not a UUID"));
+    StoredRow { seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms }
+}
+
+statement!(Sqlite, DataVersion {} -> Integer, "PRAGMA data_version");
+
+statement!(
+    Sqlite,
+    HasUnsent {} -> Bool,
+    "SELECT EXISTS (SELECT 1 FROM outbox WHERE sent_at IS NULL)"
+);
+
+statement!(
+    Sqlite,
+    Read { cursor: i64 => BigInt, limit: i64 => BigInt }
+        -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
+    "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, \
+     CAST(round((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER) FROM outbox \
+     WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+);
+
+statement!(
+    Sqlite,
+    MarkSent { seqs: String => Text } -> Bool,
+    "UPDATE outbox SET sent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
+     WHERE seq IN (SELECT value FROM json_each(?))"
+);
+
+statement!(
+    Sqlite,
+    Delete { seqs: String => Text } -> Bool,
+    "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))"
+);
+
+statement!(
+    Sqlite,
+    Bury { reason: String => Text, seq: i64 => BigInt } -> (Text, Text),
+    "INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? \
+     FROM outbox WHERE seq = ? RETURNING aggregatetype, aggregateid"
+);
+
+statement!(
+    Sqlite,
+    BlockedAggregates {} -> (Text, Text),
+    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter"
+);
+
+statement!(
+    Sqlite,
+    Prune { retention: f64 => Double, limit: i64 => BigInt } -> Bool,
+    "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent_at IS NOT NULL \
+     AND sent_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds') ORDER BY seq LIMIT ?)"
+);
+
+statement!(
+    Sqlite,
+    Unsent {} -> (BigInt, Double),
+    "SELECT count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
+     FROM outbox WHERE sent_at IS NULL"
+);

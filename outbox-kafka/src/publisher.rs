@@ -1,0 +1,211 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use diesel_outbox_core::{
+    Acknowledgement, Broker, Outcome, Publisher, PublisherError, Record, Refusal, wire,
+};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::error::KafkaError;
+use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::types::RDKafkaErrorCode;
+use tracing::{info, warn};
+
+use crate::error::rejection;
+
+/// Kafka as the relay's broker.
+///
+/// The producer is idempotent and waits for all in-sync replicas; partitions are chosen as Java clients and Debezium
+/// choose them. It never lets a message time out by itself, as that would leave a gap in an aggregate's order: when Kafka
+/// is away the relay notices, and still has the rows.
+///
+/// ```
+/// use diesel_outbox_kafka::Kafka;
+///
+/// let kafka = Kafka::new("broker-1:9092,broker-2:9092")
+///     .set("compression.type", "lz4")
+///     .set("linger.ms", "5");
+/// ```
+#[derive(Clone)]
+pub struct Kafka {
+    settings: BTreeMap<String, String>,
+}
+
+impl Kafka {
+    /// Kafka at these addresses, `host:port` with commas between them.
+    pub fn new(brokers: impl Into<String>) -> Self {
+        let settings = [
+            ("bootstrap.servers", brokers.into().as_str()),
+            ("client.id", "outbox-relay"),
+            ("enable.idempotence", "true"),
+            ("acks", "all"),
+            ("partitioner", "murmur2_random"),
+            ("message.timeout.ms", "0"),
+            ("linger.ms", "1"),
+            ("queue.buffering.max.messages", "100000"),
+            ("queue.buffering.max.kbytes", "65536"),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()));
+        Self { settings: settings.into() }
+    }
+
+    /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
+    /// replacing what this crate chose. Order and durability depend on `enable.idempotence`, `acks` and
+    /// `message.timeout.ms`: leave those as they are.
+    #[must_use]
+    pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.settings.insert(name.into(), value.into());
+        self
+    }
+
+    fn producer(&self) -> Result<BaseProducer<Deliveries>, PublisherError> {
+        let mut config = ClientConfig::new();
+        for (name, value) in &self.settings {
+            config.set(name, value);
+        }
+        config.create_with_context(Deliveries::default()).map_err(|error| {
+            PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
+        })
+    }
+}
+
+/// Shows the names of the settings and the brokers, not the other values: some are secrets.
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Kafka")
+            .field("brokers", &self.settings.get("bootstrap.servers"))
+            .field("settings", &self.settings.keys().collect::<Vec<_>>())
+            .finish()
+    }
+}
+
+impl Broker for Kafka {
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
+        Ok(Box::new(KafkaPublisher { producer: Some(self.producer()?), kafka: self.clone() }))
+    }
+}
+
+struct KafkaPublisher {
+    kafka: Kafka,
+    /// Nothing after it was abandoned.
+    producer: Option<BaseProducer<Deliveries>>,
+}
+
+impl KafkaPublisher {
+    fn producer(&mut self) -> Result<&BaseProducer<Deliveries>, PublisherError> {
+        if self.producer.is_none() {
+            self.producer = Some(self.kafka.producer()?);
+        }
+        self.producer.as_ref().ok_or_else(|| PublisherError::new("the producer is gone"))
+    }
+}
+
+impl Publisher for KafkaPublisher {
+    fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
+        let producer = self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
+        let id = record.id().hyphenated().encode_lower(&mut [0; 36]).to_owned();
+        let mut headers = OwnedHeaders::new_with_capacity(record.headers().len() + 2)
+            .insert(Header { key: wire::ID_HEADER, value: Some(&id) })
+            .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
+        for (key, value) in record.headers() {
+            headers = headers.insert(Header { key, value: Some(value) });
+        }
+        let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, ticket as usize)
+            .key(record.aggregate_id())
+            .headers(headers);
+        message.payload = record.payload();
+        message.timestamp = record.created_at_ms();
+        match producer.send(message) {
+            Ok(()) => Ok(()),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(Refusal::Full),
+            Err((error, _)) => {
+                Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
+                    Some(reason) => Refusal::Rejected { reason },
+                    None => Refusal::Retry { reason: error.to_string() },
+                })
+            }
+        }
+    }
+
+    fn acknowledgements(
+        &mut self,
+        wait: Duration,
+        acknowledgements: &mut Vec<Acknowledgement>,
+    ) -> Result<(), PublisherError> {
+        let producer = self.producer()?;
+        // One poll serves what has arrived; waiting is only worth it where nothing has.
+        producer.poll(Duration::ZERO);
+        if producer.context().is_empty() && !wait.is_zero() {
+            producer.poll(wait);
+        }
+        producer.context().drain(acknowledgements);
+        match producer.client().fatal_error() {
+            Some((code, message)) => {
+                Err(PublisherError::new(format!("the Kafka producer failed for good ({code}): {message}")))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn abandon(&mut self) {
+        // Dropping it purges what is queued and in flight.
+        self.producer = None;
+    }
+
+    fn ready(&mut self, wait: Duration) -> Result<(), PublisherError> {
+        let producer = self.producer()?;
+        match producer.client().fetch_cluster_id(wait) {
+            Some(_) => Ok(()),
+            None => Err(PublisherError::new(format!("Kafka does not answer within {wait:?}"))),
+        }
+    }
+}
+
+/// Receives what librdkafka reports. Deliveries come while the worker polls, so nobody else waits for the lock.
+#[derive(Default)]
+struct Deliveries {
+    acknowledgements: Mutex<Vec<Acknowledgement>>,
+}
+
+impl Deliveries {
+    fn is_empty(&self) -> bool {
+        self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn drain(&self, into: &mut Vec<Acknowledgement>) {
+        into.append(&mut self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn error(&self, error: KafkaError, reason: &str) {
+        warn!(%error, reason, "Kafka reports an error");
+    }
+
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        info!(?level, facility, "{message}");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, delivery: &DeliveryResult<'_>, ticket: usize) {
+        let outcome = match delivery {
+            Ok(_) => Outcome::Durable,
+            Err((error, message)) => {
+                match error.rdkafka_error_code().and_then(|code| rejection(code, message.topic())) {
+                    Some(reason) => Outcome::Rejected { reason },
+                    None => Outcome::Retry { reason: error.to_string() },
+                }
+            }
+        };
+        self.acknowledgements
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Acknowledgement { ticket: ticket as u64, outcome });
+    }
+}

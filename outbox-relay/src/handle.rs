@@ -1,0 +1,77 @@
+use std::task::{Context, Poll};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::RelayError;
+use crate::worker::Stop;
+
+/// A running relay. Dropping it tells the relay to stop, without waiting for it.
+#[must_use = "dropping the handle stops the relay"]
+pub struct RelayHandle {
+    stop: Stop,
+    stop_time: Duration,
+    ended: oneshot::Receiver<Result<(), RelayError>>,
+    outcome: Option<Result<(), RelayError>>,
+}
+
+impl RelayHandle {
+    pub(crate) fn new(stop: Stop, workers: Vec<JoinHandle<()>>, stop_time: Duration) -> Self {
+        let (sender, ended) = oneshot::channel();
+        let watched = stop.clone();
+        // Joins the workers, so that nobody has to wait for a thread in an async function.
+        std::thread::spawn(move || {
+            let mut outcome = Ok(());
+            for worker in workers {
+                if let Err(panic) = worker.join() {
+                    watched.set();
+                    outcome = Err(RelayError::Panicked(message(panic.as_ref())));
+                }
+            }
+            // Nobody may be waiting any more.
+            let _ = sender.send(outcome);
+        });
+        Self { stop, stop_time, ended, outcome: None }
+    }
+
+    /// Stops gracefully: what is in flight is acknowledged and settled, nothing new is begun, the connections are
+    /// closed. Nothing is sent twice because of it.
+    ///
+    /// # Errors
+    /// [`RelayError::StopTimeout`] where that took longer than the relay's stop time, [`RelayError::Panicked`] where a
+    /// worker had panicked.
+    pub async fn stop(mut self) -> Result<(), RelayError> {
+        self.stop.set();
+        let time = self.stop_time;
+        let ended = std::future::poll_fn(|context| self.poll_ended(context));
+        match tokio::time::timeout(time, ended).await {
+            Ok(()) => self.outcome.take().unwrap_or(Ok(())),
+            Err(_) => Err(RelayError::StopTimeout(time)),
+        }
+    }
+
+    /// Waits until the relay has ended by itself, which it does only where a worker panics.
+    pub(crate) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if self.outcome.is_some() {
+            return Poll::Ready(());
+        }
+        std::pin::Pin::new(&mut self.ended).poll(context).map(|outcome| {
+            self.outcome = Some(outcome.unwrap_or(Ok(())));
+        })
+    }
+}
+
+impl Drop for RelayHandle {
+    fn drop(&mut self) {
+        self.stop.set();
+    }
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "no message".to_owned(),
+    }
+}

@@ -1,0 +1,36 @@
+//! What the relay tells of itself: metrics through the `metrics` facade, and log lines through `tracing`.
+
+use std::time::Duration;
+
+use diesel_outbox_core::Lag;
+use metrics::{counter, gauge, histogram};
+use tracing::{info, warn};
+
+pub(crate) fn published(count: usize) {
+    counter!("outbox_published_total").increment(count as u64);
+}
+
+pub(crate) fn dead_lettered(topic: &str, aggregate_type: &str, id: &str, reason: &str) {
+    counter!("outbox_dead_letters_total").increment(1);
+    warn!(id, aggregate_type, topic, reason, "a record became a dead letter");
+}
+
+pub(crate) fn passed(count: usize, took: Duration) {
+    histogram!("outbox_pass_seconds").record(took.as_secs_f64());
+    histogram!("outbox_pass_records").record(count as f64);
+}
+
+pub(crate) fn lag(lag: Lag) {
+    gauge!("outbox_unsent").set(lag.unsent as f64);
+    gauge!("outbox_oldest_unsent_seconds").set(lag.oldest.as_secs_f64());
+    info!(unsent = lag.unsent, oldest_seconds = lag.oldest.as_secs_f64(), "outbox lag");
+}
+
+pub(crate) fn failed(failure: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
+    counter!("outbox_failures_total", "in" => failure).increment(1);
+    warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {failure} failed; trying again");
+}
+
+pub(crate) fn recovered(failure: &'static str) {
+    info!("the {failure} works again");
+}

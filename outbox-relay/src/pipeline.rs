@@ -1,0 +1,254 @@
+//! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O of its own and reads no
+//! clock but the one it is given, so that a simulation can drive it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::{
+    Acknowledgement, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+};
+
+use crate::observe;
+
+/// How much a pass takes on. The defaults suit most services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Limits {
+    /// How many records are read at once, and settled at once. Default: 2,000; large payloads make it fewer by themselves.
+    pub chunk: usize,
+    /// How many records may be with the broker unacknowledged. Default: 8,000.
+    pub in_flight: usize,
+    /// How long a pass goes on reading before it commits what it settled. Default: 500 ms.
+    pub pass_time: Duration,
+    /// How long the broker may acknowledge nothing before the pass is given up. Default: 5 s.
+    pub stall_time: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            chunk: 2_000,
+            in_flight: 8_000,
+            pass_time: Duration::from_millis(500),
+            stall_time: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a pass did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Passed {
+    /// There was nothing to claim.
+    Idle,
+    /// This many records were published.
+    Published(usize),
+}
+
+/// Which side failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Source(SourceError),
+    Publisher(PublisherError),
+}
+
+impl From<SourceError> for Failure {
+    fn from(error: SourceError) -> Self {
+        Self::Source(error)
+    }
+}
+
+pub(crate) struct Pipeline<'a> {
+    pub(crate) topics: &'a Topics,
+    pub(crate) limits: Limits,
+    pub(crate) now: &'a dyn Fn() -> Instant,
+    /// Told between chunks; `true` ends the pass as soon as what is in flight has been acknowledged.
+    pub(crate) stopping: &'a dyn Fn() -> bool,
+}
+
+/// How long to wait for acknowledgements where there is nothing else to do.
+const WAIT: Duration = Duration::from_millis(50);
+
+impl Pipeline<'_> {
+    /// Runs one pass. After a failure nothing is claimed and nothing is in flight any more; what had been acknowledged
+    /// before the broker failed is settled.
+    pub(crate) fn pass(
+        &self,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+    ) -> Result<Passed, Failure> {
+        let began = (self.now)();
+        match source.claim() {
+            Ok(true) => {}
+            Ok(false) => return Ok(Passed::Idle),
+            Err(error) => return Err(error.into()),
+        }
+        let mut pass = Pass { published: 0, acknowledged: Vec::new(), in_flight: 0, unsent: VecDeque::new() };
+        let ended = self.drain(&mut pass, source, publisher, began);
+        let ended = match ended {
+            Ok(()) => pass.settle(source).and_then(|()| source.release()).map_err(Failure::Source),
+            Err(Failure::Publisher(error)) => {
+                publisher.abandon();
+                // What is durable is settled all the same: it need not be sent twice.
+                match pass.settle(source).and_then(|()| source.release()) {
+                    Ok(()) => Err(Failure::Publisher(error)),
+                    Err(error) => Err(Failure::Source(error)),
+                }
+            }
+            Err(failure) => Err(failure),
+        };
+        match ended {
+            Ok(()) => {
+                observe::passed(pass.published, (self.now)().duration_since(began));
+                Ok(Passed::Published(pass.published))
+            }
+            Err(failure) => {
+                publisher.abandon();
+                source.abandon();
+                Err(failure)
+            }
+        }
+    }
+
+    fn drain(
+        &self,
+        pass: &mut Pass,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+        began: Instant,
+    ) -> Result<(), Failure> {
+        let mut reading = true;
+        let mut acknowledgements = Vec::new();
+        let mut progress = began;
+        let mut chunk = Vec::new();
+        loop {
+            if (self.stopping)() {
+                // Not handed over yet, so still unsent.
+                pass.unsent.clear();
+                reading = false;
+            }
+            reading = reading && (self.now)().duration_since(began) < self.limits.pass_time;
+            if reading
+                && pass.unsent.is_empty()
+                && pass.in_flight + self.limits.chunk <= self.in_flight_limit()
+            {
+                source.read(self.limits.chunk, &mut chunk)?;
+                reading = !chunk.is_empty();
+                pass.unsent.extend(chunk.drain(..));
+            }
+            let full = self.hand_over(pass, source, publisher)?;
+            if pass.in_flight == 0 && pass.unsent.is_empty() && !reading {
+                return Ok(());
+            }
+            let room = pass.in_flight + self.limits.chunk <= self.in_flight_limit();
+            let wait = if full || !(reading && room) { WAIT } else { Duration::ZERO };
+            publisher.acknowledgements(wait, &mut acknowledgements).map_err(Failure::Publisher)?;
+            let now = (self.now)();
+            if !acknowledgements.is_empty() || pass.in_flight == 0 {
+                progress = now;
+            } else if now.duration_since(progress) >= self.limits.stall_time {
+                return Err(Failure::Publisher(PublisherError::new(format!(
+                    "the broker acknowledged nothing for {:?}",
+                    self.limits.stall_time
+                ))));
+            }
+            for acknowledgement in acknowledgements.drain(..) {
+                pass.acknowledge(acknowledgement, source)?;
+            }
+            if pass.acknowledged.len() >= self.limits.chunk {
+                pass.settle(source)?;
+            }
+        }
+    }
+
+    fn in_flight_limit(&self) -> usize {
+        self.limits.in_flight.max(self.limits.chunk)
+    }
+
+    /// Hands over what was read, in order, until the publisher is full: `true`.
+    fn hand_over(
+        &self,
+        pass: &mut Pass,
+        source: &mut dyn Source,
+        publisher: &mut dyn Publisher,
+    ) -> Result<bool, Failure> {
+        while let Some(Claimed { ticket, record }) = pass.unsent.front() {
+            let ticket = *ticket;
+            let refused = match record {
+                Ok(record) => match self.topics.topic(record.aggregate_type()) {
+                    Ok(topic) => match publisher.publish(ticket, &topic, record) {
+                        Ok(()) => None,
+                        Err(Refusal::Full) => return Ok(true),
+                        Err(Refusal::Rejected { reason }) => Some((topic, reason)),
+                        Err(Refusal::Retry { reason }) => {
+                            return Err(Failure::Publisher(PublisherError::new(reason)));
+                        }
+                        Err(_) => return Err(Failure::Publisher(PublisherError::new("not taken"))),
+                    },
+                    Err(error) => Some((String::new(), error.to_string())),
+                },
+                Err(reason) => Some((String::new(), reason.clone())),
+            };
+            match refused {
+                None => pass.in_flight += 1,
+                Some((topic, reason)) => {
+                    dead_letter(source, ticket, record.as_ref().ok(), &topic, &reason)?;
+                }
+            }
+            pass.unsent.pop_front();
+        }
+        Ok(false)
+    }
+}
+
+fn dead_letter(
+    source: &mut dyn Source,
+    ticket: u64,
+    record: Option<&Record>,
+    topic: &str,
+    reason: &str,
+) -> Result<(), SourceError> {
+    source.dead_letter(ticket, reason)?;
+    let (aggregate_type, id) = match record {
+        Some(record) => (record.aggregate_type(), record.id().to_string()),
+        None => ("", format!("seq {ticket}")),
+    };
+    observe::dead_lettered(topic, aggregate_type, &id, reason);
+    Ok(())
+}
+
+/// Where the records of one pass are.
+struct Pass {
+    unsent: VecDeque<Claimed>,
+    in_flight: usize,
+    /// Durable, and not settled yet.
+    acknowledged: Vec<u64>,
+    published: usize,
+}
+
+impl Pass {
+    fn acknowledge(
+        &mut self,
+        acknowledgement: Acknowledgement,
+        source: &mut dyn Source,
+    ) -> Result<(), Failure> {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        match acknowledgement.outcome {
+            Outcome::Durable => self.acknowledged.push(acknowledgement.ticket),
+            Outcome::Rejected { reason } => dead_letter(source, acknowledgement.ticket, None, "", &reason)?,
+            Outcome::Retry { reason } => return Err(Failure::Publisher(PublisherError::new(reason))),
+            _ => return Err(Failure::Publisher(PublisherError::new("an unknown outcome"))),
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {
+        if !self.acknowledged.is_empty() {
+            source.settle(&self.acknowledged)?;
+            observe::published(self.acknowledged.len());
+            self.published += self.acknowledged.len();
+            self.acknowledged.clear();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,191 @@
+use std::future::Future;
+use std::time::Duration;
+
+use diesel_outbox::source::{SentRows, SourceOptions};
+use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
+
+use crate::worker::{Stop, Worker};
+use crate::{Limits, RelayError, RelayHandle};
+
+/// Builds a relay: from which database, to which broker, and how.
+///
+/// ```no_run
+/// # #[cfg(all(feature = "postgres", feature = "kafka"))]
+/// # async fn f(database_url: String) -> Result<(), diesel_outbox_relay::RelayError> {
+/// use diesel_outbox_relay::{Kafka, Relay};
+///
+/// let relay = Relay::postgres(&database_url).publisher(Kafka::new("localhost:9092")).spawn()?;
+/// // ... the service does its work ...
+/// relay.stop().await?; // flush, settle, leave
+/// # Ok(())
+/// # }
+/// ```
+#[must_use]
+pub struct Relay {
+    source: Box<dyn Fn(SourceOptions) -> Box<dyn Source> + Send>,
+    broker: Option<Box<dyn Broker>>,
+    options: SourceOptions,
+    topics: Topics,
+    limits: Limits,
+    workers: usize,
+    stop_time: Duration,
+}
+
+impl Relay {
+    /// A relay for the outbox in this PostgreSQL database. Several relays may work on one outbox: they share the work,
+    /// and take over from each other.
+    ///
+    /// The connection must be a session of its own, so a pooler in transaction mode does not do. TLS and time-outs are
+    /// set in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`).
+    #[cfg(feature = "postgres")]
+    pub fn postgres(database_url: impl Into<String>) -> Self {
+        let database_url = database_url.into();
+        Self::from_source(move |options| {
+            Box::new(diesel_outbox::source::PostgresSource::new(database_url.clone(), options))
+        })
+    }
+
+    /// A relay for the outbox in this SQLite file. One relay works at a time; a second one waits its turn.
+    #[cfg(feature = "sqlite")]
+    pub fn sqlite(path: impl Into<String>) -> Self {
+        let path = path.into();
+        Self::from_source(move |options| {
+            Box::new(diesel_outbox::source::SqliteSource::new(path.clone(), options))
+        })
+    }
+
+    /// A relay that gets its records from a source of your own; each worker asks for one.
+    pub fn from_source(source: impl Fn(SourceOptions) -> Box<dyn Source> + Send + 'static) -> Self {
+        Self {
+            source: Box::new(source),
+            broker: None,
+            options: SourceOptions::default(),
+            topics: Topics::default(),
+            limits: Limits::default(),
+            workers: 1,
+            stop_time: Duration::from_secs(30),
+        }
+    }
+
+    /// Where the records go.
+    pub fn publisher(mut self, broker: impl Broker + 'static) -> Self {
+        self.broker = Some(Box::new(broker));
+        self
+    }
+
+    /// How topics are named, and which may be written to. Default: `outbox.event.{aggregatetype}`, all of them.
+    pub fn topics(mut self, topics: Topics) -> Self {
+        self.topics = topics;
+        self
+    }
+
+    /// The schema that holds the tables (PostgreSQL). Default: what the connection's `search_path` says.
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.options.schema = Some(schema.into());
+        self
+    }
+
+    /// How long sent rows are kept. Default: 7 days.
+    pub fn retention(mut self, retention: Duration) -> Self {
+        self.options.sent_rows = SentRows::Keep { retention };
+        self
+    }
+
+    /// Deletes rows as soon as they are sent, instead of keeping them. Somewhat faster, and the table stays small.
+    pub fn delete_sent(mut self) -> Self {
+        self.options.sent_rows = SentRows::Delete;
+        self
+    }
+
+    /// What happens to the later records of an aggregate one of whose records became a dead letter. Default: they are
+    /// sent.
+    pub fn dead_letter_policy(mut self, policy: DeadLetterPolicy) -> Self {
+        self.options.dead_letter_policy = policy;
+        self
+    }
+
+    /// How often a relay that is not notified looks at the table. Default: 15 s.
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.options.poll_interval = interval;
+        self
+    }
+
+    /// How often the lag is measured, logged and set as a metric. Default: 15 s.
+    pub fn lag_interval(mut self, interval: Duration) -> Self {
+        self.options.lag_interval = interval;
+        self
+    }
+
+    /// How many workers this relay has, each a thread with a connection and a producer, 1 to 16. Default: 1, which is
+    /// as fast as several where the machine is small; more relays are better than more workers for taking over.
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// How much a pass takes on.
+    pub fn limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// How long [`run`](Self::run) and [`RelayHandle::stop`] wait for what is in flight. Default: 30 s.
+    pub fn stop_time(mut self, time: Duration) -> Self {
+        self.stop_time = time;
+        self
+    }
+
+    /// Starts the relay on threads of its own. It works until its handle is stopped or dropped.
+    ///
+    /// The database and the broker need not be there yet: the relay waits for them.
+    ///
+    /// # Errors
+    /// A setting is missing or wrong.
+    pub fn spawn(self) -> Result<RelayHandle, RelayError> {
+        let broker = self.broker.as_ref().ok_or(RelayError::NoBroker)?;
+        self.check()?;
+        let stop = Stop::default();
+        let mut threads = Vec::new();
+        for number in 0..self.workers {
+            let worker = Worker {
+                source: (self.source)(self.options.clone()),
+                publisher: broker.publisher()?,
+                topics: self.topics.clone(),
+                limits: self.limits,
+                stop: stop.clone(),
+            };
+            let name = format!("outbox-relay-{number}");
+            threads.push(std::thread::Builder::new().name(name).spawn(move || worker.run())?);
+        }
+        Ok(RelayHandle::new(stop, threads, self.stop_time))
+    }
+
+    /// Runs the relay until the future ends, then stops it gracefully.
+    ///
+    /// # Errors
+    /// As for [`spawn`](Self::spawn) and [`RelayHandle::stop`], and at once where a worker panics.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RelayError> {
+        let mut handle = self.spawn()?;
+        let mut shutdown = std::pin::pin!(shutdown);
+        std::future::poll_fn(|context| {
+            if handle.poll_ended(context).is_ready() {
+                return std::task::Poll::Ready(());
+            }
+            shutdown.as_mut().poll(context)
+        })
+        .await;
+        handle.stop().await
+    }
+
+    fn check(&self) -> Result<(), RelayError> {
+        let within = |setting, value: usize, range, fits| {
+            if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
+        };
+        let Limits { chunk, in_flight, .. } = self.limits;
+        let workers = (1..=SHARDS.unsigned_abs() as usize).contains(&self.workers);
+        within("workers", self.workers, "1 to 16", workers)?;
+        within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
+        within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))
+    }
+}

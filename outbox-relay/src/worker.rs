@@ -1,0 +1,119 @@
+//! A worker: one thread with a connection and a publisher of its own, that makes one pass after the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::{Publisher, Source};
+
+use crate::observe;
+use crate::pipeline::{Failure, Limits, Passed, Pipeline};
+
+/// How long a worker waits before it looks whether it is to stop.
+const SLICE: Duration = Duration::from_millis(50);
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(5);
+const READY_WAIT: Duration = Duration::from_secs(2);
+
+/// Set once, when the relay is to stop.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop(Arc<AtomicBool>);
+
+impl Stop {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+pub(crate) struct Worker {
+    pub(crate) source: Box<dyn Source>,
+    pub(crate) publisher: Box<dyn Publisher>,
+    pub(crate) topics: Topics,
+    pub(crate) limits: Limits,
+    pub(crate) stop: Stop,
+}
+
+impl Worker {
+    pub(crate) fn run(mut self) {
+        let mut retry = Retry::new();
+        while !self.stop.is_set() {
+            match self.turn() {
+                Ok(()) => retry.succeeded(),
+                Err(Failure::Source(error)) => retry.failed("database", &error, &self.stop),
+                Err(Failure::Publisher(error)) => {
+                    retry.failed("broker", &error, &self.stop);
+                    // Nothing is claimed while the broker is away.
+                    while !self.stop.is_set() {
+                        match self.publisher.ready(READY_WAIT) {
+                            Ok(()) => break,
+                            Err(error) => {
+                                self.publisher.abandon();
+                                retry.failed("broker", &error, &self.stop);
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// One pass, or a wait where there is nothing to do.
+    fn turn(&mut self) -> Result<(), Failure> {
+        let stop = self.stop.clone();
+        let pipeline = Pipeline {
+            topics: &self.topics,
+            limits: self.limits,
+            now: &Instant::now,
+            stopping: &|| stop.is_set(),
+        };
+        let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
+        self.upkeep()?;
+        if passed == Passed::Idle {
+            while !stop.is_set() && !self.source.wait(SLICE)? {
+                self.upkeep()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn upkeep(&mut self) -> Result<(), Failure> {
+        if let Some(lag) = self.source.upkeep()? {
+            observe::lag(lag);
+        }
+        Ok(())
+    }
+}
+
+/// Waits twice as long after each failure in a row, and tells when it is over.
+struct Retry {
+    wait: Duration,
+    failure: Option<&'static str>,
+}
+
+impl Retry {
+    fn new() -> Self {
+        Self { wait: FIRST_RETRY, failure: None }
+    }
+
+    fn succeeded(&mut self) {
+        if let Some(failure) = self.failure.take() {
+            observe::recovered(failure);
+        }
+        self.wait = FIRST_RETRY;
+    }
+
+    fn failed(&mut self, failure: &'static str, error: &dyn std::error::Error, stop: &Stop) {
+        observe::failed(failure, error, self.wait);
+        self.failure = Some(failure);
+        let until = Instant::now() + self.wait;
+        while !stop.is_set() && Instant::now() < until {
+            std::thread::sleep(SLICE.min(self.wait));
+        }
+        self.wait = (self.wait * 2).min(LONGEST_RETRY);
+    }
+}
