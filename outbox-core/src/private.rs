@@ -19,6 +19,7 @@ pub trait Text {
     fn text(&self) -> String;
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Display + ?Sized> Text for T {
     fn text(&self) -> String {
         self.to_string()
@@ -40,6 +41,7 @@ pub trait Json {
     fn json(&self, record: Record) -> Result<Record, RecordError>;
 }
 
+#[diagnostic::do_not_recommend]
 impl<T: Serialize + ?Sized> Json for T {
     fn json(&self, record: Record) -> Result<Record, RecordError> {
         record.json(self)

@@ -6,7 +6,11 @@ mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
+pub mod observe;
+#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 pub mod source;
+#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
+mod statement;
 
 pub use diesel_outbox_core::{OutboxEvent, Record, RecordError, wire};
 

@@ -1,1 +1,37 @@
-//! The tests on real servers
+//! Real servers for the tests: PostgreSQL and Apache Kafka, each found in this order:
+//!
+//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL` or `OUTBOX_TEST_KAFKA_BROKERS`,
+//! 2. in a Docker engine that answers,
+//! 3. started from local programs on free ports in a temporary folder.
+//!
+//! A server that cannot be had is a panic that says how to get it, never a skipped test. Whatever was started here
+//! ends with the test process, however that process ends.
+//!
+//! ```no_run
+//! use diesel::prelude::*;
+//! use outbox_tests::{Kafka, Postgres};
+//!
+//! let database = Postgres::shared().database();
+//! let mut conn = database.connect();
+//! diesel::sql_query("create table note (body text)").execute(&mut conn).unwrap();
+//!
+//! let kafka = Kafka::shared();
+//! let topic = kafka.unique("note");
+//! kafka.create_topic(&topic, 3);
+//! assert!(kafka.read_all(&topic).is_empty());
+//! ```
+
+pub mod artifacts;
+mod docker;
+mod host;
+mod kafka;
+mod postgres;
+mod process;
+mod scratch;
+mod wait;
+
+pub use kafka::{Kafka, Received};
+pub use postgres::{Database, Postgres};
+pub use process::{Process, Signal, workspace_binary};
+pub use scratch::Folder;
+pub use wait::{eventually, eventually_async, eventually_ok};

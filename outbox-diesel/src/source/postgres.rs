@@ -18,7 +18,8 @@ use self::claim::Pass;
 use self::fence::Fence;
 use self::upkeep::Upkeep;
 use self::wake::Wake;
-use super::{ChunkSize, SentRows, SourceOptions, database_error, statement};
+use super::{ChunkSize, SentRows, SourceOptions, database_error};
+use crate::statement::statement;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///

@@ -13,9 +13,9 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
-use super::{
-    ChunkSize, PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, StoredRow, database_error, statement,
-};
+use super::{ChunkSize, PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, StoredRow, database_error};
+use crate::observe::Observe;
+use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
@@ -228,12 +228,7 @@ impl Source for SqliteSource {
         if !super::is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);
         }
-        let (unsent, oldest) =
-            self.with("measuring the lag", |conn| Unsent::new().get_result::<(i64, f64)>(conn))?;
-        Ok(Some(Lag {
-            unsent: unsent.unsigned_abs(),
-            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
-        }))
+        self.with("measuring the lag", |conn| conn.lag()).map(Some)
     }
 }
 
@@ -295,11 +290,4 @@ statement!(
     Prune { retention: f64 => Double, limit: i64 => BigInt } -> Bool,
     "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent_at IS NOT NULL \
      AND sent_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds') ORDER BY seq LIMIT ?)"
-);
-
-statement!(
-    Sqlite,
-    Unsent {} -> (BigInt, Double),
-    "SELECT count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
-     FROM outbox WHERE sent_at IS NULL"
 );

@@ -9,7 +9,8 @@ use diesel_outbox_core::SHARDS;
 use uuid::Uuid;
 
 use super::super::StoredRow;
-use super::{Blocked, statement, wake};
+use super::{Blocked, wake};
+use crate::statement::statement;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
 /// spread evenly.

@@ -12,8 +12,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Text};
 use diesel_outbox_core::SourceError;
 
-use super::{database_error, statement};
+use super::database_error;
 use crate::backend::postgres::locks;
+use crate::statement::statement;
 
 /// How often a new fence is put up, or the present one looked at.
 const INTERVAL: Duration = Duration::from_millis(25);

@@ -8,7 +8,8 @@ use diesel::sql_types::{BigInt, Bool, Double};
 use diesel_outbox_core::Lag;
 
 use super::super::{PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, is_due};
-use super::statement;
+use crate::observe::Observe;
+use crate::statement::statement;
 
 #[derive(Default)]
 pub(super) struct Upkeep {
@@ -29,7 +30,7 @@ impl Upkeep {
         {
             self.prune(conn, retention)?;
         }
-        if is_due(&mut self.measured, options.lag_interval) { lag(conn).map(Some) } else { Ok(None) }
+        if is_due(&mut self.measured, options.lag_interval) { conn.lag().map(Some) } else { Ok(None) }
     }
 
     /// One chunk of a round, which goes on as long as it finds something to delete. Exactly the rows that are too old
@@ -47,18 +48,6 @@ impl Upkeep {
         Ok(())
     }
 }
-
-pub(crate) fn lag(conn: &mut PgConnection) -> QueryResult<Lag> {
-    let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(conn)?;
-    Ok(Lag { unsent: unsent.unsigned_abs(), oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default() })
-}
-
-statement!(
-    Pg,
-    Unsent {} -> (BigInt, Double),
-    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 \
-     FROM outbox_shard AS s JOIN outbox AS o ON o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL"
-);
 
 statement!(
     Pg,

@@ -14,8 +14,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text};
 
 use super::fence::holders;
-use super::statement;
 use crate::backend::postgres::locks;
+use crate::statement::statement;
 
 /// How long a relay without work stays awake, and how often it looks meanwhile.
 const LINGER: Duration = Duration::from_millis(50);

@@ -1,0 +1,76 @@
+//! The second stage: the type as it was written, with its attributes.
+
+use proc_macro2::Span;
+use syn::spanned::Spanned;
+use syn::{Data, DeriveInput, Error, Fields, Generics, Ident, Member, Path, Result, Type};
+
+use crate::attr::{FieldSettings, Place, Settings};
+
+pub(crate) struct Input<'a> {
+    pub(crate) ident: &'a Ident,
+    pub(crate) generics: &'a Generics,
+    pub(crate) krate: Option<Path>,
+    /// What an enum says for all of its variants.
+    pub(crate) defaults: Settings,
+    /// The struct, or the enum's variants.
+    pub(crate) events: Vec<Event<'a>>,
+}
+
+pub(crate) struct Event<'a> {
+    pub(crate) ident: &'a Ident,
+    pub(crate) is_variant: bool,
+    pub(crate) settings: Settings,
+    pub(crate) fields: Vec<Field<'a>>,
+}
+
+pub(crate) struct Field<'a> {
+    pub(crate) member: Member,
+    pub(crate) ty: &'a Type,
+    /// What the generated code calls it, a name that no path of the user's can mean, at the type's place.
+    pub(crate) binding: Ident,
+    pub(crate) settings: FieldSettings,
+}
+
+impl<'a> Input<'a> {
+    pub(crate) fn parse(node: &'a DeriveInput) -> Result<Self> {
+        let DeriveInput { ident, generics, .. } = node;
+        let mut settings = Settings::parse(&node.attrs, Place::Type)?;
+        let krate = settings.krate.take();
+        let (defaults, events) = match &node.data {
+            Data::Struct(data) => {
+                let fields = Field::parse_all(&data.fields)?;
+                (Settings::default(), vec![Event { ident, is_variant: false, settings, fields }])
+            }
+            Data::Enum(data) => {
+                (settings, data.variants.iter().map(Event::parse_variant).collect::<Result<_>>()?)
+            }
+            Data::Union(data) => {
+                let advice = "a union cannot be an event: make it a struct or an enum";
+                return Err(Error::new_spanned(data.union_token, advice));
+            }
+        };
+        Ok(Self { ident, generics, krate, defaults, events })
+    }
+}
+
+impl<'a> Event<'a> {
+    fn parse_variant(node: &'a syn::Variant) -> Result<Self> {
+        Ok(Self {
+            ident: &node.ident,
+            is_variant: true,
+            settings: Settings::parse(&node.attrs, Place::Variant)?,
+            fields: Field::parse_all(&node.fields)?,
+        })
+    }
+}
+
+impl<'a> Field<'a> {
+    fn parse_all(fields: &'a Fields) -> Result<Vec<Self>> {
+        let parse = |(position, (member, node)): (usize, (Member, &'a syn::Field))| {
+            let span = Span::mixed_site().located_at(node.ty.span());
+            let binding = Ident::new(&format!("field_{position}"), span);
+            Ok(Self { member, ty: &node.ty, binding, settings: FieldSettings::parse(&node.attrs)? })
+        };
+        fields.members().zip(fields).enumerate().map(parse).collect()
+    }
+}

@@ -1,0 +1,250 @@
+//! The first stage: what each `#[outbox(..)]` says, key by key.
+
+use proc_macro2::Span;
+use syn::meta::ParseNestedMeta;
+use syn::parse::{Parse, ParseStream};
+use syn::punctuated::Punctuated;
+use syn::spanned::Spanned;
+use syn::{Attribute, Error, ExprPath, LitInt, LitStr, Member, Path, Result, Token, parenthesized, token};
+
+/// What the attributes of a type, or of a variant, say.
+#[derive(Default)]
+pub(crate) struct Settings {
+    pub(crate) aggregate: Option<LitStr>,
+    pub(crate) event_type: Option<LitStr>,
+    pub(crate) version: Option<u32>,
+    pub(crate) id: Option<Id>,
+    pub(crate) separator: Option<LitStr>,
+    pub(crate) headers: Vec<Constant>,
+    pub(crate) payload: Option<Payload>,
+    pub(crate) krate: Option<Path>,
+}
+
+/// What the attributes of a field say.
+#[derive(Default)]
+pub(crate) struct FieldSettings {
+    /// Where `id` stands.
+    pub(crate) id: Option<Span>,
+    pub(crate) header: Option<FieldHeader>,
+}
+
+pub(crate) enum Id {
+    Function(ExprPath),
+    Fields(Vec<Member>),
+}
+
+pub(crate) enum Payload {
+    Function(ExprPath),
+    Tombstone,
+}
+
+/// A header with the same value in every event: `"name" = value`.
+pub(crate) struct Constant {
+    pub(crate) name: LitStr,
+    pub(crate) value: Value,
+}
+
+pub(crate) enum Value {
+    Text(LitStr),
+    Path(ExprPath),
+}
+
+/// A header from a field: `header`, or `header = "name"`.
+pub(crate) struct FieldHeader {
+    pub(crate) span: Span,
+    pub(crate) name: Option<LitStr>,
+}
+
+/// What carries the attribute, which decides the keys that it may have.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Place {
+    Type,
+    Variant,
+}
+
+impl Place {
+    fn known(self) -> &'static str {
+        match self {
+            Self::Type => {
+                "on a type: `aggregate`, `type`, `version`, `id`, `separator`, `header`, `payload`, `tombstone`, \
+                 `crate`"
+            }
+            Self::Variant => {
+                "on a variant: `aggregate`, `type`, `version`, `id`, `separator`, `header`, `payload`, `tombstone`"
+            }
+        }
+    }
+}
+
+impl Settings {
+    pub(crate) fn parse(attributes: &[Attribute], place: Place) -> Result<Self> {
+        let mut settings = Self::default();
+        each_key(attributes, |meta| settings.parse_key(meta, place))?;
+        Ok(settings)
+    }
+
+    fn parse_key(&mut self, meta: &ParseNestedMeta, place: Place) -> Result<()> {
+        match key(meta).as_str() {
+            "aggregate" => set(&mut self.aggregate, meta, text(meta, "order")?),
+            "type" => set(&mut self.event_type, meta, text(meta, "OrderPlaced")?),
+            "version" => set(&mut self.version, meta, version(meta)?),
+            "id" => set(&mut self.id, meta, id(meta)?),
+            "separator" => set(&mut self.separator, meta, text(meta, "-")?),
+            "header" => {
+                self.headers.extend(constants(meta)?);
+                Ok(())
+            }
+            "payload" => self.set_payload(meta, Payload::Function(function(meta)?)),
+            "tombstone" => {
+                alone(meta)?;
+                self.set_payload(meta, Payload::Tombstone)
+            }
+            "crate" if place == Place::Type => set(&mut self.krate, meta, krate(meta.value()?)?),
+            _ => Err(unknown(meta, place.known())),
+        }
+    }
+
+    fn set_payload(&mut self, meta: &ParseNestedMeta, payload: Payload) -> Result<()> {
+        match (&self.payload, &payload) {
+            (Some(Payload::Function(_)), Payload::Tombstone)
+            | (Some(Payload::Tombstone), Payload::Function(_)) => Err(Error::new_spanned(
+                &meta.path,
+                "a tombstone has no payload: write either `payload = function` or `tombstone`",
+            )),
+            _ => set(&mut self.payload, meta, payload),
+        }
+    }
+}
+
+impl FieldSettings {
+    pub(crate) fn parse(attributes: &[Attribute]) -> Result<Self> {
+        let mut settings = Self::default();
+        each_key(attributes, |meta| match key(meta).as_str() {
+            "id" => {
+                alone(meta)?;
+                set(&mut settings.id, meta, meta.path.span())
+            }
+            "header" => set(&mut settings.header, meta, field_header(meta)?),
+            _ => Err(unknown(meta, "on a field: `id`, `header`")),
+        })?;
+        Ok(settings)
+    }
+}
+
+fn each_key(
+    attributes: &[Attribute],
+    mut parse: impl FnMut(&ParseNestedMeta<'_>) -> Result<()>,
+) -> Result<()> {
+    attributes
+        .iter()
+        .filter(|attribute| attribute.path().is_ident("outbox"))
+        .try_for_each(|attribute| attribute.parse_nested_meta(|meta| parse(&meta)))
+}
+
+fn key(meta: &ParseNestedMeta) -> String {
+    meta.path.get_ident().map(ToString::to_string).unwrap_or_default()
+}
+
+fn set<T>(slot: &mut Option<T>, meta: &ParseNestedMeta, value: T) -> Result<()> {
+    if slot.replace(value).is_some() {
+        return Err(Error::new_spanned(&meta.path, format!("`{}` is set twice: keep one", key(meta))));
+    }
+    Ok(())
+}
+
+fn unknown(meta: &ParseNestedMeta, known: &str) -> Error {
+    Error::new_spanned(&meta.path, format!("unknown attribute; known {known}"))
+}
+
+/// The value after `=`, with an error that says what to write.
+fn value<T: Parse>(meta: &ParseNestedMeta, advice: impl FnOnce() -> String) -> Result<T> {
+    meta.value().and_then(T::parse).map_err(|error| Error::new(error.span(), advice()))
+}
+
+fn text(meta: &ParseNestedMeta, example: &str) -> Result<LitStr> {
+    value(meta, || format!("write a string: `{} = \"{example}\"`", key(meta)))
+}
+
+fn function(meta: &ParseNestedMeta) -> Result<ExprPath> {
+    value(meta, || {
+        format!("write the path of a function, without quotes: `{} = path::to::function`", key(meta))
+    })
+}
+
+fn version(meta: &ParseNestedMeta) -> Result<u32> {
+    let advice = || "write a whole number up to 4294967295, without quotes: `version = 2`".to_owned();
+    let literal: LitInt = value(meta, advice)?;
+    literal.base10_parse().map_err(|_| Error::new_spanned(&literal, advice()))
+}
+
+fn id(meta: &ParseNestedMeta) -> Result<Id> {
+    let advice = "write the names of fields, `id(order_id, line)`, or the path of a function, \
+                  `id = path::to::function`; `id` alone is for a field";
+    if meta.input.peek(token::Paren) {
+        let members: Punctuated<Member, Token![,]> = parenthesized(meta, advice)?;
+        if members.is_empty() {
+            return Err(Error::new_spanned(&meta.path, advice));
+        }
+        Ok(Id::Fields(members.into_iter().collect()))
+    } else if meta.input.peek(Token![=]) {
+        Ok(Id::Function(function(meta)?))
+    } else {
+        Err(Error::new_spanned(&meta.path, advice))
+    }
+}
+
+fn constants(meta: &ParseNestedMeta) -> Result<Punctuated<Constant, Token![,]>> {
+    let advice =
+        "write a name and a value, `header(\"source\" = \"web\")`; the value may be the path of a constant";
+    if meta.input.peek(token::Paren) {
+        parenthesized(meta, advice)
+    } else {
+        Err(Error::new_spanned(&meta.path, advice))
+    }
+}
+
+fn field_header(meta: &ParseNestedMeta) -> Result<FieldHeader> {
+    let span = meta.path.span();
+    if meta.input.is_empty() || meta.input.peek(Token![,]) {
+        return Ok(FieldHeader { span, name: None });
+    }
+    let advice = || "write `header`, or `header = \"name\"` for a name other than the field's".to_owned();
+    Ok(FieldHeader { span, name: Some(value(meta, advice)?) })
+}
+
+/// A path after `crate =`, as such or in a string.
+pub(crate) fn krate(input: ParseStream) -> Result<Path> {
+    let path = if input.peek(LitStr) {
+        input.parse::<LitStr>().and_then(|text| text.parse_with(Path::parse_mod_style))
+    } else {
+        Path::parse_mod_style(input)
+    };
+    path.map_err(|error| {
+        Error::new(error.span(), "write the path of diesel-outbox: `crate = renamed_outbox`")
+    })
+}
+
+fn alone(meta: &ParseNestedMeta) -> Result<()> {
+    if meta.input.is_empty() || meta.input.peek(Token![,]) {
+        return Ok(());
+    }
+    let key = key(meta);
+    Err(Error::new_spanned(&meta.path, format!("`{key}` takes no value here: write `{key}` alone")))
+}
+
+/// The list in the parentheses that follow, with an error that says what to write.
+fn parenthesized<T: Parse>(meta: &ParseNestedMeta, advice: &str) -> Result<Punctuated<T, Token![,]>> {
+    let content;
+    parenthesized!(content in meta.input);
+    Punctuated::parse_terminated(&content).map_err(|error| Error::new(error.span(), advice))
+}
+
+impl Parse for Constant {
+    fn parse(input: ParseStream) -> Result<Self> {
+        let name = input.parse()?;
+        input.parse::<Token![=]>()?;
+        let value =
+            if input.peek(LitStr) { Value::Text(input.parse()?) } else { Value::Path(input.parse()?) };
+        Ok(Self { name, value })
+    }
+}

@@ -1,0 +1,145 @@
+//! The fourth stage: the implementation.
+
+mod bounds;
+
+use std::collections::BTreeMap;
+
+use proc_macro2::{Ident, Span, TokenStream};
+use quote::{ToTokens, quote, quote_spanned};
+use syn::Path;
+use syn::spanned::Spanned;
+
+use self::bounds::{bounds, inside_option};
+use crate::ast::{Field, Input};
+use crate::attr::Value;
+use crate::valid::{Event, Header, Id, Payload, Source};
+
+pub(crate) fn expand(input: &Input, events: &[Event]) -> TokenStream {
+    let Input { ident, generics, .. } = input;
+    let krate = Krate(input.krate.as_ref());
+    let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
+    let predicates = where_clause.iter().flat_map(|clause| &clause.predicates);
+    let bounds = bounds(generics, events, krate);
+    let arms = events.iter().map(|event| arm(event, ident, krate));
+    quote! {
+        #[automatically_derived]
+        #[allow(deprecated, unused_qualifications)]
+        impl #impl_generics #krate::OutboxEvent for #ident #ty_generics
+        where
+            #(#predicates,)*
+            #(#bounds,)*
+        {
+            fn to_record(&self) -> ::core::result::Result<#krate::Record, #krate::RecordError> {
+                match *self {
+                    #(#arms)*
+                }
+            }
+        }
+    }
+}
+
+fn arm(event: &Event, ident: &Ident, krate: Krate) -> TokenStream {
+    let Event { aggregate, event_type, .. } = event;
+    let variant = event.variant.map(|variant| quote!(::#variant));
+    let fields: BTreeMap<&Ident, &Field> = event.fields().map(|field| (&field.binding, field)).collect();
+    let members = fields.values().map(|field| &field.member);
+    let bindings = fields.keys();
+
+    // A name that no path of the user's can mean.
+    let record = Ident::new("record", Span::mixed_site());
+    let id = id(&event.id, krate);
+    let version = event.version.map(|version| quote!(let #record = #record.version(#version);));
+    let headers = event.headers.iter().map(|each| header(each, &record, krate));
+    let payload = payload(&event.payload, ident, &record, krate);
+    quote! {
+        Self #variant { #(#members: ref #bindings,)* .. } => {
+            let #record = #krate::Record::new(#aggregate, #id, #event_type);
+            #version
+            #(#headers)*
+            #payload
+        }
+    }
+}
+
+fn id(id: &Id, krate: Krate) -> TokenStream {
+    match id {
+        Id::Function(function) => {
+            let (span, text) = (place(function), text(function, &quote!(&id), krate));
+            quote_spanned!(span=> { let id = #function(self); #text })
+        }
+        Id::Fields { fields, separator } => {
+            let parts = fields.iter().map(|Field { ty, binding, .. }| text(ty, binding, krate));
+            match fields.len() {
+                1 => quote!(#(#parts)*),
+                _ => quote!([#(#parts),*].join(#separator)),
+            }
+        }
+    }
+}
+
+fn header(header: &Header, record: &Ident, krate: Krate) -> TokenStream {
+    let Header { name, source, .. } = header;
+    let value = match source {
+        Source::Constant(Value::Text(text)) => text.to_token_stream(),
+        Source::Constant(Value::Path(path)) => text(path, &quote!(&#path), krate),
+        Source::Field(Field { ty, binding, .. }) => text(ty, binding, krate),
+    };
+    match source {
+        Source::Field(Field { ty, binding, .. }) if inside_option(ty).is_some() => quote! {
+            let #record = match *#binding {
+                ::core::option::Option::Some(ref #binding) => #record.header(#name, #value),
+                ::core::option::Option::None => #record,
+            };
+        },
+        _ => quote!(let #record = #record.header(#name, #value);),
+    }
+}
+
+fn payload(payload: &Payload, ident: &Ident, record: &Ident, krate: Krate) -> TokenStream {
+    match payload {
+        Payload::Json => {
+            let (span, krate) = (place(ident), krate.at(ident));
+            quote_spanned!(span=> #krate::__private::Json::json(self, #record))
+        }
+        Payload::Function(function) => {
+            let (span, krate) = (place(function), krate.at(function));
+            quote_spanned! {span=>
+                let payload = #function(self);
+                #krate::__private::Payload::into_bytes(payload).map(|bytes| #record.with_payload(bytes))
+            }
+        }
+        Payload::Tombstone => quote!(::core::result::Result::Ok(#record)),
+    }
+}
+
+/// A value as text; that it has none is an error at the place of `source`.
+fn text(source: &impl ToTokens, value: &impl ToTokens, krate: Krate) -> TokenStream {
+    let (span, krate) = (place(source), krate.at(source));
+    quote_spanned!(span=> #krate::__private::Text::text(#value))
+}
+
+/// The place of the user's code, for errors that the compiler finds there. The code itself stays generated code, to
+/// which the user's lints do not apply.
+fn place(source: &impl ToTokens) -> Span {
+    Span::call_site().located_at(source.span())
+}
+
+/// The path of diesel-outbox.
+#[derive(Clone, Copy)]
+pub(crate) struct Krate<'a>(pub(crate) Option<&'a Path>);
+
+impl Krate<'_> {
+    fn at(self, source: &impl ToTokens) -> TokenStream {
+        let span = place(source);
+        self.0.map_or_else(|| quote_spanned!(span=> ::diesel_outbox), ToTokens::to_token_stream)
+    }
+}
+
+impl ToTokens for Krate<'_> {
+    fn to_tokens(&self, tokens: &mut TokenStream) {
+        match self.0 {
+            Some(path) => path.to_tokens(tokens),
+            None => tokens.extend(quote!(::diesel_outbox)),
+        }
+    }
+}

@@ -1,0 +1,62 @@
+use std::collections::BTreeSet;
+
+use proc_macro2::{TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::{GenericArgument, GenericParam, Generics, PathArguments, Type};
+
+use super::Krate;
+use crate::valid::{Event, Header, Payload};
+
+/// What the implementation needs of a generic type; what does not depend on a parameter is for the compiler to check.
+pub(super) fn bounds(generics: &Generics, events: &[Event], krate: Krate) -> Vec<TokenStream> {
+    let parameters: BTreeSet<String> = generics
+        .params
+        .iter()
+        .filter_map(|parameter| match parameter {
+            GenericParam::Type(parameter) => Some(parameter.ident.to_string()),
+            GenericParam::Const(parameter) => Some(parameter.ident.to_string()),
+            GenericParam::Lifetime(_) => None,
+        })
+        .collect();
+    let serialized =
+        !parameters.is_empty() && events.iter().any(|event| matches!(event.payload, Payload::Json));
+    let serialize = serialized.then(|| quote!(Self: #krate::__private::Serialize));
+
+    let displayed = events.iter().flat_map(displayed).map(ToTokens::to_token_stream);
+    let mut seen = BTreeSet::new();
+    let displays = displayed
+        .filter(|ty| mentions(ty.clone(), &parameters) && seen.insert(ty.to_string()))
+        .map(|ty| quote!(#ty: ::core::fmt::Display));
+    serialize.into_iter().chain(displays).collect()
+}
+
+/// The types whose values become text.
+fn displayed<'a>(event: &'a Event<'a>) -> impl Iterator<Item = &'a Type> {
+    let ids = event.id.fields().iter().map(|field| field.ty);
+    let headers = event.headers.iter().filter_map(Header::field).map(|field| field.ty);
+    ids.chain(headers.map(|ty| inside_option(ty).unwrap_or(ty)))
+}
+
+fn mentions(tokens: TokenStream, names: &BTreeSet<String>) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(ident) => names.contains(&ident.to_string()),
+        TokenTree::Group(group) => mentions(group.stream(), names),
+        TokenTree::Punct(_) | TokenTree::Literal(_) => false,
+    })
+}
+
+/// `T`, where the type is written as `Option<T>`.
+pub(super) fn inside_option(ty: &Type) -> Option<&Type> {
+    let path = match ty {
+        Type::Path(ty) => &ty.path,
+        // A type that came out of a `macro_rules!` macro.
+        Type::Group(group) => return inside_option(&group.elem),
+        _ => return None,
+    };
+    let last = path.segments.last().filter(|segment| segment.ident == "Option")?;
+    let PathArguments::AngleBracketed(arguments) = &last.arguments else { return None };
+    match arguments.args.first() {
+        Some(GenericArgument::Type(inside)) => Some(inside),
+        _ => None,
+    }
+}

@@ -1,0 +1,48 @@
+//! The last stage, for a type with a mistake: its error, and an implementation in name only, so that wherever the
+//! type is emitted no second error appears.
+
+use proc_macro2::{TokenStream, TokenTree};
+use quote::quote;
+use syn::parse::{ParseStream, Parser};
+use syn::{DeriveInput, Error, Meta, Path, Token};
+
+use crate::attr;
+use crate::expand::Krate;
+
+pub(crate) fn expand(input: &DeriveInput, error: &Error) -> TokenStream {
+    let error = error.to_compile_error();
+    let ident = &input.ident;
+    let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
+    let krate = find_krate(input);
+    let krate = Krate(krate.as_ref());
+    quote! {
+        #error
+
+        #[automatically_derived]
+        #[allow(unused_qualifications)]
+        impl #impl_generics #krate::OutboxEvent for #ident #ty_generics #where_clause {
+            fn to_record(&self) -> ::core::result::Result<#krate::Record, #krate::RecordError> {
+                ::core::unreachable!()
+            }
+        }
+    }
+}
+
+/// The value of `crate = ..`, though the attribute that holds it may be the broken one.
+fn find_krate(input: &DeriveInput) -> Option<Path> {
+    input.attrs.iter().filter(|attribute| attribute.path().is_ident("outbox")).find_map(|attribute| {
+        let Meta::List(list) = &attribute.meta else { return None };
+        scan_for_krate.parse2(list.tokens.clone()).ok()
+    })
+}
+
+fn scan_for_krate(input: ParseStream) -> syn::Result<Path> {
+    while !(input.peek(Token![crate]) && input.peek2(Token![=])) {
+        input.parse::<TokenTree>()?;
+    }
+    input.parse::<Token![crate]>()?;
+    input.parse::<Token![=]>()?;
+    let path = attr::krate(input)?;
+    input.parse::<TokenStream>()?;
+    Ok(path)
+}

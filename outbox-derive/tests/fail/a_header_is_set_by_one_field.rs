@@ -1,0 +1,12 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+#[outbox(aggregate = "order")]
+struct OrderPlaced {
+    #[outbox(id, header = "order")]
+    order_id: u64,
+    #[outbox(header)]
+    order: u64,
+}
+
+fn main() {}

@@ -1,0 +1,7 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+#[outbox(aggregate = "order")]
+struct OrderPlaced(#[outbox(id, header)] u64);
+
+fn main() {}

@@ -1,0 +1,10 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+#[outbox(aggregate = "order")]
+enum OrderEvent {
+    #[outbox(type = "")]
+    Placed(#[outbox(id)] u64),
+}
+
+fn main() {}

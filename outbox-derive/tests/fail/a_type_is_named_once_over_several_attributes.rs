@@ -1,0 +1,11 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+#[outbox(aggregate = "order", type = "OrderPlaced")]
+#[outbox(type = "Placed")]
+struct OrderPlaced {
+    #[outbox(id)]
+    order_id: u64,
+}
+
+fn main() {}

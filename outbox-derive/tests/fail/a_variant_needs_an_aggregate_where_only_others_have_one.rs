@@ -1,0 +1,10 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+enum OrderEvent {
+    #[outbox(aggregate = "order")]
+    Placed(#[outbox(id)] u64),
+    Paid(#[outbox(id)] u64),
+}
+
+fn main() {}

@@ -1,0 +1,9 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+struct OrderPlaced {
+    #[outbox(id)]
+    order_id: u64,
+}
+
+fn main() {}

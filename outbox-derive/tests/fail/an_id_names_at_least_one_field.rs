@@ -1,0 +1,9 @@
+use diesel_outbox_derive::OutboxEvent;
+
+#[derive(OutboxEvent)]
+#[outbox(aggregate = "order", id())]
+struct OrderPlaced {
+    order_id: u64,
+}
+
+fn main() {}

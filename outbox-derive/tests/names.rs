@@ -1,0 +1,69 @@
+//! Derived code means what it says, whatever names its surroundings have.
+
+#![forbid(deprecated, unused_qualifications)]
+
+extern crate diesel_outbox as renamed;
+
+use diesel_outbox_derive::OutboxEvent;
+use renamed::OutboxEvent as _;
+
+#[test]
+fn the_crate_may_have_another_name() {
+    #[derive(serde::Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), crate = renamed)]
+    struct ByPath(u8);
+
+    #[derive(serde::Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), crate = "crate::reexported::outbox")]
+    struct ByText<T>(T);
+
+    assert_eq!(ByPath(1).to_record().unwrap().aggregate_id(), "1");
+    assert_eq!(ByText(2).to_record().unwrap().aggregate_id(), "2");
+}
+
+mod reexported {
+    pub(crate) use renamed as outbox;
+}
+
+#[test]
+fn names_of_the_standard_library_may_mean_something_else() {
+    assert_eq!(renamed::OutboxEvent::to_record(&hostile::Event { id: 1, note: None }).unwrap().headers(), []);
+}
+
+#[allow(dead_code, non_camel_case_types)]
+mod hostile {
+    use diesel_outbox_derive::OutboxEvent;
+
+    pub(crate) struct Result;
+    pub(crate) struct Record;
+    pub(crate) struct RecordError;
+    pub(crate) struct String;
+    pub(crate) struct Some;
+    pub(crate) struct None;
+    pub(crate) struct Ok;
+    pub(crate) trait Display {}
+    pub(crate) trait ToString {}
+    pub(crate) trait Serialize {}
+    pub(crate) trait Text {}
+    pub(crate) mod core {}
+    pub(crate) mod std {}
+    pub(crate) mod diesel_outbox {}
+
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "a", payload = Self::to_record, id = Self::text)]
+    pub(crate) struct Event {
+        pub(crate) id: u8,
+        #[outbox(header)]
+        pub(crate) note: Option<u8>,
+    }
+
+    impl Event {
+        fn to_record(&self) -> Vec<u8> {
+            vec![self.id]
+        }
+
+        fn text(&self) -> u8 {
+            self.id
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! What record each attribute makes.
+
+use std::fmt;
+
+use diesel_outbox::{OutboxEvent, Record, RecordError};
+use diesel_outbox_derive::OutboxEvent;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Everything of the record but its id, which is a new one each time.
+type Parts = (String, String, String, Vec<(String, String)>, Option<String>);
+
+fn parts(event: &impl OutboxEvent) -> Parts {
+    let record = event.to_record().unwrap();
+    record.check().unwrap();
+    let headers = record.headers().to_vec();
+    let payload = record.payload().map(|bytes| String::from_utf8(bytes.to_vec()).unwrap());
+    (
+        record.aggregate_type().into(),
+        record.aggregate_id().into(),
+        record.event_type().into(),
+        headers,
+        payload,
+    )
+}
+
+fn expected(names: [&str; 3], headers: &[(&str, &str)], payload: Option<&str>) -> Parts {
+    let [aggregate_type, aggregate_id, event_type] = names.map(str::to_owned);
+    let headers = headers.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())).collect();
+    (aggregate_type, aggregate_id, event_type, headers, payload.map(str::to_owned))
+}
+
+#[test]
+fn a_struct_is_named_after_its_type() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order")]
+    struct OrderPlaced {
+        #[outbox(id)]
+        order_id: u64,
+        total_cents: i64,
+    }
+    assert_eq!(
+        parts(&OrderPlaced { order_id: 7, total_cents: 990 }),
+        expected(["order", "7", "OrderPlaced"], &[], Some(r#"{"order_id":7,"total_cents":990}"#)),
+    );
+}
+
+#[test]
+fn each_variant_is_an_event_type_of_its_own() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order")]
+    enum OrderEvent {
+        Placed {
+            #[outbox(id)]
+            order_id: Uuid,
+            total_cents: i64,
+        },
+        #[outbox(type = "OrderPaid", version = 2)]
+        Paid {
+            #[outbox(id)]
+            order_id: Uuid,
+            #[outbox(header)]
+            currency: String,
+        },
+        #[outbox(aggregate = "cart", tombstone)]
+        Dropped(#[outbox(id)] Uuid),
+    }
+    let order_id = Uuid::nil();
+    let text = "00000000-0000-0000-0000-000000000000";
+    assert_eq!(
+        parts(&OrderEvent::Placed { order_id, total_cents: 990 }),
+        expected(
+            ["order", text, "Placed"],
+            &[],
+            Some(r#"{"Placed":{"order_id":"00000000-0000-0000-0000-000000000000","total_cents":990}}"#),
+        ),
+    );
+    assert_eq!(
+        parts(&OrderEvent::Paid { order_id, currency: "EUR".into() }),
+        expected(
+            ["order", text, "OrderPaid"],
+            &[("eventVersion", "2"), ("currency", "EUR")],
+            Some(r#"{"Paid":{"order_id":"00000000-0000-0000-0000-000000000000","currency":"EUR"}}"#),
+        ),
+    );
+    assert_eq!(parts(&OrderEvent::Dropped(order_id)), expected(["cart", text, "Dropped"], &[], None));
+}
+
+#[test]
+fn serde_attributes_shape_the_payload() {
+    #[derive(Serialize, OutboxEvent)]
+    #[serde(untagged, rename_all_fields = "camelCase")]
+    #[outbox(aggregate = "order", id(order_id))]
+    enum OrderEvent {
+        Placed { order_id: u64, total_cents: i64 },
+    }
+    assert_eq!(
+        parts(&OrderEvent::Placed { order_id: 7, total_cents: 990 }),
+        expected(["order", "7", "Placed"], &[], Some(r#"{"orderId":7,"totalCents":990}"#)),
+    );
+}
+
+#[test]
+fn several_id_fields_are_joined_in_their_order() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "line", tombstone)]
+    struct Marked {
+        #[outbox(id)]
+        order: u32,
+        note: &'static str,
+        #[outbox(id)]
+        line: u32,
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "line", id(line, order), separator = "-", tombstone)]
+    struct Named {
+        order: u32,
+        line: u32,
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "line", id(1, 0), separator = "{}", tombstone)]
+    struct Numbered(u32, u32);
+
+    assert_eq!(parts(&Marked { order: 1, note: "", line: 2 }).1, "1/2");
+    assert_eq!(parts(&Named { order: 1, line: 2 }).1, "2-1");
+    assert_eq!(parts(&Numbered(1, 2)).1, "2{}1");
+}
+
+#[test]
+fn a_function_makes_the_id() {
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id = Self::key, tombstone)]
+    struct ByMethod(u32);
+    impl ByMethod {
+        fn key(&self) -> String {
+            format!("order-{}", self.0)
+        }
+    }
+
+    mod keys {
+        pub(crate) fn singleton<T>(_: &T) -> &'static str {
+            "all"
+        }
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "settings", id = keys::singleton, tombstone)]
+    struct SettingsReset;
+
+    trait Keyed {
+        fn key(&self) -> u64;
+    }
+    impl Keyed for ByTrait {
+        fn key(&self) -> u64 {
+            7
+        }
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id = <Self as Keyed>::key, tombstone)]
+    struct ByTrait {}
+
+    assert_eq!(parts(&ByMethod(7)).1, "order-7");
+    assert_eq!(parts(&SettingsReset).1, "all");
+    assert_eq!(parts(&ByTrait {}).1, "7");
+}
+
+#[test]
+fn headers_come_from_constants_and_fields() {
+    const REGION: &str = "eu";
+    struct Money(u32);
+    impl fmt::Display for Money {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "{} EUR", self.0)
+        }
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", tombstone, version = 3)]
+    #[outbox(header("source" = "web", "region" = REGION), header("shards" = diesel_outbox::SHARDS))]
+    struct OrderPlaced {
+        #[outbox(id, header)]
+        order_id: u64,
+        #[outbox(header = "total")]
+        money: Money,
+        #[outbox(header)]
+        coupon: Option<&'static str>,
+        #[outbox(header = "x-trace")]
+        trace: std::option::Option<String>,
+    }
+    let event = OrderPlaced { order_id: 7, money: Money(9), coupon: None, trace: Some("t".into()) };
+    assert_eq!(
+        parts(&event),
+        expected(
+            ["order", "7", "OrderPlaced"],
+            &[
+                ("eventVersion", "3"),
+                ("source", "web"),
+                ("region", "eu"),
+                ("shards", "16"),
+                ("order_id", "7"),
+                ("total", "9 EUR"),
+                ("x-trace", "t"),
+            ],
+            None,
+        ),
+    );
+}
+
+#[test]
+fn a_variant_overrides_what_the_enum_says() {
+    fn fixed(_: &Mixed) -> &'static str {
+        "fixed"
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "a", type = "Any", version = 1, id = fixed, separator = "+", tombstone)]
+    #[outbox(header("source" = "web", "tier" = "1"))]
+    enum Mixed {
+        Default,
+        #[outbox(aggregate = "b", type = "Own", version = 2, id(0), header("source" = "app"))]
+        #[outbox(payload = serde_json::to_vec)]
+        Own(u8),
+        Joined(#[outbox(id)] u8, #[outbox(id)] u8),
+    }
+    assert_eq!(
+        parts(&Mixed::Default),
+        expected(["a", "fixed", "Any"], &[("eventVersion", "1"), ("source", "web"), ("tier", "1")], None),
+    );
+    assert_eq!(
+        parts(&Mixed::Own(5)),
+        expected(
+            ["b", "5", "Own"],
+            &[("eventVersion", "2"), ("tier", "1"), ("source", "app")],
+            Some(r#"{"Own":5}"#),
+        ),
+    );
+    assert_eq!(parts(&Mixed::Joined(1, 2)).1, "1+2");
+}
+
+#[test]
+fn a_function_makes_the_payload() {
+    fn plain(event: &Plain) -> Vec<u8> {
+        event.0.to_be_bytes().to_vec()
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "a", id(0), payload = plain)]
+    struct Plain(u16);
+    assert_eq!(Plain(0x4142).to_record().unwrap().payload(), Some(&b"AB"[..]));
+
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "a", id(0), payload = Self::encode)]
+    struct Fallible(u16);
+    impl Fallible {
+        fn encode(&self) -> Result<Vec<u8>, String> {
+            Err(format!("{} is odd", self.0))
+        }
+    }
+    let error = Fallible(7).to_record().unwrap_err();
+    let RecordError::Encode(source) = error else { panic!("{error:?}") };
+    assert_eq!(source.to_string(), "7 is odd");
+}
+
+#[test]
+fn an_enum_without_variants_is_an_event() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "never")]
+    enum Never {}
+    fn is_event<E: OutboxEvent>() {}
+    is_event::<Never>();
+}
+
+#[test]
+fn raw_identifiers_lose_their_prefix() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "raw", id(r#type))]
+    #[allow(non_camel_case_types)]
+    struct r#struct {
+        #[outbox(header)]
+        r#type: u8,
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "raw", tombstone)]
+    #[allow(non_camel_case_types)]
+    enum Raw {
+        r#match {
+            #[outbox(id)]
+            r#fn: u8,
+        },
+    }
+    assert_eq!(
+        parts(&r#struct { r#type: 1 }),
+        expected(["raw", "1", "struct"], &[("type", "1")], Some(r#"{"type":1}"#)),
+    );
+    assert_eq!(parts(&Raw::r#match { r#fn: 1 }), expected(["raw", "1", "match"], &[], None));
+}
+
+#[test]
+fn the_users_names_do_not_clash_with_generated_ones() {
+    fn record<T>(_: &T) -> Vec<u8> {
+        b"record".to_vec()
+    }
+    fn field_0<T>(_: &T) -> u8 {
+        0
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "a", id = field_0, payload = record)]
+    struct Clash {
+        #[outbox(header)]
+        record: u8,
+        #[outbox(header)]
+        field_0: u8,
+    }
+    assert_eq!(
+        parts(&Clash { record: 1, field_0: 2 }),
+        expected(["a", "0", "Clash"], &[("record", "1"), ("field_0", "2")], Some("record")),
+    );
+}
+
+#[test]
+fn types_from_a_macro_work() {
+    macro_rules! event {
+        ($name:ident, $ty:ty) => {
+            #[derive(OutboxEvent)]
+            #[outbox(aggregate = "a", id(id), tombstone)]
+            struct $name {
+                id: u8,
+                #[outbox(header = "note")]
+                note: $ty,
+            }
+        };
+    }
+    event!(Noted, Option<String>);
+    assert_eq!(parts(&Noted { id: 1, note: None }).3, []);
+}
+
+#[test]
+fn references_boxes_and_records_are_events_too() {
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "a", id(0), tombstone)]
+    struct Small(u8);
+    let boxed: Box<dyn OutboxEvent> = Box::new(Small(1));
+    let record: Record = boxed.to_record().unwrap();
+    assert_eq!(parts(&record), parts(&&Small(1)));
+    assert_eq!(record.to_record().unwrap().id(), record.id());
+}

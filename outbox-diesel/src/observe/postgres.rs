@@ -1,0 +1,77 @@
+use std::time::Duration;
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Double, Nullable, Text, Uuid as SqlUuid};
+use diesel_outbox_core::Lag;
+use uuid::Uuid;
+
+use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
+use crate::backend::postgres::WAKE;
+use crate::statement::statement;
+
+impl Observe for PgConnection {
+    fn lag(&mut self) -> QueryResult<Lag> {
+        let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
+        Ok(Lag {
+            unsent: unsent.unsigned_abs(),
+            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
+        })
+    }
+
+    fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
+        Ok(DeadLetters::new(limit).load::<Row>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
+        let (id, aggregate_type, aggregate_id) = which.conditions();
+        self.transaction(|conn| {
+            // With the shards locked no relay is reading them, and their lower bounds can go back.
+            LockShards::new().execute(conn)?;
+            let seqs = Restore::new(id, aggregate_type, aggregate_id).load::<i64>(conn)?;
+            if let Some(first) = seqs.iter().min() {
+                LowerBounds::new(first - 1, first - 1).execute(conn)?;
+                diesel::sql_query(WAKE).execute(conn)?;
+            }
+            Ok(seqs.len())
+        })
+    }
+}
+
+statement!(
+    Pg,
+    Unsent {} -> (BigInt, Double),
+    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 \
+     FROM outbox_shard AS s JOIN outbox AS o ON o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL"
+);
+
+statement!(
+    Pg,
+    DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
+    "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000)::bigint, \
+     reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+);
+
+statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
+
+statement!(
+    Pg,
+    Restore {
+        id: Option<Uuid> => Nullable<SqlUuid>,
+        aggregate_type: Option<String> => Nullable<Text>,
+        aggregate_id: Option<String> => Nullable<Text>
+    } -> BigInt,
+    "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
+     gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
+     AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
+     AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*) \
+     INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM gone \
+     RETURNING seq"
+);
+
+statement!(
+    Pg,
+    LowerBounds { low: i64 => BigInt, above: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard SET low = ? WHERE low > ?"
+);

@@ -1,0 +1,72 @@
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Double, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel_outbox_core::Lag;
+
+use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
+use crate::statement::statement;
+
+impl Observe for SqliteConnection {
+    fn lag(&mut self) -> QueryResult<Lag> {
+        let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
+        Ok(Lag {
+            unsent: unsent.unsigned_abs(),
+            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
+        })
+    }
+
+    fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
+        Ok(DeadLetters::new(limit).load::<Row>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
+        let (id, aggregate_type, aggregate_id) = which.conditions();
+        let id = id.map(|id| id.to_string());
+        self.immediate_transaction(|conn| {
+            Restore::new(id.clone(), aggregate_type.clone(), aggregate_id.clone()).execute(conn)?;
+            Forget::new(id, aggregate_type, aggregate_id).execute(conn)
+        })
+    }
+}
+
+statement!(
+    Sqlite,
+    Unsent {} -> (BigInt, Double),
+    "SELECT count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
+     FROM outbox WHERE sent_at IS NULL"
+);
+
+statement!(
+    Sqlite,
+    DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
+    "SELECT seq, id, aggregatetype, aggregateid, type, \
+     CAST(round((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER), reason, \
+     CAST(round((julianday(failed_at) - 2440587.5) * 86400000.0) AS INTEGER) \
+     FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+);
+
+statement!(
+    Sqlite,
+    Restore {
+        id: Option<String> => Nullable<Text>,
+        aggregate_type: Option<String> => Nullable<Text>,
+        aggregate_id: Option<String> => Nullable<Text>
+    } -> BigInt,
+    "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+     FROM outbox_dead_letter WHERE id = coalesce(?, id) AND aggregatetype = coalesce(?, aggregatetype) \
+     AND aggregateid = coalesce(?, aggregateid)"
+);
+
+statement!(
+    Sqlite,
+    Forget {
+        id: Option<String> => Nullable<Text>,
+        aggregate_type: Option<String> => Nullable<Text>,
+        aggregate_id: Option<String> => Nullable<Text>
+    } -> BigInt,
+    "DELETE FROM outbox_dead_letter WHERE id = coalesce(?, id) \
+     AND aggregatetype = coalesce(?, aggregatetype) AND aggregateid = coalesce(?, aggregateid)"
+);

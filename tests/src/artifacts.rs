@@ -1,0 +1,110 @@
+//! Server programs that come as Maven artifacts, kept in `OUTBOX_TEST_ARTIFACTS` or else the target folder.
+
+use std::env;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// The version of Apache Kafka.
+pub const KAFKA: &str = "4.3.1";
+const KAFKA_LOGGING: &str = "2.25.2";
+
+/// The versions of PostgreSQL that can be fetched.
+const POSTGRES: [&str; 3] = ["14.20.0", "17.7.0", "18.1.0"];
+
+/// The class path of Apache Kafka.
+pub fn kafka() -> String {
+    let jars = kept(&format!("kafka-{KAFKA}"), |folder| {
+        let kafka = format!("org.apache.kafka:kafka_2.13:{KAFKA}");
+        let logging = format!("org.apache.logging.log4j:log4j-slf4j-impl:{KAFKA_LOGGING}");
+        copy_dependencies(&[&kafka, &logging], folder);
+    });
+    format!("{}/*", jars.display())
+}
+
+/// The folder with the programs of PostgreSQL `major`, if that version can be fetched.
+pub fn postgres(major: u32) -> Option<PathBuf> {
+    let version = POSTGRES.into_iter().find(|version| version.starts_with(&format!("{major}.")))?;
+    let machine = match env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64v8",
+        _ => return None,
+    };
+    let folder = kept(&format!("postgres-{version}"), |folder| {
+        let artifact = format!("embedded-postgres-binaries-{}-{machine}", env::consts::OS);
+        copy_dependencies(&[&format!("io.zonky.test.postgres:{artifact}:{version}")], folder);
+        let unpack = r#"unzip -q -p "$1"/*.jar '*.txz' | tar -x -J -C "$1" && rm "$1"/*.jar"#;
+        run(Command::new("sh").args(["-c", unpack, "unpack"]).arg(folder), "install unzip, tar and xz");
+    });
+    Some(folder.join("bin"))
+}
+
+/// The folder `name`, filled by `fill` if it is not there yet. Test processes wait for each other here.
+fn kept(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
+    let all = env::var_os("OUTBOX_TEST_ARTIFACTS").map_or_else(default_folder, PathBuf::from);
+    let folder = all.join(name);
+    if !folder.exists() {
+        fs::create_dir_all(&all).expect("the folder for artifacts");
+        let lock = File::create(all.join("lock")).expect("the lock on the artifacts");
+        lock.lock().expect("lock the artifacts");
+        if !folder.exists() {
+            let unfinished = all.join(format!("{name}.unfinished"));
+            let _ = fs::remove_dir_all(&unfinished);
+            fs::create_dir(&unfinished).expect("a folder for the artifact");
+            fill(&unfinished);
+            fs::rename(&unfinished, &folder).expect("keep the artifact");
+        }
+    }
+    folder
+}
+
+fn default_folder() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace");
+    let target = env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
+    workspace.join(target).join("services")
+}
+
+/// Lets Maven copy the artifacts, given as `group:artifact:version`, and all that they need.
+fn copy_dependencies(artifacts: &[&str], folder: &Path) {
+    let dependencies: String = artifacts
+        .iter()
+        .map(|artifact| {
+            let mut part = artifact.split(':');
+            let mut next = || part.next().expect("group:artifact:version");
+            format!(
+                "<dependency><groupId>{}</groupId><artifactId>{}</artifactId><version>{}</version></dependency>",
+                next(),
+                next(),
+                next()
+            )
+        })
+        .collect();
+    let pom = folder.join("pom.xml");
+    let project = format!(
+        "<project><modelVersion>4.0.0</modelVersion><groupId>outbox</groupId><artifactId>services</artifactId>\
+         <version>1</version><dependencies>{dependencies}</dependencies></project>"
+    );
+    fs::write(&pom, project).expect("write the pom");
+    let mut output = OsStr::new("-DoutputDirectory=").to_owned();
+    output.push(folder);
+    let mut maven = Command::new("mvn");
+    maven.args(["--quiet", "--batch-mode", "--file"]).arg(&pom).arg("dependency:copy-dependencies");
+    maven.args(["-DincludeScope=runtime"]).arg(output);
+    run(&mut maven, "install Maven and a JDK, version 17 or later, or let scripts/test do it");
+    fs::remove_file(pom).expect("remove the pom");
+}
+
+/// Runs a command that must succeed; `remedy` says what to do when it cannot be run.
+pub(crate) fn run(command: &mut Command, remedy: &str) {
+    let outcome = command.stdin(Stdio::null()).output();
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = outcome.unwrap_or_else(|error| panic!("{name} could not be run ({error}): {remedy}"));
+    assert!(
+        output.status.success(),
+        "{name} failed with {}: {remedy}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

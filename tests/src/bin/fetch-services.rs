@@ -1,0 +1,14 @@
+//! Fetches the server programs that the tests take from Maven, so that the first test does not wait for them.
+
+use outbox_tests::artifacts;
+
+fn main() {
+    println!("Apache Kafka {}: {}", artifacts::KAFKA, artifacts::kafka());
+    for major in std::env::args().skip(1) {
+        let major = major.parse().expect("major versions of PostgreSQL as arguments");
+        match artifacts::postgres(major) {
+            Some(folder) => println!("PostgreSQL {major}: {}", folder.display()),
+            None => panic!("PostgreSQL {major} cannot be fetched for this machine"),
+        }
+    }
+}

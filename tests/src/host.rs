@@ -1,0 +1,156 @@
+//! Where a server runs, and what can be done to it there.
+
+use std::path::{Path, PathBuf};
+use std::process::{self, Command};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+use std::{fs, net};
+
+use crate::process::{Process, Signal};
+use crate::scratch::Folder;
+use crate::wait::eventually_ok;
+
+const START: Duration = Duration::from_secs(60);
+const STOP: Duration = Duration::from_secs(60);
+
+/// A place that runs a server.
+pub(crate) trait Host: Send + Sync {
+    fn start(&self);
+    /// Ends the server as its operator would, and waits until it is gone.
+    fn stop(&self);
+    /// Ends the server without leave, and waits until it is gone.
+    fn crash(&self);
+    fn pause(&self);
+    fn resume(&self);
+    /// Why the server will never be ready, once that is known.
+    fn failure(&self) -> Option<String>;
+}
+
+/// Waits until `ready` succeeds, unless the server has failed before.
+#[track_caller]
+pub(crate) fn wait_until_ready<T>(
+    host: &dyn Host,
+    what: &str,
+    mut ready: impl FnMut() -> Result<T, String>,
+) -> T {
+    let outcome = eventually_ok(&format!("{what} to be ready"), START, || match host.failure() {
+        Some(failure) => Ok(Err(failure)),
+        None => ready().map(Ok),
+    });
+    outcome.unwrap_or_else(|failure| panic!("{what} did not start: {failure}"))
+}
+
+/// A process of this machine.
+pub(crate) struct Local {
+    command: Command,
+    stop: Signal,
+    crash: Signal,
+    process: Mutex<Option<Process>>,
+    folder: Folder,
+}
+
+impl Local {
+    /// A server that `command` runs with `folder` for its data, and the signals that stop it and make it crash.
+    pub(crate) fn new(command: Command, folder: Folder, stop: Signal, crash: Signal) -> Self {
+        Self { command, stop, crash, process: Mutex::new(None), folder }
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+
+    fn end(&self, signal: Signal) {
+        if let Some(process) = self.process.lock().unwrap().take() {
+            process.signal(signal);
+            process.signal(Signal::Continue);
+            process.wait(STOP);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(process) = &*self.process.lock().unwrap() {
+            process.signal(signal);
+        }
+    }
+}
+
+impl Host for Local {
+    fn start(&self) {
+        let process = Process::start_logging(&self.command, &self.log(), self.crash);
+        assert!(self.process.lock().unwrap().replace(process).is_none(), "the server was running already");
+    }
+
+    fn stop(&self) {
+        self.end(self.stop);
+    }
+
+    fn crash(&self) {
+        self.end(self.crash);
+    }
+
+    fn pause(&self) {
+        self.signal(Signal::Stop);
+    }
+
+    fn resume(&self) {
+        self.signal(Signal::Continue);
+    }
+
+    fn failure(&self) -> Option<String> {
+        let status = self.process.lock().unwrap().as_ref()?.exited()?;
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        Some(format!("{status}; its log ends with\n{}", lines[lines.len().saturating_sub(20)..].join("\n")))
+    }
+}
+
+/// A server that was running before the tests and is not theirs to end.
+pub(crate) struct Elsewhere {
+    pub(crate) variable: &'static str,
+}
+
+impl Elsewhere {
+    fn refuse(&self) -> ! {
+        panic!("the server in {} is shared; a test that stops a server must start its own", self.variable)
+    }
+}
+
+impl Host for Elsewhere {
+    fn start(&self) {}
+
+    fn stop(&self) {
+        self.refuse()
+    }
+
+    fn crash(&self) {
+        self.refuse()
+    }
+
+    fn pause(&self) {
+        self.refuse()
+    }
+
+    fn resume(&self) {
+        self.refuse()
+    }
+
+    fn failure(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A port that nothing listens on, outside the range that outgoing connections take theirs from.
+pub(crate) fn free_port() -> u16 {
+    static TRIED: AtomicU32 = AtomicU32::new(0);
+    let (first, count) = (20_000, 12_000);
+    let start = process::id() * 16; // so that test processes side by side look in different places
+    (0..count)
+        .map(|_| (first + (start + TRIED.fetch_add(1, Ordering::Relaxed)) % count) as u16)
+        .find(|port| net::TcpListener::bind((net::Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .expect("a free port")
+}

@@ -1,0 +1,157 @@
+//! Apache Kafka brokers and topics for tests.
+
+mod local;
+mod read;
+
+use std::env;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_executor::block_on;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use crate::artifacts;
+use crate::docker;
+use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+use crate::wait::eventually_ok;
+
+pub use read::Received;
+
+const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running broker, which makes a topic of 3 partitions when one is first written to.
+pub struct Kafka {
+    host: Box<dyn Host>,
+    brokers: String,
+}
+
+impl Kafka {
+    /// The broker that the tests of this process share, started on first use.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(|| match env::var(ADDRESS) {
+            Ok(brokers) => Self::at(brokers),
+            Err(_) => Self::start(),
+        })
+    }
+
+    /// Starts a broker for one test, which may stop it.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a broker with server properties of its own, such as `("message.max.bytes", "2000")`.
+    pub fn start_with(properties: &[(&str, &str)]) -> Self {
+        let (port, controller) = (free_port(), free_port());
+        let (host, address): (Box<dyn Host>, _) = match docker::engine() {
+            Some(address) => {
+                let properties = local::properties(address, "0.0.0.0", port, controller, properties);
+                (Box::new(docker::kafka(artifacts::KAFKA, port, &properties)), address)
+            }
+            None => {
+                let address = "127.0.0.1";
+                let properties = local::properties(address, address, port, controller, properties);
+                (Box::new(local::install(properties)), address)
+            }
+        };
+        let kafka = Self { host, brokers: format!("{address}:{port}") };
+        kafka.host.start();
+        kafka.wait_until_ready();
+        kafka
+    }
+
+    fn at(brokers: String) -> Self {
+        let kafka = Self { host: Box::new(Elsewhere { variable: ADDRESS }), brokers };
+        kafka.wait_until_ready();
+        kafka
+    }
+
+    fn wait_until_ready(&self) {
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        wait_until_ready(&*self.host, "Kafka", || {
+            let metadata = consumer.fetch_metadata(Some("outbox-test-ready"), Duration::from_millis(500));
+            let metadata = metadata.map_err(|error| error.to_string())?;
+            (!metadata.brokers().is_empty())
+                .then_some(())
+                .ok_or_else(|| "no broker has registered".to_owned())
+        });
+    }
+
+    /// The addresses of its brokers, for `bootstrap.servers`.
+    pub fn brokers(&self) -> &str {
+        &self.brokers
+    }
+
+    /// The start of a client's configuration: the addresses, and short waits between attempts to connect.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers);
+        config.set("reconnect.backoff.ms", "10").set("reconnect.backoff.max.ms", "100");
+        config
+    }
+
+    /// `name` with an ending that no other test has, for a topic, a topic prefix or a consumer group.
+    pub fn unique(&self, name: &str) -> String {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let started = std::time::UNIX_EPOCH.elapsed().expect("a clock past 1970").as_millis();
+        format!("{name}-{}-{started}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Makes a topic and waits until it can be written to.
+    #[track_caller]
+    pub fn create_topic(&self, name: &str, partitions: i32) {
+        self.create_topic_with(name, partitions, &[]);
+    }
+
+    /// Makes a topic with settings of its own, such as `("max.message.bytes", "1000")`.
+    #[track_caller]
+    pub fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        for (key, value) in settings {
+            topic = topic.set(key, value);
+        }
+        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let created = block_on(admin.create_topics([&topic], &options)).expect("ask for a topic");
+        created[0].as_ref().unwrap_or_else(|(name, error)| panic!("the topic {name} was not made: {error}"));
+        let consumer: BaseConsumer = self.client().create().expect("a consumer");
+        eventually_ok(&format!("the topic {name}"), PATIENCE, || {
+            match read::partitions(&consumer, name)?.len() {
+                found if found == partitions as usize => Ok(()),
+                found => Err(format!("{found} partitions have a leader")),
+            }
+        });
+    }
+
+    /// Shuts the broker down.
+    pub fn stop(&self) {
+        self.host.stop();
+    }
+
+    /// Kills the broker.
+    pub fn crash(&self) {
+        self.host.crash();
+    }
+
+    /// Starts the broker again on the same port with its data; one that runs is stopped before.
+    pub fn restart(&self) {
+        self.host.stop();
+        self.host.start();
+        self.wait_until_ready();
+    }
+
+    /// Freezes the broker: connections stay open, and nothing is answered.
+    pub fn pause(&self) {
+        self.host.pause();
+    }
+
+    /// Lets a frozen broker go on.
+    pub fn resume(&self) {
+        self.host.resume();
+    }
+}

@@ -1,0 +1,126 @@
+//! Reading back what a topic holds.
+
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::{Message, Offset, TopicPartitionList};
+
+use super::{Kafka, PATIENCE};
+use crate::wait::{eventually, eventually_ok};
+
+/// A record as a consumer sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Received {
+    /// The partition that holds it.
+    pub partition: i32,
+    /// Its place there.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value; none is a tombstone.
+    pub payload: Option<Vec<u8>>,
+    /// Its headers in order.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
+    /// When it was made, in milliseconds since 1970.
+    pub timestamp: Option<i64>,
+}
+
+impl Received {
+    /// The first header of that name, as text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
+        str::from_utf8(value.as_deref()?).ok()
+    }
+
+    /// The key as text.
+    pub fn key_text(&self) -> Option<&str> {
+        str::from_utf8(self.key.as_deref()?).ok()
+    }
+
+    /// The payload as text.
+    pub fn text(&self) -> Option<&str> {
+        str::from_utf8(self.payload.as_deref()?).ok()
+    }
+}
+
+impl From<&BorrowedMessage<'_>> for Received {
+    fn from(message: &BorrowedMessage<'_>) -> Self {
+        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        Self {
+            partition: message.partition(),
+            offset: message.offset(),
+            key: message.key().map(<[u8]>::to_vec),
+            payload: message.payload().map(<[u8]>::to_vec),
+            headers: headers
+                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                .collect(),
+            timestamp: message.timestamp().to_millis(),
+        }
+    }
+}
+
+impl Kafka {
+    /// Every record of a topic up to its ends as they are now, by partition and offset. A topic that does not exist
+    /// has none.
+    #[track_caller]
+    pub fn read_all(&self, topic: &str) -> Vec<Received> {
+        let mut config = self.client();
+        config
+            .set("group.id", "outbox-tests")
+            .set("enable.auto.commit", "false")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "10");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let found = eventually_ok(&format!("the topic {topic}"), PATIENCE, || partitions(&consumer, topic));
+
+        let mut assignment = TopicPartitionList::new();
+        for partition in &found {
+            assignment.add_partition_offset(topic, *partition, Offset::Beginning).expect("a partition");
+        }
+        consumer.assign(&assignment).expect("assign partitions");
+        let mut unread = found;
+        let mut records = Vec::new();
+        while !unread.is_empty() {
+            match eventually(&format!("more of the topic {topic}"), PATIENCE, || next(&consumer)) {
+                Ok(message) => records.push(Received::from(&message)),
+                Err(KafkaError::PartitionEOF(ended)) => unread.retain(|partition| *partition != ended),
+                Err(error) => panic!("reading the topic {topic} failed: {error}"),
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// Waits until a topic holds `count` records or more, and gives all it holds.
+    #[track_caller]
+    pub fn read_at_least(&self, topic: &str, count: usize, within: Duration) -> Vec<Received> {
+        eventually_ok(&format!("{count} records in the topic {topic}"), within, || {
+            let records = self.read_all(topic);
+            if records.len() < count { Err(format!("it holds {}", records.len())) } else { Ok(records) }
+        })
+    }
+}
+
+/// What the consumer has next, but for news of a connection, which it makes again by itself.
+fn next(consumer: &BaseConsumer) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
+    consumer.poll(Duration::from_millis(100)).filter(|next| {
+        let lost = [RDKafkaErrorCode::BrokerTransportFailure, RDKafkaErrorCode::AllBrokersDown];
+        !matches!(next, Err(KafkaError::MessageConsumption(code)) if lost.contains(code))
+    })
+}
+
+/// The partitions of a topic that have a leader.
+pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, String> {
+    let metadata =
+        consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).map_err(|error| error.to_string())?;
+    let found = metadata.topics().first().ok_or("no answer for the topic")?;
+    match found.error().map(RDKafkaErrorCode::from) {
+        None => Ok(found.partitions().iter().filter(|p| p.leader() >= 0).map(|p| p.id()).collect()),
+        Some(RDKafkaErrorCode::UnknownTopicOrPartition) => Ok(Vec::new()),
+        Some(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,171 @@
+//! PostgreSQL servers and databases for tests.
+
+mod local;
+mod url;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
+
+use diesel::connection::SimpleConnection;
+use diesel::{Connection, PgConnection};
+
+use crate::docker;
+use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+
+const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
+
+/// What every server is started with.
+const SETTINGS: [(&str, &str); 5] = [
+    ("max_connections", "200"),
+    ("wal_level", "logical"),
+    ("max_wal_senders", "50"),
+    ("max_replication_slots", "50"),
+    ("log_line_prefix", "%m [%p] %a %d "),
+];
+
+/// A running PostgreSQL server.
+pub struct Postgres {
+    host: Box<dyn Host>,
+    url: String,
+    /// Whether the server outlives the tests, so that their databases must be dropped.
+    lasting: bool,
+    /// The folder of its Unix socket, if it has one here.
+    socket: Option<PathBuf>,
+}
+
+impl Postgres {
+    /// The server that the tests of this process share: of any version, started on first use.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(|| match env::var(ADDRESS) {
+            Ok(url) => Self::at(url),
+            Err(_) => Self::start(local::newest_installed().unwrap_or(18)),
+        })
+    }
+
+    /// The server of one major version that the tests of this process share, started on first use.
+    pub fn shared_version(major: u32) -> &'static Self {
+        static SHARED: Mutex<BTreeMap<u32, &Postgres>> = Mutex::new(BTreeMap::new());
+        // A failed start must not hide its message from the other tests.
+        let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        shared.entry(major).or_insert_with(|| Box::leak(Box::new(Self::start(major))))
+    }
+
+    /// Starts a server of a major version for one test, which may stop it.
+    pub fn start(major: u32) -> Self {
+        Self::start_with(major, &[])
+    }
+
+    /// Starts a server of a major version with settings of its own, such as `("fsync", "off")`.
+    pub fn start_with(major: u32, settings: &[(&str, &str)]) -> Self {
+        let settings: Vec<_> =
+            SETTINGS.iter().chain(settings).map(|(key, value)| format!("{key}={value}")).collect();
+        let port = free_port();
+        let (host, address, socket): (Box<dyn Host>, _, _) = match docker::engine() {
+            Some(address) => (Box::new(docker::postgres(major, port, &settings)), address, None),
+            None => {
+                let server = local::install(major, port, &settings);
+                let socket = server.folder().to_owned();
+                (Box::new(server), "127.0.0.1", Some(socket))
+            }
+        };
+        let url = format!("postgres://postgres@{address}:{port}/postgres");
+        let server = Self { host, url, lasting: false, socket };
+        server.host.start();
+        server.wait_until_ready();
+        server
+    }
+
+    fn at(url: String) -> Self {
+        let server =
+            Self { host: Box::new(Elsewhere { variable: ADDRESS }), url, lasting: true, socket: None };
+        server.wait_until_ready();
+        server
+    }
+
+    fn wait_until_ready(&self) {
+        wait_until_ready(&*self.host, "PostgreSQL", || {
+            PgConnection::establish(&self.url).map(drop).map_err(|error| error.to_string())
+        });
+    }
+
+    /// A new, empty database.
+    pub fn database(&self) -> Database<'_> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("outbox_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let create = format!("create database {name}");
+        self.connect().batch_execute(&create).expect("create a database");
+        Database { server: self, url: url::with_database(&self.url, &name), name }
+    }
+
+    /// The address of the server's own database, as its superuser.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Connects to the server's own database, as its superuser.
+    pub fn connect(&self) -> PgConnection {
+        PgConnection::establish(&self.url).expect("connect to PostgreSQL")
+    }
+
+    /// Shuts the server down: clients are cut off, and what was committed is kept.
+    pub fn stop(&self) {
+        self.host.stop();
+    }
+
+    /// Ends the server without a checkpoint, so that its next start recovers from the log.
+    pub fn crash(&self) {
+        self.host.crash();
+    }
+
+    /// Starts the server again on the same port with its data; one that runs is stopped before.
+    pub fn restart(&self) {
+        self.host.stop();
+        self.host.start();
+        self.wait_until_ready();
+    }
+}
+
+/// A database for one test. On a server that was running before, it is dropped with this.
+pub struct Database<'a> {
+    server: &'a Postgres,
+    name: String,
+    url: String,
+}
+
+impl Database<'_> {
+    /// Its address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its address by Unix socket, on a server that was started from local programs.
+    pub fn socket_url(&self) -> Option<String> {
+        let port = url::port(&self.url)?;
+        let folder = self.server.socket.as_ref()?.display();
+        Some(format!("postgres://postgres@/{}?host={folder}&port={port}", self.name))
+    }
+
+    /// Its name on the server.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A new connection to it, as its owner.
+    pub fn connect(&self) -> PgConnection {
+        PgConnection::establish(&self.url).expect("connect to the test's database")
+    }
+}
+
+impl Drop for Database<'_> {
+    fn drop(&mut self) {
+        if self.server.lasting
+            && let Ok(mut conn) = PgConnection::establish(&self.server.url)
+        {
+            let _ = conn.batch_execute(&format!("drop database {} with (force)", self.name));
+        }
+    }
+}

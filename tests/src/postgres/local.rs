@@ -1,0 +1,133 @@
+//! PostgreSQL from local programs: those of the system, or else of Maven artifacts.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::artifacts;
+use crate::host::Local;
+use crate::process::Signal;
+use crate::scratch::{Folder, scratch};
+
+/// Makes the server's data folder, and gives the server, whose socket is in the same folder.
+pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
+    let folder = Folder::new("postgres");
+    let user = scratch().is_root().then(unprivileged_user);
+    if let Some(user) = &user {
+        artifacts::run(
+            Command::new("chown").arg(&user.name).arg(folder.path()),
+            "run the tests as another user",
+        );
+    }
+    let programs = programs(major, user.as_ref());
+    let data = folder.path().join("data");
+
+    let mut init = as_user(user.as_ref(), &programs.join("initdb"));
+    init.args([
+        "--auth=trust",
+        "--username=postgres",
+        "--encoding=UTF8",
+        "--no-locale",
+        "--no-sync",
+        "--pgdata",
+    ]);
+    artifacts::run(init.arg(&data), "look at what it says");
+
+    let mut server = as_user(user.as_ref(), &programs.join("postgres"));
+    server.arg("-D").arg(&data).arg("-k").arg(folder.path()).args([
+        "-h",
+        "127.0.0.1",
+        "-p",
+        &port.to_string(),
+    ]);
+    // In the data folder, where an end without leave leaves nothing behind in the system's shared memory.
+    server.args(["-c", "dynamic_shared_memory_type=mmap"]);
+    for setting in settings {
+        server.args(["-c", setting]);
+    }
+    Local::new(server, folder, Signal::Interrupt, Signal::Quit)
+}
+
+/// The newest major version that the system has installed.
+pub(super) fn newest_installed() -> Option<u32> {
+    installed().into_iter().map(|(major, _)| major).max()
+}
+
+/// The programs of one major version, from the system or else as an artifact.
+fn programs(major: u32, user: Option<&User>) -> PathBuf {
+    if let Some((_, folder)) = installed().into_iter().find(|(found, _)| *found == major) {
+        return folder;
+    }
+    let folder = artifacts::postgres(major).unwrap_or_else(|| {
+        panic!("PostgreSQL {major} was not found: install it, or set OUTBOX_TEST_POSTGRES_URL for tests on any version")
+    });
+    match user {
+        Some(user) if !user.can_read(&folder) => {
+            copy_for(user, folder.parent().expect("the version's folder"))
+        }
+        _ => folder,
+    }
+}
+
+/// Copies programs out of a folder that the server's user has no access to.
+fn copy_for(user: &User, programs: &Path) -> PathBuf {
+    let copy = Folder::new("programs");
+    let path = copy.path().to_owned();
+    std::mem::forget(copy); // it goes with the test process
+    let from = programs.join(".");
+    artifacts::run(Command::new("cp").arg("-R").arg(from).arg(&path), "make room in the temporary folder");
+    artifacts::run(
+        Command::new("chown").arg("-R").arg(&user.name).arg(&path),
+        "run the tests as another user",
+    );
+    path.join("bin")
+}
+
+/// The versions that the system has, with the folders of their programs.
+fn installed() -> Vec<(u32, PathBuf)> {
+    let packaged = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let packaged = packaged.map(|version| version.path().join("bin"));
+    let path = env::var_os("PATH").unwrap_or_default();
+    packaged.chain(env::split_paths(&path)).filter_map(|folder| Some((major(&folder)?, folder))).collect()
+}
+
+fn major(folder: &Path) -> Option<u32> {
+    if !folder.join("initdb").exists() {
+        return None;
+    }
+    let output = Command::new(folder.join("postgres")).arg("--version").output().ok()?;
+    let version = String::from_utf8(output.stdout).ok()?; // postgres (PostgreSQL) 18.1
+    version.split_whitespace().nth(2)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The user that a server runs as when the tests run as root.
+struct User {
+    name: String,
+    group: String,
+}
+
+fn unprivileged_user() -> User {
+    let group = |name: &str| {
+        let output = Command::new("id").args(["-g", name]).stderr(Stdio::null()).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let found = ["postgres", "nobody"].into_iter().find_map(|name| Some((name, group(name)?)));
+    let (name, group) = found.expect("a user postgres or nobody, as PostgreSQL refuses to run as root");
+    User { name: name.to_owned(), group }
+}
+
+impl User {
+    fn can_read(&self, folder: &Path) -> bool {
+        let mut test = as_user(Some(self), Path::new("test"));
+        test.arg("-x").arg(folder.join("postgres")).status().is_ok_and(|status| status.success())
+    }
+}
+
+fn as_user(user: Option<&User>, program: &Path) -> Command {
+    let Some(user) = user else { return Command::new(program) };
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", &user.name, "--regid", &user.group, "--clear-groups"]).arg(program);
+    command.current_dir("/");
+    command
+}

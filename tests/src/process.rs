@@ -1,0 +1,196 @@
+//! Running a program that ends with the test process.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use crate::scratch::{Folder, scratch};
+use crate::wait::eventually;
+
+/// What a process can be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Signal {
+    /// Ask it to end (SIGTERM).
+    Terminate,
+    /// Interrupt it, as from the keyboard (SIGINT).
+    Interrupt,
+    /// Ask it to quit at once (SIGQUIT).
+    Quit,
+    /// End it without asking (SIGKILL).
+    Kill,
+    /// Freeze it (SIGSTOP).
+    Stop,
+    /// Let it go on (SIGCONT).
+    Continue,
+}
+
+impl Signal {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Terminate => "TERM",
+            Self::Interrupt => "INT",
+            Self::Quit => "QUIT",
+            Self::Kill => "KILL",
+            Self::Stop => "STOP",
+            Self::Continue => "CONT",
+        }
+    }
+}
+
+/// A running program with its own process group, ended when dropped or else with the test process.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Mutex<Child>,
+    id: u32,
+    note: PathBuf,
+    log: PathBuf,
+    end: Signal,
+    _folder: Option<Folder>,
+}
+
+impl Process {
+    /// Starts `command` with what it prints, to standard output and error alike, kept for [`Process::lines`].
+    ///
+    /// Its arguments, environment and folder are used; how its streams were set is not.
+    pub fn start(command: &Command) -> Self {
+        let folder = Folder::new("process");
+        let log = folder.path().join("log");
+        let mut process = Self::start_logging(command, &log, Signal::Kill);
+        process._folder = Some(folder);
+        process
+    }
+
+    /// Starts `command` with its output added to the file `log`; `end` is the signal that makes it go cleanly.
+    pub(crate) fn start_logging(command: &Command, log: &Path, end: Signal) -> Self {
+        // The program notes its id before it becomes what was asked for, so that none can slip off the leash.
+        const NOTE_AND_RUN: &str = r#"echo "$0" > "$1/$$" && shift && exec "$@""#;
+        let running = scratch().running();
+        let output = File::options().create(true).append(true).open(log).expect("open the log");
+        let mut shell = Command::new("sh");
+        shell
+            .args(["-c", NOTE_AND_RUN, end.name()])
+            .arg(&running)
+            .arg(command.get_program())
+            .args(command.get_args())
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().expect("share the log"))
+            .stderr(output);
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => shell.env(key, value),
+                None => shell.env_remove(key),
+            };
+        }
+        if let Some(folder) = command.get_current_dir() {
+            shell.current_dir(folder);
+        }
+        let name = Path::new(command.get_program()).file_name().unwrap_or_default();
+        let child = shell.spawn().expect("start a shell");
+        let id = child.id();
+        Self {
+            name: name.to_string_lossy().into_owned(),
+            child: Mutex::new(child),
+            id,
+            note: running.join(id.to_string()),
+            log: log.to_owned(),
+            end,
+            _folder: None,
+        }
+    }
+
+    /// The id of the process.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// Sends `signal` to the process and to those that it started; one that has ended takes none.
+    pub fn signal(&self, signal: Signal) {
+        if self.exited().is_none() {
+            let kill = format!("kill -s {} -- -{}", signal.name(), self.id);
+            // Not checked: it may end before the signal comes.
+            let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
+        }
+    }
+
+    /// How it ended, if it has.
+    pub fn exited(&self) -> Option<ExitStatus> {
+        let status = self.child.lock().unwrap().try_wait().expect("ask for the exit status");
+        if status.is_some() {
+            let _ = fs::remove_file(&self.note);
+        }
+        status
+    }
+
+    /// Waits for it to end by itself.
+    #[track_caller]
+    pub fn wait(&self, within: Duration) -> ExitStatus {
+        eventually(&format!("{} to end", self.name), within, || self.exited())
+    }
+
+    /// Everything it has printed.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The whole lines that it has printed.
+    pub fn lines(&self) -> Vec<String> {
+        let output = self.output();
+        let whole = output.rfind('\n').map_or(0, |end| end + 1);
+        output[..whole].lines().map(str::to_owned).collect()
+    }
+
+    /// Waits until it has printed a line that `matches`, and gives that line.
+    #[track_caller]
+    pub fn wait_for_line(&self, what: &str, within: Duration, matches: impl Fn(&str) -> bool) -> String {
+        let line = || self.lines().into_iter().find(|line| matches(line));
+        let found = eventually(&format!("{} to print {what} or to end", self.name), within, || {
+            let ended = self.exited();
+            line().map(Ok).or(ended.map(Err))
+        });
+        found.unwrap_or_else(|status| {
+            panic!(
+                "{} ended with {status} before it printed {what}; it printed:\n{}",
+                self.name,
+                self.output()
+            )
+        })
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal(self.end);
+        self.signal(Signal::Continue);
+        let child = self.child.get_mut().unwrap();
+        for _ in 0..500 {
+            if !matches!(child.try_wait(), Ok(None)) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+        let _ = fs::remove_file(&self.note);
+    }
+}
+
+/// Builds the binary `name` of this workspace as the running test was built, and gives its path.
+pub fn workspace_binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("the path of this test");
+    let profile_folder = test.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
+    let profile_folder = profile_folder.expect("a test binary in its profile's folder");
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--workspace", "--all-features", "--bin", name]).current_dir("..");
+    if !cfg!(debug_assertions) {
+        build.arg("--release");
+    }
+    let status = build.status().expect("run cargo");
+    assert!(status.success(), "cargo could not build the binary {name}");
+    profile_folder.join(name)
+}

@@ -1,0 +1,117 @@
+//! One temporary folder for each test process, and the leash that clears it away.
+//!
+//! Statics are never dropped and a killed process drops nothing, so a small shell holds the other end of a pipe: when
+//! the pipe closes, the test process is gone, and the shell ends what it left running and removes the folder.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{self, Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// `running/` has a file for each process, named by its id, that holds the signal which ends it;
+/// `containers/` has one for each container. Statics of a test process end with the pipe, hence `cat`.
+const LEASH: &str = r#"
+cat
+signal() { # SIGNAL, or "" for each one's own; answers whether any was there to take it
+    taken=1
+    for file in running/*; do
+        [ -e "$file" ] && kill -s "${1:-$(cat "$file")}" -- "-${file#running/}" && taken=0
+    done
+    return $taken
+}
+cd "$1" || exit
+signal ""
+signal CONT
+tries=0
+while signal 0 && [ $((tries += 1)) -lt 100 ]; do sleep 0.05; done
+signal KILL
+for file in containers/*; do
+    [ -e "$file" ] && docker rm --force --volumes "${file#containers/}"
+done
+cd /
+tries=0
+until rm -rf "$1" || [ $((tries += 1)) -ge 40 ]; do sleep 0.05; done
+"#;
+
+/// The temporary folder of this test process.
+pub(crate) struct Scratch {
+    path: PathBuf,
+    /// Never read: that its standard input is open is what keeps the leash waiting.
+    _leash: Child,
+}
+
+/// The one of this process, made on first use.
+pub(crate) fn scratch() -> &'static Scratch {
+    static SCRATCH: OnceLock<Scratch> = OnceLock::new();
+    SCRATCH.get_or_init(|| Scratch::new().expect("a temporary folder"))
+}
+
+impl Scratch {
+    fn new() -> io::Result<Self> {
+        let path = (0..)
+            .map(|n| std::env::temp_dir().join(format!("outbox-tests-{}-{n}", process::id())))
+            .find_map(|path| match DirBuilder::new().mode(0o755).create(&path) {
+                Ok(()) => Some(Ok(path)),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                Err(error) => Some(Err(error)),
+            })
+            .expect("one of endlessly many names")?;
+        let leash = Command::new("sh")
+            .args(["-c", LEASH, "outbox-tests-leash"])
+            .arg(&path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0) // so that an interrupt from the keyboard does not reach it
+            .spawn()?;
+        for name in ["running", "containers", "folders"] {
+            fs::create_dir(path.join(name))?;
+        }
+        Ok(Self { path, _leash: leash })
+    }
+
+    /// Where each process that is to end with this one leaves its id.
+    pub(crate) fn running(&self) -> PathBuf {
+        self.path.join("running")
+    }
+
+    /// Lets the leash remove a container.
+    pub(crate) fn hold_container(&self, id: &str) {
+        fs::write(self.path.join("containers").join(id), "").expect("note the container");
+    }
+
+    /// Whether servers must be run as another user, as they refuse to run as root.
+    pub(crate) fn is_root(&self) -> bool {
+        fs::metadata(&self.path).expect("the temporary folder").uid() == 0
+    }
+}
+
+/// A new temporary folder, removed when dropped or else with the test process.
+#[derive(Debug)]
+pub struct Folder(PathBuf);
+
+impl Folder {
+    /// Makes one whose name starts with `name`.
+    pub fn new(name: &str) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let path = scratch().path.join("folders").join(name);
+        fs::create_dir(&path).expect("a new temporary folder");
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,218 @@
+//! The servers that the other tests stand on.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+use std::{env, fs};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Text};
+use outbox_tests::{Kafka, Postgres, Process, Signal, eventually, workspace_binary};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(QueryableByName)]
+struct Version {
+    #[diesel(sql_type = Text)]
+    server_version_num: String,
+}
+
+fn major(conn: &mut PgConnection) -> u32 {
+    let version: Version = diesel::sql_query("show server_version_num").get_result(conn).unwrap();
+    version.server_version_num.parse::<u32>().unwrap() / 10_000
+}
+
+fn notes(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
+    diesel::dsl::sql::<Text>("select body from note order by body").load(conn)
+}
+
+fn send(kafka: &Kafka, topic: &str, key: &str, payload: &str) {
+    let producer: BaseProducer = kafka.client().set("partitioner", "murmur2_random").create().unwrap();
+    let headers = ["first", "second", "first"].into_iter().zip(["1", "2", "3"]);
+    let headers = headers.fold(OwnedHeaders::new(), |headers, (key, value)| {
+        headers.insert(Header { key, value: Some(value) })
+    });
+    producer
+        .send(BaseRecord::to(topic).key(key).payload(payload).headers(headers))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+}
+
+#[test]
+fn two_databases_of_the_shared_server_are_separate() {
+    let (one, other) = (Postgres::shared().database(), Postgres::shared().database());
+    one.connect().batch_execute("create table note (body text); insert into note values ('mine')").unwrap();
+    assert_eq!(notes(&mut one.connect()).unwrap(), ["mine"]);
+    assert!(notes(&mut other.connect()).is_err());
+}
+
+#[test]
+fn a_local_server_is_reached_by_its_socket_too() {
+    let database = Postgres::shared().database();
+    if let Some(url) = database.socket_url() {
+        let mut conn = PgConnection::establish(&url).unwrap();
+        let name: String = diesel::select(diesel::dsl::sql::<Text>("current_database()::text"))
+            .get_result(&mut conn)
+            .unwrap();
+        assert_eq!(name, database.name());
+    }
+}
+
+#[test]
+fn a_server_of_a_wanted_version_keeps_its_data_through_stop_and_crash() {
+    let server = Postgres::start_with(18, &[("max_prepared_transactions", "7")]);
+    let database = server.database();
+    let mut conn = database.connect();
+    assert_eq!(major(&mut conn), 18);
+    let setting = diesel::dsl::sql::<Integer>("current_setting('max_prepared_transactions')::int");
+    assert_eq!(diesel::select(setting).get_result::<i32>(&mut conn).unwrap(), 7);
+
+    conn.batch_execute("create table note (body text); insert into note values ('before the stop')").unwrap();
+    server.stop();
+    assert!(notes(&mut conn).is_err());
+    assert!(PgConnection::establish(database.url()).is_err());
+    server.restart();
+
+    let mut conn = database.connect();
+    conn.batch_execute("insert into note values ('before the crash')").unwrap();
+    server.crash();
+    assert!(notes(&mut conn).is_err());
+    server.restart();
+    assert_eq!(notes(&mut database.connect()).unwrap(), ["before the crash", "before the stop"]);
+}
+
+#[test]
+fn kafka_gives_back_what_was_sent() {
+    let kafka = Kafka::shared();
+    let topic = kafka.unique("round-trip");
+    assert_eq!(kafka.read_all(&topic), []);
+    kafka.create_topic(&topic, 2);
+    assert_eq!(kafka.read_all(&topic), []);
+
+    for (key, payload) in [("a", "one"), ("b", "two"), ("a", "three")] {
+        send(kafka, &topic, key, payload);
+    }
+    let records = kafka.read_all(&topic);
+    assert_eq!(records.len(), 3);
+    let of_a: Vec<_> = records.iter().filter(|record| record.key_text() == Some("a")).collect();
+    assert_eq!(of_a.iter().map(|record| record.text().unwrap()).collect::<Vec<_>>(), ["one", "three"]);
+    let headers: Vec<_> =
+        of_a[0].headers.iter().map(|(key, value)| (key.as_str(), value.as_deref().unwrap())).collect();
+    assert_eq!(headers, [("first", &b"1"[..]), ("second", b"2"), ("first", b"3")]);
+    assert!(of_a[0].timestamp.is_some());
+}
+
+#[test]
+fn kafka_makes_a_topic_of_three_partitions_when_written_to() {
+    let kafka = Kafka::shared();
+    let topic = kafka.unique("auto");
+    for n in 0..30 {
+        send(kafka, &topic, &n.to_string(), "");
+    }
+    let records = kafka.read_at_least(&topic, 30, PATIENCE);
+    assert_eq!(records.last().unwrap().partition, 2);
+}
+
+#[test]
+fn a_broker_keeps_its_data_through_stop_crash_and_pause() {
+    let kafka = Kafka::start();
+    kafka.create_topic("kept", 1);
+    let sent = |text| send(&kafka, "kept", "key", text);
+    sent("before the stop");
+    kafka.restart();
+    sent("before the crash");
+    kafka.crash();
+    assert!(TcpStream::connect(kafka.brokers()).is_err());
+    kafka.restart();
+
+    kafka.pause();
+    let producer: BaseProducer = kafka.client().create().unwrap();
+    producer
+        .send(BaseRecord::<str, str>::to("kept").payload("in the pause"))
+        .map_err(|(error, _)| error)
+        .unwrap();
+    assert!(producer.flush(Duration::from_millis(300)).is_err(), "nothing is answered in a pause");
+    kafka.resume();
+    producer.flush(PATIENCE).unwrap();
+
+    let texts: Vec<_> =
+        kafka.read_all("kept").into_iter().map(|record| record.text().unwrap().to_owned()).collect();
+    assert_eq!(texts, ["before the stop", "before the crash", "in the pause"]);
+}
+
+/// The parent in the test below: it is killed while its server runs.
+#[test]
+#[ignore = "started by the test of the leash"]
+fn a_parent_that_is_killed() {
+    let server = Postgres::start(15);
+    println!("started {} in {}", server.url(), server.database().socket_url().unwrap());
+    loop {
+        std::thread::park();
+    }
+}
+
+#[test]
+fn a_server_ends_with_a_killed_test_process_and_leaves_nothing() {
+    let mut test = Command::new(env::current_exe().unwrap());
+    test.args(["--exact", "a_parent_that_is_killed", "--ignored", "--nocapture"]);
+    let parent = Process::start(&test);
+    let line = parent.wait_for_line("its address", PATIENCE, |line| line.contains("started postgres://"));
+    let port: u16 = line.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
+    let socket = line.split("host=").nth(1).unwrap().split('&').next().unwrap();
+    let folder = Path::new(socket).ancestors().nth(2).unwrap();
+    assert!(fs::exists(folder).unwrap());
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+
+    parent.signal(Signal::Kill);
+    parent.wait(PATIENCE);
+    eventually("the server to end", PATIENCE, || {
+        TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())
+    });
+    eventually("the folder to be removed", PATIENCE, || (!fs::exists(folder).unwrap()).then_some(()));
+}
+
+#[test]
+fn a_process_is_read_stopped_and_ended() {
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"trap 'echo "ended $NAME"; exit 3' TERM; echo ready; while :; do :; done"#]);
+    let process = Process::start(shell.env("NAME", "well"));
+    process.wait_for_line("that it is ready", PATIENCE, |line| line == "ready");
+    process.signal(Signal::Stop);
+    process.signal(Signal::Terminate);
+    process.signal(Signal::Continue);
+    assert_eq!(process.wait(PATIENCE).code(), Some(3));
+    assert_eq!(process.lines(), ["ready", "ended well"]);
+}
+
+#[test]
+fn a_binary_of_the_workspace_is_built() {
+    let path = workspace_binary("fetch-services");
+    assert!(path.exists(), "{}", path.display());
+}
+
+#[test]
+#[ignore = "prints times, asserts nothing"]
+fn how_long_servers_take() {
+    for _ in 0..3 {
+        let at = Instant::now();
+        let server = Postgres::start(15);
+        println!("PostgreSQL 15: {:?}", at.elapsed());
+        let at = Instant::now();
+        let _databases: Vec<_> = (0..10).map(|_| server.database()).collect();
+        println!("a database: {:?}", at.elapsed() / 10);
+        let at = Instant::now();
+        Postgres::start(18);
+        println!("PostgreSQL 18: {:?}", at.elapsed());
+        let at = Instant::now();
+        let kafka = Kafka::start();
+        println!("Kafka: {:?}", at.elapsed());
+        let at = Instant::now();
+        kafka.restart();
+        println!("Kafka again: {:?}", at.elapsed());
+    }
+}
