@@ -99,7 +99,7 @@ impl Settings {
                 alone(meta)?;
                 self.set_payload(meta, Payload::Tombstone)
             }
-            "crate" if place == Place::Type => set(&mut self.krate, meta, krate(meta.value()?)?),
+            "crate" if place == Place::Type => set(&mut self.krate, meta, krate(meta.input)?),
             _ => Err(unknown(meta, place.known())),
         }
     }
@@ -212,13 +212,15 @@ fn field_header(meta: &ParseNestedMeta) -> Result<FieldHeader> {
     Ok(FieldHeader { span, name: Some(value(meta, advice)?) })
 }
 
-/// A path after `crate =`, as such or in a string.
+/// What follows `crate`: `= path`, or the path in a string.
 pub(crate) fn krate(input: ParseStream) -> Result<Path> {
-    let path = if input.peek(LitStr) {
-        input.parse::<LitStr>().and_then(|text| text.parse_with(Path::parse_mod_style))
-    } else {
-        Path::parse_mod_style(input)
-    };
+    let path = input.parse::<Token![=]>().and_then(|_| {
+        if input.peek(LitStr) {
+            input.parse::<LitStr>()?.parse_with(Path::parse_mod_style)
+        } else {
+            Path::parse_mod_style(input)
+        }
+    });
     path.map_err(|error| {
         Error::new(error.span(), "write the path of diesel-outbox: `crate = renamed_outbox`")
     })

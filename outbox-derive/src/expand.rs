@@ -23,7 +23,6 @@ pub(crate) fn expand(input: &Input, events: &[Event]) -> TokenStream {
     let arms = events.iter().map(|event| arm(event, ident, krate));
     quote! {
         #[automatically_derived]
-        #[allow(deprecated, unused_qualifications)]
         impl #impl_generics #krate::OutboxEvent for #ident #ty_generics
         where
             #(#predicates,)*

@@ -19,7 +19,6 @@ pub(crate) fn expand(input: &DeriveInput, error: &Error) -> TokenStream {
         #error
 
         #[automatically_derived]
-        #[allow(unused_qualifications)]
         impl #impl_generics #krate::OutboxEvent for #ident #ty_generics #where_clause {
             fn to_record(&self) -> ::core::result::Result<#krate::Record, #krate::RecordError> {
                 ::core::unreachable!()
@@ -41,7 +40,6 @@ fn scan_for_krate(input: ParseStream) -> syn::Result<Path> {
         input.parse::<TokenTree>()?;
     }
     input.parse::<Token![crate]>()?;
-    input.parse::<Token![=]>()?;
     let path = attr::krate(input)?;
     input.parse::<TokenStream>()?;
     Ok(path)

@@ -5,19 +5,20 @@
 extern crate diesel_outbox as renamed;
 
 use diesel_outbox_derive::OutboxEvent;
-use renamed::OutboxEvent as _;
+use renamed::{OutboxEvent, Record, RecordError};
 
 #[test]
 fn the_crate_may_have_another_name() {
-    #[derive(serde::Serialize, OutboxEvent)]
-    #[outbox(aggregate = "order", id(0), crate = renamed)]
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), tombstone, crate = renamed)]
     struct ByPath(u8);
 
-    #[derive(serde::Serialize, OutboxEvent)]
-    #[outbox(aggregate = "order", id(0), crate = "crate::reexported::outbox")]
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), tombstone, crate = "crate::reexported::outbox")]
     struct ByText<T>(T);
 
-    assert_eq!(ByPath(1).to_record().unwrap().aggregate_id(), "1");
+    let record: Result<Record, RecordError> = ByPath(1).to_record();
+    assert_eq!(record.unwrap().aggregate_id(), "1");
     assert_eq!(ByText(2).to_record().unwrap().aggregate_id(), "2");
 }
 
@@ -27,10 +28,10 @@ mod reexported {
 
 #[test]
 fn names_of_the_standard_library_may_mean_something_else() {
-    assert_eq!(renamed::OutboxEvent::to_record(&hostile::Event { id: 1, note: None }).unwrap().headers(), []);
+    assert_eq!(OutboxEvent::to_record(&hostile::Event { id: 1, note: None }).unwrap().headers(), []);
 }
 
-#[allow(dead_code, non_camel_case_types)]
+#[allow(dead_code)]
 mod hostile {
     use diesel_outbox_derive::OutboxEvent;
 

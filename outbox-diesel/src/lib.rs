@@ -12,7 +12,11 @@ pub mod source;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 mod statement;
 
+#[doc(hidden)]
+pub use diesel_outbox_core::__private;
 pub use diesel_outbox_core::{OutboxEvent, Record, RecordError, wire};
+#[cfg(feature = "derive")]
+pub use diesel_outbox_derive::OutboxEvent;
 
 pub use self::backend::OutboxBackend;
 #[cfg(feature = "async")]

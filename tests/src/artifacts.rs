@@ -11,7 +11,7 @@ pub const KAFKA: &str = "4.3.1";
 const KAFKA_LOGGING: &str = "2.25.2";
 
 /// The versions of PostgreSQL that can be fetched.
-const POSTGRES: [&str; 3] = ["14.20.0", "17.7.0", "18.1.0"];
+const POSTGRES: [&str; 5] = ["14.20.0", "15.15.0", "16.11.0", "17.7.0", "18.1.0"];
 
 /// The class path of Apache Kafka.
 pub fn kafka() -> String {

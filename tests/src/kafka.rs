@@ -1,5 +1,6 @@
 //! Apache Kafka brokers and topics for tests.
 
+mod count;
 mod local;
 mod read;
 
@@ -19,6 +20,7 @@ use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 use crate::wait::eventually_ok;
 
+pub use count::Counter;
 pub use read::Received;
 
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";

@@ -30,7 +30,7 @@ mod process;
 mod scratch;
 mod wait;
 
-pub use kafka::{Kafka, Received};
+pub use kafka::{Counter, Kafka, Received};
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;

@@ -1,5 +1,6 @@
 //! Running a program that ends with the test process.
 
+use std::env;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -180,13 +181,16 @@ impl Drop for Process {
     }
 }
 
-/// Builds the binary `name` of this workspace as the running test was built, and gives its path.
+/// Builds the binary `name` of this workspace in the profile of the running test, and gives its path.
+///
+/// `OUTBOX_TEST_BUILD` has more arguments for cargo: those that the tests were built with save building twice.
 pub fn workspace_binary(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("the path of this test");
+    let test = env::current_exe().expect("the path of this test");
     let profile_folder = test.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
     let profile_folder = profile_folder.expect("a test binary in its profile's folder");
-    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--workspace", "--all-features", "--bin", name]).current_dir("..");
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--bin", name]).current_dir("..");
+    build.args(env::var("OUTBOX_TEST_BUILD").unwrap_or_default().split_whitespace());
     if !cfg!(debug_assertions) {
         build.arg("--release");
     }

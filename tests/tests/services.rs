@@ -9,7 +9,7 @@ use std::{env, fs};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Integer, Text};
-use outbox_tests::{Kafka, Postgres, Process, Signal, eventually, workspace_binary};
+use outbox_tests::{Folder, Kafka, Postgres, Process, Signal, eventually, workspace_binary};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -149,8 +149,8 @@ fn a_broker_keeps_its_data_through_stop_crash_and_pause() {
 #[test]
 #[ignore = "started by the test of the leash"]
 fn a_parent_that_is_killed() {
-    let server = Postgres::start(15);
-    println!("started {} in {}", server.url(), server.database().socket_url().unwrap());
+    let (server, folder) = (Postgres::start(18), Folder::new("of-the-parent"));
+    println!("started {} beside {}", server.url(), folder.path().display());
     loop {
         std::thread::park();
     }
@@ -162,17 +162,14 @@ fn a_server_ends_with_a_killed_test_process_and_leaves_nothing() {
     test.args(["--exact", "a_parent_that_is_killed", "--ignored", "--nocapture"]);
     let parent = Process::start(&test);
     let line = parent.wait_for_line("its address", PATIENCE, |line| line.contains("started postgres://"));
-    let port: u16 = line.split("127.0.0.1:").nth(1).unwrap().split('/').next().unwrap().parse().unwrap();
-    let socket = line.split("host=").nth(1).unwrap().split('&').next().unwrap();
-    let folder = Path::new(socket).ancestors().nth(2).unwrap();
+    let (url, folder) = line.split_once("started ").unwrap().1.split_once(" beside ").unwrap();
+    let folder = Path::new(folder).ancestors().nth(2).unwrap();
     assert!(fs::exists(folder).unwrap());
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_ok());
+    PgConnection::establish(url).unwrap();
 
     parent.signal(Signal::Kill);
     parent.wait(PATIENCE);
-    eventually("the server to end", PATIENCE, || {
-        TcpStream::connect(("127.0.0.1", port)).is_err().then_some(())
-    });
+    eventually("the server to end", PATIENCE, || PgConnection::establish(url).is_err().then_some(()));
     eventually("the folder to be removed", PATIENCE, || (!fs::exists(folder).unwrap()).then_some(()));
 }
 
@@ -200,14 +197,11 @@ fn a_binary_of_the_workspace_is_built() {
 fn how_long_servers_take() {
     for _ in 0..3 {
         let at = Instant::now();
-        let server = Postgres::start(15);
-        println!("PostgreSQL 15: {:?}", at.elapsed());
+        let server = Postgres::start(18);
+        println!("PostgreSQL: {:?}", at.elapsed());
         let at = Instant::now();
         let _databases: Vec<_> = (0..10).map(|_| server.database()).collect();
         println!("a database: {:?}", at.elapsed() / 10);
-        let at = Instant::now();
-        Postgres::start(18);
-        println!("PostgreSQL 18: {:?}", at.elapsed());
         let at = Instant::now();
         let kafka = Kafka::start();
         println!("Kafka: {:?}", at.elapsed());
