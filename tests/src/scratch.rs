@@ -12,8 +12,8 @@ use std::process::{self, Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// `running/` has a file for each process, named by its id, that holds the signal which ends it;
-/// `containers/` has one for each container. Statics of a test process end with the pipe, hence `cat`.
+/// What the shell runs, with the folder as its argument. `cat` ends when the pipe closes. `running/` has a file for each
+/// process, named by its id, that holds the signal which ends it; `containers/` has one for each container.
 const LEASH: &str = r#"
 cat
 signal() { # SIGNAL, or "" for each one's own; answers whether any was there to take it

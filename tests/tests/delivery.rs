@@ -1,36 +1,357 @@
-//! The main job: what was committed arrives, what was rolled back does not.
+//! The main job, on real servers: what was committed arrives as it was emitted, what was rolled back does not, and what
+//! stands in the way of one record does not stop the others.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::observe::{Observe, Requeue};
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Relay, Topics};
-use outbox_tests::{Kafka, Postgres, eventually};
+use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Limits, Relay, RelayHandle, Topics};
+use outbox_tests::{Database, Folder, Kafka, Postgres, Received, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn migrated() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+/// A relay for the database, whose topics all begin with a prefix of this test's own.
+fn relay(database: &Database<'_>, prefix: &str) -> Relay {
+    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}")).unwrap();
+    Relay::postgres(database.url()).publisher(Broker::new(Kafka::shared().brokers())).topics(topics)
+}
+
+fn stop(relay: RelayHandle) {
+    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+}
+
+fn emit(conn: &mut PgConnection, record: &Record) {
+    conn.transaction(|c| c.emit(record)).unwrap();
+}
+
+fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
+    Record::new("order", aggregate.to_string(), event_type.to_string()).with_payload(*b"{}")
+}
+
+fn event_types(received: &[Received]) -> Vec<&str> {
+    received.iter().map(|received| received.header("eventType").unwrap()).collect()
+}
+
+fn number(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
+}
+
+fn odd_records() -> [Record; 4] {
+    [
+        Record::new("order", "a b/ü", "Plåced")
+            .version(3)
+            .header("z", "\"quoted\" \\ ü\n")
+            .header("a", "")
+            .with_payload((0..=255).collect::<Vec<u8>>()),
+        Record::new("order", "tombstone", "Deleted"),
+        Record::new("order", "empty", "Emptied").with_payload(Vec::new()),
+        Record::new("order", "json", "Odd").with_payload(*b" { \"b\":1,\"a\" : 1.0 }\n"),
+    ]
+}
+
+fn assert_arrived_as_emitted(topic: &str, emitted: &[Record]) {
+    let received = Kafka::shared().read_at_least(topic, emitted.len(), PATIENCE);
+    assert_eq!(received.len(), emitted.len());
+    for record in emitted {
+        let id = record.id().to_string();
+        let received = received.iter().find(|received| received.header("id") == Some(&id)).unwrap();
+        let mut headers = vec![("id".to_owned(), id), ("eventType".to_owned(), record.event_type().to_owned())];
+        headers.extend_from_slice(record.headers());
+        let headers: Vec<(String, Option<Vec<u8>>)> =
+            headers.into_iter().map(|(name, value)| (name, Some(value.into_bytes()))).collect();
+        assert_eq!(received.headers, headers);
+        assert_eq!(received.key.as_deref(), Some(record.aggregate_id().as_bytes()));
+        assert_eq!(received.payload.as_deref(), record.payload());
+        let age = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64 - received.timestamp.unwrap();
+        assert!((-1_000..120_000).contains(&age), "the timestamp is {age} ms old");
+    }
+}
 
 #[test]
-fn first() {
-    let database = Postgres::shared().database();
-    let mut conn = database.connect();
-    Migrations::new().run(&mut conn).unwrap();
-    let kafka = Kafka::shared();
-    let topic = kafka.unique("order");
-    kafka.create_topic(&topic, 3);
-    let relay = Relay::postgres(database.url())
-        .publisher(Broker::new(kafka.brokers()))
-        .topics(Topics::pattern(&topic).unwrap())
-        .spawn()
-        .unwrap();
-    for n in 0..10 {
-        conn.transaction(|c| {
-            c.emit(
-                &Record::new("order", n.to_string(), "OrderPlaced").with_payload(*b"{ }").header("a", "b"),
-            )?;
-            diesel::QueryResult::Ok(())
-        })
-        .unwrap();
-    }
-    let records = eventually("all", std::time::Duration::from_secs(30), || {
-        let records = kafka.read_all(&topic);
-        (records.len() == 10).then_some(records)
+fn committed_events_arrive_with_their_exact_bytes_and_others_never_do() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("bytes");
+    let relay = relay(&database, &prefix).spawn().unwrap();
+    let conn = &mut database.connect();
+    let rolled_back: QueryResult<()> = conn.transaction(|c| {
+        c.emit(&record(1, "RolledBack"))?;
+        Err(diesel::result::Error::RollbackTransaction)
     });
-    println!("{records:#?}");
-    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+    assert!(rolled_back.is_err());
+    conn.transaction(|c| {
+        let savepoint: QueryResult<()> = c.transaction(|c| {
+            c.emit(&record(1, "RolledBackToSavepoint"))?;
+            Err(diesel::result::Error::RollbackTransaction)
+        });
+        assert!(savepoint.is_err());
+        c.emit_all(odd_records())
+    })
+    .map(drop)
+    .unwrap();
+    let mut panicking = database.connect();
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        panicking.transaction(|c| -> QueryResult<()> {
+            c.emit(&record(1, "Panicked"))?;
+            panic!("on purpose");
+        })
+    }));
+    drop(panicking);
+    assert!(panicked.is_err());
+    let odd = odd_records();
+    conn.transaction(|c| c.emit_all(&odd)).unwrap();
+    // Everything that was emitted before a record of the same aggregate has arrived when that has.
+    let last = record(1, "Last");
+    emit(conn, &last);
+    let topic = format!("{prefix}.order");
+    let received = Kafka::shared().read_at_least(&topic, 9, PATIENCE);
+    assert_eq!(received.len(), 9, "{:?}", event_types(&received));
+    assert!(event_types(&received).iter().all(|name| !name.contains("RolledBack") && *name != "Panicked"));
+    stop(relay);
+}
+
+#[test]
+fn what_arrives_is_what_was_emitted_on_postgres() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("exact");
+    let relay = relay(&database, &prefix).spawn().unwrap();
+    let odd = odd_records();
+    database.connect().transaction(|c| c.emit_all(&odd)).unwrap();
+    assert_arrived_as_emitted(&format!("{prefix}.order"), &odd);
+    stop(relay);
+}
+
+#[test]
+fn what_arrives_is_what_was_emitted_on_sqlite() {
+    let folder = Folder::new("delivery");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let conn = &mut SqliteConnection::establish(&path).unwrap();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("sqlite");
+    let start = || {
+        Relay::sqlite(&path)
+            .publisher(Broker::new(Kafka::shared().brokers()))
+            .topics(Topics::pattern(&topic).unwrap())
+            .spawn()
+            .unwrap()
+    };
+    // A second relay waits its turn.
+    let (first, second) = (start(), start());
+    let odd = odd_records();
+    conn.transaction(|c| c.emit_all(&odd)).unwrap();
+    assert_arrived_as_emitted(&topic, &odd);
+    stop(first);
+    let more: Vec<Record> = (0..100).map(|n| record(n, "Later")).collect();
+    conn.transaction(|c| c.emit_all(&more)).unwrap();
+    let received = Kafka::shared().read_at_least(&topic, 104, PATIENCE);
+    assert_eq!(received.len(), 104);
+    stop(second);
+}
+
+#[test]
+fn tables_in_a_schema_of_their_own_are_relayed() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let schema = "billing \"quoted\"";
+    assert_eq!(Migrations::new().schema(schema).run(conn).unwrap().len(), 1);
+    conn.batch_execute("SET search_path TO \"billing \"\"quoted\"\"\"").unwrap();
+    let prefix = Kafka::shared().unique("schema");
+    let relay = relay(&database, &prefix).schema(schema).spawn().unwrap();
+    emit(conn, &record(1, "InSchema"));
+    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 1, PATIENCE);
+    assert_eq!(event_types(&received), ["InSchema"]);
+    assert_eq!(number(&mut database.connect(), "SELECT count(*) FROM public.outbox"), 0);
+    stop(relay);
+}
+
+/// A transaction that took a low `seq` commits after higher ones were sent and the lower bounds have moved on.
+#[test]
+fn a_late_commit_is_sent() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("late");
+    let topic = format!("{prefix}.order");
+    let mut limits = Limits::default();
+    limits.pass_time = Duration::from_millis(50);
+    let relay = relay(&database, &prefix).limits(limits).spawn().unwrap();
+    let conn = &mut database.connect();
+    let late = &mut database.connect();
+    late.batch_execute("BEGIN").unwrap();
+    let late_record = record("late", "Late");
+    // Diesel does not know of the transaction that was begun by hand, so it takes this one for a savepoint's.
+    late.transaction(|c| -> QueryResult<()> {
+        c.emit(&late_record)?;
+        let mut sent = 0;
+        for round in 0..4 {
+            let many: Vec<Record> = (0..5_000).map(|n| record(n % 100, format!("Early{round}"))).collect();
+            conn.transaction(|c| c.emit_all(&many)).unwrap();
+            sent += many.len();
+            Kafka::shared().read_at_least(&topic, sent, PATIENCE);
+        }
+        Ok(())
+    })
+    .unwrap();
+    late.batch_execute("COMMIT").unwrap();
+    let received = Kafka::shared().read_at_least(&topic, 20_001, PATIENCE);
+    assert_eq!(received.len(), 20_001);
+    assert_eq!(event_types(&received).iter().filter(|name| **name == "Late").count(), 1);
+    // Once nobody can commit late any more, the lower bounds do move.
+    eventually("the lower bounds to move", PATIENCE, || {
+        emit(conn, &record("after", "After"));
+        (number(conn, "SELECT max(low) FROM outbox_shard") > 15_000).then_some(())
+    });
+    stop(relay);
+}
+
+#[test]
+fn an_unrelated_open_transaction_delays_nothing() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("unrelated");
+    let topic = format!("{prefix}.order");
+    let unrelated = &mut database.connect();
+    unrelated
+        .batch_execute(
+            "CREATE TABLE bystander (n int); BEGIN ISOLATION LEVEL REPEATABLE READ; \
+             INSERT INTO bystander VALUES (1); SELECT count(*) FROM outbox",
+        )
+        .unwrap();
+    let relay = relay(&database, &prefix).spawn().unwrap();
+    let conn = &mut database.connect();
+    let many: Vec<Record> = (0..20_000).map(|n| record(n % 100, n)).collect();
+    conn.transaction(|c| c.emit_all(&many)).unwrap();
+    assert_eq!(Kafka::shared().read_at_least(&topic, 20_000, PATIENCE).len(), 20_000);
+    eventually("the lower bounds to move beside the open transaction", PATIENCE, || {
+        emit(conn, &record("after", "After"));
+        (number(conn, "SELECT max(low) FROM outbox_shard") > 15_000).then_some(())
+    });
+    unrelated.batch_execute("COMMIT").unwrap();
+    stop(relay);
+}
+
+#[test]
+fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("dead");
+    let broker_limit = format!("{prefix}.small");
+    Kafka::shared().create_topic_with(&broker_limit, 1, &[("max.message.bytes", "1000")]);
+    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}"))
+        .unwrap()
+        .allow([format!("{prefix}.order"), broker_limit.clone()]);
+    let relay = relay(&database, &prefix).topics(topics).spawn().unwrap();
+    let conn = &mut database.connect();
+    // Random, so that no compression makes it fit.
+    let large: Vec<u8> = (0..2_000_000_u64).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
+    let of = |aggregate_type: &str, event_type: &str| Record::new(aggregate_type, "1", event_type).with_payload(*b"{}");
+    conn.transaction(|c| {
+        c.emit_all([
+            of("order", "Before"),
+            of("order", "TooLargeForTheProducer").with_payload(large.clone()),
+            of("order", "After"),
+            of("small", "Fits"),
+            of("small", "TooLargeForTheTopic").with_payload(&large[..5_000]),
+            of("small", "FitsToo"),
+            of("invoice", "NotAllowed"),
+            of("no topic name", "BadName"),
+            of("order", "Last"),
+        ])
+    })
+    .unwrap();
+    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 3, PATIENCE);
+    assert_eq!(event_types(&received), ["Before", "After", "Last"]);
+    let received = Kafka::shared().read_at_least(&broker_limit, 2, PATIENCE);
+    assert_eq!(event_types(&received), ["Fits", "FitsToo"]);
+    let reasons: BTreeMap<String, String> = eventually("four dead letters", PATIENCE, || {
+        let letters = conn.dead_letters(10).unwrap();
+        (letters.len() == 4).then_some(letters)
+    })
+    .into_iter()
+    .map(|letter| (letter.event_type, letter.reason))
+    .collect();
+    for (event_type, reason) in [
+        ("TooLargeForTheProducer", "message.max.bytes"),
+        ("TooLargeForTheTopic", "max.message.bytes"),
+        ("NotAllowed", "is not in the relay's allow-list"),
+        ("BadName", "is no topic name"),
+    ] {
+        assert!(reasons[event_type].contains(reason), "{event_type}: {}", reasons[event_type]);
+    }
+    assert_eq!(number(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL"), 0);
+    stop(relay);
+}
+
+#[test]
+fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("blocked");
+    let conn = &mut database.connect();
+    let allow = |names: &[&str]| {
+        let pattern = format!("{prefix}.{{aggregatetype}}");
+        Topics::pattern(&pattern).unwrap().allow(names.iter().map(|name| format!("{prefix}.{name}")))
+    };
+    let blocking = |topics| {
+        relay(&database, &prefix).topics(topics).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap()
+    };
+    let first = blocking(allow(&["other"]));
+    emit(conn, &record(1, "1"));
+    eventually("the first dead letter", PATIENCE, || (conn.dead_letters(9).unwrap().len() == 1).then_some(()));
+    stop(first);
+    // The topic is allowed now, but the aggregate stays blocked.
+    let second = blocking(allow(&["order"]));
+    emit(conn, &record(1, "2"));
+    emit(conn, &record(2, "other aggregate"));
+    let topic = format!("{prefix}.order");
+    assert_eq!(event_types(&Kafka::shared().read_at_least(&topic, 1, PATIENCE)), ["other aggregate"]);
+    eventually("the second dead letter", PATIENCE, || (conn.dead_letters(9).unwrap().len() == 2).then_some(()));
+    assert_eq!(conn.requeue(&Requeue::All).unwrap(), 2);
+    emit(conn, &record(1, "3"));
+    let received = Kafka::shared().read_at_least(&topic, 4, PATIENCE);
+    let of_first: Vec<Received> = received.into_iter().filter(|r| r.key_text() == Some("1")).collect();
+    assert_eq!(event_types(&of_first), ["1", "2", "3"]);
+    stop(second);
+}
+
+#[test]
+fn a_graceful_stop_in_the_middle_sends_nothing_twice() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("stop");
+    let topic = format!("{prefix}.order");
+    Kafka::shared().create_topic(&topic, 3);
+    let many: Vec<Record> = (0..60_000).map(|n| record(n % 100, n)).collect();
+    database.connect().transaction(|c| c.emit_all(&many)).unwrap();
+    let counter = Kafka::shared().counter(&topic);
+    let mut stopped_in_the_middle = 0;
+    for stop_at in [1, 15_000, 30_000] {
+        let relay = relay(&database, &prefix).spawn().unwrap();
+        eventually("some records", PATIENCE, || (counter.count() >= stop_at).then_some(()));
+        stop(relay);
+        stopped_in_the_middle += usize::from(counter.count() < many.len());
+        let sent = number(&mut database.connect(), "SELECT count(*) FROM outbox WHERE sent_at IS NOT NULL");
+        assert_eq!(sent as usize, counter.count(), "what is on Kafka is settled, and nothing else");
+    }
+    assert!(stopped_in_the_middle > 0, "every stop came after the end");
+    let relay = relay(&database, &prefix).spawn().unwrap();
+    let received = Kafka::shared().read_at_least(&topic, many.len(), PATIENCE);
+    stop(relay);
+    assert_eq!(counter.count(), many.len());
+    assert_in_order(&received, 100);
+}
+
+/// Each aggregate's events carry numbers that grow.
+fn assert_in_order(received: &[Received], aggregates: usize) {
+    let mut last: BTreeMap<&str, u64> = BTreeMap::new();
+    for received in received {
+        let number = received.header("eventType").unwrap().parse().unwrap();
+        let aggregate = received.key_text().unwrap();
+        let before = last.insert(aggregate, number);
+        assert!(before.is_none_or(|before| before < number), "{aggregate}: {number} came after {before:?}");
+    }
+    assert_eq!(last.len(), aggregates);
 }

@@ -9,7 +9,7 @@ use std::{env, fs};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Integer, Text};
-use outbox_tests::{Folder, Kafka, Postgres, Process, Signal, eventually, workspace_binary};
+use outbox_tests::{Folder, Kafka, Postgres, Process, Signal, eventually};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -184,12 +184,6 @@ fn a_process_is_read_stopped_and_ended() {
     process.signal(Signal::Continue);
     assert_eq!(process.wait(PATIENCE).code(), Some(3));
     assert_eq!(process.lines(), ["ready", "ended well"]);
-}
-
-#[test]
-fn a_binary_of_the_workspace_is_built() {
-    let path = workspace_binary("fetch-services");
-    assert!(path.exists(), "{}", path.display());
 }
 
 #[test]

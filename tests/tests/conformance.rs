@@ -1,0 +1,415 @@
+//! What every database must do as a source of records. One suite, run on each: PostgreSQL 15 and 18, and SQLite.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::observe::{Observe, Requeue};
+use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SentRows, SourceOptions, SqliteSource};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::{Claimed, Source};
+use outbox_tests::{Database, Folder, Postgres, eventually};
+
+/// A database with the tables in it.
+trait Store {
+    fn source(&self, options: SourceOptions) -> Box<dyn Source>;
+    fn emit(&self, records: &[Record]);
+    fn execute(&self, sql: &str);
+    fn count(&self, from: &str) -> i64;
+    fn observe(&self) -> Box<dyn Observe>;
+}
+
+struct OnPostgres(Database<'static>);
+
+impl Store for OnPostgres {
+    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
+        Box::new(PostgresSource::new(self.0.url(), options))
+    }
+
+    fn emit(&self, records: &[Record]) {
+        self.0.connect().transaction(|c| c.emit_all(records)).unwrap();
+    }
+
+    fn execute(&self, sql: &str) {
+        self.0.connect().batch_execute(sql).unwrap();
+    }
+
+    fn count(&self, from: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {from}");
+        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
+    }
+
+    fn observe(&self) -> Box<dyn Observe> {
+        Box::new(self.0.connect())
+    }
+}
+
+struct OnSqlite {
+    _folder: Folder,
+    path: String,
+}
+
+impl OnSqlite {
+    fn connect(&self) -> SqliteConnection {
+        let mut conn = SqliteConnection::establish(&self.path).unwrap();
+        conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
+        conn
+    }
+}
+
+impl Store for OnSqlite {
+    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
+        Box::new(SqliteSource::new(&self.path, options))
+    }
+
+    fn emit(&self, records: &[Record]) {
+        self.connect().transaction(|c| c.emit_all(records)).unwrap();
+    }
+
+    fn execute(&self, sql: &str) {
+        self.connect().batch_execute(sql).unwrap();
+    }
+
+    fn count(&self, from: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {from}");
+        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.connect()).unwrap()
+    }
+
+    fn observe(&self) -> Box<dyn Observe> {
+        Box::new(self.connect())
+    }
+}
+
+fn postgres(major: u32) -> OnPostgres {
+    let database = Postgres::shared_version(major).database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    OnPostgres(database)
+}
+
+fn sqlite() -> OnSqlite {
+    let folder = Folder::new("conformance");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let store = OnSqlite { _folder: folder, path };
+    Migrations::new().run(&mut store.connect()).unwrap();
+    store
+}
+
+/// Makes each function of the suite a test on each database.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod postgres_15 { $(#[test] fn $name() { super::$name(&super::postgres(15)); })* }
+        mod postgres_18 { $(#[test] fn $name() { super::$name(&super::postgres(18)); })* }
+        mod sqlite { $(#[test] fn $name() { super::$name(&super::sqlite()); })* }
+    };
+}
+
+suite!(
+    every_field_comes_back_as_it_was_emitted,
+    an_aggregate_is_read_in_order_over_many_reads,
+    exactly_what_is_settled_is_not_read_again,
+    deleting_leaves_no_row,
+    an_abandoned_pass_can_be_claimed_again,
+    a_record_is_claimed_by_one_source_at_a_time,
+    the_claim_of_a_dropped_source_is_free,
+    a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place,
+    a_blocked_aggregate_waits_for_its_requeue,
+    unreadable_headers_are_told_and_not_lost,
+    only_old_sent_rows_are_pruned,
+    the_lag_counts_what_is_unsent,
+    a_waiting_source_wakes_for_an_emitted_record,
+    large_payloads_make_chunks_smaller,
+);
+
+fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
+    Record::new("order", aggregate.to_string(), event_type.to_string()).with_payload(*b"{}")
+}
+
+fn records(count: usize) -> Vec<Record> {
+    (0..count).map(|n| record(n % 7, n)).collect()
+}
+
+/// Claims, which may take a moment where another source has just let go.
+fn claim(source: &mut dyn Source) {
+    eventually("something to claim", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
+}
+
+/// Reads all that was claimed.
+fn read(source: &mut dyn Source, limit: usize) -> Vec<Claimed> {
+    let mut all = Vec::new();
+    loop {
+        let mut chunk = Vec::new();
+        source.read(limit, &mut chunk).unwrap();
+        if chunk.is_empty() {
+            return all;
+        }
+        all.append(&mut chunk);
+    }
+}
+
+fn tickets(claimed: &[Claimed]) -> Vec<u64> {
+    claimed.iter().map(|claimed| claimed.ticket).collect()
+}
+
+fn event_types(claimed: &[Claimed]) -> BTreeSet<String> {
+    claimed.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type().to_owned()).collect()
+}
+
+fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
+    names.map(str::to_owned).into()
+}
+
+/// Everything that can be claimed now, settled.
+fn drain(source: &mut dyn Source) -> Vec<Claimed> {
+    let mut all = Vec::new();
+    while source.claim().unwrap() {
+        let claimed = read(source, 100);
+        source.settle(&tickets(&claimed)).unwrap();
+        source.release().unwrap();
+        all.extend(claimed);
+    }
+    all
+}
+
+fn every_field_comes_back_as_it_was_emitted(store: &dyn Store) {
+    let odd = Record::new("órdér", "a b/ü\n", "Plåced")
+        .version(3)
+        .header("z", "\"quoted\" \\ ü\n")
+        .header("a", "")
+        .with_payload((0..=255).collect::<Vec<u8>>());
+    let emitted = [
+        odd,
+        Record::new("order", "tombstone", "Deleted"),
+        Record::new("order", "empty", "Emptied").with_payload(Vec::new()),
+        Record::new("order", "json", "Odd").with_payload(*b" { \"b\":1,\"a\" : 1.0 }\n"),
+    ];
+    store.emit(&emitted);
+    let mut source = store.source(SourceOptions::default());
+    let claimed = drain(source.as_mut());
+    assert_eq!(claimed.len(), emitted.len());
+    for claimed in claimed {
+        let read = claimed.record.unwrap();
+        let created_at = read.created_at_ms().unwrap();
+        let age = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as i64 - created_at;
+        assert!((-1_000..60_000).contains(&age), "emitted {age} ms ago");
+        let expected = emitted.iter().find(|record| record.id() == read.id()).unwrap();
+        assert_eq!(read, expected.clone().with_created_at_ms(created_at));
+    }
+}
+
+fn an_aggregate_is_read_in_order_over_many_reads(store: &dyn Store) {
+    let emitted = records(500);
+    store.emit(&emitted);
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 16);
+    assert_eq!(claimed.len(), 500);
+    for aggregate in 0..7 {
+        let of = |records: Vec<&Record>| -> Vec<String> {
+            let aggregate = aggregate.to_string();
+            let its = records.into_iter().filter(|record| record.aggregate_id() == aggregate);
+            its.map(|record| record.event_type().to_owned()).collect()
+        };
+        let read = of(claimed.iter().map(|claimed| claimed.record.as_ref().unwrap()).collect());
+        assert_eq!(read, of(emitted.iter().collect()), "aggregate {aggregate}");
+    }
+    source.abandon();
+}
+
+fn exactly_what_is_settled_is_not_read_again(store: &dyn Store) {
+    store.emit(&records(100));
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 1_000);
+    let (settled, unsettled): (Vec<Claimed>, Vec<Claimed>) =
+        claimed.into_iter().partition(|claimed| claimed.ticket % 3 == 0);
+    source.settle(&tickets(&settled)).unwrap();
+    source.release().unwrap();
+    assert_eq!(store.count("outbox WHERE sent_at IS NOT NULL"), settled.len() as i64);
+    let again = drain(source.as_mut());
+    assert_eq!(event_types(&again), event_types(&unsettled));
+    assert_eq!(again.len(), unsettled.len());
+    assert!(!source.claim().unwrap());
+    assert_eq!(store.count("outbox WHERE sent_at IS NULL"), 0);
+    assert_eq!(store.count("outbox"), 100);
+}
+
+fn deleting_leaves_no_row(store: &dyn Store) {
+    store.emit(&records(100));
+    let mut options = SourceOptions::default();
+    options.sent_rows = SentRows::Delete;
+    let mut source = store.source(options);
+    assert_eq!(drain(source.as_mut()).len(), 100);
+    assert_eq!(store.count("outbox"), 0);
+}
+
+fn an_abandoned_pass_can_be_claimed_again(store: &dyn Store) {
+    store.emit(&records(50));
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    assert_eq!(read(source.as_mut(), 1_000).len(), 50);
+    source.abandon();
+    assert_eq!(drain(source.as_mut()).len(), 50);
+}
+
+fn a_record_is_claimed_by_one_source_at_a_time(store: &dyn Store) {
+    store.emit(&records(100));
+    let (mut first, mut second) =
+        (store.source(SourceOptions::default()), store.source(SourceOptions::default()));
+    claim(first.as_mut());
+    let of_first = read(first.as_mut(), 1_000);
+    let of_second =
+        if second.claim().unwrap() { read(second.as_mut(), 1_000) } else { Vec::new() };
+    assert!(event_types(&of_first).is_disjoint(&event_types(&of_second)));
+    first.settle(&tickets(&of_first)).unwrap();
+    second.settle(&tickets(&of_second)).unwrap();
+    first.release().unwrap();
+    second.release().unwrap();
+    let rest = drain(first.as_mut());
+    assert_eq!(of_first.len() + of_second.len() + rest.len(), 100);
+}
+
+fn the_claim_of_a_dropped_source_is_free(store: &dyn Store) {
+    store.emit(&records(100));
+    let mut first = store.source(SourceOptions::default());
+    claim(first.as_mut());
+    assert!(!read(first.as_mut(), 10).is_empty());
+    drop(first);
+    let mut second = store.source(SourceOptions::default());
+    claim(second.as_mut());
+    let claimed = read(second.as_mut(), 1_000);
+    second.settle(&tickets(&claimed)).unwrap();
+    second.release().unwrap();
+    assert_eq!(claimed.len() + drain(second.as_mut()).len(), 100);
+}
+
+fn a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place(store: &dyn Store) {
+    let emitted = [record(1, "a"), record(1, "b"), record(1, "c")];
+    store.emit(&emitted);
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 10);
+    source.dead_letter(claimed[1].ticket, "too large, on purpose").unwrap();
+    source.settle(&[claimed[0].ticket]).unwrap();
+    source.release().unwrap();
+
+    let letters = store.observe().dead_letters(10).unwrap();
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].id, emitted[1].id().to_string());
+    assert_eq!(letters[0].reason, "too large, on purpose");
+    assert_eq!((letters[0].aggregate_id.as_str(), letters[0].event_type.as_str()), ("1", "b"));
+    assert_eq!(store.count("outbox"), 2);
+
+    let elsewhere = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "2".into() };
+    assert_eq!(store.observe().requeue(&elsewhere).unwrap(), 0);
+    assert_eq!(store.observe().requeue(&Requeue::Id(emitted[1].id())).unwrap(), 1);
+    assert_eq!(store.observe().dead_letters(10).unwrap(), []);
+    let again = drain(source.as_mut());
+    let types: Vec<&str> = again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    assert_eq!(types, ["b", "c"], "back before what was emitted after it");
+}
+
+fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
+    let mut options = SourceOptions::default();
+    options.dead_letter_policy = DeadLetterPolicy::Block;
+    let mut source = store.source(options);
+    store.emit(&[record(1, "a"), record(2, "other")]);
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 10);
+    let a = claimed.iter().find(|claimed| claimed.record.as_ref().unwrap().event_type() == "a").unwrap();
+    source.dead_letter(a.ticket, "refused").unwrap();
+    source.release().unwrap();
+
+    store.emit(&[record(1, "b"), record(2, "another"), record(1, "c")]);
+    assert_eq!(event_types(&drain(source.as_mut())), names(["other", "another"]));
+    let letters = store.observe().dead_letters(10).unwrap();
+    assert_eq!(letters.iter().map(|letter| letter.event_type.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(letters[1].reason.contains("requeue the aggregate"), "{}", letters[1].reason);
+
+    let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "1".into() };
+    assert_eq!(store.observe().requeue(&aggregate).unwrap(), 3);
+    let again = drain(source.as_mut());
+    let types: Vec<&str> = again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    assert_eq!(types, ["a", "b", "c"]);
+}
+
+fn unreadable_headers_are_told_and_not_lost(store: &dyn Store) {
+    store.emit(&[record(1, "a").header("name", "value")]);
+    store.execute("UPDATE outbox SET headers = '[1, 2]'");
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 10);
+    let reason = claimed[0].record.as_ref().unwrap_err();
+    assert!(reason.contains("does not hold a JSON object"), "{reason}");
+    source.dead_letter(claimed[0].ticket, reason).unwrap();
+    source.release().unwrap();
+    assert_eq!(store.count("outbox_dead_letter"), 1);
+}
+
+fn only_old_sent_rows_are_pruned(store: &dyn Store) {
+    store.emit(&records(30));
+    let mut options = SourceOptions::default();
+    options.sent_rows = SentRows::Keep { retention: Duration::from_secs(24 * 60 * 60) };
+    let mut source = store.source(options);
+    claim(source.as_mut());
+    let claimed = read(source.as_mut(), 100);
+    source.settle(&tickets(&claimed[..20])).unwrap();
+    source.release().unwrap();
+    store.execute("UPDATE outbox SET sent_at = '2001-01-01T00:00:00.000Z' WHERE sent_at IS NOT NULL AND seq % 2 = 0");
+    let old = store.count("outbox WHERE sent_at < '2002-01-01'");
+    assert!(old > 0);
+    eventually("the old rows to be pruned", Duration::from_secs(20), || {
+        source.wait(Duration::from_millis(1)).unwrap();
+        source.upkeep().unwrap();
+        (store.count("outbox") == 30 - old).then_some(())
+    });
+    assert_eq!(store.count("outbox WHERE sent_at IS NULL"), 10);
+}
+
+fn the_lag_counts_what_is_unsent(store: &dyn Store) {
+    let mut observe = store.observe();
+    assert_eq!(observe.lag().unwrap(), Default::default());
+    store.emit(&records(12));
+    store.execute("UPDATE outbox SET created_at = '2001-01-01T00:00:00.000Z' WHERE seq = (SELECT min(seq) FROM outbox)");
+    let lag = observe.lag().unwrap();
+    assert_eq!(lag.unsent, 12);
+    assert!(lag.oldest > Duration::from_secs(20 * 365 * 24 * 60 * 60), "{lag:?}");
+    let mut source = store.source(SourceOptions::default());
+    drain(source.as_mut());
+    assert_eq!(observe.lag().unwrap(), Default::default());
+}
+
+fn a_waiting_source_wakes_for_an_emitted_record(store: &dyn Store) {
+    let mut options = SourceOptions::default();
+    // Far too long for the test: only a wake-up can end the wait.
+    options.poll_interval = Duration::from_secs(3_600);
+    let mut source = store.source(options);
+    assert!(!source.claim().unwrap());
+    eventually("the source to fall asleep", Duration::from_secs(20), || {
+        let look = source.wait(Duration::from_millis(20)).unwrap();
+        if look {
+            assert!(!source.claim().unwrap());
+        }
+        (!look).then_some(())
+    });
+    assert!(!source.wait(Duration::from_millis(100)).unwrap());
+    store.emit(&[record(1, "a")]);
+    eventually("the source to wake up", Duration::from_secs(20), || {
+        source.wait(Duration::from_millis(20)).unwrap().then_some(())
+    });
+    assert_eq!(drain(source.as_mut()).len(), 1);
+}
+
+fn large_payloads_make_chunks_smaller(store: &dyn Store) {
+    let large: Vec<Record> = (0..48).map(|n| record(n, n).with_payload(vec![7; 1 << 20])).collect();
+    store.emit(&large);
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    let mut first = Vec::new();
+    source.read(8, &mut first).unwrap();
+    let mut second = Vec::new();
+    source.read(10_000, &mut second).unwrap();
+    assert!((1..=24).contains(&second.len()), "{} records of 1 MiB in a chunk", second.len());
+    source.abandon();
+}

@@ -1,0 +1,203 @@
+//! A topic, a database with a table of effects, and a consumer between them.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
+use diesel_outbox::Migrations;
+use diesel_outbox_kafka::consumer::{Consumer, HandlerError, Received};
+use futures_executor::block_on;
+use outbox_tests::{Database, Kafka, Postgres, eventually, eventually_ok};
+use rdkafka::Offset;
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use uuid::Uuid;
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) struct Bench<'a> {
+    pub(crate) kafka: &'a Kafka,
+    pub(crate) database: Database<'a>,
+    pub(crate) topic: String,
+    pub(crate) name: String,
+    partitions: i32,
+}
+
+/// An event to send, of type `Counted` unless said otherwise.
+pub(crate) struct Sent {
+    pub(crate) id: Uuid,
+    pub(crate) body: String,
+    pub(crate) headers: Vec<(&'static str, String)>,
+}
+
+impl Sent {
+    pub(crate) fn new(body: &str) -> Self {
+        let id = Uuid::now_v7();
+        let headers = vec![("id", id.to_string()), ("eventType", "Counted".to_owned())];
+        Self { id, body: body.to_owned(), headers }
+    }
+
+    pub(crate) fn with_type(mut self, event_type: &str) -> Self {
+        event_type.clone_into(&mut self.headers[1].1);
+        self
+    }
+}
+
+/// What a handler did to the database. Nothing keeps an id from being there twice.
+#[derive(QueryableByName)]
+pub(crate) struct Effect {
+    #[diesel(sql_type = SqlUuid)]
+    pub(crate) id: Uuid,
+    #[diesel(sql_type = Text)]
+    pub(crate) body: String,
+    #[diesel(sql_type = Text)]
+    pub(crate) consumer: String,
+}
+
+pub(crate) fn effects(conn: &mut PgConnection) -> QueryResult<Vec<Effect>> {
+    diesel::sql_query("select id, body, consumer from effect order by n").load(conn)
+}
+
+pub(crate) fn insert_effect(conn: &mut PgConnection, received: &Received) -> Result<(), HandlerError> {
+    insert(conn, received, "insert into effect (id, body, consumer) values ($1, $2, $3)", "")
+}
+
+/// Slow enough for something else to happen in the middle.
+pub(crate) fn insert_effect_slowly(
+    conn: &mut PgConnection,
+    received: &Received,
+    consumer: &str,
+) -> Result<(), HandlerError> {
+    let sql = "insert into effect (id, body, consumer) select $1, $2, $3 from pg_sleep(0.003)";
+    insert(conn, received, sql, consumer)
+}
+
+fn insert(
+    conn: &mut PgConnection,
+    received: &Received,
+    sql: &str,
+    consumer: &str,
+) -> Result<(), HandlerError> {
+    let body = str::from_utf8(received.payload().unwrap_or_default())?;
+    diesel::sql_query(sql)
+        .bind::<SqlUuid, _>(received.id())
+        .bind::<Text, _>(body)
+        .bind::<Text, _>(consumer)
+        .execute(conn)?;
+    Ok(())
+}
+
+/// A consumer that notices changes soon.
+pub(crate) fn consumer(brokers: &str, name: &str, topic: &str) -> Consumer<PgConnection> {
+    Consumer::new(brokers, name)
+        .topics([topic])
+        .back_off(Duration::from_millis(10), Duration::from_millis(200))
+        .set("heartbeat.interval.ms", "100")
+        .set("session.timeout.ms", "6000")
+        .set("fetch.wait.max.ms", "50")
+        .set("reconnect.backoff.ms", "10")
+}
+
+impl Bench<'static> {
+    pub(crate) fn new(partitions: i32) -> Self {
+        Self::with(Kafka::shared(), Postgres::shared(), partitions)
+    }
+}
+
+impl<'a> Bench<'a> {
+    pub(crate) fn with(kafka: &'a Kafka, postgres: &'a Postgres, partitions: i32) -> Self {
+        let database = postgres.database();
+        let mut conn = database.connect();
+        Migrations::new().run(&mut conn).unwrap();
+        conn.batch_execute("create table effect (n serial, id uuid, body text, consumer text)").unwrap();
+        let topic = kafka.unique("counter");
+        kafka.create_topic(&topic, partitions);
+        Self { kafka, database, topic, name: kafka.unique("billing"), partitions }
+    }
+
+    /// Sends the events to their partitions, with the body as the key too.
+    pub(crate) fn send<'e>(&self, events: impl IntoIterator<Item = (i32, &'e Sent)>) {
+        let producer: BaseProducer = self.kafka.client().create().unwrap();
+        for (partition, event) in events {
+            let headers = event.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header { key, value: Some(value) })
+            });
+            let record = BaseRecord::to(&self.topic).partition(partition).headers(headers);
+            producer.send(record.key(&event.body).payload(&event.body)).map_err(|(error, _)| error).unwrap();
+        }
+        producer.flush(PATIENCE).unwrap();
+    }
+
+    pub(crate) fn consumer(&self) -> Consumer<PgConnection> {
+        consumer(self.kafka.brokers(), &self.name, &self.topic)
+    }
+
+    pub(crate) fn connect(&self) -> impl FnMut() -> ConnectionResult<PgConnection> + Send + use<> {
+        let url = self.database.url().to_owned();
+        move || PgConnection::establish(&url)
+    }
+
+    pub(crate) fn effects(&self) -> Vec<Effect> {
+        effects(&mut self.database.connect()).unwrap()
+    }
+
+    pub(crate) fn bodies(&self) -> Vec<String> {
+        self.effects().into_iter().map(|effect| effect.body).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_for_effects(&self, count: usize) {
+        eventually(&format!("{count} effects"), PATIENCE, || (self.effects().len() >= count).then_some(()));
+    }
+
+    pub(crate) fn marks(&self) -> i64 {
+        diesel::select(diesel::dsl::sql::<BigInt>("(select count(*) from inbox)"))
+            .get_result(&mut self.database.connect())
+            .unwrap()
+    }
+
+    pub(crate) fn dead_letter_topic(&self) -> String {
+        format!("{}.dead-letter", self.topic)
+    }
+
+    /// In the order of their offsets in the topic they came from.
+    pub(crate) fn dead_letters(&self) -> Vec<outbox_tests::Received> {
+        let mut dead = self.kafka.read_all(&self.dead_letter_topic());
+        dead.sort_by_key(|dead| dead.header("outbox-offset").unwrap().parse::<i64>().unwrap());
+        dead
+    }
+
+    pub(crate) fn kafka_takes_dead_letters_again(&self) {
+        let admin: AdminClient<DefaultClientContext> = self.kafka.client().create().unwrap();
+        let topic = self.dead_letter_topic();
+        let config = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("max.message.bytes", "1000000");
+        let altered = block_on(admin.alter_configs([&config], &AdminOptions::new())).unwrap();
+        assert!(altered[0].is_ok(), "{altered:?}");
+    }
+
+    /// The consumer's committed offset in each partition; -1001 where there is none.
+    pub(crate) fn committed(&self) -> Vec<i64> {
+        let consumer: BaseConsumer = self.kafka.client().set("group.id", &self.name).create().unwrap();
+        let mut partitions = TopicPartitionList::new();
+        partitions.add_partition_range(&self.topic, 0, self.partitions - 1);
+        let committed = consumer.committed_offsets(partitions, PATIENCE).unwrap();
+        let offset = |offset: Offset| offset.to_raw().unwrap_or(i64::MIN);
+        committed.elements().iter().map(|element| offset(element.offset())).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_all_is_committed(&self) {
+        let consumer: BaseConsumer = self.kafka.client().create().unwrap();
+        let end = |partition| consumer.fetch_watermarks(&self.topic, partition, PATIENCE).unwrap().1;
+        let ends: Vec<i64> = (0..self.partitions).map(end).collect();
+        eventually_ok("all offsets to be committed", PATIENCE, || {
+            let committed = self.committed();
+            if committed == ends { Ok(()) } else { Err(format!("{committed:?} of {ends:?}")) }
+        });
+    }
+}

@@ -1,0 +1,361 @@
+//! Emitting, on every kind of connection: what is committed is stored, what is rolled back in any way never was, and a
+//! mistake leaves the transaction usable.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool};
+use diesel::result::Error as DieselError;
+use diesel_async::pooled_connection::AsyncDieselConnectionManager;
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, OutboxEvent, Record, RecordError};
+use outbox_tests::{Database, Folder, Postgres};
+use uuid::Uuid;
+
+fn placed(order: &str) -> Record {
+    Record::new("order", order, "OrderPlaced").with_payload(*b"{}")
+}
+
+fn postgres() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+/// A database file with the tables in it, and the folder that it goes away with.
+fn sqlite() -> (Folder, String) {
+    let folder = Folder::new("emit");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let mut conn = SqliteConnection::establish(&path).unwrap();
+    Migrations::new().run(&mut conn).unwrap();
+    (folder, path)
+}
+
+/// The aggregate ids in the outbox, in order.
+macro_rules! stored {
+    ($conn:expr) => {{
+        let text = "SELECT aggregateid FROM outbox ORDER BY seq";
+        diesel::dsl::sql::<diesel::sql_types::Text>(text).load::<String>($conn).unwrap()
+    }};
+}
+
+/// The whole behaviour on a synchronous connection, pooled or not.
+macro_rules! behaves {
+    ($conn:expr) => {{
+        let conn = $conn;
+
+        let refused = conn.emit(&placed("outside"));
+        assert!(matches!(refused, Err(EmitError::NotInTransaction)), "{refused:?}");
+        let refused = conn.emit_all([placed("outside")]);
+        assert!(matches!(refused, Err(EmitError::NotInTransaction)), "{refused:?}");
+
+        let event = placed("committed");
+        let id = conn.transaction(|c| c.emit(&event)).unwrap();
+        assert_eq!(id, event.id());
+
+        let rolled_back: Result<(), DieselError> = conn.transaction(|c| {
+            c.emit(&placed("rolled back"))?;
+            Err(DieselError::RollbackTransaction)
+        });
+        assert!(rolled_back.is_err());
+
+        let nested: Result<(), DieselError> = conn.transaction(|c| {
+            c.emit(&placed("before the savepoint"))?;
+            let inner: Result<(), DieselError> = c.transaction(|c| {
+                c.emit(&placed("in the savepoint"))?;
+                Err(DieselError::RollbackTransaction)
+            });
+            assert!(inner.is_err());
+            c.transaction(|c| c.emit(&placed("in a released savepoint")))?;
+            Ok(())
+        });
+        nested.unwrap();
+
+        let too_long: Result<(), EmitError> = conn.transaction(|c| {
+            let refused = c.emit(&placed(&"x".repeat(256)));
+            assert!(
+                matches!(
+                    refused,
+                    Err(EmitError::Record(RecordError::TooLong { field: "aggregate_id", limit: 255, .. }))
+                ),
+                "{refused:?}"
+            );
+            let refused = c.emit_all([placed("never"), placed("")]);
+            assert!(matches!(refused, Err(EmitError::Record(RecordError::Empty { .. }))), "{refused:?}");
+            c.emit(&placed("after a refusal")).map(drop)
+        });
+        too_long.unwrap();
+
+        let many: Vec<Record> = (0..2_500).map(|n| placed(&format!("many {n}"))).collect();
+        let ids = conn.transaction(|c| c.emit_all(&many)).unwrap();
+        assert_eq!(ids, many.iter().map(Record::id).collect::<Vec<Uuid>>());
+
+        let mut expected =
+            ["committed", "before the savepoint", "in a released savepoint", "after a refusal"]
+                .map(str::to_owned)
+                .to_vec();
+        expected.extend((0..2_500).map(|n| format!("many {n}")));
+        assert_eq!(stored!(conn), expected);
+    }};
+}
+
+/// The same on an asynchronous one; what was stored is read by the given expression.
+macro_rules! behaves_async {
+    ($conn:expr, $stored:expr) => {{
+        let mut pooled = $conn;
+        let conn = &mut pooled;
+
+        let refused = conn.emit(&placed("outside")).await;
+        assert!(matches!(refused, Err(EmitError::NotInTransaction)), "{refused:?}");
+
+        let event = placed("committed");
+        let id = conn.transaction(async |c| c.emit(&event).await).await.unwrap();
+        assert_eq!(id, event.id());
+
+        let rolled_back: Result<(), DieselError> = conn
+            .transaction(async |c| {
+                c.emit(&placed("rolled back")).await?;
+                Err(DieselError::RollbackTransaction)
+            })
+            .await;
+        assert!(rolled_back.is_err());
+
+        let nested: Result<(), DieselError> = conn
+            .transaction(async |c| {
+                c.emit(&placed("before the savepoint")).await?;
+                let inner: Result<(), DieselError> = c
+                    .transaction(async |c| {
+                        c.emit(&placed("in the savepoint")).await?;
+                        Err(DieselError::RollbackTransaction)
+                    })
+                    .await;
+                assert!(inner.is_err());
+                let refused = c.emit(&placed(&"x".repeat(256))).await;
+                assert!(
+                    matches!(refused, Err(EmitError::Record(RecordError::TooLong { .. }))),
+                    "{refused:?}"
+                );
+                c.emit_all((0..1_200).map(|n| placed(&format!("many {n}")))).await?;
+                Ok(())
+            })
+            .await;
+        nested.unwrap();
+
+        let mut expected = ["committed", "before the savepoint"].map(str::to_owned).to_vec();
+        expected.extend((0..1_200).map(|n| format!("many {n}")));
+        assert_eq!($stored, expected);
+    }};
+}
+
+#[test]
+fn on_a_postgres_connection() {
+    behaves!(&mut postgres().connect());
+}
+
+#[test]
+fn on_an_sqlite_connection() {
+    let (_folder, path) = sqlite();
+    behaves!(&mut SqliteConnection::establish(&path).unwrap());
+}
+
+#[test]
+fn on_r2d2_pools() {
+    let database = postgres();
+    let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<PgConnection>::new(database.url()));
+    behaves!(&mut pool.unwrap().get().unwrap());
+
+    let (_folder, path) = sqlite();
+    let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(path));
+    behaves!(&mut pool.unwrap().get().unwrap());
+}
+
+#[tokio::test]
+async fn on_an_async_postgres_connection() {
+    let database = postgres();
+    let conn = AsyncPgConnection::establish(database.url()).await.unwrap();
+    behaves_async!(conn, stored!(&mut database.connect()));
+}
+
+#[tokio::test]
+async fn on_an_async_sqlite_connection() {
+    let (_folder, path) = sqlite();
+    let conn = SyncConnectionWrapper::<SqliteConnection>::establish(&path).await.unwrap();
+    behaves_async!(conn, stored!(&mut SqliteConnection::establish(&path).unwrap()));
+}
+
+#[tokio::test]
+async fn on_a_deadpool_pool() {
+    use diesel_async::pooled_connection::deadpool::Pool;
+
+    let database = postgres();
+    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
+    let pool = Pool::builder(manager).max_size(2).build().unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+
+    let (_folder, path) = sqlite();
+    let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
+    let pool = Pool::builder(manager).max_size(2).build().unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut SqliteConnection::establish(&path).unwrap()));
+}
+
+#[tokio::test]
+async fn on_a_bb8_pool() {
+    use diesel_async::pooled_connection::bb8::Pool;
+
+    let database = postgres();
+    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
+    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+}
+
+#[test]
+fn a_panic_in_the_transaction_leaves_nothing() {
+    let database = postgres();
+    let mut conn = database.connect();
+    let panicked = catch_unwind(AssertUnwindSafe(|| {
+        conn.transaction(|c| -> QueryResult<()> {
+            c.emit(&placed("panicked"))?;
+            panic!("on purpose");
+        })
+    }));
+    assert!(panicked.is_err());
+    drop(conn);
+    assert!(stored!(&mut database.connect()).is_empty());
+}
+
+#[derive(Debug)]
+enum OwnError {
+    Emit,
+    Database,
+}
+
+impl From<EmitError> for OwnError {
+    fn from(_: EmitError) -> Self {
+        Self::Emit
+    }
+}
+
+impl From<DieselError> for OwnError {
+    fn from(_: DieselError) -> Self {
+        Self::Database
+    }
+}
+
+#[test]
+fn the_question_mark_works_whatever_error_the_closure_returns() {
+    let database = postgres();
+    let conn = &mut database.connect();
+    let bad = placed("");
+
+    let error = conn.transaction::<(), DieselError, _>(|c| Ok(c.emit(&bad).map(drop)?)).unwrap_err();
+    assert!(error.to_string().contains("aggregate_id is empty"), "{error}");
+
+    let error = conn.transaction::<(), OwnError, _>(|c| Ok(c.emit(&bad).map(drop)?)).unwrap_err();
+    assert!(matches!(error, OwnError::Emit), "{error:?}");
+    let error = conn.transaction::<(), OwnError, _>(|c| Ok(c.batch_execute("nonsense")?)).unwrap_err();
+    assert!(matches!(error, OwnError::Database), "{error:?}");
+
+    let error = conn.transaction::<(), anyhow::Error, _>(|c| Ok(c.emit(&bad).map(drop)?)).unwrap_err();
+    assert!(error.downcast_ref::<EmitError>().is_some(), "{error:?}");
+}
+
+#[test]
+fn an_error_of_the_database_is_told() {
+    let database = postgres();
+    let conn = &mut database.connect();
+    conn.batch_execute("DROP TABLE outbox").unwrap();
+    let error = conn.transaction(|c| c.emit(&placed("1"))).unwrap_err();
+    assert!(matches!(error, EmitError::Database(DieselError::DatabaseError(..))), "{error:?}");
+    assert!(error.to_string().contains("outbox"), "{error}");
+}
+
+#[derive(serde::Serialize, OutboxEvent)]
+#[outbox(aggregate = "order")]
+enum OrderEvent {
+    Placed {
+        #[outbox(id)]
+        order_id: Uuid,
+        total_cents: i64,
+    },
+    #[outbox(type = "OrderPaid", version = 2)]
+    Paid {
+        #[outbox(id)]
+        order_id: Uuid,
+        #[outbox(header)]
+        currency: String,
+    },
+}
+
+type StoredColumns = (String, String, String, String, Option<String>, i16, bool);
+
+#[test]
+fn the_columns_are_those_that_debezium_reads() {
+    use diesel::sql_types::{Bool, Nullable, SmallInt, Text};
+
+    let database = postgres();
+    let conn = &mut database.connect();
+    let order_id = Uuid::from_u128(7);
+    conn.transaction(|c| {
+        c.emit(&OrderEvent::Placed { order_id, total_cents: 990 })?;
+        c.emit(&OrderEvent::Paid { order_id, currency: "EUR".to_owned() })
+    })
+    .unwrap();
+    let rows = diesel::dsl::sql::<(Text, Text, Text, Text, Nullable<Text>, SmallInt, Bool)>(
+        "SELECT aggregatetype, aggregateid, type, convert_from(payload, 'UTF8'), headers::text, shard, \
+         sent_at IS NULL AND created_at <= clock_timestamp() FROM outbox ORDER BY seq",
+    )
+    .load::<StoredColumns>(conn)
+    .unwrap();
+    let id = order_id.to_string();
+    let shard = diesel_outbox::Record::new("order", &id, "any").shard();
+    let row = |event_type: &str, payload: String, headers: Option<&str>| {
+        (
+            "order".to_owned(),
+            id.clone(),
+            event_type.to_owned(),
+            payload,
+            headers.map(str::to_owned),
+            shard,
+            true,
+        )
+    };
+    assert_eq!(
+        rows,
+        [
+            row("Placed", format!(r#"{{"Placed":{{"order_id":"{id}","total_cents":990}}}}"#), None),
+            row(
+                "OrderPaid",
+                format!(r#"{{"Paid":{{"order_id":"{id}","currency":"EUR"}}}}"#),
+                Some(r#"{"eventVersion":"2","currency":"EUR"}"#)
+            ),
+        ]
+    );
+}
+
+/// The relay learns of an event by a notification, but only where no relay is awake.
+#[test]
+fn a_notification_is_sent_unless_a_relay_is_awake() {
+    let database = postgres();
+    let (conn, listener) = (&mut database.connect(), &mut database.connect());
+    let oid = diesel::dsl::sql::<diesel::sql_types::Text>("SELECT 'outbox'::regclass::oid::text")
+        .get_result::<String>(conn)
+        .unwrap();
+    listener.batch_execute(&format!("LISTEN outbox_{oid}")).unwrap();
+    let mut notified = |conn: &mut PgConnection, what: &str| {
+        match what {
+            "one" => conn.transaction(|c| c.emit(&placed("1")).map(drop)).unwrap(),
+            _ => conn.transaction(|c| c.emit_all([placed("1"), placed("2")]).map(drop)).unwrap(),
+        }
+        // The answer to a query comes after the notifications that were sent before it.
+        listener.batch_execute("SELECT 1").unwrap();
+        listener.notifications_iter().count()
+    };
+    assert_eq!(notified(conn, "one"), 1);
+    assert_eq!(notified(conn, "many"), 1);
+    let relay = &mut database.connect();
+    relay.batch_execute("SELECT pg_advisory_lock(1869968482, 'outbox'::regclass::oid::int4)").unwrap();
+    assert_eq!(notified(conn, "one"), 0);
+    assert_eq!(notified(conn, "many"), 0);
+}
