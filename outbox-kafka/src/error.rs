@@ -1,5 +1,13 @@
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+/// Whether the error is about one record of a batch, and tells of the whole batch: which one it is cannot be known.
+pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
+    matches!(
+        code,
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp
+    )
+}
+
 /// Why Kafka will never take the record, or nothing where trying again can help.
 pub(crate) fn rejection(code: Code, topic: &str) -> Option<String> {
     let reason = match code {

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use tracing::{info, warn};
 
-use crate::error::rejection;
+use crate::error::{concerns_one_of_a_batch, rejection};
 
 /// Kafka as the relay's broker.
 ///
@@ -41,6 +42,8 @@ impl Kafka {
             ("bootstrap.servers", brokers.into().as_str()),
             ("client.id", "outbox-relay"),
             ("enable.idempotence", "true"),
+            // A refused batch stops the producer: nothing that came after it overtakes it.
+            ("enable.gapless.guarantee", "true"),
             ("acks", "all"),
             ("partitioner", "murmur2_random"),
             ("message.timeout.ms", "0"),
@@ -61,12 +64,15 @@ impl Kafka {
         self
     }
 
-    fn producer(&self) -> Result<BaseProducer<Deliveries>, PublisherError> {
+    fn producer(&self, batching: Batching) -> Result<BaseProducer<Deliveries>, PublisherError> {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
             config.set(name, value);
         }
-        config.create_with_context(Deliveries::default()).map_err(|error| {
+        if batching == Batching::Single {
+            config.set("batch.num.messages", "1");
+        }
+        config.create_with_context(Deliveries::new(batching)).map_err(|error| {
             PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
         })
     }
@@ -84,20 +90,42 @@ impl fmt::Debug for Kafka {
 
 impl Broker for Kafka {
     fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
-        Ok(Box::new(KafkaPublisher { producer: Some(self.producer()?), kafka: self.clone() }))
+        let producer = Some(self.producer(Batching::Many)?);
+        Ok(Box::new(KafkaPublisher {
+            kafka: self.clone(),
+            producer,
+            batching: Batching::Many,
+            in_flight: 0,
+            delivered: 0,
+        }))
     }
 }
+
+/// How records go into batches. Kafka refuses a whole batch for one bad record, so after that they go one by one until the
+/// bad one is known.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Batching {
+    Many,
+    Single,
+}
+
+/// How many records must have been delivered one by one before they go in batches again.
+const SINGLE_DELIVERIES: usize = 10_000;
 
 struct KafkaPublisher {
     kafka: Kafka,
     /// Nothing after it was abandoned.
     producer: Option<BaseProducer<Deliveries>>,
+    batching: Batching,
+    in_flight: usize,
+    /// Since records go as they go now.
+    delivered: usize,
 }
 
 impl KafkaPublisher {
     fn producer(&mut self) -> Result<&BaseProducer<Deliveries>, PublisherError> {
         if self.producer.is_none() {
-            self.producer = Some(self.kafka.producer()?);
+            self.producer = Some(self.kafka.producer(self.batching)?);
         }
         self.producer.as_ref().ok_or_else(|| PublisherError::new("the producer is gone"))
     }
@@ -119,7 +147,10 @@ impl Publisher for KafkaPublisher {
         message.payload = record.payload();
         message.timestamp = record.created_at_ms();
         match producer.send(message) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.in_flight += 1;
+                Ok(())
+            }
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(Refusal::Full),
             Err((error, _)) => {
                 Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
@@ -141,18 +172,40 @@ impl Publisher for KafkaPublisher {
         if producer.context().is_empty() && !wait.is_zero() {
             producer.poll(wait);
         }
+        let known = acknowledgements.len();
         producer.context().drain(acknowledgements);
-        match producer.client().fatal_error() {
-            Some((code, message)) => {
+        let new = acknowledgements.len() - known;
+        let fatal_error = producer.client().fatal_error();
+        if producer.context().batch_was_refused() {
+            self.batching = Batching::Single;
+            self.delivered = 0;
+        }
+        self.in_flight = self.in_flight.saturating_sub(new);
+        self.delivered += new;
+        match fatal_error {
+            // What became known before it failed is told first.
+            Some((code, message)) if new == 0 => {
                 Err(PublisherError::new(format!("the Kafka producer failed for good ({code}): {message}")))
             }
-            None => Ok(()),
+            Some(_) => Ok(()),
+            None => {
+                if self.batching == Batching::Single
+                    && self.in_flight == 0
+                    && self.delivered >= SINGLE_DELIVERIES
+                {
+                    self.batching = Batching::Many;
+                    self.abandon();
+                }
+                Ok(())
+            }
         }
     }
 
     fn abandon(&mut self) {
         // Dropping it purges what is queued and in flight.
         self.producer = None;
+        self.in_flight = 0;
+        self.delivered = 0;
     }
 
     fn ready(&mut self, wait: Duration) -> Result<(), PublisherError> {
@@ -165,12 +218,37 @@ impl Publisher for KafkaPublisher {
 }
 
 /// Receives what librdkafka reports. Deliveries come while the worker polls, so nobody else waits for the lock.
-#[derive(Default)]
 struct Deliveries {
+    batching: Batching,
     acknowledgements: Mutex<Vec<Acknowledgement>>,
+    batch_was_refused: AtomicBool,
 }
 
 impl Deliveries {
+    fn new(batching: Batching) -> Self {
+        Self { batching, acknowledgements: Mutex::default(), batch_was_refused: AtomicBool::new(false) }
+    }
+
+    fn batch_was_refused(&self) -> bool {
+        self.batch_was_refused.load(Ordering::Relaxed)
+    }
+
+    fn outcome(&self, error: &KafkaError, topic: &str) -> Outcome {
+        let code = error.rdkafka_error_code();
+        if self.batching == Batching::Many && code.is_some_and(concerns_one_of_a_batch) {
+            self.batch_was_refused.store(true, Ordering::Relaxed);
+            return Outcome::Retry {
+                reason: format!(
+                    "Kafka refused a batch ({error}); its records are sent one by one to find the bad one"
+                ),
+            };
+        }
+        match code.and_then(|code| rejection(code, topic)) {
+            Some(reason) => Outcome::Rejected { reason },
+            None => Outcome::Retry { reason: error.to_string() },
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
@@ -196,12 +274,7 @@ impl ProducerContext for Deliveries {
     fn delivery(&self, delivery: &DeliveryResult<'_>, ticket: usize) {
         let outcome = match delivery {
             Ok(_) => Outcome::Durable,
-            Err((error, message)) => {
-                match error.rdkafka_error_code().and_then(|code| rejection(code, message.topic())) {
-                    Some(reason) => Outcome::Rejected { reason },
-                    None => Outcome::Retry { reason: error.to_string() },
-                }
-            }
+            Err((error, message)) => self.outcome(error, message.topic()),
         };
         self.acknowledgements
             .lock()

@@ -152,8 +152,15 @@ impl Pipeline<'_> {
                     self.limits.stall_time
                 ))));
             }
+            // All are heard before a failure ends the pass: what is durable need not be sent again.
+            let mut retry = None;
             for acknowledgement in acknowledgements.drain(..) {
-                pass.acknowledge(acknowledgement, source)?;
+                if let Err(reason) = pass.acknowledge(acknowledgement, source)? {
+                    retry = Some(reason);
+                }
+            }
+            if let Some(reason) = retry {
+                return Err(Failure::Publisher(PublisherError::new(reason)));
             }
             if pass.acknowledged.len() >= self.limits.chunk {
                 pass.settle(source)?;
@@ -227,19 +234,20 @@ struct Pass {
 }
 
 impl Pass {
+    /// The inner error: it must be sent again.
     fn acknowledge(
         &mut self,
         acknowledgement: Acknowledgement,
         source: &mut dyn Source,
-    ) -> Result<(), Failure> {
+    ) -> Result<Result<(), String>, SourceError> {
         self.in_flight = self.in_flight.saturating_sub(1);
         match acknowledgement.outcome {
             Outcome::Durable => self.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => dead_letter(source, acknowledgement.ticket, None, "", &reason)?,
-            Outcome::Retry { reason } => return Err(Failure::Publisher(PublisherError::new(reason))),
-            _ => return Err(Failure::Publisher(PublisherError::new("an unknown outcome"))),
+            Outcome::Retry { reason } => return Ok(Err(reason)),
+            _ => return Ok(Err("the publisher told an outcome that this relay does not know".to_owned())),
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     fn settle(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {

@@ -259,8 +259,7 @@ fn a_record_is_claimed_by_one_source_at_a_time(store: &dyn Store) {
         (store.source(SourceOptions::default()), store.source(SourceOptions::default()));
     claim(first.as_mut());
     let of_first = read(first.as_mut(), 1_000);
-    let of_second =
-        if second.claim().unwrap() { read(second.as_mut(), 1_000) } else { Vec::new() };
+    let of_second = if second.claim().unwrap() { read(second.as_mut(), 1_000) } else { Vec::new() };
     assert!(event_types(&of_first).is_disjoint(&event_types(&of_second)));
     first.settle(&tickets(&of_first)).unwrap();
     second.settle(&tickets(&of_second)).unwrap();
@@ -306,7 +305,8 @@ fn a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place(store: &dyn 
     assert_eq!(store.observe().requeue(&Requeue::Id(emitted[1].id())).unwrap(), 1);
     assert_eq!(store.observe().dead_letters(10).unwrap(), []);
     let again = drain(source.as_mut());
-    let types: Vec<&str> = again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    let types: Vec<&str> =
+        again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
     assert_eq!(types, ["b", "c"], "back before what was emitted after it");
 }
 
@@ -330,7 +330,8 @@ fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
     let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "1".into() };
     assert_eq!(store.observe().requeue(&aggregate).unwrap(), 3);
     let again = drain(source.as_mut());
-    let types: Vec<&str> = again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    let types: Vec<&str> =
+        again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
     assert_eq!(types, ["a", "b", "c"]);
 }
 
@@ -356,7 +357,9 @@ fn only_old_sent_rows_are_pruned(store: &dyn Store) {
     let claimed = read(source.as_mut(), 100);
     source.settle(&tickets(&claimed[..20])).unwrap();
     source.release().unwrap();
-    store.execute("UPDATE outbox SET sent_at = '2001-01-01T00:00:00.000Z' WHERE sent_at IS NOT NULL AND seq % 2 = 0");
+    store.execute(
+        "UPDATE outbox SET sent_at = '2001-01-01T00:00:00.000Z' WHERE sent_at IS NOT NULL AND seq % 2 = 0",
+    );
     let old = store.count("outbox WHERE sent_at < '2002-01-01'");
     assert!(old > 0);
     eventually("the old rows to be pruned", Duration::from_secs(20), || {
@@ -371,7 +374,9 @@ fn the_lag_counts_what_is_unsent(store: &dyn Store) {
     let mut observe = store.observe();
     assert_eq!(observe.lag().unwrap(), Default::default());
     store.emit(&records(12));
-    store.execute("UPDATE outbox SET created_at = '2001-01-01T00:00:00.000Z' WHERE seq = (SELECT min(seq) FROM outbox)");
+    store.execute(
+        "UPDATE outbox SET created_at = '2001-01-01T00:00:00.000Z' WHERE seq = (SELECT min(seq) FROM outbox)",
+    );
     let lag = observe.lag().unwrap();
     assert_eq!(lag.unsent, 12);
     assert!(lag.oldest > Duration::from_secs(20 * 365 * 24 * 60 * 60), "{lag:?}");

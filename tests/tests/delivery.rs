@@ -65,7 +65,8 @@ fn assert_arrived_as_emitted(topic: &str, emitted: &[Record]) {
     for record in emitted {
         let id = record.id().to_string();
         let received = received.iter().find(|received| received.header("id") == Some(&id)).unwrap();
-        let mut headers = vec![("id".to_owned(), id), ("eventType".to_owned(), record.event_type().to_owned())];
+        let mut headers =
+            vec![("id".to_owned(), id), ("eventType".to_owned(), record.event_type().to_owned())];
         headers.extend_from_slice(record.headers());
         let headers: Vec<(String, Option<Vec<u8>>)> =
             headers.into_iter().map(|(name, value)| (name, Some(value.into_bytes()))).collect();
@@ -135,6 +136,7 @@ fn what_arrives_is_what_was_emitted_on_sqlite() {
     let folder = Folder::new("delivery");
     let path = folder.path().join("outbox.db").display().to_string();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
+    conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("sqlite");
     let start = || {
@@ -218,10 +220,9 @@ fn an_unrelated_open_transaction_delays_nothing() {
     let topic = format!("{prefix}.order");
     let unrelated = &mut database.connect();
     unrelated
-        .batch_execute(
-            "CREATE TABLE bystander (n int); BEGIN ISOLATION LEVEL REPEATABLE READ; \
-             INSERT INTO bystander VALUES (1); SELECT count(*) FROM outbox",
-        )
+        .batch_execute("CREATE TABLE bystander (n int)")
+        .and_then(|()| unrelated.batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ"))
+        .and_then(|()| unrelated.batch_execute("INSERT INTO bystander SELECT count(*) FROM outbox"))
         .unwrap();
     let relay = relay(&database, &prefix).spawn().unwrap();
     let conn = &mut database.connect();
@@ -249,7 +250,9 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
     let conn = &mut database.connect();
     // Random, so that no compression makes it fit.
     let large: Vec<u8> = (0..2_000_000_u64).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
-    let of = |aggregate_type: &str, event_type: &str| Record::new(aggregate_type, "1", event_type).with_payload(*b"{}");
+    let of = |aggregate_type: &str, event_type: &str| {
+        Record::new(aggregate_type, "1", event_type).with_payload(*b"{}")
+    };
     conn.transaction(|c| {
         c.emit_all([
             of("order", "Before"),
@@ -301,7 +304,9 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     };
     let first = blocking(allow(&["other"]));
     emit(conn, &record(1, "1"));
-    eventually("the first dead letter", PATIENCE, || (conn.dead_letters(9).unwrap().len() == 1).then_some(()));
+    eventually("the first dead letter", PATIENCE, || {
+        (conn.dead_letters(9).unwrap().len() == 1).then_some(())
+    });
     stop(first);
     // The topic is allowed now, but the aggregate stays blocked.
     let second = blocking(allow(&["order"]));
@@ -309,7 +314,9 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     emit(conn, &record(2, "other aggregate"));
     let topic = format!("{prefix}.order");
     assert_eq!(event_types(&Kafka::shared().read_at_least(&topic, 1, PATIENCE)), ["other aggregate"]);
-    eventually("the second dead letter", PATIENCE, || (conn.dead_letters(9).unwrap().len() == 2).then_some(()));
+    eventually("the second dead letter", PATIENCE, || {
+        (conn.dead_letters(9).unwrap().len() == 2).then_some(())
+    });
     assert_eq!(conn.requeue(&Requeue::All).unwrap(), 2);
     emit(conn, &record(1, "3"));
     let received = Kafka::shared().read_at_least(&topic, 4, PATIENCE);

@@ -1,0 +1,151 @@
+//! The example's two services, as processes: every order gets one invoice, though the service that takes orders is
+//! killed at its work.
+
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use outbox_tests::{Database, Kafka, Postgres, Process, Signal, eventually, eventually_ok, workspace_binary};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const ORDERS: usize = 50;
+
+diesel::table! {
+    orders (id) { id -> Uuid, customer -> Text, total_cents -> BigInt, paid -> Bool, }
+}
+diesel::table! {
+    invoice (number) { number -> BigInt, order_id -> Uuid, customer -> Text, total_cents -> BigInt, paid -> Bool, }
+}
+
+/// The id, customer and total of an order or of an invoice's order, and whether it is paid.
+type Row = (Uuid, String, i64, bool);
+
+fn all_orders(conn: &mut PgConnection) -> Vec<Row> {
+    orders::table.order(orders::id).load(conn).unwrap()
+}
+
+fn all_invoices(conn: &mut PgConnection) -> Vec<Row> {
+    let columns = (invoice::order_id, invoice::customer, invoice::total_cents, invoice::paid);
+    invoice::table.select(columns).order((invoice::order_id, invoice::number)).load(conn).unwrap()
+}
+
+fn start(binary: &str, database: &Database<'_>, brokers: &str) -> Process {
+    let mut command = Command::new(workspace_binary(binary));
+    command.env("DATABASE_URL", database.url()).env("BROKERS", brokers).env("LISTEN", "127.0.0.1:0");
+    Process::start(&command)
+}
+
+fn address(orders: &Process) -> String {
+    let line = orders.wait_for_line("its address", PATIENCE, |line| line.contains("listening on "));
+    line.split_whitespace().next_back().unwrap().to_owned()
+}
+
+/// The status and the body of the answer, or why there was none.
+fn request(address: &str, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").ok_or(io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok((status.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
+}
+
+/// Places an order, at whatever address the service has by then, until one is confirmed.
+fn place(number: usize, address: &Mutex<String>) -> Uuid {
+    let order = json!({ "customer": format!("customer {number}"), "total_cents": 100 + number }).to_string();
+    eventually_ok("an order to be confirmed", PATIENCE, || {
+        let address = address.lock().unwrap().clone();
+        let (status, body) =
+            request(&address, "POST", "/orders", &order).map_err(|error| error.to_string())?;
+        assert_eq!(status, 201, "{body}");
+        let placed: Value = serde_json::from_str(&body).map_err(|error| error.to_string())?;
+        placed["id"].as_str().and_then(|id| id.parse().ok()).ok_or("an order without an id".to_owned())
+    })
+}
+
+#[test]
+fn every_order_has_one_invoice_though_the_service_was_killed() {
+    let (shop, office) = (Postgres::shared().database(), Postgres::shared().database());
+    // One of its own, as the services' topic has a fixed name.
+    let kafka = Kafka::start();
+    kafka.create_topic("outbox.event.order", 3);
+    let billing = start("billing", &office, kafka.brokers());
+    let first = start("orders", &shop, kafka.brokers());
+
+    let current_address = Mutex::new(address(&first));
+    let confirmed = Mutex::new(BTreeSet::new());
+    let second = thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..ORDERS {
+                let id = place(number, &current_address);
+                confirmed.lock().unwrap().insert(id);
+            }
+        });
+        eventually("some orders", PATIENCE, || (confirmed.lock().unwrap().len() >= ORDERS / 2).then_some(()));
+        first.signal(Signal::Kill);
+        let second = start("orders", &shop, kafka.brokers());
+        *current_address.lock().unwrap() = address(&second);
+        second
+    });
+    let address = current_address.into_inner().unwrap();
+
+    // An order whose confirmation was lost with the process counts as well.
+    let placed = all_orders(&mut shop.connect());
+    let confirmed = confirmed.into_inner().unwrap();
+    assert_eq!(confirmed.len(), ORDERS);
+    assert!(confirmed.is_subset(&placed.iter().map(|(id, ..)| *id).collect()));
+    for (id, ..) in &placed {
+        let (status, body) = request(&address, "POST", &format!("/orders/{id}/pay"), "").unwrap();
+        assert_eq!(status, 200, "{body}");
+        // Paying again is no second payment.
+        assert_eq!(request(&address, "POST", &format!("/orders/{id}/pay"), "").unwrap(), (200, body.clone()));
+        assert_eq!(request(&address, "GET", &format!("/orders/{id}"), "").unwrap(), (200, body));
+    }
+    let expected = all_orders(&mut shop.connect());
+    assert!(expected.iter().all(|(.., paid)| *paid));
+
+    let mut office = office.connect();
+    eventually_ok("every invoice to be paid", PATIENCE, || {
+        let invoices = all_invoices(&mut office);
+        let paid = invoices.iter().filter(|(.., paid)| *paid).count();
+        let counts = || format!("{} orders, {} invoices, {paid} paid", expected.len(), invoices.len());
+        (paid >= expected.len()).then_some(()).ok_or_else(counts)
+    });
+    for service in [&second, &billing] {
+        service.signal(Signal::Terminate);
+        assert!(service.wait(PATIENCE).success(), "{}", service.output());
+        assert!(service.lines().last().unwrap().ends_with("stopped"), "{}", service.output());
+    }
+    assert_eq!(all_invoices(&mut office), expected);
+}
+
+#[test]
+fn what_cannot_be_done_is_answered_so_and_emits_nothing() {
+    let shop = Postgres::shared().database();
+    let nowhere = "127.0.0.1:1";
+    let orders = start("orders", &shop, nowhere);
+    let address = address(&orders);
+    let unknown = format!("/orders/{}", Uuid::now_v7());
+    assert_eq!(request(&address, "GET", &unknown, "").unwrap().0, 404);
+    assert_eq!(request(&address, "POST", &format!("{unknown}/pay"), "").unwrap().0, 404);
+    let free = json!({ "customer": "customer 1", "total_cents": 0 }).to_string();
+    assert_eq!(request(&address, "POST", "/orders", &free).unwrap().0, 422);
+    let conn = &mut shop.connect();
+    assert_eq!(all_orders(conn), []);
+    let events = diesel::dsl::sql::<diesel::sql_types::BigInt>("SELECT count(*) FROM outbox");
+    assert_eq!(events.get_result::<i64>(conn).unwrap(), 0);
+}
