@@ -1,0 +1,42 @@
+use super::*;
+use crate::command::args;
+
+fn chosen(arguments: &[&str]) -> Result<Database, String> {
+    let invocation = args::parse(["outbox", "migrate"].iter().chain(arguments)).expect("good arguments");
+    let config = Config::load(&invocation.flags, std::iter::empty()).expect("good settings");
+    Database::chosen(&config).map_err(|error| error.to_string())
+}
+
+fn problem(arguments: &[&str]) -> String {
+    chosen(arguments).err().expect("a database that is refused")
+}
+
+#[cfg(feature = "postgres")]
+#[test]
+fn a_database_is_shown_without_its_credentials() {
+    let database = chosen(&["--database-url", "postgres://ann:s3cret@db:5432/shop", "--schema", "events"]);
+    let shown = database.map(|database| database.to_string());
+    assert_eq!(shown.as_deref(), Ok("PostgreSQL at db:5432/shop, schema events"));
+}
+
+#[cfg(feature = "sqlite")]
+#[test]
+fn a_path_is_an_sqlite_database() {
+    let shown = |url| chosen(&["--database-url", url]).map(|database| database.to_string());
+    assert_eq!(shown("shop.db").as_deref(), Ok("SQLite at shop.db"));
+    assert_eq!(shown("sqlite:///srv/shop.db").as_deref(), Ok("SQLite at /srv/shop.db"));
+    assert!(
+        problem(&["--database-url", "shop.db", "--schema", "events"]).starts_with("--schema: SQLite has no")
+    );
+}
+
+#[test]
+fn what_is_no_database_of_ours_is_refused_without_repeating_it() {
+    for url in
+        ["mysql://ann:s3cret@db/shop", "postgres://ann:s3cret/1@db", "password=s3cret", "POSTGRES://s3cret"]
+    {
+        let problem = problem(&["--database-url", url]);
+        assert!(problem.starts_with("--database-url: ") && !problem.contains("s3cret"), "{problem}");
+    }
+    assert!(problem(&[]).starts_with("no database is named: set --database-url, "));
+}

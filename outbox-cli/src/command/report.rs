@@ -1,0 +1,146 @@
+//! `outbox lag`, `outbox dead-letters` and `outbox requeue`
+
+use std::fmt::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use diesel_outbox::observe::{DeadLetter, Requeue};
+use diesel_outbox_relay::Lag;
+use serde_json::json;
+
+use super::config::Config;
+use super::database::Database;
+use super::failure::Failure;
+use super::output::{print, tell};
+
+/// Tells how far behind the relay is.
+pub(crate) fn lag(config: &Config, json: bool) -> Result<(), Failure> {
+    let database = Database::chosen(config)?;
+    let lag = database.observed()?.lag().map_err(|error| database.failed(error))?;
+    print(&if json { lag_json(lag) } else { lag_text(lag) })
+}
+
+fn lag_json(lag: Lag) -> String {
+    format!("{}\n", json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() }))
+}
+
+fn lag_text(lag: Lag) -> String {
+    match lag.unsent {
+        0 => "no event waits to be sent\n".to_owned(),
+        unsent => {
+            let oldest = humantime::format_duration(Duration::from_millis(whole_millis(lag.oldest)));
+            format!("unsent: {unsent}\noldest: {oldest}\n")
+        }
+    }
+}
+
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Lists the dead letters, the oldest first.
+pub(crate) fn dead_letters(config: &Config, json: bool, limit: i64) -> Result<(), Failure> {
+    let database = Database::chosen(config)?;
+    let mut conn = database.observed()?;
+    let mut letters = conn.dead_letters(limit.saturating_add(1)).map_err(|error| database.failed(error))?;
+    let shown = usize::try_from(limit).unwrap_or(usize::MAX);
+    if letters.len() > shown {
+        letters.truncate(shown);
+        tell(&format!("there are more than {limit}: see --limit"));
+    }
+    print(&if json { letters_json(&letters) } else { letters_text(&letters) })
+}
+
+fn letters_json(letters: &[DeadLetter]) -> String {
+    let letters: Vec<_> = letters
+        .iter()
+        .map(|letter| {
+            json!({
+                "seq": letter.seq,
+                "id": letter.id,
+                "aggregate_type": letter.aggregate_type,
+                "aggregate_id": letter.aggregate_id,
+                "event_type": letter.event_type,
+                "created_at": moment(letter.created_at_ms),
+                "reason": letter.reason,
+                "failed_at": moment(letter.failed_at_ms),
+            })
+        })
+        .collect();
+    format!("{}\n", serde_json::Value::from(letters))
+}
+
+fn letters_text(letters: &[DeadLetter]) -> String {
+    if letters.is_empty() {
+        return "no dead letters\n".to_owned();
+    }
+    let mut text = String::new();
+    for letter in letters {
+        let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = letter;
+        let (created_at, failed_at) = (moment(letter.created_at_ms), moment(letter.failed_at_ms));
+        // Writing to a string cannot fail.
+        let _ = write!(
+            text,
+            "{id}\n  event:   {event_type} of {aggregate_type} {aggregate_id}\n  emitted: {created_at}, number {seq}\n  \
+             failed:  {failed_at}\n  reason:  {reason}\n",
+        );
+    }
+    text
+}
+
+fn moment(ms_since_1970: i64) -> String {
+    let since_1970 = Duration::from_millis(ms_since_1970.unsigned_abs());
+    let moment = if ms_since_1970 < 0 {
+        UNIX_EPOCH.checked_sub(since_1970)
+    } else {
+        UNIX_EPOCH.checked_add(since_1970)
+    };
+    moment.filter(in_range).map_or_else(
+        || format!("{ms_since_1970} ms since 1970"),
+        |moment| humantime::format_rfc3339_millis(moment).to_string(),
+    )
+}
+
+/// What can be written with a year of four digits.
+fn in_range(moment: &SystemTime) -> bool {
+    const YEAR_10_000: Duration = Duration::from_secs(253_402_300_800);
+    moment.duration_since(UNIX_EPOCH).is_ok_and(|since_1970| since_1970 < YEAR_10_000)
+}
+
+/// Brings dead letters back to the outbox.
+pub(crate) fn requeue(config: &Config, which: &Requeue) -> Result<(), Failure> {
+    let database = Database::chosen(config)?;
+    let count = database.observed()?.requeue(which).map_err(|error| database.failed(error))?;
+    if count == 0 && *which != Requeue::All {
+        return Err(Failure::NoDeadLetter);
+    }
+    print(&match count {
+        1 => "requeued 1 dead letter\n".to_owned(),
+        count => format!("requeued {count} dead letters\n"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lag_is_told_in_words_and_in_json() {
+        let lag = |unsent, ms| {
+            let mut lag = Lag::default();
+            (lag.unsent, lag.oldest) = (unsent, Duration::from_millis(ms));
+            lag
+        };
+        assert_eq!(lag_text(lag(0, 0)), "no event waits to be sent\n");
+        assert_eq!(lag_text(lag(7, 61_500)), "unsent: 7\noldest: 1m 1s 500ms\n");
+        assert_eq!(lag_json(lag(7, 61_500)), "{\"oldest_seconds\":61.5,\"unsent\":7}\n");
+    }
+
+    #[test]
+    fn any_moment_can_be_told() {
+        assert_eq!(moment(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(moment(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
+        for odd in [i64::MIN, -1, 253_402_300_800_000, i64::MAX] {
+            assert_eq!(moment(odd), format!("{odd} ms since 1970"));
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! The binary outbox: the relay as a process

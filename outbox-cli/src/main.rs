@@ -1,0 +1,15 @@
+//! The binary `outbox`: the relay as a process, and the operations around it.
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod command;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn main() -> std::process::ExitCode {
+    command::run()
+}
+
+#[cfg(not(any(feature = "postgres", feature = "sqlite")))]
+fn main() -> std::process::ExitCode {
+    eprintln!("outbox: built without a database: build it with the feature `postgres` or `sqlite`");
+    std::process::ExitCode::FAILURE
+}
