@@ -72,8 +72,15 @@ impl Kafka {
         if batching == Batching::Single {
             config.set("batch.num.messages", "1");
         }
-        config.create_with_context(Deliveries::new(batching)).map_err(|error| {
-            PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
+        config.create_with_context(Deliveries::new(batching)).map_err(|error| match error {
+            // Its text repeats the value, which may be a secret.
+            KafkaError::ClientConfig(_, _, name, _) => PublisherError::new(format!(
+                "librdkafka does not take the property `{name}` with this value: \
+                 see its CONFIGURATION.md for names and ranges"
+            )),
+            error => {
+                PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
+            }
         })
     }
 }

@@ -19,13 +19,11 @@ pub struct RelayHandle {
 impl RelayHandle {
     pub(crate) fn new(stop: Stop, workers: Vec<JoinHandle<()>>, stop_time: Duration) -> Self {
         let (sender, ended) = oneshot::channel();
-        let watched = stop.clone();
         // Joins the workers, so that nobody has to wait for a thread in an async function.
         std::thread::spawn(move || {
             let mut outcome = Ok(());
             for worker in workers {
                 if let Err(panic) = worker.join() {
-                    watched.set();
                     outcome = Err(RelayError::Panicked(message(panic.as_ref())));
                 }
             }

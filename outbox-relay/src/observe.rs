@@ -26,6 +26,10 @@ pub(crate) fn lag(lag: Lag) {
     info!(unsent = lag.unsent, oldest_seconds = lag.oldest.as_secs_f64(), "outbox lag");
 }
 
+pub(crate) fn stopped(published: usize) {
+    info!(published, "a relay worker stopped");
+}
+
 pub(crate) fn failed(failure: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
     counter!("outbox_failures_total", "in" => failure).increment(1);
     warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {failure} failed; trying again");

@@ -182,10 +182,26 @@ impl Relay {
         let within = |setting, value: usize, range, fits| {
             if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
         };
-        let Limits { chunk, in_flight, .. } = self.limits;
+        let Limits { chunk, in_flight, pass_time, stall_time } = self.limits;
         let workers = (1..=SHARDS.unsigned_abs() as usize).contains(&self.workers);
         within("workers", self.workers, "1 to 16", workers)?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
-        within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))
+        within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
+        for (setting, time) in [
+            ("pass_time", pass_time),
+            ("stall_time", stall_time),
+            ("poll_interval", self.options.poll_interval),
+            ("lag_interval", self.options.lag_interval),
+            ("stop_time", self.stop_time),
+        ] {
+            if !(Duration::from_millis(1)..=Duration::from_secs(24 * 60 * 60)).contains(&time) {
+                return Err(RelayError::Setting {
+                    setting,
+                    value: format!("{time:?}"),
+                    range: "1 ms to 1 day",
+                });
+            }
+        }
+        Ok(())
     }
 }

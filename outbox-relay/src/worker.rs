@@ -30,6 +30,17 @@ impl Stop {
     }
 }
 
+/// A relay whose worker has panicked is not whole: the others stop too, and the relay's owner is told.
+struct StopOnPanic(Stop);
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.set();
+        }
+    }
+}
+
 pub(crate) struct Worker {
     pub(crate) source: Box<dyn Source>,
     pub(crate) publisher: Box<dyn Publisher>,
@@ -40,10 +51,15 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn run(mut self) {
+        let _stop_others = StopOnPanic(self.stop.clone());
         let mut retry = Retry::new();
+        let mut published = 0;
         while !self.stop.is_set() {
             match self.turn() {
-                Ok(()) => retry.succeeded(),
+                Ok(count) => {
+                    published += count;
+                    retry.succeeded();
+                }
                 Err(Failure::Source(error)) => retry.failed("database", &error, &self.stop),
                 Err(Failure::Publisher(error)) => {
                     retry.failed("broker", &error, &self.stop);
@@ -60,10 +76,11 @@ impl Worker {
                 }
             }
         }
+        observe::stopped(published);
     }
 
     /// One pass, or a wait where there is nothing to do.
-    fn turn(&mut self) -> Result<(), Failure> {
+    fn turn(&mut self) -> Result<usize, Failure> {
         let stop = self.stop.clone();
         let pipeline = Pipeline {
             topics: &self.topics,
@@ -73,12 +90,15 @@ impl Worker {
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
         self.upkeep()?;
-        if passed == Passed::Idle {
-            while !stop.is_set() && !self.source.wait(SLICE)? {
-                self.upkeep()?;
+        match passed {
+            Passed::Published(count) => Ok(count),
+            Passed::Idle => {
+                while !stop.is_set() && !self.source.wait(SLICE)? {
+                    self.upkeep()?;
+                }
+                Ok(0)
             }
         }
-        Ok(())
     }
 
     fn upkeep(&mut self) -> Result<(), Failure> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
+use diesel_async::{AsyncConnection, AsyncPgConnection};
 use diesel_outbox::Migrations;
-use diesel_outbox_kafka::consumer::{Consumer, HandlerError, Received};
+use diesel_outbox_kafka::consumer::{AsyncHandler, Consumer, HandlerError, Received};
 use futures_executor::block_on;
 use outbox_tests::{Database, Kafka, Postgres, eventually, eventually_ok};
 use rdkafka::Offset;
@@ -92,10 +93,24 @@ fn insert(
     Ok(())
 }
 
-/// A consumer that notices changes soon.
+pub(crate) async fn insert_effect_async(
+    conn: &mut AsyncPgConnection,
+    received: &Received,
+) -> Result<(), HandlerError> {
+    let insert = diesel::sql_query("insert into effect (id, body, consumer) values ($1, $2, '')");
+    let insert = insert.bind::<SqlUuid, _>(received.id());
+    let body = str::from_utf8(received.payload().unwrap_or_default())?;
+    diesel_async::RunQueryDsl::execute(insert.bind::<Text, _>(body), conn).await?;
+    Ok(())
+}
+
 pub(crate) fn consumer(brokers: &str, name: &str, topic: &str) -> Consumer<PgConnection> {
-    Consumer::new(brokers, name)
-        .topics([topic])
+    quick(Consumer::new(brokers, name)).topics([topic])
+}
+
+/// The same, but quick to notice changes.
+fn quick<C, H>(consumer: Consumer<C, H>) -> Consumer<C, H> {
+    consumer
         .back_off(Duration::from_millis(10), Duration::from_millis(200))
         .set("heartbeat.interval.ms", "100")
         .set("session.timeout.ms", "6000")
@@ -135,6 +150,17 @@ impl<'a> Bench<'a> {
 
     pub(crate) fn consumer(&self) -> Consumer<PgConnection> {
         consumer(self.kafka.brokers(), &self.name, &self.topic)
+    }
+
+    pub(crate) fn async_consumer(&self) -> Consumer<AsyncPgConnection, AsyncHandler<AsyncPgConnection>> {
+        quick(Consumer::new_async(self.kafka.brokers(), &self.name)).topics([&self.topic])
+    }
+
+    pub(crate) fn connect_async(
+        &self,
+    ) -> impl AsyncFnMut() -> ConnectionResult<AsyncPgConnection> + Send + use<> {
+        let url = self.database.url().to_owned();
+        async move || AsyncPgConnection::establish(&url).await
     }
 
     pub(crate) fn connect(&self) -> impl FnMut() -> ConnectionResult<PgConnection> + Send + use<> {

@@ -1,14 +1,15 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::data_types::PgTimestamp;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_outbox_core::SHARDS;
 use uuid::Uuid;
 
-use super::super::StoredRow;
+use super::super::row::StoredRow;
 use super::{Blocked, wake};
 use crate::statement::statement;
 
@@ -17,24 +18,23 @@ use crate::statement::statement;
 const LOW_STEP: i64 = 1_024;
 
 pub(super) struct Pass {
-    shards: Vec<Shard>,
+    /// The claimed shards and their lower bounds.
+    shards: Vec<(i16, i64)>,
     /// Every row up to here was visible when the pass began, or never will be.
     safe: i64,
+    /// The last row read; all earlier ones of these shards have been read too.
+    last: i64,
+    exhausted: bool,
     read: usize,
     settled: usize,
     blocked: Option<Blocked>,
 }
 
-struct Shard {
-    shard: i16,
-    low: i64,
-    /// The last row read.
-    cursor: i64,
-    exhausted: bool,
-}
-
 impl Pass {
-    /// Locks this worker's part of the free shards that have unsent rows.
+    /// Locks this worker's part of the free shards that have unsent rows, and opens a cursor on those rows.
+    ///
+    /// The cursor keeps one snapshot for all reads of the pass. Without it a read could find an aggregate's later event
+    /// and miss an earlier one: its transaction took a `seq` that a former read had already passed, and committed since.
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
@@ -43,52 +43,35 @@ impl Pass {
     ) -> QueryResult<Option<Self>> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1)) as i64;
         AnsiTransactionManager::begin_transaction(conn)?;
-        let shards: Vec<Shard> = Claim::new(share)
-            .load::<(i16, i64)>(conn)?
-            .into_iter()
-            .map(|(shard, low)| Shard { shard, low, cursor: low, exhausted: false })
-            .collect();
+        let shards = Claim::new(share).load::<(i16, i64)>(conn)?;
         if shards.is_empty() {
             Self::roll_back(conn)?;
             return Ok(None);
         }
         let blocked = if block {
-            let claimed = shards.iter().map(|shard| shard.shard).collect();
+            let claimed = shards.iter().map(|(shard, _)| *shard).collect();
             Some(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?.into_iter().collect())
         } else {
             None
         };
-        Ok(Some(Self { shards, safe, read: 0, settled: 0, blocked }))
+        conn.batch_execute(&cursor(&shards))?;
+        Ok(Some(Self { shards, safe, last: 0, exhausted: false, read: 0, settled: 0, blocked }))
     }
 
-    /// The next rows of each shard, in the shard's order. Shards take turns, as each read covers all of them.
+    /// The next rows, in their order.
     pub(super) fn read(&mut self, conn: &mut PgConnection, limit: usize) -> QueryResult<Vec<StoredRow>> {
-        let open: Vec<&mut Shard> = self.shards.iter_mut().filter(|shard| !shard.exhausted).collect();
-        if open.is_empty() {
+        if self.exhausted {
             return Ok(Vec::new());
         }
-        let share = limit.div_ceil(open.len());
-        let read = Read::new(
-            open.iter().map(|shard| shard.shard).collect(),
-            open.iter().map(|shard| shard.cursor).collect(),
-            share as i64,
-        );
-        let rows: Vec<Row> = read.load(conn)?;
-        for shard in open {
-            let (mut count, mut last) = (0, shard.cursor);
-            for row in rows.iter().filter(|row| row.0 == shard.shard) {
-                count += 1;
-                last = last.max(row.1);
-            }
-            shard.cursor = last;
-            shard.exhausted = count < share;
-        }
+        let rows: Vec<StoredRow> = Fetch { limit }.load::<Row>(conn)?.into_iter().map(stored).collect();
+        self.exhausted = rows.len() < limit;
+        self.last = rows.last().map_or(self.last, |row| row.seq);
         self.read += rows.len();
-        Ok(rows.into_iter().map(stored).collect())
+        Ok(rows)
     }
 
     pub(super) fn has_more(&self) -> bool {
-        self.shards.iter().any(|shard| !shard.exhausted)
+        !self.exhausted
     }
 
     pub(super) fn settled(&mut self, count: usize) {
@@ -111,15 +94,12 @@ impl Pass {
     pub(super) fn end(self, conn: &mut PgConnection, backlog: bool) -> QueryResult<()> {
         // A row that was read and not settled holds every bound where it is; that is rare, and soon over.
         if self.read == self.settled {
+            let sent = if self.exhausted { self.safe } else { self.last.min(self.safe) };
             let (shards, lows): (Vec<i16>, Vec<i64>) = self
                 .shards
-                .iter()
-                .map(|shard| {
-                    let sent = if shard.exhausted { self.safe } else { shard.cursor.min(self.safe) };
-                    (shard, sent)
-                })
-                .filter(|(shard, sent)| *sent >= shard.low + LOW_STEP)
-                .map(|(shard, sent)| (shard.shard, sent))
+                .into_iter()
+                .filter(|(_, low)| sent >= low + LOW_STEP)
+                .map(|(shard, _)| (shard, sent))
                 .unzip();
             if !shards.is_empty() {
                 MoveLow::new(shards, lows).execute(conn)?;
@@ -136,13 +116,13 @@ impl Pass {
     }
 }
 
-type Row = (i16, i64, Uuid, String, String, String, Option<Vec<u8>>, Option<String>, PgTimestamp);
+type Row = (i64, Uuid, String, String, String, Option<Vec<u8>>, Option<String>, PgTimestamp);
 
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
 fn stored(row: Row) -> StoredRow {
-    let (_, seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at) = row;
+    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at) = row;
     let created_at_ms = created_at.0.div_euclid(1_000) + POSTGRES_EPOCH_MS;
     StoredRow { seq, id: Ok(id), aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms }
 }
@@ -157,15 +137,44 @@ statement!(
      ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
 );
 
-statement!(
-    Pg,
-    Read { shards: Vec<i16> => Array<SmallInt>, cursors: Vec<i64> => Array<BigInt>, limit: i64 => BigInt }
-        -> (SmallInt, BigInt, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz),
-    "SELECT o.shard, o.seq, o.id, o.aggregatetype, o.aggregateid, o.type, o.payload, o.headers::text, o.created_at \
-     FROM unnest(?, ?) AS s (shard, cursor) CROSS JOIN LATERAL \
-     (SELECT * FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.cursor AND o.sent_at IS NULL \
-     ORDER BY o.shard, o.seq LIMIT ?) AS o"
-);
+/// One branch for each shard, merged in the order of `seq`: each is a scan of the index on (shard, seq), and nothing is
+/// sorted.
+fn cursor(shards: &[(i16, i64)]) -> String {
+    let branches: Vec<String> = shards
+        .iter()
+        .map(|(shard, low)| {
+            format!(
+                "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, created_at FROM outbox \
+                 WHERE shard = {shard} AND seq > {low} AND sent_at IS NULL"
+            )
+        })
+        .collect();
+    format!(
+        "DECLARE outbox_pass NO SCROLL CURSOR FOR SELECT seq, id, aggregatetype, aggregateid, type, payload, \
+         headers::text, created_at FROM ({}) AS unsent ORDER BY seq",
+        branches.join(" UNION ALL ")
+    )
+}
+
+/// Reads on from the pass's cursor. The number of rows is part of the text, as FETCH takes no parameters.
+#[derive(QueryId)]
+struct Fetch {
+    limit: usize,
+}
+
+impl QueryFragment<Pg> for Fetch {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.unsafe_to_cache_prepared();
+        out.push_sql(&format!("FETCH {} FROM outbox_pass", self.limit));
+        Ok(())
+    }
+}
+
+impl Query for Fetch {
+    type SqlType = (BigInt, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
+}
+
+impl RunQueryDsl<PgConnection> for Fetch {}
 
 statement!(
     Pg,

@@ -7,8 +7,9 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Double};
 use diesel_outbox_core::Lag;
 
-use super::super::{PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, is_due};
+use super::super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::observe::Observe;
+use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
 #[derive(Default)]

@@ -18,7 +18,9 @@ use self::claim::Pass;
 use self::fence::Fence;
 use self::upkeep::Upkeep;
 use self::wake::Wake;
-use super::{ChunkSize, SentRows, SourceOptions, database_error};
+use super::row::{ChunkSize, StoredRow};
+use super::{database_error, one_line};
+use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
@@ -54,13 +56,8 @@ impl PostgresSource {
         if self.conn.is_some() {
             return Ok(());
         }
-        // The error's text could repeat the URL, and so a password: it is not passed on for a malformed one.
-        let mut conn = PgConnection::establish(&self.database_url).map_err(|error| match error {
-            ConnectionError::BadConnection(message) => {
-                SourceError::new(format!("cannot connect to the database: {message}"))
-            }
-            _ => SourceError::new("cannot connect to the database: the database URL is not understood"),
-        })?;
+        let mut conn =
+            PgConnection::establish(&self.database_url).map_err(|error| connection_error(&error))?;
         self.prepare(&mut conn).map_err(|error| database_error("preparing the connection", error))?;
         fence::require_unbuffered_sequence(&mut conn)?;
         self.wake.reconnected();
@@ -82,7 +79,7 @@ impl PostgresSource {
             "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
              SET idle_in_transaction_session_timeout = '30s'; \
              SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-             SET enable_mergejoin = off; SET jit = off",
+             SET enable_mergejoin = off; SET enable_sort = off; SET jit = off",
         )
     }
 
@@ -97,6 +94,20 @@ impl PostgresSource {
             self.pass = None;
             database_error(doing, error)
         })
+    }
+}
+
+/// Only what libpq says of a server is passed on. What it says of a URL may repeat parts of it, and so a password.
+fn connection_error(error: &ConnectionError) -> SourceError {
+    let message = one_line(&error.to_string());
+    let of_a_server = ["connection to server", "could not translate host name", "could not connect"];
+    if of_a_server.iter().any(|beginning| message.starts_with(beginning)) {
+        SourceError::new(format!("cannot connect to the database: {message}"))
+    } else {
+        SourceError::new(
+            "cannot connect to the database: the database URL is not understood \
+             (postgres://user:password@host:5432/name, with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)",
+        )
     }
 }
 
@@ -129,7 +140,7 @@ impl Source for PostgresSource {
         let Some(mut pass) = self.pass.take() else { return Ok(()) };
         let limit = self.chunk_size.rows(limit);
         let rows = self.with("reading", |conn| pass.read(conn, limit))?;
-        self.chunk_size.learn(rows.len(), rows.iter().map(super::StoredRow::bytes).sum());
+        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
         let mut blocked = Vec::new();
         for row in rows {
             if pass.blocks(&row) {

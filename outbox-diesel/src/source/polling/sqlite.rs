@@ -13,8 +13,11 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
-use super::{ChunkSize, PRUNE_CHUNK, PRUNE_INTERVAL, SentRows, SourceOptions, StoredRow, database_error};
+use super::database_error;
+use super::row::{ChunkSize, StoredRow};
+use super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::observe::Observe;
+use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
@@ -214,7 +217,7 @@ impl Source for SqliteSource {
             return Ok(None);
         }
         if let SentRows::Keep { retention } = self.options.sent_rows
-            && super::is_due(&mut self.pruned, PRUNE_INTERVAL)
+            && is_due(&mut self.pruned, PRUNE_INTERVAL)
         {
             self.with("pruning", |conn| {
                 loop {
@@ -225,7 +228,7 @@ impl Source for SqliteSource {
                 }
             })?;
         }
-        if !super::is_due(&mut self.measured, self.options.lag_interval) {
+        if !is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);
         }
         self.with("measuring the lag", |conn| conn.lag()).map(Some)

@@ -1,0 +1,13 @@
+use std::time::{Duration, Instant};
+
+pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const PRUNE_CHUNK: i64 = 5_000;
+
+/// Whether the interval has passed since the last time, which is now where it has.
+pub(super) fn is_due(last: &mut Option<Instant>, interval: Duration) -> bool {
+    let due = last.is_none_or(|last| last.elapsed() >= interval);
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
+}

@@ -1,0 +1,210 @@
+//! Several relay processes on one outbox, and processes that die: nothing is lost, each aggregate keeps its order, and
+//! duplicates are only what was in flight.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_outbox::{Emit, Migrations, Record};
+use outbox_tests::{Database, Kafka, Postgres, Process, Received, Signal, eventually, workspace_binary};
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+fn migrated() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn new_topic(name: &str) -> String {
+    let topic = Kafka::shared().unique(name);
+    Kafka::shared().create_topic(&topic, 6);
+    topic
+}
+
+fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
+    let mut command = Command::new(workspace_binary("outbox"));
+    command
+        .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", topic])
+        .args(arguments)
+        .env("OUTBOX_DATABASE_URL", database.url());
+    Process::start(&command)
+}
+
+fn count(conn: &mut PgConnection, from: &str) -> usize {
+    let sql = format!("SELECT count(*) FROM {from}");
+    diesel::dsl::sql::<BigInt>(&sql).get_result::<i64>(conn).unwrap().unsigned_abs() as usize
+}
+
+fn record(aggregate: usize, number: usize) -> Record {
+    Record::new("order", aggregate.to_string(), number.to_string()).with_payload(vec![b'x'; 200])
+}
+
+/// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each, in
+/// transactions of different sizes, one of which in ten is rolled back.
+fn write(conn: &mut PgConnection, writer: usize, writers: usize, aggregates: usize, events: usize) {
+    let own: Vec<usize> = (0..aggregates).filter(|aggregate| aggregate % writers == writer).collect();
+    let mut written = 0;
+    let mut round = 0;
+    while written < events {
+        let size = (1 + (round * 7 + writer) % 40).min(events - written);
+        let records: Vec<Record> =
+            (written..written + size).map(|number| record(own[number % own.len()], number)).collect();
+        let result: QueryResult<()> = conn.transaction(|c| {
+            if size == 1 {
+                c.emit(&records[0])?;
+            } else {
+                c.emit_all(&records)?;
+            }
+            if round % 10 == 9 { Err(diesel::result::Error::RollbackTransaction) } else { Ok(()) }
+        });
+        if result.is_ok() {
+            written += size;
+        }
+        round += 1;
+    }
+}
+
+/// How many of the received records are repetitions of an id. Every id of the outbox must be there, and each aggregate's
+/// first occurrences in their order.
+#[track_caller]
+fn repetitions(received: &[Received], conn: &mut PgConnection) -> usize {
+    let expected: BTreeSet<String> = diesel::dsl::sql::<Text>("SELECT id::text FROM outbox")
+        .load::<String>(conn)
+        .unwrap()
+        .into_iter()
+        .collect();
+    let mut seen = BTreeSet::new();
+    let mut last: BTreeMap<&str, usize> = BTreeMap::new();
+    for received in received {
+        let id = received.header("id").unwrap();
+        assert!(expected.contains(id), "{id} was never committed");
+        if !seen.insert(id) {
+            continue;
+        }
+        let number: usize = received.header("eventType").unwrap().parse().unwrap();
+        let aggregate = received.key_text().unwrap();
+        let before = last.insert(aggregate, number);
+        assert!(before.is_none_or(|before| before < number), "{aggregate}: {number} after {before:?}");
+    }
+    assert_eq!(seen.len(), expected.len(), "events were lost");
+    received.len() - seen.len()
+}
+
+#[test]
+fn three_processes_share_the_work_and_send_every_event_once() {
+    const WRITERS: usize = 8;
+    let database = migrated();
+    let topic = new_topic("shared");
+    let relays: Vec<Process> = (0..3).map(|_| relay(&database, &topic, &[])).collect();
+    std::thread::scope(|scope| {
+        for writer in 0..WRITERS {
+            let mut conn = database.connect();
+            scope.spawn(move || write(&mut conn, writer, WRITERS, 1_000, 200_000 / WRITERS));
+        }
+    });
+    let counter = Kafka::shared().counter(&topic);
+    eventually("all events", PATIENCE, || (counter.count() >= 200_000).then_some(()));
+    let mut shares = Vec::new();
+    for relay in &relays {
+        relay.signal(Signal::Terminate);
+        assert!(relay.wait(Duration::from_secs(30)).success());
+        let line = relay.wait_for_line("what it published", PATIENCE, |line| line.contains("worker stopped"));
+        let digits: String =
+            line.rsplit("published=").next().unwrap().chars().filter(char::is_ascii_digit).collect();
+        shares.push(digits.parse::<usize>().unwrap_or_else(|error| panic!("{line}: {error}")));
+    }
+    let conn = &mut database.connect();
+    assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
+    let received = Kafka::shared().read_all(&topic);
+    assert_eq!(received.len(), 200_000);
+    assert_eq!(repetitions(&received, conn), 0);
+    println!("the three relays published {shares:?}");
+    assert_eq!(shares.iter().sum::<usize>(), 200_000);
+    assert!(shares.iter().all(|share| *share >= 20_000), "unequal shares: {shares:?}");
+}
+
+#[test]
+fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
+    const EVENTS: usize = 200_000;
+    let database = migrated();
+    let topic = new_topic("killed");
+    let conn = &mut database.connect();
+    write(conn, 0, 1, 1_000, EVENTS);
+    let counter = Kafka::shared().counter(&topic);
+    let mut in_flight = 0;
+    for kill in 0..5 {
+        let relay = relay(&database, &topic, &["--pass-time", "200ms"]);
+        let target = counter.count() + 5_000 + 4_000 * kill;
+        eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
+        relay.signal(Signal::Kill);
+        relay.wait(PATIENCE);
+        eventually("the relay's connection to end", PATIENCE, || {
+            let from =
+                "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()";
+            (count(conn, from) == 0).then_some(())
+        });
+        let sent: BTreeSet<String> =
+            diesel::dsl::sql::<Text>("SELECT id::text FROM outbox WHERE sent_at IS NOT NULL")
+                .load::<String>(conn)
+                .unwrap()
+                .into_iter()
+                .collect();
+        let received = Kafka::shared().read_all(&topic);
+        let arrived: BTreeSet<&str> = received.iter().filter_map(|received| received.header("id")).collect();
+        assert!(sent.iter().all(|id| arrived.contains(id.as_str())), "settled and not on Kafka");
+        assert!(sent.len() < EVENTS, "the kill came after the end");
+        in_flight += arrived.len() - sent.len();
+    }
+    let relay = relay(&database, &topic, &[]);
+    eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(PATIENCE).success());
+    let repeated = repetitions(&Kafka::shared().read_all(&topic), conn);
+    println!("{repeated} of {EVENTS} repeated, {in_flight} were in flight");
+    assert!(repeated <= in_flight, "{repeated} repeated, though {in_flight} were in flight");
+}
+
+#[test]
+fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
+    let database = migrated();
+    let topic = new_topic("stopped");
+    let conn = &mut database.connect();
+    write(conn, 0, 1, 500, 100_000);
+    let counter = Kafka::shared().counter(&topic);
+    for signal in [Signal::Terminate, Signal::Interrupt] {
+        let relay = relay(&database, &topic, &[]);
+        let target = counter.count() + 10_000;
+        eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
+        relay.signal(signal);
+        assert!(relay.wait(Duration::from_secs(30)).success());
+        assert_eq!(counter.count(), count(conn, "outbox WHERE sent_at IS NOT NULL"));
+        assert!(counter.count() < 100_000, "the stop came after the end");
+    }
+    let relay = relay(&database, &topic, &[]);
+    eventually("the rest", PATIENCE, || (counter.count() >= 100_000).then_some(()));
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(PATIENCE).success());
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), conn), 0);
+}
+
+/// A process that is frozen keeps its connection, and must not keep its shards.
+#[test]
+fn a_frozen_relay_is_taken_over() {
+    let database = migrated();
+    let topic = new_topic("frozen");
+    let conn = &mut database.connect();
+    write(conn, 0, 1, 100, 50_000);
+    let counter = Kafka::shared().counter(&topic);
+    let frozen = relay(&database, &topic, &[]);
+    eventually("some events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
+    frozen.signal(Signal::Stop);
+    assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "it was frozen after the end");
+    let second = relay(&database, &topic, &[]);
+    eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
+    repetitions(&Kafka::shared().read_all(&topic), conn);
+    second.signal(Signal::Terminate);
+    assert!(second.wait(PATIENCE).success());
+}

@@ -1,0 +1,60 @@
+//! The order within an aggregate, where the moment decides: PostgreSQL's transactions commit in another order than that in
+//! which they took their numbers.
+
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::{Claimed, Source};
+use outbox_tests::{Postgres, eventually};
+
+fn record(aggregate: impl ToString, event_type: &str) -> Record {
+    Record::new("order", aggregate.to_string(), event_type).with_payload(*b"{}")
+}
+
+fn names(claimed: &[Claimed], aggregate: &str) -> Vec<String> {
+    let records = claimed.iter().map(|claimed| claimed.record.as_ref().unwrap());
+    let its = records.filter(|record| record.aggregate_id() == aggregate);
+    its.map(|record| record.event_type().to_owned()).collect()
+}
+
+/// The first event's transaction commits after the pass has read beyond its number, and the second event is emitted
+/// then. A pass that saw the second one now would send it before the first.
+#[test]
+fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
+    let database = Postgres::shared().database();
+    let (early, late) = (&mut database.connect(), &mut database.connect());
+    Migrations::new().run(early).unwrap();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    let mut claimed = Vec::new();
+    let result: QueryResult<()> = late.transaction(|late| {
+        late.emit(&record("slow", "first"))?;
+        let others: Vec<Record> = (0..200).map(|n| record(n, "other")).collect();
+        early.transaction(|c| c.emit_all(&others))?;
+        assert!(source.claim().unwrap());
+        source.read(50, &mut claimed).unwrap();
+        assert!(claimed.len() >= 50);
+        Ok(())
+    });
+    result.unwrap();
+    early.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
+    let mut all = std::mem::take(&mut claimed);
+    loop {
+        source.read(50, &mut claimed).unwrap();
+        if claimed.is_empty() {
+            break;
+        }
+        all.append(&mut claimed);
+    }
+    source.settle(&all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+    source.release().unwrap();
+    while all.len() < 202 {
+        eventually("the rest", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
+        let before = all.len();
+        source.read(1_000, &mut all).unwrap();
+        source.settle(&all[before..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+        source.release().unwrap();
+    }
+    assert_eq!(names(&all, "slow"), ["first", "second"]);
+}

@@ -1,0 +1,207 @@
+//! Broker and database go away in the middle of a drain: the relay goes on by itself, and nothing is lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, RelayHandle, Topics};
+use outbox_tests::{Database, Kafka, Postgres, Received, eventually, eventually_ok};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const EVENTS: usize = 60_000;
+const AGGREGATES: usize = 100;
+
+fn migrated(postgres: &Postgres) -> Database<'_> {
+    let database = postgres.database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> RelayHandle {
+    let mut limits = Limits::default();
+    limits.pass_time = Duration::from_millis(100);
+    limits.stall_time = Duration::from_secs(1);
+    Relay::postgres(database.url())
+        .publisher(Broker::new(kafka.brokers()))
+        .topics(Topics::pattern(topic).unwrap())
+        .limits(limits)
+        .spawn()
+        .unwrap()
+}
+
+fn stop(relay: RelayHandle) {
+    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+}
+
+fn record(number: usize) -> Record {
+    Record::new("order", (number % AGGREGATES).to_string(), number.to_string()).with_payload(vec![b'x'; 200])
+}
+
+fn emit(database: &Database<'_>, numbers: std::ops::Range<usize>) {
+    let records: Vec<Record> = numbers.map(record).collect();
+    database.connect().transaction(|c| c.emit_all(&records)).unwrap();
+}
+
+fn unsent(database: &Database<'_>) -> i64 {
+    diesel::dsl::sql::<BigInt>("SELECT count(*) FROM outbox WHERE sent_at IS NULL")
+        .get_result(&mut database.connect())
+        .unwrap()
+}
+
+fn wait_until_sent(database: &Database<'_>) {
+    eventually_ok("everything to be sent", PATIENCE, || match unsent(database) {
+        0 => Ok(()),
+        unsent => Err(format!("{unsent} are unsent")),
+    });
+}
+
+/// Every number is there, and the first occurrences of each aggregate's are in order.
+#[track_caller]
+fn assert_nothing_lost(received: &[Received], events: usize) {
+    let mut seen = BTreeSet::new();
+    let mut last: BTreeMap<&str, usize> = BTreeMap::new();
+    for received in received {
+        let number: usize = received.header("eventType").unwrap().parse().unwrap();
+        if seen.insert(number) {
+            let before = last.insert(received.key_text().unwrap(), number);
+            assert!(before.is_none_or(|before| before < number), "{number} after {before:?}");
+        }
+    }
+    assert_eq!(seen.len(), events, "events were lost");
+    println!("{} of {events} repeated", received.len() - seen.len());
+}
+
+/// While the broker is away the relay must not keep a transaction open.
+fn wait_for_no_open_transaction(database: &Database<'_>) {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
+               AND datname = current_database() AND xact_start IS NOT NULL AND state <> 'active'";
+    let mut conn = database.connect();
+    let mut quiet = 0;
+    // Not one lucky look between two passes, but a row of them.
+    eventually("the relay to hold no transaction", PATIENCE, || {
+        let open: i64 = diesel::dsl::sql::<BigInt>(sql).get_result(&mut conn).unwrap();
+        quiet = if open == 0 { quiet + 1 } else { 0 };
+        (quiet == 50).then_some(())
+    });
+}
+
+#[test]
+fn the_broker_stops_and_comes_back() {
+    let kafka = Kafka::start();
+    let database = migrated(Postgres::shared());
+    let topic = kafka.unique("broker");
+    kafka.create_topic(&topic, 3);
+    emit(&database, 0..EVENTS);
+    let counter = kafka.counter(&topic);
+    let relay = relay(&database, &kafka, &topic);
+    for (stop_at, crash) in [(1, true), (EVENTS / 3, false)] {
+        eventually("some events", PATIENCE, || (counter.count() >= stop_at).then_some(()));
+        if crash {
+            kafka.crash()
+        } else {
+            kafka.stop()
+        }
+        assert!(unsent(&database) > 0, "the broker stopped after the end");
+        wait_for_no_open_transaction(&database);
+        emit(&database, 0..0);
+        kafka.restart();
+    }
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+    // The relay is as awake as before.
+    emit(&database, EVENTS..EVENTS + 1);
+    wait_until_sent(&database);
+    stop(relay);
+}
+
+#[test]
+fn the_broker_hangs_and_goes_on() {
+    let kafka = Kafka::start();
+    let database = migrated(Postgres::shared());
+    let topic = kafka.unique("hang");
+    kafka.create_topic(&topic, 3);
+    emit(&database, 0..EVENTS);
+    let counter = kafka.counter(&topic);
+    let relay = relay(&database, &kafka, &topic);
+    eventually("some events", PATIENCE, || (counter.count() >= 1).then_some(()));
+    kafka.pause();
+    assert!(unsent(&database) > 0, "the broker hung after the end");
+    wait_for_no_open_transaction(&database);
+    kafka.resume();
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+    stop(relay);
+}
+
+#[test]
+fn the_database_restarts() {
+    let postgres = Postgres::start(15);
+    let kafka = Kafka::shared();
+    let database = migrated(&postgres);
+    let topic = kafka.unique("database");
+    kafka.create_topic(&topic, 3);
+    emit(&database, 0..EVENTS);
+    let counter = kafka.counter(&topic);
+    let relay = relay(&database, kafka, &topic);
+    for (stop_at, crash) in [(1, false), (EVENTS / 3, true)] {
+        eventually("some events", PATIENCE, || (counter.count() >= stop_at).then_some(()));
+        if crash {
+            postgres.crash()
+        } else {
+            postgres.stop()
+        }
+        postgres.restart();
+        assert!(unsent(&database) > 0, "the database stopped after the end");
+    }
+    wait_until_sent(&database);
+    // The relay listens again as well.
+    emit(&database, EVENTS..EVENTS + 1);
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), EVENTS + 1);
+    stop(relay);
+}
+
+#[test]
+fn the_relays_connection_is_terminated() {
+    let database = migrated(Postgres::shared());
+    let kafka = Kafka::shared();
+    let topic = kafka.unique("terminated");
+    kafka.create_topic(&topic, 3);
+    emit(&database, 0..EVENTS);
+    let counter = kafka.counter(&topic);
+    let relay = relay(&database, kafka, &topic);
+    for at in [1, EVENTS / 3, EVENTS / 2] {
+        eventually("some events", PATIENCE, || (counter.count() >= at).then_some(()));
+        database
+            .connect()
+            .batch_execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                 WHERE application_name = 'outbox relay' AND datname = current_database()",
+            )
+            .unwrap();
+    }
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+    stop(relay);
+}
+
+#[test]
+fn neither_is_there_when_the_relay_starts() {
+    let (postgres, kafka) = (Postgres::start(15), Kafka::start());
+    let database = migrated(&postgres);
+    let topic = kafka.unique("absent");
+    kafka.create_topic(&topic, 3);
+    emit(&database, 0..100);
+    postgres.stop();
+    kafka.stop();
+    let relay = relay(&database, &kafka, &topic);
+    postgres.restart();
+    wait_for_no_open_transaction(&database);
+    kafka.restart();
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), 100);
+    stop(relay);
+}
