@@ -10,7 +10,6 @@ mod inbox;
 mod migrate;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 pub mod observe;
-#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 pub mod source;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 mod statement;

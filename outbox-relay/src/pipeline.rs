@@ -1,6 +1,9 @@
 //! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O of its own and reads no
 //! clock but the one it is given, so that a simulation can drive it.
 
+#[cfg(test)]
+mod simulation;
+
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 

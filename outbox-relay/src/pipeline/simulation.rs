@@ -1,0 +1,251 @@
+//! The pipeline between a database and a broker that fail at random. Each seed is one history, the same every time.
+
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::{
+    Acknowledgement, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+};
+
+use super::{Failure, Limits, Passed, Pipeline};
+
+const RECORDS: u64 = 400;
+const AGGREGATES: u64 = 7;
+
+/// Xorshift: any generator does whose histories do not change with a library's version.
+#[derive(Clone)]
+struct Chance(Arc<Mutex<u64>>);
+
+impl Chance {
+    fn new(seed: u64) -> Self {
+        Self(Arc::new(Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)))
+    }
+
+    fn below(&self, limit: u64) -> u64 {
+        let mut state = self.0.lock().unwrap();
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        *state % limit
+    }
+
+    fn one_in(&self, number: u64) -> bool {
+        self.below(number) == 0
+    }
+}
+
+/// A table of records with tickets 1 to `RECORDS`. Settling becomes lasting with the release.
+struct Table {
+    chance: Chance,
+    settled: BTreeSet<u64>,
+    dead: BTreeMap<u64, String>,
+    /// Settled or dead in this pass, and not committed.
+    pending: Vec<(u64, Option<String>)>,
+    cursor: u64,
+    claimed: bool,
+}
+
+impl Table {
+    fn may_fail(&mut self) -> Result<(), SourceError> {
+        if self.chance.one_in(60) {
+            self.claimed = false;
+            self.pending.clear();
+            return Err(SourceError::new("the database failed by chance"));
+        }
+        Ok(())
+    }
+
+    fn is_open(&self, ticket: u64) -> bool {
+        !self.settled.contains(&ticket) && !self.dead.contains_key(&ticket)
+    }
+}
+
+impl Source for Table {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        self.may_fail()?;
+        assert!(!self.claimed, "claimed twice");
+        self.cursor = 0;
+        self.claimed = (1..=RECORDS).any(|ticket| self.is_open(ticket));
+        Ok(self.claimed)
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
+        self.may_fail()?;
+        assert!(self.claimed, "read without a claim");
+        let open: Vec<u64> =
+            (self.cursor + 1..=RECORDS).filter(|ticket| self.is_open(*ticket)).take(limit).collect();
+        self.cursor = open.last().copied().unwrap_or(self.cursor);
+        records.extend(open.into_iter().map(|ticket| {
+            let record = Record::new("order", (ticket % AGGREGATES).to_string(), ticket.to_string());
+            let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record) };
+            Claimed { ticket, record }
+        }));
+        Ok(())
+    }
+
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        self.may_fail()?;
+        self.pending.extend(tickets.iter().map(|ticket| (*ticket, None)));
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
+        self.may_fail()?;
+        self.pending.push((ticket, Some(reason.to_owned())));
+        Ok(())
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        self.may_fail()?;
+        assert!(self.claimed, "released without a claim");
+        self.claimed = false;
+        for (ticket, reason) in self.pending.drain(..) {
+            assert!(self.settled.insert(ticket) || reason.is_none(), "{ticket} settled twice");
+            if let Some(reason) = reason {
+                self.settled.remove(&ticket);
+                self.dead.insert(ticket, reason);
+            }
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.claimed = false;
+        self.pending.clear();
+    }
+
+    fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+        Ok(true)
+    }
+}
+
+/// A broker that keeps the order, takes its time, loses connections and refuses every 31st record.
+struct Broker {
+    chance: Chance,
+    in_flight: Vec<u64>,
+    log: Arc<Mutex<Vec<u64>>>,
+    hangs: bool,
+}
+
+impl Publisher for Broker {
+    fn publish(&mut self, ticket: u64, topic: &str, _: &Record) -> Result<(), Refusal> {
+        assert_eq!(topic, "outbox.event.order");
+        if ticket % 31 == 0 {
+            return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
+        }
+        if self.in_flight.len() >= 20 {
+            return Err(Refusal::Full);
+        }
+        if self.chance.one_in(200) {
+            return Err(Refusal::Retry { reason: "not now".to_owned() });
+        }
+        self.in_flight.push(ticket);
+        Ok(())
+    }
+
+    fn acknowledgements(
+        &mut self,
+        _: Duration,
+        acknowledgements: &mut Vec<Acknowledgement>,
+    ) -> Result<(), PublisherError> {
+        if self.chance.one_in(80) {
+            return Err(PublisherError::new("the broker failed by chance"));
+        }
+        self.hangs |= self.chance.one_in(150);
+        if self.hangs {
+            return Ok(());
+        }
+        let count = self.chance.below(self.in_flight.len() as u64 + 1) as usize;
+        for ticket in self.in_flight.drain(..count) {
+            let outcome = if ticket % 37 == 0 {
+                Outcome::Rejected { reason: "refused later".to_owned() }
+            } else {
+                self.log.lock().unwrap().push(ticket);
+                Outcome::Durable
+            };
+            acknowledgements.push(Acknowledgement { ticket, outcome });
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        // Some of what was in flight arrives all the same, in its order.
+        let arrives = self.chance.below(self.in_flight.len() as u64 + 1) as usize;
+        let arrived = self.in_flight.drain(..).take(arrives).filter(|ticket| ticket % 37 != 0);
+        self.log.lock().unwrap().extend(arrived);
+        self.hangs = false;
+    }
+
+    fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+        Ok(())
+    }
+}
+
+fn simulate(seed: u64) -> (usize, usize) {
+    let chance = Chance::new(seed);
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let mut table = Table {
+        chance: chance.clone(),
+        settled: BTreeSet::new(),
+        dead: BTreeMap::new(),
+        pending: Vec::new(),
+        cursor: 0,
+        claimed: false,
+    };
+    let mut broker = Broker { chance: chance.clone(), in_flight: Vec::new(), log: log.clone(), hangs: false };
+    let start = Instant::now();
+    let ticks = Cell::new(0);
+    let now = || {
+        ticks.set(ticks.get() + 1);
+        start + Duration::from_millis(5 * ticks.get())
+    };
+    let limits = Limits {
+        chunk: 1 + chance.below(12) as usize,
+        in_flight: 24,
+        pass_time: Duration::from_millis(50 + chance.below(400)),
+        stall_time: Duration::from_millis(300),
+    };
+    let stops = chance.clone();
+    let pipeline =
+        Pipeline { topics: &Topics::default(), limits, now: &now, stopping: &|| stops.one_in(100) };
+    let mut failures = 0;
+    for _ in 0..10_000 {
+        match pipeline.pass(&mut table, &mut broker) {
+            Ok(Passed::Idle) => break,
+            Ok(Passed::Published(_)) => {
+                assert!(broker.in_flight.is_empty(), "released with records in flight")
+            }
+            Err(Failure::Source(_) | Failure::Publisher(_)) => failures += 1,
+        }
+        assert!(!table.claimed, "a pass left its claim behind");
+    }
+    let log = log.lock().unwrap();
+    let arrived: BTreeSet<u64> = log.iter().copied().collect();
+    for ticket in 1..=RECORDS {
+        let refused = ticket % 31 == 0 || ticket % 37 == 0 || ticket % 97 == 0;
+        assert_eq!(table.dead.contains_key(&ticket), refused, "seed {seed}: dead letter {ticket}");
+        assert_eq!(arrived.contains(&ticket), !refused, "seed {seed}: record {ticket}");
+    }
+    let mut seen = BTreeSet::new();
+    let mut last = BTreeMap::new();
+    for ticket in log.iter().filter(|ticket| seen.insert(**ticket)) {
+        let before = last.insert(ticket % AGGREGATES, *ticket);
+        assert!(before.is_none_or(|before| before < *ticket), "seed {seed}: {ticket} after {before:?}");
+    }
+    (failures, log.len() - arrived.len())
+}
+
+#[test]
+fn nothing_is_lost_and_order_is_kept_whatever_fails() {
+    let (mut failures, mut repeated) = (0, 0);
+    for seed in 0..500 {
+        let (failed, again) = simulate(seed);
+        failures += failed;
+        repeated += again;
+    }
+    // A simulation without failures and repetitions would show nothing.
+    assert!(failures > 500 && repeated > 500, "{failures} failures, {repeated} repetitions");
+}

@@ -1,0 +1,97 @@
+//! The gated notification: no event waits for the slow fallback poll, and idle relays leave the database alone.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle, Topics};
+use outbox_tests::{Database, Kafka, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn record(event_type: &str) -> Record {
+    Record::new("order", "1", event_type).with_payload(*b"{}")
+}
+
+fn relay(database: &Database<'_>, topic: &str) -> RelayHandle {
+    Relay::postgres(database.url())
+        .publisher(Broker::new(Kafka::shared().brokers()))
+        .topics(Topics::pattern(topic).unwrap())
+        // Only a wake-up brings an event to Kafka within the test's patience.
+        .poll_interval(Duration::from_secs(3_600))
+        .lag_interval(Duration::from_secs(3_600))
+        .spawn()
+        .unwrap()
+}
+
+fn is_awake(conn: &mut PgConnection) -> bool {
+    diesel::dsl::sql::<Bool>(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1869968482 \
+         AND objid = 'outbox'::regclass::oid AND mode = 'ExclusiveLock' AND granted)",
+    )
+    .get_result(conn)
+    .unwrap()
+}
+
+fn wait_until_asleep(conn: &mut PgConnection) {
+    eventually("the relay to lie down", PATIENCE, || (!is_awake(conn)).then_some(()));
+}
+
+#[test]
+fn an_event_wakes_the_sleeping_relay() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("wakes");
+    let _relay = relay(&database, &topic);
+    for count in 1..=5 {
+        wait_until_asleep(conn);
+        conn.transaction(|c| c.emit(&record("Woke"))).unwrap();
+        Kafka::shared().read_at_least(&topic, count, PATIENCE);
+    }
+}
+
+/// The emitter saw the relay awake and saved the notification; it commits when the relay has lain down.
+#[test]
+fn an_event_that_commits_after_the_relay_lay_down_is_not_overlooked() {
+    let database = Postgres::shared().database();
+    let (conn, slow) = (&mut database.connect(), &mut database.connect());
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("overlooked");
+    let _relay = relay(&database, &topic);
+    eventually("an emit while the relay is awake", PATIENCE, || {
+        conn.transaction(|c| c.emit(&record("Waking"))).unwrap();
+        eventually("the relay to wake", PATIENCE, || is_awake(conn).then_some(()));
+        slow.batch_execute("BEGIN").unwrap();
+        slow.transaction(|c| c.emit(&record("Slow"))).unwrap();
+        if is_awake(conn) {
+            return Some(());
+        }
+        slow.batch_execute("ROLLBACK").unwrap();
+        None
+    });
+    wait_until_asleep(conn);
+    slow.batch_execute("COMMIT").unwrap();
+    eventually("the slow event", PATIENCE, || {
+        let received = Kafka::shared().read_all(&topic);
+        received.iter().any(|received| received.header("eventType") == Some("Slow")).then_some(())
+    });
+}
+
+/// Ten idle relays ask the database next to nothing: one listens, the others stand by.
+#[test]
+fn idle_relays_ask_nothing() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("idle");
+    let _relays: Vec<RelayHandle> = (0..10).map(|_| relay(&database, &topic)).collect();
+    let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
+                AND datname = current_database() AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
+    let number =
+        |conn: &mut PgConnection, sql: &str| diesel::dsl::sql::<BigInt>(sql).get_result::<i64>(conn).unwrap();
+    eventually("ten relays to be idle for a second", PATIENCE, || (number(conn, idle) == 10).then_some(()));
+    assert!(!is_awake(conn));
+}
