@@ -1,4 +1,72 @@
-//! A transactional outbox and inbox for Diesel.
+//! A transactional outbox and inbox for Diesel: emit events in the transaction that caused them.
+//!
+//! A service changes its tables and must tell others about it. The event is written to the table `outbox` in the same
+//! transaction, and a relay (`diesel-outbox-relay`) brings it to the broker afterwards, at least once and in order for
+//! each aggregate. Consumers protect themselves with the [`Inbox`].
+//!
+//! ```
+//! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # use diesel::prelude::*;
+//! # #[derive(serde::Serialize)] struct Uuid(u32);
+//! # impl std::fmt::Display for Uuid { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { self.0.fmt(f) } }
+//! use diesel_outbox::{Emit, Inbox, Migrations, Once, OutboxEvent};
+//!
+//! #[derive(serde::Serialize, OutboxEvent)]
+//! #[outbox(aggregate = "order")]
+//! struct OrderPlaced {
+//!     #[outbox(id)]
+//!     order_id: Uuid,
+//!     total_cents: i64,
+//! }
+//!
+//! # let order_id = Uuid(7);
+//! let conn = &mut SqliteConnection::establish(":memory:")?;
+//! Migrations::new().run(conn)?;
+//!
+//! // In the service: the change and the event that tells of it, both or neither.
+//! let event_id = conn.transaction(|c| {
+//!     // diesel::insert_into(orders::table).values(&order).execute(c)?;
+//!     c.emit(&OrderPlaced { order_id, total_cents: 990 })
+//! })?;
+//!
+//! // In a consumer: the effect, once, however often the event is delivered.
+//! let charge = |_: &mut SqliteConnection| QueryResult::Ok("receipt");
+//! assert_eq!(Inbox::new("billing").once(conn, event_id, charge)?, Once::First("receipt"));
+//! assert_eq!(Inbox::new("billing").once(conn, event_id, charge)?, Once::Duplicate);
+//! # Ok(())
+//! # }
+//! # #[cfg(not(all(feature = "sqlite", feature = "migrations", feature = "derive")))]
+//! # fn main() {}
+//! ```
+//!
+//! # What there is
+//!
+//! - [`Emit`] and `AsyncEmit` put `emit` and `emit_all` on every Diesel and diesel-async connection, pooled or not.
+//! - [`OutboxEvent`] is derived on domain types; a [`Record`] is built by hand where a type would be in the way.
+//! - [`Inbox`] runs an effect once for each event.
+//! - `Migrations` creates the tables. They are plain SQL, and a contract: other languages may write to them, and Debezium
+//!   reads them with its default column names.
+//! - `observe` tells the lag and the dead letters; [`source`] is what a relay reads.
+//!
+//! # Order
+//!
+//! Events are sent in the order of the column `seq`, which the database hands out at the insert. For one aggregate that is the
+//! order of its commits if its writers wait for each other before they emit, as they do when each updates or locks the
+//! aggregate's row first. Do that, and then emit.
+//!
+//! # Features
+//!
+//! | feature | default | |
+//! |---|---|---|
+//! | `derive` | yes | `#[derive(OutboxEvent)]` |
+//! | `migrations` | yes | the embedded migrations |
+//! | `postgres` | | PostgreSQL, with or without libpq |
+//! | `sqlite` | | SQLite |
+//! | `async` | | `emit` and the inbox on diesel-async's connections |
+//! | `postgres-source`, `sqlite-source` | | what a relay needs; it turns them on |
+//!
+//! On SQLite set a `busy_timeout` on your connections: the relay writes too, now and then.
 
 // Without a database there is nobody to read what the statements hold.
 #![cfg_attr(not(any(feature = "postgres", feature = "sqlite")), allow(dead_code))]

@@ -1,4 +1,56 @@
 //! The relay: it brings the outbox's records to the broker, at least once and in order for each aggregate.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "postgres", feature = "kafka"))]
+//! # async fn f(database_url: String) -> Result<(), diesel_outbox_relay::RelayError> {
+//! use diesel_outbox_relay::{Kafka, Relay};
+//!
+//! let relay = Relay::postgres(&database_url).publisher(Kafka::new("localhost:9092")).spawn()?;
+//! // ... the service does its work ...
+//! relay.stop().await?; // flush, settle, leave
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Or, for as long as a future runs: `Relay::postgres(..).publisher(..).run(shutdown).await`. As a process of its own it is
+//! the binary `outbox` of `diesel-outbox-cli`.
+//!
+//! # A pass
+//!
+//! Each worker makes one pass after the other: it **claims** free shards of the table by locking their rows, **reads** the
+//! unsent records in order, **publishes** them while it reads on, **settles** exactly those that the broker acknowledged, and
+//! **releases** the shards with a commit after half a second at most. The lock is the claim: a worker that dies loses its
+//! connection, and with it the lock. No lease, no clock.
+//!
+//! # When something is away
+//!
+//! When the broker acknowledges nothing for a while, the pass is given up, and no transaction is kept open until the broker
+//! answers again. When the database is away, the relay connects again. In both cases it waits a little longer each
+//! time, up to 5 s, logs a warning, and goes on by itself.
+//!
+//! # Several relays
+//!
+//! Run as many as you like, for example one in each instance of the service. One of them listens for the emitters'
+//! notifications; it calls the others when there is a backlog, and they share it. Idle ones ask the database one question each
+//! `poll_interval`. On SQLite one relay works and the others wait for its end.
+//!
+//! # Metrics
+//!
+//! Through the [`metrics`](https://docs.rs/metrics) facade; install any recorder.
+//!
+//! | metric | kind | |
+//! |---|---|---|
+//! | `outbox_unsent` | gauge | records that wait to be sent |
+//! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
+//! | `outbox_published_total` | counter | records that were published and settled |
+//! | `outbox_dead_letters_total` | counter | records that became dead letters |
+//! | `outbox_failures_total` | counter | failed passes, by `in` = `database` or `broker` |
+//! | `outbox_pass_seconds`, `outbox_pass_records` | histogram | how long passes take, and how much they publish |
+//!
+//! # Features
+//!
+//! `postgres`, `sqlite`: the databases (none by default). `kafka` (default): Kafka as the broker; `kafka-tls`,
+//! `kafka-tls-vendored`, `kafka-sasl`: what it is reached by.
 
 mod error;
 mod handle;

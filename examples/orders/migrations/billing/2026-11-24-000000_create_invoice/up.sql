@@ -1,0 +1,10 @@
+-- An order has one invoice because the inbox lets its event in once; no constraint says so.
+CREATE TABLE invoice (
+    number      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    order_id    uuid NOT NULL,
+    customer    text NOT NULL,
+    total_cents bigint NOT NULL,
+    paid        boolean NOT NULL DEFAULT false
+);
+
+CREATE INDEX invoice_order_id ON invoice (order_id);

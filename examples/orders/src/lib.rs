@@ -1,1 +1,0 @@
-//! A service that emits and one that consumes

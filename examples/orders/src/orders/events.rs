@@ -1,0 +1,22 @@
+use diesel_outbox::OutboxEvent;
+use serde::Serialize;
+use uuid::Uuid;
+
+/// What other services learn about orders, on the topic `outbox.event.order`.
+#[derive(Serialize, OutboxEvent)]
+#[outbox(aggregate = "order")]
+#[serde(untagged)]
+pub(crate) enum OrderEvent<'a> {
+    #[outbox(type = "OrderPlaced")]
+    Placed {
+        #[outbox(id)]
+        order_id: Uuid,
+        customer: &'a str,
+        total_cents: i64,
+    },
+    #[outbox(type = "OrderPaid")]
+    Paid {
+        #[outbox(id)]
+        order_id: Uuid,
+    },
+}

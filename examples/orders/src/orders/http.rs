@@ -1,0 +1,85 @@
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use diesel_async::AsyncPgConnection;
+use diesel_async::pooled_connection::deadpool::{Pool, PoolError};
+use serde::Deserialize;
+use uuid::Uuid;
+
+use crate::order::Order;
+
+type Database = State<Pool<AsyncPgConnection>>;
+
+pub(crate) fn routes(database: Pool<AsyncPgConnection>) -> Router {
+    Router::new()
+        .route("/orders", post(place))
+        .route("/orders/{id}", get(show))
+        .route("/orders/{id}/pay", post(pay))
+        .with_state(database)
+}
+
+#[derive(Deserialize)]
+struct PlaceOrder {
+    customer: String,
+    total_cents: i64,
+}
+
+async fn place(
+    State(database): Database,
+    Json(order): Json<PlaceOrder>,
+) -> Result<(StatusCode, Json<Order>), Failure> {
+    let conn = &mut database.get().await?;
+    let order = Order::place(conn, order.customer, order.total_cents).await?;
+    Ok((StatusCode::CREATED, Json(order)))
+}
+
+async fn pay(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, Failure> {
+    let conn = &mut database.get().await?;
+    Ok(Json(Order::pay(conn, id).await?))
+}
+
+async fn show(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, Failure> {
+    let conn = &mut database.get().await?;
+    Ok(Json(Order::find(conn, id).await?))
+}
+
+enum Failure {
+    Unavailable(PoolError),
+    Database(diesel::result::Error),
+}
+
+impl From<PoolError> for Failure {
+    fn from(error: PoolError) -> Self {
+        Self::Unavailable(error)
+    }
+}
+
+impl From<diesel::result::Error> for Failure {
+    fn from(error: diesel::result::Error) -> Self {
+        Self::Database(error)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        use diesel::result::DatabaseErrorKind::CheckViolation;
+        use diesel::result::Error::{DatabaseError, NotFound};
+        match self {
+            Self::Database(NotFound) => (StatusCode::NOT_FOUND, "there is no such order\n"),
+            Self::Database(DatabaseError(CheckViolation, _)) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "the total must be positive\n")
+            }
+            Self::Database(error) => {
+                tracing::error!(%error, "a request failed");
+                (StatusCode::INTERNAL_SERVER_ERROR, "the order was left as it was\n")
+            }
+            Self::Unavailable(error) => {
+                tracing::error!(%error, "no connection to the database");
+                (StatusCode::SERVICE_UNAVAILABLE, "try again later\n")
+            }
+        }
+        .into_response()
+    }
+}

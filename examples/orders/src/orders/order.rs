@@ -1,0 +1,63 @@
+use diesel::prelude::*;
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use diesel_outbox::AsyncEmit;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::events::OrderEvent;
+
+diesel::table! {
+    orders (id) {
+        id -> Uuid,
+        customer -> Text,
+        total_cents -> BigInt,
+        paid -> Bool,
+    }
+}
+
+#[derive(Serialize, Queryable, Selectable, Insertable)]
+#[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
+pub(crate) struct Order {
+    pub(crate) id: Uuid,
+    customer: String,
+    total_cents: i64,
+    paid: bool,
+}
+
+impl Order {
+    /// Inserts the order and emits `OrderPlaced`: both, or neither.
+    pub(crate) async fn place(
+        conn: &mut AsyncPgConnection,
+        customer: String,
+        total_cents: i64,
+    ) -> QueryResult<Self> {
+        let order = Self { id: Uuid::now_v7(), customer, total_cents, paid: false };
+        conn.transaction(async |c| {
+            diesel::insert_into(orders::table).values(&order).execute(c).await?;
+            let Self { id, ref customer, total_cents, .. } = order;
+            c.emit(&OrderEvent::Placed { order_id: id, customer, total_cents }).await?;
+            QueryResult::Ok(())
+        })
+        .await?;
+        Ok(order)
+    }
+
+    /// Marks the order as paid and emits `OrderPaid`, unless it was paid before.
+    pub(crate) async fn pay(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Self> {
+        conn.transaction(async |c| {
+            // The row first: its lock makes those who change one order wait for each other, and so the order of their
+            // events is the order of their changes.
+            let unpaid = orders::table.find(id).filter(orders::paid.eq(false));
+            let newly_paid = diesel::update(unpaid).set(orders::paid.eq(true)).execute(c).await? == 1;
+            if newly_paid {
+                c.emit(&OrderEvent::Paid { order_id: id }).await?;
+            }
+            Self::find(c, id).await
+        })
+        .await
+    }
+
+    pub(crate) async fn find(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Self> {
+        orders::table.find(id).select(Self::as_select()).first(conn).await
+    }
+}

@@ -1,1 +1,0 @@
-//! The whole path in one process
