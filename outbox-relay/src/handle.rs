@@ -1,6 +1,6 @@
 use std::task::{Context, Poll};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -47,6 +47,32 @@ impl RelayHandle {
             Ok(()) => self.outcome.take().unwrap_or(Ok(())),
             Err(_) => Err(RelayError::StopTimeout(time)),
         }
+    }
+
+    /// [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
+    ///
+    /// # Errors
+    /// As for [`stop`](Self::stop).
+    pub fn stop_blocking(mut self) -> Result<(), RelayError> {
+        self.stop.set();
+        let until = Instant::now() + self.stop_time;
+        while !self.is_finished() {
+            if Instant::now() >= until {
+                return Err(RelayError::StopTimeout(self.stop_time));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.outcome.take().unwrap_or(Ok(()))
+    }
+
+    /// Whether the relay has ended by itself, which it does only where a worker panics. [`stop`](Self::stop) tells why.
+    pub fn is_finished(&mut self) -> bool {
+        if self.outcome.is_none()
+            && let Ok(outcome) = self.ended.try_recv()
+        {
+            self.outcome = Some(outcome);
+        }
+        self.outcome.is_some()
     }
 
     /// Waits until the relay has ended by itself, which it does only where a worker panics.

@@ -47,6 +47,9 @@ impl Relay {
     }
 
     /// A relay for the outbox in this SQLite file. One relay works at a time; a second one waits its turn.
+    ///
+    /// The relay writes to the file too, now and then: set `PRAGMA busy_timeout` on the service's own connections, or they
+    /// may find the database locked.
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl Into<String>) -> Self {
         let path = path.into();
