@@ -1,4 +1,5 @@
-//! Everything that touches Kafka: the [`Kafka`] broker, whose publishers bring outbox records there.
+//! Everything that touches Kafka: the [`Kafka`] broker, whose publishers bring outbox records there, and, with the
+//! feature `consumer`, the loop that brings them from there into a database once.
 
 #[cfg(feature = "consumer")]
 pub mod consumer;

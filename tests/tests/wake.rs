@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use diesel_outbox::{Emit, Migrations, Record};
@@ -35,8 +35,18 @@ fn is_awake(conn: &mut PgConnection) -> bool {
     .unwrap()
 }
 
+/// Not awake, and without a question to the database for a while: whoever lies down looks once more.
 fn wait_until_asleep(conn: &mut PgConnection) {
-    eventually("the relay to lie down", PATIENCE, || (!is_awake(conn)).then_some(()));
+    let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
+                 AND datname = current_database() AND state = 'idle' \
+                 AND state_change < clock_timestamp() - interval '300 ms'";
+    eventually("the relay to lie down", PATIENCE, || {
+        (!is_awake(conn) && number(conn, quiet) == 1).then_some(())
+    });
+}
+
+fn number(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
 }
 
 #[test]
@@ -64,16 +74,16 @@ fn an_event_that_commits_after_the_relay_lay_down_is_not_overlooked() {
     eventually("an emit while the relay is awake", PATIENCE, || {
         conn.transaction(|c| c.emit(&record("Waking"))).unwrap();
         eventually("the relay to wake", PATIENCE, || is_awake(conn).then_some(()));
-        slow.batch_execute("BEGIN").unwrap();
-        slow.transaction(|c| c.emit(&record("Slow"))).unwrap();
+        AnsiTransactionManager::begin_transaction(slow).unwrap();
+        slow.emit(&record("Slow")).unwrap();
         if is_awake(conn) {
             return Some(());
         }
-        slow.batch_execute("ROLLBACK").unwrap();
+        AnsiTransactionManager::rollback_transaction(slow).unwrap();
         None
     });
     wait_until_asleep(conn);
-    slow.batch_execute("COMMIT").unwrap();
+    AnsiTransactionManager::commit_transaction(slow).unwrap();
     eventually("the slow event", PATIENCE, || {
         let received = Kafka::shared().read_all(&topic);
         received.iter().any(|received| received.header("eventType") == Some("Slow")).then_some(())
@@ -90,8 +100,6 @@ fn idle_relays_ask_nothing() {
     let _relays: Vec<RelayHandle> = (0..10).map(|_| relay(&database, &topic)).collect();
     let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                 AND datname = current_database() AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
-    let number =
-        |conn: &mut PgConnection, sql: &str| diesel::dsl::sql::<BigInt>(sql).get_result::<i64>(conn).unwrap();
     eventually("ten relays to be idle for a second", PATIENCE, || (number(conn, idle) == 10).then_some(()));
     assert!(!is_awake(conn));
 }

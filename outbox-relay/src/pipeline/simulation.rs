@@ -158,6 +158,14 @@ impl Publisher for Broker {
         if self.hangs {
             return Ok(());
         }
+        if self.chance.one_in(100) {
+            // The connection is lost: nothing that was in flight is known to have arrived.
+            acknowledgements.extend(self.in_flight.drain(..).map(|ticket| Acknowledgement {
+                ticket,
+                outcome: Outcome::Retry { reason: "lost".to_owned() },
+            }));
+            return Ok(());
+        }
         let count = self.chance.below(self.in_flight.len() as u64 + 1) as usize;
         for ticket in self.in_flight.drain(..count) {
             let outcome = if ticket % 37 == 0 {

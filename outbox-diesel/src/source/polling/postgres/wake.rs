@@ -30,7 +30,7 @@ enum State {
     /// Looks at the table by itself, since then without finding anything.
     Awake { since: Instant },
     /// Looks again until the transactions that may have seen it awake have ended.
-    Dozing { inserting: HashSet<String>, pause: Duration },
+    Dozing { inserting: HashSet<String>, pause: Duration, until: Instant },
     /// Was told to look once more after the last of them had ended.
     LastLook,
     /// Waits for a notification, or for this time.
@@ -112,15 +112,17 @@ impl Wake {
                 self.state = self.lie_down(conn)?;
                 Ok(true)
             }
-            State::Dozing { inserting, pause } => {
+            State::Dozing { inserting, pause, until } => {
+                if !listen_until(conn, *until, limit)? {
+                    return Ok(false);
+                }
                 let (still_inserting, _) = holders(conn)?;
                 inserting.retain(|transaction| still_inserting.contains(transaction));
                 if inserting.is_empty() {
                     self.state = State::LastLook;
                 } else {
-                    let waited = (*pause).min(limit);
                     *pause = (*pause * 2).min(LONGEST_DOZE_PAUSE);
-                    listen(conn, waited)?;
+                    *until = Instant::now() + *pause;
                 }
                 Ok(true)
             }
@@ -134,9 +136,7 @@ impl Wake {
 
     fn sleep(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         let State::Asleep { until } = self.state else { return Ok(true) };
-        let left = until.saturating_duration_since(Instant::now());
-        let notified = listen(conn, limit.min(left))?;
-        if !notified && Instant::now() < until {
+        if !listen_until(conn, until, limit)? {
             return Ok(false);
         }
         if !self.leads {
@@ -175,7 +175,7 @@ impl Wake {
             Unlock::new(locks::AWAKE).get_result::<bool>(conn)?;
         }
         let (inserting, _) = holders(conn)?;
-        Ok(State::Dozing { inserting, pause: DOZE_PAUSE })
+        Ok(State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() })
     }
 
     /// Whether the other relays are to be woken for a backlog now.
@@ -191,6 +191,12 @@ impl Wake {
 /// Wakes the relays that stand by, when the open transaction commits.
 pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
     CallForHelp::new().execute(conn).map(drop)
+}
+
+/// Waits for a notification or until then, but no longer than `limit`: `false` where neither has come.
+fn listen_until(conn: &mut PgConnection, until: Instant, limit: Duration) -> QueryResult<bool> {
+    let left = until.saturating_duration_since(Instant::now());
+    Ok(listen(conn, limit.min(left))? || Instant::now() >= until)
 }
 
 /// Waits for a notification by looking for what has arrived on the connection.

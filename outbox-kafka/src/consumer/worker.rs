@@ -1,0 +1,167 @@
+use std::time::{Duration, Instant};
+
+use diesel_outbox::{Inbox, Once};
+use rdkafka::Message;
+use rdkafka::message::OwnedMessage;
+use tracing::{debug, error, info, info_span, warn};
+
+use super::back_off::BackOff;
+use super::database::{Attempt, Database};
+use super::dead_letters::{DeadLetters, full_text};
+use super::group::Group;
+use super::handlers::{Handler, Handlers, UnknownTypes};
+use super::held::{Held, Item, Task};
+use super::{ConsumerError, Received, Rejected};
+
+/// How soon a stop is noticed.
+const STOP_WAIT: Duration = Duration::from_millis(100);
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The consumer at work: one record at a time, in the order in which each partition has them.
+pub(super) struct Worker<C, H> {
+    pub(super) group: Group,
+    pub(super) inbox: Inbox,
+    pub(super) database: Database<C>,
+    pub(super) handlers: Handlers<H>,
+    pub(super) dead_letters: DeadLetters,
+    pub(super) options: Options,
+    pub(super) held: Held,
+}
+
+#[derive(Clone, Copy)]
+pub(super) struct Options {
+    pub(super) unknown_types: UnknownTypes,
+    pub(super) tries: u32,
+    pub(super) back_off: BackOff,
+    pub(super) retention: Option<Duration>,
+}
+
+/// What became of a record for now.
+enum Outcome {
+    Done,
+    TryAgain { wait: Duration },
+    DeadLetter { reason: String },
+}
+
+impl<C, H: Handler<C>> Worker<C, H> {
+    pub(super) fn run(mut self, mut stop: impl FnMut() -> bool) -> Result<(), ConsumerError> {
+        info!(consumer = self.inbox.consumer(), "the consumer has started");
+        let mut prune_at = Instant::now();
+        while !stop() {
+            self.group.commit_if_due();
+            if let Some(retention) = self.options.retention
+                && prune_at <= Instant::now()
+            {
+                self.database.prune::<H>(&self.inbox, retention);
+                prune_at = Instant::now() + PRUNE_INTERVAL;
+            }
+            if let Some(item) = self.held.take_due(Instant::now()) {
+                self.work_on(item);
+            }
+            // However much is held, the group must see that this member is alive.
+            let message =
+                self.group.poll(self.wait()).inspect_err(|error| error!(%error, "the consumer ends"))?;
+            for partition in self.group.revoked() {
+                self.held.forget(&partition);
+            }
+            if let Some(message) = message {
+                self.receive(message);
+            }
+        }
+        self.group.leave();
+        info!(consumer = self.inbox.consumer(), "the consumer has stopped");
+        Ok(())
+    }
+
+    fn wait(&self) -> Duration {
+        let due = self.held.next_due().map(|due| due.saturating_duration_since(Instant::now()));
+        due.unwrap_or(STOP_WAIT).min(STOP_WAIT).min(self.group.longest_wait())
+    }
+
+    fn receive(&mut self, message: OwnedMessage) {
+        let item = Item::new(message);
+        if let Some(item) = self.held.push_behind(&item.partition(), item) {
+            self.work_on(item);
+        }
+    }
+
+    fn work_on(&mut self, mut item: Item) {
+        item.tries = item.tries.saturating_add(1);
+        let outcome = match &item.task {
+            Task::Handle(received) => self.handle(received, item.tries, &mut item.failures),
+            Task::DeadLetter { message, reason } => self.dead_letter(message, reason, item.tries),
+        };
+        let partition = item.partition();
+        match outcome {
+            Outcome::Done => {
+                self.group.done(&partition, item.message().offset());
+                if self.held.release(&partition) {
+                    self.group.resume(&partition);
+                }
+            }
+            Outcome::TryAgain { wait } => {
+                if self.held.hold(partition.clone(), item, Instant::now() + wait) {
+                    self.group.pause(&partition);
+                }
+            }
+            Outcome::DeadLetter { reason } => self.work_on(item.into_dead_letter(reason)),
+        }
+    }
+
+    fn handle(&mut self, received: &Received, tries: u32, failures: &mut u32) -> Outcome {
+        let (id, event_type) = (received.id(), received.event_type());
+        let (topic, partition, offset) = (received.topic(), received.partition(), received.offset());
+        let _span = info_span!("record", topic, partition, offset, %id, event_type).entered();
+        let Some(handler) = self.handlers.find(event_type) else {
+            return match self.options.unknown_types {
+                UnknownTypes::Skip => {
+                    debug!("skipped, as there is no handler for its type");
+                    Outcome::Done
+                }
+                UnknownTypes::DeadLetter => Outcome::DeadLetter {
+                    reason: format!("the consumer has no handler for the event type `{event_type}`"),
+                },
+            };
+        };
+        let error = match self.database.once(&self.inbox, received, handler) {
+            Attempt::Done(once) => {
+                debug!(duplicate = once == Once::Duplicate, "handled");
+                return Outcome::Done;
+            }
+            Attempt::Unavailable => {
+                let wait = self.options.back_off.after(tries).max(self.database.wait());
+                return Outcome::TryAgain { wait };
+            }
+            Attempt::Failed(error) => error,
+        };
+        *failures += 1;
+        if error.is::<Rejected>() || *failures >= self.options.tries {
+            error!(%error, failures, "the handler failed for the last time");
+            return Outcome::DeadLetter { reason: full_text(&*error) };
+        }
+        let wait = self.options.back_off.after(*failures);
+        warn!(%error, failures, ?wait, "the handler failed; the record is tried again");
+        Outcome::TryAgain { wait }
+    }
+
+    fn dead_letter(&self, message: &OwnedMessage, reason: &str, tries: u32) -> Outcome {
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        match self.dead_letters.send(message, reason) {
+            Ok(()) => {
+                error!(
+                    topic,
+                    partition,
+                    offset,
+                    to = self.dead_letters.topic(topic),
+                    "the record is a dead letter"
+                );
+                Outcome::Done
+            }
+            Err(error) => {
+                let wait = self.options.back_off.after(tries);
+                error!(topic, partition, offset, ?wait, "{error}");
+                Outcome::TryAgain { wait }
+            }
+        }
+    }
+}

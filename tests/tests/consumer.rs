@@ -1,0 +1,14 @@
+//! The consumer loop: every event has its effect once, whatever is redelivered, fails, or is taken away.
+
+#[path = "consumer/asynchronous.rs"]
+mod asynchronous;
+#[path = "consumer/bench.rs"]
+mod bench;
+#[path = "consumer/failures.rs"]
+mod failures;
+#[path = "consumer/outages.rs"]
+mod outages;
+#[path = "consumer/rebalance.rs"]
+mod rebalance;
+#[path = "consumer/settings.rs"]
+mod settings;
