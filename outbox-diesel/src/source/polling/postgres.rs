@@ -79,7 +79,7 @@ impl PostgresSource {
             "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
              SET idle_in_transaction_session_timeout = '30s'; \
              SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-             SET enable_mergejoin = off; SET enable_sort = off; SET jit = off",
+             SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
         )
     }
 
