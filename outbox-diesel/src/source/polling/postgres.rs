@@ -7,6 +7,7 @@ mod upkeep;
 mod wake;
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
@@ -19,7 +20,7 @@ use self::fence::Fence;
 use self::upkeep::Upkeep;
 use self::wake::Wake;
 use super::row::{ChunkSize, StoredRow};
-use super::{database_error, one_line};
+use super::{BLOCKED, database_error, one_line};
 use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
@@ -29,7 +30,13 @@ use crate::statement::statement;
 pub struct PostgresSource {
     database_url: String,
     options: SourceOptions,
-    conn: Option<PgConnection>,
+    /// Nothing where the connection was lost, and all that hung on it.
+    session: Option<Session>,
+}
+
+/// A connection, and what is known and held through it.
+struct Session {
+    conn: PgConnection,
     fence: Fence,
     wake: Wake,
     upkeep: Upkeep,
@@ -40,61 +47,112 @@ pub struct PostgresSource {
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
-        Self {
-            database_url: database_url.into(),
-            conn: None,
-            fence: Fence::default(),
-            wake: Wake::new(options.poll_interval),
-            upkeep: Upkeep::default(),
-            chunk_size: ChunkSize::new(),
-            pass: None,
-            options,
-        }
+        Self { database_url: database_url.into(), options, session: None }
     }
 
-    fn connect(&mut self) -> Result<(), SourceError> {
-        if self.conn.is_some() {
-            return Ok(());
-        }
-        let mut conn =
-            PgConnection::establish(&self.database_url).map_err(|error| connection_error(&error))?;
-        self.prepare(&mut conn).map_err(|error| database_error("preparing the connection", error))?;
-        fence::require_unbuffered_sequence(&mut conn)?;
-        self.wake.reconnected();
-        self.fence = Fence::default();
-        self.conn = Some(conn);
-        Ok(())
-    }
-
-    fn prepare(&self, conn: &mut PgConnection) -> QueryResult<()> {
-        if let Some(schema) = &self.options.schema {
-            diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
-                .bind::<Text, _>(schema)
-                .sql("), false)")
-                .get_result::<String>(conn)?;
-        }
-        // The timeout lets go of the shards of a process that was stopped. The plans are known to be right, whatever
-        // the statistics say while the table fills and empties.
-        conn.batch_execute(
-            "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-             SET idle_in_transaction_session_timeout = '30s'; \
-             SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-             SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
-        )
-    }
-
+    /// Works in the session, which is begun where there is none, and is over where the database fails.
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&mut PgConnection) -> QueryResult<T>,
+        work: impl FnOnce(&mut Session, &SourceOptions) -> QueryResult<T>,
     ) -> Result<T, SourceError> {
-        let conn = self.conn.as_mut().ok_or_else(|| SourceError::new("the claim was lost"))?;
-        work(conn).map_err(|error| {
-            self.conn = None;
-            self.pass = None;
-            database_error(doing, error)
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::begin(&self.database_url, &self.options)?,
+        };
+        let done = work(&mut session, &self.options).map_err(|error| database_error(doing, error))?;
+        self.session = Some(session);
+        Ok(done)
+    }
+}
+
+impl Session {
+    fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
+        let mut conn = PgConnection::establish(database_url).map_err(|error| connection_error(&error))?;
+        prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
+        fence::require_unbuffered_sequence(&mut conn)?;
+        let wake = Wake::start(&mut conn, options.poll_interval)
+            .map_err(|error| database_error("preparing to listen", error))?;
+        Ok(Self {
+            conn,
+            fence: Fence::default(),
+            wake,
+            upkeep: Upkeep::default(),
+            chunk_size: ChunkSize::new(),
+            pass: None,
         })
     }
+
+    fn claim(&mut self, options: &SourceOptions) -> QueryResult<bool> {
+        if let Some(workers) = self.fence.advance(&mut self.conn)? {
+            self.wake.counted(workers);
+        }
+        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
+        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.safe(), block)?;
+        if self.pass.is_some() {
+            self.wake.awake(&mut self.conn)?;
+        }
+        Ok(self.pass.is_some())
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> QueryResult<()> {
+        let Some(pass) = &mut self.pass else { return Ok(()) };
+        let rows = pass.read(&mut self.conn, self.chunk_size.rows(limit))?;
+        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
+        let (blocked, free): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| pass.blocks(row));
+        records.extend(free.into_iter().map(StoredRow::claimed));
+        blocked.into_iter().try_for_each(|row| self.dead_letter(row.seq, BLOCKED))
+    }
+
+    fn settle(&mut self, tickets: &[u64], options: &SourceOptions) -> QueryResult<()> {
+        let mut seqs: Vec<i64> = tickets.iter().map(|&ticket| ticket as i64).collect();
+        seqs.sort_unstable();
+        let settled = match options.sent_rows {
+            SentRows::Delete => Delete::new(seqs).execute(&mut self.conn)?,
+            SentRows::Keep { .. } => MarkSent::new(seqs).execute(&mut self.conn)?,
+        };
+        if let Some(pass) = &mut self.pass {
+            pass.settled(settled);
+        }
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, seq: i64, reason: &str) -> QueryResult<()> {
+        let aggregates = Bury::new(seq, reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
+        if let Some(pass) = &mut self.pass {
+            pass.settled(1);
+            pass.block(aggregates);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self) -> QueryResult<()> {
+        let Some(pass) = self.pass.take() else { return Ok(()) };
+        let backlog = pass.was_large() && self.wake.may_call_for_help();
+        pass.end(&mut self.conn, backlog)
+    }
+
+    fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
+        self.wake.try_to_lead(&mut self.conn)?;
+        if self.wake.leads() { self.upkeep.run(&mut self.conn, options) } else { Ok(None) }
+    }
+}
+
+fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
+    if let Some(schema) = &options.schema {
+        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
+            .bind::<Text, _>(schema)
+            .sql("), false)")
+            .get_result::<String>(conn)?;
+    }
+    // The timeout lets go of the shards of a process that was stopped. The plans are known to be right, whatever the
+    // statistics say while the table fills and empties.
+    conn.batch_execute(
+        "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
+         SET idle_in_transaction_session_timeout = '30s'; \
+         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
+         SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
+    )
 }
 
 /// Only what libpq says of a server is passed on. What it says of a URL may repeat parts of it, and so a password.
@@ -105,113 +163,50 @@ fn connection_error(error: &ConnectionError) -> SourceError {
         SourceError::new(format!("cannot connect to the database: {message}"))
     } else {
         SourceError::new(
-            "cannot connect to the database: the database URL is not understood \
-             (postgres://user:password@host:5432/name, with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)",
+            "cannot connect to the database: the database URL is not understood (postgres://user:password@host:5432/name, \
+             with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)",
         )
     }
 }
 
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.connect()?;
-        let Self { fence, wake, options, .. } = self;
-        let (mut fence, workers) = (std::mem::take(fence), wake.workers());
-        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
-        let claimed = self.with("claiming", |conn| {
-            let workers = fence.advance(conn)?.unwrap_or(workers);
-            let pass = Pass::begin(conn, workers, fence.safe(), block)?;
-            Ok((workers, pass))
-        });
-        self.fence = fence;
-        let (workers, pass) = claimed?;
-        self.wake.counted(workers);
-        let found = pass.is_some();
-        self.pass = pass;
-        if found {
-            let mut wake = std::mem::take(&mut self.wake);
-            let woken = self.with("waking", |conn| wake.found_work(conn));
-            self.wake = wake;
-            woken?;
-        }
-        Ok(found)
+        self.with("claiming", Session::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
-        let Some(mut pass) = self.pass.take() else { return Ok(()) };
-        let limit = self.chunk_size.rows(limit);
-        let rows = self.with("reading", |conn| pass.read(conn, limit))?;
-        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
-        let mut blocked = Vec::new();
-        for row in rows {
-            if pass.blocks(&row) {
-                blocked.push(row.seq);
-            } else {
-                records.push(row.claimed());
-            }
-        }
-        self.pass = Some(pass);
-        for seq in blocked {
-            self.dead_letter(seq.unsigned_abs(), super::BLOCKED)?;
-        }
-        Ok(())
+        self.with("reading", |session, _| session.read(limit, records))
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
-        let mut seqs: Vec<i64> = tickets.iter().map(|&ticket| ticket as i64).collect();
-        seqs.sort_unstable();
-        let delete = self.options.sent_rows == SentRows::Delete;
-        let settled = self.with("settling", |conn| {
-            if delete { Delete::new(seqs).execute(conn) } else { MarkSent::new(seqs).execute(conn) }
-        })?;
-        if let Some(pass) = &mut self.pass {
-            pass.settled(settled);
-        }
-        Ok(())
+        self.with("settling", |session, options| session.settle(tickets, options))
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
-        let aggregates = self.with("moving a record to the dead letters", |conn| {
-            Bury::new(ticket as i64, reason.to_owned()).load::<(String, String)>(conn)
-        })?;
-        if let Some(pass) = &mut self.pass {
-            pass.settled(1);
-            pass.block(aggregates);
-        }
-        Ok(())
+        self.with("moving a record to the dead letters", |session, _| {
+            session.dead_letter(ticket as i64, reason)
+        })
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        let Some(pass) = self.pass.take() else { return Ok(()) };
-        let backlog = pass.has_more() && self.wake.may_call_for_help();
-        self.with("releasing", |conn| pass.end(conn, backlog))
+        self.with("releasing", |session, _| session.release())
     }
 
     fn abandon(&mut self) {
-        if self.pass.take().is_some()
-            && let Some(conn) = &mut self.conn
-            && Pass::roll_back(conn).is_err()
+        if let Some(session) = &mut self.session
+            && session.pass.take().is_some()
+            && Pass::roll_back(&mut session.conn).is_err()
         {
-            self.conn = None;
+            self.session = None;
         }
     }
 
-    fn wait(&mut self, limit: std::time::Duration) -> Result<bool, SourceError> {
-        self.connect()?;
-        let mut wake = std::mem::take(&mut self.wake);
-        let woken = self.with("waiting", |conn| wake.wait(conn, limit));
-        self.wake = wake;
-        woken
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.with("waiting", |session, _| session.wake.wait(&mut session.conn, limit))
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        if !self.wake.leads() {
-            return Ok(None);
-        }
-        let mut upkeep = std::mem::take(&mut self.upkeep);
-        let options = self.options.clone();
-        let lag = self.with("pruning", |conn| upkeep.run(conn, &options));
-        self.upkeep = upkeep;
-        lag
+        self.with("looking after the table", Session::upkeep)
     }
 }
 

@@ -17,6 +17,9 @@ use crate::statement::statement;
 /// spread evenly.
 const LOW_STEP: i64 = 1_024;
 
+/// How many rows make a pass that others could have shared.
+const LARGE: usize = 4_000;
+
 pub(super) struct Pass {
     /// The claimed shards and their lower bounds.
     shards: Vec<(i16, i64)>,
@@ -71,8 +74,9 @@ impl Pass {
         Ok(rows)
     }
 
-    pub(super) fn has_more(&self) -> bool {
-        !self.exhausted
+    /// Whether other workers would have found something to do.
+    pub(super) fn was_large(&self) -> bool {
+        !self.exhausted || self.read >= LARGE
     }
 
     pub(super) fn settled(&mut self, count: usize) {

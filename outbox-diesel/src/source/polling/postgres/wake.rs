@@ -20,6 +20,10 @@ use crate::statement::statement;
 /// How long a relay without work stays awake, and how often it looks meanwhile.
 const LINGER: Duration = Duration::from_millis(50);
 const AWAKE_PAUSE: Duration = Duration::from_millis(2);
+/// The same for a worker that was called for help. It waits for shards to become free, which takes others a pass: they
+/// count it from its call on, and leave it its part.
+const HELP_LINGER: Duration = Duration::from_secs(2);
+const HELP_PAUSE: Duration = Duration::from_millis(20);
 /// How often a sleeping relay looks into its socket. It sends nothing.
 const LISTEN_PAUSE: Duration = Duration::from_millis(5);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
@@ -43,34 +47,27 @@ pub(super) struct Wake {
     leads: bool,
     holds_awake: bool,
     holds_working: bool,
-    listens: bool,
+    tried_to_lead: Option<Instant>,
     workers: usize,
     called: Option<Instant>,
 }
 
-impl Default for Wake {
-    fn default() -> Self {
-        Self::new(Duration::ZERO)
-    }
-}
-
 impl Wake {
-    pub(super) fn new(poll_interval: Duration) -> Self {
-        Self {
+    pub(super) fn start(conn: &mut PgConnection, poll_interval: Duration) -> QueryResult<Self> {
+        let oid = TableOid::new().get_result::<String>(conn)?;
+        conn.batch_execute(&format!("LISTEN outbox_help_{oid}"))?;
+        let mut wake = Self {
             poll_interval,
             state: State::Awake { since: Instant::now() },
             leads: false,
+            tried_to_lead: None,
             holds_awake: false,
             holds_working: false,
-            listens: false,
             workers: 1,
             called: None,
-        }
-    }
-
-    /// All locks were the lost connection's.
-    pub(super) fn reconnected(&mut self) {
-        *self = Self::new(self.poll_interval);
+        };
+        wake.try_to_lead(conn)?;
+        Ok(wake)
     }
 
     pub(super) fn leads(&self) -> bool {
@@ -86,7 +83,8 @@ impl Wake {
         self.workers = workers.max(1);
     }
 
-    pub(super) fn found_work(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+    /// Is awake from now on: it found work, or is to look for some.
+    pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         self.state = State::Awake { since: Instant::now() };
         if !self.holds_working {
             self.holds_working = LockShared::new(locks::WORKING).get_result(conn)?;
@@ -99,17 +97,15 @@ impl Wake {
 
     /// Waits until it is time to look at the table again: `false` where it is not, after `limit`.
     pub(super) fn wait(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
-        if !self.listens {
-            self.start(conn)?;
-            return Ok(true);
-        }
         match &mut self.state {
-            State::Awake { since } if since.elapsed() < LINGER => {
-                std::thread::sleep(AWAKE_PAUSE.min(limit));
-                Ok(true)
-            }
-            State::Awake { .. } => {
-                self.state = self.lie_down(conn)?;
+            State::Awake { since } => {
+                let (linger, pause) =
+                    if self.leads { (LINGER, AWAKE_PAUSE) } else { (HELP_LINGER, HELP_PAUSE) };
+                if since.elapsed() < linger {
+                    std::thread::sleep(pause.min(limit));
+                } else {
+                    self.state = self.lie_down(conn)?;
+                }
                 Ok(true)
             }
             State::Dozing { inserting, pause, until } => {
@@ -139,27 +135,27 @@ impl Wake {
         if !listen_until(conn, until, limit)? {
             return Ok(false);
         }
-        if !self.leads {
+        let called_for_help = !self.leads && Instant::now() < until;
+        if called_for_help {
+            self.awake(conn)?;
+        } else {
+            self.state = State::LastLook;
             self.try_to_lead(conn)?;
         }
-        self.state = State::LastLook;
         Ok(true)
     }
 
-    fn start(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        let oid = TableOid::new().get_result::<String>(conn)?;
-        conn.batch_execute(&format!("LISTEN outbox_help_{oid}"))?;
-        self.listens = true;
-        self.try_to_lead(conn)
-    }
-
-    fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+    /// Leads if nobody does. Asked of a busy worker now and then, as the leader may die while there is work.
+    pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        if self.leads || self.tried_to_lead.is_some_and(|tried| tried.elapsed() < self.poll_interval) {
+            return Ok(());
+        }
+        self.tried_to_lead = Some(Instant::now());
         self.leads = Lock::new(locks::LEADER).get_result(conn)?;
         if self.leads {
             let oid = TableOid::new().get_result::<String>(conn)?;
             conn.batch_execute(&format!("LISTEN outbox_{oid}"))?;
-            self.holds_awake = Lock::new(locks::AWAKE).get_result(conn)?;
-            self.state = State::Awake { since: Instant::now() };
+            self.awake(conn)?;
         }
         Ok(())
     }
