@@ -70,7 +70,6 @@ mod group;
 mod handle;
 mod handlers;
 mod held;
-mod log;
 mod received;
 mod worker;
 

@@ -1,9 +1,54 @@
 //! Everything that touches Kafka: the [`Kafka`] broker, whose publishers bring outbox records there, and, with the
-//! feature `consumer`, the loop that brings them from there into a database once.
+//! feature `consumer`, the loop that brings them from there into a database, each once.
+//!
+//! The publisher is what `diesel-outbox-relay` works with, which re-exports it:
+//!
+//! ```
+//! use diesel_outbox_kafka::Kafka;
+//!
+//! let kafka = Kafka::new("localhost:9092").set("compression.type", "lz4");
+//! ```
+//!
+//! The consumer is what the other service needs:
+//!
+//! ```no_run
+//! # #[cfg(feature = "consumer")]
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use diesel::prelude::*;
+//! use diesel_outbox_kafka::consumer::Consumer;
+//!
+//! # #[derive(serde::Deserialize)] struct Order { id: String }
+//! # let url = "postgres://localhost/billing";
+//! let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing")
+//!     .topics(["outbox.event.order"])
+//!     .on_json("OrderPlaced", |c, order: Order| {
+//!         // diesel::insert_into(invoice::table).values(invoice::order_id.eq(order.id)).execute(c)?;
+//!         Ok(())
+//!     })
+//!     .spawn(move || PgConnection::establish(url))?;
+//! // ...
+//! consumer.stop()?;
+//! # Ok(())
+//! # }
+//! # #[cfg(not(feature = "consumer"))]
+//! # fn main() {}
+//! ```
+//!
+//! # Features
+//!
+//! | feature | |
+//! |---|---|
+//! | `consumer` | the consumer loop, for Diesel's connections |
+//! | `async` | the same for diesel-async's |
+//! | `tls` | TLS, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
+//! | `sasl` | SASL by Kerberos |
+//!
+//! For an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your own manifest.
 
 #[cfg(feature = "consumer")]
 pub mod consumer;
 mod error;
+mod log;
 mod publisher;
 
 pub use self::publisher::Kafka;

@@ -13,7 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
-use tracing::{debug, error, info, warn};
+use tracing::warn;
 
 use crate::error::{concerns_one_of_a_batch, rejection};
 
@@ -271,18 +271,7 @@ impl ClientContext for Deliveries {
     }
 
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-        use rdkafka::config::RDKafkaLogLevel as Level;
-
-        // That the guarantee is experimental is known: the tests are what it is trusted for.
-        if facility == "CONFWARN" && message.contains("enable.gapless.guarantee") {
-            return;
-        }
-        match level {
-            Level::Emerg | Level::Alert | Level::Critical | Level::Error => error!(facility, "{message}"),
-            Level::Warning => warn!(facility, "{message}"),
-            Level::Notice | Level::Info => info!(facility, "{message}"),
-            Level::Debug => debug!(facility, "{message}"),
-        }
+        crate::log::log(level, facility, message);
     }
 }
 

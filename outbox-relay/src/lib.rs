@@ -49,8 +49,8 @@
 //!
 //! # Features
 //!
-//! `postgres`, `sqlite`: the databases (none by default). `kafka` (default): Kafka as the broker; `kafka-tls`,
-//! `kafka-tls-vendored`, `kafka-sasl`: what it is reached by.
+//! `postgres`, `sqlite`: the databases (none by default). `kafka` (default): Kafka as the broker; `kafka-tls` (the system's
+//! OpenSSL; turn on `ssl-vendored` of `rdkafka` for one built from source) and `kafka-sasl` (Kerberos): how it is reached.
 
 mod error;
 mod handle;

@@ -35,3 +35,8 @@ pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;
 pub use wait::{eventually, eventually_async, eventually_ok};
+
+/// The README's code must compile.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

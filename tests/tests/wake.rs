@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use diesel_outbox::{Emit, Migrations, Record};
@@ -102,4 +102,26 @@ fn idle_relays_ask_nothing() {
                 AND datname = current_database() AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
     eventually("ten relays to be idle for a second", PATIENCE, || (number(conn, idle) == 10).then_some(()));
     assert!(!is_awake(conn));
+}
+
+/// A row that something other than `emit` inserted notifies nobody: the fallback poll finds it.
+#[test]
+fn the_fallback_poll_finds_what_nobody_was_notified_of() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("fallback");
+    let _relay = Relay::postgres(database.url())
+        .publisher(Broker::new(Kafka::shared().brokers()))
+        .topics(Topics::pattern(&topic).unwrap())
+        .poll_interval(Duration::from_secs(1))
+        .spawn()
+        .unwrap();
+    wait_until_asleep(conn);
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+         VALUES (gen_random_uuid(), 'order', '1', 'Quiet', 0)",
+    )
+    .unwrap();
+    assert_eq!(Kafka::shared().read_at_least(&topic, 1, PATIENCE).len(), 1);
 }

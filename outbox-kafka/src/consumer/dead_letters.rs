@@ -12,7 +12,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
-use super::log::log;
+use crate::log::log;
 
 /// The headers that a dead letter has besides the record's own.
 const HEADERS: [&str; 6] = [

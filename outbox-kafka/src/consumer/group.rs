@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::ConsumerError;
 use super::held::Partition;
-use super::log::log;
+use crate::log::log;
 
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_RECORDS: u32 = 1_000;

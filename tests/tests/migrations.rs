@@ -1,0 +1,126 @@
+//! The tables: made and removed, beside the user's own migrations, by several processes at the same time.
+
+use diesel::connection::SimpleConnection;
+use diesel::migration::MigrationSource;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_migrations::{FileBasedMigrations, MigrationHarness};
+use diesel_outbox::{Emit, Migrations, Record};
+use outbox_tests::{Folder, Postgres};
+
+const POSTGRES: &str = "../migrations/postgres";
+const SQLITE: &str = "../migrations/sqlite";
+
+fn postgres_tables(conn: &mut PgConnection) -> Vec<String> {
+    diesel::dsl::sql::<Text>(
+        "SELECT table_schema || '.' || table_name FROM information_schema.tables \
+         WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
+    )
+    .load(conn)
+    .unwrap()
+}
+
+fn sqlite_tables(conn: &mut SqliteConnection) -> Vec<String> {
+    diesel::dsl::sql::<Text>(
+        "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%' ORDER BY 1",
+    )
+    .load(conn)
+    .unwrap()
+}
+
+/// As a user's diesel CLI runs them from the folder: up, down, up.
+#[test]
+fn the_folders_work_with_the_diesel_cli_both_ways() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    for _ in 0..2 {
+        conn.run_pending_migrations(FileBasedMigrations::from_path(POSTGRES).unwrap()).unwrap();
+        conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+        conn.revert_all_migrations(FileBasedMigrations::from_path(POSTGRES).unwrap()).unwrap();
+        assert_eq!(postgres_tables(conn), ["public.__diesel_schema_migrations"]);
+    }
+    let conn = &mut SqliteConnection::establish(":memory:").unwrap();
+    for _ in 0..2 {
+        conn.run_pending_migrations(FileBasedMigrations::from_path(SQLITE).unwrap()).unwrap();
+        conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+        conn.revert_all_migrations(FileBasedMigrations::from_path(SQLITE).unwrap()).unwrap();
+        assert_eq!(sqlite_tables(conn), ["__diesel_schema_migrations"]);
+    }
+}
+
+#[test]
+fn the_embedded_migrations_are_those_of_the_folders() {
+    fn names<DB: diesel::backend::Backend>(path: &str) -> Vec<String> {
+        let found = FileBasedMigrations::from_path(path).unwrap();
+        let mut names: Vec<String> =
+            MigrationSource::<DB>::migrations(&found).unwrap().iter().map(|m| m.name().to_string()).collect();
+        names.sort();
+        names
+    }
+    let database = Postgres::shared().database();
+    assert_eq!(Migrations::new().run(&mut database.connect()).unwrap(), names::<diesel::pg::Pg>(POSTGRES));
+    let conn = &mut SqliteConnection::establish(":memory:").unwrap();
+    assert_eq!(Migrations::new().run(conn).unwrap(), names::<diesel::sqlite::Sqlite>(SQLITE));
+}
+
+#[test]
+fn the_users_own_migrations_are_not_touched() {
+    let folder = Folder::new("own");
+    let own = folder.path().join("2020-01-01-000000_own");
+    std::fs::create_dir(&own).unwrap();
+    std::fs::write(own.join("up.sql"), "CREATE TABLE domain (id int)").unwrap();
+    std::fs::write(own.join("down.sql"), "DROP TABLE domain").unwrap();
+    let own = || FileBasedMigrations::from_path(folder.path()).unwrap();
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    conn.run_pending_migrations(own()).unwrap();
+    Migrations::new().run(conn).unwrap();
+    assert_eq!(
+        conn.applied_migrations().unwrap().len(),
+        1,
+        "the user's record holds the user's migration alone"
+    );
+    assert!(!conn.has_pending_migration(own()).unwrap());
+    conn.revert_all_migrations(own()).unwrap();
+    conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+}
+
+#[test]
+fn a_schema_of_their_own_holds_all_tables_and_leaves_the_search_path_alone() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    assert_eq!(Migrations::new().schema("events").run(conn).unwrap().len(), 1);
+    assert!(Migrations::new().schema("events").run(conn).unwrap().is_empty());
+    assert!(postgres_tables(conn).iter().all(|table| table.starts_with("events.")));
+    let path = diesel::dsl::sql::<Text>("SELECT current_setting('search_path')").get_result::<String>(conn);
+    assert_eq!(path.unwrap(), "\"$user\", public");
+    // Another service's, in the same database.
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 1);
+}
+
+#[test]
+fn several_processes_may_migrate_at_the_same_time() {
+    let database = Postgres::shared().database();
+    let run: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8)
+            .map(|_| {
+                let mut conn = database.connect();
+                scope.spawn(move || Migrations::new().run(&mut conn).unwrap().len())
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(run, 1, "one of them ran it");
+}
+
+#[test]
+fn a_migration_that_fails_changes_nothing() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    conn.batch_execute("CREATE TABLE inbox (mine int)").unwrap();
+    let error = Migrations::new().run(conn).unwrap_err().to_string();
+    assert!(error.contains("create_outbox") && error.contains("inbox"), "{error}");
+    assert_eq!(postgres_tables(conn), ["public.inbox"]);
+    let count: i64 = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM inbox").get_result(conn).unwrap();
+    assert_eq!(count, 0);
+}
