@@ -11,6 +11,7 @@ mod output;
 mod relay;
 mod report;
 mod settings;
+mod value;
 
 use std::process::ExitCode;
 

@@ -1,5 +1,14 @@
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+/// What librdkafka says of a property that it refuses, without the value, which may be a secret.
+pub(crate) fn refusal_of_property(reason: &str, value: &str) -> String {
+    if !value.is_empty() && reason.contains(value) {
+        "librdkafka does not take that value".to_owned()
+    } else {
+        reason.to_owned()
+    }
+}
+
 /// Whether the error is about one record of a batch, and tells of the whole batch: which one it is cannot be known.
 pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
     matches!(

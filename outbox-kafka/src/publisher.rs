@@ -14,8 +14,9 @@ use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use tracing::warn;
+use uuid::fmt::Hyphenated;
 
-use crate::error::{concerns_one_of_a_batch, rejection};
+use crate::error::{concerns_one_of_a_batch, refusal_of_property, rejection};
 
 /// Kafka as the relay's broker.
 ///
@@ -73,10 +74,9 @@ impl Kafka {
             config.set("batch.num.messages", "1");
         }
         config.create_with_context(Deliveries::new(batching)).map_err(|error| match error {
-            // Its text repeats the value, which may be a secret.
-            KafkaError::ClientConfig(_, _, name, _) => PublisherError::new(format!(
-                "librdkafka does not take the property `{name}` with this value: \
-                 see its CONFIGURATION.md for names and ranges"
+            KafkaError::ClientConfig(_, reason, name, value) => PublisherError::new(format!(
+                "the Kafka property `{name}` is refused: {}",
+                refusal_of_property(&reason, &value)
             )),
             error => {
                 PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
@@ -141,9 +141,10 @@ impl KafkaPublisher {
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
         let producer = self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
-        let id = record.id().hyphenated().encode_lower(&mut [0; 36]).to_owned();
+        let mut id = [0; Hyphenated::LENGTH];
+        let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
         let mut headers = OwnedHeaders::new_with_capacity(record.headers().len() + 2)
-            .insert(Header { key: wire::ID_HEADER, value: Some(&id) })
+            .insert(Header { key: wire::ID_HEADER, value: Some(id) })
             .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
         for (key, value) in record.headers() {
             headers = headers.insert(Header { key, value: Some(value) });

@@ -24,7 +24,7 @@ pub struct Limits {
     pub in_flight: usize,
     /// How long a pass goes on reading before it commits what it settled. Default: 500 ms.
     pub pass_time: Duration,
-    /// How long the broker may acknowledge nothing before the pass is given up. Default: 5 s.
+    /// How long the broker may acknowledge nothing before the pass is given up, 20 s at most. Default: 5 s.
     pub stall_time: Duration,
 }
 

@@ -190,9 +190,13 @@ impl Relay {
         within("workers", self.workers, "1 to 16", workers)?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
         within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
+        // A pass that waits longer would be ended by the database, as one of a process that was stopped.
+        if !(Duration::from_millis(1)..=Duration::from_secs(20)).contains(&stall_time) {
+            let value = format!("{stall_time:?}");
+            return Err(RelayError::Setting { setting: "stall_time", value, range: "1 ms to 20 s" });
+        }
         for (setting, time) in [
             ("pass_time", pass_time),
-            ("stall_time", stall_time),
             ("poll_interval", self.options.poll_interval),
             ("lag_interval", self.options.lag_interval),
             ("stop_time", self.stop_time),

@@ -198,7 +198,7 @@ fn waiting(database: &Database<'_>, stop_time: &str) -> (Process, TcpListener) {
         "--brokers",
         &broker,
         "--stall-time",
-        "10m",
+        "20s",
         "--stop-time",
         stop_time,
     ]);

@@ -333,7 +333,7 @@ fn a_graceful_stop_in_the_middle_sends_nothing_twice() {
     let counter = Kafka::shared().counter(&topic);
     let mut stopped_in_the_middle = 0;
     for stop_at in [1, 15_000, 30_000] {
-        let relay = relay(&database, &prefix).spawn().unwrap();
+        let relay = relay(&database, &prefix).workers(2).spawn().unwrap();
         eventually("some records", PATIENCE, || (counter.count() >= stop_at).then_some(()));
         stop(relay);
         stopped_in_the_middle += usize::from(counter.count() < many.len());

@@ -12,8 +12,9 @@ use diesel_outbox::Migrations;
 use diesel_outbox::observe::Observe;
 use diesel_outbox_relay::Relay;
 
-use super::config::{Config, ConfigError};
+use super::config::Config;
 use super::failure::Failure;
+use super::value::ConfigError;
 
 /// The database that holds the outbox. It has no `Debug`, as the URL may hold a password.
 pub(crate) enum Database {

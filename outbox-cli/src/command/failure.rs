@@ -5,7 +5,7 @@ use std::error::Error;
 use diesel_outbox::MigrationError;
 use diesel_outbox_relay::RelayError;
 
-use super::config::ConfigError;
+use super::value::ConfigError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +68,6 @@ pub(crate) fn in_one_line(error: &dyn Error) -> String {
 }
 
 /// The text in one line.
-pub(crate) fn flat(text: &str) -> String {
+fn flat(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use clap::ArgMatches;
 
-use super::config::{ConfigError, Origin, Source, Value};
 use super::settings::{PREFIX, SETTINGS, Setting, Shape, setting};
+use super::value::{ConfigError, Origin, Source, Value};
 
 /// Values by key. A property of Kafka has a key of its own, `kafka.` and its name.
 pub(crate) type Layer = BTreeMap<String, Value>;

@@ -9,7 +9,7 @@ use tracing::info;
 use self::signals::Signals;
 use super::config::Config;
 use super::database::Database;
-use super::failure::{Failure, flat, in_one_line};
+use super::failure::{Failure, in_one_line};
 
 /// Runs the relay until a signal stops it.
 pub(crate) fn run(config: &Config) -> Result<(), Failure> {
@@ -53,15 +53,12 @@ fn failure(config: &Config, error: RelayError) -> Failure {
     }
 }
 
-/// The text repeats a property that is refused, and its value, which may be a secret.
+/// Says where the property was given that the text is about.
 fn broker_failure(config: &Config, text: &str) -> Failure {
-    for (name, value) in config.properties() {
-        let repeated = format!(" {}", flat(&format!("{name} {}", value.text())));
-        if text.contains(&repeated) {
-            return value.origin.wrong(text.replace(&repeated, "")).into();
-        }
+    match config.properties().find(|(name, _)| text.contains(&format!("`{name}`"))) {
+        Some((_, value)) => value.origin.wrong(text).into(),
+        None => Failure::Broker(text.to_owned()),
     }
-    Failure::Broker(text.to_owned())
 }
 
 #[cfg(test)]
@@ -70,14 +67,13 @@ mod tests {
     use crate::command::args;
 
     #[test]
-    fn a_property_that_is_refused_is_told_without_its_value() {
-        let arguments =
-            ["outbox", "relay", "--kafka", "ssl.key.pen=-----BEGIN  KEY\ns3cret\n", "--kafka", "a=b"];
+    fn a_property_that_is_refused_is_told_with_its_place() {
+        let arguments = ["outbox", "relay", "--kafka", "ssl.key.pen=s3cret", "--kafka", "a=b"];
         let flags = args::parse(arguments).expect("good arguments").flags;
         let config = Config::load(&flags, std::iter::empty()).expect("good settings");
-        let told = |text: &str| broker_failure(&config, &flat(text)).to_string();
-        let text = "wrong: No such property: \"ssl.key.pen\" ssl.key.pen -----BEGIN  KEY\ns3cret\n";
-        assert_eq!(told(text), "--kafka ssl.key.pen: wrong: No such property: \"ssl.key.pen\"");
+        let told = |text: &str| broker_failure(&config, text).to_string();
+        let text = "the Kafka property `ssl.key.pen` is refused: no such property";
+        assert_eq!(told(text), format!("--kafka ssl.key.pen: {text}"));
         assert_eq!(told("TLS is not built in"), "TLS is not built in");
     }
 }

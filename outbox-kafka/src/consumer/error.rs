@@ -45,7 +45,8 @@ impl ConsumerError {
     /// For what librdkafka says of the settings. The value is left out: it may be a secret.
     pub(super) fn settings(error: KafkaError) -> Self {
         match error {
-            KafkaError::ClientConfig(_, reason, setting, _) => {
+            KafkaError::ClientConfig(_, reason, setting, value) => {
+                let reason = crate::error::refusal_of_property(&reason, &value);
                 Self::Setting { setting, problem: format!("is refused: {reason}") }
             }
             error => Self::Settings(error.into()),

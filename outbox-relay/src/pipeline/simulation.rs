@@ -133,7 +133,7 @@ struct Broker {
 impl Publisher for Broker {
     fn publish(&mut self, ticket: u64, topic: &str, _: &Record) -> Result<(), Refusal> {
         assert_eq!(topic, "outbox.event.order");
-        if ticket % 31 == 0 {
+        if ticket.is_multiple_of(31) {
             return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
         }
         if self.in_flight.len() >= 20 {

@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::command::args;
+use crate::command::settings::SETTINGS;
 
 /// A file with settings, gone when dropped.
 struct File(PathBuf);

@@ -5,9 +5,10 @@ use std::cmp::Ordering;
 use diesel_outbox::source::SentRows;
 use diesel_outbox_relay::{DeadLetterPolicy, Kafka, Limits, Relay, Topics};
 
-use crate::command::config::{Config, ConfigError};
+use crate::command::config::Config;
 use crate::command::database::Database;
 use crate::command::failure::Failure;
+use crate::command::value::ConfigError;
 
 /// The relay, ready to run.
 pub(super) fn relay(config: &Config, database: &Database) -> Result<Relay, Failure> {

@@ -46,19 +46,18 @@ impl Pass {
     ) -> QueryResult<Option<Self>> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1)) as i64;
         AnsiTransactionManager::begin_transaction(conn)?;
-        let claimed = Claim::new(share).load::<(i16, i64, i64)>(conn)?;
-        let Some(oldest) = claimed.iter().map(|(_, _, oldest)| *oldest).min() else {
+        let shards = Claim::new(share).load::<(i16, i64)>(conn)?;
+        if shards.is_empty() {
             Self::roll_back(conn)?;
             return Ok(None);
-        };
-        let shards: Vec<(i16, i64)> = claimed.into_iter().map(|(shard, low, _)| (shard, low)).collect();
+        }
         let blocked = if block {
             let claimed = shards.iter().map(|(shard, _)| *shard).collect();
             Some(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?.into_iter().collect())
         } else {
             None
         };
-        conn.batch_execute(&cursor(&shards, oldest))?;
+        conn.batch_execute(&cursor(&shards))?;
         Ok(Some(Self { shards, safe, last: 0, exhausted: false, read: 0, settled: 0, blocked }))
     }
 
@@ -135,22 +134,27 @@ fn stored(row: Row) -> StoredRow {
 statement!(
     Pg,
     /// The oldest first. `shard` stands in the order so that only the index on (shard, seq) can serve it.
-    Claim { limit: i64 => BigInt } -> (SmallInt, BigInt, BigInt),
-    "SELECT s.shard, s.low, oldest.seq FROM outbox_shard AS s CROSS JOIN LATERAL \
+    Claim { limit: i64 => BigInt } -> (SmallInt, BigInt),
+    "SELECT s.shard, s.low FROM outbox_shard AS s CROSS JOIN LATERAL \
      (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
      ORDER BY o.shard, o.seq LIMIT 1) AS oldest \
      ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
 );
 
 /// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
-/// through the table once for each shard costs several times as much.
-fn cursor(shards: &[(i16, i64)], oldest: i64) -> String {
-    let shards: Vec<String> = shards.iter().map(|(shard, _)| shard.to_string()).collect();
+/// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
+/// shards, looked up in the cursor's own snapshot: one from before could lie beyond a row that has been committed since.
+fn cursor(shards: &[(i16, i64)]) -> String {
+    let list = |numbers: Vec<String>| numbers.join(",");
+    let lows = list(shards.iter().map(|(_, low)| low.to_string()).collect());
+    let shards = list(shards.iter().map(|(shard, _)| shard.to_string()).collect());
     format!(
         "DECLARE outbox_pass NO SCROLL CURSOR FOR \
          SELECT seq, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-         WHERE shard = ANY ('{{{}}}') AND seq >= {oldest} AND sent_at IS NULL ORDER BY seq",
-        shards.join(",")
+         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL AND seq >= (SELECT min(oldest.seq) \
+         FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) CROSS JOIN LATERAL \
+         (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
+         ORDER BY o.shard, o.seq LIMIT 1) AS oldest) ORDER BY seq"
     )
 }
 

@@ -1,0 +1,184 @@
+//! The inbox, on both databases, sync and async: first or duplicate, effect and mark together, one effect for any number
+//! of racing deliveries.
+
+use std::sync::Barrier;
+use std::time::Duration;
+
+use diesel::connection::{Connection, SimpleConnection};
+use diesel::prelude::*;
+use diesel::result::Error as DieselError;
+use diesel::sql_types::BigInt;
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_outbox::{Inbox, Migrations, Once};
+use outbox_tests::{Database, Folder, Postgres};
+use uuid::Uuid;
+
+const EFFECT: &str = "INSERT INTO effect VALUES (1)";
+const TABLE: &str = "CREATE TABLE effect (n int)";
+
+fn postgres() -> Database<'static> {
+    let database = Postgres::shared().database();
+    let mut conn = database.connect();
+    Migrations::new().run(&mut conn).unwrap();
+    conn.batch_execute(TABLE).unwrap();
+    database
+}
+
+/// A database file with the tables in it, and the folder that it goes away with.
+fn sqlite() -> (Folder, String) {
+    let folder = Folder::new("inbox");
+    let path = folder.path().join("inbox.db").display().to_string();
+    let mut conn = open(&path);
+    Migrations::new().run(&mut conn).unwrap();
+    conn.batch_execute(TABLE).unwrap();
+    (folder, path)
+}
+
+fn open(path: &str) -> SqliteConnection {
+    let mut conn = SqliteConnection::establish(path).unwrap();
+    conn.batch_execute("PRAGMA busy_timeout = 20000").unwrap();
+    conn
+}
+
+macro_rules! count {
+    ($conn:expr, $from:expr) => {
+        diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {}", $from))
+            .get_result::<i64>($conn)
+            .unwrap()
+    };
+}
+
+macro_rules! behaves {
+    ($conn:expr) => {{
+        let conn = $conn;
+        let inbox = Inbox::new("billing");
+        let event = Uuid::now_v7();
+        let failed: Result<Once<()>, DieselError> = inbox.once(conn, event, |c| {
+            c.batch_execute(EFFECT)?;
+            Err(DieselError::RollbackTransaction)
+        });
+        assert!(failed.is_err());
+        assert_eq!(
+            (count!(conn, "inbox"), count!(conn, "effect")),
+            (0, 0),
+            "neither mark nor effect is left"
+        );
+
+        assert_eq!(inbox.once(conn, event, |c| c.batch_execute(EFFECT).map(|()| 7)), Ok(Once::First(7)));
+        let never = |_: &mut _| -> QueryResult<i32> { panic!("the effect of a duplicate was run") };
+        assert_eq!(inbox.once(conn, event, never), Ok(Once::Duplicate));
+        assert_eq!(count!(conn, "effect"), 1);
+
+        let other = Inbox::new("shipping").once(conn, event, |c| c.batch_execute(EFFECT));
+        assert_eq!(other, Ok(Once::First(())), "another consumer handles every event too");
+
+        // Within a transaction of the caller's, whose end decides.
+        let later = Uuid::now_v7();
+        let outer: Result<(), DieselError> = conn.transaction(|c| {
+            assert_eq!(inbox.once(c, later, |c| c.batch_execute(EFFECT))?, Once::First(()));
+            assert_eq!(inbox.once(c, later, |c| c.batch_execute(EFFECT))?, Once::Duplicate);
+            Err(DieselError::RollbackTransaction)
+        });
+        assert!(outer.is_err());
+        assert_eq!(inbox.once(conn, later, |c| c.batch_execute(EFFECT)), Ok(Once::First(())));
+
+        conn.batch_execute(
+            "UPDATE inbox SET received_at = '2001-01-01T00:00:00.000Z' WHERE consumer = 'shipping'",
+        )
+        .unwrap();
+        let retention = Duration::from_secs(24 * 60 * 60);
+        assert_eq!(inbox.prune(conn, retention), Ok(0), "only its own, and only what is old");
+        assert_eq!(Inbox::new("shipping").prune(conn, retention), Ok(1));
+        assert_eq!(count!(conn, "inbox"), 2);
+    }};
+}
+
+#[test]
+fn on_postgres() {
+    behaves!(&mut postgres().connect());
+}
+
+#[test]
+fn on_sqlite() {
+    let (_folder, path) = sqlite();
+    behaves!(&mut open(&path));
+}
+
+/// The same in short, and asynchronous.
+async fn behaves_async<C>(conn: &mut C)
+where
+    C: AsyncConnection<Backend: diesel_outbox::OutboxBackend>,
+{
+    let inbox = Inbox::new("billing");
+    let event = Uuid::now_v7();
+    let failed: Result<Once<()>, DieselError> = inbox
+        .once_async(conn, event, async |c| {
+            c.batch_execute(EFFECT).await?;
+            Err(DieselError::RollbackTransaction)
+        })
+        .await;
+    assert!(failed.is_err());
+    let first = inbox.once_async(conn, event, async |c| c.batch_execute(EFFECT).await.map(|()| 7)).await;
+    assert_eq!(first, Ok(Once::First(7)));
+    let again = inbox.once_async(conn, event, async |c| c.batch_execute(EFFECT).await.map(|()| 7)).await;
+    assert_eq!(again, Ok(Once::Duplicate));
+    conn.batch_execute("UPDATE inbox SET received_at = '2001-01-01T00:00:00.000Z'").await.unwrap();
+    assert_eq!(inbox.prune_async(conn, Duration::from_secs(60)).await, Ok(1));
+}
+
+#[tokio::test]
+async fn on_async_postgres() {
+    let database = postgres();
+    behaves_async(&mut AsyncPgConnection::establish(database.url()).await.unwrap()).await;
+    assert_eq!(count!(&mut database.connect(), "effect"), 1);
+}
+
+#[tokio::test]
+async fn on_async_sqlite() {
+    let (_folder, path) = sqlite();
+    behaves_async(&mut SyncConnectionWrapper::<SqliteConnection>::establish(&path).await.unwrap()).await;
+    assert_eq!(count!(&mut open(&path), "effect"), 1);
+}
+
+/// Eight deliveries of each of fifty events, all at the same time.
+fn race<C>(connect: impl Fn() -> C + Sync)
+where
+    C: Connection<Backend: diesel_outbox::OutboxBackend>,
+{
+    const RACERS: usize = 8;
+    let events: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
+    let barrier = Barrier::new(RACERS);
+    let firsts: usize = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..RACERS)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut conn, inbox) = (connect(), Inbox::new("billing"));
+                    let mut firsts = 0;
+                    for event in &events {
+                        barrier.wait();
+                        let once = inbox.once(&mut conn, *event, |c| c.batch_execute(EFFECT)).unwrap();
+                        firsts += usize::from(once == Once::First(()));
+                    }
+                    firsts
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(firsts, events.len());
+}
+
+#[test]
+fn racing_deliveries_have_one_effect_on_postgres() {
+    let database = postgres();
+    race(|| database.connect());
+    assert_eq!(count!(&mut database.connect(), "effect"), 50);
+}
+
+#[test]
+fn racing_deliveries_have_one_effect_on_sqlite() {
+    let (_folder, path) = sqlite();
+    race(|| open(&path));
+    assert_eq!(count!(&mut open(&path), "effect"), 50);
+}
