@@ -28,11 +28,12 @@ pub trait Source: Send {
     /// As for [`claim`](Self::claim).
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError>;
 
-    /// Moves a record that can never be published to the dead letters, with the reason.
+    /// Moves a record that can never be published to the dead letters, with the reason. `true`: the later records of its
+    /// aggregate are held back from now on, those that have been read already too.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError>;
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError>;
 
     /// Ends the pass and keeps what it did.
     ///

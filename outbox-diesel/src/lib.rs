@@ -81,6 +81,7 @@ mod inbox;
 mod migrate;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 pub mod observe;
+mod problem;
 pub mod source;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 mod statement;
@@ -98,3 +99,4 @@ pub use self::emit::{Emit, EmitError};
 pub use self::inbox::{Inbox, Once};
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrationError, Migrations};
+pub use self::problem::connection_problem;

@@ -97,6 +97,10 @@ use self::handlers::Handlers;
 use self::held::Held;
 use self::worker::{Options, Worker};
 
+const LONGEST_BACK_OFF: Duration = Duration::from_secs(24 * 60 * 60);
+/// Databases cannot count back much further.
+const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Builds a consumer: of which topics, what to do with each type of event, and into which database.
 ///
 /// `C` is the connection that handlers get, pooled or not: say which with `Consumer::<PgConnection>::new`. One record is
@@ -235,6 +239,13 @@ impl<C, H> Consumer<C, H> {
         }
         if self.options.tries == 0 {
             return wrong("tries", "is 0: it must be at least 1");
+        }
+        if self.options.back_off.longest > LONGEST_BACK_OFF || self.options.back_off.first > LONGEST_BACK_OFF
+        {
+            return wrong("back_off", "is longer than a day: make it shorter");
+        }
+        if self.options.retention.is_some_and(|retention| retention > LONGEST_RETENTION) {
+            return wrong("retention", "is longer than 100 years: use `None` to keep the inbox for ever");
         }
         if self.topics.iter().any(|topic| self.topics.contains(&topic_of(&self.dead_letter_topic, topic))) {
             return wrong("dead_letter_topic", "names a topic that the consumer reads: name another one");

@@ -1,22 +1,21 @@
+mod deliveries;
+mod topics;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use diesel_outbox_core::{
-    Acknowledgement, Broker, Outcome, Publisher, PublisherError, Record, Refusal, wire,
-};
+use diesel_outbox_core::{Acknowledgement, Broker, Publisher, PublisherError, Record, Refusal, wire};
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
-use rdkafka::message::{DeliveryResult, Header, Message, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
-use tracing::warn;
 use uuid::fmt::Hyphenated;
 
-use crate::error::{concerns_one_of_a_batch, refusal_of_property, rejection};
+use self::deliveries::Deliveries;
+use self::topics::Topics;
+use crate::error::{refusal_of_property, rejection};
 
 /// Kafka as the relay's broker.
 ///
@@ -102,6 +101,7 @@ impl Broker for Kafka {
             kafka: self.clone(),
             producer,
             batching: Batching::Many,
+            topics: Topics::default(),
             in_flight: 0,
             delivered: 0,
         }))
@@ -124,23 +124,34 @@ struct KafkaPublisher {
     /// Nothing after it was abandoned.
     producer: Option<BaseProducer<Deliveries>>,
     batching: Batching,
+    topics: Topics,
     in_flight: usize,
     /// Since records go as they go now.
     delivered: usize,
 }
 
+// A ticket travels through librdkafka in a pointer.
+const _: () = assert!(usize::BITS >= u64::BITS, "the publisher needs a machine with pointers of 64 bits");
+
 impl KafkaPublisher {
-    fn producer(&mut self) -> Result<&BaseProducer<Deliveries>, PublisherError> {
+    /// The producer, which is made where there is none, and what is known of topics.
+    fn producer(&mut self) -> Result<(&BaseProducer<Deliveries>, &mut Topics), PublisherError> {
         if self.producer.is_none() {
             self.producer = Some(self.kafka.producer(self.batching)?);
         }
-        self.producer.as_ref().ok_or_else(|| PublisherError::new("the producer is gone"))
+        let producer = self.producer.as_ref().ok_or_else(|| PublisherError::new("the producer is gone"))?;
+        Ok((producer, &mut self.topics))
     }
 }
 
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
-        let producer = self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
+        let in_flight = self.in_flight;
+        let (producer, topics) =
+            self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
+        if let Some(reason) = topics.refusal(topic, producer.client()) {
+            return Err(Refusal::Rejected { reason });
+        }
         let mut id = [0; Hyphenated::LENGTH];
         let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
         let mut headers = OwnedHeaders::new_with_capacity(record.headers().len() + 2)
@@ -159,7 +170,14 @@ impl Publisher for KafkaPublisher {
                 self.in_flight += 1;
                 Ok(())
             }
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(Refusal::Full),
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) if in_flight > 0 => {
+                Err(Refusal::Full)
+            }
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(Refusal::Rejected {
+                reason: "the record does not even fit into the producer's empty queue: raise \
+                         `queue.buffering.max.kbytes` above `message.max.bytes`, then requeue"
+                    .to_owned(),
+            }),
             Err((error, _)) => {
                 Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
                     Some(reason) => Refusal::Rejected { reason },
@@ -174,7 +192,7 @@ impl Publisher for KafkaPublisher {
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
     ) -> Result<(), PublisherError> {
-        let producer = self.producer()?;
+        let (producer, _) = self.producer()?;
         // One poll serves what has arrived; waiting is only worth it where nothing has.
         producer.poll(Duration::ZERO);
         if producer.context().is_empty() && !wait.is_zero() {
@@ -217,76 +235,11 @@ impl Publisher for KafkaPublisher {
     }
 
     fn ready(&mut self, wait: Duration) -> Result<(), PublisherError> {
-        let producer = self.producer()?;
-        match producer.client().fetch_cluster_id(wait) {
-            Some(_) => Ok(()),
-            None => Err(PublisherError::new(format!("Kafka does not answer within {wait:?}"))),
+        let (producer, topics) = self.producer()?;
+        if producer.client().fetch_cluster_id(wait).is_none() {
+            return Err(PublisherError::new(format!("Kafka does not answer within {wait:?}")));
         }
-    }
-}
-
-/// Receives what librdkafka reports. Deliveries come while the worker polls, so nobody else waits for the lock.
-struct Deliveries {
-    batching: Batching,
-    acknowledgements: Mutex<Vec<Acknowledgement>>,
-    batch_was_refused: AtomicBool,
-}
-
-impl Deliveries {
-    fn new(batching: Batching) -> Self {
-        Self { batching, acknowledgements: Mutex::default(), batch_was_refused: AtomicBool::new(false) }
-    }
-
-    fn batch_was_refused(&self) -> bool {
-        self.batch_was_refused.load(Ordering::Relaxed)
-    }
-
-    fn outcome(&self, error: &KafkaError, topic: &str) -> Outcome {
-        let code = error.rdkafka_error_code();
-        if self.batching == Batching::Many && code.is_some_and(concerns_one_of_a_batch) {
-            self.batch_was_refused.store(true, Ordering::Relaxed);
-            return Outcome::Retry {
-                reason: format!(
-                    "Kafka refused a batch ({error}); its records are sent one by one to find the bad one"
-                ),
-            };
-        }
-        match code.and_then(|code| rejection(code, topic)) {
-            Some(reason) => Outcome::Rejected { reason },
-            None => Outcome::Retry { reason: error.to_string() },
-        }
-    }
-
-    fn is_empty(&self) -> bool {
-        self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    fn drain(&self, into: &mut Vec<Acknowledgement>) {
-        into.append(&mut self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-impl ClientContext for Deliveries {
-    fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "Kafka reports an error");
-    }
-
-    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
-        crate::log::log(level, facility, message);
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = usize;
-
-    fn delivery(&self, delivery: &DeliveryResult<'_>, ticket: usize) {
-        let outcome = match delivery {
-            Ok(_) => Outcome::Durable,
-            Err((error, message)) => self.outcome(error, message.topic()),
-        };
-        self.acknowledgements
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Acknowledgement { ticket: ticket as u64, outcome });
+        topics.look_for_cause(producer.client(), wait);
+        Ok(())
     }
 }

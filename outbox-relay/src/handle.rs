@@ -1,11 +1,10 @@
 use std::task::{Context, Poll};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
 use crate::RelayError;
-use crate::worker::Stop;
+use crate::worker::{Stop, Worker};
 
 /// A running relay. Dropping it tells the relay to stop, without waiting for it.
 #[must_use = "dropping the handle stops the relay"]
@@ -17,20 +16,32 @@ pub struct RelayHandle {
 }
 
 impl RelayHandle {
-    pub(crate) fn new(stop: Stop, workers: Vec<JoinHandle<()>>, stop_time: Duration) -> Self {
+    /// Starts a thread for each worker, and one that joins them, so that nobody has to wait for a thread in an async
+    /// function.
+    pub(crate) fn start(
+        stop: Stop,
+        workers: impl Iterator<Item = Worker>,
+        stop_time: Duration,
+    ) -> Result<Self, RelayError> {
         let (sender, ended) = oneshot::channel();
-        // Joins the workers, so that nobody has to wait for a thread in an async function.
-        std::thread::spawn(move || {
+        // Dropped where a thread cannot be started, which stops those that were.
+        let handle = Self { stop, stop_time, ended, outcome: None };
+        let thread = |name: String| std::thread::Builder::new().name(name);
+        let mut threads = Vec::new();
+        for (number, worker) in workers.enumerate() {
+            threads.push(thread(format!("outbox-relay-{number}")).spawn(move || worker.run())?);
+        }
+        thread("outbox-relay-end".to_owned()).spawn(move || {
             let mut outcome = Ok(());
-            for worker in workers {
+            for worker in threads {
                 if let Err(panic) = worker.join() {
                     outcome = Err(RelayError::Panicked(message(panic.as_ref())));
                 }
             }
             // Nobody may be waiting any more.
             let _ = sender.send(outcome);
-        });
-        Self { stop, stop_time, ended, outcome: None }
+        })?;
+        Ok(handle)
     }
 
     /// Stops gracefully: what is in flight is acknowledged and settled, nothing new is begun, the connections are

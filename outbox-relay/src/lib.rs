@@ -59,6 +59,7 @@ mod pipeline;
 mod relay;
 mod worker;
 
+pub use diesel_outbox::source::{SentRows, SourceOptions};
 pub use diesel_outbox_core::wire::{TopicError, Topics};
 pub use diesel_outbox_core::{Broker, DeadLetterPolicy, Lag, Source};
 #[cfg(feature = "kafka")]

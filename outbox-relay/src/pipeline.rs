@@ -71,6 +71,10 @@ pub(crate) struct Pipeline<'a> {
 
 /// How long to wait for acknowledgements where there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
+/// How long what was acknowledged may wait to be settled where the broker is slow.
+const LONGEST_UNSETTLED: Duration = Duration::from_secs(1);
+/// How long a pass that is about to fail still listens to the broker.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Pipeline<'_> {
     /// Runs one pass. After a failure nothing is claimed and nothing is in flight any more; what had been acknowledged
@@ -86,15 +90,17 @@ impl Pipeline<'_> {
             Ok(false) => return Ok(Passed::Idle),
             Err(error) => return Err(error.into()),
         }
-        let mut pass = Pass { published: 0, acknowledged: Vec::new(), in_flight: 0, unsent: VecDeque::new() };
-        let ended = self.drain(&mut pass, source, publisher, began);
-        let ended = match ended {
-            Ok(()) => pass.settle(source).and_then(|()| source.release()).map_err(Failure::Source),
+        let mut pass = Pass::begin(began);
+        let ended = match self.drain(&mut pass, source, publisher) {
+            Ok(()) => pass.settle(source, began).and_then(|()| source.release()).map_err(Failure::Source),
             Err(Failure::Publisher(error)) => {
                 publisher.abandon();
                 // What is durable is settled all the same: it need not be sent twice.
-                match pass.settle(source).and_then(|()| source.release()) {
-                    Ok(()) => Err(Failure::Publisher(error)),
+                match pass.settle(source, began).and_then(|()| source.release()) {
+                    Ok(()) => {
+                        observe::published(pass.published);
+                        Err(Failure::Publisher(error))
+                    }
                     Err(error) => Err(Failure::Source(error)),
                 }
             }
@@ -102,6 +108,7 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(()) => {
+                observe::published(pass.published);
                 observe::passed(pass.published, (self.now)().duration_since(began));
                 Ok(Passed::Published(pass.published))
             }
@@ -118,61 +125,58 @@ impl Pipeline<'_> {
         pass: &mut Pass,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
-        began: Instant,
     ) -> Result<(), Failure> {
-        let mut reading = true;
         let mut acknowledgements = Vec::new();
-        let mut progress = began;
         let mut chunk = Vec::new();
+        let mut failing: Option<Failing> = None;
         loop {
             if (self.stopping)() {
-                // Not handed over yet, so still unsent.
-                pass.unsent.clear();
-                reading = false;
+                pass.close();
             }
-            reading = reading && (self.now)().duration_since(began) < self.limits.pass_time;
-            if reading
-                && pass.unsent.is_empty()
-                && pass.in_flight + self.limits.chunk <= self.in_flight_limit()
-            {
+            let now = (self.now)();
+            pass.reading &= now.duration_since(pass.began) < self.limits.pass_time;
+            if pass.reading && pass.unsent.is_empty() && self.has_room(pass) {
                 source.read(self.limits.chunk, &mut chunk)?;
-                reading = !chunk.is_empty();
+                pass.reading = !chunk.is_empty();
                 pass.unsent.extend(chunk.drain(..));
             }
             let full = self.hand_over(pass, source, publisher)?;
-            if pass.in_flight == 0 && pass.unsent.is_empty() && !reading {
-                return Ok(());
+            if pass.in_flight == 0 && pass.unsent.is_empty() && !pass.reading {
+                return failing.map_or(Ok(()), |failing| Err(failing.failure()));
             }
-            let room = pass.in_flight + self.limits.chunk <= self.in_flight_limit();
-            let wait = if full || !(reading && room) { WAIT } else { Duration::ZERO };
+            let idle = full || !(pass.reading && self.has_room(pass));
+            let wait = if idle { WAIT } else { Duration::ZERO };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(Failure::Publisher)?;
             let now = (self.now)();
-            if !acknowledgements.is_empty() || pass.in_flight == 0 {
-                progress = now;
-            } else if now.duration_since(progress) >= self.limits.stall_time {
+            if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
+                pass.progress = now;
+            } else if now.duration_since(pass.progress) >= self.limits.stall_time {
                 return Err(Failure::Publisher(PublisherError::new(format!(
                     "the broker acknowledged nothing for {:?}",
                     self.limits.stall_time
                 ))));
             }
-            // All are heard before a failure ends the pass: what is durable need not be sent again.
-            let mut retry = None;
             for acknowledgement in acknowledgements.drain(..) {
                 if let Err(reason) = pass.acknowledge(acknowledgement, source)? {
-                    retry = Some(reason);
+                    pass.close();
+                    failing.get_or_insert(Failing { reason, since: now });
                 }
             }
-            if let Some(reason) = retry {
-                return Err(Failure::Publisher(PublisherError::new(reason)));
+            // What else is known by then need not be sent again.
+            if let Some(failing) = failing.take_if(|failing| now.duration_since(failing.since) >= LAST_WORDS)
+            {
+                return Err(failing.failure());
             }
-            if pass.acknowledged.len() >= self.limits.chunk {
-                pass.settle(source)?;
+            if pass.acknowledged.len() >= self.limits.chunk
+                || now.duration_since(pass.settled) >= LONGEST_UNSETTLED
+            {
+                pass.settle(source, now)?;
             }
         }
     }
 
-    fn in_flight_limit(&self) -> usize {
-        self.limits.in_flight.max(self.limits.chunk)
+    fn has_room(&self, pass: &Pass) -> bool {
+        pass.in_flight + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk)
     }
 
     /// Hands over what was read, in order, until the publisher is full: `true`.
@@ -202,7 +206,11 @@ impl Pipeline<'_> {
             match refused {
                 None => pass.in_flight += 1,
                 Some((topic, reason)) => {
-                    dead_letter(source, ticket, record.as_ref().ok(), &topic, &reason)?;
+                    if dead_letter(source, ticket, record.as_ref().ok(), &topic, &reason)? {
+                        // The next pass leaves out what is held back.
+                        pass.close();
+                        return Ok(false);
+                    }
                 }
             }
             pass.unsent.pop_front();
@@ -217,26 +225,63 @@ fn dead_letter(
     record: Option<&Record>,
     topic: &str,
     reason: &str,
-) -> Result<(), SourceError> {
-    source.dead_letter(ticket, reason)?;
+) -> Result<bool, SourceError> {
+    let holds_back = source.dead_letter(ticket, reason)?;
     let (aggregate_type, id) = match record {
         Some(record) => (record.aggregate_type(), record.id().to_string()),
         None => ("", format!("seq {ticket}")),
     };
     observe::dead_lettered(topic, aggregate_type, &id, reason);
-    Ok(())
+    Ok(holds_back)
+}
+
+/// Why a pass is about to fail, and since when that is known.
+struct Failing {
+    reason: String,
+    since: Instant,
+}
+
+impl Failing {
+    fn failure(self) -> Failure {
+        Failure::Publisher(PublisherError::new(self.reason))
+    }
 }
 
 /// Where the records of one pass are.
 struct Pass {
+    began: Instant,
+    /// Whether there may be more to read.
+    reading: bool,
     unsent: VecDeque<Claimed>,
     in_flight: usize,
+    /// When the broker was last heard of.
+    progress: Instant,
     /// Durable, and not settled yet.
     acknowledged: Vec<u64>,
+    settled: Instant,
     published: usize,
 }
 
 impl Pass {
+    fn begin(now: Instant) -> Self {
+        Self {
+            began: now,
+            reading: true,
+            unsent: VecDeque::new(),
+            in_flight: 0,
+            progress: now,
+            acknowledged: Vec::new(),
+            settled: now,
+            published: 0,
+        }
+    }
+
+    /// Takes on nothing more: what was not handed over is still unsent.
+    fn close(&mut self) {
+        self.reading = false;
+        self.unsent.clear();
+    }
+
     /// The inner error: it must be sent again.
     fn acknowledge(
         &mut self,
@@ -246,17 +291,21 @@ impl Pass {
         self.in_flight = self.in_flight.saturating_sub(1);
         match acknowledgement.outcome {
             Outcome::Durable => self.acknowledged.push(acknowledgement.ticket),
-            Outcome::Rejected { reason } => dead_letter(source, acknowledgement.ticket, None, "", &reason)?,
+            Outcome::Rejected { reason } => {
+                if dead_letter(source, acknowledgement.ticket, None, "", &reason)? {
+                    self.close();
+                }
+            }
             Outcome::Retry { reason } => return Ok(Err(reason)),
             _ => return Ok(Err("the publisher told an outcome that this relay does not know".to_owned())),
         }
         Ok(Ok(()))
     }
 
-    fn settle(&mut self, source: &mut dyn Source) -> Result<(), SourceError> {
+    fn settle(&mut self, source: &mut dyn Source, now: Instant) -> Result<(), SourceError> {
+        self.settled = now;
         if !self.acknowledged.is_empty() {
             source.settle(&self.acknowledged)?;
-            observe::published(self.acknowledged.len());
             self.published += self.acknowledged.len();
             self.acknowledged.clear();
         }

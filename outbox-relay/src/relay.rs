@@ -8,6 +8,9 @@ use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 use crate::worker::{Stop, Worker};
 use crate::{Limits, RelayError, RelayHandle};
 
+/// Databases cannot count back much further.
+const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Builds a relay: from which database, to which broker, and how.
 ///
 /// ```no_run
@@ -89,7 +92,7 @@ impl Relay {
         self
     }
 
-    /// How long sent rows are kept. Default: 7 days.
+    /// How long sent rows are kept, 100 years at most. Default: 7 days.
     pub fn retention(mut self, retention: Duration) -> Self {
         self.options.sent_rows = SentRows::Keep { retention };
         self
@@ -149,19 +152,15 @@ impl Relay {
         let broker = self.broker.as_ref().ok_or(RelayError::NoBroker)?;
         self.check()?;
         let stop = Stop::default();
-        let mut threads = Vec::new();
-        for number in 0..self.workers {
-            let worker = Worker {
-                source: (self.source)(self.options.clone()),
-                publisher: broker.publisher()?,
-                topics: self.topics.clone(),
-                limits: self.limits,
-                stop: stop.clone(),
-            };
-            let name = format!("outbox-relay-{number}");
-            threads.push(std::thread::Builder::new().name(name).spawn(move || worker.run())?);
-        }
-        Ok(RelayHandle::new(stop, threads, self.stop_time))
+        let publishers = (0..self.workers).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
+        let workers = publishers.into_iter().map(|publisher| Worker {
+            source: (self.source)(self.options.clone()),
+            publisher,
+            topics: self.topics.clone(),
+            limits: self.limits,
+            stop: stop.clone(),
+        });
+        RelayHandle::start(stop.clone(), workers, self.stop_time)
     }
 
     /// Runs the relay until the future ends, then stops it gracefully.
@@ -190,6 +189,12 @@ impl Relay {
         within("workers", self.workers, "1 to 16", workers)?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
         within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
+        if let SentRows::Keep { retention } = self.options.sent_rows
+            && retention > LONGEST_RETENTION
+        {
+            let value = format!("{retention:?}");
+            return Err(RelayError::Setting { setting: "retention", value, range: "100 years at most" });
+        }
         // A pass that waits longer would be ended by the database, as one of a process that was stopped.
         if !(Duration::from_millis(1)..=Duration::from_secs(20)).contains(&stall_time) {
             let value = format!("{stall_time:?}");

@@ -18,7 +18,9 @@ trait Store {
     fn emit(&self, records: &[Record]);
     fn execute(&self, sql: &str);
     fn count(&self, from: &str) -> i64;
-    fn observe(&self) -> Box<dyn Observe>;
+    fn observe(&self) -> Box<dyn Observe + Send>;
+    /// Whether a requeue does not wait for a pass.
+    fn requeues_at_once(&self) -> bool;
 }
 
 struct OnPostgres(Database<'static>);
@@ -41,8 +43,12 @@ impl Store for OnPostgres {
         diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
     }
 
-    fn observe(&self) -> Box<dyn Observe> {
+    fn observe(&self) -> Box<dyn Observe + Send> {
         Box::new(self.0.connect())
+    }
+
+    fn requeues_at_once(&self) -> bool {
+        false
     }
 }
 
@@ -77,8 +83,12 @@ impl Store for OnSqlite {
         diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.connect()).unwrap()
     }
 
-    fn observe(&self) -> Box<dyn Observe> {
+    fn observe(&self) -> Box<dyn Observe + Send> {
         Box::new(self.connect())
+    }
+
+    fn requeues_at_once(&self) -> bool {
+        true
     }
 }
 
@@ -120,6 +130,8 @@ suite!(
     the_lag_counts_what_is_unsent,
     a_waiting_source_wakes_for_an_emitted_record,
     large_payloads_make_chunks_smaller,
+    a_requeue_in_the_middle_of_a_pass_keeps_the_order,
+    a_source_that_stands_by_does_not_spin,
 );
 
 fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
@@ -417,4 +429,63 @@ fn large_payloads_make_chunks_smaller(store: &dyn Store) {
     source.read(10_000, &mut second).unwrap();
     assert!((1..=24).contains(&second.len()), "{} records of 1 MiB in a chunk", second.len());
     source.abandon();
+}
+
+/// The letters come back on both sides of where the pass has read to.
+fn a_requeue_in_the_middle_of_a_pass_keeps_the_order(store: &dyn Store) {
+    store.emit(&[
+        record(1, "a"),
+        record(2, "other"),
+        record(3, "another"),
+        record(1, "b"),
+        record(4, "last"),
+    ]);
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    for claimed in read(source.as_mut(), 10) {
+        let event_type = claimed.record.unwrap().event_type().to_owned();
+        if event_type == "a" || event_type == "b" {
+            source.dead_letter(claimed.ticket, "refused").unwrap();
+        }
+    }
+    source.release().unwrap();
+    claim(source.as_mut());
+    let mut all = Vec::new();
+    source.read(2, &mut all).unwrap();
+    assert!(!all.is_empty());
+    let mut observe = store.observe();
+    std::thread::scope(|scope| {
+        // On PostgreSQL it waits for the pass, on SQLite it does not.
+        let requeued = scope.spawn(move || observe.requeue(&Requeue::All).unwrap());
+        if store.requeues_at_once() {
+            eventually("the letters to be back", Duration::from_secs(20), || {
+                requeued.is_finished().then_some(())
+            });
+        }
+        all.extend(read(source.as_mut(), 1));
+        source.settle(&tickets(&all)).unwrap();
+        source.release().unwrap();
+        assert_eq!(requeued.join().unwrap(), 2);
+    });
+    all.extend(drain(source.as_mut()));
+    let of_first: Vec<&str> = all
+        .iter()
+        .map(|claimed| claimed.record.as_ref().unwrap())
+        .filter(|record| record.aggregate_id() == "1")
+        .map(Record::event_type)
+        .collect();
+    assert_eq!(of_first, ["a", "b"]);
+    assert_eq!(all.len(), 5);
+}
+
+/// A second source that finds nothing free waits, and does not ask again and again.
+fn a_source_that_stands_by_does_not_spin(store: &dyn Store) {
+    let mut options = SourceOptions::default();
+    options.poll_interval = Duration::from_secs(3_600);
+    let (mut first, mut second) = (store.source(options.clone()), store.source(options));
+    assert!(!first.claim().unwrap());
+    eventually("the second source to fall asleep", Duration::from_secs(20), || {
+        assert!(!second.claim().unwrap());
+        (!second.wait(Duration::from_millis(100)).unwrap()).then_some(())
+    });
 }

@@ -322,6 +322,132 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     stop(second);
 }
 
+/// On a broker that does not make topics by itself.
+#[test]
+fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
+    let kafka = Kafka::start_with(&[("auto.create.topics.enable", "false")]);
+    let database = migrated();
+    let prefix = kafka.unique("missing");
+    kafka.create_topic(&format!("{prefix}.order"), 3);
+    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}")).unwrap();
+    let mut limits = Limits::default();
+    limits.stall_time = Duration::from_secs(1);
+    let relay = Relay::postgres(database.url())
+        .publisher(Broker::new(kafka.brokers()))
+        .topics(topics)
+        .limits(limits)
+        .spawn()
+        .unwrap();
+    let conn = &mut database.connect();
+    let lost = Record::new("lost", "1", "NoTopic").with_payload(*b"{}");
+    conn.transaction(|c| c.emit_all([record(1, "Before"), lost, record(1, "After")])).unwrap();
+    assert_eq!(
+        event_types(&kafka.read_at_least(&format!("{prefix}.order"), 2, PATIENCE)),
+        ["Before", "After"]
+    );
+    let letter = eventually("the dead letter", PATIENCE, || conn.dead_letters(9).unwrap().pop());
+    assert!(
+        letter.reason.contains(&format!("the topic `{prefix}.lost` does not exist")),
+        "{}",
+        letter.reason
+    );
+    kafka.create_topic(&format!("{prefix}.lost"), 1);
+    eventually("the requeued letter on Kafka", PATIENCE, || {
+        conn.requeue(&Requeue::All).unwrap();
+        (!kafka.read_all(&format!("{prefix}.lost")).is_empty()).then_some(())
+    });
+    stop(relay);
+}
+
+/// The producer's queue is smaller than the record that it would take.
+#[test]
+fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("queue");
+    let broker = Broker::new(Kafka::shared().brokers())
+        .set("queue.buffering.max.kbytes", "100")
+        .set("message.max.bytes", "1000000");
+    let relay = relay(&database, &prefix).publisher(broker).spawn().unwrap();
+    let conn = &mut database.connect();
+    let large = record(1, "Large").with_payload(vec![b'x'; 500_000]);
+    conn.transaction(|c| c.emit_all([record(1, "Before"), large, record(1, "After")])).unwrap();
+    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 2, PATIENCE);
+    assert_eq!(event_types(&received), ["Before", "After"]);
+    let letter = eventually("the dead letter", PATIENCE, || conn.dead_letters(9).unwrap().pop());
+    assert!(letter.reason.contains("queue.buffering.max.kbytes"), "{}", letter.reason);
+    stop(relay);
+}
+
+/// Records that were read together with the one that blocks them are held back too.
+#[test]
+fn a_block_holds_back_what_was_read_already() {
+    let database = migrated();
+    let prefix = Kafka::shared().unique("chunk");
+    let relay = relay(&database, &prefix).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap();
+    let conn = &mut database.connect();
+    let large = record(1, "TooLarge").with_payload(vec![b'x'; 2_000_000]);
+    conn.transaction(|c| c.emit_all([record(1, "Before"), large, record(1, "After"), record(2, "Other")]))
+        .unwrap();
+    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 2, PATIENCE);
+    let mut names = event_types(&received);
+    names.sort_unstable();
+    assert_eq!(names, ["Before", "Other"]);
+    let letters = eventually("two dead letters", PATIENCE, || {
+        Some(conn.dead_letters(9).unwrap()).filter(|letters| letters.len() == 2)
+    });
+    assert_eq!(letters[1].event_type, "After");
+    stop(relay);
+}
+
+/// The partitions that Java's default partitioner chooses: the hashes are those of Kafka's own test of its murmur2
+/// (`org.apache.kafka.common.utils.UtilsTest`).
+#[test]
+fn partitions_are_those_that_java_clients_choose() {
+    let database = migrated();
+    let topic = Kafka::shared().unique("partitions");
+    Kafka::shared().create_topic(&topic, 7);
+    let relay = relay(&database, &topic).topics(Topics::pattern(&topic).unwrap()).spawn().unwrap();
+    let keys: [(&str, i32); 4] = [
+        ("21", -973_932_308),
+        ("foobar", -790_332_482),
+        ("a-little-bit-long-string", -985_981_536),
+        ("a-little-bit-longer-string", -1_486_304_829),
+    ];
+    database.connect().transaction(|c| c.emit_all(keys.map(|(key, _)| record(key, "Keyed")))).unwrap();
+    for received in Kafka::shared().read_at_least(&topic, keys.len(), PATIENCE) {
+        let (key, hash) = keys.iter().find(|(key, _)| received.key_text() == Some(key)).unwrap();
+        assert_eq!(received.partition, (hash & i32::MAX) % 7, "{key}");
+    }
+    stop(relay);
+}
+
+/// A sequence that was set back would hand out numbers that the relay has gone past.
+#[test]
+fn a_sequence_that_was_set_back_is_refused() {
+    use diesel_outbox::source::{PostgresSource, SourceOptions};
+    use diesel_outbox_core::Source;
+
+    let database = migrated();
+    let conn = &mut database.connect();
+    let refusal = || {
+        let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+        source.claim().map_err(|error| error.to_string())
+    };
+    conn.batch_execute("UPDATE outbox_shard SET low = 5000 WHERE shard = 3").unwrap();
+    assert!(refusal().unwrap_err().contains("UPDATE outbox_shard SET low = 0"));
+    conn.batch_execute("UPDATE outbox_shard SET low = 0; ALTER SEQUENCE outbox_seq_seq CACHE 20").unwrap();
+    assert!(refusal().unwrap_err().contains("ALTER SEQUENCE outbox_seq_seq CACHE 1"));
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq CACHE 1").unwrap();
+    assert_eq!(refusal(), Ok(false));
+    assert!(
+        conn.batch_execute(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+                                VALUES (gen_random_uuid(), 'order', '1', 'E', 16)"
+        )
+        .is_err()
+    );
+}
+
 #[test]
 fn a_graceful_stop_in_the_middle_sends_nothing_twice() {
     let database = migrated();

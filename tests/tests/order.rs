@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel::sql_types::BigInt;
+use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
 use outbox_tests::{Postgres, eventually};
@@ -47,6 +49,52 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
         }
         all.append(&mut claimed);
     }
+    source.settle(&all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+    source.release().unwrap();
+    while all.len() < 202 {
+        eventually("the rest", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
+        let before = all.len();
+        source.read(1_000, &mut all).unwrap();
+        source.settle(&all[before..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+        source.release().unwrap();
+    }
+    assert_eq!(names(&all, "slow"), ["first", "second"]);
+}
+
+/// The same between the claim and the first read: the claim is held up there by a lock on the dead letters, which it looks
+/// into when aggregates can be blocked.
+#[test]
+fn a_commit_between_the_claim_and_the_first_read_is_not_overtaken() {
+    let database = Postgres::shared().database();
+    let (conn, late, blocker) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
+    Migrations::new().run(conn).unwrap();
+    let mut options = SourceOptions::default();
+    options.dead_letter_policy = DeadLetterPolicy::Block;
+    let mut source = PostgresSource::new(database.url(), options);
+    let mut all = Vec::new();
+    std::thread::scope(|scope| {
+        let claim = late
+            .transaction(|late| {
+                late.emit(&record("slow", "first"))?;
+                let others: Vec<Record> = (0..200).map(|n| record(n, "other")).collect();
+                conn.transaction(|c| c.emit_all(&others))?;
+                blocker.batch_execute("BEGIN; LOCK TABLE outbox_dead_letter IN ACCESS EXCLUSIVE MODE")?;
+                let source = &mut source;
+                let claim = scope.spawn(move || source.claim().unwrap());
+                eventually("the claim to wait for the lock", Duration::from_secs(20), || {
+                    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                                   AND application_name = 'outbox relay' AND datname = current_database()";
+                    let waiting: i64 = diesel::dsl::sql::<BigInt>(waiting).get_result(conn).unwrap();
+                    (waiting == 1).then_some(())
+                });
+                QueryResult::Ok(claim)
+            })
+            .unwrap();
+        conn.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
+        blocker.batch_execute("COMMIT").unwrap();
+        assert!(claim.join().unwrap());
+    });
+    source.read(1_000, &mut all).unwrap();
     source.settle(&all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
     source.release().unwrap();
     while all.len() < 202 {

@@ -12,7 +12,7 @@ CREATE TABLE outbox (
     -- A JSON object of header names and values; of type json, which keeps their order.
     headers       json,
     -- A hash of aggregate type and id, 0 to 15. All events of one aggregate are in one shard.
-    shard         smallint     NOT NULL,
+    shard         smallint     NOT NULL CHECK (shard BETWEEN 0 AND 15),
     created_at    timestamptz  NOT NULL DEFAULT clock_timestamp(),
     sent_at       timestamptz
 )

@@ -18,8 +18,8 @@ pub(crate) mod locks {
     pub(crate) const WORKING: i32 = super::AWAKE + 2;
 }
 
-/// "outb" as a number.
-const AWAKE: i32 = 0x6f75_7462;
+/// "outb" as a number. It stands in the text of `wake!` as well, as `concat!` takes literals only.
+const AWAKE: i32 = 1_869_968_482;
 
 /// Notifies the relay, unless one is awake: a relay that is awake holds the lock, and looks at the table anyway. The
 /// lock that tells is let go at once, as it would hide later emitters' events if this transaction rolled back.
@@ -146,5 +146,14 @@ impl<'a> Columns<'a> {
             headers: rows.iter().map(|row| row.headers.clone()).collect(),
             shards: rows.iter().map(|row| row.shard).collect(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_emitter_tries_the_lock_that_the_relay_holds() {
+        assert!(wake!().contains(&format!("pg_try_advisory_lock_shared({},", super::AWAKE)));
+        assert!(wake!().contains(&format!("pg_advisory_unlock_shared({},", super::AWAKE)));
     }
 }

@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Double, Nullable, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
 use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
@@ -28,12 +29,18 @@ impl Observe for PgConnection {
         self.transaction(|conn| {
             // With the shards locked no relay is reading them, and their lower bounds can go back.
             LockShards::new().execute(conn)?;
-            let seqs = Restore::new(id, aggregate_type, aggregate_id).load::<i64>(conn)?;
-            if let Some(first) = seqs.iter().min() {
-                LowerBounds::new(first - 1, first - 1).execute(conn)?;
+            let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
+            let mut lows: BTreeMap<i16, i64> = BTreeMap::new();
+            for (shard, seq) in &restored {
+                let low = lows.entry(*shard).or_insert(seq - 1);
+                *low = (*low).min(seq - 1);
+            }
+            if !lows.is_empty() {
+                let (shards, lows) = lows.into_iter().unzip();
+                LowerBounds::new(shards, lows).execute(conn)?;
                 diesel::sql_query(WAKE).execute(conn)?;
             }
-            Ok(seqs.len())
+            Ok(restored.len())
         })
     }
 }
@@ -60,18 +67,19 @@ statement!(
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>
-    } -> BigInt,
+    } -> (SmallInt, BigInt),
     "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
      gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
      AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
      AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM gone \
-     RETURNING seq"
+     RETURNING shard, seq"
 );
 
 statement!(
     Pg,
-    LowerBounds { low: i64 => BigInt, above: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard SET low = ? WHERE low > ?"
+    LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = least(s.low, restored.low) FROM unnest(?, ?) AS restored (shard, low) \
+     WHERE s.shard = restored.shard"
 );

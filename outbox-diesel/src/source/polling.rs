@@ -9,6 +9,8 @@ mod upkeep;
 
 use diesel_outbox_core::SourceError;
 
+use crate::problem::one_line;
+
 #[cfg(feature = "postgres-source")]
 pub use self::postgres::PostgresSource;
 #[cfg(feature = "sqlite-source")]
@@ -20,9 +22,4 @@ const BLOCKED: &str =
 fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
     let message = one_line(&error.to_string());
     SourceError::because(format!("the database failed while {doing}: {message}"), error)
-}
-
-/// A database's messages have line breaks, which a log line should not have.
-fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use diesel::result::ConnectionError;
+use diesel_outbox::connection_problem;
 use diesel_outbox::{Inbox, Once};
 use tracing::{debug, info, warn};
 
@@ -126,11 +127,7 @@ impl<C> Database<C> {
 
 /// What may be logged of the error: Diesel's own can repeat the URL, and so a password.
 fn describe(error: &(dyn Error + 'static)) -> String {
-    match error.downcast_ref::<ConnectionError>() {
-        Some(ConnectionError::BadConnection(message)) => message.clone(),
-        Some(_) => "the database URL is not understood".to_owned(),
-        None => error.to_string(),
-    }
+    error.downcast_ref::<ConnectionError>().map_or_else(|| error.to_string(), connection_problem)
 }
 
 /// What a panic said.

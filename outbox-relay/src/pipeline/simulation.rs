@@ -92,21 +92,21 @@ impl Source for Table {
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
         self.may_fail()?;
         self.pending.push((ticket, Some(reason.to_owned())));
-        Ok(())
+        Ok(self.chance.one_in(3))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
         self.may_fail()?;
         assert!(self.claimed, "released without a claim");
         self.claimed = false;
-        for (ticket, reason) in self.pending.drain(..) {
-            assert!(self.settled.insert(ticket) || reason.is_none(), "{ticket} settled twice");
-            if let Some(reason) = reason {
-                self.settled.remove(&ticket);
-                self.dead.insert(ticket, reason);
+        for (ticket, reason) in std::mem::take(&mut self.pending) {
+            assert!(self.is_open(ticket), "{ticket} settled twice");
+            match reason {
+                None => _ = self.settled.insert(ticket),
+                Some(reason) => _ = self.dead.insert(ticket, reason),
             }
         }
         Ok(())
@@ -128,6 +128,8 @@ struct Broker {
     in_flight: Vec<u64>,
     log: Arc<Mutex<Vec<u64>>>,
     hangs: bool,
+    /// Takes nothing more until it is abandoned.
+    jammed: bool,
 }
 
 impl Publisher for Broker {
@@ -136,9 +138,10 @@ impl Publisher for Broker {
         if ticket.is_multiple_of(31) {
             return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
         }
-        if self.in_flight.len() >= 20 {
+        if self.in_flight.len() >= 20 || self.jammed {
             return Err(Refusal::Full);
         }
+        self.jammed = self.chance.one_in(500);
         if self.chance.one_in(200) {
             return Err(Refusal::Retry { reason: "not now".to_owned() });
         }
@@ -185,6 +188,7 @@ impl Publisher for Broker {
         let arrived = self.in_flight.drain(..).take(arrives).filter(|ticket| ticket % 37 != 0);
         self.log.lock().unwrap().extend(arrived);
         self.hangs = false;
+        self.jammed = false;
     }
 
     fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
@@ -203,7 +207,13 @@ fn simulate(seed: u64) -> (usize, usize) {
         cursor: 0,
         claimed: false,
     };
-    let mut broker = Broker { chance: chance.clone(), in_flight: Vec::new(), log: log.clone(), hangs: false };
+    let mut broker = Broker {
+        chance: chance.clone(),
+        in_flight: Vec::new(),
+        log: log.clone(),
+        hangs: false,
+        jammed: false,
+    };
     let start = Instant::now();
     let ticks = Cell::new(0);
     let now = || {

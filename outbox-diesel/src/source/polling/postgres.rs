@@ -20,7 +20,8 @@ use self::fence::Fence;
 use self::upkeep::Upkeep;
 use self::wake::Wake;
 use super::row::{ChunkSize, StoredRow};
-use super::{BLOCKED, database_error, one_line};
+use super::{BLOCKED, database_error};
+use crate::problem::connection_problem;
 use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
@@ -68,9 +69,11 @@ impl PostgresSource {
 
 impl Session {
     fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
-        let mut conn = PgConnection::establish(database_url).map_err(|error| connection_error(&error))?;
+        let mut conn = PgConnection::establish(database_url).map_err(|error| {
+            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+        })?;
         prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
-        fence::require_unbuffered_sequence(&mut conn)?;
+        fence::check_sequence(&mut conn)?;
         let wake = Wake::start(&mut conn, options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
@@ -101,7 +104,7 @@ impl Session {
         self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
         let (blocked, free): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| pass.blocks(row));
         records.extend(free.into_iter().map(StoredRow::claimed));
-        blocked.into_iter().try_for_each(|row| self.dead_letter(row.seq, BLOCKED))
+        blocked.into_iter().try_for_each(|row| self.dead_letter(row.seq, BLOCKED).map(drop))
     }
 
     fn settle(&mut self, tickets: &[u64], options: &SourceOptions) -> QueryResult<()> {
@@ -117,13 +120,12 @@ impl Session {
         Ok(())
     }
 
-    fn dead_letter(&mut self, seq: i64, reason: &str) -> QueryResult<()> {
+    /// Whether the aggregate is held back now.
+    fn dead_letter(&mut self, seq: i64, reason: &str) -> QueryResult<bool> {
         let aggregates = Bury::new(seq, reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
-        if let Some(pass) = &mut self.pass {
-            pass.settled(1);
-            pass.block(aggregates);
-        }
-        Ok(())
+        let Some(pass) = &mut self.pass else { return Ok(false) };
+        pass.settled(1);
+        Ok(pass.block(aggregates))
     }
 
     fn release(&mut self) -> QueryResult<()> {
@@ -155,20 +157,6 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     )
 }
 
-/// Only what libpq says of a server is passed on. What it says of a URL may repeat parts of it, and so a password.
-fn connection_error(error: &ConnectionError) -> SourceError {
-    let message = one_line(&error.to_string());
-    let of_a_server = ["connection to server", "could not translate host name", "could not connect"];
-    if of_a_server.iter().any(|beginning| message.starts_with(beginning)) {
-        SourceError::new(format!("cannot connect to the database: {message}"))
-    } else {
-        SourceError::new(
-            "cannot connect to the database: the database URL is not understood (postgres://user:password@host:5432/name, \
-             with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)",
-        )
-    }
-}
-
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
         self.with("claiming", Session::claim)
@@ -182,7 +170,7 @@ impl Source for PostgresSource {
         self.with("settling", |session, options| session.settle(tickets, options))
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
         self.with("moving a record to the dead letters", |session, _| {
             session.dead_letter(ticket as i64, reason)
         })

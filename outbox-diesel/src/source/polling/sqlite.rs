@@ -22,6 +22,8 @@ use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// How often a relay that stands by looks whether the other one is gone.
+const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
 
 /// The outbox table of an SQLite database as a source of records.
 pub struct SqliteSource {
@@ -30,6 +32,8 @@ pub struct SqliteSource {
     open: Option<Open>,
     chunk_size: ChunkSize,
     cursor: i64,
+    /// How many of the rows that were read in this pass are unsent as yet.
+    unsettled: i64,
     blocked: HashSet<(String, String)>,
     pruned: Option<Instant>,
     measured: Option<Instant>,
@@ -53,6 +57,7 @@ impl SqliteSource {
             open: None,
             chunk_size: ChunkSize::new(),
             cursor: 0,
+            unsettled: 0,
             blocked: HashSet::new(),
             pruned: None,
             measured: None,
@@ -79,7 +84,7 @@ impl Open {
     fn new(database_url: &str) -> Result<Self, SourceError> {
         let mut conn = SqliteConnection::establish(database_url)
             .map_err(|error| SourceError::because(format!("cannot open the database: {error}"), error))?;
-        conn.batch_execute("PRAGMA busy_timeout = 5000")
+        conn.batch_execute("PRAGMA busy_timeout = 30000")
             .map_err(|error| database_error("preparing the connection", error))?;
         let path = diesel::dsl::sql::<Text>("SELECT file FROM pragma_database_list WHERE name = 'main'")
             .get_result::<String>(&mut conn)
@@ -123,11 +128,13 @@ impl Source for SqliteSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
         let open = self.open()?;
         open.looked = Instant::now();
+        // Before the table is looked at, so that no change in between is missed.
+        open.version = open.version()?;
         if !open.own_lock()? {
             return Ok(false);
         }
-        open.version = open.version()?;
         self.cursor = 0;
+        self.unsettled = 0;
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {
             self.blocked = self
                 .with("claiming", |conn| BlockedAggregates::new().load::<(String, String)>(conn))?
@@ -139,12 +146,18 @@ impl Source for SqliteSource {
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
         let limit = self.chunk_size.rows(limit) as i64;
-        let cursor = self.cursor;
-        let rows: Vec<StoredRow> = self
-            .with("reading", |conn| Read::new(cursor, limit).load::<Row>(conn))?
-            .into_iter()
-            .map(stored)
-            .collect();
+        let (cursor, unsettled) = (self.cursor, self.unsettled);
+        let rows = self.with("reading", |conn| {
+            conn.transaction(|conn| {
+                // A row that was requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
+                if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
+                    return Ok(Vec::new());
+                }
+                Read::new(cursor, limit).load::<Row>(conn)
+            })
+        })?;
+        let rows: Vec<StoredRow> = rows.into_iter().map(stored).collect();
+        self.unsettled += rows.len() as i64;
         self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
         for row in rows {
             self.cursor = row.seq;
@@ -162,13 +175,14 @@ impl Source for SqliteSource {
         let numbers: Vec<String> = tickets.iter().map(u64::to_string).collect();
         let seqs = format!("[{}]", numbers.join(","));
         let delete = self.options.sent_rows == SentRows::Delete;
-        self.with("settling", |conn| {
+        let settled = self.with("settling", |conn| {
             if delete { Delete::new(seqs).execute(conn) } else { MarkSent::new(seqs).execute(conn) }
-        })
-        .map(drop)
+        })?;
+        self.unsettled -= settled as i64;
+        Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<(), SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
         let seq = ticket as i64;
         let aggregates = self.with("moving a record to the dead letters", |conn| {
             conn.immediate_transaction(|conn| {
@@ -177,10 +191,12 @@ impl Source for SqliteSource {
                 Ok(aggregates)
             })
         })?;
-        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
+        self.unsettled -= 1;
+        let blocks = self.options.dead_letter_policy == DeadLetterPolicy::Block;
+        if blocks {
             self.blocked.extend(aggregates);
         }
-        Ok(())
+        Ok(blocks)
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -201,7 +217,9 @@ impl Source for SqliteSource {
         let open = self.open()?;
         let until = Instant::now() + limit;
         loop {
-            if open.version()? != open.version || open.looked.elapsed() >= poll_interval {
+            // One that stands by has no use for changes: it looks whether the other is gone.
+            let due = open.looked.elapsed() >= if open.owns_lock { poll_interval } else { STAND_BY_PAUSE };
+            if due || (open.owns_lock && open.version()? != open.version) {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -258,6 +276,12 @@ statement!(
     "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, \
      CAST(round((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER) FROM outbox \
      WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+);
+
+statement!(
+    Sqlite,
+    UnsentUpTo { cursor: i64 => BigInt } -> BigInt,
+    "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND seq <= ?"
 );
 
 statement!(

@@ -88,10 +88,9 @@ impl Pass {
         })
     }
 
-    pub(super) fn block(&mut self, aggregates: Vec<(String, String)>) {
-        if let Some(blocked) = &mut self.blocked {
-            blocked.extend(aggregates);
-        }
+    /// Holds the aggregates back, if that is the policy.
+    pub(super) fn block(&mut self, aggregates: Vec<(String, String)>) -> bool {
+        self.blocked.as_mut().map(|blocked| blocked.extend(aggregates)).is_some()
     }
 
     /// Moves the lower bounds, lets the other relays know of a backlog, and commits.

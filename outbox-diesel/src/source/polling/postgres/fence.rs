@@ -64,24 +64,37 @@ pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, 
     Ok((inserting, workers))
 }
 
-/// The fence holds only where a session takes each number when it inserts, and does not keep some for later.
-pub(super) fn require_unbuffered_sequence(conn: &mut PgConnection) -> Result<(), SourceError> {
-    let cache = CacheSize::new()
-        .get_result::<i64>(conn)
-        .optional()
-        .map_err(|error| database_error("looking for the outbox table", error))?;
-    match cache {
-        Some(1) => Ok(()),
-        Some(cache) => Err(SourceError::new(format!(
-            "the sequence of outbox.seq has CACHE {cache}, with which events could be overlooked: \
-             run ALTER SEQUENCE outbox_seq_seq CACHE 1"
-        ))),
-        None => Err(SourceError::new(
-            "there is no outbox table here: run the migrations (`outbox migrate`, or `Migrations::new().run(..)`), \
-             and name the schema if the tables live in one of their own",
-        )),
+/// The fence holds only where a session takes each number when it inserts, and does not keep some for later; and no number
+/// may come a second time, as lower bounds have gone past it.
+pub(super) fn check_sequence(conn: &mut PgConnection) -> Result<(), SourceError> {
+    let failed = |error| database_error("looking for the outbox table", error);
+    match CacheSize::new().get_result::<i64>(conn).optional().map_err(failed)? {
+        Some(1) => {}
+        Some(cache) => {
+            return Err(SourceError::new(format!(
+                "the sequence of outbox.seq has CACHE {cache}, with which events could be overlooked: \
+                 run ALTER SEQUENCE outbox_seq_seq CACHE 1"
+            )));
+        }
+        None => {
+            return Err(SourceError::new(
+                "there is no outbox table here: run the migrations (`outbox migrate`, or \
+                 `Migrations::new().run(..)`), and name the schema if the tables live in one of their own",
+            ));
+        }
     }
+    let low = HighestLow::new().get_result::<i64>(conn).map_err(failed)?;
+    let last = LastValue::new().get_result::<i64>(conn).map_err(failed)?;
+    if low > last {
+        return Err(SourceError::new(format!(
+            "the sequence of outbox.seq stands at {last}, below {low}, up to which the relay has sent everything: was it \
+             restarted? Events would be overlooked: run UPDATE outbox_shard SET low = 0"
+        )));
+    }
+    Ok(())
 }
+
+statement!(Pg, HighestLow {} -> BigInt, "SELECT coalesce(max(low), 0) FROM outbox_shard");
 
 statement!(
     Pg,

@@ -1,0 +1,37 @@
+use diesel::ConnectionError;
+
+/// What may be logged of a connection that failed, in one line.
+///
+/// It is what was said of a server or a file. What is said of a URL that is not understood may repeat parts of it, and so a
+/// password: of that only the fact is told.
+///
+/// ```
+/// use diesel::ConnectionError::BadConnection;
+/// use diesel_outbox::connection_problem;
+///
+/// let refused = BadConnection("connection to server at \"127.0.0.1\" failed:\n\tConnection refused".into());
+/// assert_eq!(connection_problem(&refused), "connection to server at \"127.0.0.1\" failed: Connection refused");
+/// let malformed = BadConnection("invalid integer value \"s3cret\" for connection option \"port\"".into());
+/// assert!(!connection_problem(&malformed).contains("s3cret"));
+/// ```
+pub fn connection_problem(error: &ConnectionError) -> String {
+    let message = one_line(&error.to_string());
+    let beginnings = [
+        "connection to server",
+        "could not translate host name",
+        "could not connect",
+        "unable to open database",
+    ];
+    if beginnings.iter().any(|beginning| message.to_lowercase().starts_with(beginning)) {
+        message
+    } else {
+        "the database URL is not understood (postgres://user:password@host:5432/name, \
+         with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)"
+            .to_owned()
+    }
+}
+
+/// A database's messages have line breaks, which a log line should not have.
+pub(crate) fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}

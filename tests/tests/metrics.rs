@@ -1,0 +1,49 @@
+//! What the relay tells of itself through the `metrics` facade.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::{Kafka as Broker, Relay, Topics};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder};
+use outbox_tests::{Kafka, Postgres, eventually};
+
+#[test]
+fn lag_published_and_dead_letters_are_metrics() {
+    let recorder = DebuggingRecorder::new();
+    let snapshotter = recorder.snapshotter();
+    recorder.install().unwrap();
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("metrics");
+    let relay = Relay::postgres(database.url())
+        .publisher(Broker::new(Kafka::shared().brokers()))
+        .topics(Topics::pattern(&topic).unwrap())
+        .lag_interval(Duration::from_millis(50))
+        .spawn()
+        .unwrap();
+    let record = |event_type: &str| Record::new("order", "1", event_type);
+    let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
+    conn.transaction(|c| c.emit_all([record("One"), large, record("Two")])).unwrap();
+    Kafka::shared().read_at_least(&topic, 2, Duration::from_secs(60));
+    // Counters are drained by each look, so they are added up.
+    let (mut counters, mut gauges) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
+    eventually("the metrics", Duration::from_secs(60), || {
+        for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+            let name = key.key().name().to_owned();
+            match value {
+                DebugValue::Counter(count) => *counters.entry(name).or_default() += count,
+                DebugValue::Gauge(value) => _ = gauges.insert(name, value.into_inner()),
+                DebugValue::Histogram(_) => {}
+            }
+        }
+        let counted = counters.get("outbox_published_total") == Some(&2)
+            && counters.get("outbox_dead_letters_total") == Some(&1);
+        let measured = gauges.get("outbox_unsent") == Some(&0.0)
+            && gauges.get("outbox_oldest_unsent_seconds") == Some(&0.0);
+        (counted && measured).then_some(())
+    });
+    relay.stop_blocking().unwrap();
+}
