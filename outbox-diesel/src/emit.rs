@@ -15,6 +15,9 @@ use crate::{OutboxEvent, Record};
 
 /// Emits events from a synchronous Diesel connection, pooled or not.
 ///
+/// In tests, a connection on which `begin_test_transaction` was called is always in a transaction: there an `emit` that has
+/// none of its own is not noticed.
+///
 /// ```
 /// # use diesel::prelude::*;
 /// # #[cfg(all(feature = "sqlite", feature = "migrations"))]

@@ -31,8 +31,8 @@
 //! # Several relays
 //!
 //! Run as many as you like, for example one in each instance of the service. One of them listens for the emitters'
-//! notifications; it calls the others when there is a backlog, and they share it. Idle ones ask the database one question each
-//! `poll_interval`. On SQLite one relay works and the others wait for its end.
+//! notifications; it calls the others when there is a backlog, and they share it. Idle ones send the database a few short
+//! statements each `poll_interval`, which is also how long it may take until another one listens when that one has died. On SQLite one relay works and the others wait for its end.
 //!
 //! # Metrics
 //!

@@ -126,7 +126,7 @@ pub(crate) const SETTINGS: [Setting; 18] = [
         "stall_time",
         "TIME",
         "5s",
-        "How long the broker may acknowledge nothing before the pass is given up",
+        "How long the broker may acknowledge nothing before the pass is given up, 20s at most",
     ),
     relay("stop_time", "TIME", "30s", "How long a graceful stop may take"),
 ];

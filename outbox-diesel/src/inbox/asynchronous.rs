@@ -23,6 +23,9 @@ impl Inbox {
     /// # }
     /// ```
     ///
+    /// A future that is dropped before its end leaves its transaction open, as diesel-async's own do: give such a connection
+    /// up. Pools do that by themselves.
+    ///
     /// # Errors
     /// As for [`once`](Self::once).
     pub async fn once_async<C, T, E>(
