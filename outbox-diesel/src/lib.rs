@@ -8,9 +8,8 @@
 //! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! # use diesel::prelude::*;
-//! # #[derive(serde::Serialize)] struct Uuid(u32);
-//! # impl std::fmt::Display for Uuid { fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { self.0.fmt(f) } }
 //! use diesel_outbox::{Emit, Inbox, Migrations, Once, OutboxEvent};
+//! use uuid::Uuid;
 //!
 //! #[derive(serde::Serialize, OutboxEvent)]
 //! #[outbox(aggregate = "order")]
@@ -20,7 +19,7 @@
 //!     total_cents: i64,
 //! }
 //!
-//! # let order_id = Uuid(7);
+//! # let order_id = Uuid::nil();
 //! let conn = &mut SqliteConnection::establish(":memory:")?;
 //! Migrations::new().run(conn)?;
 //!

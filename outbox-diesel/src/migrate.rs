@@ -9,6 +9,9 @@ use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 /// record and your `schema.rs` are not touched. Running it again does nothing, and several processes may run it at
 /// the same time.
 ///
+/// It takes a synchronous connection. Where there is none, diesel-async's `AsyncConnectionWrapper` is one, within
+/// `tokio::task::spawn_blocking`.
+///
 /// ```
 /// # use diesel::prelude::*;
 /// # #[cfg(feature = "sqlite")]

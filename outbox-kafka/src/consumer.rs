@@ -224,6 +224,7 @@ impl<C, H> Consumer<C, H> {
             handlers: self.handlers,
             options: self.options,
             held: Held::new(),
+            skipped: std::collections::HashSet::new(),
         })
     }
 
@@ -236,6 +237,12 @@ impl<C, H> Consumer<C, H> {
         }
         if self.handlers.is_empty() {
             return Err(ConsumerError::NoHandlers);
+        }
+        if self.name.is_empty() {
+            return wrong(
+                "name",
+                "is empty: give the consumer a name, by which its group and its inbox are known",
+            );
         }
         if self.options.tries == 0 {
             return wrong("tries", "is 0: it must be at least 1");

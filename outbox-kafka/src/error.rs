@@ -1,9 +1,22 @@
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-/// What librdkafka says of a property that it refuses, without the value, which may be a secret.
-pub(crate) fn refusal_of_property(reason: &str, value: &str) -> String {
-    if !value.is_empty() && reason.contains(value) {
-        "librdkafka does not take that value".to_owned()
+/// What librdkafka says of a property that it refuses. Where the value may be a secret, a reason that repeats it is left
+/// out.
+pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> String {
+    let is_public = ["security.protocol", "compression.", "sasl.mechanism", "acks", "partitioner"]
+        .iter()
+        .any(|public| name.starts_with(public));
+    let reason = if !is_public && !value.is_empty() && reason.contains(value) {
+        "librdkafka does not take that value"
+    } else {
+        reason
+    };
+    let needs_a_feature = ["security.", "ssl.", "sasl."].iter().any(|prefix| name.starts_with(prefix));
+    if needs_a_feature {
+        format!(
+            "{reason} (TLS and SASL need a feature: `tls` or `sasl` of diesel-outbox-kafka, `kafka-tls` or `kafka-sasl` \
+             of diesel-outbox-relay)"
+        )
     } else {
         reason.to_owned()
     }

@@ -1,4 +1,11 @@
+//! What librdkafka tells, on its way to the log.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use rdkafka::config::RDKafkaLogLevel as Level;
+use rdkafka::error::KafkaError;
 use tracing::{debug, error, info, warn};
 
 /// Passes on what librdkafka logs, at its level.
@@ -11,5 +18,23 @@ pub(crate) fn log(level: Level, facility: &str, message: &str) {
         Level::Warning => warn!(facility, "{message}"),
         Level::Notice | Level::Info => info!(facility, "{message}"),
         Level::Debug => debug!(facility, "{message}"),
+    }
+}
+
+/// Reports errors that librdkafka repeats many times a second while Kafka is away: each kind once in a while.
+#[derive(Default)]
+pub(crate) struct Errors {
+    reported: Mutex<BTreeMap<String, Instant>>,
+}
+
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+impl Errors {
+    pub(crate) fn report(&self, error: &KafkaError, reason: &str) {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.retain(|_, at| at.elapsed() < REPORT_INTERVAL);
+        if reported.insert(error.to_string(), Instant::now()).is_none() {
+            warn!(%error, reason, "Kafka reports an error");
+        }
     }
 }

@@ -75,7 +75,7 @@ impl Kafka {
         config.create_with_context(Deliveries::new(batching)).map_err(|error| match error {
             KafkaError::ClientConfig(_, reason, name, value) => PublisherError::new(format!(
                 "the Kafka property `{name}` is refused: {}",
-                refusal_of_property(&reason, &value)
+                refusal_of_property(&name, &value, &reason)
             )),
             error => {
                 PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)

@@ -11,7 +11,8 @@ use crate::{Limits, RelayError, RelayHandle};
 /// Databases cannot count back much further.
 const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// Builds a relay: from which database, to which broker, and how.
+/// Builds a relay: from which database, to which broker, and how. `Relay::postgres` and `Relay::sqlite` are there with the
+/// features `postgres` and `sqlite`.
 ///
 /// ```no_run
 /// # #[cfg(all(feature = "postgres", feature = "kafka"))]

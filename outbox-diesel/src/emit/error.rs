@@ -10,14 +10,15 @@ pub enum EmitError {
     /// No transaction is open. The event would be stored even if the change that it tells of is not.
     #[error(
         "emit was called outside a transaction: put the change and the emit into one \
-         `conn.transaction(|c| {{ ...; c.emit(&event)?; Ok(()) }})`, and emit on the `c` that the closure is given"
+         `conn.transaction(|c| {{ ...; c.emit(&event)?; diesel::QueryResult::Ok(()) }})`, and emit on the `c` that the \
+         closure is given (Diesel must have opened the transaction: it does not know of a BEGIN sent by hand)"
     )]
     NotInTransaction,
     /// The event cannot be stored; the transaction can go on.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The database refused the insert, or was lost; the transaction must be rolled back.
-    #[error("the event could not be written to the outbox: {0}")]
+    #[error("the event could not be written to the outbox: {0}{hint}", hint = hint(.0))]
     Database(#[from] diesel::result::Error),
 }
 
@@ -28,5 +29,15 @@ impl From<EmitError> for diesel::result::Error {
             EmitError::Record(_) => Self::SerializationError(Box::new(error)),
             EmitError::NotInTransaction => Self::QueryBuilderError(Box::new(error)),
         }
+    }
+}
+
+fn hint(error: &diesel::result::Error) -> &'static str {
+    let text = error.to_string();
+    if text.contains("\"outbox\" does not exist") || text.contains("no such table: outbox") {
+        " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; tables in a schema of their own must be in \
+         the connection's search_path)"
+    } else {
+        ""
     }
 }

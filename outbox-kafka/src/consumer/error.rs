@@ -46,7 +46,7 @@ impl ConsumerError {
     pub(super) fn settings(error: KafkaError) -> Self {
         match error {
             KafkaError::ClientConfig(_, reason, setting, value) => {
-                let reason = crate::error::refusal_of_property(&reason, &value);
+                let reason = crate::error::refusal_of_property(&setting, &value, &reason);
                 Self::Setting { setting, problem: format!("is refused: {reason}") }
             }
             error => Self::Settings(error.into()),

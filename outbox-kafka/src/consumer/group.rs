@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 
 use super::ConsumerError;
 use super::held::Partition;
-use crate::log::log;
+use crate::log::{Errors, log};
 
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const COMMIT_RECORDS: u32 = 1_000;
@@ -41,7 +41,7 @@ impl Group {
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => Ok(None),
             Some(Err(error)) => {
-                warn!(%error, "Kafka could not be read; it is tried again");
+                self.consumer.context().errors.report(&error, "it could not be read, and is tried again");
                 Ok(None)
             }
         }
@@ -121,6 +121,7 @@ fn list<'a>(partitions: impl IntoIterator<Item = (&'a str, i32)>) -> TopicPartit
 struct Membership {
     paused: Mutex<HashSet<Partition>>,
     revoked: Mutex<Vec<Partition>>,
+    errors: Errors,
 }
 
 impl Membership {
@@ -135,7 +136,7 @@ impl Membership {
 
 impl ClientContext for Membership {
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "Kafka reports an error");
+        self.errors.report(&error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use diesel_outbox::{Inbox, Once};
@@ -16,6 +17,7 @@ use super::{ConsumerError, Received, Rejected};
 /// How soon a stop is noticed.
 const STOP_WAIT: Duration = Duration::from_millis(100);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+const MOST_SKIPPED: usize = 1_000;
 
 /// The consumer at work: one record at a time, in the order in which each partition has them.
 pub(super) struct Worker<C, H> {
@@ -26,6 +28,8 @@ pub(super) struct Worker<C, H> {
     pub(super) dead_letters: DeadLetters,
     pub(super) options: Options,
     pub(super) held: Held,
+    /// The event types that were skipped so far, as far as they are told of.
+    pub(super) skipped: HashSet<String>,
 }
 
 #[derive(Clone, Copy)]
@@ -115,7 +119,13 @@ impl<C, H: Handler<C>> Worker<C, H> {
         let Some(handler) = self.handlers.find(event_type) else {
             return match self.options.unknown_types {
                 UnknownTypes::Skip => {
-                    debug!("skipped, as there is no handler for its type");
+                    let first =
+                        self.skipped.len() < MOST_SKIPPED && self.skipped.insert(event_type.to_owned());
+                    if first {
+                        info!(
+                            "there is no handler for the event type `{event_type}`: its records are skipped"
+                        );
+                    }
                     Outcome::Done
                 }
                 UnknownTypes::DeadLetter => Outcome::DeadLetter {
@@ -136,7 +146,11 @@ impl<C, H: Handler<C>> Worker<C, H> {
         };
         *failures += 1;
         if error.is::<Rejected>() || *failures >= self.options.tries {
-            error!(%error, failures, "the handler failed for the last time");
+            if error.is::<Rejected>() {
+                error!(%error, "the handler rejected the record");
+            } else {
+                error!(%error, failures, "the handler failed for the last time");
+            }
             return Outcome::DeadLetter { reason: full_text(&*error) };
         }
         let wait = self.options.back_off.after(*failures);

@@ -6,21 +6,27 @@ use rdkafka::client::ClientContext;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
-use tracing::warn;
 
 use super::Batching;
 use crate::error::{concerns_one_of_a_batch, rejection};
+use crate::log::Errors;
 
 /// Receives what librdkafka reports. Deliveries come while the worker polls, so nobody else waits for the lock.
 pub(super) struct Deliveries {
     batching: Batching,
     acknowledgements: Mutex<Vec<Acknowledgement>>,
     batch_was_refused: AtomicBool,
+    errors: Errors,
 }
 
 impl Deliveries {
     pub(super) fn new(batching: Batching) -> Self {
-        Self { batching, acknowledgements: Mutex::default(), batch_was_refused: AtomicBool::new(false) }
+        Self {
+            batching,
+            acknowledgements: Mutex::default(),
+            batch_was_refused: AtomicBool::new(false),
+            errors: Errors::default(),
+        }
     }
 
     pub(super) fn batch_was_refused(&self) -> bool {
@@ -54,7 +60,7 @@ impl Deliveries {
 
 impl ClientContext for Deliveries {
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "Kafka reports an error");
+        self.errors.report(&error, reason);
     }
 
     fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {

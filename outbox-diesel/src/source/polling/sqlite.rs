@@ -82,6 +82,11 @@ impl SqliteSource {
 
 impl Open {
     fn new(database_url: &str) -> Result<Self, SourceError> {
+        // Opening it would make it, and a mistyped path would look like a database without tables.
+        let is_path = !database_url.starts_with("file:") && database_url != ":memory:";
+        if is_path && !std::path::Path::new(database_url.trim_start_matches("sqlite://")).exists() {
+            return Err(SourceError::new(format!("there is no database file {database_url}")));
+        }
         let mut conn = SqliteConnection::establish(database_url)
             .map_err(|error| SourceError::because(format!("cannot open the database: {error}"), error))?;
         conn.batch_execute("PRAGMA busy_timeout = 30000")
