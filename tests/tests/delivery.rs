@@ -38,6 +38,20 @@ fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
     Record::new("order", aggregate.to_string(), event_type.to_string()).with_payload(*b"{}")
 }
 
+/// The event types in the order of their first arrival: where Kafka refuses a batch, others may be sent again.
+fn first_event_types(received: &[Received]) -> Vec<&str> {
+    let mut names = event_types(received);
+    let mut seen = std::collections::BTreeSet::new();
+    names.retain(|name| seen.insert(*name));
+    names
+}
+
+fn wait_until_nothing_is_unsent(conn: &mut PgConnection) {
+    eventually("everything to be settled", PATIENCE, || {
+        (number(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0).then_some(())
+    });
+}
+
 fn event_types(received: &[Received]) -> Vec<&str> {
     received.iter().map(|received| received.header("eventType").unwrap()).collect()
 }
@@ -264,10 +278,11 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
         ])
     })
     .unwrap();
-    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 3, PATIENCE);
-    assert_eq!(event_types(&received), ["Before", "After", "Last"]);
-    let received = Kafka::shared().read_at_least(&broker_limit, 2, PATIENCE);
-    assert_eq!(event_types(&received), ["Fits", "FitsToo"]);
+    wait_until_nothing_is_unsent(conn);
+    let received = Kafka::shared().read_all(&format!("{prefix}.order"));
+    assert_eq!(first_event_types(&received), ["Before", "After", "Last"]);
+    let received = Kafka::shared().read_all(&broker_limit);
+    assert_eq!(first_event_types(&received), ["Fits", "FitsToo"]);
     let reasons: BTreeMap<String, String> = eventually("four dead letters", PATIENCE, || {
         let letters = conn.dead_letters(10).unwrap();
         (letters.len() == 4).then_some(letters)
@@ -283,7 +298,6 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
     ] {
         assert!(reasons[event_type].contains(reason), "{event_type}: {}", reasons[event_type]);
     }
-    assert_eq!(number(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL"), 0);
     stop(relay);
 }
 
@@ -342,7 +356,7 @@ fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
     let lost = Record::new("lost", "1", "NoTopic").with_payload(*b"{}");
     conn.transaction(|c| c.emit_all([record(1, "Before"), lost, record(1, "After")])).unwrap();
     assert_eq!(
-        event_types(&kafka.read_at_least(&format!("{prefix}.order"), 2, PATIENCE)),
+        first_event_types(&kafka.read_at_least(&format!("{prefix}.order"), 2, PATIENCE)),
         ["Before", "After"]
     );
     let letter = eventually("the dead letter", PATIENCE, || conn.dead_letters(9).unwrap().pop());

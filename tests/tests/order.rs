@@ -21,6 +21,21 @@ fn names(claimed: &[Claimed], aggregate: &str) -> Vec<String> {
     its.map(|record| record.event_type().to_owned()).collect()
 }
 
+/// Ends the pass with all that it read, and makes more until everything was read.
+fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
+    let mut settled = 0;
+    loop {
+        source.settle(&all[settled..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+        source.release().unwrap();
+        settled = all.len();
+        if settled == 202 {
+            return;
+        }
+        eventually("the rest", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
+        source.read(1_000, all).unwrap();
+    }
+}
+
 /// The first event's transaction commits after the pass has read beyond its number, and the second event is emitted
 /// then. A pass that saw the second one now would send it before the first.
 #[test]
@@ -49,15 +64,7 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
         }
         all.append(&mut claimed);
     }
-    source.settle(&all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
-    source.release().unwrap();
-    while all.len() < 202 {
-        eventually("the rest", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
-        let before = all.len();
-        source.read(1_000, &mut all).unwrap();
-        source.settle(&all[before..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
-        source.release().unwrap();
-    }
+    settle_and_go_on(&mut source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);
 }
 
@@ -95,14 +102,6 @@ fn a_commit_between_the_claim_and_the_first_read_is_not_overtaken() {
         assert!(claim.join().unwrap());
     });
     source.read(1_000, &mut all).unwrap();
-    source.settle(&all.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
-    source.release().unwrap();
-    while all.len() < 202 {
-        eventually("the rest", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
-        let before = all.len();
-        source.read(1_000, &mut all).unwrap();
-        source.settle(&all[before..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
-        source.release().unwrap();
-    }
+    settle_and_go_on(&mut source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);
 }

@@ -3,7 +3,7 @@
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use std::{env, fs};
 
 use diesel::connection::SimpleConnection;
@@ -184,23 +184,4 @@ fn a_process_is_read_stopped_and_ended() {
     process.signal(Signal::Continue);
     assert_eq!(process.wait(PATIENCE).code(), Some(3));
     assert_eq!(process.lines(), ["ready", "ended well"]);
-}
-
-#[test]
-#[ignore = "prints times, asserts nothing"]
-fn how_long_servers_take() {
-    for _ in 0..3 {
-        let at = Instant::now();
-        let server = Postgres::start(18);
-        println!("PostgreSQL: {:?}", at.elapsed());
-        let at = Instant::now();
-        let _databases: Vec<_> = (0..10).map(|_| server.database()).collect();
-        println!("a database: {:?}", at.elapsed() / 10);
-        let at = Instant::now();
-        let kafka = Kafka::start();
-        println!("Kafka: {:?}", at.elapsed());
-        let at = Instant::now();
-        kafka.restart();
-        println!("Kafka again: {:?}", at.elapsed());
-    }
 }
