@@ -109,6 +109,8 @@ macro_rules! behaves_async {
 
         let refused = conn.emit(&placed("outside")).await;
         assert!(matches!(refused, Err(EmitError::NotInTransaction)), "{refused:?}");
+        let refused = conn.emit_all([placed("outside")]).await;
+        assert!(matches!(refused, Err(EmitError::NotInTransaction)), "{refused:?}");
 
         let event = placed("committed");
         let id = conn.transaction(async |c| c.emit(&event).await).await.unwrap();
@@ -208,6 +210,11 @@ async fn on_a_bb8_pool() {
     let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
     let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
     behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+
+    let (_folder, path) = sqlite();
+    let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
+    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut SqliteConnection::establish(&path).unwrap()));
 }
 
 #[test]
