@@ -116,13 +116,12 @@ impl Drain {
             .topics(Topics::pattern(&topic).unwrap())
             .workers(self.workers)
             .limits(limits);
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         let began = Instant::now();
         let handle = options(relay).spawn().unwrap();
         while counter.count() < self.rows {
             std::thread::sleep(Duration::from_millis(10));
         }
-        runtime.block_on(handle.stop()).unwrap();
+        handle.stop_blocking().unwrap();
         self.rows as f64 / began.elapsed().as_secs_f64()
     }
 

@@ -27,7 +27,7 @@ fn relay(database: &Database<'_>, prefix: &str) -> Relay {
 }
 
 fn stop(relay: RelayHandle) {
-    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+    relay.stop_blocking().unwrap();
 }
 
 fn emit(conn: &mut PgConnection, record: &Record) {

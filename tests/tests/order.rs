@@ -53,19 +53,18 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
     let (early, late) = (&mut database.connect(), &mut database.connect());
     Migrations::new().run(early).unwrap();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
-    let mut claimed = Vec::new();
+    let mut all = Vec::new();
     let result: QueryResult<()> = late.transaction(|late| {
         late.emit(&record("slow", "first"))?;
         let others: Vec<Record> = (0..200).map(|n| record(n, "other")).collect();
         early.transaction(|c| c.emit_all(&others))?;
         assert!(source.claim().unwrap());
-        source.read(50, &mut claimed).unwrap();
-        assert!(claimed.len() >= 50);
+        source.read(50, &mut all).unwrap();
+        assert!(all.len() >= 50);
         Ok(())
     });
     result.unwrap();
     early.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
-    let mut all = std::mem::take(&mut claimed);
     read_to_the_end(&mut source, &mut all);
     settle_and_go_on(&mut source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);

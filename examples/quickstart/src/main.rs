@@ -98,7 +98,7 @@ fn tell(folder: &Path) -> Outcome {
     wait_for("OrderPlaced of order 1", &billing_handled)?;
     println!("4. The relay sent OrderPlaced of order 1 to Kafka, and billing wrote an invoice for it.");
 
-    stop(relay)?;
+    relay.stop_blocking()?;
     check(unsent(shop)? == 0, "the relay noted what it had sent")?;
     shop.batch_execute("UPDATE outbox SET sent_at = NULL")?;
     let relay = start_relay(&shop_db, &brokers)?;
@@ -112,7 +112,7 @@ fn tell(folder: &Path) -> Outcome {
     println!("6. Order 1 was paid, and billing received OrderPaid, behind both copies of OrderPlaced.");
 
     consumer.stop()?;
-    stop(relay)?;
+    relay.stop_blocking()?;
     check(unsent(shop)? == 0, "everything was sent")?;
     let reader: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &brokers).create()?;
     check(reader.fetch_watermarks(TOPIC, 0, DEADLINE)? == (0, 3), "Kafka has three records")?;
@@ -133,11 +133,6 @@ fn place_order(c: &mut SqliteConnection, id: i64, total_cents: i64) -> QueryResu
 
 fn start_relay(database: &str, brokers: &str) -> Outcome<RelayHandle> {
     Ok(Relay::sqlite(database).publisher(Kafka::new(brokers)).spawn()?)
-}
-
-fn stop(relay: RelayHandle) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-    Ok(runtime.block_on(relay.stop())?)
 }
 
 fn create(database: &str, table: &str) -> Outcome<SqliteConnection> {

@@ -37,20 +37,19 @@ impl Fence {
             return Ok(None);
         }
         self.looked = Some(Instant::now());
-        let (last, inserting, workers);
-        if let Some((_, pending)) = &mut self.pending {
-            (inserting, workers) = holders(conn)?;
-            pending.retain(|transaction| inserting.contains(transaction));
-        } else {
-            last = LastValue::new().get_result::<i64>(conn)?;
-            (inserting, workers) = holders(conn)?;
-            self.pending = Some((last, inserting));
+        let (last, listed) = match self.pending.take() {
+            Some((last, listed)) => (last, Some(listed)),
+            // Read before the holders are listed: see above.
+            None => (LastValue::new().get_result::<i64>(conn)?, None),
+        };
+        let (mut pending, workers) = holders(conn)?;
+        if let Some(listed) = listed {
+            pending.retain(|transaction| listed.contains(transaction));
         }
-        if let Some((last, pending)) = &self.pending
-            && pending.is_empty()
-        {
-            self.safe = *last;
-            self.pending = None;
+        if pending.is_empty() {
+            self.safe = last;
+        } else {
+            self.pending = Some((last, pending));
         }
         Ok(Some(workers))
     }
