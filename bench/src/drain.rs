@@ -1,19 +1,13 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics};
 use outbox_tests::{Database, Kafka, Postgres};
-use rdkafka::ClientConfig;
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 
-use crate::report::Series;
-
-const AGGREGATES: usize = 1_000;
-const PARTITIONS: i32 = 6;
+use crate::contenders::{Contender, take_turns};
+use crate::producer::{new_topic, produce};
+use crate::report::{Figure, Report};
+use crate::rows::{Template, records};
 
 #[derive(Args)]
 pub(crate) struct Drain {
@@ -23,9 +17,6 @@ pub(crate) struct Drain {
     /// Bytes of payload in each.
     #[arg(long, default_value_t = 200)]
     bytes: usize,
-    /// How often each contender runs; they take turns.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
     /// Workers of the relay.
     #[arg(long, default_value_t = 1)]
     workers: usize,
@@ -38,75 +29,46 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    pub(crate) fn run(&self) {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
         let postgres =
             Postgres::start_with(self.postgres, &[("shared_buffers", "1GB"), ("max_wal_size", "8GB")]);
         let kafka = Kafka::start();
         let database = postgres.database();
-        let records = self.records();
-        self.fill_template(&database, &records);
-        let mut series =
-            [Series::new("bare producer"), Series::new("relay, sent_at kept"), Series::new("relay, delete")];
-        // The first round warms up caches and the broker, and is not counted.
-        for round in 0..=self.rounds {
-            let speeds = [
-                self.speed(|| self.produce(&kafka, &records)),
-                self.relay(&database, &kafka, |relay| relay),
-                self.relay(&database, &kafka, Relay::delete_sent),
-            ];
-            println!(
-                "{} {:>9.0} {:>9.0} {:>9.0} events/s",
-                if round == 0 { "warm-up ".to_owned() } else { format!("round {round} ") },
-                speeds[0],
-                speeds[1],
-                speeds[2]
-            );
-            if round > 0 {
-                series.iter_mut().zip(speeds).for_each(|(series, speed)| series.values.push(speed));
-            }
+        let records = records(self.rows, self.bytes);
+        let template = Template::new(&database, &records);
+        let relay = |options: fn(Relay) -> Relay| {
+            template.refill();
+            [self.drain(&database, &kafka, options)]
+        };
+        let measured = take_turns(
+            rounds,
+            vec![
+                Contender::new("bare producer", || [produce(&kafka, &records)]),
+                Contender::new("relay, sent_at kept", || relay(|relay| relay)),
+                Contender::new("relay, delete", || relay(Relay::delete_sent)),
+            ],
+        );
+        let names = ["bare producer", "relay, sent_at kept", "relay, delete"];
+        let mut speeds =
+            measured.into_iter().zip(names).map(|([values], name)| Figure::new(name, "events/s", values));
+        let (bare, kept, delete) = (speeds.next().unwrap(), speeds.next().unwrap(), speeds.next().unwrap());
+        Report {
+            benchmark: "drain",
+            conditions: format!(
+                "{} rows, {} bytes of payload, {} worker(s), PostgreSQL {}",
+                self.rows, self.bytes, self.workers, self.postgres
+            ),
+            figures: vec![
+                Figure::ratio("sent_at kept / bare producer", &kept, &bare).at_least(0.60),
+                Figure::ratio("delete / bare producer", &delete, &bare).at_least(0.65),
+                bare,
+                kept,
+                delete,
+            ],
         }
-        println!();
-        for (position, contender) in series.iter().enumerate() {
-            contender.print("events/s", (position > 0).then(|| &series[0]));
-        }
     }
 
-    fn speed(&self, work: impl FnOnce()) -> f64 {
-        let began = Instant::now();
-        work();
-        self.rows as f64 / began.elapsed().as_secs_f64()
-    }
-
-    fn records(&self) -> Vec<Record> {
-        (0..self.rows)
-            .map(|n| {
-                Record::new("order", (n % AGGREGATES).to_string(), "OrderPlaced")
-                    .with_payload(vec![b'x'; self.bytes])
-            })
-            .collect()
-    }
-
-    /// The rows are made once and copied for each round by the server.
-    fn fill_template(&self, database: &Database<'_>, records: &[Record]) {
-        let mut conn = database.connect();
-        Migrations::new().run(&mut conn).unwrap();
-        conn.transaction(|c| {
-            c.emit_all(records)?;
-            c.batch_execute("CREATE TABLE template AS SELECT * FROM outbox")
-        })
-        .unwrap();
-    }
-
-    fn relay(&self, database: &Database<'_>, kafka: &Kafka, options: impl FnOnce(Relay) -> Relay) -> f64 {
-        database
-            .connect()
-            .batch_execute(
-                "TRUNCATE outbox; UPDATE outbox_shard SET low = 0; \
-                 INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
-                 SELECT id, aggregatetype, aggregateid, type, payload, headers, shard FROM template ORDER BY seq; \
-                 ANALYZE outbox; CHECKPOINT",
-            )
-            .unwrap();
+    fn drain(&self, database: &Database<'_>, kafka: &Kafka, options: fn(Relay) -> Relay) -> f64 {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
         let mut limits = Limits::default();
@@ -119,46 +81,9 @@ impl Drain {
         let began = Instant::now();
         let handle = options(relay).spawn().unwrap();
         while counter.count() < self.rows {
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(Duration::from_millis(20));
         }
         handle.stop_blocking().unwrap();
         self.rows as f64 / began.elapsed().as_secs_f64()
     }
-
-    fn produce(&self, kafka: &Kafka, records: &[Record]) {
-        let topic = new_topic(kafka);
-        let mut config = ClientConfig::new();
-        for (name, value) in [
-            ("bootstrap.servers", kafka.brokers()),
-            ("enable.idempotence", "true"),
-            ("acks", "all"),
-            ("partitioner", "murmur2_random"),
-            ("linger.ms", "1"),
-            ("queue.buffering.max.messages", "100000"),
-        ] {
-            config.set(name, value);
-        }
-        let producer: BaseProducer<DefaultProducerContext> = config.create().unwrap();
-        for record in records {
-            let id = record.id().to_string();
-            let headers = OwnedHeaders::new_with_capacity(2)
-                .insert(Header { key: "id", value: Some(&id) })
-                .insert(Header { key: "eventType", value: Some(record.event_type()) });
-            let mut message = BaseRecord::<str, [u8]>::to(&topic).key(record.aggregate_id()).headers(headers);
-            message.payload = record.payload();
-            while let Err((_, refused)) = producer.send(message) {
-                message = refused;
-                producer.poll(Duration::from_millis(1));
-            }
-            producer.poll(Duration::ZERO);
-        }
-        producer.flush(Duration::from_secs(60)).unwrap();
-        assert_eq!(kafka.counter(&topic).count(), self.rows);
-    }
-}
-
-fn new_topic(kafka: &Kafka) -> String {
-    let topic = kafka.unique("drain");
-    kafka.create_topic(&topic, PARTITIONS);
-    topic
 }

@@ -1,19 +1,67 @@
-//! Medians, as rows on the terminal.
+//! Figures with their goals, as rows on the terminal and as JSON.
 
-/// The rounds of one contender.
-pub(crate) struct Series {
-    pub(crate) name: &'static str,
-    pub(crate) values: Vec<f64>,
+use std::fmt;
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use serde::Serialize;
+
+/// What one benchmark found.
+#[derive(Serialize)]
+pub(crate) struct Report {
+    pub(crate) benchmark: &'static str,
+    /// Rows, bytes and whatever else was chosen.
+    pub(crate) conditions: String,
+    pub(crate) figures: Vec<Figure>,
 }
 
-impl Series {
-    pub(crate) fn new(name: &'static str) -> Self {
-        Self { name, values: Vec::new() }
+/// One thing that was measured in each round.
+#[derive(Serialize)]
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) unit: &'static str,
+    pub(crate) values: Vec<f64>,
+    pub(crate) goal: Option<Goal>,
+}
+
+/// What the median should reach.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Report {
+    pub(crate) fn falls_short(&self) -> bool {
+        self.figures.iter().any(|figure| figure.reaches_goal() == Some(false))
+    }
+}
+
+impl Figure {
+    pub(crate) fn new(name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Self {
+        Self { name: name.into(), unit, values, goal: None }
+    }
+
+    /// The first over the second, round by round, so that what slows a whole round does not count.
+    pub(crate) fn ratio(name: impl Into<String>, above: &Self, below: &Self) -> Self {
+        let pairs = above.values.iter().zip(&below.values);
+        Self::new(name, "ratio", pairs.map(|(above, below)| above / below).collect())
+    }
+
+    pub(crate) fn at_least(mut self, goal: f64) -> Self {
+        self.goal = Some(Goal::AtLeast(goal));
+        self
+    }
+
+    pub(crate) fn at_most(mut self, goal: f64) -> Self {
+        self.goal = Some(Goal::AtMost(goal));
+        self
     }
 
     pub(crate) fn median(&self) -> f64 {
-        let mut sorted = self.values.clone();
-        sorted.sort_by(f64::total_cmp);
+        let sorted = self.sorted();
         let middle = sorted.len() / 2;
         match sorted.len() {
             0 => f64::NAN,
@@ -22,17 +70,107 @@ impl Series {
         }
     }
 
-    /// Prints name, median, least and most, and the ratio to another contender's median.
-    pub(crate) fn print(&self, unit: &str, beside: Option<&Self>) {
-        let least = self.values.iter().copied().fold(f64::INFINITY, f64::min);
-        let most = self.values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let ratio = beside
-            .map(|other| format!("   {:.2} of {}", self.median() / other.median(), other.name))
-            .unwrap_or_default();
-        println!(
-            "{:<28} median {:>9.0} {unit}   min {least:>9.0}   max {most:>9.0}{ratio}",
-            self.name,
-            self.median()
-        );
+    pub(crate) fn min(&self) -> f64 {
+        self.sorted().first().copied().unwrap_or(f64::NAN)
+    }
+
+    pub(crate) fn max(&self) -> f64 {
+        self.sorted().last().copied().unwrap_or(f64::NAN)
+    }
+
+    fn sorted(&self) -> Vec<f64> {
+        let mut sorted = self.values.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted
+    }
+
+    /// Nothing where there is no goal. A figure that was not measured reaches none.
+    pub(crate) fn reaches_goal(&self) -> Option<bool> {
+        Some(match self.goal? {
+            Goal::AtLeast(goal) => self.median() >= goal,
+            Goal::AtMost(goal) => self.median() <= goal,
+        })
+    }
+
+    /// Name, unit, median, min, max, goal and whether it was reached.
+    pub(crate) fn cells(&self) -> [String; 7] {
+        [
+            self.name.clone(),
+            self.unit.to_owned(),
+            number(self.median()),
+            number(self.min()),
+            number(self.max()),
+            self.goal.map(|goal| goal.to_string()).unwrap_or_default(),
+            self.reaches_goal().map_or("", |reached| if reached { "ok" } else { "short" }).to_owned(),
+        ]
+    }
+}
+
+pub(crate) const COLUMNS: [&str; 7] = ["figure", "unit", "median", "min", "max", "goal", ""];
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AtLeast(goal) => write!(f, ">= {goal}"),
+            Self::AtMost(goal) => write!(f, "<= {goal}"),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.benchmark, self.conditions)?;
+        let head = COLUMNS.map(str::to_owned);
+        let rows: Vec<[String; 7]> = self.figures.iter().map(Figure::cells).collect();
+        let widths: [usize; 7] = std::array::from_fn(|column| {
+            rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or_default()
+        });
+        for row in [&head].into_iter().chain(&rows) {
+            let line: Vec<String> = row
+                .iter()
+                .zip(widths)
+                .enumerate()
+                .map(|(column, (cell, width))| match column {
+                    2..=4 => format!("{cell:>width$}"),
+                    _ => format!("{cell:<width$}"),
+                })
+                .collect();
+            writeln!(f, "  {}", line.join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// With as many digits as tell something.
+fn number(value: f64) -> String {
+    match value.abs() {
+        large if large >= 1_000.0 => format!("{value:.0}"),
+        middle if middle >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+pub(crate) fn write_json(file: &Path, reports: &[Report]) -> io::Result<()> {
+    serde_json::to_writer_pretty(File::create(file)?, reports).map_err(io::Error::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ratios_are_taken_round_by_round_and_judged_by_their_median() {
+        let above = Figure::new("a", "events/s", vec![10.0, 50.0, 6.0]);
+        let below = Figure::new("b", "events/s", vec![10.0, 100.0, 10.0]);
+        let ratio = Figure::ratio("a / b", &above, &below).at_least(0.6);
+        assert_eq!(ratio.values, [1.0, 0.5, 0.6]);
+        assert_eq!(ratio.reaches_goal(), Some(true));
+        assert_eq!(ratio.at_most(0.5).reaches_goal(), Some(false));
+    }
+
+    #[test]
+    fn what_was_not_measured_falls_short() {
+        let figure = Figure::new("a", "ms", Vec::new()).at_most(1.0);
+        assert!(Report { benchmark: "x", conditions: String::new(), figures: vec![figure] }.falls_short());
     }
 }

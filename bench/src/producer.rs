@@ -1,0 +1,52 @@
+//! The bare producer: what Kafka can take from this machine, sent from memory with the relay's guarantees.
+
+use std::time::{Duration, Instant};
+
+use diesel_outbox::Record;
+use outbox_tests::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+
+pub(crate) const PARTITIONS: i32 = 6;
+
+pub(crate) fn new_topic(kafka: &Kafka) -> String {
+    let topic = kafka.unique("bench");
+    kafka.create_topic(&topic, PARTITIONS);
+    topic
+}
+
+/// Sends the records as the relay would, and gives events per second until the last is durable.
+pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
+    let topic = new_topic(kafka);
+    let began = Instant::now();
+    let mut config = ClientConfig::new();
+    for (name, value) in [
+        ("bootstrap.servers", kafka.brokers()),
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        ("partitioner", "murmur2_random"),
+        ("linger.ms", "1"),
+        ("queue.buffering.max.messages", "100000"),
+    ] {
+        config.set(name, value);
+    }
+    let producer: BaseProducer<DefaultProducerContext> = config.create().unwrap();
+    for record in records {
+        let id = record.id().to_string();
+        let headers = OwnedHeaders::new_with_capacity(2)
+            .insert(Header { key: "id", value: Some(&id) })
+            .insert(Header { key: "eventType", value: Some(record.event_type()) });
+        let mut message = BaseRecord::<str, [u8]>::to(&topic).key(record.aggregate_id()).headers(headers);
+        message.payload = record.payload();
+        while let Err((_, refused)) = producer.send(message) {
+            message = refused;
+            producer.poll(Duration::from_millis(1));
+        }
+        producer.poll(Duration::ZERO);
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(kafka.counter(&topic).count(), records.len());
+    records.len() as f64 / seconds
+}
