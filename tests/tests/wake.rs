@@ -26,7 +26,7 @@ fn relay(database: &Database<'_>, topic: &str) -> RelayHandle {
         .unwrap()
 }
 
-fn is_awake(conn: &mut PgConnection) -> bool {
+fn is_asleep(conn: &mut PgConnection) -> bool {
     diesel::dsl::sql::<Bool>(
         "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1869968482 \
          AND objid = 'outbox'::regclass::oid AND mode = 'ExclusiveLock' AND granted)",
@@ -35,13 +35,13 @@ fn is_awake(conn: &mut PgConnection) -> bool {
     .unwrap()
 }
 
-/// Not awake, and without a question to the database for a while: whoever lies down looks once more.
+/// Asleep, and without a question to the database for a while: whoever lies down looks once more.
 fn wait_until_asleep(conn: &mut PgConnection) {
     let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                  AND datname = current_database() AND state = 'idle' \
                  AND state_change < clock_timestamp() - interval '300 ms'";
     eventually("the relay to lie down", PATIENCE, || {
-        (!is_awake(conn) && number(conn, quiet) == 1).then_some(())
+        (is_asleep(conn) && number(conn, quiet) == 1).then_some(())
     });
 }
 
@@ -73,10 +73,10 @@ fn an_event_that_commits_after_the_relay_lay_down_is_not_overlooked() {
     let _relay = relay(&database, &topic);
     eventually("an emit while the relay is awake", PATIENCE, || {
         conn.transaction(|c| c.emit(&record("Waking"))).unwrap();
-        eventually("the relay to wake", PATIENCE, || is_awake(conn).then_some(()));
+        eventually("the relay to wake", PATIENCE, || (!is_asleep(conn)).then_some(()));
         AnsiTransactionManager::begin_transaction(slow).unwrap();
         slow.emit(&record("Slow")).unwrap();
-        if is_awake(conn) {
+        if !is_asleep(conn) {
             return Some(());
         }
         AnsiTransactionManager::rollback_transaction(slow).unwrap();
@@ -101,7 +101,7 @@ fn idle_relays_ask_nothing() {
     let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                 AND datname = current_database() AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
     eventually("ten relays to be idle for a second", PATIENCE, || (number(conn, idle) == 10).then_some(()));
-    assert!(!is_awake(conn));
+    assert!(is_asleep(conn));
 }
 
 /// A row that something other than `emit` inserted notifies nobody: the fallback poll finds it.

@@ -10,24 +10,25 @@ use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 /// First halves of the advisory locks' keys; the second half is the outbox table's oid, so that each schema has its own.
 #[cfg(feature = "postgres-source")]
 pub(crate) mod locks {
-    /// Held exclusively by a relay that is awake and looks at the table by itself.
-    pub(crate) const AWAKE: i32 = super::AWAKE;
+    /// Held exclusively by the relay that listens, while it sleeps and is to be notified.
+    pub(crate) const ASLEEP: i32 = super::ASLEEP;
     /// Held exclusively by the one relay that listens for notifications.
-    pub(crate) const LEADER: i32 = super::AWAKE + 1;
+    pub(crate) const LEADER: i32 = super::ASLEEP + 1;
     /// Held shared by every worker that is at work, so that they can count each other.
-    pub(crate) const WORKING: i32 = super::AWAKE + 2;
+    pub(crate) const WORKING: i32 = super::ASLEEP + 2;
 }
 
 /// "outb" as a number. It stands in the text of `wake!` as well, as `concat!` takes literals only.
-const AWAKE: i32 = 1_869_968_482;
+const ASLEEP: i32 = 1_869_968_482;
 
-/// Notifies the relay, unless one is awake: a relay that is awake holds the lock, and looks at the table anyway. The
-/// lock that tells is let go at once, as it would hide later emitters' events if this transaction rolled back.
+/// Notifies the relay if it sleeps: only then is its lock held. Where it is awake, or there is none, nothing is notified, as
+/// transactions that notify wait for each other when they commit. The lock that tells is let go at once: the relay could
+/// not lie down while an emitter has it.
 macro_rules! wake {
     () => {
-        "CASE WHEN pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
-         THEN CASE WHEN pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) \
-         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') END END"
+        "CASE WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
+         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \
+         WHEN NOT pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) THEN NULL END"
     };
 }
 
@@ -153,7 +154,7 @@ impl<'a> Columns<'a> {
 mod tests {
     #[test]
     fn the_emitter_tries_the_lock_that_the_relay_holds() {
-        assert!(wake!().contains(&format!("pg_try_advisory_lock_shared({},", super::AWAKE)));
-        assert!(wake!().contains(&format!("pg_advisory_unlock_shared({},", super::AWAKE)));
+        assert!(wake!().contains(&format!("pg_try_advisory_lock_shared({},", super::ASLEEP)));
+        assert!(wake!().contains(&format!("pg_advisory_unlock_shared({},", super::ASLEEP)));
     }
 }

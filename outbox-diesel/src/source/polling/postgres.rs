@@ -3,6 +3,8 @@
 
 mod claim;
 mod fence;
+mod place;
+mod read;
 mod upkeep;
 mod wake;
 
@@ -12,14 +14,15 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Text};
+use diesel::sql_types::{Array, Bool, Text};
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 
 use self::claim::Pass;
 use self::fence::Fence;
+use self::place::{Tid, TupleId};
 use self::upkeep::Upkeep;
 use self::wake::Wake;
-use super::row::{ChunkSize, StoredRow};
+use super::row::ChunkSize;
 use super::{BLOCKED, database_error};
 use crate::problem::connection_problem;
 use crate::source::{SentRows, SourceOptions};
@@ -100,19 +103,15 @@ impl Session {
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> QueryResult<()> {
         let Some(pass) = &mut self.pass else { return Ok(()) };
-        let rows = pass.read(&mut self.conn, self.chunk_size.rows(limit))?;
-        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
-        let (blocked, free): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| pass.blocks(row));
-        records.extend(free.into_iter().map(StoredRow::claimed));
-        blocked.into_iter().try_for_each(|row| self.dead_letter(row.seq, BLOCKED).map(drop))
+        let held_back = pass.read(&mut self.conn, limit, &mut self.chunk_size, records)?;
+        held_back.into_iter().try_for_each(|ticket| self.dead_letter(ticket, BLOCKED).map(drop))
     }
 
     fn settle(&mut self, tickets: &[u64], options: &SourceOptions) -> QueryResult<()> {
-        let mut seqs: Vec<i64> = tickets.iter().map(|&ticket| ticket as i64).collect();
-        seqs.sort_unstable();
+        let places = tickets.iter().copied().map(TupleId::from).collect();
         let settled = match options.sent_rows {
-            SentRows::Delete => Delete::new(seqs).execute(&mut self.conn)?,
-            SentRows::Keep { .. } => MarkSent::new(seqs).execute(&mut self.conn)?,
+            SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
+            SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
         };
         if let Some(pass) = &mut self.pass {
             pass.settled(settled);
@@ -121,8 +120,9 @@ impl Session {
     }
 
     /// Whether the aggregate is held back now.
-    fn dead_letter(&mut self, seq: i64, reason: &str) -> QueryResult<bool> {
-        let aggregates = Bury::new(seq, reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<bool> {
+        let aggregates =
+            Bury::new(ticket.into(), reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
         let Some(pass) = &mut self.pass else { return Ok(false) };
         pass.settled(1);
         Ok(pass.block(aggregates))
@@ -171,9 +171,7 @@ impl Source for PostgresSource {
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
-        self.with("moving a record to the dead letters", |session, _| {
-            session.dead_letter(ticket as i64, reason)
-        })
+        self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, reason))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -201,21 +199,21 @@ impl Source for PostgresSource {
 statement!(
     Pg,
     /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
-    MarkSent { seqs: Vec<i64> => Array<BigInt> } -> Bool,
-    "UPDATE outbox SET sent_at = statement_timestamp() WHERE seq = ANY (?)"
+    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
 );
 
 statement!(
     Pg,
-    Delete { seqs: Vec<i64> => Array<BigInt> } -> Bool,
-    "DELETE FROM outbox WHERE seq = ANY (?)"
+    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
 );
 
 statement!(
     Pg,
     /// Moves a row to the dead letters and tells its aggregate.
-    Bury { seq: i64 => BigInt, reason: String => Text } -> (Text, Text),
-    "WITH gone AS (DELETE FROM outbox WHERE seq = ? RETURNING *) \
+    Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
+    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
      INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \

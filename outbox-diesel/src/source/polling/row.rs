@@ -3,6 +3,8 @@ use uuid::Uuid;
 
 /// A row of the outbox table, as both databases give it but for the id.
 pub(super) struct StoredRow {
+    /// What the source settles it by.
+    pub(super) ticket: u64,
     pub(super) seq: i64,
     pub(super) id: Result<Uuid, String>,
     pub(super) aggregate_type: String,
@@ -19,7 +21,7 @@ impl StoredRow {
     }
 
     pub(super) fn claimed(self) -> Claimed {
-        Claimed { ticket: self.seq.unsigned_abs(), record: self.record() }
+        Claimed { ticket: self.ticket, record: self.record() }
     }
 
     fn record(self) -> Result<Record, String> {

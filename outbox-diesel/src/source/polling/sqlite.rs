@@ -263,7 +263,17 @@ type Row = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>
 fn stored(row: Row) -> StoredRow {
     let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms) = row;
     let id = Uuid::parse_str(&id).map_err(|_| format!("the column `id` holds {id:?}, which is not a UUID"));
-    StoredRow { seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms }
+    StoredRow {
+        ticket: seq.unsigned_abs(),
+        seq,
+        id,
+        aggregate_type,
+        aggregate_id,
+        event_type,
+        payload,
+        headers,
+        created_at_ms,
+    }
 }
 
 statement!(Sqlite, DataVersion {} -> Integer, "PRAGMA data_version");

@@ -1,16 +1,13 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
-use diesel::data_types::PgTimestamp;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
-use diesel_outbox_core::SHARDS;
-use uuid::Uuid;
+use diesel::sql_types::{Array, BigInt, SmallInt, Text};
+use diesel_outbox_core::{Claimed, SHARDS};
 
-use super::super::row::StoredRow;
-use super::{Blocked, wake};
+use super::super::row::{ChunkSize, StoredRow};
+use super::{Blocked, read, wake};
 use crate::statement::statement;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
@@ -57,20 +54,38 @@ impl Pass {
         } else {
             None
         };
-        conn.batch_execute(&cursor(&shards))?;
+        conn.batch_execute(&read::cursor(&shards))?;
         Ok(Some(Self { shards, safe, last: 0, exhausted: false, read: 0, settled: 0, blocked }))
     }
 
-    /// The next rows, in their order.
-    pub(super) fn read(&mut self, conn: &mut PgConnection, limit: usize) -> QueryResult<Vec<StoredRow>> {
+    /// Adds the next rows to the records, in their order. Gives the tickets of those whose aggregate is held back.
+    pub(super) fn read(
+        &mut self,
+        conn: &mut PgConnection,
+        limit: usize,
+        chunk_size: &mut ChunkSize,
+        records: &mut Vec<Claimed>,
+    ) -> QueryResult<Vec<u64>> {
+        let mut held_back = Vec::new();
         if self.exhausted {
-            return Ok(Vec::new());
+            return Ok(held_back);
         }
-        let rows: Vec<StoredRow> = Fetch { limit }.load::<Row>(conn)?.into_iter().map(stored).collect();
-        self.exhausted = rows.len() < limit;
-        self.last = rows.last().map_or(self.last, |row| row.seq);
-        self.read += rows.len();
-        Ok(rows)
+        let limit = chunk_size.rows(limit);
+        let (mut rows, mut bytes) = (0, 0);
+        read::fetch(conn, limit, |row| {
+            rows += 1;
+            bytes += row.bytes();
+            self.last = row.seq;
+            if self.blocks(&row) {
+                held_back.push(row.ticket);
+            } else {
+                records.push(row.claimed());
+            }
+        })?;
+        chunk_size.learn(rows, bytes);
+        self.exhausted = rows < limit;
+        self.read += rows;
+        Ok(held_back)
     }
 
     /// Whether other workers would have found something to do.
@@ -82,7 +97,7 @@ impl Pass {
         self.settled += count;
     }
 
-    pub(super) fn blocks(&self, row: &StoredRow) -> bool {
+    fn blocks(&self, row: &StoredRow) -> bool {
         self.blocked.as_ref().is_some_and(|blocked| {
             !blocked.is_empty() && blocked.contains(&(row.aggregate_type.clone(), row.aggregate_id.clone()))
         })
@@ -119,17 +134,6 @@ impl Pass {
     }
 }
 
-type Row = (i64, Uuid, String, String, String, Option<Vec<u8>>, Option<String>, PgTimestamp);
-
-/// 1 January 2000, from which PostgreSQL counts microseconds.
-const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
-
-fn stored(row: Row) -> StoredRow {
-    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at) = row;
-    let created_at_ms = created_at.0.div_euclid(1_000) + POSTGRES_EPOCH_MS;
-    StoredRow { seq, id: Ok(id), aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms }
-}
-
 statement!(
     Pg,
     /// The oldest first. `shard` stands in the order so that only the index on (shard, seq) can serve it.
@@ -139,43 +143,6 @@ statement!(
      ORDER BY o.shard, o.seq LIMIT 1) AS oldest \
      ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
 );
-
-/// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
-/// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
-/// shards, looked up in the cursor's own snapshot: one from before could lie beyond a row that has been committed since.
-fn cursor(shards: &[(i16, i64)]) -> String {
-    let list = |numbers: Vec<String>| numbers.join(",");
-    let lows = list(shards.iter().map(|(_, low)| low.to_string()).collect());
-    let shards = list(shards.iter().map(|(shard, _)| shard.to_string()).collect());
-    format!(
-        "DECLARE outbox_pass NO SCROLL CURSOR FOR \
-         SELECT seq, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL AND seq >= (SELECT min(oldest.seq) \
-         FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) CROSS JOIN LATERAL \
-         (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-         ORDER BY o.shard, o.seq LIMIT 1) AS oldest) ORDER BY seq"
-    )
-}
-
-/// Reads on from the pass's cursor. The number of rows is part of the text, as FETCH takes no parameters.
-#[derive(QueryId)]
-struct Fetch {
-    limit: usize,
-}
-
-impl QueryFragment<Pg> for Fetch {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.unsafe_to_cache_prepared();
-        out.push_sql(&format!("FETCH {} FROM outbox_pass", self.limit));
-        Ok(())
-    }
-}
-
-impl Query for Fetch {
-    type SqlType = (BigInt, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
-}
-
-impl RunQueryDsl<PgConnection> for Fetch {}
 
 statement!(
     Pg,

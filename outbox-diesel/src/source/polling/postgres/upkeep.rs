@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Double};
+use diesel::sql_types::{Array, BigInt, Bool, Double};
 use diesel_outbox_core::Lag;
 
 use super::super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
@@ -44,7 +44,7 @@ impl Upkeep {
         let expired: Vec<i64> = chunk.into_iter().filter_map(|(seq, old)| old.then_some(seq)).collect();
         self.cursor = if expired.is_empty() || !full { 0 } else { last };
         if !expired.is_empty() {
-            super::Delete::new(expired).execute(conn)?;
+            Expired::new(expired).execute(conn)?;
         }
         Ok(())
     }
@@ -55,4 +55,11 @@ statement!(
     Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
     "SELECT seq, coalesce(sent_at < now() - make_interval(secs => ?), false) FROM outbox WHERE seq > ? \
      ORDER BY seq LIMIT ?"
+);
+
+statement!(
+    Pg,
+    /// By `seq`, as there is no snapshot that keeps these rows in their places.
+    Expired { seqs: Vec<i64> => Array<BigInt> } -> Bool,
+    "DELETE FROM outbox WHERE seq = ANY (?)"
 );

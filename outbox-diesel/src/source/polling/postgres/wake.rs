@@ -1,9 +1,9 @@
 //! When to look at the table.
 //!
-//! One relay leads: it alone listens for emitters' notifications. While it is awake it holds a lock that tells emitters
-//! to save the notification, which would cost them a global lock at commit. Going to sleep it lets go of that lock, lists
-//! the transactions that may have seen it held, looks again until those have ended, and only then sleeps. The other
-//! relays sleep until the leader calls for help with a backlog, or is gone.
+//! One relay leads: it alone listens for emitters' notifications. Those would cost emitters a global lock at commit, so they
+//! are only sent to a relay that sleeps, which holds a lock to say so. Going to sleep it takes that lock, lists the
+//! transactions that may have seen it free, looks again until those have ended, and only then sleeps. The other relays
+//! sleep until the leader calls for help with a backlog, or is gone, or leaves events unsent.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -24,8 +24,10 @@ const AWAKE_PAUSE: Duration = Duration::from_millis(2);
 /// count it from its call on, and leave it its part.
 const HELP_LINGER: Duration = Duration::from_secs(2);
 const HELP_PAUSE: Duration = Duration::from_millis(20);
-/// How often a sleeping relay looks into its socket. It sends nothing.
-const LISTEN_PAUSE: Duration = Duration::from_millis(5);
+/// How often a sleeping relay looks into its socket, which sends nothing: after a hundredth of the time that it has been
+/// quiet, so that each of some sparse events is found soon and a long silence costs nothing.
+const SHORTEST_LISTEN_PAUSE: Duration = Duration::from_millis(2);
+const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(50);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
 const HELP_INTERVAL: Duration = Duration::from_secs(1);
@@ -44,8 +46,10 @@ enum State {
 pub(super) struct Wake {
     poll_interval: Duration,
     state: State,
+    /// When it was last awake.
+    quiet_since: Instant,
     leads: bool,
-    holds_awake: bool,
+    holds_asleep: bool,
     holds_working: bool,
     tried_to_lead: Option<Instant>,
     workers: usize,
@@ -59,9 +63,10 @@ impl Wake {
         let mut wake = Self {
             poll_interval,
             state: State::Awake { since: Instant::now() },
+            quiet_since: Instant::now(),
             leads: false,
             tried_to_lead: None,
-            holds_awake: false,
+            holds_asleep: false,
             holds_working: false,
             workers: 1,
             called: None,
@@ -85,12 +90,14 @@ impl Wake {
 
     /// Is awake from now on: it found work, or is to look for some.
     pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        self.state = State::Awake { since: Instant::now() };
+        let now = Instant::now();
+        self.state = State::Awake { since: now };
+        self.quiet_since = now;
         if !self.holds_working {
             self.holds_working = LockShared::new(locks::WORKING).get_result(conn)?;
         }
-        if self.leads && !self.holds_awake {
-            self.holds_awake = Lock::new(locks::AWAKE).get_result(conn)?;
+        if std::mem::take(&mut self.holds_asleep) {
+            Unlock::new(locks::ASLEEP).get_result::<bool>(conn)?;
         }
         Ok(())
     }
@@ -104,12 +111,13 @@ impl Wake {
                 if since.elapsed() < linger {
                     std::thread::sleep(pause.min(limit));
                 } else {
-                    self.state = self.lie_down(conn)?;
+                    let since = *since;
+                    self.state = self.lie_down(conn, since)?;
                 }
                 Ok(true)
             }
             State::Dozing { inserting, pause, until } => {
-                if !listen_until(conn, *until, limit)? {
+                if !listen_until(conn, *until, limit, SHORTEST_LISTEN_PAUSE)? {
                     return Ok(false);
                 }
                 let (still_inserting, _) = holders(conn)?;
@@ -132,43 +140,69 @@ impl Wake {
 
     fn sleep(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         let State::Asleep { until } = self.state else { return Ok(true) };
-        if !listen_until(conn, until, limit)? {
+        if !listen_until(conn, until, limit, self.listen_pause())? {
             return Ok(false);
         }
-        let called_for_help = !self.leads && Instant::now() < until;
-        if called_for_help {
+        if self.leads {
+            self.state = State::LastLook;
+        } else if Instant::now() < until {
+            // It was called for help.
             self.awake(conn)?;
         } else {
-            self.state = State::LastLook;
-            self.try_to_lead(conn)?;
+            let (leads, unsent) = StandBy::new(locks::LEADER).get_result::<(bool, bool)>(conn)?;
+            self.tried_to_lead = Some(Instant::now());
+            if leads {
+                self.lead(conn)?;
+            } else if unsent {
+                self.state = State::LastLook;
+            } else {
+                self.state = State::Asleep { until: Instant::now() + self.poll_interval };
+                return Ok(false);
+            }
         }
         Ok(true)
     }
 
+    fn listen_pause(&self) -> Duration {
+        if self.leads {
+            (self.quiet_since.elapsed() / 100).clamp(SHORTEST_LISTEN_PAUSE, LONGEST_LISTEN_PAUSE)
+        } else {
+            LONGEST_LISTEN_PAUSE
+        }
+    }
+
     /// Leads if nobody does. Asked of a busy worker now and then, as the leader may die while there is work.
     pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        if self.leads || self.tried_to_lead.is_some_and(|tried| tried.elapsed() < self.poll_interval) {
+        let asleep = matches!(self.state, State::Asleep { .. });
+        if self.leads
+            || asleep
+            || self.tried_to_lead.is_some_and(|tried| tried.elapsed() < self.poll_interval)
+        {
             return Ok(());
         }
         self.tried_to_lead = Some(Instant::now());
-        self.leads = Lock::new(locks::LEADER).get_result(conn)?;
-        if self.leads {
-            let oid = TableOid::new().get_result::<String>(conn)?;
-            conn.batch_execute(&format!("LISTEN outbox_{oid}"))?;
-            self.awake(conn)?;
-        }
-        Ok(())
+        if Lock::new(locks::LEADER).get_result(conn)? { self.lead(conn) } else { Ok(()) }
     }
 
-    fn lie_down(&mut self, conn: &mut PgConnection) -> QueryResult<State> {
+    fn lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        self.leads = true;
+        let oid = TableOid::new().get_result::<String>(conn)?;
+        conn.batch_execute(&format!("LISTEN outbox_{oid}"))?;
+        self.awake(conn)
+    }
+
+    fn lie_down(&mut self, conn: &mut PgConnection, since: Instant) -> QueryResult<State> {
         if std::mem::take(&mut self.holds_working) {
             UnlockShared::new(locks::WORKING).get_result::<bool>(conn)?;
         }
         if !self.leads {
             return Ok(State::Asleep { until: Instant::now() + self.poll_interval });
         }
-        if std::mem::take(&mut self.holds_awake) {
-            Unlock::new(locks::AWAKE).get_result::<bool>(conn)?;
+        self.holds_asleep = self.holds_asleep || Lock::new(locks::ASLEEP).get_result(conn)?;
+        if !self.holds_asleep {
+            // An emitter was just looking.
+            std::thread::sleep(AWAKE_PAUSE);
+            return Ok(State::Awake { since });
         }
         let (inserting, _) = holders(conn)?;
         Ok(State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() })
@@ -190,13 +224,18 @@ pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
 }
 
 /// Waits for a notification or until then, but no longer than `limit`: `false` where neither has come.
-fn listen_until(conn: &mut PgConnection, until: Instant, limit: Duration) -> QueryResult<bool> {
+fn listen_until(
+    conn: &mut PgConnection,
+    until: Instant,
+    limit: Duration,
+    pause: Duration,
+) -> QueryResult<bool> {
     let left = until.saturating_duration_since(Instant::now());
-    Ok(listen(conn, limit.min(left))? || Instant::now() >= until)
+    Ok(listen(conn, limit.min(left), pause)? || Instant::now() >= until)
 }
 
 /// Waits for a notification by looking for what has arrived on the connection.
-fn listen(conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
+fn listen(conn: &mut PgConnection, limit: Duration, pause: Duration) -> QueryResult<bool> {
     let until = Instant::now() + limit;
     loop {
         let mut notified = false;
@@ -208,12 +247,21 @@ fn listen(conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         if notified || left.is_zero() {
             return Ok(notified);
         }
-        std::thread::sleep(LISTEN_PAUSE.min(left));
+        std::thread::sleep(pause.min(left));
     }
 }
 
 statement!(Pg, TableOid {} -> Text, "SELECT 'outbox'::regclass::oid::text");
 statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid, '')");
+statement!(
+    Pg,
+    /// Whether this relay leads from now on, and whether there is something unsent: a leader that hangs is not waited for.
+    StandBy { leader: i32 => Integer } -> (Bool, Bool),
+    "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS \
+     (SELECT FROM outbox_shard AS s CROSS JOIN LATERAL \
+     (SELECT FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
+     ORDER BY o.shard, o.seq LIMIT 1) AS oldest)"
+);
 statement!(
     Pg,
     Lock { key: i32 => Integer } -> Bool,
