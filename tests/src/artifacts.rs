@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 /// The version of Apache Kafka.
 pub const KAFKA: &str = "4.3.1";
-const KAFKA_LOGGING: &str = "2.25.2";
+/// The version of Debezium.
+pub const DEBEZIUM: &str = "3.6.0.Final";
+const LOGGING: &str = "2.25.2";
 
 /// The versions of PostgreSQL that can be fetched.
 const POSTGRES: [&str; 5] = ["14.20.0", "15.15.0", "16.11.0", "17.7.0", "18.1.0"];
@@ -17,10 +19,24 @@ const POSTGRES: [&str; 5] = ["14.20.0", "15.15.0", "16.11.0", "17.7.0", "18.1.0"
 pub fn kafka() -> String {
     let jars = kept(&format!("kafka-{KAFKA}"), |folder| {
         let kafka = format!("org.apache.kafka:kafka_2.13:{KAFKA}");
-        let logging = format!("org.apache.logging.log4j:log4j-slf4j-impl:{KAFKA_LOGGING}");
-        copy_dependencies(&[&kafka, &logging], folder);
+        copy_dependencies(&[&kafka, &logging()], folder);
     });
     format!("{}/*", jars.display())
+}
+
+/// The class path of Debezium for PostgreSQL with the Kafka Connect that runs it.
+pub fn debezium() -> String {
+    let jars = kept(&format!("debezium-{DEBEZIUM}-kafka-{KAFKA}"), |folder| {
+        let connect = format!("org.apache.kafka:connect-runtime:{KAFKA}");
+        let json = format!("org.apache.kafka:connect-json:{KAFKA}");
+        let debezium = format!("io.debezium:debezium-connector-postgres:{DEBEZIUM}");
+        copy_dependencies(&[&connect, &json, &debezium, &logging()], folder);
+    });
+    format!("{}/*", jars.display())
+}
+
+fn logging() -> String {
+    format!("org.apache.logging.log4j:log4j-slf4j-impl:{LOGGING}")
 }
 
 /// The folder with the programs of PostgreSQL `major`, if that version can be fetched.

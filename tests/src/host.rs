@@ -60,6 +60,23 @@ impl Local {
         self.folder.path()
     }
 
+    /// The id of its process while it runs.
+    pub(crate) fn id(&self) -> Option<u32> {
+        self.process.lock().unwrap().as_ref().map(Process::id)
+    }
+
+    /// The memory that it occupies in KiB, while it runs and where the system tells.
+    pub(crate) fn resident_kb(&self) -> Option<u64> {
+        self.process.lock().unwrap().as_ref()?.resident_kb()
+    }
+
+    /// The last lines that it has printed.
+    pub(crate) fn log_end(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<_> = log.lines().collect();
+        format!("its log ends with\n{}", lines[lines.len().saturating_sub(20)..].join("\n"))
+    }
+
     fn log(&self) -> PathBuf {
         self.folder.path().join("log")
     }
@@ -103,9 +120,7 @@ impl Host for Local {
 
     fn failure(&self) -> Option<String> {
         let status = self.process.lock().unwrap().as_ref()?.exited()?;
-        let log = fs::read_to_string(self.log()).unwrap_or_default();
-        let lines: Vec<_> = log.lines().collect();
-        Some(format!("{status}; its log ends with\n{}", lines[lines.len().saturating_sub(20)..].join("\n")))
+        Some(format!("{status}; {}", self.log_end()))
     }
 }
 

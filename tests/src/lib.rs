@@ -4,6 +4,8 @@
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!
+//! [`Debezium`], which reads the one and writes to the other, is always started from local programs.
+//!
 //! A server that cannot be had is a panic that says how to get it, never a skipped test. Whatever was started here
 //! ends with the test process, however that process ends.
 //!
@@ -22,14 +24,17 @@
 //! ```
 
 pub mod artifacts;
+mod debezium;
 mod docker;
 mod host;
+mod java;
 mod kafka;
 mod postgres;
 mod process;
 mod scratch;
 mod wait;
 
+pub use debezium::Debezium;
 pub use kafka::{Counter, Kafka, Received};
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};

@@ -12,6 +12,7 @@ use std::sync::{Mutex, OnceLock};
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, PgConnection};
 
+use self::url::Address;
 use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 
@@ -152,6 +153,11 @@ impl Database<'_> {
     /// Its name on the server.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Where its server is and who may enter, for a client that takes no URL.
+    pub(crate) fn address(&self) -> Address {
+        Address::of(&self.url)
     }
 
     /// A new connection to it, as its owner.

@@ -110,6 +110,13 @@ impl Process {
         self.id
     }
 
+    /// The memory that it occupies in KiB, where the system tells (Linux does).
+    pub fn resident_kb(&self) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.id)).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?; // VmRSS:    1234 kB
+        line.split_whitespace().next()?.parse().ok()
+    }
+
     /// Sends `signal` to the process and to those that it started; one that has ended takes none.
     pub fn signal(&self, signal: Signal) {
         if self.exited().is_none() {

@@ -8,8 +8,11 @@ use std::{env, fs};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Text};
-use outbox_tests::{Folder, Kafka, Postgres, Process, Signal, eventually};
+use diesel::sql_types::{BigInt, Integer, Text};
+use diesel_outbox::{Emit, Migrations, Record};
+use outbox_tests::{Database, Debezium, Folder, Kafka, Postgres, Process, Received, Signal, eventually};
+use rdkafka::admin::AdminClient;
+use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
@@ -143,6 +146,71 @@ fn a_broker_keeps_its_data_through_stop_crash_and_pause() {
     let texts: Vec<_> =
         kafka.read_all("kept").into_iter().map(|record| record.text().unwrap().to_owned()).collect();
     assert_eq!(texts, ["before the stop", "before the crash", "in the pause"]);
+}
+
+/// What Debezium must have made of an event: all but its own headers.
+fn assert_is(received: &Received, event: &Record) {
+    assert_eq!(received.key_text(), Some(event.aggregate_id()));
+    assert_eq!(received.payload.as_deref(), event.payload());
+    let headers: Vec<_> =
+        received.headers.iter().map(|(key, value)| (key.as_str(), value.clone().unwrap())).collect();
+    let id = event.id().to_string().into_bytes();
+    assert_eq!(headers, [("id", id), ("eventType", event.event_type().as_bytes().to_vec())]);
+}
+
+fn emit(database: &Database<'_>, events: &[Record]) {
+    database.connect().transaction(|c| c.emit_all(events)).unwrap();
+}
+
+fn replication_slots(postgres: &Postgres) -> i64 {
+    let count = diesel::dsl::sql::<BigInt>("(select count(*) from pg_replication_slots)");
+    diesel::select(count).get_result(&mut postgres.connect()).unwrap()
+}
+
+#[test]
+fn debezium_publishes_what_is_committed_once_it_has_started() {
+    let (postgres, kafka) = (Postgres::start(18), Kafka::shared());
+    let database = postgres.database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    emit(&database, &[Record::new("order", "7", "BeforeTheStart")]);
+
+    let prefix = kafka.unique("debezium");
+    let topic = format!("{prefix}.order");
+    let debezium =
+        Debezium::start(&database, kafka, &format!("{prefix}.${{routedByValue}}"), &Debezium::TUNED);
+    let placed =
+        Record::new("order", "7", "OrderPlaced").header("trace", "1").with_payload(*b"\0\xff any bytes");
+    let forgotten = Record::new("order", "7", "OrderForgotten");
+    emit(&database, &[placed.clone(), forgotten.clone()]);
+    // Neither an update nor a deletion is an event.
+    database.connect().batch_execute("update outbox set sent_at = now(); delete from outbox").unwrap();
+    let records = kafka.read_at_least(&topic, 2, PATIENCE);
+    assert_is(&records[0], &placed);
+    assert_is(&records[1], &forgotten);
+    assert!(debezium.id().is_some());
+    assert!(debezium.resident_kb().is_none_or(|resident| resident > 50_000));
+
+    debezium.stop();
+    assert_eq!((debezium.id(), debezium.resident_kb()), (None, None));
+    let later = Record::new("order", "7", "OrderPlaced").with_payload(*b"");
+    emit(&database, std::slice::from_ref(&later));
+    debezium.restart();
+    let records = kafka.read_at_least(&topic, 3, PATIENCE);
+    assert_is(&records[2], &later);
+    assert_eq!(records.len(), 3);
+
+    assert_eq!(replication_slots(&postgres), 1);
+    drop(debezium);
+    assert_eq!(replication_slots(&postgres), 0);
+}
+
+#[test]
+fn a_broker_for_a_benchmark_takes_properties_too() {
+    let kafka = Kafka::start_for_benchmark(&[("num.partitions", "5")]);
+    send(&kafka, "made", "key", "value");
+    let admin: AdminClient<DefaultClientContext> = kafka.client().create().unwrap();
+    let metadata = admin.inner().fetch_metadata(Some("made"), PATIENCE).unwrap();
+    assert_eq!(metadata.topics()[0].partitions().len(), 5);
 }
 
 /// The parent in the test below: it is killed while its server runs.

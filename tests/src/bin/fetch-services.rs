@@ -4,6 +4,7 @@ use outbox_tests::artifacts;
 
 fn main() {
     println!("Apache Kafka {}: {}", artifacts::KAFKA, artifacts::kafka());
+    println!("Debezium {}: {}", artifacts::DEBEZIUM, artifacts::debezium());
     for major in std::env::args().skip(1) {
         let major = major.parse().expect("major versions of PostgreSQL as arguments");
         match artifacts::postgres(major) {

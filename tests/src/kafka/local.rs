@@ -1,10 +1,8 @@
 //! Apache Kafka from Maven artifacts, as broker and controller in one process.
 
-use std::fs;
-use std::process::Command;
-
 use crate::artifacts;
 use crate::host::Local;
+use crate::java;
 use crate::process::Signal;
 use crate::scratch::Folder;
 
@@ -45,27 +43,19 @@ pub(super) fn properties(
     properties.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// Makes the broker's data folder, and gives the broker.
-pub(super) fn install(mut properties: Vec<(String, String)>) -> Local {
+/// Makes the broker's data folder, and gives the broker, whose virtual machine has these options.
+pub(super) fn install(mut properties: Vec<(String, String)>, options: &[&str]) -> Local {
     let classes = artifacts::kafka();
     let folder = Folder::new("kafka");
     properties.push(("log.dirs".to_owned(), folder.path().join("data").display().to_string()));
     let settings = folder.path().join("server.properties");
-    let lines: Vec<_> = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-    fs::write(&settings, lines.concat()).expect("write the server's properties");
+    java::write_properties(&settings, &properties);
 
-    let java = || {
-        let mut java = Command::new("java");
-        // A short-lived process gains more from a quick start than from the best code.
-        java.args(["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"]);
-        java.args(["-cp", &classes]);
-        java
-    };
-    let mut format = java();
+    let mut format = java::command(&java::QUICK, &classes);
     format.args(["kafka.tools.StorageTool", "format", "--cluster-id", "b3V0Ym94LXRlc3RzLTAwMA", "--config"]);
     artifacts::run(format.arg(&settings), "install a Java runtime, version 17 or later");
 
-    let mut server = java();
+    let mut server = java::command(options, &classes);
     server.arg("kafka.Kafka").arg(&settings);
     Local::new(server, folder, Signal::Terminate, Signal::Kill)
 }

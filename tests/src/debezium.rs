@@ -1,0 +1,136 @@
+//! Debezium for tests: a relay of another make, which reads the same outbox from PostgreSQL's log.
+
+mod settings;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::Bool;
+
+use crate::artifacts;
+use crate::host::{Host, Local, wait_until_ready};
+use crate::java;
+use crate::kafka::Kafka;
+use crate::postgres::Database;
+use crate::process::Signal;
+use crate::scratch::Folder;
+
+/// Debezium as it is published, on a Kafka Connect of its own, with the Outbox Event Router on the table `outbox`.
+///
+/// It is always run from local programs, which takes Java 17 or later and Maven. When dropped it takes its replication
+/// slot and its publication with it.
+///
+/// What it sends is what the relay sends, but for two things that the router cannot do: an event's own headers are left
+/// out, and the timestamp is the time at which Debezium read the row.
+pub struct Debezium<'a> {
+    database: &'a Database<'a>,
+    /// The name of its replication slot and of its publication.
+    name: String,
+    host: Local,
+}
+
+impl<'a> Debezium<'a> {
+    /// Connector properties for [`Debezium::start`] that let it give its best: it polls every 5 ms, not every 500, takes
+    /// large batches, and its producer is as the relay's: idempotent with five requests in flight, lingering for 1 ms.
+    pub const TUNED: [(&'static str, &'static str); 6] = settings::TUNED;
+
+    /// Starts it. What is committed to the outbox from then on is published, but nothing that was there before.
+    ///
+    /// `topic` is the router's `route.topic.replacement`: a topic, or a pattern such as
+    /// `outbox.event.${routedByValue}`, where the aggregate type comes in. `properties` are the connector's and come
+    /// after those that this sets, which they replace where they have the same name.
+    pub fn start(
+        database: &'a Database<'a>,
+        kafka: &Kafka,
+        topic: &str,
+        properties: &[(&str, &str)],
+    ) -> Self {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("debezium_{}_{}", database.name(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let publish = format!("create publication {name} for table public.outbox with (publish = 'insert')");
+        database.connect().batch_execute(&publish).expect("a publication of the table outbox");
+
+        let folder = Folder::new("debezium");
+        let (worker, connector) =
+            (folder.path().join("worker.properties"), folder.path().join("outbox.properties"));
+        java::write_properties(&worker, &settings::worker(kafka.brokers(), folder.path()));
+        java::write_properties(&connector, &settings::connector(database, &name, topic, properties));
+        let mut command = java::command(&java::FAST, &artifacts::debezium());
+        command.arg("-Dorg.apache.logging.log4j.level=WARN");
+        command.arg("org.apache.kafka.connect.cli.ConnectStandalone").arg(worker).arg(connector);
+
+        let host = Local::new(command, folder, Signal::Terminate, Signal::Kill);
+        let debezium = Self { database, name, host };
+        debezium.host.start();
+        debezium.wait_until_ready();
+        debezium
+    }
+
+    /// Shuts it down. What it has published is noted, and what is committed meanwhile waits for its next start.
+    pub fn stop(&self) {
+        self.host.stop();
+    }
+
+    /// Starts it again where it was; one that runs is stopped before.
+    pub fn restart(&self) {
+        self.host.stop();
+        self.host.start();
+        self.wait_until_ready();
+    }
+
+    /// Freezes it: connections stay open, and nothing is read. PostgreSQL ends such a connection after its
+    /// `wal_sender_timeout`.
+    pub fn pause(&self) {
+        self.host.pause();
+    }
+
+    /// Lets it go on after it was frozen.
+    pub fn resume(&self) {
+        self.host.resume();
+    }
+
+    /// The id of its process while it runs.
+    pub fn id(&self) -> Option<u32> {
+        self.host.id()
+    }
+
+    /// The memory that it occupies in KiB, while it runs and where the system tells.
+    pub fn resident_kb(&self) -> Option<u64> {
+        self.host.resident_kb()
+    }
+
+    /// Waits until it reads the log. An active slot alone is not enough, as it is active while it is made too.
+    fn wait_until_ready(&self) {
+        let mut conn = self.database.connect();
+        let reads = format!(
+            "exists (select from pg_replication_slots s join pg_stat_replication r on r.pid = s.active_pid \
+             where s.slot_name = '{}' and r.state in ('catchup', 'streaming'))",
+            self.name
+        );
+        wait_until_ready(&self.host, "Debezium", || {
+            match diesel::select(sql::<Bool>(&reads)).get_result(&mut conn) {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(format!("it does not read the database's log; {}", self.host.log_end())),
+                Err(error) => Err(error.to_string()),
+            }
+        });
+    }
+}
+
+impl Drop for Debezium<'_> {
+    fn drop(&mut self) {
+        self.host.crash();
+        // Left behind, a slot keeps the server's log from being cleared and the database from being dropped.
+        if let Ok(mut conn) = PgConnection::establish(self.database.url()) {
+            let name = &self.name;
+            let _ = conn.batch_execute(&format!(
+                "select pg_terminate_backend(active_pid, 10000) from pg_replication_slots \
+                 where slot_name = '{name}' and active; \
+                 select pg_drop_replication_slot(slot_name) from pg_replication_slots where slot_name = '{name}'; \
+                 drop publication {name}"
+            ));
+        }
+    }
+}

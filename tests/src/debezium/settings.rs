@@ -1,0 +1,67 @@
+//! The properties of Kafka Connect and of Debezium's connector.
+
+use std::path::Path;
+
+use crate::postgres::Database;
+
+type Properties = Vec<(String, String)>;
+
+pub(super) const TUNED: [(&str, &str); 6] = [
+    ("poll.interval.ms", "5"),
+    ("max.batch.size", "16384"),
+    ("max.queue.size", "65536"),
+    ("producer.override.enable.idempotence", "true"),
+    ("producer.override.max.in.flight.requests.per.connection", "5"),
+    ("producer.override.linger.ms", "1"),
+];
+
+/// The properties of the worker.
+pub(super) fn worker(brokers: &str, folder: &Path) -> Properties {
+    let offsets = folder.join("offsets").display().to_string();
+    owned(&[
+        ("bootstrap.servers", brokers),
+        ("offset.storage.file.filename", &offsets),
+        ("listeners", "http://127.0.0.1:0"),
+        ("plugin.discovery", "service_load"),
+        ("key.converter", "org.apache.kafka.connect.storage.StringConverter"),
+        ("value.converter", "io.debezium.converters.BinaryDataConverter"),
+    ])
+}
+
+/// The properties of the connector, whose slot and publication have the given name.
+pub(super) fn connector(
+    database: &Database<'_>,
+    name: &str,
+    topic: &str,
+    own: &[(&str, &str)],
+) -> Properties {
+    let server = database.address();
+    let mut properties = owned(&[
+        ("name", "outbox"),
+        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
+        ("tasks.max", "1"),
+        ("database.hostname", &server.host),
+        ("database.port", &server.port.to_string()),
+        ("database.user", &server.user),
+        ("database.password", &server.password),
+        ("database.dbname", database.name()),
+        ("topic.prefix", name),
+        ("table.include.list", "public.outbox"),
+        ("plugin.name", "pgoutput"),
+        ("slot.name", name),
+        ("publication.name", name),
+        ("publication.autocreate.mode", "disabled"),
+        ("snapshot.mode", "no_data"),
+        ("extended.headers.enabled", "false"),
+        ("transforms", "outbox"),
+        ("transforms.outbox.type", "io.debezium.transforms.outbox.EventRouter"),
+        ("transforms.outbox.route.topic.replacement", topic),
+        ("transforms.outbox.table.fields.additional.placement", "type:header:eventType"),
+    ]);
+    properties.extend(owned(own));
+    properties
+}
+
+fn owned(properties: &[(&str, &str)]) -> Properties {
+    properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+}

@@ -1,0 +1,31 @@
+//! Servers that run on a Java virtual machine.
+
+use std::fmt::Display;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+/// For a short-lived process, which gains more from a quick start than from the best code.
+pub(crate) const QUICK: [&str; 5] =
+    ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"];
+/// For a process that is measured: the collector as Apache Kafka's own scripts set it, and all compilers.
+pub(crate) const FAST: [&str; 5] = [
+    "-Xms256m",
+    "-Xmx1g",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+];
+
+/// `java` with options and a class path, which lacks the main class and its arguments.
+pub(crate) fn command(options: &[&str], classes: &str) -> Command {
+    let mut java = Command::new("java");
+    java.args(options).args(["-cp", classes]);
+    java
+}
+
+/// Writes a file of properties.
+pub(crate) fn write_properties<K: Display, V: Display>(file: &Path, properties: &[(K, V)]) {
+    let lines: Vec<_> = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
+    fs::write(file, lines.concat()).expect("write the properties");
+}
