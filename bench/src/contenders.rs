@@ -4,13 +4,13 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// Something that is measured, with `N` values each time.
 pub(crate) struct Contender<'a, const N: usize> {
-    name: &'static str,
+    name: String,
     work: Box<dyn FnMut() -> [f64; N] + 'a>,
 }
 
 impl<'a, const N: usize> Contender<'a, N> {
-    pub(crate) fn new(name: &'static str, work: impl FnMut() -> [f64; N] + 'a) -> Self {
-        Self { name, work: Box::new(work) }
+    pub(crate) fn new(name: impl Into<String>, work: impl FnMut() -> [f64; N] + 'a) -> Self {
+        Self { name: name.into(), work: Box::new(work) }
     }
 }
 
@@ -31,7 +31,7 @@ pub(crate) fn take_turns<const N: usize>(
         for turn in 0..count {
             let position = (round + turn) % count;
             let contender = &mut contenders[position];
-            bar.set_message(contender.name);
+            bar.set_message(contender.name.clone());
             let measured = (contender.work)();
             let label = if round == 0 { "warm-up".to_owned() } else { format!("round {round}") };
             bar.suspend(|| eprintln!("{label}: {}: {}", contender.name, list(&measured)));

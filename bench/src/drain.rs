@@ -1,13 +1,17 @@
-use std::time::{Duration, Instant};
+//! How fast what waits comes to Kafka.
+
+use std::time::Instant;
 
 use clap::Args;
-use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics};
-use outbox_tests::{Database, Kafka, Postgres};
+use diesel_outbox_relay::{Limits, Relay};
+use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
 use crate::contenders::{Contender, take_turns};
-use crate::producer::{new_topic, produce};
+use crate::producer::produce;
+use crate::relays::relay;
 use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
+use crate::servers::{PATIENCE, SETTINGS, new_topic, servers};
 
 #[derive(Args)]
 pub(crate) struct Drain {
@@ -23,16 +27,20 @@ pub(crate) struct Drain {
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
-    /// How long the relay goes on before it commits, in milliseconds.
-    #[arg(long, default_value_t = 500)]
-    pass_ms: u64,
+    /// How many records the relay reads at once.
+    #[arg(long, default_value_t = Limits::default().chunk)]
+    chunk: usize,
+    /// How many records may be with the broker unacknowledged.
+    #[arg(long, default_value_t = Limits::default().in_flight)]
+    in_flight: usize,
+    /// Leave Debezium out.
+    #[arg(long)]
+    without_debezium: bool,
 }
 
 impl Drain {
     pub(crate) fn run(&self, rounds: usize) -> Report {
-        let postgres =
-            Postgres::start_with(self.postgres, &[("shared_buffers", "1GB"), ("max_wal_size", "8GB")]);
-        let kafka = Kafka::start();
+        let (postgres, kafka) = servers(self.postgres);
         let database = postgres.database();
         let records = records(self.rows, self.bytes);
         let template = Template::new(&database, &records);
@@ -40,31 +48,48 @@ impl Drain {
             template.refill();
             [self.drain(&database, &kafka, options)]
         };
-        let measured = take_turns(
-            rounds,
-            vec![
-                Contender::new("bare producer", || [produce(&kafka, &records)]),
-                Contender::new("relay, sent_at kept", || relay(|relay| relay)),
-                Contender::new("relay, delete", || relay(Relay::delete_sent)),
-            ],
-        );
-        let names = ["bare producer", "relay, sent_at kept", "relay, delete"];
-        let mut speeds =
-            measured.into_iter().zip(names).map(|([values], name)| Figure::new(name, "events/s", values));
-        let (bare, kept, delete) = (speeds.next().unwrap(), speeds.next().unwrap(), speeds.next().unwrap());
+        // Debezium reads the log of a server of its own, so that it need not read what the relay does to the table.
+        let server = (!self.without_debezium).then(|| Postgres::start_with(self.postgres, SETTINGS));
+        let logged = server.as_ref().map(Postgres::database);
+        let topic = new_topic(&kafka);
+        let template = logged.as_ref().map(|database| Template::new(database, &records));
+        let debezium = logged.as_ref().map(|database| {
+            let debezium = Debezium::start(database, &kafka, &topic, &Debezium::TUNED);
+            debezium.pause();
+            debezium
+        });
+        let mut contenders = vec![
+            Contender::new("bare producer", || [produce(&kafka, &records)]),
+            Contender::new("relay, sent_at kept", || relay(|relay| relay)),
+            Contender::new("relay, delete", || relay(Relay::delete_sent)),
+        ];
+        if let (Some(debezium), Some(template)) = (&debezium, &template) {
+            let (kafka, topic) = (&kafka, &topic);
+            contenders.push(Contender::new("Debezium", move || {
+                [drain_debezium(debezium, template, kafka, topic, self.rows)]
+            }));
+        }
+        let names = ["bare producer", "relay, sent_at kept", "relay, delete", "Debezium"];
+        let speeds: Vec<Figure> = take_turns(rounds, contenders)
+            .into_iter()
+            .zip(names)
+            .map(|([values], name)| Figure::new(name, "events/s", values))
+            .collect();
+        let mut figures = vec![
+            Figure::ratio("sent_at kept / bare producer", &speeds[1], &speeds[0]).at_least(0.60),
+            Figure::ratio("delete / bare producer", &speeds[2], &speeds[0]).at_least(0.65),
+        ];
+        if let Some(debezium) = speeds.get(3) {
+            figures.push(Figure::ratio("sent_at kept / Debezium", &speeds[1], debezium).at_least(3.0));
+        }
+        figures.extend(speeds);
         Report {
             benchmark: "drain",
             conditions: format!(
                 "{} rows, {} bytes of payload, {} worker(s), PostgreSQL {}",
                 self.rows, self.bytes, self.workers, self.postgres
             ),
-            figures: vec![
-                Figure::ratio("sent_at kept / bare producer", &kept, &bare).at_least(0.60),
-                Figure::ratio("delete / bare producer", &delete, &bare).at_least(0.65),
-                bare,
-                kept,
-                delete,
-            ],
+            figures,
         }
     }
 
@@ -72,18 +97,33 @@ impl Drain {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
         let mut limits = Limits::default();
-        limits.pass_time = Duration::from_millis(self.pass_ms);
-        let relay = Relay::postgres(database.url())
-            .publisher(Broker::new(kafka.brokers()))
-            .topics(Topics::pattern(&topic).unwrap())
-            .workers(self.workers)
-            .limits(limits);
+        (limits.chunk, limits.in_flight) = (self.chunk, self.in_flight);
+        let relay = relay(database, kafka, &topic).workers(self.workers).limits(limits);
         let began = Instant::now();
         let handle = options(relay).spawn().unwrap();
-        while counter.count() < self.rows {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
         handle.stop_blocking().unwrap();
         self.rows as f64 / began.elapsed().as_secs_f64()
     }
+}
+
+/// The rows are committed in transactions of 1,000 while Debezium is frozen; the time is that from when it goes on.
+fn drain_debezium(
+    debezium: &Debezium<'_>,
+    template: &Template<'_>,
+    kafka: &Kafka,
+    topic: &str,
+    rows: usize,
+) -> f64 {
+    let counter = kafka.counter(topic);
+    let before = counter.count();
+    template.empty();
+    template.append_in_transactions(1_000);
+    template.settle_down();
+    let began = Instant::now();
+    debezium.resume();
+    eventually("Debezium to publish all", PATIENCE, || (counter.count() >= before + rows).then_some(()));
+    let speed = rows as f64 / began.elapsed().as_secs_f64();
+    debezium.pause();
+    speed
 }

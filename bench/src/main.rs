@@ -2,11 +2,19 @@
 //!
 //! `cargo run --release -p bench -- drain --check`
 
+mod backlog;
 mod contenders;
 mod drain;
+mod emit;
+mod idle;
+mod latency;
+mod memory;
+mod order;
 mod producer;
+mod relays;
 mod report;
 mod rows;
+mod servers;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +43,18 @@ struct Arguments {
 enum Benchmark {
     /// How fast one relay with one worker drains what waits, beside the bare producer and Debezium.
     Drain(drain::Drain),
+    /// How long after its commit an event reaches a consumer, beside Debezium.
+    Latency(latency::Latency),
+    /// How much memory the relay's process takes, whatever waits.
+    Memory(memory::Memory),
+    /// What a large backlog, a large table and an old snapshot cost, and what a bystander notices.
+    Backlog(backlog::Backlog),
+    /// What order costs, and how relays share the work.
+    Order(order::Order),
+    /// What emitting costs in a transaction, beside a plain second insert.
+    Emit(emit::Emit),
+    /// What relays without work ask of the database and of the processor.
+    Idle(idle::Idle),
 }
 
 fn main() -> ExitCode {
@@ -42,6 +62,12 @@ fn main() -> ExitCode {
     let rounds = usize::from(arguments.rounds);
     let reports: Vec<Report> = match arguments.benchmark {
         Benchmark::Drain(drain) => vec![drain.run(rounds)],
+        Benchmark::Latency(latency) => vec![latency.run(rounds)],
+        Benchmark::Memory(memory) => vec![memory.run(rounds)],
+        Benchmark::Backlog(backlog) => vec![backlog.run(rounds)],
+        Benchmark::Order(order) => vec![order.run(rounds)],
+        Benchmark::Emit(emit) => vec![emit.run(rounds)],
+        Benchmark::Idle(idle) => vec![idle.run(rounds)],
     };
     for report in &reports {
         print!("\n{report}");

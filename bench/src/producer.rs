@@ -8,13 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
 
-pub(crate) const PARTITIONS: i32 = 6;
-
-pub(crate) fn new_topic(kafka: &Kafka) -> String {
-    let topic = kafka.unique("bench");
-    kafka.create_topic(&topic, PARTITIONS);
-    topic
-}
+use crate::servers::new_topic;
 
 /// Sends the records as the relay would, and gives events per second until the last is durable.
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {

@@ -10,14 +10,15 @@ pub(crate) fn records(count: usize, bytes: usize) -> Vec<Record> {
     (0..count).map(|n| record(n, bytes)).collect()
 }
 
+pub(crate) const AGGREGATES: usize = 1_000;
+
 pub(crate) fn record(n: usize, bytes: usize) -> Record {
-    const AGGREGATES: usize = 1_000;
     Record::new("order", (n % AGGREGATES).to_string(), "OrderPlaced").with_payload(vec![b'x'; bytes])
 }
 
 /// Rows that are made once and copied into the outbox by the server before each round.
 pub(crate) struct Template<'a> {
-    database: &'a Database<'a>,
+    pub(crate) database: &'a Database<'a>,
 }
 
 impl<'a> Template<'a> {
@@ -49,6 +50,48 @@ impl<'a> Template<'a> {
             "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
              SELECT id, aggregatetype, aggregateid, type, payload, headers, shard FROM template ORDER BY seq",
         );
+    }
+
+    /// The same in transactions of so many rows.
+    pub(crate) fn append_in_transactions(&self, size: usize) {
+        self.execute("CREATE INDEX IF NOT EXISTS template_seq ON template (seq)");
+        self.execute(&format!(
+            "DO $$ DECLARE last bigint := (SELECT max(seq) FROM template); BEGIN \
+             FOR done IN 0..last - 1 BY {size} LOOP \
+             INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
+             SELECT id, aggregatetype, aggregateid, type, payload, headers, shard FROM template \
+             WHERE seq > done AND seq <= done + {size} ORDER BY seq; \
+             COMMIT; END LOOP; END $$"
+        ));
+    }
+
+    /// Appends this many rows, which are the template's again and again under new ids, and wakes the relay.
+    pub(crate) fn append_many(&self, rows: usize) {
+        self.repeat(rows, "NULL");
+    }
+
+    /// The same, but the rows were sent a minute ago, and the lower bounds have gone past them.
+    pub(crate) fn append_sent(&self, rows: usize) {
+        self.repeat(rows, "clock_timestamp() - interval '1 minute'");
+        self.execute("UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox)");
+    }
+
+    fn repeat(&self, rows: usize, sent_at: &str) {
+        self.execute(&format!(
+            "DO $$ DECLARE size bigint := (SELECT count(*) FROM template); BEGIN \
+             FOR done IN 0..{rows} - 1 BY size LOOP \
+             INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard, sent_at) \
+             SELECT gen_random_uuid(), aggregatetype, aggregateid, type, payload, headers, shard, {sent_at} \
+             FROM template ORDER BY seq LIMIT {rows} - done; \
+             END LOOP; \
+             PERFORM pg_notify('outbox_' || 'outbox'::regclass::oid, ''); END $$"
+        ));
+    }
+
+    /// Lets the server do now what it would do to a large table in the middle of a measurement.
+    pub(crate) fn vacuum(&self) {
+        self.execute("VACUUM (ANALYZE) outbox");
+        self.execute("CHECKPOINT");
     }
 
     /// Lets the server do now what it would do in the middle of a measurement.

@@ -1,0 +1,127 @@
+//! A transaction inserts an order and an event. One that emits the event is measured against the same transaction with an
+//! ordinary Diesel insert of the same row into the same table, so that the ratio tells what `emit` costs besides the row.
+//!
+//! Where a relay drains the outbox meanwhile, it does so for both: what publishing takes from the machine is no cost of
+//! `emit`, and is told by a figure of its own.
+
+mod clients;
+mod ground;
+mod tables;
+
+use std::time::Duration;
+
+use clap::Args;
+use outbox_tests::{Kafka, Postgres};
+use tokio::runtime::Runtime;
+
+use self::clients::{Clients, How};
+use self::ground::Ground;
+use crate::contenders::{Contender, take_turns};
+use crate::report::{Figure, Report};
+
+#[derive(Args)]
+pub(crate) struct Emit {
+    /// How long each contender runs in each round.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Bytes of payload in each event.
+    #[arg(long, default_value_t = 200)]
+    bytes: usize,
+    /// PostgreSQL's major version.
+    #[arg(long, default_value_t = 15)]
+    postgres: u32,
+    /// Let the server lose what it committed if the machine fails: it is faster, and emit's share of the time larger.
+    #[arg(long)]
+    no_fsync: bool,
+}
+
+/// The same thing with an emit and with an insert.
+struct Pair<'a> {
+    name: &'static str,
+    unit: &'static str,
+    goal: f64,
+    measure: Box<dyn Fn(How) -> f64 + 'a>,
+}
+
+const BATCH: usize = 1_000;
+/// Longer than a relay without work stays awake.
+const SPARSE: Duration = Duration::from_millis(100);
+
+impl Emit {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        let fsync = if self.no_fsync { "off" } else { "on" };
+        let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("fsync", fsync)];
+        let postgres = Postgres::start_with(self.postgres, &settings);
+        let kafka = Kafka::start_for_benchmark(&[]);
+        let database = postgres.database();
+        let ground = Ground::new(&database, &kafka);
+        let runtime = Runtime::new().unwrap();
+        let pairs = self.pairs(&ground, &runtime);
+        let contenders = pairs.iter().flat_map(|pair| {
+            [("emit", How::Emit), ("insert", How::Insert)].map(|(how_name, how)| {
+                Contender::new(format!("{how_name}, {}", pair.name), move || [(pair.measure)(how)])
+            })
+        });
+        let measured = take_turns(rounds, contenders.collect());
+        Report {
+            benchmark: "emit",
+            conditions: format!(
+                "{} s each, {} bytes of payload, PostgreSQL {} ({})",
+                self.seconds,
+                self.bytes,
+                self.postgres,
+                ground.settings()
+            ),
+            figures: figures(&pairs, measured.into_iter().map(|[values]| values)),
+        }
+    }
+
+    fn pairs<'a>(&self, ground: &'a Ground<'a>, runtime: &'a Runtime) -> Vec<Pair<'a>> {
+        let time = Duration::from_secs_f64(self.seconds);
+        let one = Clients { count: 1, time, pause: Duration::ZERO, bytes: self.bytes };
+        let many = Clients { count: 16, ..one };
+        let sparse = Clients { pause: SPARSE, ..one };
+        let database = ground.database;
+        let threads = move |clients: Clients| move |how| clients.on_threads(database, how);
+        let tasks = move |clients: Clients| move |how| clients.as_tasks(runtime, database, how);
+        let batches = move |how| one.in_batches(database, how, BATCH);
+        let unit = "transactions/s";
+        vec![
+            Pair::new("sync, 1 client", unit, 0.90, ground.alone(threads(one))),
+            Pair::new("sync, 16 clients", unit, 0.90, ground.alone(threads(many))),
+            Pair::new("async, 1 client", unit, 0.90, ground.alone(tasks(one))),
+            Pair::new("async, 16 clients", unit, 0.90, ground.alone(tasks(many))),
+            Pair::new("sync, 1 client, relay", unit, 0.85, ground.beside_relay(threads(one))),
+            Pair::new("sync, 16 clients, relay", unit, 0.85, ground.beside_relay(threads(many))),
+            Pair::new("async, 1 client, relay", unit, 0.85, ground.beside_relay(tasks(one))),
+            Pair::new("async, 16 clients, relay", unit, 0.85, ground.beside_relay(tasks(many))),
+            Pair::new("sparse, each wakes the relay", unit, 0.85, ground.beside_relay(threads(sparse))),
+            Pair::new("1,000 events at once", "events/s", 0.90, ground.alone(batches)),
+        ]
+    }
+}
+
+impl<'a> Pair<'a> {
+    fn new(name: &'static str, unit: &'static str, goal: f64, measure: impl Fn(How) -> f64 + 'a) -> Self {
+        Self { name, unit, goal, measure: Box::new(measure) }
+    }
+}
+
+/// The ratios, then what publishing costs the machine besides, then the speeds.
+fn figures(pairs: &[Pair<'_>], mut values: impl Iterator<Item = Vec<f64>>) -> Vec<Figure> {
+    let mut next = |how: &str, pair: &Pair<'_>| {
+        Figure::new(format!("{how}, {}", pair.name), pair.unit, values.next().unwrap())
+    };
+    let speeds: Vec<(Figure, Figure)> =
+        pairs.iter().map(|pair| (next("emit", pair), next("insert", pair))).collect();
+    let ratios = pairs.iter().zip(&speeds).map(|(pair, (emit, insert))| {
+        Figure::ratio(format!("emit / insert, {}", pair.name), emit, insert).at_least(pair.goal)
+    });
+    let relay = (0..4).map(|alone| {
+        let name = format!("emit beside relay / emit alone, {}", pairs[alone].name);
+        Figure::ratio(name, &speeds[alone + 4].0, &speeds[alone].0)
+    });
+    let mut figures: Vec<Figure> = ratios.chain(relay).collect();
+    figures.extend(speeds.into_iter().flat_map(|(emit, insert)| [emit, insert]));
+    figures
+}

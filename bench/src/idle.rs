@@ -1,0 +1,116 @@
+//! What is counted here: statements by pg_stat_statements, and the processor by the system's scheduler, which tells it in
+//! nanoseconds.
+
+use std::collections::HashSet;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer, Text};
+use diesel_outbox::Migrations;
+use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+
+use crate::contenders::{Contender, take_turns};
+use crate::relays::relay_process;
+use crate::report::{Figure, Report};
+
+#[derive(Args)]
+pub(crate) struct Idle {
+    /// How long the idle relays are watched in each round. They look at the table every 15 s: see that it is a multiple.
+    #[arg(long, default_value_t = 30)]
+    seconds: u64,
+    /// How many relays are many.
+    #[arg(long, default_value_t = 50)]
+    instances: usize,
+    /// PostgreSQL's major version. It needs the extension pg_stat_statements.
+    #[arg(long, default_value_t = 15)]
+    postgres: u32,
+}
+
+impl Idle {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        let postgres = Postgres::start_with(
+            self.postgres,
+            &[("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track", "all")],
+        );
+        let create = "CREATE EXTENSION pg_stat_statements";
+        postgres.connect().batch_execute(create).expect("the extensions that come with PostgreSQL (contrib)");
+        let kafka = Kafka::start();
+        let relays = |count| self.watch(&postgres, &kafka, count);
+        let many = format!("{} idle relays", self.instances);
+        let measured = take_turns(
+            rounds,
+            vec![
+                Contender::new("1 idle relay", || relays(1)),
+                Contender::new(&many, || relays(self.instances)),
+            ],
+        );
+        let [[queries, cpu], [queries_many, cpu_many]] = measured.try_into().unwrap();
+        Report {
+            benchmark: "idle",
+            conditions: format!("watched for {} s, PostgreSQL {}", self.seconds, self.postgres),
+            figures: vec![
+                Figure::new("queries of 1 idle relay", "queries/s", queries).at_most(0.5),
+                Figure::new(format!("queries of {many}"), "queries/s", queries_many).at_most(5.0),
+                Figure::new("CPU of 1 idle relay", "% of a core", cpu).at_most(0.1),
+                Figure::new(format!("CPU of each of {many}"), "% of a core", cpu_many),
+            ],
+        }
+    }
+
+    /// Queries per second of all relays together, and CPU of each in percent of a core.
+    fn watch(&self, postgres: &Postgres, kafka: &Kafka, count: usize) -> [f64; 2] {
+        let database = postgres.database();
+        Migrations::new().run(&mut database.connect()).unwrap();
+        let topic = kafka.unique("bench");
+        let relays: Vec<Process> =
+            (0..count).map(|_| relay_process(database.url(), kafka, &topic, 1)).collect();
+        // What is asked in this other database is not counted.
+        let conn = &mut postgres.connect();
+        wait_until_asleep(conn, &database, count);
+        let nanoseconds = || relays.iter().map(|relay| cpu_nanoseconds(relay.id())).sum::<u64>();
+
+        let (began, queries_before, cpu_before) = (Instant::now(), queries(conn, &database), nanoseconds());
+        std::thread::sleep(Duration::from_secs(self.seconds));
+        let (queries, cpu) = (queries(conn, &database) - queries_before, nanoseconds() - cpu_before);
+        let seconds = began.elapsed().as_secs_f64();
+        [queries as f64 / seconds, cpu as f64 / 1e9 / seconds / count as f64 * 100.0]
+    }
+}
+
+/// Asleep is a relay that has asked nothing for 2 s: before it sleeps it asks at least every second.
+fn wait_until_asleep(conn: &mut PgConnection, database: &Database<'_>, count: usize) {
+    let mut asleep = HashSet::new();
+    eventually("the relays to go to sleep", Duration::from_secs(120), || {
+        let quiet = sql::<Integer>(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox relay' AND state = 'idle' \
+             AND state_change < clock_timestamp() - interval '2 s' AND datname = ",
+        );
+        asleep.extend(quiet.bind::<Text, _>(database.name()).load::<i32>(conn).unwrap());
+        (asleep.len() == count).then_some(())
+    });
+}
+
+fn queries(conn: &mut PgConnection, database: &Database<'_>) -> i64 {
+    sql::<BigInt>(
+        "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
+         JOIN pg_database ON pg_database.oid = dbid WHERE datname = ",
+    )
+    .bind::<Text, _>(database.name())
+    .get_result(conn)
+    .unwrap()
+}
+
+/// What the threads of a process have had of the processor.
+fn cpu_nanoseconds(process: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("a relay that runs, on Linux");
+    threads
+        .map(|thread| {
+            let told = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
+            told.split(' ').next().unwrap().parse::<u64>().unwrap()
+        })
+        .sum()
+}

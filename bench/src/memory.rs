@@ -1,0 +1,100 @@
+//! How much memory a relay process takes, whatever waits.
+
+use std::fs;
+
+use clap::Args;
+use outbox_tests::{Database, Kafka, eventually};
+
+use crate::contenders::{Contender, take_turns};
+use crate::relays::{relay_process, stop};
+use crate::report::{Figure, Report};
+use crate::rows::{AGGREGATES, Template, records};
+use crate::servers::{PATIENCE, new_topic, servers};
+
+#[derive(Args)]
+pub(crate) struct Memory {
+    /// How many rows the large backlog has.
+    #[arg(long, default_value_t = 10_000_000)]
+    rows: usize,
+    /// How many rows the small backlog has.
+    #[arg(long, default_value_t = 10_000)]
+    few: usize,
+    /// How many rows of the large backlog are drained in a round.
+    #[arg(long, default_value_t = 2_000_000)]
+    window: usize,
+    /// Bytes of payload in each.
+    #[arg(long, default_value_t = 200)]
+    bytes: usize,
+    /// PostgreSQL's major version.
+    #[arg(long, default_value_t = 15)]
+    postgres: u32,
+}
+
+impl Memory {
+    /// One process drains all of the large backlog, so that what grows with the rows that it has seen would show. In each
+    /// round a new process drains a part of it, which is made up for before the next.
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        let (postgres, kafka) = servers(self.postgres);
+        let template = records(AGGREGATES, self.bytes);
+        let (small, large) = (postgres.database(), postgres.database());
+        let (few, many) = (Template::new(&small, &template), Template::new(&large, &template));
+        many.empty();
+        many.append_many(self.rows);
+        many.vacuum();
+        let (whole, _) = peak(&large, &kafka, self.rows);
+        many.empty();
+        let mut drained = self.rows;
+        let measured = take_turns(
+            rounds,
+            vec![
+                Contender::new("few waiting", || {
+                    few.empty();
+                    few.append_many(self.few);
+                    few.settle_down();
+                    [peak(&small, &kafka, self.few).0]
+                }),
+                Contender::new("many waiting", || {
+                    many.append_many(drained);
+                    many.settle_down();
+                    let (peak, events) = peak(&large, &kafka, self.window.min(self.rows));
+                    drained = events;
+                    [peak]
+                }),
+            ],
+        );
+        let [[few], [many]]: [_; 2] = measured.try_into().unwrap();
+        let few = Figure::new(format!("peak, {} waiting", self.few), "MB", few);
+        let many = Figure::new(format!("peak, {} waiting", self.rows), "MB", many);
+        let whole = Figure::new(format!("peak, all {} drained", self.rows), "MB", vec![whole]);
+        Report {
+            benchmark: "memory",
+            conditions: format!(
+                "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}",
+                self.bytes, self.postgres, self.rows, self.window
+            ),
+            figures: vec![
+                Figure::ratio(format!("{} / {} waiting", self.rows, self.few), &many, &few).at_most(1.10),
+                many.at_most(60.0),
+                whole.at_most(60.0),
+                few,
+            ],
+        }
+    }
+}
+
+/// The most megabytes that a new process has had in memory when it has sent this many events, and how many it has sent when
+/// it has stopped.
+fn peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
+    let topic = new_topic(kafka);
+    let counter = kafka.counter(&topic);
+    let relay = relay_process(database.url(), kafka, &topic, 1);
+    eventually("the relay to send the events", PATIENCE, || {
+        assert!(relay.exited().is_none(), "the relay has ended:\n{}", relay.output());
+        (counter.count() >= events).then_some(())
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap(); // VmHWM:    1234 kB
+    let kib: f64 = peak.split_whitespace().next().unwrap().parse().unwrap();
+    stop(&relay);
+    (kib * 1_024.0 / 1e6, counter.count())
+}

@@ -1,0 +1,109 @@
+//! What order costs: relays that share an outbox beside one that has it for itself.
+
+use clap::Args;
+use outbox_tests::{Kafka, Process, Received};
+use serde_json::Value;
+
+use crate::contenders::{Contender, take_turns};
+use crate::relays::{Window, relay_process, stop};
+use crate::report::{Figure, Report};
+use crate::rows::{AGGREGATES, Template, record};
+use crate::servers::{PATIENCE, new_topic, servers};
+
+#[derive(Args)]
+pub(crate) struct Order {
+    /// How many rows wait in the outbox at the beginning of each round.
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: usize,
+    /// Bytes of payload in each.
+    #[arg(long, default_value_t = 200)]
+    bytes: usize,
+    /// PostgreSQL's major version.
+    #[arg(long, default_value_t = 15)]
+    postgres: u32,
+}
+
+impl Order {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        let (postgres, kafka) = servers(self.postgres);
+        let database = postgres.database();
+        let template = {
+            let bytes = self.bytes;
+            let numbered = |n| record(n, bytes).with_payload(format!("{n:0bytes$}"));
+            Template::new(&database, &(0..self.rows).map(numbered).collect::<Vec<_>>())
+        };
+        let drain = |relays, workers| {
+            template.refill();
+            self.drain(database.url(), &kafka, relays, workers)
+        };
+        let names = ["one relay, one worker", "one relay, two workers", "two relays, two workers each"];
+        let measured = take_turns(
+            rounds,
+            vec![
+                Contender::new(names[0], || drain(1, 1)),
+                Contender::new(names[1], || drain(1, 2)),
+                Contender::new(names[2], || drain(2, 2)),
+            ],
+        );
+        let mut figures = measured.into_iter().zip(names).map(|([speeds, shares], name)| {
+            let share = Figure::new(format!("{name}: share of the lesser relay"), "share", shares);
+            (Figure::new(name, "events/s", speeds), share)
+        });
+        let mut next = || figures.next().unwrap();
+        let ((alone, _), (two_workers, _), (two_relays, share)) = (next(), next(), next());
+        Report {
+            benchmark: "order",
+            conditions: format!(
+                "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; read back and found in order",
+                self.rows, self.bytes, self.postgres
+            ),
+            figures: vec![
+                Figure::ratio(format!("{} / {}", names[2], names[0]), &two_relays, &alone).at_least(0.9),
+                share.at_least(0.3),
+                Figure::ratio(format!("{} / {}", names[1], names[0]), &two_workers, &alone),
+                alone,
+                two_workers,
+                two_relays,
+            ],
+        }
+    }
+
+    /// Events per second, and the share of the relay that published least.
+    fn drain(&self, database_url: &str, kafka: &Kafka, relays: usize, workers: usize) -> [f64; 2] {
+        let topic = new_topic(kafka);
+        let counter = kafka.counter(&topic);
+        let relays: Vec<Process> =
+            (0..relays).map(|_| relay_process(database_url, kafka, &topic, workers)).collect();
+        let window = Window::watch(&counter, 0, self.rows, PATIENCE);
+        let published: Vec<usize> = relays
+            .iter()
+            .map(|relay| {
+                stop(relay);
+                published(relay)
+            })
+            .collect();
+        assert_eq!(published.iter().sum::<usize>(), self.rows, "published by the relays: {published:?}");
+        check_order(&kafka.read_all(&topic), self.rows);
+        let least = published.into_iter().min().unwrap_or_default();
+        [Window::speed(&[window]), least as f64 / self.rows as f64]
+    }
+}
+
+/// How many events a relay says it has published; each of its workers says so when it stops.
+fn published(relay: &Process) -> usize {
+    let lines = relay.lines().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+    let stopped = lines.filter(|line| line["message"] == "a relay worker stopped");
+    stopped.map(|line| line["published"].as_u64().unwrap() as usize).sum()
+}
+
+/// Every aggregate's events must have come once and in order. They are numbered, the aggregates in turn.
+fn check_order(events: &[Received], rows: usize) {
+    let mut next: Vec<usize> = (0..AGGREGATES).collect();
+    for event in events {
+        let number: usize = event.text().unwrap().parse().unwrap();
+        let aggregate: usize = event.key_text().unwrap().parse().unwrap();
+        assert_eq!(number, next[aggregate], "the next event of aggregate {aggregate} is another one");
+        next[aggregate] += AGGREGATES;
+    }
+    assert_eq!(events.len(), rows, "events are missing");
+}
