@@ -51,7 +51,7 @@ impl Backlog {
             self.snapshot(rounds, &kafka, &small),
         ];
         Report {
-            benchmark: "backlog",
+            benchmark: "backlog".into(),
             conditions: format!(
                 "{} rows at first or {BATCHES} times {}, {} bytes of payload, 1 worker, PostgreSQL {}",
                 self.rows, self.few, self.bytes, self.postgres

@@ -1,17 +1,18 @@
 //! How fast what waits comes to Kafka.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use diesel_outbox_relay::{Limits, Relay};
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::producer::produce;
 use crate::relays::relay;
 use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
-use crate::servers::{PATIENCE, SETTINGS, new_topic, servers};
+use crate::servers::{PATIENCE, SETTINGS, new_topic, servers, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Drain {
@@ -33,6 +34,9 @@ pub(crate) struct Drain {
     /// How many records may be with the broker unacknowledged.
     #[arg(long, default_value_t = Limits::default().in_flight)]
     in_flight: usize,
+    /// How long the relay goes on before it commits, in milliseconds.
+    #[arg(long, default_value_t = 500)]
+    pass_ms: u64,
     /// Leave Debezium out.
     #[arg(long)]
     without_debezium: bool,
@@ -48,8 +52,12 @@ impl Drain {
             template.refill();
             [self.drain(&database, &kafka, options)]
         };
+        let bare = |settling| {
+            template.refill();
+            [bare::drain(&database, &kafka, self.rows, settling)]
+        };
         // Debezium reads the log of a server of its own, so that it need not read what the relay does to the table.
-        let server = (!self.without_debezium).then(|| Postgres::start_with(self.postgres, SETTINGS));
+        let server = (!self.without_debezium).then(|| start_postgres(self.postgres, SETTINGS));
         let logged = server.as_ref().map(Postgres::database);
         let topic = new_topic(&kafka);
         let template = logged.as_ref().map(|database| Template::new(database, &records));
@@ -62,6 +70,8 @@ impl Drain {
             Contender::new("bare producer", || [produce(&kafka, &records)]),
             Contender::new("relay, sent_at kept", || relay(|relay| relay)),
             Contender::new("relay, delete", || relay(Relay::delete_sent)),
+            Contender::new("bare libraries, sent_at kept", || bare(bare::MARK)),
+            Contender::new("bare libraries, delete", || bare(bare::DELETE)),
         ];
         if let (Some(debezium), Some(template)) = (&debezium, &template) {
             let (kafka, topic) = (&kafka, &topic);
@@ -69,7 +79,14 @@ impl Drain {
                 [drain_debezium(debezium, template, kafka, topic, self.rows)]
             }));
         }
-        let names = ["bare producer", "relay, sent_at kept", "relay, delete", "Debezium"];
+        let names = [
+            "bare producer",
+            "relay, sent_at kept",
+            "relay, delete",
+            "bare libraries, sent_at kept",
+            "bare libraries, delete",
+            "Debezium",
+        ];
         let speeds: Vec<Figure> = take_turns(rounds, contenders)
             .into_iter()
             .zip(names)
@@ -78,13 +95,15 @@ impl Drain {
         let mut figures = vec![
             Figure::ratio("sent_at kept / bare producer", &speeds[1], &speeds[0]).at_least(0.60),
             Figure::ratio("delete / bare producer", &speeds[2], &speeds[0]).at_least(0.65),
+            Figure::ratio("sent_at kept / bare libraries", &speeds[1], &speeds[3]).at_least(0.90),
+            Figure::ratio("delete / bare libraries", &speeds[2], &speeds[4]).at_least(0.90),
         ];
-        if let Some(debezium) = speeds.get(3) {
+        if let Some(debezium) = speeds.get(5) {
             figures.push(Figure::ratio("sent_at kept / Debezium", &speeds[1], debezium).at_least(3.0));
         }
         figures.extend(speeds);
         Report {
-            benchmark: "drain",
+            benchmark: "drain".into(),
             conditions: format!(
                 "{} rows, {} bytes of payload, {} worker(s), PostgreSQL {}",
                 self.rows, self.bytes, self.workers, self.postgres
@@ -98,6 +117,7 @@ impl Drain {
         let counter = kafka.counter(&topic);
         let mut limits = Limits::default();
         (limits.chunk, limits.in_flight) = (self.chunk, self.in_flight);
+        limits.pass_time = Duration::from_millis(self.pass_ms);
         let relay = relay(database, kafka, &topic).workers(self.workers).limits(limits);
         let began = Instant::now();
         let handle = options(relay).spawn().unwrap();

@@ -11,13 +11,14 @@ mod tables;
 use std::time::Duration;
 
 use clap::Args;
-use outbox_tests::{Kafka, Postgres};
+use outbox_tests::Kafka;
 use tokio::runtime::Runtime;
 
 use self::clients::{Clients, How};
 use self::ground::Ground;
 use crate::contenders::{Contender, take_turns};
 use crate::report::{Figure, Report};
+use crate::servers::start_postgres;
 
 #[derive(Args)]
 pub(crate) struct Emit {
@@ -51,7 +52,7 @@ impl Emit {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let fsync = if self.no_fsync { "off" } else { "on" };
         let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("fsync", fsync)];
-        let postgres = Postgres::start_with(self.postgres, &settings);
+        let postgres = start_postgres(self.postgres, &settings);
         let kafka = Kafka::start_for_benchmark(&[]);
         let database = postgres.database();
         let ground = Ground::new(&database, &kafka);
@@ -64,7 +65,7 @@ impl Emit {
         });
         let measured = take_turns(rounds, contenders.collect());
         Report {
-            benchmark: "emit",
+            benchmark: "emit".into(),
             conditions: format!(
                 "{} s each, {} bytes of payload, PostgreSQL {} ({})",
                 self.seconds,

@@ -16,6 +16,7 @@ use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 use crate::contenders::{Contender, take_turns};
 use crate::relays::relay_process;
 use crate::report::{Figure, Report};
+use crate::servers::start_postgres;
 
 #[derive(Args)]
 pub(crate) struct Idle {
@@ -32,7 +33,7 @@ pub(crate) struct Idle {
 
 impl Idle {
     pub(crate) fn run(&self, rounds: usize) -> Report {
-        let postgres = Postgres::start_with(
+        let postgres = start_postgres(
             self.postgres,
             &[("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track", "all")],
         );
@@ -50,7 +51,7 @@ impl Idle {
         );
         let [[queries, cpu], [queries_many, cpu_many]] = measured.try_into().unwrap();
         Report {
-            benchmark: "idle",
+            benchmark: "idle".into(),
             conditions: format!("watched for {} s, PostgreSQL {}", self.seconds, self.postgres),
             figures: vec![
                 Figure::new("queries of 1 idle relay", "queries/s", queries).at_most(0.5),

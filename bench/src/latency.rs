@@ -8,7 +8,7 @@ use clap::Args;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::RelayHandle;
-use outbox_tests::{Database, Debezium, Kafka, Postgres};
+use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -16,7 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::contenders::{Contender, take_turns};
 use crate::relays::relay;
 use crate::report::{Figure, Goal, Report};
-use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers};
+use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Latency {
@@ -49,7 +49,7 @@ const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
 impl Latency {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
-        let log_read = Postgres::start_with(self.postgres, SETTINGS);
+        let log_read = start_postgres(self.postgres, SETTINGS);
         let (polled, logged) = (postgres.database(), log_read.database());
         for database in [&polled, &logged] {
             Migrations::new().run(&mut database.connect()).unwrap();
@@ -90,7 +90,7 @@ impl Latency {
         figures[1].goal = Some(Goal::AtMost(10.0));
         figures[5].goal = Some(Goal::AtMost(50.0));
         Report {
-            benchmark: "latency",
+            benchmark: "latency".into(),
             conditions: format!(
                 "commit to consumer, {} bytes of payload, {} s each; 500/s: one event a transaction; 20,000/s: four \
                  emitters, 20 events a transaction; PostgreSQL {}",

@@ -1,33 +1,43 @@
 //! Benchmarks on real PostgreSQL, Apache Kafka and Debezium, the contenders side by side in one run.
 //!
-//! `cargo run --release -p bench -- drain --check`
+//! `cargo run --release -p bench -- drain --check`, or `all` for all of them and `bench/RESULTS.md`.
 
 mod backlog;
+mod bare;
+mod benchmarks;
 mod contenders;
 mod drain;
 mod emit;
+mod growth;
 mod idle;
 mod latency;
+mod machine;
+mod measured;
 mod memory;
 mod order;
 mod producer;
 mod relays;
 mod report;
+mod results;
 mod rows;
 mod servers;
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
-use self::report::Report;
+use self::benchmarks::Benchmark;
+use self::machine::Machine;
+use self::measured::Measured;
 
 /// Compares what the outbox does with what the machine can do, in turns, and prints medians beside their goals.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
-    benchmark: Benchmark,
+    command: Command,
     /// How often each contender runs; they take turns.
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
@@ -40,46 +50,64 @@ struct Arguments {
 }
 
 #[derive(Subcommand)]
-enum Benchmark {
-    /// How fast one relay with one worker drains what waits, beside the bare producer and Debezium.
-    Drain(drain::Drain),
-    /// How long after its commit an event reaches a consumer, beside Debezium.
-    Latency(latency::Latency),
-    /// How much memory the relay's process takes, whatever waits.
-    Memory(memory::Memory),
-    /// What a large backlog, a large table and an old snapshot cost, and what a bystander notices.
-    Backlog(backlog::Backlog),
-    /// What order costs, and how relays share the work.
-    Order(order::Order),
-    /// What emitting costs in a transaction, beside a plain second insert.
-    Emit(emit::Emit),
-    /// What relays without work ask of the database and of the processor.
-    Idle(idle::Idle),
+enum Command {
+    #[command(flatten)]
+    One(Benchmark),
+    /// Every benchmark with its default options, one after the other; writes bench/RESULTS.md and its plots.
+    All,
+    /// Writes bench/RESULTS.md and its plots from files that --json has written. Of a benchmark that is in several, the
+    /// last counts.
+    Results {
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let check = arguments.check;
+    match run(arguments) {
+        Ok(measured) if measured.iter().any(|each| each.fails(check)) => ExitCode::FAILURE,
+        Ok(_) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
     let rounds = usize::from(arguments.rounds);
-    let reports: Vec<Report> = match arguments.benchmark {
-        Benchmark::Drain(drain) => vec![drain.run(rounds)],
-        Benchmark::Latency(latency) => vec![latency.run(rounds)],
-        Benchmark::Memory(memory) => vec![memory.run(rounds)],
-        Benchmark::Backlog(backlog) => vec![backlog.run(rounds)],
-        Benchmark::Order(order) => vec![order.run(rounds)],
-        Benchmark::Emit(emit) => vec![emit.run(rounds)],
-        Benchmark::Idle(idle) => vec![idle.run(rounds)],
+    let mut measured = Measured::new(Machine::here());
+    let save = |measured: &mut Measured| {
+        measured.machine.postgres = servers::postgres_versions();
+        arguments.json.as_ref().map_or(Ok(()), |file| measured.write(file))
     };
-    for report in &reports {
-        print!("\n{report}");
+    match arguments.command {
+        Command::One(benchmark) => {
+            measured.reports.push(benchmark.run(rounds));
+            print!("\n{}", measured.reports[0]);
+            save(&mut measured)?;
+        }
+        Command::All => {
+            // What is saved after each survives whatever happens to the next.
+            for (name, benchmark) in benchmarks::all() {
+                measured.add(name, || benchmark.run(rounds));
+                save(&mut measured)?;
+            }
+            measured.reports.iter().for_each(|report| print!("\n{report}"));
+            results::write(std::slice::from_ref(&measured))?;
+        }
+        Command::Results { .. } if arguments.json.is_some() => {
+            let error = "results reads files that --json has written, and writes none";
+            Arguments::command().error(ErrorKind::ArgumentConflict, error).exit()
+        }
+        Command::Results { files } => {
+            let all = files.iter().map(|file| Measured::read(file)).collect::<Result<_, _>>()?;
+            let latest = measured::latest(all);
+            results::write(&latest)?;
+            return Ok(latest);
+        }
     }
-    if let Some(file) = arguments.json
-        && let Err(error) = report::write_json(&file, &reports)
-    {
-        eprintln!("{} cannot be written: {error}", file.display());
-        return ExitCode::FAILURE;
-    }
-    if arguments.check && reports.iter().any(Report::falls_short) {
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    Ok(vec![measured])
 }

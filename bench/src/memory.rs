@@ -67,7 +67,7 @@ impl Memory {
         let many = Figure::new(format!("peak, {} waiting", self.rows), "MB", many);
         let whole = Figure::new(format!("peak, all {} drained", self.rows), "MB", vec![whole]);
         Report {
-            benchmark: "memory",
+            benchmark: "memory".into(),
             conditions: format!(
                 "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}",
                 self.bytes, self.postgres, self.rows, self.window

@@ -52,7 +52,7 @@ impl Order {
         let mut next = || figures.next().unwrap();
         let ((alone, _), (two_workers, _), (two_relays, share)) = (next(), next(), next());
         Report {
-            benchmark: "order",
+            benchmark: "order".into(),
             conditions: format!(
                 "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; read back and found in order",
                 self.rows, self.bytes, self.postgres

@@ -6,7 +6,7 @@ use diesel_outbox::Record;
 use outbox_tests::Kafka;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer};
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer, ProducerContext};
 
 use crate::servers::new_topic;
 
@@ -14,18 +14,7 @@ use crate::servers::new_topic;
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let topic = new_topic(kafka);
     let began = Instant::now();
-    let mut config = ClientConfig::new();
-    for (name, value) in [
-        ("bootstrap.servers", kafka.brokers()),
-        ("enable.idempotence", "true"),
-        ("acks", "all"),
-        ("partitioner", "murmur2_random"),
-        ("linger.ms", "1"),
-        ("queue.buffering.max.messages", "100000"),
-    ] {
-        config.set(name, value);
-    }
-    let producer: BaseProducer<DefaultProducerContext> = config.create().unwrap();
+    let producer = bare_producer(kafka, DefaultProducerContext);
     for record in records {
         let id = record.id().to_string();
         let headers = OwnedHeaders::new_with_capacity(2)
@@ -43,4 +32,20 @@ pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(kafka.counter(&topic).count(), records.len());
     records.len() as f64 / seconds
+}
+
+/// A producer with the relay's guarantees.
+pub(crate) fn bare_producer<C: ProducerContext>(kafka: &Kafka, context: C) -> BaseProducer<C> {
+    let mut config = ClientConfig::new();
+    for (name, value) in [
+        ("bootstrap.servers", kafka.brokers()),
+        ("enable.idempotence", "true"),
+        ("acks", "all"),
+        ("partitioner", "murmur2_random"),
+        ("linger.ms", "1"),
+        ("queue.buffering.max.messages", "100000"),
+    ] {
+        config.set(name, value);
+    }
+    config.create_with_context(context).unwrap()
 }

@@ -49,7 +49,7 @@ impl Window {
 pub(crate) fn drain_batches(
     template: &Template<'_>,
     kafka: &Kafka,
-    options: fn(Relay) -> Relay,
+    options: impl FnOnce(Relay) -> Relay,
     batches: usize,
     rows: usize,
 ) -> f64 {
@@ -76,7 +76,7 @@ pub(crate) fn drain_window(
 fn watch_relay(
     database: &Database<'_>,
     kafka: &Kafka,
-    options: fn(Relay) -> Relay,
+    options: impl FnOnce(Relay) -> Relay,
     watch: impl FnOnce(&Counter) -> Vec<Window>,
 ) -> (f64, usize) {
     let topic = new_topic(kafka);

@@ -1,32 +1,29 @@
-//! Figures with their goals, as rows on the terminal and as JSON.
+//! Figures with their goals, as rows on the terminal.
 
 use std::fmt;
-use std::fs::File;
-use std::io;
-use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What one benchmark found.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
-    pub(crate) benchmark: &'static str,
+    pub(crate) benchmark: String,
     /// Rows, bytes and whatever else was chosen.
     pub(crate) conditions: String,
     pub(crate) figures: Vec<Figure>,
 }
 
 /// One thing that was measured in each round.
-#[derive(Serialize)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Figure {
     pub(crate) name: String,
-    pub(crate) unit: &'static str,
+    pub(crate) unit: String,
     pub(crate) values: Vec<f64>,
     pub(crate) goal: Option<Goal>,
 }
 
 /// What the median should reach.
-#[derive(Clone, Copy, Serialize)]
+#[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Goal {
     AtLeast(f64),
@@ -41,7 +38,7 @@ impl Report {
 
 impl Figure {
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Self {
-        Self { name: name.into(), unit, values, goal: None }
+        Self { name: name.into(), unit: unit.to_owned(), values, goal: None }
     }
 
     /// The first over the second, round by round, so that what slows a whole round does not count.
@@ -96,7 +93,7 @@ impl Figure {
     pub(crate) fn cells(&self) -> [String; 7] {
         [
             self.name.clone(),
-            self.unit.to_owned(),
+            self.unit.clone(),
             number(self.median()),
             number(self.min()),
             number(self.max()),
@@ -150,10 +147,6 @@ fn number(value: f64) -> String {
     }
 }
 
-pub(crate) fn write_json(file: &Path, reports: &[Report]) -> io::Result<()> {
-    serde_json::to_writer_pretty(File::create(file)?, reports).map_err(io::Error::from)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -171,6 +164,8 @@ mod tests {
     #[test]
     fn what_was_not_measured_falls_short() {
         let figure = Figure::new("a", "ms", Vec::new()).at_most(1.0);
-        assert!(Report { benchmark: "x", conditions: String::new(), figures: vec![figure] }.falls_short());
+        assert!(
+            Report { benchmark: "x".into(), conditions: String::new(), figures: vec![figure] }.falls_short()
+        );
     }
 }

@@ -37,8 +37,8 @@ impl<'a> Template<'a> {
     /// Empties the outbox and fills it with the rows, unsent, in one transaction.
     pub(crate) fn refill(&self) {
         self.empty();
-        self.append();
         self.settle_down();
+        self.append();
     }
 
     pub(crate) fn empty(&self) {

@@ -1,7 +1,12 @@
 //! The servers of a benchmark, and topics on them.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
 use outbox_tests::{Kafka, Postgres};
 
 use crate::producer::produce;
@@ -18,12 +23,27 @@ pub(crate) const SETTINGS: &[(&str, &str)] =
 
 /// PostgreSQL and a broker whose virtual machine has compiled what it runs most.
 pub(crate) fn servers(postgres: u32) -> (Postgres, Kafka) {
-    let (postgres, kafka) = (Postgres::start_with(postgres, SETTINGS), Kafka::start_for_benchmark(&[]));
+    let (postgres, kafka) = (start_postgres(postgres, SETTINGS), Kafka::start_for_benchmark(&[]));
     let records = records(250_000, 200);
     for _ in 0..8 {
         produce(&kafka, &records);
     }
     (postgres, kafka)
+}
+
+/// Starts PostgreSQL, and keeps in mind which version it says it is.
+pub(crate) fn start_postgres(major: u32, settings: &[(&str, &str)]) -> Postgres {
+    let postgres = Postgres::start_with(major, settings);
+    let version = sql::<Text>("SELECT current_setting('server_version')").get_result(&mut postgres.connect());
+    VERSIONS.lock().unwrap().insert(version.unwrap());
+    postgres
+}
+
+static VERSIONS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+
+/// The versions of PostgreSQL that were started until now.
+pub(crate) fn postgres_versions() -> Vec<String> {
+    VERSIONS.lock().unwrap().iter().cloned().collect()
 }
 
 pub(crate) fn new_topic(kafka: &Kafka) -> String {

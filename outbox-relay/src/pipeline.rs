@@ -1,6 +1,7 @@
 //! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O of its own and reads no
 //! clock but the one it is given, so that a simulation can drive it.
 
+mod names;
 #[cfg(test)]
 mod simulation;
 
@@ -12,6 +13,7 @@ use diesel_outbox_core::{
     Acknowledgement, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
 };
 
+use self::names::TopicNames;
 use crate::observe;
 
 /// How much a pass takes on. The defaults suit most services.
@@ -20,7 +22,7 @@ use crate::observe;
 pub struct Limits {
     /// How many records are read at once, and settled at once. Default: 2,000; large payloads make it fewer by themselves.
     pub chunk: usize,
-    /// How many records may be with the broker unacknowledged. Default: 8,000.
+    /// How many records may be with the broker unacknowledged. Default: 16,000.
     pub in_flight: usize,
     /// How long a pass goes on reading before it commits what it settled. Default: 500 ms.
     pub pass_time: Duration,
@@ -32,7 +34,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             chunk: 2_000,
-            in_flight: 8_000,
+            in_flight: 16_000,
             pass_time: Duration::from_millis(500),
             stall_time: Duration::from_secs(5),
         }
@@ -138,7 +140,7 @@ impl Pipeline<'_> {
             if pass.reading && pass.unsent.is_empty() && self.has_room(pass) {
                 source.read(self.limits.chunk, &mut chunk)?;
                 pass.reading = !chunk.is_empty();
-                pass.unsent.extend(chunk.drain(..));
+                pass.unsent = std::mem::take(&mut chunk).into();
             }
             let full = self.hand_over(pass, source, publisher)?;
             if pass.in_flight == 0 && pass.unsent.is_empty() && !pass.reading {
@@ -189,11 +191,11 @@ impl Pipeline<'_> {
         while let Some(Claimed { ticket, record }) = pass.unsent.front() {
             let ticket = *ticket;
             let refused = match record {
-                Ok(record) => match self.topics.topic(record.aggregate_type()) {
-                    Ok(topic) => match publisher.publish(ticket, &topic, record) {
+                Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
+                    Ok(topic) => match publisher.publish(ticket, topic, record) {
                         Ok(()) => None,
                         Err(Refusal::Full) => return Ok(true),
-                        Err(Refusal::Rejected { reason }) => Some((topic, reason)),
+                        Err(Refusal::Rejected { reason }) => Some((topic.to_owned(), reason)),
                         Err(Refusal::Retry { reason }) => {
                             return Err(Failure::Publisher(PublisherError::new(reason)));
                         }
@@ -253,6 +255,7 @@ struct Pass {
     /// Whether there may be more to read.
     reading: bool,
     unsent: VecDeque<Claimed>,
+    names: TopicNames,
     in_flight: usize,
     /// When the broker was last heard of.
     progress: Instant,
@@ -268,6 +271,7 @@ impl Pass {
             began: now,
             reading: true,
             unsent: VecDeque::new(),
+            names: TopicNames::default(),
             in_flight: 0,
             progress: now,
             acknowledged: Vec::new(),

@@ -47,9 +47,12 @@ impl Observe for PgConnection {
 
 statement!(
     Pg,
+    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table.
     Unsent {} -> (BigInt, Double),
-    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(o.created_at)), 0)::float8 \
-     FROM outbox_shard AS s JOIN outbox AS o ON o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL"
+    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
+     WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s CROSS JOIN LATERAL \
+     (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
+     ORDER BY o.shard, o.seq LIMIT 1) AS oldest)"
 );
 
 statement!(

@@ -1,224 +1,81 @@
 //! PostgreSQL, polled. The lock on a shard's row is the claim: no lease, no clock, no token. A worker that dies loses its
 //! connection, and with it the lock.
 
+mod ahead;
 mod claim;
 mod fence;
 mod place;
 mod read;
+mod session;
 mod upkeep;
 mod wake;
 
-use std::collections::HashSet;
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
-use diesel::pg::{Pg, PgConnection};
-use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool, Text};
-use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
+use diesel_outbox_core::{Claimed, Lag, Source, SourceError};
 
-use self::claim::Pass;
-use self::fence::Fence;
-use self::place::{Tid, TupleId};
-use self::upkeep::Upkeep;
-use self::wake::Wake;
-use super::row::ChunkSize;
-use super::{BLOCKED, database_error};
-use crate::problem::connection_problem;
-use crate::source::{SentRows, SourceOptions};
-use crate::statement::statement;
+use self::ahead::Ahead;
+use self::session::Sessions;
+use crate::source::SourceOptions;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///
 /// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time.
+/// Each has a connection and a thread that works on it: while the relay hands one chunk to the broker, the database settles
+/// the last one and makes the next.
 pub struct PostgresSource {
-    database_url: String,
-    options: SourceOptions,
-    /// Nothing where the connection was lost, and all that hung on it.
-    session: Option<Session>,
-}
-
-/// A connection, and what is known and held through it.
-struct Session {
-    conn: PgConnection,
-    fence: Fence,
-    wake: Wake,
-    upkeep: Upkeep,
-    chunk_size: ChunkSize,
-    pass: Option<Pass>,
+    ahead: Ahead,
 }
 
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
-        Self { database_url: database_url.into(), options, session: None }
+        Self { ahead: Ahead::new(database_url.into(), options) }
     }
-
-    /// Works in the session, which is begun where there is none, and is over where the database fails.
-    fn with<T>(
-        &mut self,
-        doing: &str,
-        work: impl FnOnce(&mut Session, &SourceOptions) -> QueryResult<T>,
-    ) -> Result<T, SourceError> {
-        let mut session = match self.session.take() {
-            Some(session) => session,
-            None => Session::begin(&self.database_url, &self.options)?,
-        };
-        let done = work(&mut session, &self.options).map_err(|error| database_error(doing, error))?;
-        self.session = Some(session);
-        Ok(done)
-    }
-}
-
-impl Session {
-    fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
-        let mut conn = PgConnection::establish(database_url).map_err(|error| {
-            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
-        })?;
-        prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
-        fence::check_sequence(&mut conn)?;
-        let wake = Wake::start(&mut conn, options.poll_interval)
-            .map_err(|error| database_error("preparing to listen", error))?;
-        Ok(Self {
-            conn,
-            fence: Fence::default(),
-            wake,
-            upkeep: Upkeep::default(),
-            chunk_size: ChunkSize::new(),
-            pass: None,
-        })
-    }
-
-    fn claim(&mut self, options: &SourceOptions) -> QueryResult<bool> {
-        if let Some(workers) = self.fence.advance(&mut self.conn)? {
-            self.wake.counted(workers);
-        }
-        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.safe(), block)?;
-        if self.pass.is_some() {
-            self.wake.awake(&mut self.conn)?;
-        }
-        Ok(self.pass.is_some())
-    }
-
-    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> QueryResult<()> {
-        let Some(pass) = &mut self.pass else { return Ok(()) };
-        let held_back = pass.read(&mut self.conn, limit, &mut self.chunk_size, records)?;
-        held_back.into_iter().try_for_each(|ticket| self.dead_letter(ticket, BLOCKED).map(drop))
-    }
-
-    fn settle(&mut self, tickets: &[u64], options: &SourceOptions) -> QueryResult<()> {
-        let places = tickets.iter().copied().map(TupleId::from).collect();
-        let settled = match options.sent_rows {
-            SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
-            SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
-        };
-        if let Some(pass) = &mut self.pass {
-            pass.settled(settled);
-        }
-        Ok(())
-    }
-
-    /// Whether the aggregate is held back now.
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<bool> {
-        let aggregates =
-            Bury::new(ticket.into(), reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
-        let Some(pass) = &mut self.pass else { return Ok(false) };
-        pass.settled(1);
-        Ok(pass.block(aggregates))
-    }
-
-    fn release(&mut self) -> QueryResult<()> {
-        let Some(pass) = self.pass.take() else { return Ok(()) };
-        let backlog = pass.was_large() && self.wake.may_call_for_help();
-        pass.end(&mut self.conn, backlog)
-    }
-
-    fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
-        self.wake.try_to_lead(&mut self.conn)?;
-        if self.wake.leads() { self.upkeep.run(&mut self.conn, options) } else { Ok(None) }
-    }
-}
-
-fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
-    if let Some(schema) = &options.schema {
-        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
-            .bind::<Text, _>(schema)
-            .sql("), false)")
-            .get_result::<String>(conn)?;
-    }
-    // The timeout lets go of the shards of a process that was stopped. The plans are known to be right, whatever the
-    // statistics say while the table fills and empties.
-    conn.batch_execute(
-        "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-         SET idle_in_transaction_session_timeout = '30s'; \
-         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-         SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
-    )
 }
 
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.with("claiming", Session::claim)
+        self.ahead.ask(Sessions::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
-        self.with("reading", |session, _| session.read(limit, records))
+        let mut chunk = self.ahead.ask(move |sessions| sessions.read(limit))?;
+        if records.is_empty() {
+            *records = chunk;
+        } else {
+            records.append(&mut chunk);
+        }
+        Ok(())
     }
 
+    /// An error is told by what is called next.
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
-        self.with("settling", |session, options| session.settle(tickets, options))
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        let tickets = tickets.to_vec();
+        self.ahead.tell(move |sessions| sessions.settle(tickets))
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
-        self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, reason))
+        let reason = reason.to_owned();
+        self.ahead.ask(move |sessions| sessions.dead_letter(ticket, reason))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.with("releasing", |session, _| session.release())
+        self.ahead.ask(Sessions::release)
     }
 
     fn abandon(&mut self) {
-        if let Some(session) = &mut self.session
-            && session.pass.take().is_some()
-            && Pass::roll_back(&mut session.conn).is_err()
-        {
-            self.session = None;
-        }
+        self.ahead.abandon();
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
-        self.with("waiting", |session, _| session.wake.wait(&mut session.conn, limit))
+        self.ahead.ask(move |sessions| sessions.wait(limit))
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        self.with("looking after the table", Session::upkeep)
+        self.ahead.ask(Sessions::upkeep)
     }
 }
-
-statement!(
-    Pg,
-    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
-    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
-);
-
-statement!(
-    Pg,
-    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
-);
-
-statement!(
-    Pg,
-    /// Moves a row to the dead letters and tells its aggregate.
-    Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
-    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
-     INSERT INTO outbox_dead_letter \
-     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
-     RETURNING aggregatetype, aggregateid"
-);
-
-/// The aggregates, by type and id, whose records are held back.
-type Blocked = HashSet<(String, String)>;

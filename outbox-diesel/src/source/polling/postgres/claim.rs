@@ -1,5 +1,7 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
+use std::collections::HashSet;
+
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -7,7 +9,7 @@ use diesel::sql_types::{Array, BigInt, SmallInt, Text};
 use diesel_outbox_core::{Claimed, SHARDS};
 
 use super::super::row::{ChunkSize, StoredRow};
-use super::{Blocked, read, wake};
+use super::{read, wake};
 use crate::statement::statement;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
@@ -17,6 +19,9 @@ const LOW_STEP: i64 = 1_024;
 /// How many rows make a pass that others could have shared.
 const LARGE: usize = 4_000;
 
+/// The aggregates, by type and id, whose records are held back.
+type Blocked = HashSet<(String, String)>;
+
 pub(super) struct Pass {
     /// The claimed shards and their lower bounds.
     shards: Vec<(i16, i64)>,
@@ -25,9 +30,24 @@ pub(super) struct Pass {
     /// The last row read; all earlier ones of these shards have been read too.
     last: i64,
     exhausted: bool,
+    /// The next chunk, where it is there already, and how many rows were asked for last.
+    ahead: Option<Chunk>,
+    limit: usize,
     read: usize,
     settled: usize,
     blocked: Option<Blocked>,
+}
+
+/// Rows that were read together.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub(super) records: Vec<Claimed>,
+    /// The tickets of those whose aggregate is held back.
+    pub(super) held_back: Vec<u64>,
+    rows: usize,
+    last: Option<i64>,
+    /// Whether there are no more after these.
+    exhausts: bool,
 }
 
 impl Pass {
@@ -55,37 +75,68 @@ impl Pass {
             None
         };
         conn.batch_execute(&read::cursor(&shards))?;
-        Ok(Some(Self { shards, safe, last: 0, exhausted: false, read: 0, settled: 0, blocked }))
+        Ok(Some(Self {
+            shards,
+            safe,
+            last: 0,
+            exhausted: false,
+            ahead: None,
+            limit: 0,
+            read: 0,
+            settled: 0,
+            blocked,
+        }))
     }
 
-    /// Adds the next rows to the records, in their order. Gives the tickets of those whose aggregate is held back.
+    /// The next chunk of up to so many rows, in their order. None of it counts as read before it is given.
     pub(super) fn read(
         &mut self,
         conn: &mut PgConnection,
-        limit: usize,
         chunk_size: &mut ChunkSize,
-        records: &mut Vec<Claimed>,
-    ) -> QueryResult<Vec<u64>> {
-        let mut held_back = Vec::new();
-        if self.exhausted {
-            return Ok(held_back);
-        }
+        limit: usize,
+    ) -> QueryResult<Chunk> {
+        let chunk = match self.ahead.take() {
+            Some(chunk) => chunk,
+            None if self.exhausted => return Ok(Chunk::default()),
+            None => self.fetch(conn, chunk_size, limit)?,
+        };
+        self.limit = limit;
+        self.last = chunk.last.unwrap_or(self.last);
+        self.read += chunk.rows;
+        self.exhausted = chunk.exhausts;
+        Ok(chunk)
+    }
+
+    pub(super) fn may_read_ahead(&self) -> bool {
+        self.read > 0 && !self.exhausted && self.ahead.is_none()
+    }
+
+    pub(super) fn read_ahead(
+        &mut self,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+    ) -> QueryResult<()> {
+        self.ahead = Some(self.fetch(conn, chunk_size, self.limit)?);
+        Ok(())
+    }
+
+    fn fetch(&self, conn: &mut PgConnection, chunk_size: &mut ChunkSize, limit: usize) -> QueryResult<Chunk> {
         let limit = chunk_size.rows(limit);
-        let (mut rows, mut bytes) = (0, 0);
+        let mut chunk = Chunk::default();
+        let mut bytes = 0;
         read::fetch(conn, limit, |row| {
-            rows += 1;
+            chunk.rows += 1;
+            chunk.last = Some(row.seq);
             bytes += row.bytes();
-            self.last = row.seq;
             if self.blocks(&row) {
-                held_back.push(row.ticket);
+                chunk.held_back.push(row.ticket);
             } else {
-                records.push(row.claimed());
+                chunk.records.push(row.claimed());
             }
         })?;
-        chunk_size.learn(rows, bytes);
-        self.exhausted = rows < limit;
-        self.read += rows;
-        Ok(held_back)
+        chunk_size.learn(chunk.rows, bytes);
+        chunk.exhausts = chunk.rows < limit;
+        Ok(chunk)
     }
 
     /// Whether other workers would have found something to do.

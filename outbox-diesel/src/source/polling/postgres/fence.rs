@@ -12,7 +12,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Text};
 use diesel_outbox_core::SourceError;
 
-use super::database_error;
+use super::super::database_error;
 use crate::backend::postgres::locks;
 use crate::statement::statement;
 

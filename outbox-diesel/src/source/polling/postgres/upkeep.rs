@@ -12,9 +12,14 @@ use crate::observe::Observe;
 use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
+/// Measuring the lag takes a fiftieth of the time at most.
+const LONGEST_SHARE: u32 = 50;
+
 #[derive(Default)]
 pub(super) struct Upkeep {
     measured: Option<Instant>,
+    /// How long it took last.
+    measuring: Duration,
     pruned: Option<Instant>,
     /// Up to where the present round of pruning has come.
     cursor: i64,
@@ -31,7 +36,14 @@ impl Upkeep {
         {
             self.prune(conn, retention)?;
         }
-        if is_due(&mut self.measured, options.lag_interval) { conn.lag().map(Some) } else { Ok(None) }
+        // All unsent rows are counted: with millions of them that is done less often.
+        if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let lag = conn.lag()?;
+        self.measuring = began.elapsed();
+        Ok(Some(lag))
     }
 
     /// One chunk of a round, which goes on as long as it finds something to delete. Exactly the rows that are too old

@@ -71,6 +71,8 @@ impl Wake {
             workers: 1,
             called: None,
         };
+        // It counts from the beginning: those who work leave it its part.
+        wake.awake(conn)?;
         wake.try_to_lead(conn)?;
         Ok(wake)
     }

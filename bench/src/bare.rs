@@ -1,0 +1,196 @@
+//! The least that draining a table can take: libpq and librdkafka with nothing around them. One transaction, no claim, no
+//! order kept where something fails, no dead letters, and no record is ever made of a row: bytes go from one library to the
+//! other.
+
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::{DefaultLoadingMode, LoadConnection, SimpleConnection};
+use diesel::pg::Pg;
+use diesel::prelude::*;
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::row::{Field, Row};
+use diesel::sql_types::Bool;
+use outbox_tests::{Database, Kafka};
+use rdkafka::ClientContext;
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use uuid::Uuid;
+
+use crate::producer::bare_producer;
+use crate::servers::new_topic;
+
+const CHUNK: usize = 2_000;
+
+/// A statement that is sent as it stands; its rows are read as bytes.
+#[derive(QueryId)]
+struct Raw(String);
+
+impl QueryFragment<Pg> for Raw {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.unsafe_to_cache_prepared();
+        out.push_sql(&self.0);
+        Ok(())
+    }
+}
+
+impl Query for Raw {
+    type SqlType = Bool;
+}
+
+impl RunQueryDsl<PgConnection> for Raw {}
+
+/// The columns of some rows, one after the other, and where each ends.
+#[derive(Default)]
+struct Chunk {
+    bytes: Vec<u8>,
+    ends: Vec<usize>,
+}
+
+/// 1 January 2000, from which PostgreSQL counts microseconds.
+const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
+
+const COLUMNS: usize = 9;
+
+struct Deliveries(Mutex<Vec<usize>>);
+
+impl ClientContext for Deliveries {}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, delivery: &DeliveryResult<'_>, place: usize) {
+        assert!(delivery.is_ok());
+        self.0.lock().unwrap().push(place);
+    }
+}
+
+/// What becomes of the rows that were acknowledged.
+pub(crate) const MARK: &str = "UPDATE outbox SET sent_at = now()";
+pub(crate) const DELETE: &str = "DELETE FROM outbox";
+
+/// Events per second until the last row is settled by one of the statements above.
+pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, rows: usize, settling: &str) -> f64 {
+    let topic = new_topic(kafka);
+    let began = Instant::now();
+    let (chunks, read) = sync_channel(2);
+    let (settle, acknowledged) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || work_on_table(database, settling, chunks, &acknowledged));
+        produce(kafka, &topic, rows, &read, settle);
+    });
+    rows as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Reads ahead, and settles what was acknowledged.
+fn work_on_table(
+    database: &Database<'_>,
+    settling: &str,
+    chunks: SyncSender<Chunk>,
+    acknowledged: &Receiver<Vec<usize>>,
+) {
+    let mut conn = database.connect();
+    conn.batch_execute(
+        "SET enable_seqscan = off; SET enable_sort = off; SET jit = off; SET synchronous_commit = off; BEGIN; \
+         DECLARE bare NO SCROLL CURSOR FOR \
+         SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
+         WHERE shard = ANY ('{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}') AND sent_at IS NULL ORDER BY seq",
+    )
+    .unwrap();
+    let mut chunks = Some(chunks);
+    let mut ready = None;
+    loop {
+        match acknowledged.try_recv() {
+            Ok(places) => settle(&mut conn, settling, &places),
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => match (&chunks, ready.take()) {
+                (Some(sender), None) => {
+                    let chunk = fetch(&mut conn);
+                    if chunk.ends.is_empty() {
+                        chunks = None;
+                    } else if let Err(TrySendError::Full(chunk)) = sender.try_send(chunk) {
+                        ready = Some(chunk);
+                    }
+                }
+                (Some(sender), Some(chunk)) => {
+                    if let Err(TrySendError::Full(chunk)) = sender.try_send(chunk) {
+                        ready = Some(chunk);
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                }
+                (None, _) => match acknowledged.recv() {
+                    Ok(places) => settle(&mut conn, settling, &places),
+                    Err(_) => break,
+                },
+            },
+        }
+    }
+    conn.batch_execute("COMMIT").unwrap();
+}
+
+fn fetch(conn: &mut PgConnection) -> Chunk {
+    let mut chunk = Chunk::default();
+    let fetch = Raw(format!("FETCH {CHUNK} FROM bare"));
+    for row in LoadConnection::<DefaultLoadingMode>::load(conn, fetch).unwrap() {
+        let row = row.unwrap();
+        for column in 0..COLUMNS {
+            if let Some(value) = Row::get(&row, column).unwrap().value() {
+                chunk.bytes.extend_from_slice(value.as_bytes());
+            }
+            chunk.ends.push(chunk.bytes.len());
+        }
+    }
+    chunk
+}
+
+fn settle(conn: &mut PgConnection, settling: &str, places: &[usize]) {
+    let places: Vec<String> =
+        places.iter().map(|place| format!("\"({},{})\"", place >> 16, place & 0xffff)).collect();
+    Raw(format!("{settling} WHERE ctid = ANY ('{{{}}}')", places.join(","))).execute(conn).unwrap();
+}
+
+fn produce(kafka: &Kafka, topic: &str, rows: usize, read: &Receiver<Chunk>, settle: Sender<Vec<usize>>) {
+    let producer = bare_producer(kafka, Deliveries(Mutex::default()));
+    let (mut settled, mut unsettled) = (0, Vec::new());
+    let mut acknowledge = |producer: &BaseProducer<Deliveries>, wait| {
+        producer.poll(wait);
+        unsettled.append(&mut producer.context().0.lock().unwrap());
+        settled += if unsettled.len() >= CHUNK || settled + unsettled.len() == rows {
+            let places = std::mem::take(&mut unsettled);
+            let count = places.len();
+            settle.send(places).unwrap();
+            count
+        } else {
+            0
+        };
+        settled
+    };
+    for chunk in read {
+        let mut begin = 0;
+        for ends in chunk.ends.chunks_exact(COLUMNS) {
+            let [_, place, id, _, key, event_type, payload, _, created_at] = std::array::from_fn(|column| {
+                let value = &chunk.bytes[begin..ends[column]];
+                begin = ends[column];
+                value
+            });
+            let place = place.iter().fold(0, |place, byte| place << 8 | usize::from(*byte));
+            let mut text = [0; 36];
+            let id: &str = Uuid::from_slice(id).unwrap().as_hyphenated().encode_lower(&mut text);
+            let headers = OwnedHeaders::new_with_capacity(2)
+                .insert(Header { key: "id", value: Some(id.as_bytes()) })
+                .insert(Header { key: "eventType", value: Some(event_type) });
+            let mut message =
+                BaseRecord::with_opaque_to(topic, place).key(key).payload(payload).headers(headers);
+            let microseconds = i64::from_be_bytes(created_at.try_into().unwrap());
+            message.timestamp = Some(microseconds / 1_000 + POSTGRES_EPOCH_MS);
+            while let Err((_, refused)) = producer.send(message) {
+                message = refused;
+                acknowledge(&producer, Duration::from_millis(1));
+            }
+        }
+        acknowledge(&producer, Duration::ZERO);
+    }
+    while acknowledge(&producer, Duration::from_millis(1)) < rows {}
+}

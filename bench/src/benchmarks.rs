@@ -1,0 +1,64 @@
+//! The benchmarks by name.
+
+use clap::{Command, FromArgMatches, Subcommand};
+
+use crate::report::Report;
+use crate::{backlog, drain, emit, growth, idle, latency, memory, order};
+
+#[derive(Subcommand)]
+pub(crate) enum Benchmark {
+    /// How fast one relay with one worker drains what waits, beside the bare producer and Debezium.
+    Drain(drain::Drain),
+    /// How long after its commit an event reaches a consumer, beside Debezium.
+    Latency(latency::Latency),
+    /// How much memory the relay's process takes, whatever waits.
+    Memory(memory::Memory),
+    /// What a large backlog, a large table and an old snapshot cost, and what a bystander notices.
+    Backlog(backlog::Backlog),
+    /// What order costs, and how relays share the work.
+    Order(order::Order),
+    /// What emitting costs in a transaction, beside a plain second insert.
+    Emit(emit::Emit),
+    /// What relays without work ask of the database and of the processor.
+    Idle(idle::Idle),
+    /// How fast one relay drains as payload, chunk, workers, shards and backlog grow, each by itself.
+    Growth(growth::Growth),
+}
+
+impl Benchmark {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        match self {
+            Self::Drain(drain) => drain.run(rounds),
+            Self::Latency(latency) => latency.run(rounds),
+            Self::Memory(memory) => memory.run(rounds),
+            Self::Backlog(backlog) => backlog.run(rounds),
+            Self::Order(order) => order.run(rounds),
+            Self::Emit(emit) => emit.run(rounds),
+            Self::Idle(idle) => idle.run(rounds),
+            Self::Growth(growth) => growth.run(rounds),
+        }
+    }
+}
+
+/// Every benchmark with its default options, under its name.
+pub(crate) fn all() -> Vec<(String, Benchmark)> {
+    let command = Benchmark::augment_subcommands(Command::new("bench"));
+    let names = command.get_subcommands().map(|each| each.get_name().to_owned());
+    names
+        .map(|name| {
+            let matches = command.clone().get_matches_from(["bench", &name]);
+            (name, Benchmark::from_arg_matches(&matches).unwrap())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_benchmark_has_defaults() {
+        let names: Vec<String> = all().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["drain", "latency", "memory", "backlog", "order", "emit", "idle", "growth"]);
+    }
+}

@@ -1,0 +1,86 @@
+//! Which points the curves have.
+
+use diesel_outbox_core::SHARDS;
+use diesel_outbox_relay::{Limits, Relay};
+
+use super::events::Events;
+
+/// A point of a curve, and what is drained there.
+pub(super) struct Point {
+    /// The curve, and where on it.
+    pub(super) name: String,
+    pub(super) events: Events,
+    /// How many rows wait, and how often as many do.
+    pub(super) rows: usize,
+    pub(super) batches: usize,
+    chunk: usize,
+    workers: usize,
+}
+
+/// Enough for a second or more.
+const ROWS: usize = 200_000;
+/// The most bytes of payload that wait.
+const BYTES: usize = 100_000_000;
+/// A small chunk takes longer: of these so many are enough.
+const CHUNKS: usize = 500;
+
+/// All points of all curves; the largest backlog has so many rows.
+pub(super) fn points(rows: usize) -> Vec<Point> {
+    let payloads = [50, 200, 1_000, 5_000, 20_000].map(|bytes| Point {
+        events: Events { bytes, ..Events::USUAL },
+        rows: ROWS.min(BYTES / bytes),
+        ..usual(format!("payload {bytes} B"))
+    });
+    let chunks = [100, 500, 1_000, 2_000, 4_000, 8_000].map(|chunk| Point {
+        chunk,
+        rows: ROWS.min(chunk * CHUNKS),
+        ..usual(format!("chunk {chunk} rows"))
+    });
+    let workers = [1, 2, 4].map(|workers| Point { workers, ..usual(format!("workers {workers}")) });
+    let shards = [1, 4, SHARDS].map(|shards| Point {
+        events: Events { shards, ..Events::USUAL },
+        ..usual(format!("shards {shards}"))
+    });
+    let backlogs = [10_000, 100_000].into_iter().filter(|&few| few < rows).chain([rows]).map(|rows| Point {
+        rows,
+        batches: (ROWS / rows.max(1)).max(1),
+        ..usual(format!("backlog {rows} rows"))
+    });
+    payloads.into_iter().chain(chunks).chain(workers).chain(shards).chain(backlogs).collect()
+}
+
+fn usual(name: String) -> Point {
+    let chunk = Limits::default().chunk;
+    Point { name, events: Events::USUAL, rows: ROWS, batches: 1, chunk, workers: 1 }
+}
+
+impl Point {
+    pub(super) fn set_up(&self, relay: Relay) -> Relay {
+        let mut limits = Limits::default();
+        (limits.chunk, limits.in_flight) = (self.chunk, 4 * self.chunk);
+        relay.workers(self.workers).limits(limits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_backlog_has_as_many_rows_as_asked_for() {
+        let backlogs = |rows| {
+            let points = points(rows).into_iter().filter(|point| point.name.starts_with("backlog"));
+            points.map(|point| (point.rows, point.batches)).collect::<Vec<_>>()
+        };
+        assert_eq!(backlogs(1_000_000), [(10_000, 20), (100_000, 2), (1_000_000, 1)]);
+        assert_eq!(backlogs(50_000), [(10_000, 20), (50_000, 4)]);
+    }
+
+    #[test]
+    fn a_point_is_bounded_in_rows_and_bytes() {
+        let points = points(1_000_000);
+        assert!(points.iter().all(|point| point.rows <= 1_000_000));
+        let payloads = points.iter().filter(|point| point.name.starts_with("payload"));
+        assert!(payloads.into_iter().all(|point| point.rows * point.events.bytes <= BYTES));
+    }
+}

@@ -1,0 +1,227 @@
+//! The connection of one worker, which is begun anew where it was lost.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool, Text};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, SourceError};
+
+use super::super::row::ChunkSize;
+use super::super::{BLOCKED, database_error};
+use super::claim::Pass;
+use super::fence::{self, Fence};
+use super::place::{Tid, TupleId};
+use super::upkeep::Upkeep;
+use super::wake::Wake;
+use crate::problem::connection_problem;
+use crate::source::{SentRows, SourceOptions};
+use crate::statement::statement;
+
+pub(super) struct Sessions {
+    database_url: String,
+    options: SourceOptions,
+    /// Nothing where the connection was lost, and all that hung on it.
+    session: Option<Session>,
+}
+
+/// A place in the table says nothing without the pass that read it.
+const NOTHING_CLAIMED: diesel::result::Error = diesel::result::Error::NotInTransaction;
+
+/// A connection, and what is known and held through it.
+struct Session {
+    conn: PgConnection,
+    fence: Fence,
+    wake: Wake,
+    upkeep: Upkeep,
+    chunk_size: ChunkSize,
+    pass: Option<Pass>,
+}
+
+impl Sessions {
+    pub(super) fn new(database_url: String, options: SourceOptions) -> Self {
+        Self { database_url, options, session: None }
+    }
+
+    /// Works in the session, which is begun where there is none, and is over where the database fails.
+    fn with<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut Session, &SourceOptions) -> QueryResult<T>,
+    ) -> Result<T, SourceError> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::begin(&self.database_url, &self.options)?,
+        };
+        let done = work(&mut session, &self.options).map_err(|error| database_error(doing, error))?;
+        self.session = Some(session);
+        Ok(done)
+    }
+
+    pub(super) fn claim(&mut self) -> Result<bool, SourceError> {
+        self.with("claiming", Session::claim)
+    }
+
+    pub(super) fn read(&mut self, limit: usize) -> Result<Vec<Claimed>, SourceError> {
+        self.with("reading", |session, _| session.read(limit))
+    }
+
+    /// Whether it is known that a next chunk will be asked for, and it is not there yet.
+    pub(super) fn may_read_ahead(&self) -> bool {
+        let pass = self.session.as_ref().and_then(|session| session.pass.as_ref());
+        pass.is_some_and(Pass::may_read_ahead)
+    }
+
+    pub(super) fn read_ahead(&mut self) -> Result<(), SourceError> {
+        self.with("reading", |session, _| session.read_ahead())
+    }
+
+    pub(super) fn settle(&mut self, tickets: Vec<u64>) -> Result<(), SourceError> {
+        self.with("settling", |session, options| session.settle(tickets, options))
+    }
+
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<bool, SourceError> {
+        self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, &reason))
+    }
+
+    pub(super) fn release(&mut self) -> Result<(), SourceError> {
+        self.with("releasing", |session, _| session.release())
+    }
+
+    pub(super) fn abandon(&mut self) {
+        if let Some(session) = &mut self.session
+            && session.pass.take().is_some()
+            && Pass::roll_back(&mut session.conn).is_err()
+        {
+            self.session = None;
+        }
+    }
+
+    pub(super) fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.with("waiting", |session, _| session.wake.wait(&mut session.conn, limit))
+    }
+
+    pub(super) fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        self.with("looking after the table", Session::upkeep)
+    }
+}
+
+impl Session {
+    fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
+        let mut conn = PgConnection::establish(database_url).map_err(|error| {
+            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+        })?;
+        prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
+        fence::check_sequence(&mut conn)?;
+        let wake = Wake::start(&mut conn, options.poll_interval)
+            .map_err(|error| database_error("preparing to listen", error))?;
+        Ok(Self {
+            conn,
+            fence: Fence::default(),
+            wake,
+            upkeep: Upkeep::default(),
+            chunk_size: ChunkSize::new(),
+            pass: None,
+        })
+    }
+
+    fn claim(&mut self, options: &SourceOptions) -> QueryResult<bool> {
+        if let Some(workers) = self.fence.advance(&mut self.conn)? {
+            self.wake.counted(workers);
+        }
+        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
+        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.safe(), block)?;
+        if self.pass.is_some() {
+            self.wake.awake(&mut self.conn)?;
+        }
+        Ok(self.pass.is_some())
+    }
+
+    fn read(&mut self, limit: usize) -> QueryResult<Vec<Claimed>> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit)?;
+        for ticket in chunk.held_back {
+            self.dead_letter(ticket, BLOCKED)?;
+        }
+        Ok(chunk.records)
+    }
+
+    fn read_ahead(&mut self) -> QueryResult<()> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        pass.read_ahead(&mut self.conn, &mut self.chunk_size)
+    }
+
+    fn settle(&mut self, tickets: Vec<u64>, options: &SourceOptions) -> QueryResult<()> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let places = tickets.into_iter().map(TupleId::from).collect();
+        let settled = match options.sent_rows {
+            SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
+            SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
+        };
+        pass.settled(settled);
+        Ok(())
+    }
+
+    /// Whether the aggregate is held back now.
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<bool> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let aggregates =
+            Bury::new(ticket.into(), reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
+        pass.settled(1);
+        Ok(pass.block(aggregates))
+    }
+
+    fn release(&mut self) -> QueryResult<()> {
+        let Some(pass) = self.pass.take() else { return Ok(()) };
+        let backlog = pass.was_large() && self.wake.may_call_for_help();
+        pass.end(&mut self.conn, backlog)
+    }
+
+    fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
+        self.wake.try_to_lead(&mut self.conn)?;
+        if self.wake.leads() { self.upkeep.run(&mut self.conn, options) } else { Ok(None) }
+    }
+}
+
+fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
+    if let Some(schema) = &options.schema {
+        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
+            .bind::<Text, _>(schema)
+            .sql("), false)")
+            .get_result::<String>(conn)?;
+    }
+    // The timeout lets go of the shards of a process that was stopped. What was settled need not outlive a crash of the
+    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
+    // empties.
+    conn.batch_execute(
+        "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
+         SET idle_in_transaction_session_timeout = '30s'; SET synchronous_commit = off; \
+         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
+         SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
+    )
+}
+
+statement!(
+    Pg,
+    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
+    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
+);
+
+statement!(
+    Pg,
+    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
+);
+
+statement!(
+    Pg,
+    /// Moves a row to the dead letters and tells its aggregate.
+    Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
+    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
+     INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
+     RETURNING aggregatetype, aggregateid"
+);

@@ -1,0 +1,21 @@
+use std::collections::HashMap;
+
+use diesel_outbox_core::wire::{TopicError, Topics};
+
+/// The topics of the aggregate types that a pass has met, so that each name is made once.
+#[derive(Default)]
+pub(super) struct TopicNames {
+    known: HashMap<String, Result<String, TopicError>>,
+}
+
+impl TopicNames {
+    pub(super) fn topic(&mut self, topics: &Topics, aggregate_type: &str) -> Result<&str, &TopicError> {
+        if !self.known.contains_key(aggregate_type) {
+            self.known.insert(aggregate_type.to_owned(), topics.topic(aggregate_type));
+        }
+        match &self.known[aggregate_type] {
+            Ok(topic) => Ok(topic),
+            Err(error) => Err(error),
+        }
+    }
+}
