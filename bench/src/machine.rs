@@ -36,7 +36,9 @@ impl Machine {
             memory: after("/proc/meminfo", "MemTotal", ':').and_then(|kib| gibibytes(&kib)),
             system: after("/etc/os-release", "PRETTY_NAME", '=')
                 .map(|name| name.trim_matches('"').to_owned()),
-            kernel: fs::read_to_string("/proc/sys/kernel/osrelease").ok().map(|text| text.trim().to_owned()),
+            kernel: fs::read_to_string("/proc/sys/kernel/osrelease")
+                .ok()
+                .and_then(|text| text.trim().split('-').next().map(str::to_owned)),
             postgres: Vec::new(),
             kafka: KAFKA.to_owned(),
             debezium: DEBEZIUM.to_owned(),

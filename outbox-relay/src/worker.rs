@@ -10,8 +10,9 @@ use diesel_outbox_core::{Publisher, Source};
 use crate::observe;
 use crate::pipeline::{Failure, Limits, Passed, Pipeline};
 
-/// How long a worker waits before it looks whether it is to stop.
+/// How long a worker waits before it looks whether it is to stop: after a failure, and where there is nothing to do.
 const SLICE: Duration = Duration::from_millis(50);
+const IDLE_SLICE: Duration = Duration::from_millis(200);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
@@ -93,7 +94,7 @@ impl Worker {
         match passed {
             Passed::Published(count) => Ok(count),
             Passed::Idle => {
-                while !stop.is_set() && !self.source.wait(SLICE)? {
+                while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
                     self.upkeep()?;
                 }
                 Ok(0)

@@ -64,8 +64,8 @@ pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, 
 }
 
 /// The fence holds only where a session takes each number when it inserts, and does not keep some for later; and no number
-/// may come a second time, as lower bounds have gone past it.
-pub(super) fn check_sequence(conn: &mut PgConnection) -> Result<(), SourceError> {
+/// may come a second time, as lower bounds have gone past it. Rows are known by their place, which is one in a single table.
+pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     match CacheSize::new().get_result::<i64>(conn).optional().map_err(failed)? {
         Some(1) => {}
@@ -82,6 +82,12 @@ pub(super) fn check_sequence(conn: &mut PgConnection) -> Result<(), SourceError>
             ));
         }
     }
+    if HasParts::new().get_result::<bool>(conn).map_err(failed)? {
+        return Err(SourceError::new(
+            "the table outbox is partitioned, or other tables inherit from it, which the relay cannot read: use one \
+             plain table, or several in schemas of their own with a relay each",
+        ));
+    }
     let low = HighestLow::new().get_result::<i64>(conn).map_err(failed)?;
     let last = LastValue::new().get_result::<i64>(conn).map_err(failed)?;
     if low > last {
@@ -92,6 +98,13 @@ pub(super) fn check_sequence(conn: &mut PgConnection) -> Result<(), SourceError>
     }
     Ok(())
 }
+
+statement!(
+    Pg,
+    HasParts {} -> Bool,
+    "SELECT relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox'::regclass) \
+     FROM pg_class WHERE oid = 'outbox'::regclass"
+);
 
 statement!(Pg, HighestLow {} -> BigInt, "SELECT coalesce(max(low), 0) FROM outbox_shard");
 

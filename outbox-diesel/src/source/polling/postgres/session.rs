@@ -113,7 +113,7 @@ impl Session {
             SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
         })?;
         prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
-        fence::check_sequence(&mut conn)?;
+        fence::check_table(&mut conn)?;
         let wake = Wake::start(&mut conn, options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
