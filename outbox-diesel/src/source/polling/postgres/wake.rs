@@ -27,7 +27,7 @@ const HELP_PAUSE: Duration = Duration::from_millis(20);
 /// How often a sleeping relay looks into its socket, which sends nothing: after a hundredth of the time that it has been
 /// quiet, so that each of some sparse events is found soon and a long silence costs nothing.
 const SHORTEST_LISTEN_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
 const HELP_INTERVAL: Duration = Duration::from_secs(1);
