@@ -18,7 +18,7 @@ use self::clients::{Clients, How};
 use self::ground::Ground;
 use crate::contenders::{Contender, take_turns};
 use crate::report::{Figure, Report};
-use crate::servers::start_postgres;
+use crate::servers::{SETTINGS, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Emit {
@@ -51,7 +51,7 @@ const SPARSE: Duration = Duration::from_millis(100);
 impl Emit {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let fsync = if self.no_fsync { "off" } else { "on" };
-        let settings = [("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("fsync", fsync)];
+        let settings = [SETTINGS, &[("fsync", fsync)]].concat();
         let postgres = start_postgres(self.postgres, &settings);
         let kafka = Kafka::start_for_benchmark(&[]);
         let database = postgres.database();

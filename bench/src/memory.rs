@@ -1,7 +1,5 @@
 //! How much memory a relay process takes, whatever waits.
 
-use std::fs;
-
 use clap::Args;
 use outbox_tests::{Database, Kafka, eventually};
 
@@ -92,9 +90,7 @@ fn peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
         assert!(relay.exited().is_none(), "the relay has ended:\n{}", relay.output());
         (counter.count() >= events).then_some(())
     });
-    let status = fs::read_to_string(format!("/proc/{}/status", relay.id())).unwrap();
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap(); // VmHWM:    1234 kB
-    let kib: f64 = peak.split_whitespace().next().unwrap().parse().unwrap();
+    let kib = relay.peak_resident_kb().expect("a system that tells what a process occupies, such as Linux");
     stop(&relay);
-    (kib * 1_024.0 / 1e6, counter.count())
+    (kib as f64 * 1_024.0 / 1e6, counter.count())
 }

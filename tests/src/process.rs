@@ -112,8 +112,17 @@ impl Process {
 
     /// The memory that it occupies in KiB, where the system tells (Linux does).
     pub fn resident_kb(&self) -> Option<u64> {
+        self.status_kb("VmRSS:")
+    }
+
+    /// The most that it has occupied until now, in KiB, where the system tells (Linux does).
+    pub fn peak_resident_kb(&self) -> Option<u64> {
+        self.status_kb("VmHWM:")
+    }
+
+    fn status_kb(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id)).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?; // VmRSS:    1234 kB
+        let line = status.lines().find_map(|line| line.strip_prefix(name))?; // VmRSS:    1234 kB
         line.split_whitespace().next()?.parse().ok()
     }
 

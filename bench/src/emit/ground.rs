@@ -7,11 +7,12 @@ use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Text};
 use diesel_outbox::{Emit, Migrations};
-use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle, Topics};
+use diesel_outbox_relay::RelayHandle;
 use outbox_tests::{Database, Kafka, eventually};
 
 use super::clients::How;
 use super::tables;
+use crate::relays::relay;
 use crate::rows::record;
 use crate::servers::new_topic;
 
@@ -52,12 +53,8 @@ impl<'a> Ground<'a> {
     }
 
     fn relay(&self) -> RelayHandle {
-        Relay::postgres(self.database.url())
-            .publisher(Broker::new(self.kafka.brokers()))
-            .topics(Topics::pattern(&self.topic).unwrap())
-            .poll_interval(Duration::from_millis(100))
-            .spawn()
-            .unwrap()
+        let relay = relay(self.database, self.kafka, &self.topic);
+        relay.poll_interval(Duration::from_millis(100)).spawn().unwrap()
     }
 
     fn wait_until_it_sends(&self) {

@@ -32,7 +32,19 @@ macro_rules! wake {
     };
 }
 
-/// The same for statements that bring rows back to the outbox.
+/// The oldest unsent row of each shard `s`. `shard` stands in the order so that only the index on (shard, seq) can serve it.
+#[cfg(feature = "postgres-source")]
+macro_rules! oldest_unsent {
+    () => {
+        "CROSS JOIN LATERAL \
+         (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
+         ORDER BY o.shard, o.seq LIMIT 1) AS oldest"
+    };
+}
+#[cfg(feature = "postgres-source")]
+pub(crate) use oldest_unsent;
+
+/// The notification for statements that bring rows back to the outbox.
 #[cfg(feature = "postgres-source")]
 pub(crate) const WAKE: &str = concat!("SELECT ", wake!());
 

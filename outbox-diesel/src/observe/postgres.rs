@@ -8,7 +8,7 @@ use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
 use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
-use crate::backend::postgres::WAKE;
+use crate::backend::postgres::{WAKE, oldest_unsent};
 use crate::statement::statement;
 
 impl Observe for PgConnection {
@@ -49,10 +49,12 @@ statement!(
     Pg,
     /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table.
     Unsent {} -> (BigInt, Double),
-    "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
-     WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s CROSS JOIN LATERAL \
-     (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-     ORDER BY o.shard, o.seq LIMIT 1) AS oldest)"
+    concat!(
+        "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
+         WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s ",
+        oldest_unsent!(),
+        ")"
+    )
 );
 
 statement!(

@@ -10,6 +10,7 @@ use diesel_outbox_core::{Claimed, SHARDS};
 
 use super::super::row::{ChunkSize, StoredRow};
 use super::{read, wake};
+use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
@@ -187,12 +188,13 @@ impl Pass {
 
 statement!(
     Pg,
-    /// The oldest first. `shard` stands in the order so that only the index on (shard, seq) can serve it.
+    /// The oldest first.
     Claim { limit: i64 => BigInt } -> (SmallInt, BigInt),
-    "SELECT s.shard, s.low FROM outbox_shard AS s CROSS JOIN LATERAL \
-     (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-     ORDER BY o.shard, o.seq LIMIT 1) AS oldest \
-     ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+    concat!(
+        "SELECT s.shard, s.low FROM outbox_shard AS s ",
+        oldest_unsent!(),
+        " ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+    )
 );
 
 statement!(

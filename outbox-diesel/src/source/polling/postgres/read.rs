@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::super::row::StoredRow;
 use super::place::{Tid, TupleId};
+use crate::backend::postgres::oldest_unsent;
 
 /// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
 /// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
@@ -24,9 +25,8 @@ pub(super) fn cursor(shards: &[(i16, i64)]) -> String {
         "DECLARE outbox_pass NO SCROLL CURSOR FOR \
          SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM ONLY outbox \
          WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL AND seq >= (SELECT min(oldest.seq) \
-         FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) CROSS JOIN LATERAL \
-         (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-         ORDER BY o.shard, o.seq LIMIT 1) AS oldest) ORDER BY seq"
+         FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) {oldest}) ORDER BY seq",
+        oldest = oldest_unsent!()
     )
 }
 

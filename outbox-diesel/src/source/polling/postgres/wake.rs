@@ -14,7 +14,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text};
 
 use super::fence::holders;
-use crate::backend::postgres::locks;
+use crate::backend::postgres::{locks, oldest_unsent};
 use crate::statement::statement;
 
 /// How long a relay without work stays awake, and how often it looks meanwhile.
@@ -259,10 +259,11 @@ statement!(
     Pg,
     /// Whether this relay leads from now on, and whether there is something unsent: a leader that hangs is not waited for.
     StandBy { leader: i32 => Integer } -> (Bool, Bool),
-    "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS \
-     (SELECT FROM outbox_shard AS s CROSS JOIN LATERAL \
-     (SELECT FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-     ORDER BY o.shard, o.seq LIMIT 1) AS oldest)"
+    concat!(
+        "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS (SELECT FROM outbox_shard AS s ",
+        oldest_unsent!(),
+        ")"
+    )
 );
 statement!(
     Pg,
