@@ -1,11 +1,14 @@
-//! The tables: made and removed, beside the user's own migrations, by several processes at the same time.
+//! The tables: made and removed, beside the user's own migrations, by several processes at the same time, and refused where
+//! they are not as they must be.
 
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
+use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::Source;
 use outbox_tests::{Folder, Postgres};
 
 const POSTGRES: &str = "../migrations/postgres";
@@ -123,4 +126,33 @@ fn a_migration_that_fails_changes_nothing() {
     assert_eq!(postgres_tables(conn), ["public.inbox"]);
     let count: i64 = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM inbox").get_result(conn).unwrap();
     assert_eq!(count, 0);
+}
+
+/// A sequence that was set back would hand out numbers that the relay has gone past; a row's place says nothing in a table
+/// of parts.
+#[test]
+fn a_table_that_the_relay_would_misread_is_refused() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let refusal = || {
+        let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+        source.claim().map_err(|error| error.to_string())
+    };
+    conn.batch_execute("UPDATE outbox_shard SET low = 5000 WHERE shard = 3").unwrap();
+    assert!(refusal().unwrap_err().contains("UPDATE outbox_shard SET low = 0"));
+    conn.batch_execute("UPDATE outbox_shard SET low = 0; ALTER SEQUENCE outbox_seq_seq CACHE 20").unwrap();
+    assert!(refusal().unwrap_err().contains("ALTER SEQUENCE outbox_seq_seq CACHE 1"));
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq CACHE 1; CREATE TABLE part () INHERITS (outbox)")
+        .unwrap();
+    assert!(refusal().unwrap_err().contains("is partitioned"));
+    conn.batch_execute("DROP TABLE part").unwrap();
+    assert_eq!(refusal(), Ok(false));
+    assert!(
+        conn.batch_execute(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+                                VALUES (gen_random_uuid(), 'order', '1', 'E', 16)"
+        )
+        .is_err()
+    );
 }
