@@ -1,6 +1,5 @@
 //! How long after its commit an event reaches a consumer.
 
-use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,14 @@ use diesel_outbox_relay::RelayHandle;
 use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::contenders::{Contender, take_turns};
+use crate::producer::{bare_producer, send};
 use crate::relays::relay;
 use crate::report::{Figure, Goal, Report};
+use crate::rows::record;
 use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers, start_postgres};
 
 #[derive(Args)]
@@ -42,6 +44,16 @@ struct Load {
     events: usize,
 }
 
+const NAMES: [&str; 7] = [
+    "relay, 500/s",
+    "Debezium, 500/s",
+    "bare producer, 500/s",
+    "commit alone, 500/s",
+    "relay, 20,000/s",
+    "Debezium, 20,000/s",
+    "relay, 1/s",
+];
+
 const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
 const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
 const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
@@ -58,37 +70,41 @@ impl Latency {
         let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let relay = |load| self.relay(&polled, &kafka, load);
-        let debezium = |load| {
+        let through_debezium = |load| {
             debezium.resume();
-            let percentiles = self.measure(&logged, &kafka, &topic, load);
+            let percentiles = self.measure(&kafka, &topic, load, &|| emitter(&logged));
             debezium.pause();
             percentiles
+        };
+        let through_kafka_alone = |load| {
+            let topic = &new_topic(&kafka);
+            self.measure(&kafka, topic, load, &|| sender(&kafka, topic))
         };
         let measured = take_turns(
             rounds,
             vec![
-                Contender::new("relay, 500/s", || relay(MODERATE)),
-                Contender::new("Debezium, 500/s", || debezium(MODERATE)),
-                Contender::new("relay, 20,000/s", || relay(HEAVY)),
-                Contender::new("Debezium, 20,000/s", || debezium(HEAVY)),
-                Contender::new("relay, 1/s", || relay(SPARSE)),
+                Contender::new(NAMES[0], || relay(MODERATE)),
+                Contender::new(NAMES[1], || through_debezium(MODERATE)),
+                Contender::new(NAMES[2], || through_kafka_alone(MODERATE)),
+                Contender::new(NAMES[3], || self.commits(&polled, MODERATE)),
+                Contender::new(NAMES[4], || relay(HEAVY)),
+                Contender::new(NAMES[5], || through_debezium(HEAVY)),
+                Contender::new(NAMES[6], || relay(SPARSE)),
             ],
         );
-        let names =
-            ["relay, 500/s", "Debezium, 500/s", "relay, 20,000/s", "Debezium, 20,000/s", "relay, 1/s"];
-        let mut figures: Vec<Figure> = measured
-            .into_iter()
-            .zip(names)
-            .flat_map(|([p50, p99], name)| {
-                [
-                    Figure::new(format!("{name}: p50"), "ms", p50),
-                    Figure::new(format!("{name}: p99"), "ms", p99),
-                ]
-            })
-            .collect();
-        figures[0].goal = Some(Goal::AtMost(4.0));
-        figures[1].goal = Some(Goal::AtMost(10.0));
-        figures[5].goal = Some(Goal::AtMost(50.0));
+        let mut figures = Vec::new();
+        for ([p50, p99], name) in measured.into_iter().zip(NAMES) {
+            figures.push(Figure::new(format!("{name}: p50"), "ms", p50));
+            figures.push(Figure::new(format!("{name}: p99"), "ms", p99));
+        }
+        for figure in &mut figures {
+            figure.goal = match figure.name.as_str() {
+                "relay, 500/s: p50" => Some(Goal::AtMost(4.0)),
+                "relay, 500/s: p99" => Some(Goal::AtMost(10.0)),
+                "relay, 20,000/s: p99" => Some(Goal::AtMost(50.0)),
+                _ => None,
+            };
+        }
         Report {
             benchmark: "latency".into(),
             conditions: format!(
@@ -103,64 +119,57 @@ impl Latency {
     fn relay(&self, database: &Database<'_>, kafka: &Kafka, load: Load) -> [f64; 2] {
         let topic = new_topic(kafka);
         let handle: RelayHandle = relay(database, kafka, &topic).spawn().unwrap();
-        let percentiles = self.measure(database, kafka, &topic, load);
+        let percentiles = self.measure(kafka, &topic, load, &|| emitter(database));
         handle.stop_blocking().unwrap();
         percentiles
     }
 
-    /// The median and the 99th percentile, in milliseconds, from just before the commit to the consumer's hands.
-    fn measure(&self, database: &Database<'_>, kafka: &Kafka, topic: &str, load: Load) -> [f64; 2] {
+    /// From just before the commit to the consumer's hands.
+    fn measure<'a>(
+        &self,
+        kafka: &Kafka,
+        topic: &str,
+        load: Load,
+        emitter: &(dyn Fn() -> Emitter<'a> + Sync),
+    ) -> [f64; 2] {
         let consumer = consumer(kafka, topic);
-        let began = Instant::now();
+        // Who has just begun, or was frozen, is awake when the first event has come.
+        emitter()(&[self.event(0)]);
+        await_event(&consumer);
         let per_emitter = load.transactions * self.seconds as usize;
         let total = load.emitters * per_emitter * load.events;
+        let mut came: Vec<(usize, Instant)> = Vec::with_capacity(total);
         // What was committed when, by the number in its payload.
-        let committed = Mutex::new(vec![None; load.emitters * per_emitter]);
-        let mut latencies: Vec<(usize, Instant)> = Vec::with_capacity(total);
-        thread::scope(|scope| {
-            for emitter in 0..load.emitters {
-                let committed = &committed;
-                scope.spawn(move || {
-                    let mut conn = database.connect();
-                    for count in 0..per_emitter {
-                        let due =
-                            began + Duration::from_secs(1).mul_f64(count as f64 / load.transactions as f64);
-                        thread::sleep(due.saturating_duration_since(Instant::now()));
-                        let number = emitter * per_emitter + count;
-                        let events = vec![self.event(number); load.events];
-                        let mut at = None;
-                        conn.transaction(|c| {
-                            match events.as_slice() {
-                                [event] => c.emit(event).map(drop),
-                                events => c.emit_all(events).map(drop),
-                            }?;
-                            at = Some(Instant::now());
-                            diesel::QueryResult::Ok(())
-                        })
-                        .unwrap();
-                        committed.lock().unwrap()[number] = at;
-                    }
-                });
+        let committed: Vec<Instant> = thread::scope(|scope| {
+            let emitters: Vec<_> = (0..load.emitters)
+                .map(|number| scope.spawn(move || self.emit(load, number * per_emitter, emitter())))
+                .collect();
+            while came.len() < total {
+                came.push((await_event(&consumer), Instant::now()));
             }
-            while latencies.len() < total {
-                let Some(message) = consumer.poll(Duration::from_secs(60)) else {
-                    panic!("{} of {total} events came", latencies.len())
-                };
-                let message = message.unwrap();
-                let number = std::str::from_utf8(&message.payload().unwrap()[..10]).unwrap().parse().unwrap();
-                latencies.push((number, Instant::now()));
-            }
+            let emitted = emitters.into_iter().flat_map(|emitter| emitter.join().unwrap());
+            emitted.map(|(committing, _)| committing).collect()
         });
-        let committed = committed.into_inner().unwrap();
-        let mut milliseconds: Vec<f64> = latencies
-            .into_iter()
-            .map(|(number, came)| {
-                let committed: Instant = committed[number].unwrap();
-                came.saturating_duration_since(committed).as_secs_f64() * 1e3
+        percentiles(came.into_iter().map(|(number, came)| came.saturating_duration_since(committed[number])))
+    }
+
+    /// What of it is PostgreSQL's own: how long the commits take.
+    fn commits(&self, database: &Database<'_>, load: Load) -> [f64; 2] {
+        let emitted = self.emit(load, 0, emitter(database));
+        percentiles(emitted.into_iter().map(|(committing, committed)| committed - committing))
+    }
+
+    /// Emits for so long, and gives the time just before and just after each commit.
+    fn emit(&self, load: Load, first: usize, mut emit: Emitter<'_>) -> Vec<(Instant, Instant)> {
+        let began = Instant::now();
+        (0..load.transactions * self.seconds as usize)
+            .map(|count| {
+                let due = began + Duration::from_secs(1).mul_f64(count as f64 / load.transactions as f64);
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+                let committing = emit(&vec![self.event(first + count); load.events]);
+                (committing, Instant::now())
             })
-            .collect();
-        milliseconds.sort_by(f64::total_cmp);
-        [50, 99].map(|percent| milliseconds[milliseconds.len() * percent / 100])
+            .collect()
     }
 
     /// An event whose payload begins with the number.
@@ -169,6 +178,63 @@ impl Latency {
         Record::new("order", (number % crate::rows::AGGREGATES).to_string(), "OrderPlaced")
             .with_payload(payload)
     }
+}
+
+/// Emits these in one transaction, and tells when it began to commit.
+type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
+
+fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
+    let mut conn = database.connect();
+    Box::new(move |events| {
+        let mut committing = None;
+        let emitted = conn.transaction(|c| {
+            match events {
+                [event] => c.emit(event).map(drop),
+                events => c.emit_all(events).map(drop),
+            }?;
+            committing = Some(Instant::now());
+            diesel::QueryResult::Ok(())
+        });
+        emitted.unwrap();
+        committing.unwrap()
+    })
+}
+
+/// Sends them to Kafka at once, without a database.
+fn sender<'a>(kafka: &Kafka, topic: &'a str) -> Emitter<'a> {
+    let producer = FlushOnDrop(bare_producer(kafka, DefaultProducerContext));
+    // It connects when it is first used.
+    send(&producer.0, &new_topic(kafka), &record(0, 0));
+    producer.0.flush(Duration::from_secs(60)).unwrap();
+    Box::new(move |events| {
+        let FlushOnDrop(producer) = &producer;
+        let sending = Instant::now();
+        for event in events {
+            send(producer, topic, event);
+        }
+        sending
+    })
+}
+
+struct FlushOnDrop(BaseProducer);
+
+impl Drop for FlushOnDrop {
+    fn drop(&mut self) {
+        self.0.flush(Duration::from_secs(60)).unwrap();
+    }
+}
+
+/// Waits for the next event and gives its number.
+fn await_event(consumer: &BaseConsumer) -> usize {
+    let message = consumer.poll(Duration::from_secs(60)).expect("an event").unwrap();
+    std::str::from_utf8(&message.payload().unwrap()[..10]).unwrap().parse().unwrap()
+}
+
+/// The median and the 99th percentile, in milliseconds.
+fn percentiles(durations: impl Iterator<Item = Duration>) -> [f64; 2] {
+    let mut durations: Vec<Duration> = durations.collect();
+    durations.sort();
+    [50, 99].map(|percent| durations[durations.len() * percent / 100].as_secs_f64() * 1e3)
 }
 
 /// A consumer of all that comes to the topic from now on.

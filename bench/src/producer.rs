@@ -16,22 +16,31 @@ pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let began = Instant::now();
     let producer = bare_producer(kafka, DefaultProducerContext);
     for record in records {
-        let id = record.id().to_string();
-        let headers = OwnedHeaders::new_with_capacity(2)
-            .insert(Header { key: "id", value: Some(&id) })
-            .insert(Header { key: "eventType", value: Some(record.event_type()) });
-        let mut message = BaseRecord::<str, [u8]>::to(&topic).key(record.aggregate_id()).headers(headers);
-        message.payload = record.payload();
-        while let Err((_, refused)) = producer.send(message) {
-            message = refused;
-            producer.poll(Duration::from_millis(1));
-        }
-        producer.poll(Duration::ZERO);
+        send(&producer, &topic, record);
     }
     producer.flush(Duration::from_secs(60)).unwrap();
     let seconds = began.elapsed().as_secs_f64();
     assert_eq!(kafka.counter(&topic).count(), records.len());
     records.len() as f64 / seconds
+}
+
+/// Sends a record as the relay would.
+pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
+    producer: &BaseProducer<C>,
+    topic: &str,
+    record: &Record,
+) {
+    let id = record.id().to_string();
+    let headers = OwnedHeaders::new_with_capacity(2)
+        .insert(Header { key: "id", value: Some(&id) })
+        .insert(Header { key: "eventType", value: Some(record.event_type()) });
+    let mut message = BaseRecord::<str, [u8]>::to(topic).key(record.aggregate_id()).headers(headers);
+    message.payload = record.payload();
+    while let Err((_, refused)) = producer.send(message) {
+        message = refused;
+        producer.poll(Duration::from_millis(1));
+    }
+    producer.poll(Duration::ZERO);
 }
 
 /// A producer with the relay's guarantees.
@@ -42,7 +51,7 @@ pub(crate) fn bare_producer<C: ProducerContext>(kafka: &Kafka, context: C) -> Ba
         ("enable.idempotence", "true"),
         ("acks", "all"),
         ("partitioner", "murmur2_random"),
-        ("linger.ms", "1"),
+        ("linger.ms", "0"),
         ("queue.buffering.max.messages", "100000"),
     ] {
         config.set(name, value);

@@ -9,14 +9,15 @@ use crate::Record;
 /// [`dead_letter`](Self::dead_letter), then [`release`](Self::release), or [`abandon`](Self::abandon) where something
 /// went wrong. Between passes the relay [waits](Self::wait).
 pub trait Source: Send {
-    /// Claims records that nobody else has claimed. `false`: there are none now.
+    /// Begins a pass and claims records that nobody else has claimed. `false`: there are none now.
     ///
     /// # Errors
     /// The database is away or refuses; the relay abandons the pass, waits and tries again.
     fn claim(&mut self) -> Result<bool, SourceError>;
 
     /// Adds up to about `limit` of the next claimed records, in the order in which each aggregate's must be
-    /// published. Nothing added: all that was claimed has been read.
+    /// published. Nothing added: all that there is now has been read. Read again later in the same pass, it may add what
+    /// has come since.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).

@@ -2,9 +2,9 @@
 
 /// A statement whose text never changes, with `?` for each bound value: Diesel keeps it prepared.
 macro_rules! statement {
-    ($db:ty, $(#[$doc:meta])* $name:ident { $($field:ident: $rust:ty => $sql_type:ty),* } -> $row:ty, $sql:expr) => {
+    ($db:ty, $(#[$doc:meta])* $visible:vis $name:ident { $($field:ident: $rust:ty => $sql_type:ty),* } -> $row:ty, $sql:expr) => {
         $(#[$doc])*
-        struct $name<'a> {
+        $visible struct $name<'a> {
             $($field: $rust,)*
             lifetime: std::marker::PhantomData<&'a ()>,
         }
@@ -37,7 +37,7 @@ macro_rules! statement {
 
         impl $name<'_> {
             #[allow(clippy::new_ret_no_self, clippy::needless_lifetimes)]
-            fn new<'a>($($field: $rust),*) -> $name<'a> {
+            $visible fn new<'a>($($field: $rust),*) -> $name<'a> {
                 $name { $($field,)* lifetime: std::marker::PhantomData }
             }
         }

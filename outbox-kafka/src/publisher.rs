@@ -47,7 +47,7 @@ impl Kafka {
             ("acks", "all"),
             ("partitioner", "murmur2_random"),
             ("message.timeout.ms", "0"),
-            ("linger.ms", "1"),
+            ("linger.ms", "0"),
             ("queue.buffering.max.messages", "100000"),
             ("queue.buffering.max.kbytes", "65536"),
         ]

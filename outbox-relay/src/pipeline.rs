@@ -73,6 +73,10 @@ pub(crate) struct Pipeline<'a> {
 
 /// How long to wait for acknowledgements where there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
+/// How often what has come since is read while the broker has records.
+const READ_ON_PAUSE: Duration = Duration::from_millis(1);
+/// How many records are settled at once where they come one by one.
+const SHORT_CHUNK: usize = 100;
 /// How long what was acknowledged may wait to be settled where the broker is slow.
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(1);
 /// How long a pass that is about to fail still listens to the broker.
@@ -137,17 +141,16 @@ impl Pipeline<'_> {
             }
             let now = (self.now)();
             pass.reading &= now.duration_since(pass.began) < self.limits.pass_time;
-            if pass.reading && pass.unsent.is_empty() && self.has_room(pass) {
+            if self.may_read(pass) && pass.next_read(now).is_zero() {
                 source.read(self.limits.chunk, &mut chunk)?;
-                pass.reading = !chunk.is_empty();
+                pass.caught_up = (chunk.len() < self.limits.chunk).then(self.now);
                 pass.unsent = std::mem::take(&mut chunk).into();
             }
             let full = self.hand_over(pass, source, publisher)?;
-            if pass.in_flight == 0 && pass.unsent.is_empty() && !pass.reading {
+            if pass.in_flight == 0 && pass.unsent.is_empty() && !(pass.reading && pass.caught_up.is_none()) {
                 return failing.map_or(Ok(()), |failing| Err(failing.failure()));
             }
-            let idle = full || !(pass.reading && self.has_room(pass));
-            let wait = if idle { WAIT } else { Duration::ZERO };
+            let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(Failure::Publisher)?;
             let now = (self.now)();
             if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
@@ -169,16 +172,16 @@ impl Pipeline<'_> {
             {
                 return Err(failing.failure());
             }
-            if pass.acknowledged.len() >= self.limits.chunk
-                || now.duration_since(pass.settled) >= LONGEST_UNSETTLED
-            {
+            let enough = if pass.caught_up.is_some() { SHORT_CHUNK } else { self.limits.chunk };
+            if pass.acknowledged.len() >= enough || now.duration_since(pass.settled) >= LONGEST_UNSETTLED {
                 pass.settle(source, now)?;
             }
         }
     }
 
-    fn has_room(&self, pass: &Pass) -> bool {
-        pass.in_flight + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk)
+    fn may_read(&self, pass: &Pass) -> bool {
+        let has_room = pass.in_flight + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk);
+        pass.reading && pass.unsent.is_empty() && has_room
     }
 
     /// Hands over what was read, in order, until the publisher is full: `true`.
@@ -252,8 +255,10 @@ impl Failing {
 /// Where the records of one pass are.
 struct Pass {
     began: Instant,
-    /// Whether there may be more to read.
+    /// Whether it takes on more.
     reading: bool,
+    /// Since when it is known that all that was there had been read.
+    caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
     names: TopicNames,
     in_flight: usize,
@@ -270,6 +275,7 @@ impl Pass {
         Self {
             began: now,
             reading: true,
+            caught_up: None,
             unsent: VecDeque::new(),
             names: TopicNames::default(),
             in_flight: 0,
@@ -278,6 +284,10 @@ impl Pass {
             settled: now,
             published: 0,
         }
+    }
+
+    fn next_read(&self, now: Instant) -> Duration {
+        self.caught_up.map_or(Duration::ZERO, |since| (since + READ_ON_PAUSE).saturating_duration_since(now))
     }
 
     /// Takes on nothing more: what was not handed over is still unsent.

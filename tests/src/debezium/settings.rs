@@ -12,7 +12,7 @@ pub(super) const TUNED: [(&str, &str); 6] = [
     ("max.queue.size", "65536"),
     ("producer.override.enable.idempotence", "true"),
     ("producer.override.max.in.flight.requests.per.connection", "5"),
-    ("producer.override.linger.ms", "1"),
+    ("producer.override.linger.ms", "0"),
 ];
 
 /// The properties of the worker.

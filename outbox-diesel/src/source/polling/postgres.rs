@@ -7,6 +7,7 @@ mod fence;
 mod place;
 mod read;
 mod session;
+mod unsettled;
 mod upkeep;
 mod wake;
 

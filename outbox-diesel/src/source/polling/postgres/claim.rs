@@ -9,7 +9,10 @@ use diesel::sql_types::{Array, BigInt, SmallInt, Text};
 use diesel_outbox_core::{Claimed, SHARDS};
 
 use super::super::row::{ChunkSize, StoredRow};
-use super::{read, wake};
+use super::place::TupleId;
+use super::read::{self, Fetch, ReadOn, Rows};
+use super::unsettled::Unsettled;
+use super::wake;
 use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
 
@@ -24,19 +27,31 @@ const LARGE: usize = 4_000;
 type Blocked = HashSet<(String, String)>;
 
 pub(super) struct Pass {
-    /// The claimed shards and their lower bounds.
-    shards: Vec<(i16, i64)>,
-    /// Every row up to here was visible when the pass began, or never will be.
+    shards: Vec<Shard>,
+    /// Every row up to here was visible when the table was last looked at, or never will be.
     safe: i64,
     /// The last row read; all earlier ones of these shards have been read too.
     last: i64,
+    /// Whether there was nothing after it.
     exhausted: bool,
+    /// Whether the cursor has given all that its snapshot has.
+    reads_on: bool,
     /// The next chunk, where it is there already, and how many rows were asked for last.
     ahead: Option<Chunk>,
     limit: usize,
-    read: usize,
-    settled: usize,
+    /// How many rows the cursor gave.
+    backlog: usize,
+    unsettled: Unsettled,
     blocked: Option<Blocked>,
+}
+
+/// A claimed shard.
+pub(super) struct Shard {
+    pub(super) number: i16,
+    /// Its lower bound, as the table has it.
+    pub(super) low: i64,
+    /// None of its rows up to here is unsent any more, as far as this pass knows.
+    sent: i64,
 }
 
 /// Rows that were read together.
@@ -45,8 +60,8 @@ pub(super) struct Chunk {
     pub(super) records: Vec<Claimed>,
     /// The tickets of those whose aggregate is held back.
     pub(super) held_back: Vec<u64>,
-    rows: usize,
-    last: Option<i64>,
+    /// The tickets and numbers of all.
+    given: Vec<(u64, i64)>,
     /// Whether there are no more after these.
     exhausts: bool,
 }
@@ -54,39 +69,49 @@ pub(super) struct Chunk {
 impl Pass {
     /// Locks this worker's part of the free shards that have unsent rows, and opens a cursor on those rows.
     ///
-    /// The cursor keeps one snapshot for all reads of the pass. Without it a read could find an aggregate's later event
-    /// and miss an earlier one: its transaction took a `seq` that a former read had already passed, and committed since.
+    /// The cursor keeps one snapshot for all that it gives. Without it a read could find an aggregate's later event and
+    /// miss an earlier one: its transaction took a `seq` that a former read had already passed, and committed since.
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
         safe: i64,
         block: bool,
     ) -> QueryResult<Option<Self>> {
-        let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1)) as i64;
         AnsiTransactionManager::begin_transaction(conn)?;
-        let shards = Claim::new(share).load::<(i16, i64)>(conn)?;
-        if shards.is_empty() {
-            Self::roll_back(conn)?;
-            return Ok(None);
-        }
-        let blocked = if block {
-            let claimed = shards.iter().map(|(shard, _)| *shard).collect();
-            Some(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?.into_iter().collect())
-        } else {
-            None
-        };
-        conn.batch_execute(&read::cursor(&shards))?;
-        Ok(Some(Self {
-            shards,
+        let mut pass = Self {
+            shards: Vec::new(),
             safe,
             last: 0,
             exhausted: false,
+            reads_on: false,
             ahead: None,
             limit: 0,
-            read: 0,
-            settled: 0,
-            blocked,
-        }))
+            backlog: 0,
+            unsettled: Unsettled::default(),
+            blocked: block.then(Blocked::new),
+        };
+        pass.claim(conn, workers)?;
+        if pass.shards.is_empty() {
+            Self::roll_back(conn)?;
+            return Ok(None);
+        }
+        conn.batch_execute(&read::cursor(&pass.shards))?;
+        Ok(Some(pass))
+    }
+
+    fn claim(&mut self, conn: &mut PgConnection, workers: usize) -> QueryResult<()> {
+        let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
+        let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
+        let claimed = self.shards.iter().map(|shard| shard.number).collect();
+        let shards = Claim::new(claimed, free as i64).load::<(i16, i64)>(conn)?;
+        if let Some(blocked) = &mut self.blocked
+            && !shards.is_empty()
+        {
+            let claimed = shards.iter().map(|(number, _)| *number).collect();
+            blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
+        }
+        self.shards.extend(shards.into_iter().map(|(number, low)| Shard { number, low, sent: low }));
+        Ok(())
     }
 
     /// The next chunk of up to so many rows, in their order. None of it counts as read before it is given.
@@ -98,18 +123,51 @@ impl Pass {
     ) -> QueryResult<Chunk> {
         let chunk = match self.ahead.take() {
             Some(chunk) => chunk,
-            None if self.exhausted => return Ok(Chunk::default()),
             None => self.fetch(conn, chunk_size, limit)?,
         };
         self.limit = limit;
-        self.last = chunk.last.unwrap_or(self.last);
-        self.read += chunk.rows;
-        self.exhausted = chunk.exhausts;
+        self.backlog += chunk.given.len();
+        self.reads_on = chunk.exhausts;
+        self.give(&chunk);
+        Ok(chunk)
+    }
+
+    /// Whether the cursor has given all, and what has been committed since can be read.
+    pub(super) fn reads_on(&self) -> bool {
+        self.reads_on
+    }
+
+    /// Claims and reads what has been committed since the last read: all that is unsent and was not given yet, from the oldest
+    /// on. A snapshot that holds an aggregate's later event holds its earlier ones too, so each is behind those that were
+    /// given before it. The cursor stays open: as long as its snapshot lives no row that was given moves.
+    pub(super) fn read_on(
+        &mut self,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+        limit: usize,
+        workers: usize,
+        safe: i64,
+    ) -> QueryResult<Chunk> {
+        self.sent_up_to_here();
+        let claimed = self.shards.len();
+        self.claim(conn, workers)?;
+        // A blocked aggregate may be requeued meanwhile: the next pass takes its records, and then the later ones.
+        if self.blocked.as_ref().is_some_and(|blocked| !blocked.is_empty()) {
+            self.shards.truncate(claimed);
+            return Ok(Chunk::default());
+        }
+        self.safe = safe;
+        let given = self.unsettled.tickets().map(TupleId::from).collect();
+        let shards = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
+        let limit = chunk_size.rows(limit);
+        let chunk =
+            self.load(ReadOn::new(shards.0, shards.1, given, limit as i64), conn, chunk_size, limit)?;
+        self.give(&chunk);
         Ok(chunk)
     }
 
     pub(super) fn may_read_ahead(&self) -> bool {
-        self.read > 0 && !self.exhausted && self.ahead.is_none()
+        self.last > 0 && !self.reads_on && self.ahead.is_none()
     }
 
     pub(super) fn read_ahead(
@@ -123,11 +181,20 @@ impl Pass {
 
     fn fetch(&self, conn: &mut PgConnection, chunk_size: &mut ChunkSize, limit: usize) -> QueryResult<Chunk> {
         let limit = chunk_size.rows(limit);
+        self.load(Fetch { limit }, conn, chunk_size, limit)
+    }
+
+    fn load(
+        &self,
+        query: impl Rows,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+        limit: usize,
+    ) -> QueryResult<Chunk> {
         let mut chunk = Chunk::default();
         let mut bytes = 0;
-        read::fetch(conn, limit, |row| {
-            chunk.rows += 1;
-            chunk.last = Some(row.seq);
+        read::load(query, conn, |row| {
+            chunk.given.push((row.ticket, row.seq));
             bytes += row.bytes();
             if self.blocks(&row) {
                 chunk.held_back.push(row.ticket);
@@ -135,18 +202,33 @@ impl Pass {
                 chunk.records.push(row.claimed());
             }
         })?;
-        chunk_size.learn(chunk.rows, bytes);
-        chunk.exhausts = chunk.rows < limit;
+        chunk_size.learn(chunk.given.len(), bytes);
+        chunk.exhausts = chunk.given.len() < limit;
         Ok(chunk)
+    }
+
+    fn give(&mut self, chunk: &Chunk) {
+        self.unsettled.give(&chunk.given);
+        self.last = chunk.given.last().map_or(self.last, |(_, seq)| *seq);
+        self.exhausted = chunk.exhausts;
+    }
+
+    /// Learns up to where the claimed shards have been sent.
+    fn sent_up_to_here(&mut self) {
+        let read = if self.exhausted { self.safe } else { self.last.min(self.safe) };
+        let sent = self.unsettled.oldest().map_or(read, |oldest| read.min(oldest - 1));
+        for shard in &mut self.shards {
+            shard.sent = shard.sent.max(sent);
+        }
     }
 
     /// Whether other workers would have found something to do.
     pub(super) fn was_large(&self) -> bool {
-        !self.exhausted || self.read >= LARGE
+        !self.reads_on || self.backlog >= LARGE
     }
 
-    pub(super) fn settled(&mut self, count: usize) {
-        self.settled += count;
+    pub(super) fn settled(&mut self, tickets: &[u64]) {
+        self.unsettled.settle(tickets);
     }
 
     fn blocks(&self, row: &StoredRow) -> bool {
@@ -161,19 +243,16 @@ impl Pass {
     }
 
     /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
-    pub(super) fn end(self, conn: &mut PgConnection, backlog: bool) -> QueryResult<()> {
-        // A row that was read and not settled holds every bound where it is; that is rare, and soon over.
-        if self.read == self.settled {
-            let sent = if self.exhausted { self.safe } else { self.last.min(self.safe) };
-            let (shards, lows): (Vec<i16>, Vec<i64>) = self
-                .shards
-                .into_iter()
-                .filter(|(_, low)| sent >= low + LOW_STEP)
-                .map(|(shard, _)| (shard, sent))
-                .unzip();
-            if !shards.is_empty() {
-                MoveLow::new(shards, lows).execute(conn)?;
-            }
+    pub(super) fn end(mut self, conn: &mut PgConnection, backlog: bool) -> QueryResult<()> {
+        self.sent_up_to_here();
+        let (shards, lows): (Vec<i16>, Vec<i64>) = self
+            .shards
+            .iter()
+            .filter(|shard| shard.sent >= shard.low + LOW_STEP)
+            .map(|shard| (shard.number, shard.sent))
+            .unzip();
+        if !shards.is_empty() {
+            MoveLow::new(shards, lows).execute(conn)?;
         }
         if backlog {
             wake::call_for_help(conn)?;
@@ -189,11 +268,11 @@ impl Pass {
 statement!(
     Pg,
     /// The oldest first.
-    Claim { limit: i64 => BigInt } -> (SmallInt, BigInt),
+    Claim { claimed: Vec<i16> => Array<SmallInt>, limit: i64 => BigInt } -> (SmallInt, BigInt),
     concat!(
         "SELECT s.shard, s.low FROM outbox_shard AS s ",
         oldest_unsent!(),
-        " ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+        " WHERE s.shard <> ALL (?) ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 

@@ -7,45 +7,79 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
-use diesel::sql_types::{BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use uuid::Uuid;
 
 use super::super::row::StoredRow;
+use super::claim::Shard;
 use super::place::{Tid, TupleId};
 use crate::backend::postgres::oldest_unsent;
+use crate::statement::statement;
+
+macro_rules! columns {
+    () => {
+        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM ONLY outbox "
+    };
+}
+
+type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
+
+/// A query for rows of the outbox.
+pub(super) trait Rows: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId {}
+
+impl<T: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId> Rows for T {}
 
 /// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
 /// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
 /// shards, looked up in the cursor's own snapshot: one from before could lie beyond a row that has been committed since.
-pub(super) fn cursor(shards: &[(i16, i64)]) -> String {
+pub(super) fn cursor(shards: &[Shard]) -> String {
     let list = |numbers: Vec<String>| numbers.join(",");
-    let lows = list(shards.iter().map(|(_, low)| low.to_string()).collect());
-    let shards = list(shards.iter().map(|(shard, _)| shard.to_string()).collect());
+    let lows = list(shards.iter().map(|shard| shard.low.to_string()).collect());
+    let shards = list(shards.iter().map(|shard| shard.number.to_string()).collect());
     format!(
-        "DECLARE outbox_pass NO SCROLL CURSOR FOR \
-         SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM ONLY outbox \
+        "DECLARE outbox_pass NO SCROLL CURSOR FOR {columns} \
          WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL AND seq >= (SELECT min(oldest.seq) \
          FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) {oldest}) ORDER BY seq",
+        columns = columns!(),
         oldest = oldest_unsent!()
     )
 }
 
-/// Reads on from the pass's cursor, up to so many rows.
-pub(super) fn fetch(
+statement!(
+    Pg,
+    /// The same in one go and without those that were given before.
+    pub(super) ReadOn {
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        given: Vec<TupleId> => Array<Tid>,
+        limit: i64 => BigInt
+    } -> Columns,
+    concat!(
+        "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
+        columns!(),
+        "WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL \
+         AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
+        oldest_unsent!(),
+        ") AND ctid NOT IN (SELECT unnest(?)) ORDER BY seq LIMIT ?"
+    )
+);
+
+/// Gives the rows that the query finds.
+pub(super) fn load(
+    query: impl Rows,
     conn: &mut PgConnection,
-    limit: usize,
     mut take: impl FnMut(StoredRow),
 ) -> QueryResult<()> {
-    for row in LoadConnection::<DefaultLoadingMode>::load(conn, Fetch { limit })? {
+    for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
         take(stored(&row?).map_err(diesel::result::Error::DeserializationError)?);
     }
     Ok(())
 }
 
-/// The number of rows is part of the text, as FETCH takes no parameters.
+/// Reads on from the pass's cursor. The number of rows is part of the text, as FETCH takes no parameters.
 #[derive(QueryId)]
-struct Fetch {
-    limit: usize,
+pub(super) struct Fetch {
+    pub(super) limit: usize,
 }
 
 impl QueryFragment<Pg> for Fetch {
@@ -57,7 +91,7 @@ impl QueryFragment<Pg> for Fetch {
 }
 
 impl Query for Fetch {
-    type SqlType = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
+    type SqlType = Columns;
 }
 
 /// 1 January 2000, from which PostgreSQL counts microseconds.

@@ -140,7 +140,15 @@ impl Session {
 
     fn read(&mut self, limit: usize) -> QueryResult<Vec<Claimed>> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit)?;
+        let chunk = if pass.reads_on() {
+            if let Some(workers) = self.fence.advance(&mut self.conn)? {
+                self.wake.counted(workers);
+            }
+            let (workers, safe) = (self.wake.workers(), self.fence.safe());
+            pass.read_on(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?
+        } else {
+            pass.read(&mut self.conn, &mut self.chunk_size, limit)?
+        };
         for ticket in chunk.held_back {
             self.dead_letter(ticket, BLOCKED)?;
         }
@@ -154,12 +162,12 @@ impl Session {
 
     fn settle(&mut self, tickets: Vec<u64>, options: &SourceOptions) -> QueryResult<()> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let places = tickets.into_iter().map(TupleId::from).collect();
-        let settled = match options.sent_rows {
+        let places = tickets.iter().copied().map(TupleId::from).collect();
+        match options.sent_rows {
             SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
             SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
         };
-        pass.settled(settled);
+        pass.settled(&tickets);
         Ok(())
     }
 
@@ -168,7 +176,7 @@ impl Session {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let aggregates =
             Bury::new(ticket.into(), reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
-        pass.settled(1);
+        pass.settled(&[ticket]);
         Ok(pass.block(aggregates))
     }
 
