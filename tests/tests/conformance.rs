@@ -119,6 +119,7 @@ suite!(
     every_field_comes_back_as_it_was_emitted,
     an_aggregate_is_read_in_order_over_many_reads,
     exactly_what_is_settled_is_not_read_again,
+    a_pass_reads_on_and_gives_nothing_twice,
     deleting_leaves_no_row,
     an_abandoned_pass_can_be_claimed_again,
     a_record_is_claimed_by_one_source_at_a_time,
@@ -157,6 +158,7 @@ fn read(source: &mut dyn Source, limit: usize) -> Vec<Claimed> {
             return all;
         }
         all.append(&mut chunk);
+        assert!(all.len() < 1_000, "records are read again and again");
     }
 }
 
@@ -245,6 +247,27 @@ fn exactly_what_is_settled_is_not_read_again(store: &dyn Store) {
     assert!(!source.claim().unwrap());
     assert_eq!(store.count("outbox WHERE sent_at IS NULL"), 0);
     assert_eq!(store.count("outbox"), 100);
+}
+
+/// What comes in the middle of a pass is of aggregates that the pass knows, and of others.
+fn a_pass_reads_on_and_gives_nothing_twice(store: &dyn Store) {
+    let emitted = records(300);
+    let mut source = store.source(SourceOptions::default());
+    store.emit(&emitted[..3]);
+    claim(source.as_mut());
+    let mut all = read(source.as_mut(), 50);
+    let mut settled = 0;
+    for part in emitted[3..].chunks(99) {
+        store.emit(part);
+        let half = all.len() / 2;
+        source.settle(&tickets(&all[settled..half])).unwrap();
+        settled = half;
+        all.extend(read(source.as_mut(), 50));
+    }
+    let ids: Vec<_> = all.iter().map(|claimed| claimed.record.as_ref().unwrap().id()).collect();
+    let emitted: Vec<_> = emitted.iter().map(Record::id).collect();
+    assert!(ids == emitted, "{} of {} were read, or in another order", ids.len(), emitted.len());
+    source.abandon();
 }
 
 fn deleting_leaves_no_row(store: &dyn Store) {

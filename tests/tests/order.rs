@@ -30,11 +30,15 @@ fn read_to_the_end(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     }
 }
 
+fn settle(source: &mut PostgresSource, claimed: &[Claimed]) {
+    source.settle(&claimed.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+}
+
 /// Ends the pass with all that it read, and makes more until everything was read.
 fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     let mut settled = 0;
     loop {
-        source.settle(&all[settled..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+        settle(source, &all[settled..]);
         source.release().unwrap();
         settled = all.len();
         if settled == 202 {
@@ -68,6 +72,69 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
     read_to_the_end(&mut source, &mut all);
     settle_and_go_on(&mut source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);
+}
+
+/// The same where the pass has read all that there was, and reads on. It has learned meanwhile that thousands of numbers
+/// are sent, but not the one that is still to commit.
+#[test]
+fn a_commit_behind_what_was_read_is_not_overlooked() {
+    let database = Postgres::shared().database();
+    let (early, late) = (&mut database.connect(), &mut database.connect());
+    Migrations::new().run(early).unwrap();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    let mut all = Vec::new();
+    let result: QueryResult<()> = late.transaction(|late| {
+        late.emit(&record("slow", "first"))?;
+        for _ in 0..3 {
+            let others: Vec<Record> = (0..1_000).map(|n| record(n, "other")).collect();
+            early.transaction(|c| c.emit_all(&others))?;
+            if all.is_empty() {
+                assert!(source.claim().unwrap());
+            }
+            let known = all.len();
+            read_to_the_end(&mut source, &mut all);
+            settle(&mut source, &all[known..]);
+            // Longer than the fence stands at least.
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        Ok(())
+    });
+    result.unwrap();
+    early.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
+    let known = all.len();
+    assert_eq!(known, 3_000);
+    read_to_the_end(&mut source, &mut all);
+    assert_eq!(names(&all, "slow"), ["first", "second"]);
+    settle(&mut source, &all[known..]);
+    source.release().unwrap();
+    assert!(!source.claim().unwrap());
+}
+
+/// What was read and not settled comes again, though thousands that were emitted later have been settled.
+#[test]
+fn what_is_not_settled_is_read_by_the_next_pass() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    conn.transaction(|c| c.emit(&record("slow", "first"))).unwrap();
+    assert!(source.claim().unwrap());
+    let mut all = Vec::new();
+    for _ in 0..3 {
+        let others: Vec<Record> = (0..1_000).map(|n| record(n, "other")).collect();
+        conn.transaction(|c| c.emit_all(&others)).unwrap();
+        let known = all.len();
+        read_to_the_end(&mut source, &mut all);
+        settle(&mut source, &all[known.max(1)..]);
+        std::thread::sleep(Duration::from_millis(30));
+    }
+    assert_eq!(all.len(), 3_001);
+    source.release().unwrap();
+    assert!(source.claim().unwrap());
+    let mut again = Vec::new();
+    read_to_the_end(&mut source, &mut again);
+    assert_eq!(names(&again, "slow"), ["first"]);
+    assert_eq!(again.len(), 1);
 }
 
 /// The same between the claim and the first read: the claim is held up there by a lock on the dead letters, which it looks

@@ -37,14 +37,17 @@ impl Chance {
     }
 }
 
-/// A table of records with tickets 1 to `RECORDS`. Settling becomes lasting with the release.
+/// A table of records with tickets 1 to `RECORDS`, which are committed by and by: those of an aggregate in their order,
+/// those of different ones in any. Settling becomes lasting with the release.
 struct Table {
     chance: Chance,
+    committed: BTreeSet<u64>,
     settled: BTreeSet<u64>,
     dead: BTreeMap<u64, String>,
     /// Settled or dead in this pass, and not committed.
     pending: Vec<(u64, Option<String>)>,
-    cursor: u64,
+    /// Read in this pass.
+    given: BTreeSet<u64>,
     claimed: bool,
 }
 
@@ -58,8 +61,20 @@ impl Table {
         Ok(())
     }
 
+    fn commit_some(&mut self) {
+        for _ in 0..self.chance.below(8) {
+            let aggregate = self.chance.below(AGGREGATES);
+            let its = (1..=RECORDS).filter(|ticket| ticket % AGGREGATES == aggregate);
+            self.committed.extend(its.into_iter().find(|ticket| !self.committed.contains(ticket)));
+        }
+    }
+
     fn is_open(&self, ticket: u64) -> bool {
         !self.settled.contains(&ticket) && !self.dead.contains_key(&ticket)
+    }
+
+    fn is_done(&self) -> bool {
+        self.settled.len() + self.dead.len() == RECORDS as usize
     }
 }
 
@@ -67,17 +82,19 @@ impl Source for Table {
     fn claim(&mut self) -> Result<bool, SourceError> {
         self.may_fail()?;
         assert!(!self.claimed, "claimed twice");
-        self.cursor = 0;
-        self.claimed = (1..=RECORDS).any(|ticket| self.is_open(ticket));
+        self.commit_some();
+        self.given.clear();
+        self.claimed = self.committed.iter().any(|ticket| self.is_open(*ticket));
         Ok(self.claimed)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
         self.may_fail()?;
         assert!(self.claimed, "read without a claim");
-        let open: Vec<u64> =
-            (self.cursor + 1..=RECORDS).filter(|ticket| self.is_open(*ticket)).take(limit).collect();
-        self.cursor = open.last().copied().unwrap_or(self.cursor);
+        self.commit_some();
+        let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
+        let open: Vec<u64> = unsent.take(limit).copied().collect();
+        self.given.extend(&open);
         records.extend(open.into_iter().map(|ticket| {
             let record = Record::new("order", (ticket % AGGREGATES).to_string(), ticket.to_string());
             let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record) };
@@ -201,10 +218,11 @@ fn simulate(seed: u64) -> (usize, usize) {
     let log = Arc::new(Mutex::new(Vec::new()));
     let mut table = Table {
         chance: chance.clone(),
+        committed: BTreeSet::new(),
         settled: BTreeSet::new(),
         dead: BTreeMap::new(),
         pending: Vec::new(),
-        cursor: 0,
+        given: BTreeSet::new(),
         claimed: false,
     };
     let mut broker = Broker {
@@ -232,7 +250,8 @@ fn simulate(seed: u64) -> (usize, usize) {
     let mut failures = 0;
     for _ in 0..10_000 {
         match pipeline.pass(&mut table, &mut broker) {
-            Ok(Passed::Idle) => break,
+            Ok(Passed::Idle) if table.is_done() => break,
+            Ok(Passed::Idle) => {}
             Ok(Passed::Published(_)) => {
                 assert!(broker.in_flight.is_empty(), "released with records in flight")
             }
