@@ -1,6 +1,6 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
@@ -23,6 +23,9 @@ const LOW_STEP: i64 = 1_024;
 /// How many rows make a pass that others could have shared.
 const LARGE: usize = 4_000;
 
+/// How many chunks are fetched before they are asked for.
+const CHUNKS_AHEAD: usize = 3;
+
 /// The aggregates, by type and id, whose records are held back.
 type Blocked = HashSet<(String, String)>;
 
@@ -36,11 +39,11 @@ pub(super) struct Pass {
     exhausted: bool,
     /// Whether the cursor has given all that its snapshot has.
     reads_on: bool,
-    /// The next chunk, where it is there already, and how many rows were asked for last.
-    ahead: Option<Chunk>,
+    /// The next chunks, as far as they are there already, and how many rows were asked for last.
+    ahead: VecDeque<Chunk>,
     limit: usize,
     /// How many rows the cursor gave.
-    backlog: usize,
+    cursor_rows: usize,
     unsettled: Unsettled,
     blocked: Option<Blocked>,
 }
@@ -84,9 +87,9 @@ impl Pass {
             last: 0,
             exhausted: false,
             reads_on: false,
-            ahead: None,
+            ahead: VecDeque::new(),
             limit: 0,
-            backlog: 0,
+            cursor_rows: 0,
             unsettled: Unsettled::default(),
             blocked: block.then(Blocked::new),
         };
@@ -121,12 +124,12 @@ impl Pass {
         chunk_size: &mut ChunkSize,
         limit: usize,
     ) -> QueryResult<Chunk> {
-        let chunk = match self.ahead.take() {
+        let chunk = match self.ahead.pop_front() {
             Some(chunk) => chunk,
             None => self.fetch(conn, chunk_size, limit)?,
         };
         self.limit = limit;
-        self.backlog += chunk.given.len();
+        self.cursor_rows += chunk.given.len();
         self.reads_on = chunk.exhausts;
         self.give(&chunk);
         Ok(chunk)
@@ -161,7 +164,8 @@ impl Pass {
     }
 
     pub(super) fn may_read_ahead(&self) -> bool {
-        self.last > 0 && !self.reads_on && self.ahead.is_none()
+        let all_fetched = self.ahead.back().map_or(self.reads_on, |chunk| chunk.exhausts);
+        self.last > 0 && !all_fetched && self.ahead.len() < CHUNKS_AHEAD
     }
 
     pub(super) fn read_ahead(
@@ -169,7 +173,8 @@ impl Pass {
         conn: &mut PgConnection,
         chunk_size: &mut ChunkSize,
     ) -> QueryResult<()> {
-        self.ahead = Some(self.fetch(conn, chunk_size, self.limit)?);
+        let chunk = self.fetch(conn, chunk_size, self.limit)?;
+        self.ahead.push_back(chunk);
         Ok(())
     }
 
@@ -218,7 +223,7 @@ impl Pass {
 
     /// Whether other workers would have found something to do.
     pub(super) fn was_large(&self) -> bool {
-        !self.reads_on || self.backlog >= LARGE
+        !self.reads_on || self.cursor_rows >= LARGE
     }
 
     pub(super) fn settled(&mut self, tickets: &[u64]) {

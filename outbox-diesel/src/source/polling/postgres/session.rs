@@ -37,6 +37,8 @@ struct Session {
     upkeep: Upkeep,
     chunk_size: ChunkSize,
     pass: Option<Pass>,
+    /// Whether the last pass left something, or was long.
+    backlog: bool,
 }
 
 impl Sessions {
@@ -123,6 +125,7 @@ impl Session {
             upkeep: Upkeep::default(),
             chunk_size: ChunkSize::new(),
             pass: None,
+            backlog: false,
         })
     }
 
@@ -182,13 +185,13 @@ impl Session {
 
     fn release(&mut self) -> QueryResult<()> {
         let Some(pass) = self.pass.take() else { return Ok(()) };
-        let backlog = pass.was_large() && self.wake.may_call_for_help();
-        pass.end(&mut self.conn, backlog)
+        self.backlog = pass.was_large();
+        pass.end(&mut self.conn, self.backlog && self.wake.may_call_for_help())
     }
 
     fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
         self.wake.try_to_lead(&mut self.conn)?;
-        if self.wake.leads() { self.upkeep.run(&mut self.conn, options) } else { Ok(None) }
+        if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.backlog) } else { Ok(None) }
     }
 }
 

@@ -30,11 +30,16 @@ impl Upkeep {
         &mut self,
         conn: &mut PgConnection,
         options: &SourceOptions,
+        backlog: bool,
     ) -> QueryResult<Option<Lag>> {
         if let SentRows::Keep { retention } = options.sent_rows
             && (self.cursor > 0 || is_due(&mut self.pruned, PRUNE_INTERVAL))
         {
             self.prune(conn, retention)?;
+        }
+        // A relay that begins with a backlog has better things to do first.
+        if backlog {
+            self.measured.get_or_insert_with(Instant::now);
         }
         // All unsent rows are counted: with millions of them that is done less often.
         if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
