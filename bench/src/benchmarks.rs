@@ -21,7 +21,7 @@ pub(crate) enum Benchmark {
     Emit(emit::Emit),
     /// What relays without work ask of the database and of the processor.
     Idle(idle::Idle),
-    /// How fast one relay drains as payload, chunk, workers, shards and backlog grow, each by itself.
+    /// How fast one relay drains as payload, chunk, workers, shards and backlog grow, each by itself; what an event costs.
     Growth(growth::Growth),
 }
 

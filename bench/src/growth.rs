@@ -1,5 +1,7 @@
-//! How fast one relay drains as one thing grows while the others stay as they are: the curves for planning a capacity.
+//! How fast one relay drains as one thing grows while the others stay as they are: the curves for planning a capacity;
+//! and what an event costs.
 
+mod costs;
 mod events;
 mod points;
 
@@ -8,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use outbox_tests::{Database, Kafka};
 
+use self::costs::costs;
 use self::events::Events;
 use self::points::{Point, points};
 use crate::contenders::{Contender, take_turns};
@@ -43,16 +46,18 @@ impl Growth {
             Contender::new(&point.name, move || [drain(point, template, kafka)])
         });
         let measured = take_turns(rounds, contenders.collect());
-        let figures = points.iter().zip(measured);
+        let speeds = points.iter().zip(measured);
+        let speeds = speeds.map(|(point, [values])| Figure::new(&point.name, "events/s", values));
+        let figures = speeds.chain(costs(rounds, &templates[&Events::USUAL], kafka)).collect();
         Report {
             benchmark: "growth".into(),
             conditions: format!(
                 "1 relay; where nothing else is said {AGGREGATES} aggregates in all shards, 200 bytes of payload that \
-                 nothing can compress, default limits, 1 worker, 200000 rows; in flight is four times the chunk; \
+                 nothing can compress, default limits, 1 worker, 200000 rows (400000 for costs); in flight is eight times the chunk; \
                  PostgreSQL {}",
                 self.postgres
             ),
-            figures: figures.map(|(point, [values])| Figure::new(&point.name, "events/s", values)).collect(),
+            figures,
         }
     }
 }

@@ -2,7 +2,6 @@
 //! nanoseconds.
 
 use std::collections::HashSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -14,6 +13,7 @@ use diesel_outbox::Migrations;
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 use crate::contenders::{Contender, take_turns};
+use crate::processor;
 use crate::relays::relay_process;
 use crate::report::{Figure, Report};
 use crate::servers::start_postgres;
@@ -68,11 +68,11 @@ impl Idle {
         Migrations::new().run(&mut database.connect()).unwrap();
         let topic = kafka.unique("bench");
         let relays: Vec<Process> =
-            (0..count).map(|_| relay_process(database.url(), kafka, &topic, 1)).collect();
+            (0..count).map(|_| relay_process(database.url(), kafka, &topic, &[])).collect();
         // What is asked in this other database is not counted.
         let conn = &mut postgres.connect();
         wait_until_asleep(conn, &database, count);
-        let nanoseconds = || relays.iter().map(|relay| cpu_nanoseconds(relay.id())).sum::<u64>();
+        let nanoseconds = || relays.iter().map(|relay| processor::nanoseconds(relay.id())).sum::<u64>();
 
         let (began, queries_before, cpu_before) = (Instant::now(), queries(conn, &database), nanoseconds());
         std::thread::sleep(Duration::from_secs(self.seconds));
@@ -103,15 +103,4 @@ fn queries(conn: &mut PgConnection, database: &Database<'_>) -> i64 {
     .bind::<Text, _>(database.name())
     .get_result(conn)
     .unwrap()
-}
-
-/// What the threads of a process have had of the processor.
-fn cpu_nanoseconds(process: u32) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("a relay that runs, on Linux");
-    threads
-        .map(|thread| {
-            let told = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
-            told.split(' ').next().unwrap().parse::<u64>().unwrap()
-        })
-        .sum()
 }

@@ -62,8 +62,8 @@ impl Latency {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
         let log_read = start_postgres(self.postgres, SETTINGS);
-        let (polled, logged) = (postgres.database(), log_read.database());
-        for database in [&polled, &logged] {
+        let (polled, logged, unread) = (postgres.database(), log_read.database(), postgres.database());
+        for database in [&polled, &logged, &unread] {
             Migrations::new().run(&mut database.connect()).unwrap();
         }
         let topic = new_topic(&kafka);
@@ -86,7 +86,7 @@ impl Latency {
                 Contender::new(NAMES[0], || relay(MODERATE)),
                 Contender::new(NAMES[1], || through_debezium(MODERATE)),
                 Contender::new(NAMES[2], || through_kafka_alone(MODERATE)),
-                Contender::new(NAMES[3], || self.commits(&polled, MODERATE)),
+                Contender::new(NAMES[3], || self.commits(&unread, MODERATE)),
                 Contender::new(NAMES[4], || relay(HEAVY)),
                 Contender::new(NAMES[5], || through_debezium(HEAVY)),
                 Contender::new(NAMES[6], || relay(SPARSE)),

@@ -15,6 +15,7 @@ mod machine;
 mod measured;
 mod memory;
 mod order;
+mod processor;
 mod producer;
 mod relays;
 mod report;

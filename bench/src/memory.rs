@@ -85,7 +85,7 @@ impl Memory {
 fn peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
-    let relay = relay_process(database.url(), kafka, &topic, 1);
+    let relay = relay_process(database.url(), kafka, &topic, &[]);
     eventually("the relay to send the events", PATIENCE, || {
         assert!(relay.exited().is_none(), "the relay has ended:\n{}", relay.output());
         (counter.count() >= events).then_some(())

@@ -72,8 +72,9 @@ impl Order {
     fn drain(&self, database_url: &str, kafka: &Kafka, relays: usize, workers: usize) -> [f64; 2] {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
+        let options = ["--workers", &workers.to_string()];
         let relays: Vec<Process> =
-            (0..relays).map(|_| relay_process(database_url, kafka, &topic, workers)).collect();
+            (0..relays).map(|_| relay_process(database_url, kafka, &topic, &options)).collect();
         let window = Window::watch(&counter, 0, self.rows, PATIENCE);
         let published: Vec<usize> = relays
             .iter()

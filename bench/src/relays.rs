@@ -87,12 +87,12 @@ fn watch_relay(
     (Window::speed(&windows), counter.count())
 }
 
-/// Starts `outbox relay` as its users do.
-pub(crate) fn relay_process(database_url: &str, kafka: &Kafka, topic: &str, workers: usize) -> Process {
+/// Starts `outbox relay` as its users do, with these options.
+pub(crate) fn relay_process(database_url: &str, kafka: &Kafka, topic: &str, options: &[&str]) -> Process {
     let mut command = Command::new(binary());
     command.env("OUTBOX_DATABASE_URL", database_url);
     command.args(["relay", "--log-format", "json", "--brokers", kafka.brokers(), "--topic", topic]);
-    Process::start(command.args(["--workers", &workers.to_string()]))
+    Process::start(command.args(options))
 }
 
 /// Stops it gracefully, and waits for its end.

@@ -33,7 +33,7 @@ pub struct Debezium<'a> {
 
 impl<'a> Debezium<'a> {
     /// Connector properties for [`Debezium::start`] that let it give its best: it polls every 5 ms, not every 500, takes
-    /// large batches, and its producer is as the relay's: idempotent with five requests in flight, lingering for 1 ms.
+    /// large batches, and its producer is as the relay's: idempotent with five requests in flight, and does not linger.
     pub const TUNED: [(&'static str, &'static str); 6] = settings::TUNED;
 
     /// Starts it. What is committed to the outbox from then on is published, but nothing that was there before.

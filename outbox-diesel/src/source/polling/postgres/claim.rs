@@ -140,9 +140,9 @@ impl Pass {
         self.reads_on
     }
 
-    /// Claims and reads what has been committed since the last read: all that is unsent and was not given yet, from the oldest
-    /// on. A snapshot that holds an aggregate's later event holds its earlier ones too, so each is behind those that were
-    /// given before it. The cursor stays open: as long as its snapshot lives no row that was given moves.
+    /// Claims and reads what has been committed since the last read: all that is unsent and was not given yet, from the
+    /// oldest on. A snapshot that holds an aggregate's later event holds its earlier ones too, so that order is kept. The
+    /// cursor stays open: as long as its snapshot lives no row that was given moves.
     pub(super) fn read_on(
         &mut self,
         conn: &mut PgConnection,
@@ -155,10 +155,10 @@ impl Pass {
         self.claim(conn, workers)?;
         self.safe = safe;
         let given = self.unsettled.tickets().map(TupleId::from).collect();
-        let shards = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
+        let (shards, lows) = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
         let limit = chunk_size.rows(limit);
-        let chunk =
-            self.load(ReadOn::new(shards.0, shards.1, given, limit as i64), conn, chunk_size, limit)?;
+        let query = ReadOn::new(shards, lows, given, limit as i64);
+        let chunk = self.load(query, conn, chunk_size, limit)?;
         self.give(&chunk);
         Ok(chunk)
     }

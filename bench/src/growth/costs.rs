@@ -1,0 +1,64 @@
+//! What an event costs, for planning what a larger machine can do: processor time by process, and write-ahead log.
+
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer};
+use outbox_tests::{Kafka, eventually};
+
+use crate::contenders::{Contender, take_turns};
+use crate::processor::nanoseconds;
+use crate::relays::{relay_process, stop};
+use crate::report::Figure;
+use crate::rows::Template;
+use crate::servers::{PATIENCE, new_topic};
+
+const ROWS: usize = 400_000;
+
+pub(super) fn costs(rounds: usize, template: &Template<'_>, kafka: &Kafka) -> Vec<Figure> {
+    let measured = take_turns(
+        rounds,
+        vec![
+            Contender::new("cost, sent_at kept", || cost(template, kafka, &[])),
+            Contender::new("cost, delete", || cost(template, kafka, &["--delete-sent"])),
+        ],
+    );
+    let [[emit, kept @ ..], [_, delete @ ..]]: [[Vec<f64>; 4]; 2] = measured.try_into().unwrap();
+    let mut figures = vec![Figure::new("write-ahead log of an emit", "bytes/event", emit)];
+    for (name, [relay, backend, log]) in [("sent_at kept", kept), ("delete", delete)] {
+        figures.push(Figure::new(format!("relay's processor time, {name}"), "us/event", relay));
+        figures.push(Figure::new(format!("its PostgreSQL backend's, {name}"), "us/event", backend));
+        figures.push(Figure::new(format!("write-ahead log of its settling, {name}"), "bytes/event", log));
+    }
+    figures
+}
+
+/// Log of an emit; processor time of the relay and of the backend of its one worker; log of a settle.
+fn cost(template: &Template<'_>, kafka: &Kafka, options: &[&str]) -> [f64; 4] {
+    let conn = &mut template.database.connect();
+    let topic = new_topic(kafka);
+    let counter = kafka.counter(&topic);
+    template.empty();
+    template.settle_down();
+    let begin = log_position(conn);
+    template.append_many(ROWS);
+    let emitted = log_position(conn);
+    let relay = relay_process(template.database.url(), kafka, &topic, options);
+    let backend = eventually("the relay's backend", PATIENCE, || {
+        let pid = "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()";
+        sql::<Integer>(pid).get_result::<i32>(conn).ok()
+    });
+    eventually("the last event", PATIENCE, || (counter.count() >= ROWS).then_some(()));
+    let unsent = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
+    eventually("the last commit", PATIENCE, || {
+        (sql::<BigInt>(unsent).get_result::<i64>(conn).unwrap() == 0).then_some(())
+    });
+    let times = [relay.id(), backend.unsigned_abs()].map(|process| nanoseconds(process) as f64 / 1e3);
+    let settled = log_position(conn);
+    stop(&relay);
+    let [relay, backend] = times;
+    [(emitted - begin) as f64, relay, backend, (settled - emitted) as f64].map(|all| all / ROWS as f64)
+}
+
+fn log_position(conn: &mut PgConnection) -> i64 {
+    sql::<BigInt>("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").get_result(conn).unwrap()
+}
