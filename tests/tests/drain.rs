@@ -43,7 +43,8 @@ fn record(aggregate: usize, number: usize) -> Record {
 }
 
 /// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each, in
-/// transactions of different sizes, one of which in ten is rolled back.
+/// transactions of different sizes, one of which in ten is rolled back and one in fifty commits late, when others have gone
+/// past its numbers.
 fn write(conn: &mut PgConnection, writer: usize, writers: usize, aggregates: usize, events: usize) {
     let own: Vec<usize> = (0..aggregates).filter(|aggregate| aggregate % writers == writer).collect();
     let mut written = 0;
@@ -57,6 +58,9 @@ fn write(conn: &mut PgConnection, writer: usize, writers: usize, aggregates: usi
                 c.emit(&records[0])?;
             } else {
                 c.emit_all(&records)?;
+            }
+            if round % 50 == 25 {
+                std::thread::sleep(Duration::from_millis(20));
             }
             if round % 10 == 9 { Err(diesel::result::Error::RollbackTransaction) } else { Ok(()) }
         });
