@@ -7,41 +7,83 @@ mod fence;
 mod place;
 mod read;
 mod session;
+mod thread;
 mod unsettled;
 mod upkeep;
 mod wake;
 
+use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use diesel_outbox_core::{Claimed, Lag, Source, SourceError};
 
-use self::ahead::Ahead;
+use self::ahead::{Ahead, Backlog};
+use self::read::Chunk;
 use self::session::Sessions;
+use self::thread::OnThread;
 use crate::source::SourceOptions;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///
 /// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time.
-/// Each has a connection and a thread that works on it: while the relay hands one chunk to the broker, the database settles
-/// the last one and makes the next.
+/// Each has a connection, and a second one as long as it works off a backlog: while the one settles the other reads on.
 pub struct PostgresSource {
-    ahead: Ahead,
+    database_url: String,
+    options: SourceOptions,
+    sessions: OnThread,
+    ahead: Option<Ahead>,
+    /// What is read ahead in this pass.
+    chunks: Option<Receiver<Chunk>>,
 }
 
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
-        Self { ahead: Ahead::new(database_url.into(), options) }
+        let database_url = database_url.into();
+        let sessions = OnThread::new(database_url.clone(), options.clone());
+        Self { database_url, options, sessions, ahead: None, chunks: None }
+    }
+
+    fn read_ahead(&mut self, backlog: Backlog) {
+        if self.ahead.is_none() {
+            self.ahead = Ahead::begin(self.database_url.clone(), self.options.clone()).ok();
+        }
+        self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+    }
+
+    /// The next chunk of those that are read ahead, until there are no more.
+    fn next_chunk(&mut self) -> Result<Option<Vec<Claimed>>, SourceError> {
+        let Some(Ok(Chunk { records, held_back, given, exhausts })) =
+            self.chunks.as_ref().map(Receiver::recv)
+        else {
+            self.chunks = None;
+            return Ok(None);
+        };
+        if exhausts {
+            self.chunks = None;
+        }
+        self.sessions.tell(move |sessions| sessions.give(given, exhausts, held_back))?;
+        Ok(Some(records))
     }
 }
 
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.ahead.ask(Sessions::claim)
+        self.chunks = None;
+        self.sessions.ask(Sessions::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
-        let mut chunk = self.ahead.ask(move |sessions| sessions.read(limit))?;
+        let mut chunk = match self.next_chunk()? {
+            Some(chunk) => chunk,
+            None => {
+                let (chunk, backlog) = self.sessions.ask(move |sessions| sessions.read(limit))?;
+                if let Some(backlog) = backlog {
+                    self.read_ahead(backlog);
+                }
+                chunk
+            }
+        };
         if records.is_empty() {
             *records = chunk;
         } else {
@@ -56,27 +98,30 @@ impl Source for PostgresSource {
             return Ok(());
         }
         let tickets = tickets.to_vec();
-        self.ahead.tell(move |sessions| sessions.settle(tickets))
+        self.sessions.tell(move |sessions| sessions.settle(tickets))
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
         let reason = reason.to_owned();
-        self.ahead.ask(move |sessions| sessions.dead_letter(ticket, reason))
+        self.sessions.ask(move |sessions| sessions.dead_letter(ticket, reason))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.ahead.ask(Sessions::release)
+        self.chunks = None;
+        self.sessions.ask(Sessions::release)
     }
 
     fn abandon(&mut self) {
-        self.ahead.abandon();
+        self.chunks = None;
+        self.sessions.abandon();
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
-        self.ahead.ask(move |sessions| sessions.wait(limit))
+        self.ahead = None;
+        self.sessions.ask(move |sessions| sessions.wait(limit))
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        self.ahead.ask(Sessions::upkeep)
+        self.sessions.ask(Sessions::upkeep)
     }
 }

@@ -40,6 +40,7 @@ impl StoredRow {
 }
 
 /// How many rows to read at once, so that a chunk has about the same number of bytes whatever the payloads' size.
+#[derive(Clone, Copy)]
 pub(super) struct ChunkSize {
     row_bytes: usize,
 }

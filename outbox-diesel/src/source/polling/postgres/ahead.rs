@@ -1,138 +1,95 @@
-//! A worker's connection on a thread of its own, which reads the next chunk when it has nothing else to do.
+//! A backlog is read on a connection of its own, ahead of the relay, while the worker's connection settles.
+//!
+//! Where that fails the worker's connection reads all the same, chunk by chunk.
 
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread;
 
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
 
-use super::session::Sessions;
+use super::super::database_error;
+use super::super::row::ChunkSize;
+use super::claim::Blocked;
+use super::place::TupleId;
+use super::read::{self, Chunk, Fetch, Unsent};
+use super::session;
 use crate::source::SourceOptions;
 
-pub(super) struct Ahead {
-    database_url: String,
-    options: SourceOptions,
-    /// Begun when it is first needed.
-    thread: Option<Thread>,
+/// How many chunks wait for the relay.
+const CHUNKS: usize = 2;
+
+/// Who waits for the whole table waits for the pass: the pass must not wait for them.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
+
+/// What a pass has claimed, and has not read.
+pub(super) struct Backlog {
+    pub(super) shards: Vec<i16>,
+    pub(super) lows: Vec<i64>,
+    pub(super) given: Vec<TupleId>,
+    pub(super) blocked: Option<Blocked>,
+    pub(super) chunk_size: ChunkSize,
+    pub(super) limit: usize,
 }
 
 /// Ends, and with it the connection, when it is dropped.
-struct Thread {
-    jobs: Option<Sender<Job>>,
-    handle: Option<JoinHandle<()>>,
-}
-
-type Job = Box<dyn FnOnce(&mut Worked) + Send>;
-
-/// What the thread works on.
-struct Worked {
-    sessions: Sessions,
-    /// Why something failed that nobody waited for. Nothing is done until that has been told.
-    failed: Option<SourceError>,
+pub(super) struct Ahead {
+    backlogs: Sender<(Backlog, SyncSender<Chunk>)>,
 }
 
 impl Ahead {
-    pub(super) fn new(database_url: String, options: SourceOptions) -> Self {
-        Self { database_url, options, thread: None }
-    }
-
-    /// Does this when all else is done, and waits for its outcome.
-    pub(super) fn ask<T: Send + 'static>(
-        &mut self,
-        work: impl FnOnce(&mut Sessions) -> Result<T, SourceError> + Send + 'static,
-    ) -> Result<T, SourceError> {
-        let (answer, answered) = sync_channel(1);
-        self.send(Box::new(move |worked| {
-            let done = match worked.failed.take() {
-                Some(error) => Err(error),
-                None => work(&mut worked.sessions),
-            };
-            // Nobody waits any more where the source was dropped.
-            let _ = answer.send(done);
-        }))?;
-        answered.recv().unwrap_or_else(|_| Err(self.ended()))
-    }
-
-    /// Does this when all else is done. If it fails, whoever asks next is told.
-    pub(super) fn tell(
-        &mut self,
-        work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
-    ) -> Result<(), SourceError> {
-        self.send(Box::new(move |worked| {
-            if worked.failed.is_none() {
-                worked.failed = work(&mut worked.sessions).err();
-            }
-        }))
-    }
-
-    pub(super) fn abandon(&mut self) {
-        let (done, abandoned) = sync_channel(1);
-        let sent = self.send(Box::new(move |worked| {
-            worked.failed = None;
-            worked.sessions.abandon();
-            let _ = done.send(());
-        }));
-        if sent.is_ok() {
-            let _ = abandoned.recv();
-        }
-    }
-
-    fn send(&mut self, job: Job) -> Result<(), SourceError> {
-        let thread = match &mut self.thread {
-            Some(thread) => thread,
-            none => {
-                none.insert(Thread::begin(Sessions::new(self.database_url.clone(), self.options.clone()))?)
+    pub(super) fn begin(database_url: String, options: SourceOptions) -> std::io::Result<Self> {
+        let (backlogs, received) = channel();
+        let reader = move || {
+            let mut conn = None;
+            for (backlog, chunks) in received {
+                if let Err(error) = read(&mut conn, &database_url, &options, backlog, &chunks) {
+                    conn = None;
+                    tracing::warn!(%error, "a backlog cannot be read ahead; it is read more slowly");
+                }
             }
         };
-        match thread.jobs.as_ref().map(|jobs| jobs.send(job)) {
-            Some(Ok(())) => Ok(()),
-            _ => Err(self.ended()),
-        }
+        thread::Builder::new().name("outbox-ahead".into()).spawn(reader)?;
+        Ok(Self { backlogs })
     }
 
-    /// The next one begins anew.
-    fn ended(&mut self) -> SourceError {
-        self.thread = None;
-        SourceError::new("the thread that works on the database has ended: it must have panicked")
-    }
-}
-
-impl Thread {
-    fn begin(sessions: Sessions) -> Result<Self, SourceError> {
-        let (jobs, received) = channel();
-        let handle = thread::Builder::new()
-            .name("outbox-source".into())
-            .spawn(move || work(Worked { sessions, failed: None }, &received))
-            .map_err(|error| {
-                SourceError::because(format!("cannot start a thread for the database: {error}"), error)
-            })?;
-        Ok(Self { jobs: Some(jobs), handle: Some(handle) })
+    /// The chunks of this backlog, the last of which says so. It is read for as long as they are received.
+    pub(super) fn read(&self, backlog: Backlog) -> Receiver<Chunk> {
+        let (chunks, received) = sync_channel(CHUNKS);
+        // Where the thread has ended there are no chunks, and the worker's connection reads.
+        let _ = self.backlogs.send((backlog, chunks));
+        received
     }
 }
 
-impl Drop for Thread {
-    fn drop(&mut self) {
-        self.jobs = None;
-        if let Some(handle) = self.handle.take() {
-            // Its panic has been told where it mattered.
-            let _ = handle.join();
-        }
-    }
+fn read(
+    conn: &mut Option<PgConnection>,
+    database_url: &str,
+    options: &SourceOptions,
+    backlog: Backlog,
+    chunks: &SyncSender<Chunk>,
+) -> Result<(), SourceError> {
+    let conn = match conn {
+        Some(conn) => conn,
+        none => none.insert(session::connect(database_url, options)?),
+    };
+    let failed = |error| database_error("reading ahead", error);
+    conn.batch_execute(LOCK_TIMEOUT).map_err(failed)?;
+    fetch(conn, backlog, chunks).map_err(failed)
 }
 
-fn work(mut worked: Worked, jobs: &Receiver<Job>) {
+fn fetch(conn: &mut PgConnection, backlog: Backlog, chunks: &SyncSender<Chunk>) -> QueryResult<()> {
+    AnsiTransactionManager::begin_transaction(conn)?;
+    let Backlog { shards, lows, given, blocked, mut chunk_size, limit } = backlog;
+    Unsent::new(shards, lows, given).execute(conn)?;
     loop {
-        let job = match jobs.try_recv() {
-            Ok(job) => job,
-            Err(TryRecvError::Empty) if worked.failed.is_none() && worked.sessions.may_read_ahead() => {
-                worked.failed = worked.sessions.read_ahead().err();
-                continue;
-            }
-            Err(TryRecvError::Empty) => match jobs.recv() {
-                Ok(job) => job,
-                Err(_) => return,
-            },
-            Err(TryRecvError::Disconnected) => return,
-        };
-        job(&mut worked);
+        let limit = chunk_size.rows(limit);
+        let chunk = read::load(Fetch { limit }, conn, &mut chunk_size, limit, blocked.as_ref())?;
+        let exhausts = chunk.exhausts;
+        if chunks.send(chunk).is_err() || exhausts {
+            return AnsiTransactionManager::rollback_transaction(conn);
+        }
     }
 }

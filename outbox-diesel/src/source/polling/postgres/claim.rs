@@ -1,16 +1,17 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, SmallInt, Text};
-use diesel_outbox_core::{Claimed, SHARDS};
+use diesel_outbox_core::SHARDS;
 
-use super::super::row::{ChunkSize, StoredRow};
+use super::super::row::ChunkSize;
+use super::ahead::Backlog;
 use super::place::TupleId;
-use super::read::{self, Fetch, ReadOn, Rows};
+use super::read::{self, Chunk, OldestUnsent};
 use super::unsettled::Unsettled;
 use super::wake;
 use crate::backend::postgres::oldest_unsent;
@@ -20,14 +21,8 @@ use crate::statement::statement;
 /// spread evenly.
 const LOW_STEP: i64 = 1_024;
 
-/// How many rows make a pass that others could have shared.
-const LARGE: usize = 4_000;
-
-/// How many chunks are fetched before they are asked for.
-const CHUNKS_AHEAD: usize = 3;
-
 /// The aggregates, by type and id, whose records are held back.
-type Blocked = HashSet<(String, String)>;
+pub(super) type Blocked = HashSet<(String, String)>;
 
 pub(super) struct Pass {
     shards: Vec<Shard>,
@@ -37,43 +32,27 @@ pub(super) struct Pass {
     last: i64,
     /// Whether there was nothing after it.
     exhausted: bool,
-    /// Whether the cursor has given all that its snapshot has.
-    reads_on: bool,
-    /// The next chunks, as far as they are there already, and how many rows were asked for last.
-    ahead: VecDeque<Chunk>,
-    limit: usize,
-    /// How many rows the cursor gave.
-    cursor_rows: usize,
+    /// Whether it found more than a chunk at once.
+    large: bool,
     unsettled: Unsettled,
+    has_settled: bool,
     blocked: Option<Blocked>,
 }
 
 /// A claimed shard.
-pub(super) struct Shard {
-    pub(super) number: i16,
+struct Shard {
+    number: i16,
     /// Its lower bound, as the table has it.
-    pub(super) low: i64,
+    low: i64,
     /// None of its rows up to here is unsent any more, as far as this pass knows.
     sent: i64,
 }
 
-/// Rows that were read together.
-#[derive(Default)]
-pub(super) struct Chunk {
-    pub(super) records: Vec<Claimed>,
-    /// The tickets of those whose aggregate is held back.
-    pub(super) held_back: Vec<u64>,
-    /// The tickets and numbers of all.
-    given: Vec<(u64, i64)>,
-    /// Whether there are no more after these.
-    exhausts: bool,
-}
+/// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
+const KEEP_SNAPSHOT: &str = "DECLARE outbox_pass CURSOR FOR SELECT";
 
 impl Pass {
-    /// Locks this worker's part of the free shards that have unsent rows, and opens a cursor on those rows.
-    ///
-    /// The cursor keeps one snapshot for all that it gives. Without it a read could find an aggregate's later event and
-    /// miss an earlier one: its transaction took a `seq` that a former read had already passed, and committed since.
+    /// Locks this worker's part of the free shards that have unsent rows.
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
@@ -86,11 +65,9 @@ impl Pass {
             safe,
             last: 0,
             exhausted: false,
-            reads_on: false,
-            ahead: VecDeque::new(),
-            limit: 0,
-            cursor_rows: 0,
+            large: false,
             unsettled: Unsettled::default(),
+            has_settled: false,
             blocked: block.then(Blocked::new),
         };
         pass.claim(conn, workers)?;
@@ -98,7 +75,7 @@ impl Pass {
             Self::roll_back(conn)?;
             return Ok(None);
         }
-        conn.batch_execute(&read::cursor(&pass.shards))?;
+        conn.batch_execute(KEEP_SNAPSHOT)?;
         Ok(Some(pass))
     }
 
@@ -117,33 +94,10 @@ impl Pass {
         Ok(())
     }
 
-    /// The next chunk of up to so many rows, in their order. None of it counts as read before it is given.
+    /// Claims and reads what has been committed since the last read: of all that is unsent and was not given yet the
+    /// oldest, up to so many. A snapshot that holds an aggregate's later event holds its earlier ones too, and each read
+    /// begins anew at the oldest, so that order is kept.
     pub(super) fn read(
-        &mut self,
-        conn: &mut PgConnection,
-        chunk_size: &mut ChunkSize,
-        limit: usize,
-    ) -> QueryResult<Chunk> {
-        let chunk = match self.ahead.pop_front() {
-            Some(chunk) => chunk,
-            None => self.fetch(conn, chunk_size, limit)?,
-        };
-        self.limit = limit;
-        self.cursor_rows += chunk.given.len();
-        self.reads_on = chunk.exhausts;
-        self.give(&chunk);
-        Ok(chunk)
-    }
-
-    /// Whether the cursor has given all, and what has been committed since can be read.
-    pub(super) fn reads_on(&self) -> bool {
-        self.reads_on
-    }
-
-    /// Claims and reads what has been committed since the last read: all that is unsent and was not given yet, from the
-    /// oldest on. A snapshot that holds an aggregate's later event holds its earlier ones too, so that order is kept. The
-    /// cursor stays open: as long as its snapshot lives no row that was given moves.
-    pub(super) fn read_on(
         &mut self,
         conn: &mut PgConnection,
         chunk_size: &mut ChunkSize,
@@ -154,62 +108,37 @@ impl Pass {
         self.sent_up_to_here();
         self.claim(conn, workers)?;
         self.safe = safe;
-        let given = self.unsettled.tickets().map(TupleId::from).collect();
-        let (shards, lows) = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
         let limit = chunk_size.rows(limit);
-        let query = ReadOn::new(shards, lows, given, limit as i64);
-        let chunk = self.load(query, conn, chunk_size, limit)?;
-        self.give(&chunk);
+        let (shards, lows) = self.bounds();
+        let query = OldestUnsent::new(shards, lows, self.given(), limit as i64);
+        let chunk = read::load(query, conn, chunk_size, limit, self.blocked.as_ref())?;
+        self.large |= !chunk.exhausts;
+        self.give(&chunk.given, chunk.exhausts);
         Ok(chunk)
     }
 
-    pub(super) fn may_read_ahead(&self) -> bool {
-        let all_fetched = self.ahead.back().map_or(self.reads_on, |chunk| chunk.exhausts);
-        self.last > 0 && !all_fetched && self.ahead.len() < CHUNKS_AHEAD
+    /// What was not read of all that was claimed, where that is more than a chunk. Another connection does not see what
+    /// this pass has settled, and would read it again.
+    pub(super) fn backlog(&mut self, chunk_size: ChunkSize, limit: usize) -> Option<Backlog> {
+        (!self.exhausted && !self.has_settled).then(|| {
+            let (shards, lows) = self.bounds();
+            Backlog { shards, lows, given: self.given(), blocked: self.blocked.clone(), chunk_size, limit }
+        })
     }
 
-    pub(super) fn read_ahead(
-        &mut self,
-        conn: &mut PgConnection,
-        chunk_size: &mut ChunkSize,
-    ) -> QueryResult<()> {
-        let chunk = self.fetch(conn, chunk_size, self.limit)?;
-        self.ahead.push_back(chunk);
-        Ok(())
+    fn bounds(&self) -> (Vec<i16>, Vec<i64>) {
+        self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip()
     }
 
-    fn fetch(&self, conn: &mut PgConnection, chunk_size: &mut ChunkSize, limit: usize) -> QueryResult<Chunk> {
-        let limit = chunk_size.rows(limit);
-        self.load(Fetch { limit }, conn, chunk_size, limit)
+    fn given(&mut self) -> Vec<TupleId> {
+        self.unsettled.tickets().map(TupleId::from).collect()
     }
 
-    fn load(
-        &self,
-        query: impl Rows,
-        conn: &mut PgConnection,
-        chunk_size: &mut ChunkSize,
-        limit: usize,
-    ) -> QueryResult<Chunk> {
-        let mut chunk = Chunk::default();
-        let mut bytes = 0;
-        read::load(query, conn, |row| {
-            chunk.given.push((row.ticket, row.seq));
-            bytes += row.bytes();
-            if self.blocks(&row) {
-                chunk.held_back.push(row.ticket);
-            } else {
-                chunk.records.push(row.claimed());
-            }
-        })?;
-        chunk_size.learn(chunk.given.len(), bytes);
-        chunk.exhausts = chunk.given.len() < limit;
-        Ok(chunk)
-    }
-
-    fn give(&mut self, chunk: &Chunk) {
-        self.unsettled.give(&chunk.given);
-        self.last = chunk.given.last().map_or(self.last, |(_, seq)| *seq);
-        self.exhausted = chunk.exhausts;
+    /// These were given to the relay, and there were no more after them or there were.
+    pub(super) fn give(&mut self, rows: &[(u64, i64)], exhausts: bool) {
+        self.unsettled.give(rows);
+        self.last = rows.last().map_or(self.last, |(_, seq)| *seq);
+        self.exhausted = exhausts;
     }
 
     /// Learns up to where the claimed shards have been sent.
@@ -223,17 +152,12 @@ impl Pass {
 
     /// Whether other workers would have found something to do.
     pub(super) fn was_large(&self) -> bool {
-        !self.reads_on || self.cursor_rows >= LARGE
+        self.large
     }
 
     pub(super) fn settled(&mut self, tickets: &[u64]) {
+        self.has_settled = true;
         self.unsettled.settle(tickets);
-    }
-
-    fn blocks(&self, row: &StoredRow) -> bool {
-        self.blocked.as_ref().is_some_and(|blocked| {
-            !blocked.is_empty() && blocked.contains(&(row.aggregate_type.clone(), row.aggregate_id.clone()))
-        })
     }
 
     /// Holds the aggregates back, if that is the policy.

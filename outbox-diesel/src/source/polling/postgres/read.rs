@@ -8,75 +8,104 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
-use super::super::row::StoredRow;
-use super::claim::Shard;
+use super::super::row::{ChunkSize, StoredRow};
+use super::claim::Blocked;
 use super::place::{Tid, TupleId};
 use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
 
-macro_rules! columns {
+/// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
+/// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
+/// shards, looked up in the same snapshot: one from before could lie beyond a row that has been committed since. What was
+/// given before is left out.
+macro_rules! unsent {
     () => {
-        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM ONLY outbox "
+        concat!(
+            "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
+            "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
+            "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL ",
+            "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
+            oldest_unsent!(),
+            ") AND ctid NOT IN (SELECT unnest(?)) ORDER BY seq"
+        )
     };
 }
 
 type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
+
+statement!(
+    Pg,
+    /// The oldest.
+    pub(super) OldestUnsent {
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        given: Vec<TupleId> => Array<Tid>,
+        limit: i64 => BigInt
+    } -> Columns,
+    concat!(unsent!(), " LIMIT ?")
+);
+
+statement!(
+    Pg,
+    /// All of them, to be fetched.
+    pub(super) Unsent {
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        given: Vec<TupleId> => Array<Tid>
+    } -> Columns,
+    concat!("DECLARE outbox_unsent NO SCROLL CURSOR FOR ", unsent!())
+);
 
 /// A query for rows of the outbox.
 pub(super) trait Rows: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId {}
 
 impl<T: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId> Rows for T {}
 
-/// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
-/// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
-/// shards, looked up in the cursor's own snapshot: one from before could lie beyond a row that has been committed since.
-pub(super) fn cursor(shards: &[Shard]) -> String {
-    let list = |numbers: Vec<String>| numbers.join(",");
-    let lows = list(shards.iter().map(|shard| shard.low.to_string()).collect());
-    let shards = list(shards.iter().map(|shard| shard.number.to_string()).collect());
-    format!(
-        "DECLARE outbox_pass NO SCROLL CURSOR FOR {columns} \
-         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL AND seq >= (SELECT min(oldest.seq) \
-         FROM unnest('{{{shards}}}'::smallint[], '{{{lows}}}'::bigint[]) AS s (shard, low) {oldest}) ORDER BY seq",
-        columns = columns!(),
-        oldest = oldest_unsent!()
-    )
+/// Rows that were read together.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub(super) records: Vec<Claimed>,
+    /// The tickets of those whose aggregate is held back.
+    pub(super) held_back: Vec<u64>,
+    /// The tickets and numbers of all.
+    pub(super) given: Vec<(u64, i64)>,
+    /// Whether there are no more after these.
+    pub(super) exhausts: bool,
 }
 
-statement!(
-    Pg,
-    /// The same in one go and without those that were given before.
-    pub(super) ReadOn {
-        shards: Vec<i16> => Array<SmallInt>,
-        lows: Vec<i64> => Array<BigInt>,
-        given: Vec<TupleId> => Array<Tid>,
-        limit: i64 => BigInt
-    } -> Columns,
-    concat!(
-        "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
-        columns!(),
-        "WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL \
-         AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
-        oldest_unsent!(),
-        ") AND ctid NOT IN (SELECT unnest(?)) ORDER BY seq LIMIT ?"
-    )
-);
-
-/// Gives the rows that the query finds.
+/// Up to so many rows.
 pub(super) fn load(
     query: impl Rows,
     conn: &mut PgConnection,
-    mut take: impl FnMut(StoredRow),
-) -> QueryResult<()> {
+    chunk_size: &mut ChunkSize,
+    limit: usize,
+    blocked: Option<&Blocked>,
+) -> QueryResult<Chunk> {
+    let mut chunk = Chunk::default();
+    let mut bytes = 0;
     for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
-        take(stored(&row?).map_err(diesel::result::Error::DeserializationError)?);
+        let row = stored(&row?).map_err(diesel::result::Error::DeserializationError)?;
+        chunk.given.push((row.ticket, row.seq));
+        bytes += row.bytes();
+        if blocked.is_some_and(|blocked| is_blocked(blocked, &row)) {
+            chunk.held_back.push(row.ticket);
+        } else {
+            chunk.records.push(row.claimed());
+        }
     }
-    Ok(())
+    chunk_size.learn(chunk.given.len(), bytes);
+    chunk.exhausts = chunk.given.len() < limit;
+    Ok(chunk)
 }
 
-/// Reads on from the pass's cursor. The number of rows is part of the text, as FETCH takes no parameters.
+fn is_blocked(blocked: &Blocked, row: &StoredRow) -> bool {
+    !blocked.is_empty() && blocked.contains(&(row.aggregate_type.clone(), row.aggregate_id.clone()))
+}
+
+/// Reads on from the cursor. The number of rows is part of the text, as FETCH takes no parameters.
 #[derive(QueryId)]
 pub(super) struct Fetch {
     pub(super) limit: usize,
@@ -85,7 +114,7 @@ pub(super) struct Fetch {
 impl QueryFragment<Pg> for Fetch {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
         out.unsafe_to_cache_prepared();
-        out.push_sql(&format!("FETCH {} FROM outbox_pass", self.limit));
+        out.push_sql(&format!("FETCH {} FROM outbox_unsent", self.limit));
         Ok(())
     }
 }

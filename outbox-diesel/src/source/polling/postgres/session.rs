@@ -10,6 +10,7 @@ use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, SourceError};
 
 use super::super::row::ChunkSize;
 use super::super::{BLOCKED, database_error};
+use super::ahead::Backlog;
 use super::claim::Pass;
 use super::fence::{self, Fence};
 use super::place::{Tid, TupleId};
@@ -65,18 +66,19 @@ impl Sessions {
         self.with("claiming", Session::claim)
     }
 
-    pub(super) fn read(&mut self, limit: usize) -> Result<Vec<Claimed>, SourceError> {
+    /// The records, and what could be read ahead.
+    pub(super) fn read(&mut self, limit: usize) -> Result<(Vec<Claimed>, Option<Backlog>), SourceError> {
         self.with("reading", |session, _| session.read(limit))
     }
 
-    /// Whether it is known that a next chunk will be asked for, and it is not there yet.
-    pub(super) fn may_read_ahead(&self) -> bool {
-        let pass = self.session.as_ref().and_then(|session| session.pass.as_ref());
-        pass.is_some_and(Pass::may_read_ahead)
-    }
-
-    pub(super) fn read_ahead(&mut self) -> Result<(), SourceError> {
-        self.with("reading", |session, _| session.read_ahead())
+    /// These were read ahead and given to the relay, but for those that are held back.
+    pub(super) fn give(
+        &mut self,
+        given: Vec<(u64, i64)>,
+        exhausts: bool,
+        held_back: Vec<u64>,
+    ) -> Result<(), SourceError> {
+        self.with("reading", |session, _| session.give(&given, exhausts, held_back))
     }
 
     pub(super) fn settle(&mut self, tickets: Vec<u64>) -> Result<(), SourceError> {
@@ -111,10 +113,7 @@ impl Sessions {
 
 impl Session {
     fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
-        let mut conn = PgConnection::establish(database_url).map_err(|error| {
-            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
-        })?;
-        prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
+        let mut conn = connect(database_url, options)?;
         fence::check_table(&mut conn)?;
         let wake = Wake::start(&mut conn, options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
@@ -141,26 +140,28 @@ impl Session {
         Ok(self.pass.is_some())
     }
 
-    fn read(&mut self, limit: usize) -> QueryResult<Vec<Claimed>> {
-        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let chunk = if pass.reads_on() {
-            if let Some(workers) = self.fence.advance(&mut self.conn)? {
-                self.wake.counted(workers);
-            }
-            let (workers, safe) = (self.wake.workers(), self.fence.safe());
-            pass.read_on(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?
-        } else {
-            pass.read(&mut self.conn, &mut self.chunk_size, limit)?
-        };
-        for ticket in chunk.held_back {
-            self.dead_letter(ticket, BLOCKED)?;
+    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, Option<Backlog>)> {
+        if let Some(workers) = self.fence.advance(&mut self.conn)? {
+            self.wake.counted(workers);
         }
-        Ok(chunk.records)
+        let (workers, safe) = (self.wake.workers(), self.fence.safe());
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?;
+        let backlog = pass.backlog(self.chunk_size, limit);
+        self.hold_back(chunk.held_back)?;
+        Ok((chunk.records, backlog))
     }
 
-    fn read_ahead(&mut self) -> QueryResult<()> {
-        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        pass.read_ahead(&mut self.conn, &mut self.chunk_size)
+    fn give(&mut self, given: &[(u64, i64)], exhausts: bool, held_back: Vec<u64>) -> QueryResult<()> {
+        self.pass.as_mut().ok_or(NOTHING_CLAIMED)?.give(given, exhausts);
+        self.hold_back(held_back)
+    }
+
+    fn hold_back(&mut self, tickets: Vec<u64>) -> QueryResult<()> {
+        for ticket in tickets {
+            self.dead_letter(ticket, BLOCKED)?;
+        }
+        Ok(())
     }
 
     fn settle(&mut self, tickets: Vec<u64>, options: &SourceOptions) -> QueryResult<()> {
@@ -193,6 +194,14 @@ impl Session {
         self.wake.try_to_lead(&mut self.conn)?;
         if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.backlog) } else { Ok(None) }
     }
+}
+
+pub(super) fn connect(database_url: &str, options: &SourceOptions) -> Result<PgConnection, SourceError> {
+    let mut conn = PgConnection::establish(database_url).map_err(|error| {
+        SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+    })?;
+    prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
+    Ok(conn)
 }
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {

@@ -1,0 +1,91 @@
+//! A backlog is read on a second connection: a pass that cannot have it, or must wait for it, reads all the same.
+
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::{Claimed, Source};
+use outbox_tests::{Database, Postgres, eventually};
+
+const EVENTS: usize = 1_000;
+const CHUNK: usize = 50;
+
+fn with_backlog() -> Database<'static> {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let records: Vec<Record> =
+        (0..EVENTS).map(|n| Record::new("order", (n % 7).to_string(), n.to_string())).collect();
+    conn.transaction(|c| c.emit_all(&records)).unwrap();
+    database
+}
+
+/// Reads the whole backlog, and settles it half way and at the end.
+fn drain(source: &mut PostgresSource) {
+    let mut all: Vec<Claimed> = Vec::new();
+    let mut settled = 0;
+    while all.len() < EVENTS {
+        let known = all.len();
+        source.read(CHUNK, &mut all).unwrap();
+        assert!(all.len() > known, "{known} events and no more");
+        if all.len() - settled >= EVENTS / 2 {
+            let tickets: Vec<u64> = all[settled..].iter().map(|claimed| claimed.ticket).collect();
+            source.settle(&tickets).unwrap();
+            settled = all.len();
+        }
+    }
+    let number = |claimed: &Claimed| claimed.record.as_ref().unwrap().event_type().parse::<usize>().unwrap();
+    assert!(all.iter().map(number).eq(0..EVENTS), "in another order");
+    source.release().unwrap();
+}
+
+fn unsent(conn: &mut PgConnection) -> i64 {
+    let unsent = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
+    diesel::dsl::sql::<BigInt>(unsent).get_result(conn).unwrap()
+}
+
+/// It waits for the pass, and the second connection would wait for it.
+#[test]
+fn who_waits_for_the_whole_table_does_not_hold_up_the_pass() {
+    let database = with_backlog();
+    let (conn, waiting) = (&mut database.connect(), &mut database.connect());
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    thread::scope(|scope| {
+        let locked = scope.spawn(|| waiting.batch_execute("BEGIN; LOCK TABLE outbox; COMMIT"));
+        eventually("someone to wait for the table", Duration::from_secs(20), || {
+            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass";
+            let waiting: i64 = diesel::dsl::sql::<BigInt>(waiting).get_result(conn).unwrap();
+            (waiting == 1).then_some(())
+        });
+        drain(&mut source);
+        locked.join().unwrap().unwrap();
+    });
+    assert_eq!(unsent(conn), 0);
+}
+
+#[test]
+fn a_relay_that_may_have_one_connection_only_reads_the_backlog_with_it() {
+    let database = with_backlog();
+    let conn = &mut database.connect();
+    let role = format!("{}_relay", database.name());
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'relay' CONNECTION LIMIT 1; GRANT SELECT, UPDATE ON outbox, outbox_shard TO {role}; \
+         GRANT SELECT ON outbox_seq_seq TO {role}"
+    ))
+    .unwrap();
+    let (_, server) = database.url().rsplit_once('@').unwrap();
+    let mut source =
+        PostgresSource::new(format!("postgres://{role}:relay@{server}"), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    drain(&mut source);
+    assert_eq!(unsent(conn), 0);
+    drop(source);
+    eventually("the role to be free", Duration::from_secs(20), || {
+        conn.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).ok()
+    });
+}
