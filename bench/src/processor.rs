@@ -2,13 +2,12 @@
 
 use std::fs;
 
-/// What the threads of a process have had of the processor.
-pub(crate) fn nanoseconds(process: u32) -> u64 {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).expect("a process that runs here, on Linux");
-    threads
-        .map(|thread| {
-            let told = fs::read_to_string(thread.unwrap().path().join("schedstat")).unwrap();
-            told.split(' ').next().unwrap().parse::<u64>().unwrap()
-        })
-        .sum()
+/// What the threads of a process have had of the processor; nothing where it has ended, or does not run on this machine.
+pub(crate) fn nanoseconds(process: u32) -> Option<u64> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let times = threads.map(|thread| {
+        let told = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
+        told.split(' ').next()?.parse::<u64>().ok()
+    });
+    times.sum()
 }
