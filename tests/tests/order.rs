@@ -9,10 +9,21 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
-use outbox_tests::{Postgres, eventually};
+use outbox_tests::{Database, Postgres, eventually};
+
+fn migrated() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
 
 fn record(aggregate: impl ToString, event_type: &str) -> Record {
     Record::new("order", aggregate.to_string(), event_type).with_payload(*b"{}")
+}
+
+/// Events of other aggregates.
+fn others(count: usize) -> Vec<Record> {
+    (0..count).map(|n| record(n, "other")).collect()
 }
 
 fn names(claimed: &[Claimed], aggregate: &str) -> Vec<String> {
@@ -53,15 +64,13 @@ fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
 /// then. A pass that saw the second one now would send it before the first.
 #[test]
 fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let (early, late) = (&mut database.connect(), &mut database.connect());
-    Migrations::new().run(early).unwrap();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
     let mut all = Vec::new();
     let result: QueryResult<()> = late.transaction(|late| {
         late.emit(&record("slow", "first"))?;
-        let others: Vec<Record> = (0..200).map(|n| record(n, "other")).collect();
-        early.transaction(|c| c.emit_all(&others))?;
+        early.transaction(|c| c.emit_all(others(200)))?;
         assert!(source.claim().unwrap());
         source.read(50, &mut all).unwrap();
         assert!(all.len() >= 50);
@@ -78,16 +87,14 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
 /// are sent, but not the one that is still to commit.
 #[test]
 fn a_commit_behind_what_was_read_is_not_overlooked() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let (early, late) = (&mut database.connect(), &mut database.connect());
-    Migrations::new().run(early).unwrap();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
     let mut all = Vec::new();
     let result: QueryResult<()> = late.transaction(|late| {
         late.emit(&record("slow", "first"))?;
         for _ in 0..3 {
-            let others: Vec<Record> = (0..1_000).map(|n| record(n, "other")).collect();
-            early.transaction(|c| c.emit_all(&others))?;
+            early.transaction(|c| c.emit_all(others(1_000)))?;
             if all.is_empty() {
                 assert!(source.claim().unwrap());
             }
@@ -113,16 +120,14 @@ fn a_commit_behind_what_was_read_is_not_overlooked() {
 /// What was read and not settled comes again, though thousands that were emitted later have been settled.
 #[test]
 fn what_is_not_settled_is_read_by_the_next_pass() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
     conn.transaction(|c| c.emit(&record("slow", "first"))).unwrap();
     assert!(source.claim().unwrap());
     let mut all = Vec::new();
     for _ in 0..3 {
-        let others: Vec<Record> = (0..1_000).map(|n| record(n, "other")).collect();
-        conn.transaction(|c| c.emit_all(&others)).unwrap();
+        conn.transaction(|c| c.emit_all(others(1_000))).unwrap();
         let known = all.len();
         read_to_the_end(&mut source, &mut all);
         settle(&mut source, &all[known.max(1)..]);
@@ -141,9 +146,8 @@ fn what_is_not_settled_is_read_by_the_next_pass() {
 /// into when aggregates can be blocked.
 #[test]
 fn a_commit_between_the_claim_and_the_first_read_is_not_overtaken() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let (conn, late, blocker) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
-    Migrations::new().run(conn).unwrap();
     let mut options = SourceOptions::default();
     options.dead_letter_policy = DeadLetterPolicy::Block;
     let mut source = PostgresSource::new(database.url(), options);
@@ -152,8 +156,7 @@ fn a_commit_between_the_claim_and_the_first_read_is_not_overtaken() {
         let claim = late
             .transaction(|late| {
                 late.emit(&record("slow", "first"))?;
-                let others: Vec<Record> = (0..200).map(|n| record(n, "other")).collect();
-                conn.transaction(|c| c.emit_all(&others))?;
+                conn.transaction(|c| c.emit_all(others(200)))?;
                 blocker.batch_execute("BEGIN; LOCK TABLE outbox_dead_letter IN ACCESS EXCLUSIVE MODE")?;
                 let source = &mut source;
                 let claim = scope.spawn(move || source.claim().unwrap());
