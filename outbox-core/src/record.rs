@@ -1,6 +1,9 @@
 use std::error::Error;
 use std::fmt;
+use std::str::Utf8Error;
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -24,11 +27,11 @@ use crate::wire;
 #[derive(Clone, PartialEq, Eq)]
 pub struct Record {
     id: Uuid,
-    aggregate_type: String,
-    aggregate_id: String,
-    event_type: String,
+    aggregate_type: ByteString,
+    aggregate_id: ByteString,
+    event_type: ByteString,
     headers: Vec<(String, String)>,
-    payload: Option<Vec<u8>>,
+    payload: Option<Bytes>,
     created_at_ms: Option<i64>,
 }
 
@@ -56,19 +59,42 @@ impl Record {
     ) -> Self {
         Self {
             id,
-            aggregate_type: aggregate_type.into(),
-            aggregate_id: aggregate_id.into(),
-            event_type: event_type.into(),
+            aggregate_type: aggregate_type.into().into(),
+            aggregate_id: aggregate_id.into().into(),
+            event_type: event_type.into().into(),
             headers: Vec::new(),
             payload: None,
             created_at_ms: None,
         }
     }
 
+    /// A stored record whose fields lie in memory that many records share, so that a source can read them all without an
+    /// allocation for each.
+    ///
+    /// # Errors
+    /// Where one of the three names is not UTF-8.
+    pub fn from_bytes(
+        id: Uuid,
+        aggregate_type: Bytes,
+        aggregate_id: Bytes,
+        event_type: Bytes,
+        payload: Option<Bytes>,
+    ) -> Result<Self, Utf8Error> {
+        Ok(Self {
+            id,
+            aggregate_type: aggregate_type.try_into()?,
+            aggregate_id: aggregate_id.try_into()?,
+            event_type: event_type.try_into()?,
+            headers: Vec::new(),
+            payload,
+            created_at_ms: None,
+        })
+    }
+
     /// Sets the payload to these bytes.
     #[must_use]
     pub fn with_payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
-        self.payload = Some(payload.into());
+        self.payload = Some(payload.into().into());
         self
     }
 
@@ -217,7 +243,7 @@ impl fmt::Debug for Record {
             .field("aggregate_id", &self.aggregate_id)
             .field("event_type", &self.event_type)
             .field("headers", &headers)
-            .field("payload_bytes", &self.payload.as_ref().map(Vec::len))
+            .field("payload_bytes", &self.payload.as_ref().map(Bytes::len))
             .finish()
     }
 }

@@ -172,7 +172,8 @@ impl Pipeline<'_> {
             {
                 return Err(failing.failure());
             }
-            let enough = if pass.caught_up.is_some() { SHORT_CHUNK } else { self.limits.chunk };
+            let enough =
+                if pass.caught_up.is_some() { SHORT_CHUNK.min(self.limits.chunk) } else { self.limits.chunk };
             if pass.acknowledged.len() >= enough || now.duration_since(pass.settled) >= LONGEST_UNSETTLED {
                 pass.settle(source, now)?;
             }

@@ -58,7 +58,8 @@ fn who_waits_for_the_whole_table_does_not_hold_up_the_pass() {
     thread::scope(|scope| {
         let locked = scope.spawn(|| waiting.batch_execute("BEGIN; LOCK TABLE outbox; COMMIT"));
         eventually("someone to wait for the table", Duration::from_secs(20), || {
-            let waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass";
+            let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                           WHERE d.datname = current_database() AND NOT granted AND relation = 'outbox'::regclass";
             let waiting: i64 = diesel::dsl::sql::<BigInt>(waiting).get_result(conn).unwrap();
             (waiting == 1).then_some(())
         });
@@ -88,4 +89,27 @@ fn a_relay_that_may_have_one_connection_only_reads_the_backlog_with_it() {
     eventually("the role to be free", Duration::from_secs(20), || {
         conn.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).ok()
     });
+}
+
+/// While it reads on from the second connection nothing waits for the first one.
+#[test]
+fn a_pass_whose_connection_is_lost_learns_of_it_though_it_reads_on() {
+    let database = with_backlog();
+    let conn = &mut database.connect();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    let mut records = Vec::new();
+    for _ in 0..2 {
+        source.read(CHUNK, &mut records).unwrap();
+    }
+    let terminated = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                      WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass \
+                      AND mode = 'RowShareLock'";
+    let terminated: i64 = diesel::dsl::sql::<BigInt>(terminated).get_result(conn).unwrap();
+    assert_eq!(terminated, 1);
+    let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+    eventually("the loss to be told", Duration::from_secs(20), || source.settle(&tickets).err());
+    source.abandon();
+    assert!(source.claim().unwrap());
+    drain(&mut source);
 }

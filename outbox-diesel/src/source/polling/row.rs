@@ -1,3 +1,6 @@
+use std::collections::HashSet;
+
+use bytes::Bytes;
 use diesel_outbox_core::{Claimed, Record, wire};
 use uuid::Uuid;
 
@@ -7,17 +10,17 @@ pub(super) struct StoredRow {
     pub(super) ticket: u64,
     pub(super) seq: i64,
     pub(super) id: Result<Uuid, String>,
-    pub(super) aggregate_type: String,
-    pub(super) aggregate_id: String,
-    pub(super) event_type: String,
-    pub(super) payload: Option<Vec<u8>>,
-    pub(super) headers: Option<String>,
+    pub(super) aggregate_type: Bytes,
+    pub(super) aggregate_id: Bytes,
+    pub(super) event_type: Bytes,
+    pub(super) payload: Option<Bytes>,
+    pub(super) headers: Option<Bytes>,
     pub(super) created_at_ms: i64,
 }
 
 impl StoredRow {
     pub(super) fn bytes(&self) -> usize {
-        self.payload.as_ref().map_or(0, Vec::len) + self.headers.as_ref().map_or(0, String::len)
+        self.payload.as_ref().map_or(0, Bytes::len) + self.headers.as_ref().map_or(0, Bytes::len)
     }
 
     pub(super) fn claimed(self) -> Claimed {
@@ -25,18 +28,25 @@ impl StoredRow {
     }
 
     fn record(self) -> Result<Record, String> {
-        let headers = match &self.headers {
-            Some(json) => wire::decode_headers(json).map_err(|error| error.to_string())?,
-            None => Vec::new(),
-        };
-        let record = Record::with_id(self.id?, self.aggregate_type, self.aggregate_id, self.event_type)
-            .with_headers(headers)
+        let Self { aggregate_type, aggregate_id, event_type, payload, .. } = self;
+        let record = Record::from_bytes(self.id?, aggregate_type, aggregate_id, event_type, payload)
+            .map_err(|error| format!("a text is not UTF-8: {error}"))?
             .with_created_at_ms(self.created_at_ms);
-        Ok(match self.payload {
-            Some(payload) => record.with_payload(payload),
-            None => record,
-        })
+        let Some(headers) = &self.headers else { return Ok(record) };
+        let json = str::from_utf8(headers).map_err(|error| format!("the headers are not UTF-8: {error}"))?;
+        let headers = wire::decode_headers(json).map_err(|error| error.to_string())?;
+        Ok(record.with_headers(headers))
     }
+}
+
+/// Types and ids of the aggregates that are held back.
+pub(super) type Blocked = HashSet<(String, String)>;
+
+pub(super) fn is_blocked(blocked: &Blocked, claimed: &Claimed) -> bool {
+    !blocked.is_empty()
+        && claimed.record.as_ref().is_ok_and(|record| {
+            blocked.contains(&(record.aggregate_type().to_owned(), record.aggregate_id().to_owned()))
+        })
 }
 
 /// How many rows to read at once, so that a chunk has about the same number of bytes whatever the payloads' size.

@@ -2,10 +2,10 @@
 //! second one waiting, and the system lets go of it when its holder dies. Nothing is locked in the database while
 //! records are being published.
 
-use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text};
@@ -14,7 +14,7 @@ use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
 use super::database_error;
-use super::row::{ChunkSize, StoredRow};
+use super::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::observe::Observe;
 use crate::source::{SentRows, SourceOptions};
@@ -34,7 +34,7 @@ pub struct SqliteSource {
     cursor: i64,
     /// How many of the rows that were read in this pass are unsent as yet.
     unsettled: i64,
-    blocked: HashSet<(String, String)>,
+    blocked: Blocked,
     pruned: Option<Instant>,
     measured: Option<Instant>,
 }
@@ -58,7 +58,7 @@ impl SqliteSource {
             chunk_size: ChunkSize::new(),
             cursor: 0,
             unsettled: 0,
-            blocked: HashSet::new(),
+            blocked: Blocked::new(),
             pruned: None,
             measured: None,
         }
@@ -166,11 +166,11 @@ impl Source for SqliteSource {
         self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
         for row in rows {
             self.cursor = row.seq;
-            let aggregate = (row.aggregate_type.clone(), row.aggregate_id.clone());
-            if self.blocked.contains(&aggregate) {
-                self.dead_letter(row.seq.unsigned_abs(), super::BLOCKED)?;
+            let claimed = row.claimed();
+            if is_blocked(&self.blocked, &claimed) {
+                self.dead_letter(claimed.ticket, super::BLOCKED)?;
             } else {
-                records.push(row.claimed());
+                records.push(claimed);
             }
         }
         Ok(())
@@ -267,11 +267,11 @@ fn stored(row: Row) -> StoredRow {
         ticket: seq.unsigned_abs(),
         seq,
         id,
-        aggregate_type,
-        aggregate_id,
-        event_type,
-        payload,
-        headers,
+        aggregate_type: aggregate_type.into(),
+        aggregate_id: aggregate_id.into(),
+        event_type: event_type.into(),
+        payload: payload.map(Bytes::from),
+        headers: headers.map(Bytes::from),
         created_at_ms,
     }
 }

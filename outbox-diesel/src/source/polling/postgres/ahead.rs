@@ -11,8 +11,7 @@ use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
 
 use super::super::database_error;
-use super::super::row::ChunkSize;
-use super::claim::Blocked;
+use super::super::row::{Blocked, ChunkSize};
 use super::place::TupleId;
 use super::read::{self, Chunk, Fetch, Unsent};
 use super::session;

@@ -1,14 +1,12 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
-use std::collections::HashSet;
-
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
-use super::super::row::ChunkSize;
+use super::super::row::{Blocked, ChunkSize};
 use super::ahead::Backlog;
 use super::place::TupleId;
 use super::read::{self, Chunk, OldestUnsent};
@@ -20,9 +18,6 @@ use crate::statement::statement;
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
 /// spread evenly.
 const LOW_STEP: i64 = 1_024;
-
-/// The aggregates, by type and id, whose records are held back.
-pub(super) type Blocked = HashSet<(String, String)>;
 
 pub(super) struct Pass {
     shards: Vec<Shard>,

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use bytes::Bytes;
 use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -11,8 +12,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timesta
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
-use super::super::row::{ChunkSize, StoredRow};
-use super::claim::Blocked;
+use super::super::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use super::place::{Tid, TupleId};
 use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
@@ -84,25 +84,23 @@ pub(super) fn load(
     limit: usize,
     blocked: Option<&Blocked>,
 ) -> QueryResult<Chunk> {
-    let mut chunk = Chunk::default();
-    let mut bytes = 0;
+    let mut rows = Packed::default();
     for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
-        let row = stored(&row?).map_err(diesel::result::Error::DeserializationError)?;
-        chunk.given.push((row.ticket, row.seq));
-        bytes += row.bytes();
-        if blocked.is_some_and(|blocked| is_blocked(blocked, &row)) {
-            chunk.held_back.push(row.ticket);
+        rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
+    }
+    chunk_size.learn(rows.rows.len(), rows.memory.len());
+    let mut chunk = Chunk { exhausts: rows.rows.len() < limit, ..Chunk::default() };
+    for row in rows.unpack() {
+        let ticket = row.ticket;
+        chunk.given.push((ticket, row.seq));
+        let claimed = row.claimed();
+        if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+            chunk.held_back.push(ticket);
         } else {
-            chunk.records.push(row.claimed());
+            chunk.records.push(claimed);
         }
     }
-    chunk_size.learn(chunk.given.len(), bytes);
-    chunk.exhausts = chunk.given.len() < limit;
     Ok(chunk)
-}
-
-fn is_blocked(blocked: &Blocked, row: &StoredRow) -> bool {
-    !blocked.is_empty() && blocked.contains(&(row.aggregate_type.clone(), row.aggregate_id.clone()))
 }
 
 /// Reads on from the cursor. The number of rows is part of the text, as FETCH takes no parameters.
@@ -126,21 +124,63 @@ impl Query for Fetch {
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
-/// The columns from their binary form. This is where most of the time of reading goes: Diesel's conversions, which look at
-/// each column several times, take half as long again.
-fn stored<'a>(row: &impl Row<'a, Pg>) -> Result<StoredRow, Box<dyn Error + Send + Sync>> {
-    let seq = column(row, 0, int8)?;
-    Ok(StoredRow {
-        ticket: column(row, 1, |bytes| Ok(TupleId::from_bytes(bytes.try_into()?)))?.into(),
-        seq,
-        id: Ok(column(row, 2, |bytes| Ok(Uuid::from_slice(bytes)?))?),
-        aggregate_type: column(row, 3, text)?,
-        aggregate_id: column(row, 4, text)?,
-        event_type: column(row, 5, text)?,
-        payload: nullable_column(row, 6, |bytes| Ok(bytes.to_vec()))?,
-        headers: nullable_column(row, 7, text)?,
-        created_at_ms: column(row, 8, int8)?.div_euclid(1_000) + POSTGRES_EPOCH_MS,
-    })
+/// Rows whose texts and payloads lie one after the other in memory that they share: one allocation for a chunk, and not
+/// some for each row, which another thread would have to give back.
+#[derive(Default)]
+struct Packed {
+    memory: Vec<u8>,
+    rows: Vec<PackedRow>,
+}
+
+/// A row, and how long each of its parts is.
+struct PackedRow {
+    ticket: u64,
+    seq: i64,
+    id: Uuid,
+    aggregate_type: usize,
+    aggregate_id: usize,
+    event_type: usize,
+    payload: Option<usize>,
+    headers: Option<usize>,
+    created_at_ms: i64,
+}
+
+impl Packed {
+    /// The columns from their binary form. This is where most of the time of reading goes: Diesel's conversions, which
+    /// look at each column several times, take half as long again.
+    fn add<'a>(&mut self, row: &impl Row<'a, Pg>) -> Converted<()> {
+        let mut pack = |bytes: &[u8]| {
+            self.memory.extend_from_slice(bytes);
+            Ok(bytes.len())
+        };
+        self.rows.push(PackedRow {
+            seq: column(row, 0, int8)?,
+            ticket: column(row, 1, |bytes| Ok(TupleId::from_bytes(bytes.try_into()?)))?.into(),
+            id: column(row, 2, |bytes| Ok(Uuid::from_slice(bytes)?))?,
+            aggregate_type: column(row, 3, &mut pack)?,
+            aggregate_id: column(row, 4, &mut pack)?,
+            event_type: column(row, 5, &mut pack)?,
+            payload: nullable_column(row, 6, &mut pack)?,
+            headers: nullable_column(row, 7, &mut pack)?,
+            created_at_ms: column(row, 8, int8)?.div_euclid(1_000) + POSTGRES_EPOCH_MS,
+        });
+        Ok(())
+    }
+
+    fn unpack(self) -> impl Iterator<Item = StoredRow> {
+        let mut memory = Bytes::from(self.memory);
+        self.rows.into_iter().map(move |row| StoredRow {
+            ticket: row.ticket,
+            seq: row.seq,
+            id: Ok(row.id),
+            aggregate_type: memory.split_to(row.aggregate_type),
+            aggregate_id: memory.split_to(row.aggregate_id),
+            event_type: memory.split_to(row.event_type),
+            payload: row.payload.map(|length| memory.split_to(length)),
+            headers: row.headers.map(|length| memory.split_to(length)),
+            created_at_ms: row.created_at_ms,
+        })
+    }
 }
 
 type Converted<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -164,8 +204,4 @@ fn nullable_column<'a, T>(
 
 fn int8(bytes: &[u8]) -> Converted<i64> {
     Ok(i64::from_be_bytes(bytes.try_into()?))
-}
-
-fn text(bytes: &[u8]) -> Converted<String> {
-    Ok(str::from_utf8(bytes)?.to_owned())
 }

@@ -1,5 +1,7 @@
 //! A worker's connection on a thread of its own, so that the relay need not wait for what it only tells.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::{self, JoinHandle};
 
@@ -18,6 +20,8 @@ pub(super) struct OnThread {
 /// Ends, and with it the connection, when it is dropped.
 struct Thread {
     jobs: Option<Sender<Job>>,
+    /// Whether something has failed that has not been told.
+    failed: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -52,11 +56,14 @@ impl OnThread {
         answered.recv().unwrap_or_else(|_| Err(self.ended()))
     }
 
-    /// Does this when all else is done. If it fails, whoever asks next is told.
+    /// Does this when all else is done. If it fails, who comes next is told.
     pub(super) fn tell(
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
     ) -> Result<(), SourceError> {
+        if self.thread.as_ref().is_some_and(|thread| thread.failed.load(Ordering::Relaxed)) {
+            return self.ask(|_| Ok(()));
+        }
         self.send(Box::new(move |worked| {
             if worked.failed.is_none() {
                 worked.failed = work(&mut worked.sessions).err();
@@ -99,13 +106,15 @@ impl OnThread {
 impl Thread {
     fn begin(sessions: Sessions) -> Result<Self, SourceError> {
         let (jobs, received) = channel();
+        let failed = Arc::new(AtomicBool::new(false));
+        let fails = failed.clone();
         let handle = thread::Builder::new()
             .name("outbox-source".into())
-            .spawn(move || work(Worked { sessions, failed: None }, &received))
+            .spawn(move || work(Worked { sessions, failed: None }, &received, &fails))
             .map_err(|error| {
                 SourceError::because(format!("cannot start a thread for the database: {error}"), error)
             })?;
-        Ok(Self { jobs: Some(jobs), handle: Some(handle) })
+        Ok(Self { jobs: Some(jobs), failed, handle: Some(handle) })
     }
 }
 
@@ -119,8 +128,9 @@ impl Drop for Thread {
     }
 }
 
-fn work(mut worked: Worked, jobs: &Receiver<Job>) {
+fn work(mut worked: Worked, jobs: &Receiver<Job>, failed: &AtomicBool) {
     for job in jobs {
         job(&mut worked);
+        failed.store(worked.failed.is_some(), Ordering::Relaxed);
     }
 }
