@@ -31,6 +31,9 @@ pub(crate) struct Idle {
     postgres: u32,
 }
 
+/// A relay looks for notifications ever less often, until it has been quiet for 10 s.
+const SETTLING_DOWN: Duration = Duration::from_secs(10);
+
 impl Idle {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let postgres = start_postgres(
@@ -72,6 +75,7 @@ impl Idle {
         // What is asked in this other database is not counted.
         let conn = &mut postgres.connect();
         wait_until_asleep(conn, &database, count);
+        std::thread::sleep(SETTLING_DOWN);
         let nanoseconds = || -> u64 {
             let times = relays.iter().map(|relay| processor::nanoseconds(relay.id()));
             times.sum::<Option<u64>>().expect("relays that run here, on Linux")

@@ -22,7 +22,7 @@ use crate::observe;
 pub struct Limits {
     /// How many records are read at once, and settled at once. Default: 2,000; large payloads make it fewer by themselves.
     pub chunk: usize,
-    /// How many records may be with the broker unacknowledged. Default: 16,000.
+    /// How many records may be with the broker unacknowledged. Default: 8,000.
     pub in_flight: usize,
     /// How long a pass goes on reading before it commits what it settled. Default: 500 ms.
     pub pass_time: Duration,
@@ -34,7 +34,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             chunk: 2_000,
-            in_flight: 16_000,
+            in_flight: 8_000,
             pass_time: Duration::from_millis(500),
             stall_time: Duration::from_secs(5),
         }

@@ -57,7 +57,7 @@ fn usual(name: String) -> Point {
 impl Point {
     pub(super) fn set_up(&self, relay: Relay) -> Relay {
         let mut limits = Limits::default();
-        (limits.chunk, limits.in_flight) = (self.chunk, 8 * self.chunk);
+        (limits.chunk, limits.in_flight) = (self.chunk, 4 * self.chunk);
         relay.workers(self.workers).limits(limits)
     }
 }

@@ -120,7 +120,7 @@ pub(crate) const SETTINGS: [Setting; 18] = [
     relay("poll_interval", "TIME", "15s", "How often a relay that is not notified looks at the table"),
     relay("lag_interval", "TIME", "15s", "How often the lag is measured and logged"),
     relay("chunk", "NUMBER", "2000", "How many records are read and settled at once, 1 to 100,000"),
-    relay("in_flight", "NUMBER", "16000", "How many records may be unacknowledged at once, 1 to 1,000,000"),
+    relay("in_flight", "NUMBER", "8000", "How many records may be unacknowledged at once, 1 to 1,000,000"),
     relay("pass_time", "TIME", "500ms", "How long a pass goes on reading before it commits what it settled"),
     relay(
         "stall_time",

@@ -17,8 +17,8 @@ use super::read::{self, Chunk, Fetch, Unsent};
 use super::session;
 use crate::source::SourceOptions;
 
-/// How many chunks wait for the relay.
-const CHUNKS: usize = 2;
+/// How many chunks wait for the relay while the next is read.
+const CHUNKS: usize = 1;
 
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";

@@ -1,9 +1,12 @@
 use std::collections::HashSet;
 
+const MANY: usize = 10_000;
+
 /// The rows that the relay was given in a pass and has not settled.
 #[derive(Default)]
 pub(super) struct Unsettled {
-    /// The tickets and numbers of what was given. Those that are settled are taken out when it matters which are left.
+    /// The tickets and numbers of what was given. Those that are settled are taken out when it matters which are left, and
+    /// when they are many.
     given: Vec<(u64, i64)>,
     settled: Vec<u64>,
 }
@@ -15,6 +18,9 @@ impl Unsettled {
 
     pub(super) fn settle(&mut self, tickets: &[u64]) {
         self.settled.extend_from_slice(tickets);
+        if self.settled.len() >= MANY {
+            self.left();
+        }
     }
 
     /// The lowest number among them.
