@@ -10,6 +10,7 @@ use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Kafka};
 
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{drain_batches, drain_window};
 use crate::report::{Figure, Report};
@@ -35,6 +36,8 @@ pub(crate) struct Backlog {
 const BATCHES: usize = 4;
 /// A relay's lag interval. Measuring the lag takes longer the more waits: in as long a window it has its due share.
 const WINDOW: Duration = Duration::from_secs(15);
+/// How many rows the bare libraries drain.
+const BARE_ROWS: usize = 1_000_000;
 /// The rows that the bystander reads, and the time between two of its queries.
 const BYSTANDER_ROWS: i64 = 1_000_000;
 const PACE: Duration = Duration::from_millis(2);
@@ -62,7 +65,7 @@ impl Backlog {
 
     /// Many rows waiting or few. Of the many a window of time is drained in each round, and made up for before the next.
     /// A speed is that from the first event which comes to Kafka to the last one of the window or of the few, so that no
-    /// relay's start is in it.
+    /// relay's start is in it. The bare libraries show what draining does to a bystander whoever drains.
     fn waiting(&self, rounds: usize, kafka: &Kafka, [small, large]: [&Template<'_>; 2]) -> Vec<Figure> {
         large.empty();
         large.append_many(self.rows);
@@ -88,6 +91,14 @@ impl Backlog {
                         speed
                     })
                 }),
+                Contender::new("bare libraries", || {
+                    small.empty();
+                    small.append_many(BARE_ROWS);
+                    small.settle_down();
+                    beside_bystander(small.database, || {
+                        bare::drain(small.database, kafka, BARE_ROWS, bare::MARK)
+                    })
+                }),
                 Contender::new("no relay", || {
                     beside_bystander(large.database, || {
                         thread::sleep(WINDOW);
@@ -97,11 +108,15 @@ impl Backlog {
             ],
         );
         large.empty();
-        let [[few, _], [many, beside], [_, alone]]: [_; 3] = measured.try_into().unwrap();
+        let [[few, _], [many, beside], [_, bare], [_, alone]]: [_; 4] = measured.try_into().unwrap();
         let beside = Figure::new("bystander's p99 while many are drained", "ms", beside);
+        let bare = Figure::new("bystander's p99 while the bare libraries drain", "ms", bare);
         let alone = Figure::new("bystander's p99 while no relay works", "ms", alone);
         let p99 = Figure::ratio("bystander's p99, many drained / no relay", &beside, &alone).at_most(1.5);
-        compare("many waiting", many, "few waiting", few).into_iter().chain([p99, beside, alone]).collect()
+        let limit =
+            Figure::ratio("bystander's p99, many drained / bare libraries", &beside, &bare).at_most(1.1);
+        let figures = compare("many waiting", many, "few waiting", few);
+        figures.into_iter().chain([p99, limit, beside, bare, alone]).collect()
     }
 
     /// Many sent rows in the table or none.

@@ -17,6 +17,9 @@ pub(crate) struct Memory {
     /// How many rows the small backlog has.
     #[arg(long, default_value_t = 10_000)]
     few: usize,
+    /// How many rows a backlog has that fills the pipeline and is no large one.
+    #[arg(long, default_value_t = 100_000)]
+    some: usize,
     /// How many rows of the large backlog are drained in a round.
     #[arg(long, default_value_t = 2_000_000)]
     window: usize,
@@ -42,15 +45,17 @@ impl Memory {
         let (whole, _) = peak(&large, &kafka, self.rows);
         many.empty();
         let mut drained = self.rows;
+        let drain_all = |rows| {
+            few.empty();
+            few.append_many(rows);
+            few.settle_down();
+            [peak(&small, &kafka, rows).0]
+        };
         let measured = take_turns(
             rounds,
             vec![
-                Contender::new("few waiting", || {
-                    few.empty();
-                    few.append_many(self.few);
-                    few.settle_down();
-                    [peak(&small, &kafka, self.few).0]
-                }),
+                Contender::new("few waiting", || drain_all(self.few)),
+                Contender::new("some waiting", || drain_all(self.some)),
                 Contender::new("many waiting", || {
                     many.append_many(drained);
                     many.settle_down();
@@ -60,8 +65,9 @@ impl Memory {
                 }),
             ],
         );
-        let [[few], [many]]: [_; 2] = measured.try_into().unwrap();
+        let [[few], [some], [many]]: [_; 3] = measured.try_into().unwrap();
         let few = Figure::new(format!("peak, {} waiting", self.few), "MB", few);
+        let some = Figure::new(format!("peak, {} waiting", self.some), "MB", some);
         let many = Figure::new(format!("peak, {} waiting", self.rows), "MB", many);
         let whole = Figure::new(format!("peak, all {} drained", self.rows), "MB", vec![whole]);
         Report {
@@ -72,8 +78,10 @@ impl Memory {
             ),
             figures: vec![
                 Figure::ratio(format!("{} / {} waiting", self.rows, self.few), &many, &few).at_most(1.10),
+                Figure::ratio(format!("{} / {} waiting", self.rows, self.some), &many, &some).at_most(1.10),
                 many.at_most(60.0),
                 whole.at_most(60.0),
+                some,
                 few,
             ],
         }
