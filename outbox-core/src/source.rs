@@ -16,12 +16,12 @@ pub trait Source: Send {
     fn claim(&mut self) -> Result<bool, SourceError>;
 
     /// Adds up to about `limit` of the next claimed records, in the order in which each aggregate's must be
-    /// published. Nothing added: all that there is now has been read. Read again later in the same pass, it may add what
-    /// has come since.
+    /// published. `true`: there may be more; `false`: all that there is now has been read. Read again later in the same
+    /// pass, it may add what has come since.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
-    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError>;
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError>;
 
     /// Marks exactly these as sent.
     ///
@@ -29,12 +29,11 @@ pub trait Source: Send {
     /// As for [`claim`](Self::claim).
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError>;
 
-    /// Moves a record that can never be published to the dead letters, with the reason. `true`: the later records of its
-    /// aggregate are held back from now on, those that have been read already too.
+    /// Moves a record that can never be published to the dead letters, with the reason.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError>;
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError>;
 
     /// Ends the pass and keeps what it did.
     ///
@@ -70,6 +69,18 @@ pub struct Claimed {
     pub ticket: u64,
     /// The record, or why the stored row is none; such a row becomes a dead letter.
     pub record: Result<Record, String>,
+}
+
+/// A record that has become a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Buried {
+    /// The event's id.
+    pub id: String,
+    /// The kind of thing that it happened to.
+    pub aggregate_type: String,
+    /// Whether the later records of its aggregate are to be held back. The next pass does so: publish nothing more in this
+    /// one.
+    pub holds_back: bool,
 }
 
 /// How far the relay is behind.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+    Acknowledgement, Buried, Claimed, Outcome, Publisher, PublisherError, Refusal, Source, SourceError,
 };
 
 use self::names::TopicNames;
@@ -96,7 +96,8 @@ impl Pipeline<'_> {
             Ok(false) => return Ok(Passed::Idle),
             Err(error) => return Err(error.into()),
         }
-        let mut pass = Pass::begin(began);
+        // What is claimed is worked on, however long that took.
+        let mut pass = Pass::begin((self.now)());
         let ended = match self.drain(&mut pass, source, publisher) {
             Ok(()) => pass.settle(source, began).and_then(|()| source.release()).map_err(Failure::Source),
             Err(Failure::Publisher(error)) => {
@@ -142,11 +143,23 @@ impl Pipeline<'_> {
             let now = (self.now)();
             pass.reading &= now.duration_since(pass.began) < self.limits.pass_time;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
-                source.read(self.limits.chunk, &mut chunk)?;
-                pass.caught_up = (chunk.len() < self.limits.chunk).then(self.now);
+                let more = source.read(self.limits.chunk, &mut chunk)?;
+                pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut chunk).into();
             }
-            let full = self.hand_over(pass, source, publisher)?;
+            let had_nothing = pass.in_flight == 0;
+            let full = match self.hand_over(pass, source, publisher)? {
+                HandedOver::All => false,
+                HandedOver::Full => true,
+                HandedOver::Failed(reason) => {
+                    pass.close();
+                    failing.get_or_insert(Failing { reason, since: now });
+                    false
+                }
+            };
+            if had_nothing && pass.in_flight > 0 {
+                pass.progress = (self.now)();
+            }
             if pass.in_flight == 0 && pass.unsent.is_empty() && !(pass.reading && pass.caught_up.is_none()) {
                 return failing.map_or(Ok(()), |failing| Err(failing.failure()));
             }
@@ -185,25 +198,23 @@ impl Pipeline<'_> {
         pass.reading && pass.unsent.is_empty() && has_room
     }
 
-    /// Hands over what was read, in order, until the publisher is full: `true`.
+    /// Hands over what was read, in order, for as long as the publisher takes it.
     fn hand_over(
         &self,
         pass: &mut Pass,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
-    ) -> Result<bool, Failure> {
+    ) -> Result<HandedOver, SourceError> {
         while let Some(Claimed { ticket, record }) = pass.unsent.front() {
             let ticket = *ticket;
             let refused = match record {
                 Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
                     Ok(topic) => match publisher.publish(ticket, topic, record) {
                         Ok(()) => None,
-                        Err(Refusal::Full) => return Ok(true),
+                        Err(Refusal::Full) => return Ok(HandedOver::Full),
                         Err(Refusal::Rejected { reason }) => Some((topic.to_owned(), reason)),
-                        Err(Refusal::Retry { reason }) => {
-                            return Err(Failure::Publisher(PublisherError::new(reason)));
-                        }
-                        Err(_) => return Err(Failure::Publisher(PublisherError::new("not taken"))),
+                        Err(Refusal::Retry { reason }) => return Ok(HandedOver::Failed(reason)),
+                        Err(_) => return Ok(HandedOver::Failed("not taken".to_owned())),
                     },
                     Err(error) => Some((String::new(), error.to_string())),
                 },
@@ -212,32 +223,32 @@ impl Pipeline<'_> {
             match refused {
                 None => pass.in_flight += 1,
                 Some((topic, reason)) => {
-                    if dead_letter(source, ticket, record.as_ref().ok(), &topic, &reason)? {
+                    if dead_letter(source, ticket, &topic, &reason)? {
                         // The next pass leaves out what is held back.
                         pass.close();
-                        return Ok(false);
+                        return Ok(HandedOver::All);
                     }
                 }
             }
             pass.unsent.pop_front();
         }
-        Ok(false)
+        Ok(HandedOver::All)
     }
 }
 
-fn dead_letter(
-    source: &mut dyn Source,
-    ticket: u64,
-    record: Option<&Record>,
-    topic: &str,
-    reason: &str,
-) -> Result<bool, SourceError> {
-    let holds_back = source.dead_letter(ticket, reason)?;
-    let (aggregate_type, id) = match record {
-        Some(record) => (record.aggregate_type(), record.id().to_string()),
-        None => ("", format!("seq {ticket}")),
-    };
-    observe::dead_lettered(topic, aggregate_type, &id, reason);
+/// How handing over ended.
+enum HandedOver {
+    All,
+    /// The publisher takes no more for now.
+    Full,
+    /// It takes no more until it has been abandoned, but may still tell what became of what it has.
+    Failed(String),
+}
+
+/// Whether the later records of its aggregate are to be held back.
+fn dead_letter(source: &mut dyn Source, ticket: u64, topic: &str, reason: &str) -> Result<bool, SourceError> {
+    let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
+    observe::dead_lettered(topic, &aggregate_type, &id, reason);
     Ok(holds_back)
 }
 
@@ -307,7 +318,7 @@ impl Pass {
         match acknowledgement.outcome {
             Outcome::Durable => self.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => {
-                if dead_letter(source, acknowledgement.ticket, None, "", &reason)? {
+                if dead_letter(source, acknowledgement.ticket, "", &reason)? {
                     self.close();
                 }
             }

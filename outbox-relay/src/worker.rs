@@ -66,6 +66,10 @@ impl Worker {
                     retry.failed("broker", &error, &self.stop);
                     // Nothing is claimed while the broker is away.
                     while !self.stop.is_set() {
+                        // How far the relay is behind is of interest now.
+                        if let Err(Failure::Source(error)) = self.upkeep() {
+                            retry.failed("database", &error, &self.stop);
+                        }
                         match self.publisher.ready(READY_WAIT) {
                             Ok(()) => break,
                             Err(error) => {

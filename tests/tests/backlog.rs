@@ -1,5 +1,8 @@
 //! A backlog is read on a second connection: a pass that cannot have it, or must wait for it, reads all the same.
 
+#[path = "backlog/gate.rs"]
+mod gate;
+
 use std::thread;
 use std::time::Duration;
 
@@ -10,6 +13,8 @@ use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
 use outbox_tests::{Database, Postgres, eventually};
+
+use self::gate::Gate;
 
 const EVENTS: usize = 1_000;
 const CHUNK: usize = 50;
@@ -46,6 +51,15 @@ fn drain(source: &mut PostgresSource) {
 fn unsent(conn: &mut PgConnection) -> i64 {
     let unsent = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
     diesel::dsl::sql::<BigInt>(unsent).get_result(conn).unwrap()
+}
+
+/// Takes the connection away that holds the claim.
+fn end_pass(conn: &mut PgConnection) {
+    let terminated = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                      WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass \
+                      AND mode = 'RowShareLock'";
+    let terminated: i64 = diesel::dsl::sql::<BigInt>(terminated).get_result(conn).unwrap();
+    assert_eq!(terminated, 1);
 }
 
 /// It waits for the pass, and the second connection would wait for it.
@@ -102,14 +116,38 @@ fn a_pass_whose_connection_is_lost_learns_of_it_though_it_reads_on() {
     for _ in 0..2 {
         source.read(CHUNK, &mut records).unwrap();
     }
-    let terminated = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database \
-                      WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass \
-                      AND mode = 'RowShareLock'";
-    let terminated: i64 = diesel::dsl::sql::<BigInt>(terminated).get_result(conn).unwrap();
-    assert_eq!(terminated, 1);
+    end_pass(conn);
     let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
     eventually("the loss to be told", Duration::from_secs(20), || source.settle(&tickets).err());
     source.abandon();
     assert!(source.claim().unwrap());
     drain(&mut source);
+}
+
+#[test]
+fn a_second_connection_that_is_never_made_is_not_waited_for() {
+    let database = with_backlog();
+    let gate = Gate::new(database.url());
+    let mut source = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    drain(&mut source);
+    assert_eq!(unsent(&mut database.connect()), 0);
+}
+
+/// Others may have sent the rows by then, and their places may have been given to other rows.
+#[test]
+fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
+    let database = with_backlog();
+    let conn = &mut database.connect();
+    let gate = Gate::new(database.url());
+    let mut source = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    assert!(source.read(CHUNK, &mut Vec::new()).unwrap());
+    end_pass(conn);
+    let mut other = PostgresSource::new(database.url(), SourceOptions::default());
+    eventually("the claim to be free", Duration::from_secs(20), || other.claim().unwrap().then_some(()));
+    gate.open();
+    let mut records = Vec::new();
+    assert!(source.read(CHUNK, &mut records).is_err(), "{} records", records.len());
+    drain(&mut other);
 }

@@ -1,13 +1,14 @@
 //! The pipeline between a database and a broker that fail at random. Each seed is one history, the same every time.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+    Acknowledgement, Buried, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source,
+    SourceError,
 };
 
 use super::{Failure, Limits, Passed, Pipeline};
@@ -37,10 +38,31 @@ impl Chance {
     }
 }
 
+/// In milliseconds. It goes on whenever somebody looks at it.
+#[derive(Clone, Default)]
+struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    fn advance(&self, milliseconds: u64) -> u64 {
+        self.0.fetch_add(milliseconds, Ordering::Relaxed) + milliseconds
+    }
+}
+
+/// What is always so in a history, and not by chance.
+#[derive(Clone, Copy, Default)]
+struct Habits {
+    /// Claiming and reading take longer than a pass may, and than the broker may be silent.
+    slow_database: bool,
+    /// The producer takes nothing more once it has a record that will be refused.
+    fails_early: bool,
+}
+
 /// A table of records with tickets 1 to `RECORDS`, which are committed by and by: those of an aggregate in their order,
 /// those of different ones in any. Settling becomes lasting with the release.
 struct Table {
     chance: Chance,
+    clock: Clock,
+    habits: Habits,
     committed: BTreeSet<u64>,
     settled: BTreeSet<u64>,
     dead: BTreeMap<u64, String>,
@@ -52,6 +74,12 @@ struct Table {
 }
 
 impl Table {
+    fn takes_time(&self) {
+        if self.habits.slow_database {
+            self.clock.advance(1_000);
+        }
+    }
+
     fn may_fail(&mut self) -> Result<(), SourceError> {
         if self.chance.one_in(60) {
             self.claimed = false;
@@ -81,6 +109,7 @@ impl Table {
 impl Source for Table {
     fn claim(&mut self) -> Result<bool, SourceError> {
         self.may_fail()?;
+        self.takes_time();
         assert!(!self.claimed, "claimed twice");
         self.commit_some();
         self.given.clear();
@@ -88,19 +117,22 @@ impl Source for Table {
         Ok(self.claimed)
     }
 
-    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         self.may_fail()?;
+        self.takes_time();
         assert!(self.claimed, "read without a claim");
         self.commit_some();
         let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
-        let open: Vec<u64> = unsent.take(limit).copied().collect();
+        let mut open: Vec<u64> = unsent.take(limit + 1).copied().collect();
+        let more = open.len() > limit;
+        open.truncate(limit);
         self.given.extend(&open);
         records.extend(open.into_iter().map(|ticket| {
             let record = Record::new("order", (ticket % AGGREGATES).to_string(), ticket.to_string());
             let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record) };
             Claimed { ticket, record }
         }));
-        Ok(())
+        Ok(more)
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
@@ -109,10 +141,10 @@ impl Source for Table {
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
         self.may_fail()?;
         self.pending.push((ticket, Some(reason.to_owned())));
-        Ok(self.chance.one_in(3))
+        Ok(Buried { holds_back: self.chance.one_in(3), ..Buried::default() })
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -142,6 +174,9 @@ impl Source for Table {
 /// A broker that keeps the order, takes its time, loses connections and refuses every 31st record.
 struct Broker {
     chance: Chance,
+    habits: Habits,
+    /// Whether it was asked since it was given something.
+    asked: bool,
     in_flight: Vec<u64>,
     log: Arc<Mutex<Vec<u64>>>,
     hangs: bool,
@@ -159,10 +194,14 @@ impl Publisher for Broker {
             return Err(Refusal::Full);
         }
         self.jammed = self.chance.one_in(500);
+        if self.habits.fails_early && self.in_flight.iter().any(|ticket| ticket % 37 == 0) {
+            return Err(Refusal::Retry { reason: "failed for good".to_owned() });
+        }
         if self.chance.one_in(200) {
             return Err(Refusal::Retry { reason: "not now".to_owned() });
         }
         self.in_flight.push(ticket);
+        self.asked = false;
         Ok(())
     }
 
@@ -173,6 +212,9 @@ impl Publisher for Broker {
     ) -> Result<(), PublisherError> {
         if self.chance.one_in(80) {
             return Err(PublisherError::new("the broker failed by chance"));
+        }
+        if !std::mem::replace(&mut self.asked, true) {
+            return Ok(());
         }
         self.hangs |= self.chance.one_in(150);
         if self.hangs {
@@ -213,11 +255,14 @@ impl Publisher for Broker {
     }
 }
 
-fn simulate(seed: u64) -> (usize, usize) {
+fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let chance = Chance::new(seed);
     let log = Arc::new(Mutex::new(Vec::new()));
+    let clock = Clock::default();
     let mut table = Table {
         chance: chance.clone(),
+        clock: clock.clone(),
+        habits,
         committed: BTreeSet::new(),
         settled: BTreeSet::new(),
         dead: BTreeMap::new(),
@@ -227,17 +272,15 @@ fn simulate(seed: u64) -> (usize, usize) {
     };
     let mut broker = Broker {
         chance: chance.clone(),
+        habits,
+        asked: false,
         in_flight: Vec::new(),
         log: log.clone(),
         hangs: false,
         jammed: false,
     };
     let start = Instant::now();
-    let ticks = Cell::new(0);
-    let now = || {
-        ticks.set(ticks.get() + 1);
-        start + Duration::from_millis(5 * ticks.get())
-    };
+    let now = || start + Duration::from_millis(clock.advance(5));
     let limits = Limits {
         chunk: 1 + chance.below(12) as usize,
         in_flight: 24,
@@ -279,10 +322,24 @@ fn simulate(seed: u64) -> (usize, usize) {
 fn nothing_is_lost_and_order_is_kept_whatever_fails() {
     let (mut failures, mut repeated) = (0, 0);
     for seed in 0..500 {
-        let (failed, again) = simulate(seed);
+        let (failed, again) = simulate(seed, Habits::default());
         failures += failed;
         repeated += again;
     }
     // A simulation without failures and repetitions would show nothing.
     assert!(failures > 500 && repeated > 500, "{failures} failures, {repeated} repetitions");
+}
+
+#[test]
+fn a_slow_database_is_waited_for() {
+    for seed in 0..50 {
+        simulate(seed, Habits { slow_database: true, ..Habits::default() });
+    }
+}
+
+#[test]
+fn what_a_failed_publisher_still_tells_is_heard() {
+    for seed in 0..50 {
+        simulate(seed, Habits { fails_early: true, ..Habits::default() });
+    }
 }

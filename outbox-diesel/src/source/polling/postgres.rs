@@ -13,9 +13,9 @@ mod upkeep;
 mod wake;
 
 use std::sync::mpsc::Receiver;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use diesel_outbox_core::{Claimed, Lag, Source, SourceError};
+use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 
 use self::ahead::{Ahead, Backlog};
 use self::read::Chunk;
@@ -34,36 +34,46 @@ pub struct PostgresSource {
     ahead: Option<Ahead>,
     /// What is read ahead in this pass.
     chunks: Option<Receiver<Chunk>>,
+    /// When that failed last.
+    ahead_failed: Option<Instant>,
 }
+
+/// How long to wait for a chunk that is read ahead: the other connection may never be made, or hang.
+const AHEAD_WAIT: Duration = Duration::from_secs(1);
+/// How long to do without it then.
+const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
         let database_url = database_url.into();
         let sessions = OnThread::new(database_url.clone(), options.clone());
-        Self { database_url, options, sessions, ahead: None, chunks: None }
+        Self { database_url, options, sessions, ahead: None, chunks: None, ahead_failed: None }
     }
 
     fn read_ahead(&mut self, backlog: Backlog) {
+        if self.ahead_failed.is_some_and(|failed| failed.elapsed() < AHEAD_RETRY) {
+            return;
+        }
         if self.ahead.is_none() {
             self.ahead = Ahead::begin(self.database_url.clone(), self.options.clone()).ok();
         }
         self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
     }
 
-    /// The next chunk of those that are read ahead, until there are no more.
-    fn next_chunk(&mut self) -> Result<Option<Vec<Claimed>>, SourceError> {
-        let Some(Ok(Chunk { records, held_back, given, exhausts })) =
-            self.chunks.as_ref().map(Receiver::recv)
-        else {
-            self.chunks = None;
+    /// The next chunk of those that are read ahead, and whether there are more.
+    fn next_chunk(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
+        let Some(chunks) = &self.chunks else { return Ok(None) };
+        let Ok(Chunk { records, held_back, given, exhausts }) = chunks.recv_timeout(AHEAD_WAIT) else {
+            (self.chunks, self.ahead) = (None, None);
+            self.ahead_failed = Some(Instant::now());
             return Ok(None);
         };
         if exhausts {
             self.chunks = None;
         }
         self.sessions.tell(move |sessions| sessions.give(given, exhausts, held_back))?;
-        Ok(Some(records))
+        Ok(Some((records, !exhausts)))
     }
 }
 
@@ -73,15 +83,15 @@ impl Source for PostgresSource {
         self.sessions.ask(Sessions::claim)
     }
 
-    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
-        let mut chunk = match self.next_chunk()? {
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        let (mut chunk, more) = match self.next_chunk()? {
             Some(chunk) => chunk,
             None => {
-                let (chunk, backlog) = self.sessions.ask(move |sessions| sessions.read(limit))?;
+                let (chunk, more, backlog) = self.sessions.ask(move |sessions| sessions.read(limit))?;
                 if let Some(backlog) = backlog {
                     self.read_ahead(backlog);
                 }
-                chunk
+                (chunk, more)
             }
         };
         if records.is_empty() {
@@ -89,7 +99,7 @@ impl Source for PostgresSource {
         } else {
             records.append(&mut chunk);
         }
-        Ok(())
+        Ok(more)
     }
 
     /// An error is told by what is called next.
@@ -101,7 +111,7 @@ impl Source for PostgresSource {
         self.sessions.tell(move |sessions| sessions.settle(tickets))
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
         let reason = reason.to_owned();
         self.sessions.ask(move |sessions| sessions.dead_letter(ticket, reason))
     }

@@ -10,7 +10,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
-use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, Source, SourceError};
+use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
 use super::database_error;
@@ -149,7 +149,7 @@ impl Source for SqliteSource {
         self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
     }
 
-    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<(), SourceError> {
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let limit = self.chunk_size.rows(limit) as i64;
         let (cursor, unsettled) = (self.cursor, self.unsettled);
         let rows = self.with("reading", |conn| {
@@ -161,6 +161,7 @@ impl Source for SqliteSource {
                 Read::new(cursor, limit).load::<Row>(conn)
             })
         })?;
+        let more = rows.len() as i64 == limit;
         let rows: Vec<StoredRow> = rows.into_iter().map(stored).collect();
         self.unsettled += rows.len() as i64;
         self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
@@ -173,7 +174,7 @@ impl Source for SqliteSource {
                 records.push(claimed);
             }
         }
-        Ok(())
+        Ok(more)
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
@@ -187,21 +188,20 @@ impl Source for SqliteSource {
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<bool, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
         let seq = ticket as i64;
-        let aggregates = self.with("moving a record to the dead letters", |conn| {
+        let buried = self.with("moving a record to the dead letters", |conn| {
             conn.immediate_transaction(|conn| {
-                let aggregates = Bury::new(reason.to_owned(), seq).load::<(String, String)>(conn)?;
+                let buried =
+                    Bury::new(reason.to_owned(), seq).get_result::<(String, String)>(conn).optional()?;
                 Delete::new(format!("[{seq}]")).execute(conn)?;
-                Ok(aggregates)
+                Ok(buried)
             })
         })?;
         self.unsettled -= 1;
-        let blocks = self.options.dead_letter_policy == DeadLetterPolicy::Block;
-        if blocks {
-            self.blocked.extend(aggregates);
-        }
-        Ok(blocks)
+        let (aggregate_type, id) = buried.unwrap_or_default();
+        let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
+        Ok(Buried { id, aggregate_type, holds_back })
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -318,7 +318,7 @@ statement!(
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? \
-     FROM outbox WHERE seq = ? RETURNING aggregatetype, aggregateid"
+     FROM outbox WHERE seq = ? RETURNING aggregatetype, id"
 );
 
 statement!(

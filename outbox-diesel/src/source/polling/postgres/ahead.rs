@@ -5,7 +5,7 @@
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
-use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
@@ -25,6 +25,8 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
 /// What a pass has claimed, and has not read.
 pub(super) struct Backlog {
+    /// What the pass sees. It can be shared for as long as the pass holds its claim, and on the same server only.
+    pub(super) snapshot: String,
     pub(super) shards: Vec<i16>,
     pub(super) lows: Vec<i64>,
     pub(super) given: Vec<TupleId>,
@@ -76,19 +78,23 @@ fn read(
     };
     let failed = |error| database_error("reading ahead", error);
     conn.batch_execute(LOCK_TIMEOUT).map_err(failed)?;
-    fetch(conn, backlog, chunks).map_err(failed)
+    conn.build_transaction()
+        .repeatable_read()
+        .read_only()
+        .run(|conn| fetch(conn, backlog, chunks))
+        .map_err(failed)
 }
 
 fn fetch(conn: &mut PgConnection, backlog: Backlog, chunks: &SyncSender<Chunk>) -> QueryResult<()> {
-    AnsiTransactionManager::begin_transaction(conn)?;
-    let Backlog { shards, lows, given, blocked, mut chunk_size, limit } = backlog;
+    let Backlog { snapshot, shards, lows, given, blocked, mut chunk_size, limit } = backlog;
+    conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     Unsent::new(shards, lows, given).execute(conn)?;
     loop {
         let limit = chunk_size.rows(limit);
         let chunk = read::load(Fetch { limit }, conn, &mut chunk_size, limit, blocked.as_ref())?;
         let exhausts = chunk.exhausts;
         if chunks.send(chunk).is_err() || exhausts {
-            return AnsiTransactionManager::rollback_transaction(conn);
+            return Ok(());
         }
     }
 }

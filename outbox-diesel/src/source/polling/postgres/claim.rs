@@ -114,11 +114,19 @@ impl Pass {
 
     /// What was not read of all that was claimed, where that is more than a chunk. Another connection does not see what
     /// this pass has settled, and would read it again.
-    pub(super) fn backlog(&mut self, chunk_size: ChunkSize, limit: usize) -> Option<Backlog> {
-        (!self.exhausted && !self.has_settled).then(|| {
-            let (shards, lows) = self.bounds();
-            Backlog { shards, lows, given: self.given(), blocked: self.blocked.clone(), chunk_size, limit }
-        })
+    pub(super) fn backlog(
+        &mut self,
+        conn: &mut PgConnection,
+        chunk_size: ChunkSize,
+        limit: usize,
+    ) -> QueryResult<Option<Backlog>> {
+        if self.exhausted || self.has_settled {
+            return Ok(None);
+        }
+        let snapshot = ExportSnapshot::new().get_result(conn)?;
+        let (shards, lows) = self.bounds();
+        let (given, blocked) = (self.given(), self.blocked.clone());
+        Ok(Some(Backlog { snapshot, shards, lows, given, blocked, chunk_size, limit }))
     }
 
     fn bounds(&self) -> (Vec<i16>, Vec<i64>) {
@@ -155,9 +163,9 @@ impl Pass {
         self.unsettled.settle(tickets);
     }
 
-    /// Holds the aggregates back, if that is the policy.
-    pub(super) fn block(&mut self, aggregates: Vec<(String, String)>) -> bool {
-        self.blocked.as_mut().map(|blocked| blocked.extend(aggregates)).is_some()
+    /// Whether aggregates with dead letters are held back.
+    pub(super) fn holds_back(&self) -> bool {
+        self.blocked.is_some()
     }
 
     /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
@@ -182,6 +190,8 @@ impl Pass {
         AnsiTransactionManager::rollback_transaction(conn)
     }
 }
+
+statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
 statement!(
     Pg,

@@ -6,7 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
-use diesel_outbox_core::{Claimed, DeadLetterPolicy, Lag, SourceError};
+use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
 
 use super::super::row::ChunkSize;
 use super::super::{BLOCKED, database_error};
@@ -66,8 +66,11 @@ impl Sessions {
         self.with("claiming", Session::claim)
     }
 
-    /// The records, and what could be read ahead.
-    pub(super) fn read(&mut self, limit: usize) -> Result<(Vec<Claimed>, Option<Backlog>), SourceError> {
+    /// The records, whether there are more, and what could be read ahead.
+    pub(super) fn read(
+        &mut self,
+        limit: usize,
+    ) -> Result<(Vec<Claimed>, bool, Option<Backlog>), SourceError> {
         self.with("reading", |session, _| session.read(limit))
     }
 
@@ -85,7 +88,7 @@ impl Sessions {
         self.with("settling", |session, options| session.settle(tickets, options))
     }
 
-    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<bool, SourceError> {
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<Buried, SourceError> {
         self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, &reason))
     }
 
@@ -140,16 +143,16 @@ impl Session {
         Ok(self.pass.is_some())
     }
 
-    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, Option<Backlog>)> {
+    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, bool, Option<Backlog>)> {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
             self.wake.counted(workers);
         }
         let (workers, safe) = (self.wake.workers(), self.fence.safe());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?;
-        let backlog = pass.backlog(self.chunk_size, limit);
+        let backlog = pass.backlog(&mut self.conn, self.chunk_size, limit)?;
         self.hold_back(chunk.held_back)?;
-        Ok((chunk.records, backlog))
+        Ok((chunk.records, !chunk.exhausts, backlog))
     }
 
     fn give(&mut self, given: &[(u64, i64)], exhausts: bool, held_back: Vec<u64>) -> QueryResult<()> {
@@ -175,13 +178,13 @@ impl Session {
         Ok(())
     }
 
-    /// Whether the aggregate is held back now.
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<bool> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<Buried> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let aggregates =
-            Bury::new(ticket.into(), reason.to_owned()).load::<(String, String)>(&mut self.conn)?;
+        let bury = Bury::new(ticket.into(), reason.to_owned());
+        let (aggregate_type, id) =
+            bury.get_result::<(String, String)>(&mut self.conn).optional()?.unwrap_or_default();
         pass.settled(&[ticket]);
-        Ok(pass.block(aggregates))
+        Ok(Buried { id, aggregate_type, holds_back: pass.holds_back() })
     }
 
     fn release(&mut self) -> QueryResult<()> {
@@ -237,11 +240,11 @@ statement!(
 
 statement!(
     Pg,
-    /// Moves a row to the dead letters and tells its aggregate.
+    /// Moves a row to the dead letters and tells whose it was.
     Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
     "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
      INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
-     RETURNING aggregatetype, aggregateid"
+     RETURNING aggregatetype, id::text"
 );

@@ -1,0 +1,70 @@
+//! A way to a server that lets the first connection through, and the others when it is opened.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::{Arc, Condvar, Mutex};
+use std::thread;
+
+#[derive(Clone, Default)]
+struct Opened(Arc<(Mutex<bool>, Condvar)>);
+
+impl Opened {
+    fn wait(&self) {
+        let (opened, changed) = &*self.0;
+        drop(changed.wait_while(opened.lock().unwrap(), |opened| !*opened).unwrap());
+    }
+}
+
+pub(crate) struct Gate {
+    address: SocketAddr,
+    server: String,
+    opened: Opened,
+}
+
+impl Gate {
+    /// To the server in the URL.
+    pub(crate) fn new(database_url: &str) -> Self {
+        let (_, server) = database_url.rsplit_once('@').unwrap();
+        let server = server.split_once('/').unwrap().0.to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let gate = Self { address: listener.local_addr().unwrap(), server, opened: Opened::default() };
+        let (server, opened) = (gate.server.clone(), gate.opened.clone());
+        thread::spawn(move || {
+            for (number, client) in listener.incoming().enumerate() {
+                let (client, server, opened) = (client.unwrap(), server.clone(), opened.clone());
+                thread::spawn(move || {
+                    if number > 0 {
+                        opened.wait();
+                    }
+                    join(client, TcpStream::connect(server).unwrap());
+                });
+            }
+        });
+        gate
+    }
+
+    /// The same database by this way.
+    pub(crate) fn url(&self, database_url: &str) -> String {
+        let url = database_url.replace(&self.server, &self.address.to_string());
+        assert_ne!(url, database_url);
+        url
+    }
+
+    pub(crate) fn open(&self) {
+        let (opened, changed) = &*self.opened.0;
+        *opened.lock().unwrap() = true;
+        changed.notify_all();
+    }
+}
+
+/// Copies what either side says to the other until one of them has nothing more to say.
+fn join(client: TcpStream, server: TcpStream) {
+    let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+    thread::spawn(move || {
+        let _ = io::copy(&mut from_client, &mut to_server);
+        let _ = to_server.shutdown(Shutdown::Both);
+    });
+    let (mut from_server, mut to_client) = (server, client);
+    let _ = io::copy(&mut from_server, &mut to_client);
+    let _ = to_client.shutdown(Shutdown::Both);
+}
