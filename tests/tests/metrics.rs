@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Relay, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use outbox_tests::{Kafka, Postgres, eventually};
 
@@ -18,19 +18,25 @@ fn lag_published_and_dead_letters_are_metrics() {
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("metrics");
-    let relay = Relay::postgres(database.url())
-        .publisher(Broker::new(Kafka::shared().brokers()))
-        .topics(Topics::pattern(&topic).unwrap())
-        .lag_interval(Duration::from_millis(50))
-        .spawn()
-        .unwrap();
+    let mut limits = Limits::default();
+    limits.stall_time = Duration::from_millis(200);
+    let relay = |brokers: &str| {
+        Relay::postgres(database.url())
+            .publisher(Broker::new(brokers))
+            .topics(Topics::pattern(&topic).unwrap())
+            .limits(limits)
+            .lag_interval(Duration::from_millis(50))
+            .spawn()
+            .unwrap()
+    };
+    let working = relay(Kafka::shared().brokers());
     let record = |event_type: &str| Record::new("order", "1", event_type);
     let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
     conn.transaction(|c| c.emit_all([record("One"), large, record("Two")])).unwrap();
     Kafka::shared().read_at_least(&topic, 2, Duration::from_secs(60));
     // Counters are drained by each look, so they are added up.
     let (mut counters, mut gauges) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
-    eventually("the metrics", Duration::from_secs(60), || {
+    let mut look = |unsent: f64| {
         for (key, _, _, value) in snapshotter.snapshot().into_vec() {
             let name = key.key().name().to_owned();
             match value {
@@ -41,9 +47,16 @@ fn lag_published_and_dead_letters_are_metrics() {
         }
         let counted = counters.get("outbox_published_total") == Some(&2)
             && counters.get("outbox_dead_letters_total") == Some(&1);
-        let measured = gauges.get("outbox_unsent") == Some(&0.0)
-            && gauges.get("outbox_oldest_unsent_seconds") == Some(&0.0);
+        let oldest = gauges.get("outbox_oldest_unsent_seconds");
+        let measured = gauges.get("outbox_unsent") == Some(&unsent)
+            && oldest.is_some_and(|age| (*age > 0.0) == (unsent > 0.0));
         (counted && measured).then_some(())
-    });
-    relay.stop_blocking().unwrap();
+    };
+    eventually("the metrics", Duration::from_secs(60), || look(0.0));
+    working.stop_blocking().unwrap();
+
+    conn.transaction(|c| c.emit(&record("Three"))).unwrap();
+    let without_broker = relay("127.0.0.1:1");
+    eventually("the lag while the broker is away", Duration::from_secs(60), || look(1.0));
+    without_broker.stop_blocking().unwrap();
 }
