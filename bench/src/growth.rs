@@ -53,7 +53,7 @@ impl Growth {
             benchmark: "growth".into(),
             conditions: format!(
                 "1 relay; where nothing else is said {AGGREGATES} aggregates in all shards, 200 bytes of payload that \
-                 nothing can compress, default limits, 1 worker, 200000 rows (400000 for costs); in flight is eight times the chunk; \
+                 nothing can compress, default limits, 1 worker, 200000 rows (400000 for costs); in flight is four times the chunk; \
                  PostgreSQL {}",
                 self.postgres
             ),
