@@ -17,9 +17,6 @@ use super::read::{self, Chunk, Fetch, Unsent};
 use super::session;
 use crate::source::SourceOptions;
 
-/// How many chunks wait for the relay while the next is read.
-const CHUNKS: usize = 1;
-
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
@@ -58,7 +55,8 @@ impl Ahead {
 
     /// The chunks of this backlog, the last of which says so. It is read for as long as they are received.
     pub(super) fn read(&self, backlog: Backlog) -> Receiver<Chunk> {
-        let (chunks, received) = sync_channel(CHUNKS);
+        // One chunk waits for the relay, in the hand of its reader.
+        let (chunks, received) = sync_channel(0);
         // Where the thread has ended there are no chunks, and the worker's connection reads.
         let _ = self.backlogs.send((backlog, chunks));
         received
