@@ -98,31 +98,24 @@ impl Pipeline<'_> {
         }
         // What is claimed is worked on, however long that took.
         let mut pass = Pass::begin((self.now)());
-        let ended = match self.drain(&mut pass, source, publisher) {
-            Ok(()) => pass.settle(source, began).and_then(|()| source.release()).map_err(Failure::Source),
-            Err(Failure::Publisher(error)) => {
-                publisher.abandon();
-                // What is durable is settled all the same: it need not be sent twice.
-                match pass.settle(source, began).and_then(|()| source.release()) {
-                    Ok(()) => {
-                        observe::published(pass.published);
-                        Err(Failure::Publisher(error))
-                    }
-                    Err(error) => Err(Failure::Source(error)),
-                }
-            }
-            Err(failure) => Err(failure),
+        let failure = self.drain(&mut pass, source, publisher).err();
+        if failure.is_some() {
+            publisher.abandon();
+        }
+        let ended = match failure {
+            Some(Failure::Source(error)) => Err(error),
+            // What is durable is settled though the broker has failed: it need not be sent twice.
+            failure => pass.settle(source, began).and_then(|()| source.release()).map(|()| failure),
         };
         match ended {
-            Ok(()) => {
+            Ok(failure) => {
                 observe::published(pass.published);
                 observe::passed(pass.published, (self.now)().duration_since(began));
-                Ok(Passed::Published(pass.published))
+                failure.map_or(Ok(Passed::Published(pass.published)), Err)
             }
-            Err(failure) => {
-                publisher.abandon();
+            Err(error) => {
                 source.abandon();
-                Err(failure)
+                Err(error.into())
             }
         }
     }
@@ -175,7 +168,7 @@ impl Pipeline<'_> {
                 ))));
             }
             for acknowledgement in acknowledgements.drain(..) {
-                if let Err(reason) = pass.acknowledge(acknowledgement, source)? {
+                if let Err(reason) = self.acknowledge(pass, acknowledgement, source)? {
                     pass.close();
                     failing.get_or_insert(Failing { reason, since: now });
                 }
@@ -207,32 +200,59 @@ impl Pipeline<'_> {
     ) -> Result<HandedOver, SourceError> {
         while let Some(Claimed { ticket, record }) = pass.unsent.front() {
             let ticket = *ticket;
-            let refused = match record {
+            let taken = match record {
                 Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
-                    Ok(topic) => match publisher.publish(ticket, topic, record) {
-                        Ok(()) => None,
-                        Err(Refusal::Full) => return Ok(HandedOver::Full),
-                        Err(Refusal::Rejected { reason }) => Some((topic.to_owned(), reason)),
-                        Err(Refusal::Retry { reason }) => return Ok(HandedOver::Failed(reason)),
-                        Err(_) => return Ok(HandedOver::Failed("not taken".to_owned())),
-                    },
-                    Err(error) => Some((String::new(), error.to_string())),
+                    Ok(topic) => publisher.publish(ticket, topic, record),
+                    Err(error) => Err(Refusal::Rejected { reason: error.to_string() }),
                 },
-                Err(reason) => Some((String::new(), reason.clone())),
+                Err(reason) => Err(Refusal::Rejected { reason: reason.clone() }),
             };
-            match refused {
-                None => pass.in_flight += 1,
-                Some((topic, reason)) => {
-                    if dead_letter(source, ticket, &topic, &reason)? {
-                        // The next pass leaves out what is held back.
-                        pass.close();
-                        return Ok(HandedOver::All);
-                    }
-                }
+            match taken {
+                Ok(()) => pass.in_flight += 1,
+                Err(Refusal::Full) => return Ok(HandedOver::Full),
+                Err(Refusal::Rejected { reason }) => self.dead_letter(pass, source, ticket, &reason)?,
+                Err(Refusal::Retry { reason }) => return Ok(HandedOver::Failed(reason)),
+                Err(_) => return Ok(HandedOver::Failed("not taken".to_owned())),
             }
             pass.unsent.pop_front();
         }
         Ok(HandedOver::All)
+    }
+
+    /// The inner error: it must be sent again.
+    fn acknowledge(
+        &self,
+        pass: &mut Pass,
+        acknowledgement: Acknowledgement,
+        source: &mut dyn Source,
+    ) -> Result<Result<(), String>, SourceError> {
+        pass.in_flight = pass.in_flight.saturating_sub(1);
+        match acknowledgement.outcome {
+            Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
+            Outcome::Rejected { reason } => {
+                self.dead_letter(pass, source, acknowledgement.ticket, &reason)?;
+            }
+            Outcome::Retry { reason } => return Ok(Err(reason)),
+            _ => return Ok(Err("the publisher told an outcome that this relay does not know".to_owned())),
+        }
+        Ok(Ok(()))
+    }
+
+    fn dead_letter(
+        &self,
+        pass: &mut Pass,
+        source: &mut dyn Source,
+        ticket: u64,
+        reason: &str,
+    ) -> Result<(), SourceError> {
+        let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
+        let topic = pass.names.topic(self.topics, &aggregate_type).unwrap_or_default();
+        observe::dead_lettered(topic, &aggregate_type, &id, reason);
+        if holds_back {
+            // The next pass leaves out what is held back.
+            pass.close();
+        }
+        Ok(())
     }
 }
 
@@ -243,13 +263,6 @@ enum HandedOver {
     Full,
     /// It takes no more until it has been abandoned, but may still tell what became of what it has.
     Failed(String),
-}
-
-/// Whether the later records of its aggregate are to be held back.
-fn dead_letter(source: &mut dyn Source, ticket: u64, topic: &str, reason: &str) -> Result<bool, SourceError> {
-    let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
-    observe::dead_lettered(topic, &aggregate_type, &id, reason);
-    Ok(holds_back)
 }
 
 /// Why a pass is about to fail, and since when that is known.
@@ -306,26 +319,6 @@ impl Pass {
     fn close(&mut self) {
         self.reading = false;
         self.unsent.clear();
-    }
-
-    /// The inner error: it must be sent again.
-    fn acknowledge(
-        &mut self,
-        acknowledgement: Acknowledgement,
-        source: &mut dyn Source,
-    ) -> Result<Result<(), String>, SourceError> {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        match acknowledgement.outcome {
-            Outcome::Durable => self.acknowledged.push(acknowledgement.ticket),
-            Outcome::Rejected { reason } => {
-                if dead_letter(source, acknowledgement.ticket, "", &reason)? {
-                    self.close();
-                }
-            }
-            Outcome::Retry { reason } => return Ok(Err(reason)),
-            _ => return Ok(Err("the publisher told an outcome that this relay does not know".to_owned())),
-        }
-        Ok(Ok(()))
     }
 
     fn settle(&mut self, source: &mut dyn Source, now: Instant) -> Result<(), SourceError> {

@@ -160,6 +160,7 @@ impl Relay {
             topics: self.topics.clone(),
             limits: self.limits,
             stop: stop.clone(),
+            broker_is_away: false,
         });
         RelayHandle::start(stop.clone(), workers, self.stop_time)
     }

@@ -48,6 +48,7 @@ pub(crate) struct Worker {
     pub(crate) topics: Topics,
     pub(crate) limits: Limits,
     pub(crate) stop: Stop,
+    pub(crate) broker_is_away: bool,
 }
 
 impl Worker {
@@ -61,23 +62,9 @@ impl Worker {
                     published += count;
                     retry.succeeded();
                 }
-                Err(Failure::Source(error)) => retry.failed("database", &error, &self.stop),
-                Err(Failure::Publisher(error)) => {
-                    retry.failed("broker", &error, &self.stop);
-                    // Nothing is claimed while the broker is away.
-                    while !self.stop.is_set() {
-                        // How far the relay is behind is of interest now.
-                        if let Err(Failure::Source(error)) = self.upkeep() {
-                            retry.failed("database", &error, &self.stop);
-                        }
-                        match self.publisher.ready(READY_WAIT) {
-                            Ok(()) => break,
-                            Err(error) => {
-                                self.publisher.abandon();
-                                retry.failed("broker", &error, &self.stop);
-                            }
-                        }
-                    }
+                Err(failure) => {
+                    self.broker_is_away |= matches!(failure, Failure::Publisher(_));
+                    retry.failed(&failure, &self.stop);
                 }
             }
         }
@@ -86,6 +73,11 @@ impl Worker {
 
     /// One pass, or a wait where there is nothing to do.
     fn turn(&mut self) -> Result<usize, Failure> {
+        if self.broker_is_away {
+            // Nothing is claimed then, but how far the relay is behind is of interest.
+            self.upkeep()?;
+            self.reach_broker()?;
+        }
         let stop = self.stop.clone();
         let pipeline = Pipeline {
             topics: &self.topics,
@@ -104,6 +96,15 @@ impl Worker {
                 Ok(0)
             }
         }
+    }
+
+    fn reach_broker(&mut self) -> Result<(), Failure> {
+        let reached = self.publisher.ready(READY_WAIT);
+        self.broker_is_away = reached.is_err();
+        reached.map_err(|error| {
+            self.publisher.abandon();
+            Failure::Publisher(error)
+        })
     }
 
     fn upkeep(&mut self) -> Result<(), Failure> {
@@ -132,9 +133,13 @@ impl Retry {
         self.wait = FIRST_RETRY;
     }
 
-    fn failed(&mut self, failure: &'static str, error: &dyn std::error::Error, stop: &Stop) {
-        observe::failed(failure, error, self.wait);
-        self.failure = Some(failure);
+    fn failed(&mut self, failure: &Failure, stop: &Stop) {
+        let (side, error) = match failure {
+            Failure::Source(error) => ("database", error as &dyn std::error::Error),
+            Failure::Publisher(error) => ("broker", error as &dyn std::error::Error),
+        };
+        observe::failed(side, error, self.wait);
+        self.failure = Some(side);
         let until = Instant::now() + self.wait;
         while !stop.is_set() && Instant::now() < until {
             std::thread::sleep(SLICE.min(self.wait));
