@@ -3,6 +3,7 @@
 
 mod ahead;
 mod claim;
+mod database;
 mod fence;
 mod place;
 mod read;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 
 use self::ahead::{Ahead, Backlog};
+use self::database::Database;
 use self::read::Chunk;
 use self::session::Sessions;
 use self::thread::OnThread;
@@ -28,8 +30,7 @@ use crate::source::SourceOptions;
 /// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time.
 /// Each has a connection, and a second one as long as it works off a backlog: while the one settles the other reads on.
 pub struct PostgresSource {
-    database_url: String,
-    options: SourceOptions,
+    database: Database,
     sessions: OnThread,
     ahead: Option<Ahead>,
     /// What is read ahead in this pass.
@@ -46,17 +47,18 @@ const AHEAD_RETRY: Duration = Duration::from_secs(30);
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
-        let database_url = database_url.into();
-        let sessions = OnThread::new(database_url.clone(), options.clone());
-        Self { database_url, options, sessions, ahead: None, chunks: None, ahead_failed: None }
+        let database = Database { url: database_url.into(), options };
+        let sessions = OnThread::new(database.clone());
+        Self { database, sessions, ahead: None, chunks: None, ahead_failed: None }
+    }
+
+    fn may_read_ahead(&self) -> bool {
+        self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY)
     }
 
     fn read_ahead(&mut self, backlog: Backlog) {
-        if self.ahead_failed.is_some_and(|failed| failed.elapsed() < AHEAD_RETRY) {
-            return;
-        }
         if self.ahead.is_none() {
-            self.ahead = Ahead::begin(self.database_url.clone(), self.options.clone()).ok();
+            self.ahead = Ahead::begin(self.database.clone()).ok();
         }
         self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
     }
@@ -84,21 +86,19 @@ impl Source for PostgresSource {
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let (mut chunk, more) = match self.next_chunk()? {
+        let (chunk, more) = match self.next_chunk()? {
             Some(chunk) => chunk,
             None => {
-                let (chunk, more, backlog) = self.sessions.ask(move |sessions| sessions.read(limit))?;
+                let ahead = self.may_read_ahead();
+                let (chunk, more, backlog) =
+                    self.sessions.ask(move |sessions| sessions.read(limit, ahead))?;
                 if let Some(backlog) = backlog {
                     self.read_ahead(backlog);
                 }
                 (chunk, more)
             }
         };
-        if records.is_empty() {
-            *records = chunk;
-        } else {
-            records.append(&mut chunk);
-        }
+        records.extend(chunk);
         Ok(more)
     }
 

@@ -12,10 +12,9 @@ use diesel_outbox_core::SourceError;
 
 use super::super::database_error;
 use super::super::row::{Blocked, ChunkSize};
+use super::database::Database;
 use super::place::TupleId;
 use super::read::{self, Chunk, Fetch, Unsent};
-use super::session;
-use crate::source::SourceOptions;
 
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
@@ -38,12 +37,12 @@ pub(super) struct Ahead {
 }
 
 impl Ahead {
-    pub(super) fn begin(database_url: String, options: SourceOptions) -> std::io::Result<Self> {
+    pub(super) fn begin(database: Database) -> std::io::Result<Self> {
         let (backlogs, received) = channel();
         let reader = move || {
             let mut conn = None;
             for (backlog, chunks) in received {
-                if let Err(error) = read(&mut conn, &database_url, &options, backlog, &chunks) {
+                if let Err(error) = read(&mut conn, &database, backlog, &chunks) {
                     conn = None;
                     tracing::warn!(%error, "a backlog cannot be read ahead; it is read more slowly");
                 }
@@ -65,14 +64,13 @@ impl Ahead {
 
 fn read(
     conn: &mut Option<PgConnection>,
-    database_url: &str,
-    options: &SourceOptions,
+    database: &Database,
     backlog: Backlog,
     chunks: &SyncSender<Chunk>,
 ) -> Result<(), SourceError> {
     let conn = match conn {
         Some(conn) => conn,
-        none => none.insert(session::connect(database_url, options)?),
+        none => none.insert(database.connect()?),
     };
     let failed = |error| database_error("reading ahead", error);
     conn.batch_execute(LOCK_TIMEOUT).map_err(failed)?;

@@ -169,7 +169,7 @@ impl Pass {
     }
 
     /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
-    pub(super) fn end(mut self, conn: &mut PgConnection, backlog: bool) -> QueryResult<()> {
+    pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
         self.sent_up_to_here();
         let (shards, lows): (Vec<i16>, Vec<i64>) = self
             .shards
@@ -180,7 +180,7 @@ impl Pass {
         if !shards.is_empty() {
             MoveLow::new(shards, lows).execute(conn)?;
         }
-        if backlog {
+        if call_for_help {
             wake::call_for_help(conn)?;
         }
         AnsiTransactionManager::commit_transaction(conn)

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
@@ -12,17 +11,16 @@ use super::super::row::ChunkSize;
 use super::super::{BLOCKED, database_error};
 use super::ahead::Backlog;
 use super::claim::Pass;
+use super::database::Database;
 use super::fence::{self, Fence};
 use super::place::{Tid, TupleId};
 use super::upkeep::Upkeep;
 use super::wake::Wake;
-use crate::problem::connection_problem;
 use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
 
 pub(super) struct Sessions {
-    database_url: String,
-    options: SourceOptions,
+    database: Database,
     /// Nothing where the connection was lost, and all that hung on it.
     session: Option<Session>,
 }
@@ -38,13 +36,13 @@ struct Session {
     upkeep: Upkeep,
     chunk_size: ChunkSize,
     pass: Option<Pass>,
-    /// Whether the last pass left something, or was long.
-    backlog: bool,
+    /// Whether the last pass found more than a chunk at once.
+    was_large: bool,
 }
 
 impl Sessions {
-    pub(super) fn new(database_url: String, options: SourceOptions) -> Self {
-        Self { database_url, options, session: None }
+    pub(super) fn new(database: Database) -> Self {
+        Self { database, session: None }
     }
 
     /// Works in the session, which is begun where there is none, and is over where the database fails.
@@ -55,9 +53,10 @@ impl Sessions {
     ) -> Result<T, SourceError> {
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => Session::begin(&self.database_url, &self.options)?,
+            None => Session::begin(&self.database)?,
         };
-        let done = work(&mut session, &self.options).map_err(|error| database_error(doing, error))?;
+        let done =
+            work(&mut session, &self.database.options).map_err(|error| database_error(doing, error))?;
         self.session = Some(session);
         Ok(done)
     }
@@ -66,12 +65,13 @@ impl Sessions {
         self.with("claiming", Session::claim)
     }
 
-    /// The records, whether there are more, and what could be read ahead.
+    /// The records, whether there are more, and what can be read ahead if it may be.
     pub(super) fn read(
         &mut self,
         limit: usize,
+        ahead: bool,
     ) -> Result<(Vec<Claimed>, bool, Option<Backlog>), SourceError> {
-        self.with("reading", |session, _| session.read(limit))
+        self.with("reading", |session, _| session.read(limit, ahead))
     }
 
     /// These were read ahead and given to the relay, but for those that are held back.
@@ -115,10 +115,10 @@ impl Sessions {
 }
 
 impl Session {
-    fn begin(database_url: &str, options: &SourceOptions) -> Result<Self, SourceError> {
-        let mut conn = connect(database_url, options)?;
+    fn begin(database: &Database) -> Result<Self, SourceError> {
+        let mut conn = database.connect()?;
         fence::check_table(&mut conn)?;
-        let wake = Wake::start(&mut conn, options.poll_interval)
+        let wake = Wake::start(&mut conn, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
             conn,
@@ -127,7 +127,7 @@ impl Session {
             upkeep: Upkeep::default(),
             chunk_size: ChunkSize::new(),
             pass: None,
-            backlog: false,
+            was_large: false,
         })
     }
 
@@ -143,14 +143,14 @@ impl Session {
         Ok(self.pass.is_some())
     }
 
-    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, bool, Option<Backlog>)> {
+    fn read(&mut self, limit: usize, ahead: bool) -> QueryResult<(Vec<Claimed>, bool, Option<Backlog>)> {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
             self.wake.counted(workers);
         }
         let (workers, safe) = (self.wake.workers(), self.fence.safe());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?;
-        let backlog = pass.backlog(&mut self.conn, self.chunk_size, limit)?;
+        let backlog = if ahead { pass.backlog(&mut self.conn, self.chunk_size, limit)? } else { None };
         self.hold_back(chunk.held_back)?;
         Ok((chunk.records, !chunk.exhausts, backlog))
     }
@@ -189,40 +189,14 @@ impl Session {
 
     fn release(&mut self) -> QueryResult<()> {
         let Some(pass) = self.pass.take() else { return Ok(()) };
-        self.backlog = pass.was_large();
-        pass.end(&mut self.conn, self.backlog && self.wake.may_call_for_help())
+        self.was_large = pass.was_large();
+        pass.end(&mut self.conn, self.was_large && self.wake.may_call_for_help())
     }
 
     fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
         self.wake.try_to_lead(&mut self.conn)?;
-        if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.backlog) } else { Ok(None) }
+        if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.was_large) } else { Ok(None) }
     }
-}
-
-pub(super) fn connect(database_url: &str, options: &SourceOptions) -> Result<PgConnection, SourceError> {
-    let mut conn = PgConnection::establish(database_url).map_err(|error| {
-        SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
-    })?;
-    prepare(&mut conn, options).map_err(|error| database_error("preparing the connection", error))?;
-    Ok(conn)
-}
-
-fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
-    if let Some(schema) = &options.schema {
-        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
-            .bind::<Text, _>(schema)
-            .sql("), false)")
-            .get_result::<String>(conn)?;
-    }
-    // The timeout lets go of the shards of a process that was stopped. What was settled need not outlive a crash of the
-    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
-    // empties.
-    conn.batch_execute(
-        "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-         SET idle_in_transaction_session_timeout = '30s'; SET synchronous_commit = off; \
-         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
-         SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
-    )
 }
 
 statement!(

@@ -7,12 +7,11 @@ use std::thread::{self, JoinHandle};
 
 use diesel_outbox_core::SourceError;
 
+use super::database::Database;
 use super::session::Sessions;
-use crate::source::SourceOptions;
 
 pub(super) struct OnThread {
-    database_url: String,
-    options: SourceOptions,
+    database: Database,
     /// Begun when it is first needed.
     thread: Option<Thread>,
 }
@@ -35,8 +34,8 @@ struct Worked {
 }
 
 impl OnThread {
-    pub(super) fn new(database_url: String, options: SourceOptions) -> Self {
-        Self { database_url, options, thread: None }
+    pub(super) fn new(database: Database) -> Self {
+        Self { database, thread: None }
     }
 
     /// Does this when all else is done, and waits for its outcome.
@@ -86,9 +85,7 @@ impl OnThread {
     fn send(&mut self, job: Job) -> Result<(), SourceError> {
         let thread = match &mut self.thread {
             Some(thread) => thread,
-            none => {
-                none.insert(Thread::begin(Sessions::new(self.database_url.clone(), self.options.clone()))?)
-            }
+            none => none.insert(Thread::begin(Sessions::new(self.database.clone()))?),
         };
         match thread.jobs.as_ref().map(|jobs| jobs.send(job)) {
             Some(Ok(())) => Ok(()),

@@ -30,7 +30,7 @@ impl Upkeep {
         &mut self,
         conn: &mut PgConnection,
         options: &SourceOptions,
-        backlog: bool,
+        was_large: bool,
     ) -> QueryResult<Option<Lag>> {
         if let SentRows::Keep { retention } = options.sent_rows
             && (self.cursor > 0 || is_due(&mut self.pruned, PRUNE_INTERVAL))
@@ -38,7 +38,7 @@ impl Upkeep {
             self.prune(conn, retention)?;
         }
         // A relay that begins with a backlog has better things to do first.
-        if backlog {
+        if was_large {
             self.measured.get_or_insert_with(Instant::now);
         }
         // All unsent rows are counted: with millions of them that is done less often.
