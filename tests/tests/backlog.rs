@@ -9,7 +9,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
 use outbox_tests::{Database, Postgres, eventually};
@@ -17,16 +17,26 @@ use outbox_tests::{Database, Postgres, eventually};
 use self::gate::Gate;
 
 const EVENTS: usize = 1_000;
+/// Enough for all shards.
+const AGGREGATES: usize = 101;
 const CHUNK: usize = 50;
 
 fn with_backlog() -> Database<'static> {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
-    let records: Vec<Record> =
-        (0..EVENTS).map(|n| Record::new("order", (n % 7).to_string(), n.to_string())).collect();
-    conn.transaction(|c| c.emit_all(&records)).unwrap();
+    emit_backlog(conn);
     database
+}
+
+/// Numbered by their types.
+fn emit_backlog(conn: &mut PgConnection) {
+    let record = |n: usize| Record::new("order", (n % AGGREGATES).to_string(), n.to_string());
+    conn.transaction(|c| c.emit_all((0..EVENTS).map(record))).unwrap();
+}
+
+fn number(claimed: &Claimed) -> usize {
+    claimed.record.as_ref().unwrap().event_type().parse().unwrap()
 }
 
 /// Reads the whole backlog, and settles it half way and at the end.
@@ -43,7 +53,6 @@ fn drain(source: &mut PostgresSource) {
             settled = all.len();
         }
     }
-    let number = |claimed: &Claimed| claimed.record.as_ref().unwrap().event_type().parse::<usize>().unwrap();
     assert!(all.iter().map(number).eq(0..EVENTS), "in another order");
     source.release().unwrap();
 }
@@ -60,6 +69,15 @@ fn end_pass(conn: &mut PgConnection) {
                       AND mode = 'RowShareLock'";
     let terminated: i64 = diesel::dsl::sql::<BigInt>(terminated).get_result(conn).unwrap();
     assert_eq!(terminated, 1);
+}
+
+/// Waits until the second connection has read.
+fn reads_ahead(conn: &mut PgConnection) {
+    eventually("the second connection to read", Duration::from_secs(20), || {
+        let reading = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                       AND query LIKE 'FETCH % FROM outbox_unsent'";
+        (diesel::dsl::sql::<BigInt>(reading).get_result::<i64>(conn).unwrap() == 1).then_some(())
+    });
 }
 
 /// It waits for the pass, and the second connection would wait for it.
@@ -150,4 +168,55 @@ fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
     let mut records = Vec::new();
     assert!(source.read(CHUNK, &mut records).is_err(), "{} records", records.len());
     drain(&mut other);
+}
+
+/// The first event's transaction commits behind what is being read, and the second event is emitted then.
+#[test]
+fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
+    let database = Postgres::shared().database();
+    let (conn, late) = (&mut database.connect(), &mut database.connect());
+    Migrations::new().run(conn).unwrap();
+    let slow = |event_type: usize| Record::new("order", "slow", event_type.to_string());
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    let mut all = Vec::new();
+    late.transaction(|late| {
+        late.emit(&slow(EVENTS))?;
+        emit_backlog(conn);
+        assert!(source.claim().unwrap());
+        source.read(CHUNK, &mut all).unwrap();
+        reads_ahead(conn);
+        QueryResult::Ok(())
+    })
+    .unwrap();
+    conn.transaction(|c| c.emit(&slow(EVENTS + 1))).unwrap();
+    while source.read(CHUNK, &mut all).unwrap() {}
+    let tickets: Vec<u64> = all.iter().map(|claimed| claimed.ticket).collect();
+    source.settle(&tickets).unwrap();
+    // What has come since is read by the same pass.
+    source.read(CHUNK, &mut all).unwrap();
+    assert!(all.iter().map(number).eq(0..EVENTS + 2), "in another order");
+}
+
+#[test]
+fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
+    let database = with_backlog();
+    let conn = &mut database.connect();
+    let mut options = SourceOptions::default();
+    options.dead_letter_policy = DeadLetterPolicy::Block;
+    let mut source = PostgresSource::new(database.url(), options);
+    let mut all = Vec::new();
+    assert!(source.claim().unwrap());
+    source.read(1, &mut all).unwrap();
+    source.dead_letter(all[0].ticket, "never").unwrap();
+    source.release().unwrap();
+    all.clear();
+    assert!(source.claim().unwrap());
+    source.read(CHUNK, &mut all).unwrap();
+    reads_ahead(conn);
+    while source.read(CHUNK, &mut all).unwrap() {}
+    assert!(all.iter().map(number).eq((0..EVENTS).filter(|n| n % AGGREGATES > 0)), "in another order");
+    source.release().unwrap();
+    let buried = "SELECT count(*) FROM outbox_dead_letter WHERE aggregateid = '0'";
+    let buried: i64 = diesel::dsl::sql::<BigInt>(buried).get_result(conn).unwrap();
+    assert_eq!(buried as usize, EVENTS.div_ceil(AGGREGATES));
 }

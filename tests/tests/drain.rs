@@ -44,11 +44,18 @@ fn record(aggregate: usize, number: usize) -> Record {
 
 /// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each, in
 /// transactions of different sizes, one of which in ten is rolled back and one in fifty commits late, when others have gone
-/// past its numbers.
-fn write(conn: &mut PgConnection, writer: usize, writers: usize, aggregates: usize, events: usize) {
+/// past its numbers; one of those does so after whole passes. The ids of those that were committed.
+fn write(
+    conn: &mut PgConnection,
+    writer: usize,
+    writers: usize,
+    aggregates: usize,
+    events: usize,
+) -> BTreeSet<String> {
     let own: Vec<usize> = (0..aggregates).filter(|aggregate| aggregate % writers == writer).collect();
     let mut written = 0;
     let mut round = 0;
+    let mut ids = BTreeSet::new();
     while written < events {
         let size = (1 + (round * 7 + writer) % 40).min(events - written);
         let records: Vec<Record> =
@@ -60,31 +67,41 @@ fn write(conn: &mut PgConnection, writer: usize, writers: usize, aggregates: usi
                 c.emit_all(&records)?;
             }
             if round % 50 == 25 {
-                std::thread::sleep(Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(if round == 125 { 1_500 } else { 20 }));
             }
             if round % 10 == 9 { Err(diesel::result::Error::RollbackTransaction) } else { Ok(()) }
         });
         if result.is_ok() {
             written += size;
+            ids.extend(records.iter().map(|record| record.id().to_string()));
         }
         round += 1;
     }
+    ids
 }
 
-/// How many of the received records are repetitions of an id. Every id of the outbox must be there, and each aggregate's
-/// first occurrences in their order.
+/// As many writers at once.
+fn write_together(database: &Database<'_>, writers: usize, events: usize) -> BTreeSet<String> {
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..writers)
+            .map(|writer| {
+                let mut conn = database.connect();
+                scope.spawn(move || write(&mut conn, writer, writers, 1_000, events / writers))
+            })
+            .collect();
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    })
+}
+
+/// How many of the received records are repetitions of an id. Every committed id must be there, and each aggregate's first
+/// occurrences in their order.
 #[track_caller]
-fn repetitions(received: &[Received], conn: &mut PgConnection) -> usize {
-    let expected: BTreeSet<String> = diesel::dsl::sql::<Text>("SELECT id::text FROM outbox")
-        .load::<String>(conn)
-        .unwrap()
-        .into_iter()
-        .collect();
+fn repetitions(received: &[Received], committed: &BTreeSet<String>) -> usize {
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<&str, usize> = BTreeMap::new();
     for received in received {
         let id = received.header("id").unwrap();
-        assert!(expected.contains(id), "{id} was never committed");
+        assert!(committed.contains(id), "{id} was never committed");
         if !seen.insert(id) {
             continue;
         }
@@ -93,22 +110,16 @@ fn repetitions(received: &[Received], conn: &mut PgConnection) -> usize {
         let before = last.insert(aggregate, number);
         assert!(before.is_none_or(|before| before < number), "{aggregate}: {number} after {before:?}");
     }
-    assert_eq!(seen.len(), expected.len(), "events were lost");
+    assert_eq!(seen.len(), committed.len(), "events were lost");
     received.len() - seen.len()
 }
 
 #[test]
 fn three_processes_share_the_work_and_send_every_event_once() {
-    const WRITERS: usize = 8;
     let database = migrated();
     let topic = new_topic("shared");
     let relays: Vec<Process> = (0..3).map(|_| relay(&database, &topic, &[])).collect();
-    std::thread::scope(|scope| {
-        for writer in 0..WRITERS {
-            let mut conn = database.connect();
-            scope.spawn(move || write(&mut conn, writer, WRITERS, 1_000, 200_000 / WRITERS));
-        }
-    });
+    let committed = write_together(&database, 8, 200_000);
     let counter = Kafka::shared().counter(&topic);
     eventually("all events", PATIENCE, || (counter.count() >= 200_000).then_some(()));
     let mut shares = Vec::new();
@@ -124,7 +135,7 @@ fn three_processes_share_the_work_and_send_every_event_once() {
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
     let received = Kafka::shared().read_all(&topic);
     assert_eq!(received.len(), 200_000);
-    assert_eq!(repetitions(&received, conn), 0);
+    assert_eq!(repetitions(&received, &committed), 0);
     println!("the three relays published {shares:?}");
     assert_eq!(shares.iter().sum::<usize>(), 200_000);
     assert!(shares.iter().all(|share| *share >= 20_000), "unequal shares: {shares:?}");
@@ -136,7 +147,7 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
     let database = migrated();
     let topic = new_topic("killed");
     let conn = &mut database.connect();
-    write(conn, 0, 1, 1_000, EVENTS);
+    let committed = write(conn, 0, 1, 1_000, EVENTS);
     let counter = Kafka::shared().counter(&topic);
     let mut in_flight = 0;
     for kill in 0..5 {
@@ -170,9 +181,43 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
     eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
     relay.signal(Signal::Terminate);
     assert!(relay.wait(PATIENCE).success());
-    let repeated = repetitions(&Kafka::shared().read_all(&topic), conn);
+    let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated, {in_flight} were in flight");
     assert!(repeated <= in_flight, "{repeated} repeated, though {in_flight} were in flight");
+}
+
+/// Where sent rows are deleted their places are soon those of other rows.
+#[test]
+fn relays_that_die_while_events_are_written_lose_nothing() {
+    const EVENTS: usize = 160_000;
+    for options in [&["--delete-sent"][..], &["--workers", "2"]] {
+        let database = migrated();
+        let topic = new_topic("dying");
+        let counter = Kafka::shared().counter(&topic);
+        let (committed, relays) = std::thread::scope(|scope| {
+            let written = scope.spawn(|| write_together(&database, 4, EVENTS));
+            let mut relays = vec![relay(&database, &topic, options), relay(&database, &topic, options)];
+            for kill in 1..=6 {
+                let target = kill * EVENTS / 8;
+                eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
+                let victim = relays.remove(0);
+                victim.signal(Signal::Kill);
+                victim.wait(PATIENCE);
+                relays.push(relay(&database, &topic, options));
+            }
+            (written.join().unwrap(), relays)
+        });
+        let conn = &mut database.connect();
+        eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
+        for relay in relays {
+            relay.signal(Signal::Terminate);
+            assert!(relay.wait(PATIENCE).success());
+        }
+        let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
+        println!("{repeated} of {} repeated with {options:?}", committed.len());
+        let kept = if options == ["--delete-sent"] { 0 } else { committed.len() };
+        assert_eq!(count(conn, "outbox"), kept);
+    }
 }
 
 #[test]
@@ -180,7 +225,7 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     let database = migrated();
     let topic = new_topic("stopped");
     let conn = &mut database.connect();
-    write(conn, 0, 1, 500, 100_000);
+    let committed = write(conn, 0, 1, 500, 100_000);
     let counter = Kafka::shared().counter(&topic);
     for signal in [Signal::Terminate, Signal::Interrupt] {
         let relay = relay(&database, &topic, &[]);
@@ -195,7 +240,7 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     eventually("the rest", PATIENCE, || (counter.count() >= 100_000).then_some(()));
     relay.signal(Signal::Terminate);
     assert!(relay.wait(PATIENCE).success());
-    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), conn), 0);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
 /// A process that is frozen keeps its connection, and must not keep its shards.
@@ -204,7 +249,7 @@ fn a_frozen_relay_is_taken_over() {
     let database = migrated();
     let topic = new_topic("frozen");
     let conn = &mut database.connect();
-    write(conn, 0, 1, 100, 50_000);
+    let committed = write(conn, 0, 1, 100, 50_000);
     let counter = Kafka::shared().counter(&topic);
     let frozen = relay(&database, &topic, &[]);
     eventually("some events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
@@ -212,7 +257,7 @@ fn a_frozen_relay_is_taken_over() {
     assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "it was frozen after the end");
     let second = relay(&database, &topic, &[]);
     eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
-    repetitions(&Kafka::shared().read_all(&topic), conn);
+    repetitions(&Kafka::shared().read_all(&topic), &committed);
     second.signal(Signal::Terminate);
     assert!(second.wait(PATIENCE).success());
 }
