@@ -36,8 +36,8 @@ pub(crate) struct Backlog {
 const BATCHES: usize = 4;
 /// A relay's lag interval. Measuring the lag takes longer the more waits: in as long a window it has its due share.
 const WINDOW: Duration = Duration::from_secs(15);
-/// How many rows the bare libraries drain.
-const BARE_ROWS: usize = 1_000_000;
+/// How many rows the bare libraries drain: about as long as the window lasts.
+const BARE_ROWS: usize = 3_000_000;
 /// The rows that the bystander reads, and the time between two of its queries.
 const BYSTANDER_ROWS: i64 = 1_000_000;
 const PACE: Duration = Duration::from_millis(2);

@@ -13,6 +13,7 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
 use diesel::sql_types::Bool;
+use diesel_outbox_core::SHARDS;
 use outbox_tests::{Database, Kafka};
 use rdkafka::ClientContext;
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
@@ -73,31 +74,47 @@ pub(crate) const DELETE: &str = "DELETE FROM outbox";
 
 /// Events per second until the last row is settled by one of the statements above.
 pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, rows: usize, settling: &str) -> f64 {
-    let topic = new_topic(kafka);
+    drain_parts(database, kafka, settling, &[Part { shards: (0..SHARDS).collect(), rows }])
+}
+
+/// Some of the shards, and how many rows wait in them.
+pub(crate) struct Part {
+    pub(crate) shards: Vec<i16>,
+    pub(crate) rows: usize,
+}
+
+/// The same, each part with a connection and a producer of its own.
+pub(crate) fn drain_parts(database: &Database<'_>, kafka: &Kafka, settling: &str, parts: &[Part]) -> f64 {
+    let topic = &new_topic(kafka);
     let began = Instant::now();
-    let (chunks, read) = sync_channel(2);
-    let (settle, acknowledged) = channel();
     thread::scope(|scope| {
-        scope.spawn(move || work_on_table(database, settling, chunks, &acknowledged));
-        produce(kafka, &topic, rows, &read, settle);
+        for part in parts {
+            let (chunks, read) = sync_channel(2);
+            let (settle, acknowledged) = channel();
+            scope.spawn(move || work_on_table(database, &part.shards, settling, chunks, &acknowledged));
+            scope.spawn(move || produce(kafka, topic, part.rows, &read, settle));
+        }
     });
+    let rows: usize = parts.iter().map(|part| part.rows).sum();
     rows as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Reads ahead, and settles what was acknowledged.
 fn work_on_table(
     database: &Database<'_>,
+    shards: &[i16],
     settling: &str,
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
     let mut conn = database.connect();
-    conn.batch_execute(
+    let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
+    conn.batch_execute(&format!(
         "SET enable_seqscan = off; SET enable_sort = off; SET jit = off; SET synchronous_commit = off; BEGIN; \
          DECLARE bare NO SCROLL CURSOR FOR \
          SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-         WHERE shard = ANY ('{0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15}') AND sent_at IS NULL ORDER BY seq",
-    )
+         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL ORDER BY seq",
+    ))
     .unwrap();
     let mut chunks = Some(chunks);
     let mut ready = None;

@@ -77,7 +77,7 @@ impl Idle {
         wait_until_asleep(conn, &database, count);
         std::thread::sleep(SETTLING_DOWN);
         let nanoseconds = || -> u64 {
-            let times = relays.iter().map(|relay| processor::nanoseconds(relay.id()));
+            let times = relays.iter().map(|relay| processor::nanoseconds(relay.id(), "outbox"));
             times.sum::<Option<u64>>().expect("relays that run here, on Linux")
         };
 

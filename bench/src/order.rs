@@ -4,6 +4,7 @@ use clap::Args;
 use outbox_tests::{Kafka, Process, Received};
 use serde_json::Value;
 
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{Window, relay_process, stop};
 use crate::report::{Figure, Report};
@@ -36,35 +37,56 @@ impl Order {
             template.refill();
             self.drain(database.url(), &kafka, relays, workers)
         };
-        let names = ["one relay, one worker", "one relay, two workers", "two relays, two workers each"];
+        let bare = |parts| {
+            let parts = template.parts(parts);
+            template.refill();
+            [bare::drain_parts(&database, &kafka, bare::MARK, &parts), 1.0]
+        };
+        let names = [
+            "one relay, one worker",
+            "one relay, two workers",
+            "two relays, two workers each",
+            "bare libraries",
+            "bare libraries, four",
+        ];
         let measured = take_turns(
             rounds,
             vec![
                 Contender::new(names[0], || drain(1, 1)),
                 Contender::new(names[1], || drain(1, 2)),
                 Contender::new(names[2], || drain(2, 2)),
+                Contender::new(names[3], || bare(1)),
+                Contender::new(names[4], || bare(4)),
             ],
         );
-        let mut figures = measured.into_iter().zip(names).map(|([speeds, shares], name)| {
-            let share = Figure::new(format!("{name}: share of the lesser relay"), "share", shares);
-            (Figure::new(name, "events/s", speeds), share)
-        });
-        let mut next = || figures.next().unwrap();
-        let ((alone, _), (two_workers, _), (two_relays, share)) = (next(), next(), next());
+        let (speeds, shares): (Vec<_>, Vec<_>) =
+            measured.into_iter().map(|[speeds, shares]| (speeds, shares)).unzip();
+        let share = Figure::new("two relays: share of the lesser relay", "share", shares[2].clone());
+        let speeds: Vec<Figure> = speeds
+            .into_iter()
+            .zip(names)
+            .map(|(speeds, name)| Figure::new(name, "events/s", speeds))
+            .collect();
+        let ratio = |of: usize, to: usize| {
+            Figure::ratio(format!("{} / {}", names[of], names[to]), &speeds[of], &speeds[to])
+        };
+        let mut figures = vec![
+            ratio(2, 0).at_least(0.9),
+            share.at_least(0.3),
+            ratio(1, 0),
+            ratio(4, 3),
+            ratio(0, 3),
+            ratio(2, 4).at_least(0.9),
+        ];
+        figures.extend(speeds);
         Report {
             benchmark: "order".into(),
             conditions: format!(
-                "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; read back and found in order",
+                "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; what the relays sent is read \
+                 back and found in order; the bare libraries keep none where something fails",
                 self.rows, self.bytes, self.postgres
             ),
-            figures: vec![
-                Figure::ratio(format!("{} / {}", names[2], names[0]), &two_relays, &alone).at_least(0.9),
-                share.at_least(0.3),
-                Figure::ratio(format!("{} / {}", names[1], names[0]), &two_workers, &alone),
-                alone,
-                two_workers,
-                two_relays,
-            ],
+            figures,
         }
     }
 

@@ -2,8 +2,12 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::SHARDS;
 use outbox_tests::Database;
+
+use crate::bare::Part;
 
 /// The events of the benchmarks: of 1,000 aggregates of one type in turn.
 pub(crate) fn records(count: usize, bytes: usize) -> Vec<Record> {
@@ -39,6 +43,18 @@ impl<'a> Template<'a> {
         self.empty();
         self.settle_down();
         self.append();
+    }
+
+    /// The rows in as many parts, each of some of the shards.
+    pub(crate) fn parts(&self, count: i16) -> Vec<Part> {
+        let mut conn = self.database.connect();
+        let part = |first: i16| {
+            let rows = format!("SELECT count(*) FROM template WHERE shard % {count} = {first}");
+            let rows = diesel::dsl::sql::<BigInt>(&rows).get_result::<i64>(&mut conn).unwrap();
+            let shards = (0..SHARDS).filter(|shard| shard % count == first).collect();
+            Part { shards, rows: rows as usize }
+        };
+        (0..count).map(part).collect()
     }
 
     pub(crate) fn empty(&self) {

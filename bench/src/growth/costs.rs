@@ -51,14 +51,15 @@ fn cost(template: &Template<'_>, kafka: &Kafka, options: &[&str]) -> [f64; 4] {
         let ids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                    AND datname = current_database()";
         for id in sql::<Integer>(ids).load::<i32>(conn).unwrap() {
-            let time = processor::nanoseconds(id.unsigned_abs());
+            let time = processor::nanoseconds(id.unsigned_abs(), "postgres");
             backends.extend(time.map(|time| (id, time)));
         }
         let unsent = "SELECT EXISTS (SELECT FROM outbox WHERE sent_at IS NULL)";
         let all_came = counter.count() >= ROWS;
         (all_came && !sql::<Bool>(unsent).get_result::<bool>(conn).unwrap()).then_some(())
     });
-    let relay_time = processor::nanoseconds(relay.id()).expect("a relay that runs");
+    let relay_time = processor::nanoseconds(relay.id(), "outbox").expect("a relay that runs");
+    assert!(!backends.is_empty(), "PostgreSQL must run on this machine, and outside a container");
     let backend_time: u64 = backends.into_values().sum();
     let settled = log_position(conn);
     stop(&relay);
