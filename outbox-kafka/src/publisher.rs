@@ -21,7 +21,8 @@ use crate::error::{refusal_of_property, rejection};
 ///
 /// The producer is idempotent and waits for all in-sync replicas; partitions are chosen as Java clients and Debezium
 /// choose them. It never lets a message time out by itself, as that would leave a gap in an aggregate's order: when Kafka
-/// is away the relay notices, and still has the rows.
+/// is away the relay notices, and still has the rows. It sends at once (`linger.ms` 0), and holds up to 100,000 records
+/// and 64 MiB (`queue.buffering.max.messages`, `queue.buffering.max.kbytes`) that are not acknowledged.
 ///
 /// ```
 /// use diesel_outbox_kafka::Kafka;
@@ -57,7 +58,8 @@ impl Kafka {
 
     /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
     /// replacing what this crate chose. Order and durability depend on `enable.idempotence`, `acks` and
-    /// `message.timeout.ms`: leave those as they are.
+    /// `message.timeout.ms`: leave those as they are. A property that librdkafka refuses is an error where the relay
+    /// begins.
     #[must_use]
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.insert(name.into(), value.into());
@@ -139,10 +141,10 @@ const _: () = assert!(usize::BITS >= u64::BITS, "the publisher needs a machine w
 impl KafkaPublisher {
     /// The producer, which is made where there is none, and what is known of topics.
     fn producer(&mut self) -> Result<(&BaseProducer<Deliveries>, &mut Topics), PublisherError> {
-        if self.producer.is_none() {
-            self.producer = Some(self.kafka.producer(self.batching)?);
-        }
-        let producer = self.producer.as_ref().ok_or_else(|| PublisherError::new("the producer is gone"))?;
+        let producer = match &mut self.producer {
+            Some(producer) => producer,
+            none => none.insert(self.kafka.producer(self.batching)?),
+        };
         Ok((producer, &mut self.topics))
     }
 }

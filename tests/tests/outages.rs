@@ -204,3 +204,29 @@ fn neither_is_there_when_the_relay_starts() {
     assert_nothing_lost(&kafka.read_all(&topic), 100);
     stop(relay);
 }
+
+/// Kafka says first that it does not have a topic that it makes because it was asked for it.
+#[test]
+fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
+    let kafka = Kafka::start();
+    let database = migrated(Postgres::shared());
+    let topic = kafka.unique("made");
+    kafka.stop();
+    let relay = relay(&database, &kafka, &topic);
+    emit(&database, 0..100);
+    let conn = &mut database.connect();
+    let mut claims = |claimed: bool| {
+        let sql = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
+                   WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass AND mode = 'RowShareLock'";
+        eventually("the relay to begin or to give up a pass", PATIENCE, || {
+            let claims: i64 = diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap();
+            ((claims > 0) == claimed).then_some(())
+        });
+    };
+    claims(true);
+    claims(false);
+    kafka.restart();
+    wait_until_sent(&database);
+    assert_nothing_lost(&kafka.read_all(&topic), 100);
+    stop(relay);
+}

@@ -11,6 +11,8 @@ use crate::error::rejection;
 #[derive(Default)]
 pub(super) struct Topics {
     in_use: BTreeSet<String>,
+    /// When Kafka said first that it does not have them. It says so too of a topic that it begins to make.
+    missing: BTreeMap<String, Instant>,
     refused: BTreeMap<String, Refused>,
 }
 
@@ -22,6 +24,8 @@ struct Refused {
 /// How long an answer holds. After that the topic may have been made.
 const VALIDITY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a topic must have been missing.
+const MAKING: Duration = Duration::from_secs(1);
 
 impl Topics {
     /// Notes that the topic is in use, or tells why it cannot be.
@@ -43,14 +47,23 @@ impl Topics {
     }
 
     fn ask<C: ClientContext>(&mut self, topic: &str, client: &Client<C>, wait: Duration) {
+        let was_refused = self.refused.remove(topic).is_some();
         // No answer says nothing about the topic.
         let Ok(metadata) = client.fetch_metadata(Some(topic), wait) else { return };
-        let error = metadata.topics().first().and_then(|found| found.error());
-        match error.and_then(|error| rejection(RDKafkaErrorCode::from(error), topic)) {
-            Some(reason) => {
-                self.refused.insert(topic.to_owned(), Refused { reason, asked: Instant::now() });
+        let code = metadata.topics().first().and_then(|found| found.error()).map(RDKafkaErrorCode::from);
+        let Some((code, reason)) = code.and_then(|code| Some((code, rejection(code, topic)?))) else {
+            self.missing.remove(topic);
+            return;
+        };
+        let asked = Instant::now();
+        let is_missing =
+            matches!(code, RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition);
+        if is_missing && !was_refused {
+            let since = *self.missing.entry(topic.to_owned()).or_insert(asked);
+            if asked.duration_since(since) < MAKING {
+                return;
             }
-            None => _ = self.refused.remove(topic),
         }
+        self.refused.insert(topic.to_owned(), Refused { reason, asked });
     }
 }
