@@ -91,10 +91,8 @@ impl Pipeline<'_> {
         publisher: &mut dyn Publisher,
     ) -> Result<Passed, Failure> {
         let began = (self.now)();
-        match source.claim() {
-            Ok(true) => {}
-            Ok(false) => return Ok(Passed::Idle),
-            Err(error) => return Err(error.into()),
+        if !source.claim().inspect_err(|_| source.abandon())? {
+            return Ok(Passed::Idle);
         }
         // What is claimed is worked on, however long that took.
         let mut pass = Pass::begin((self.now)());
@@ -128,7 +126,6 @@ impl Pipeline<'_> {
     ) -> Result<(), Failure> {
         let mut acknowledgements = Vec::new();
         let mut chunk = Vec::new();
-        let mut failing: Option<Failing> = None;
         loop {
             if (self.stopping)() {
                 pass.close();
@@ -141,20 +138,12 @@ impl Pipeline<'_> {
                 pass.unsent = std::mem::take(&mut chunk).into();
             }
             let had_nothing = pass.in_flight == 0;
-            let full = match self.hand_over(pass, source, publisher)? {
-                HandedOver::All => false,
-                HandedOver::Full => true,
-                HandedOver::Failed(reason) => {
-                    pass.close();
-                    failing.get_or_insert(Failing { reason, since: now });
-                    false
-                }
-            };
+            let full = self.hand_over(pass, source, publisher)?;
             if had_nothing && pass.in_flight > 0 {
                 pass.progress = (self.now)();
             }
             if pass.in_flight == 0 && pass.unsent.is_empty() && !(pass.reading && pass.caught_up.is_none()) {
-                return failing.map_or(Ok(()), |failing| Err(failing.failure()));
+                return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
             }
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(Failure::Publisher)?;
@@ -168,14 +157,11 @@ impl Pipeline<'_> {
                 ))));
             }
             for acknowledgement in acknowledgements.drain(..) {
-                if let Err(reason) = self.acknowledge(pass, acknowledgement, source)? {
-                    pass.close();
-                    failing.get_or_insert(Failing { reason, since: now });
-                }
+                self.acknowledge(pass, acknowledgement, source)?;
             }
             // What else is known by then need not be sent again.
-            if let Some(failing) = failing.take_if(|failing| now.duration_since(failing.since) >= LAST_WORDS)
-            {
+            let is_over = |failing: &mut Failing| now.duration_since(failing.since) >= LAST_WORDS;
+            if let Some(failing) = pass.failing.take_if(is_over) {
                 return Err(failing.failure());
             }
             let enough =
@@ -191,13 +177,13 @@ impl Pipeline<'_> {
         pass.reading && pass.unsent.is_empty() && has_room
     }
 
-    /// Hands over what was read, in order, for as long as the publisher takes it.
+    /// Hands over what was read, in order, for as long as the publisher takes it. `true`: it takes no more for now.
     fn hand_over(
         &self,
         pass: &mut Pass,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
-    ) -> Result<HandedOver, SourceError> {
+    ) -> Result<bool, SourceError> {
         while let Some(Claimed { ticket, record }) = pass.unsent.front() {
             let ticket = *ticket;
             let taken = match record {
@@ -209,33 +195,35 @@ impl Pipeline<'_> {
             };
             match taken {
                 Ok(()) => pass.in_flight += 1,
-                Err(Refusal::Full) => return Ok(HandedOver::Full),
+                Err(Refusal::Full) => return Ok(true),
                 Err(Refusal::Rejected { reason }) => self.dead_letter(pass, source, ticket, &reason)?,
-                Err(Refusal::Retry { reason }) => return Ok(HandedOver::Failed(reason)),
-                Err(_) => return Ok(HandedOver::Failed("not taken".to_owned())),
+                Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),
+                Err(_) => pass.fail("not taken".to_owned(), (self.now)()),
             }
             pass.unsent.pop_front();
         }
-        Ok(HandedOver::All)
+        Ok(false)
     }
 
-    /// The inner error: it must be sent again.
     fn acknowledge(
         &self,
         pass: &mut Pass,
         acknowledgement: Acknowledgement,
         source: &mut dyn Source,
-    ) -> Result<Result<(), String>, SourceError> {
+    ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => {
                 self.dead_letter(pass, source, acknowledgement.ticket, &reason)?;
             }
-            Outcome::Retry { reason } => return Ok(Err(reason)),
-            _ => return Ok(Err("the publisher told an outcome that this relay does not know".to_owned())),
+            Outcome::Retry { reason } => pass.fail(reason, (self.now)()),
+            _ => {
+                let reason = "the publisher told an outcome that this relay does not know";
+                pass.fail(reason.to_owned(), (self.now)());
+            }
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
     fn dead_letter(
@@ -254,15 +242,6 @@ impl Pipeline<'_> {
         }
         Ok(())
     }
-}
-
-/// How handing over ended.
-enum HandedOver {
-    All,
-    /// The publisher takes no more for now.
-    Full,
-    /// It takes no more until it has been abandoned, but may still tell what became of what it has.
-    Failed(String),
 }
 
 /// Why a pass is about to fail, and since when that is known.
@@ -293,6 +272,8 @@ struct Pass {
     acknowledged: Vec<u64>,
     settled: Instant,
     published: usize,
+    /// The publisher takes no more until it has been abandoned, but may still tell what became of what it has.
+    failing: Option<Failing>,
 }
 
 impl Pass {
@@ -308,6 +289,7 @@ impl Pass {
             acknowledged: Vec::new(),
             settled: now,
             published: 0,
+            failing: None,
         }
     }
 
@@ -319,6 +301,11 @@ impl Pass {
     fn close(&mut self) {
         self.reading = false;
         self.unsent.clear();
+    }
+
+    fn fail(&mut self, reason: String, now: Instant) {
+        self.close();
+        self.failing.get_or_insert(Failing { reason, since: now });
     }
 
     fn settle(&mut self, source: &mut dyn Source, now: Instant) -> Result<(), SourceError> {

@@ -118,14 +118,16 @@ impl Relay {
         self
     }
 
-    /// How often the lag is measured, logged and set as a metric. Default: 15 s.
+    /// How often the lag is measured, logged and set as a metric. Default: 15 s. It is less often where counting what
+    /// waits would take more than a fiftieth of the time.
     pub fn lag_interval(mut self, interval: Duration) -> Self {
         self.options.lag_interval = interval;
         self
     }
 
     /// How many workers this relay has, each a thread with a connection and a producer, 1 to 16. Default: 1, which is
-    /// as fast as several where the machine is small; more relays are better than more workers for taking over.
+    /// as fast as several where the machine is small; more relays are better than more workers for taking over. On
+    /// PostgreSQL each has a second connection while it works off a backlog.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
@@ -148,7 +150,7 @@ impl Relay {
     /// The database and the broker need not be there yet: the relay waits for them.
     ///
     /// # Errors
-    /// A setting is missing or wrong.
+    /// A setting is missing or wrong, one of the broker's too, or the system gives no thread.
     pub fn spawn(self) -> Result<RelayHandle, RelayError> {
         let broker = self.broker.as_ref().ok_or(RelayError::NoBroker)?;
         self.check()?;

@@ -92,6 +92,10 @@ impl Worker {
             Passed::Idle => {
                 while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
                     self.upkeep()?;
+                    // Nothing is in flight, but a publisher may have something to log.
+                    self.publisher
+                        .acknowledgements(Duration::ZERO, &mut Vec::new())
+                        .map_err(Failure::Publisher)?;
                 }
                 Ok(0)
             }

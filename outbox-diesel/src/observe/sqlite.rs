@@ -42,7 +42,7 @@ statement!(
     Sqlite,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
     "SELECT seq, id, aggregatetype, aggregateid, type, \
-     CAST(round((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER), reason, \
+     CAST(round((coalesce(julianday(created_at), julianday('now')) - 2440587.5) * 86400000.0) AS INTEGER), reason, \
      CAST(round((julianday(failed_at) - 2440587.5) * 86400000.0) AS INTEGER) \
      FROM outbox_dead_letter ORDER BY seq LIMIT ?"
 );

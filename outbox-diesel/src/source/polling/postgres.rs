@@ -52,10 +52,6 @@ impl PostgresSource {
         Self { database, sessions, ahead: None, chunks: None, ahead_failed: None }
     }
 
-    fn may_read_ahead(&self) -> bool {
-        self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY)
-    }
-
     fn read_ahead(&mut self, backlog: Backlog) {
         if self.ahead.is_none() {
             self.ahead = Ahead::begin(self.database.clone()).ok();
@@ -89,7 +85,7 @@ impl Source for PostgresSource {
         let (chunk, more) = match self.next_chunk()? {
             Some(chunk) => chunk,
             None => {
-                let ahead = self.may_read_ahead();
+                let ahead = self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY);
                 let (chunk, more, backlog) =
                     self.sessions.ask(move |sessions| sessions.read(limit, ahead))?;
                 if let Some(backlog) = backlog {
@@ -122,7 +118,8 @@ impl Source for PostgresSource {
     }
 
     fn abandon(&mut self) {
-        self.chunks = None;
+        // A database that was away took both connections with it.
+        (self.chunks, self.ahead, self.ahead_failed) = (None, None, None);
         self.sessions.abandon();
     }
 

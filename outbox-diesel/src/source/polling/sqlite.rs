@@ -236,20 +236,19 @@ impl Source for SqliteSource {
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        if !self.open()?.own_lock()? {
+        // The lock is taken by the claim that follows.
+        if !self.open()?.owns_lock {
             return Ok(None);
         }
         if let SentRows::Keep { retention } = self.options.sent_rows
             && is_due(&mut self.pruned, PRUNE_INTERVAL)
         {
-            self.with("pruning", |conn| {
-                loop {
-                    let pruned = Prune::new(retention.as_secs_f64(), PRUNE_CHUNK).execute(conn)?;
-                    if (pruned as i64) < PRUNE_CHUNK {
-                        return Ok(());
-                    }
-                }
-            })?;
+            let pruned =
+                self.with("pruning", |conn| Prune::new(retention.as_secs_f64(), PRUNE_CHUNK).execute(conn))?;
+            if pruned as i64 == PRUNE_CHUNK {
+                // There may be more, but what is unsent comes first.
+                self.pruned = None;
+            }
         }
         if !is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);
@@ -289,7 +288,7 @@ statement!(
     Read { cursor: i64 => BigInt, limit: i64 => BigInt }
         -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
     "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, \
-     CAST(round((julianday(created_at) - 2440587.5) * 86400000.0) AS INTEGER) FROM outbox \
+     CAST(round((coalesce(julianday(created_at), julianday('now')) - 2440587.5) * 86400000.0) AS INTEGER) FROM outbox \
      WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
 );
 

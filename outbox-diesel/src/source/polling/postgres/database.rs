@@ -18,13 +18,28 @@ pub(super) struct Database {
 
 impl Database {
     pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {
-        let mut conn = PgConnection::establish(&self.url).map_err(|error| {
+        let mut conn = PgConnection::establish(&with_keepalives(&self.url)).map_err(|error| {
             SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
         })?;
         prepare(&mut conn, &self.options)
             .map_err(|error| database_error("preparing the connection", error))?;
         Ok(conn)
     }
+}
+
+/// Where it says nothing of them itself: a server that is gone without a word would be waited for for hours.
+fn with_keepalives(url: &str) -> String {
+    if url.contains("keepalives") {
+        return url.to_owned();
+    }
+    let has_parameters = url.rsplit('@').next().is_some_and(|address| address.contains('?'));
+    let (first, next) = match (url.contains("://"), has_parameters) {
+        (true, false) => ('?', '&'),
+        (true, true) => ('&', '&'),
+        // `host=.. dbname=..`
+        (false, _) => (' ', ' '),
+    };
+    format!("{url}{first}keepalives_idle=30{next}keepalives_interval=10{next}keepalives_count=3")
 }
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
@@ -34,13 +49,33 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
             .sql("), false)")
             .get_result::<String>(conn)?;
     }
-    // The timeout lets go of the shards of a process that was stopped. What was settled need not outlive a crash of the
-    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
-    // empties.
+    // The timeout lets go of the shards of a process that was stopped, the keepalives of those of a machine that is gone.
+    // What was settled need not outlive a crash of the server: it is sent again. The plans are known to be right, whatever
+    // the statistics say while the table fills and empties.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-         SET idle_in_transaction_session_timeout = '30s'; SET synchronous_commit = off; \
+         SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
+         SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
+         SET synchronous_commit = off; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
          SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_keepalives;
+
+    #[test]
+    fn a_url_gets_keepalives_where_it_has_none() {
+        let ends = "keepalives_idle=30&keepalives_interval=10&keepalives_count=3";
+        assert_eq!(with_keepalives("postgres://u:p?@h/d"), format!("postgres://u:p?@h/d?{ends}"));
+        assert_eq!(
+            with_keepalives("postgres://h/d?sslmode=require"),
+            format!("postgres://h/d?sslmode=require&{ends}")
+        );
+        assert_eq!(with_keepalives("host=h dbname=d"), format!("host=h dbname=d {}", ends.replace('&', " ")));
+        let own = "postgres://h/d?keepalives=0";
+        assert_eq!(with_keepalives(own), own);
+    }
 }

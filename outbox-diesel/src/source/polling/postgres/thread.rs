@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::{self, JoinHandle};
 
 use diesel_outbox_core::SourceError;
@@ -18,11 +18,14 @@ pub(super) struct OnThread {
 
 /// Ends, and with it the connection, when it is dropped.
 struct Thread {
-    jobs: Option<Sender<Job>>,
+    jobs: Option<SyncSender<Job>>,
     /// Whether something has failed that has not been told.
     failed: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
+
+/// How many things may be told and not done yet: the table is not read on beyond what can be settled.
+const TOLD: usize = 16;
 
 type Job = Box<dyn FnOnce(&mut Worked) + Send>;
 
@@ -61,7 +64,7 @@ impl OnThread {
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
     ) -> Result<(), SourceError> {
         if self.thread.as_ref().is_some_and(|thread| thread.failed.load(Ordering::Relaxed)) {
-            return self.ask(|_| Ok(()));
+            return self.ask(work);
         }
         self.send(Box::new(move |worked| {
             if worked.failed.is_none() {
@@ -102,7 +105,7 @@ impl OnThread {
 
 impl Thread {
     fn begin(sessions: Sessions) -> Result<Self, SourceError> {
-        let (jobs, received) = channel();
+        let (jobs, received) = sync_channel(TOLD);
         let failed = Arc::new(AtomicBool::new(false));
         let fails = failed.clone();
         let handle = thread::Builder::new()
