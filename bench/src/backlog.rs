@@ -10,12 +10,12 @@ use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Kafka};
 
-use crate::bare;
+use crate::bare::{self, Part};
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{drain_batches, drain_window};
 use crate::report::{Figure, Report};
 use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::servers;
+use crate::servers::{new_topic, servers};
 
 #[derive(Args)]
 pub(crate) struct Backlog {
@@ -56,8 +56,14 @@ impl Backlog {
         Report {
             benchmark: "backlog".into(),
             conditions: format!(
-                "{} rows at first or {BATCHES} times {}, {} bytes of payload, 1 worker, PostgreSQL {}",
-                self.rows, self.few, self.bytes, self.postgres
+                "{} rows, of which {} s are drained in a round, or {BATCHES} times {}, {} bytes of payload, 1 worker, \
+                 PostgreSQL {}; the old snapshot beside {BATCHES} times {} rows",
+                self.rows,
+                WINDOW.as_secs(),
+                self.few,
+                self.bytes,
+                self.postgres,
+                self.few
             ),
             figures: figures.into_iter().flatten().collect(),
         }
@@ -96,7 +102,9 @@ impl Backlog {
                     small.append_many(BARE_ROWS);
                     small.settle_down();
                     beside_bystander(small.database, || {
-                        bare::drain(small.database, kafka, BARE_ROWS, bare::MARK)
+                        let parts = [Part::all(BARE_ROWS)];
+                        bare::drain(small.database, kafka, &new_topic(kafka), bare::MARK, &parts);
+                        0.0
                     })
                 }),
                 Contender::new("no relay", || {

@@ -1,11 +1,11 @@
-//! The least that draining a table can take: libpq and librdkafka with nothing around them. One transaction, no claim, no
-//! order kept where something fails, no dead letters, and no record is ever made of a row: bytes go from one library to the
-//! other.
+//! About the least that draining a table can take: libpq and librdkafka, by Diesel and rdkafka, with nothing around them. One
+//! connection and one transaction, no claim, no order kept where something fails, no dead letters, and no record is ever
+//! made of a row: bytes go from one library to the other.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::connection::{DefaultLoadingMode, LoadConnection, SimpleConnection};
 use diesel::pg::Pg;
@@ -21,7 +21,6 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use uuid::Uuid;
 
 use crate::producer::bare_producer;
-use crate::servers::new_topic;
 
 const CHUNK: usize = 2_000;
 
@@ -55,6 +54,16 @@ const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
 const COLUMNS: usize = 9;
 
+impl Chunk {
+    fn places(&self) -> Vec<usize> {
+        self.ends.chunks_exact(COLUMNS).map(|ends| place(&self.bytes[ends[0]..ends[1]])).collect()
+    }
+}
+
+fn place(bytes: &[u8]) -> usize {
+    bytes.iter().fold(0, |place, byte| place << 8 | usize::from(*byte))
+}
+
 struct Deliveries(Mutex<Vec<usize>>);
 
 impl ClientContext for Deliveries {}
@@ -72,21 +81,21 @@ impl ProducerContext for Deliveries {
 pub(crate) const MARK: &str = "UPDATE outbox SET sent_at = now()";
 pub(crate) const DELETE: &str = "DELETE FROM outbox";
 
-/// Events per second until the last row is settled by one of the statements above.
-pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, rows: usize, settling: &str) -> f64 {
-    drain_parts(database, kafka, settling, &[Part { shards: (0..SHARDS).collect(), rows }])
-}
-
 /// Some of the shards, and how many rows wait in them.
 pub(crate) struct Part {
     pub(crate) shards: Vec<i16>,
     pub(crate) rows: usize,
 }
 
-/// The same, each part with a connection and a producer of its own.
-pub(crate) fn drain_parts(database: &Database<'_>, kafka: &Kafka, settling: &str, parts: &[Part]) -> f64 {
-    let topic = &new_topic(kafka);
-    let began = Instant::now();
+impl Part {
+    pub(crate) fn all(rows: usize) -> Self {
+        Self { shards: (0..SHARDS).collect(), rows }
+    }
+}
+
+/// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
+/// above.
+pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, topic: &str, settling: &str, parts: &[Part]) {
     thread::scope(|scope| {
         for part in parts {
             let (chunks, read) = sync_channel(2);
@@ -95,8 +104,27 @@ pub(crate) fn drain_parts(database: &Database<'_>, kafka: &Kafka, settling: &str
             scope.spawn(move || produce(kafka, topic, part.rows, &read, settle));
         }
     });
-    let rows: usize = parts.iter().map(|part| part.rows).sum();
-    rows as f64 / began.elapsed().as_secs_f64()
+}
+
+/// Reads all rows on one connection and settles them on another, with no Kafka in between.
+pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
+    let (read, places) = sync_channel(2);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut conn = begin(database, &Part::all(0).shards);
+            loop {
+                let places = fetch(&mut conn).places();
+                if places.is_empty() || read.send(places).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut conn = begin(database, &[]);
+        for places in places {
+            settle(&mut conn, settling, &places);
+        }
+        conn.batch_execute("COMMIT").unwrap();
+    });
 }
 
 /// Reads ahead, and settles what was acknowledged.
@@ -107,15 +135,7 @@ fn work_on_table(
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
-    let mut conn = database.connect();
-    let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
-    conn.batch_execute(&format!(
-        "SET enable_seqscan = off; SET enable_sort = off; SET jit = off; SET synchronous_commit = off; BEGIN; \
-         DECLARE bare NO SCROLL CURSOR FOR \
-         SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL ORDER BY seq",
-    ))
-    .unwrap();
+    let mut conn = begin(database, shards);
     let mut chunks = Some(chunks);
     let mut ready = None;
     loop {
@@ -145,6 +165,20 @@ fn work_on_table(
         }
     }
     conn.batch_execute("COMMIT").unwrap();
+}
+
+/// A connection in a transaction, with a cursor over the unsent rows of these shards.
+fn begin(database: &Database<'_>, shards: &[i16]) -> PgConnection {
+    let mut conn = database.connect();
+    let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
+    conn.batch_execute(&format!(
+        "SET enable_seqscan = off; SET enable_sort = off; SET jit = off; SET synchronous_commit = off; BEGIN; \
+         DECLARE bare NO SCROLL CURSOR FOR \
+         SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
+         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL ORDER BY seq",
+    ))
+    .unwrap();
+    conn
 }
 
 fn fetch(conn: &mut PgConnection) -> Chunk {
@@ -192,7 +226,7 @@ fn produce(kafka: &Kafka, topic: &str, rows: usize, read: &Receiver<Chunk>, sett
                 begin = ends[column];
                 value
             });
-            let place = place.iter().fold(0, |place, byte| place << 8 | usize::from(*byte));
+            let place = self::place(place);
             let mut text = [0; 36];
             let id: &str = Uuid::from_slice(id).unwrap().as_hyphenated().encode_lower(&mut text);
             let headers = OwnedHeaders::new_with_capacity(2)

@@ -6,7 +6,7 @@ use clap::Args;
 use diesel_outbox_relay::{Limits, Relay};
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
-use crate::bare;
+use crate::bare::{self, Part};
 use crate::contenders::{Contender, take_turns};
 use crate::producer::produce;
 use crate::relays::relay;
@@ -54,7 +54,13 @@ impl Drain {
         };
         let bare = |settling| {
             template.refill();
-            [bare::drain(&database, &kafka, self.rows, settling)]
+            let topic = new_topic(&kafka);
+            let parts = [Part::all(self.rows)];
+            [self.speed(|| bare::drain(&database, &kafka, &topic, settling, &parts))]
+        };
+        let without_kafka = |settling| {
+            template.refill();
+            [self.speed(|| bare::drain_without_kafka(&database, settling))]
         };
         // Debezium reads the log of a server of its own, so that it need not read what the relay does to the table.
         let server = (!self.without_debezium).then(|| start_postgres(self.postgres, SETTINGS));
@@ -72,6 +78,8 @@ impl Drain {
             Contender::new("relay, delete", || relay(Relay::delete_sent)),
             Contender::new("bare libraries, sent_at kept", || bare(bare::MARK)),
             Contender::new("bare libraries, delete", || bare(bare::DELETE)),
+            Contender::new("PostgreSQL alone, sent_at kept", || without_kafka(bare::MARK)),
+            Contender::new("PostgreSQL alone, delete", || without_kafka(bare::DELETE)),
         ];
         if let (Some(debezium), Some(template)) = (&debezium, &template) {
             let (kafka, topic) = (&kafka, &topic);
@@ -85,6 +93,8 @@ impl Drain {
             "relay, delete",
             "bare libraries, sent_at kept",
             "bare libraries, delete",
+            "PostgreSQL alone, sent_at kept",
+            "PostgreSQL alone, delete",
             "Debezium",
         ];
         let speeds: Vec<Figure> = take_turns(rounds, contenders)
@@ -97,16 +107,18 @@ impl Drain {
             Figure::ratio("delete / bare producer", &speeds[2], &speeds[0]).at_least(0.65),
             Figure::ratio("sent_at kept / bare libraries", &speeds[1], &speeds[3]).at_least(0.90),
             Figure::ratio("delete / bare libraries", &speeds[2], &speeds[4]).at_least(0.90),
+            Figure::ratio("sent_at kept / PostgreSQL alone", &speeds[1], &speeds[5]),
+            Figure::ratio("delete / PostgreSQL alone", &speeds[2], &speeds[6]),
         ];
-        if let Some(debezium) = speeds.get(5) {
+        if let Some(debezium) = speeds.get(7) {
             figures.push(Figure::ratio("sent_at kept / Debezium", &speeds[1], debezium).at_least(3.0));
         }
         figures.extend(speeds);
         Report {
             benchmark: "drain".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, {} worker(s), PostgreSQL {}",
-                self.rows, self.bytes, self.workers, self.postgres
+                "{} rows, {} bytes of payload, {} worker(s), chunk {}, in flight {}, pass {} ms, PostgreSQL {}",
+                self.rows, self.bytes, self.workers, self.chunk, self.in_flight, self.pass_ms, self.postgres
             ),
             figures,
         }
@@ -119,10 +131,17 @@ impl Drain {
         (limits.chunk, limits.in_flight) = (self.chunk, self.in_flight);
         limits.pass_time = Duration::from_millis(self.pass_ms);
         let relay = relay(database, kafka, &topic).workers(self.workers).limits(limits);
+        self.speed(|| {
+            let handle = options(relay).spawn().unwrap();
+            eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
+            handle.stop_blocking().unwrap();
+        })
+    }
+
+    /// Events per second from the start to the end of all.
+    fn speed(&self, drain: impl FnOnce()) -> f64 {
         let began = Instant::now();
-        let handle = options(relay).spawn().unwrap();
-        eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
-        handle.stop_blocking().unwrap();
+        drain();
         self.rows as f64 / began.elapsed().as_secs_f64()
     }
 }

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use outbox_tests::{Database, Kafka};
 
-use self::costs::costs;
+use self::costs::{check_server, costs};
 use self::events::Events;
 use self::points::{Point, points};
 use crate::contenders::{Contender, take_turns};
@@ -32,6 +32,7 @@ pub(crate) struct Growth {
 impl Growth {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
+        check_server(&postgres);
         let (points, kafka) = (points(self.rows), &kafka);
         let events: BTreeSet<Events> = points.iter().map(|point| point.events).collect();
         let databases: Vec<Database<'_>> = events.iter().map(|_| postgres.database()).collect();

@@ -13,7 +13,7 @@ use diesel_outbox::Migrations;
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 use crate::contenders::{Contender, take_turns};
-use crate::processor;
+use crate::processor::Times;
 use crate::relays::relay_process;
 use crate::report::{Figure, Report};
 use crate::servers::start_postgres;
@@ -76,9 +76,11 @@ impl Idle {
         let conn = &mut postgres.connect();
         wait_until_asleep(conn, &database, count);
         std::thread::sleep(SETTLING_DOWN);
-        let nanoseconds = || -> u64 {
-            let times = relays.iter().map(|relay| processor::nanoseconds(relay.id(), "outbox"));
-            times.sum::<Option<u64>>().expect("relays that run here, on Linux")
+        let mut times = Times::default();
+        let mut nanoseconds = || {
+            let seen = relays.iter().all(|relay| times.look(relay.id(), "outbox"));
+            assert!(seen, "the relays must run, and on Linux");
+            times.total()
         };
 
         let (began, queries_before, cpu_before) = (Instant::now(), queries(conn, &database), nanoseconds());

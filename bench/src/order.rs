@@ -1,5 +1,7 @@
 //! What order costs: relays that share an outbox beside one that has it for itself.
 
+use std::thread;
+
 use clap::Args;
 use outbox_tests::{Kafka, Process, Received};
 use serde_json::Value;
@@ -40,7 +42,12 @@ impl Order {
         let bare = |parts| {
             let parts = template.parts(parts);
             template.refill();
-            [bare::drain_parts(&database, &kafka, bare::MARK, &parts), 1.0]
+            let topic = new_topic(&kafka);
+            let counter = kafka.counter(&topic);
+            thread::scope(|scope| {
+                scope.spawn(|| bare::drain(&database, &kafka, &topic, bare::MARK, &parts));
+                [Window::speed(&[Window::watch(&counter, 0, self.rows, PATIENCE)]), 1.0]
+            })
         };
         let names = [
             "one relay, one worker",
@@ -82,8 +89,9 @@ impl Order {
         Report {
             benchmark: "order".into(),
             conditions: format!(
-                "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; what the relays sent is read \
-                 back and found in order; the bare libraries keep none where something fails",
+                "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; from the first arrival to the \
+                 last; what the relays sent is read back and found in order; the bare libraries keep none where \
+                 something fails",
                 self.rows, self.bytes, self.postgres
             ),
             figures,

@@ -1,18 +1,31 @@
 //! Processor time.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 
-/// What the threads of this program's process have had of the processor; nothing where it has ended, or does not run on
-/// this machine.
-pub(crate) fn nanoseconds(process: u32, program: &str) -> Option<u64> {
-    let name = fs::read_to_string(format!("/proc/{process}/comm")).ok()?;
-    if name.trim_end() != program {
-        return None;
+/// What threads have had of the processor, in nanoseconds. Of one that has ended it is what was seen last.
+#[derive(Default)]
+pub(crate) struct Times(BTreeMap<PathBuf, u64>);
+
+impl Times {
+    /// Looks at all threads of a process. `false`: this program does not run under this number on this machine.
+    pub(crate) fn look(&mut self, process: u32, program: &str) -> bool {
+        let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
+        if name.trim_end() != program {
+            return false;
+        }
+        let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return false };
+        for thread in threads.flatten() {
+            let told = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            if let Some(time) = told.split(' ').next().and_then(|time| time.parse().ok()) {
+                self.0.insert(thread.path(), time);
+            }
+        }
+        true
     }
-    let threads = fs::read_dir(format!("/proc/{process}/task")).ok()?;
-    let times = threads.map(|thread| {
-        let told = fs::read_to_string(thread.ok()?.path().join("schedstat")).ok()?;
-        told.split(' ').next()?.parse::<u64>().ok()
-    });
-    times.sum()
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.values().sum()
+    }
 }

@@ -24,7 +24,7 @@ pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     records.len() as f64 / seconds
 }
 
-/// Sends a record as the relay would.
+/// Sends a record as the relay would, but for its timestamp.
 pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
     producer: &BaseProducer<C>,
     topic: &str,
@@ -43,16 +43,19 @@ pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
     producer.poll(Duration::ZERO);
 }
 
-/// A producer with the relay's guarantees.
+/// A producer with the relay's settings.
 pub(crate) fn bare_producer<C: ProducerContext>(kafka: &Kafka, context: C) -> BaseProducer<C> {
     let mut config = ClientConfig::new();
     for (name, value) in [
         ("bootstrap.servers", kafka.brokers()),
         ("enable.idempotence", "true"),
         ("acks", "all"),
+        ("enable.gapless.guarantee", "true"),
         ("partitioner", "murmur2_random"),
+        ("message.timeout.ms", "0"),
         ("linger.ms", "0"),
         ("queue.buffering.max.messages", "100000"),
+        ("queue.buffering.max.kbytes", "65536"),
     ] {
         config.set(name, value);
     }

@@ -1,20 +1,29 @@
 //! What an event costs, for planning what a larger machine can do: processor time by process, and write-ahead log.
 
-use std::collections::BTreeMap;
-
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer};
-use outbox_tests::{Kafka, eventually};
+use outbox_tests::{Kafka, Postgres, eventually};
 
 use crate::contenders::{Contender, take_turns};
-use crate::processor;
+use crate::processor::Times;
 use crate::relays::{relay_process, stop};
 use crate::report::Figure;
 use crate::rows::Template;
 use crate::servers::{PATIENCE, new_topic};
 
 const ROWS: usize = 400_000;
+/// The name of a backend's program.
+const POSTGRES: &str = "postgres";
+
+/// Processor time can be seen of a server only that runs on this machine, and outside a container.
+pub(super) fn check_server(postgres: &Postgres) {
+    let backend = sql::<Integer>("SELECT pg_backend_pid()");
+    let conn = &mut postgres.connect();
+    let id = backend.get_result::<i32>(conn).unwrap();
+    let seen = Times::default().look(id.unsigned_abs(), POSTGRES);
+    assert!(seen, "what an event costs can be seen on Linux only, and not of PostgreSQL in a container");
+}
 
 pub(super) fn costs(rounds: usize, template: &Template<'_>, kafka: &Kafka) -> Vec<Figure> {
     let measured = take_turns(
@@ -45,25 +54,22 @@ fn cost(template: &Template<'_>, kafka: &Kafka, options: &[&str]) -> [f64; 4] {
     template.append_many(ROWS);
     let emitted = log_position(conn);
     let relay = relay_process(template.database.url(), kafka, &topic, options);
-    // The relay has a second backend while there is a backlog, and both count.
-    let mut backends = BTreeMap::new();
+    // The relay has a second thread and backend while there is a backlog, and all count.
+    let (mut relay_times, mut backend_times) = (Times::default(), Times::default());
     eventually("all rows to be sent", PATIENCE, || {
         let ids = "SELECT pid FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                    AND datname = current_database()";
         for id in sql::<Integer>(ids).load::<i32>(conn).unwrap() {
-            let time = processor::nanoseconds(id.unsigned_abs(), "postgres");
-            backends.extend(time.map(|time| (id, time)));
+            backend_times.look(id.unsigned_abs(), POSTGRES);
         }
+        relay_times.look(relay.id(), "outbox");
         let unsent = "SELECT EXISTS (SELECT FROM outbox WHERE sent_at IS NULL)";
         let all_came = counter.count() >= ROWS;
         (all_came && !sql::<Bool>(unsent).get_result::<bool>(conn).unwrap()).then_some(())
     });
-    let relay_time = processor::nanoseconds(relay.id(), "outbox").expect("a relay that runs");
-    assert!(!backends.is_empty(), "PostgreSQL must run on this machine, and outside a container");
-    let backend_time: u64 = backends.into_values().sum();
     let settled = log_position(conn);
     stop(&relay);
-    let [relay, backend] = [relay_time, backend_time].map(|time| time as f64 / 1e3);
+    let [relay, backend] = [relay_times, backend_times].map(|times| times.total() as f64 / 1e3);
     [(emitted - begin) as f64, relay, backend, (settled - emitted) as f64].map(|all| all / ROWS as f64)
 }
 

@@ -13,9 +13,9 @@ pub(super) struct Page {
 const HEAD: &str = "\
 # Results
 
-`cargo run --release -p bench -- all` measures all of this and writes it. Contenders take turns, round by round; a figure
-is the median of its rounds, and a ratio is taken in each round. A plot has a bar or a point for the median, and a line
-from the least to the most.
+`cargo run --release -p bench -- all` measures all of this and writes it; `results` writes it from runs that were kept with
+`--json`. Contenders take turns, round by round; a figure is the median of its rounds, and a ratio is taken in each round.
+A plot has a bar or a point for the median, and a line from the least to the most.
 ";
 
 impl Page {
