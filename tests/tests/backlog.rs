@@ -220,3 +220,22 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     let buried: i64 = diesel::dsl::sql::<BigInt>(buried).get_result(conn).unwrap();
     assert_eq!(buried as usize, EVENTS.div_ceil(AGGREGATES));
 }
+
+/// A process that is frozen takes nothing any more from a server that is about to tell it what it reads.
+#[test]
+fn who_takes_nothing_of_what_it_reads_does_not_keep_its_claim() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let large = |n: usize| Record::new("order", n.to_string(), "Large").with_payload(vec![b'x'; 60_000]);
+    conn.transaction(|c| c.emit_all((0..200).map(large))).unwrap();
+    let gate = Gate::for_first_bytes(database.url());
+    let mut frozen = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
+    let mut other = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(frozen.claim().unwrap());
+    let reading = thread::spawn(move || frozen.read(200, &mut Vec::new()));
+    assert!(!other.claim().unwrap());
+    eventually("the claim to be free", Duration::from_secs(100), || other.claim().unwrap().then_some(()));
+    gate.open();
+    assert!(reading.join().unwrap().is_err());
+}

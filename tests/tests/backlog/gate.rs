@@ -1,6 +1,7 @@
-//! A way to a server that lets the first connection through, and the others when it is opened.
+//! A way to a server that lets the first connection through, or what the server says first, and the rest when it is
+//! opened.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
@@ -21,9 +22,36 @@ pub(crate) struct Gate {
     opened: Opened,
 }
 
+/// How much of what the server says is let through.
+const FIRST_BYTES: u64 = 1_000_000;
+
 impl Gate {
-    /// To the server in the URL.
+    /// To the server in the URL, for one connection.
     pub(crate) fn new(database_url: &str) -> Self {
+        Self::begin(database_url, |number, opened, client, server| {
+            if number > 0 {
+                opened.wait();
+            }
+            join(client, server);
+        })
+    }
+
+    /// For all connections, but not for all that the server says.
+    pub(crate) fn for_first_bytes(database_url: &str) -> Self {
+        Self::begin(database_url, |_, opened, client, server| {
+            let mut to_client = client.try_clone().unwrap();
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let _ = io::copy(&mut (&server).take(FIRST_BYTES), &mut to_client);
+                    opened.wait();
+                    let _ = to_client.shutdown(Shutdown::Both);
+                });
+                let _ = io::copy(&mut &client, &mut &server);
+            });
+        })
+    }
+
+    fn begin(database_url: &str, go_through: fn(usize, Opened, TcpStream, TcpStream)) -> Self {
         let (_, server) = database_url.rsplit_once('@').unwrap();
         let server = server.split_once('/').unwrap().0.to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -33,10 +61,7 @@ impl Gate {
             for (number, client) in listener.incoming().enumerate() {
                 let (client, server, opened) = (client.unwrap(), server.clone(), opened.clone());
                 thread::spawn(move || {
-                    if number > 0 {
-                        opened.wait();
-                    }
-                    join(client, TcpStream::connect(server).unwrap());
+                    go_through(number, opened, client, TcpStream::connect(server).unwrap());
                 });
             }
         });
