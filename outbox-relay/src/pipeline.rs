@@ -17,14 +17,22 @@ use self::names::TopicNames;
 use crate::observe;
 
 /// How much a pass takes on. The defaults suit most services.
+///
+/// ```
+/// use diesel_outbox_relay::Limits;
+///
+/// let mut limits = Limits::default();
+/// limits.in_flight = 4_000;
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Limits {
-    /// How many records are read at once, and settled at once. Default: 2,000; large payloads make it fewer by themselves.
+    /// How many records are read at once, and settled at once, 1 to 100,000. Default: 2,000; large payloads make it fewer
+    /// by themselves.
     pub chunk: usize,
-    /// How many records may be with the broker unacknowledged. Default: 8,000.
+    /// How many records may be with the broker unacknowledged, 1 to 1,000,000. Default: 8,000.
     pub in_flight: usize,
-    /// How long a pass goes on reading before it commits what it settled. Default: 500 ms.
+    /// How long a pass goes on reading before it commits what it settled, 1 ms to a day. Default: 500 ms.
     pub pass_time: Duration,
     /// How long the broker may acknowledge nothing before the pass is given up, 20 s at most. Default: 5 s.
     pub stall_time: Duration,
