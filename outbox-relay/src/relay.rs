@@ -41,7 +41,9 @@ impl Relay {
     /// and take over from each other.
     ///
     /// The connection must be a session of its own, so a pooler in transaction mode does not do. TLS and time-outs are
-    /// set in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`).
+    /// set in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Keepalives let both sides notice
+    /// within a minute that the other is gone, unless the URL sets its own. A process that is frozen is taken over after
+    /// half a minute; by a Unix socket it may keep its claim until it ends.
     #[cfg(feature = "postgres")]
     pub fn postgres(database_url: impl Into<String>) -> Self {
         let database_url = database_url.into();
