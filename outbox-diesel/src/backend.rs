@@ -4,7 +4,7 @@
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub(crate) mod sqlite;
 
 use diesel::QueryResult;
 use diesel::backend::Backend;

@@ -6,6 +6,7 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
 use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
+use crate::backend::sqlite::{created_at_ms, unix_ms};
 use crate::statement::statement;
 
 impl Observe for SqliteConnection {
@@ -41,10 +42,13 @@ statement!(
 statement!(
     Sqlite,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
-    "SELECT seq, id, aggregatetype, aggregateid, type, \
-     CAST(round((coalesce(julianday(created_at), julianday('now')) - 2440587.5) * 86400000.0) AS INTEGER), reason, \
-     CAST(round((julianday(failed_at) - 2440587.5) * 86400000.0) AS INTEGER) \
-     FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+    concat!(
+        "SELECT seq, id, aggregatetype, aggregateid, type, ",
+        created_at_ms!(),
+        ", reason, ",
+        unix_ms!("julianday(failed_at)"),
+        " FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+    )
 );
 
 statement!(

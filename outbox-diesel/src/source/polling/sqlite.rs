@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::database_error;
 use super::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use crate::backend::sqlite::created_at_ms;
 use crate::observe::Observe;
 use crate::source::{SentRows, SourceOptions};
 use crate::statement::statement;
@@ -287,9 +288,11 @@ statement!(
     Sqlite,
     Read { cursor: i64 => BigInt, limit: i64 => BigInt }
         -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
-    "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, \
-     CAST(round((coalesce(julianday(created_at), julianday('now')) - 2440587.5) * 86400000.0) AS INTEGER) FROM outbox \
-     WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+    concat!(
+        "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, ",
+        created_at_ms!(),
+        " FROM outbox WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+    )
 );
 
 statement!(
