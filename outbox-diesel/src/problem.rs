@@ -20,19 +20,18 @@ use diesel::ConnectionError;
 pub fn connection_problem(error: &ConnectionError) -> String {
     let message = one_line(&error.to_string());
     if message.starts_with("could not translate host name") {
-        return "the database's host is not found (where a password holds % @ : / ? # they are written as \
-                %25 %40 %3A %2F %3F %23)"
-            .to_owned();
+        return format!("the database's host is not found ({ESCAPES})");
     }
     let beginnings = ["connection to server", "could not connect", "unable to open database"];
     if beginnings.iter().any(|beginning| message.to_lowercase().starts_with(beginning)) {
         message
     } else {
-        "the database URL is not understood (postgres://user:password@host:5432/name, \
-         with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23)"
-            .to_owned()
+        format!("the database URL is not understood ({ESCAPES})")
     }
 }
+
+const ESCAPES: &str = "postgres://user:password@host:5432/name, \
+                       with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23";
 
 /// A database's messages have line breaks, which a log line should not have.
 pub(crate) fn one_line(message: &str) -> String {

@@ -49,16 +49,15 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
             .sql("), false)")
             .get_result::<String>(conn)?;
     }
-    // The first timeout lets go of the shards of a process that was stopped, the last one where it was as it read; the
-    // keepalives do so for a machine that is gone.
-    // What was settled need not outlive a crash of the server: it is sent again. The plans are known to be right, whatever
-    // the statistics say while the table fills and empties.
+    // The shards of a process that was stopped are let go of by the first timeout, or by the last one where it was stopped
+    // as it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
+    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
+    // empties.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
          SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
          SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
-         SET tcp_user_timeout = '30s'; \
-         SET synchronous_commit = off; \
+         SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
          SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
     )

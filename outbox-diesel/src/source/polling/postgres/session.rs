@@ -181,7 +181,7 @@ impl Session {
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<Buried> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let bury = Bury::new(ticket.into(), reason.to_owned());
-        // Where it is not there any more, who changed it while it was claimed? The next pass reads it anew.
+        // A row that somebody changed while it was claimed is not there any more: the next pass reads it anew.
         let (aggregate_type, id) = bury.get_result::<(String, String)>(&mut self.conn)?;
         pass.settled(&[ticket]);
         Ok(Buried { id, aggregate_type, holds_back: pass.holds_back() })
