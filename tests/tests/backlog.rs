@@ -21,11 +21,15 @@ const EVENTS: usize = 1_000;
 const AGGREGATES: usize = 101;
 const CHUNK: usize = 50;
 
-fn with_backlog() -> Database<'static> {
+fn migrated() -> Database<'static> {
     let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
-    emit_backlog(conn);
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn with_backlog() -> Database<'static> {
+    let database = migrated();
+    emit_backlog(&mut database.connect());
     database
 }
 
@@ -57,9 +61,12 @@ fn drain(source: &mut PostgresSource) {
     source.release().unwrap();
 }
 
+fn count(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
+}
+
 fn unsent(conn: &mut PgConnection) -> i64 {
-    let unsent = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
-    diesel::dsl::sql::<BigInt>(unsent).get_result(conn).unwrap()
+    count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL")
 }
 
 /// Takes the connection away that holds the claim.
@@ -67,8 +74,7 @@ fn end_pass(conn: &mut PgConnection) {
     let terminated = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database \
                       WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass \
                       AND mode = 'RowShareLock'";
-    let terminated: i64 = diesel::dsl::sql::<BigInt>(terminated).get_result(conn).unwrap();
-    assert_eq!(terminated, 1);
+    assert_eq!(count(conn, terminated), 1);
 }
 
 /// Waits until the second connection has read.
@@ -76,7 +82,7 @@ fn reads_ahead(conn: &mut PgConnection) {
     eventually("the second connection to read", Duration::from_secs(20), || {
         let reading = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
                        AND query LIKE 'FETCH % FROM outbox_unsent'";
-        (diesel::dsl::sql::<BigInt>(reading).get_result::<i64>(conn).unwrap() == 1).then_some(())
+        (count(conn, reading) == 1).then_some(())
     });
 }
 
@@ -92,8 +98,7 @@ fn who_waits_for_the_whole_table_does_not_hold_up_the_pass() {
         eventually("someone to wait for the table", Duration::from_secs(20), || {
             let waiting = "SELECT count(*) FROM pg_locks JOIN pg_database d ON d.oid = database \
                            WHERE d.datname = current_database() AND NOT granted AND relation = 'outbox'::regclass";
-            let waiting: i64 = diesel::dsl::sql::<BigInt>(waiting).get_result(conn).unwrap();
-            (waiting == 1).then_some(())
+            (count(conn, waiting) == 1).then_some(())
         });
         drain(&mut source);
         locked.join().unwrap().unwrap();
@@ -173,9 +178,8 @@ fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
 /// The first event's transaction commits behind what is being read, and the second event is emitted then.
 #[test]
 fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let (conn, late) = (&mut database.connect(), &mut database.connect());
-    Migrations::new().run(conn).unwrap();
     let slow = |event_type: usize| Record::new("order", "slow", event_type.to_string());
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
     let mut all = Vec::new();
@@ -217,16 +221,14 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     assert!(all.iter().map(number).eq((0..EVENTS).filter(|n| n % AGGREGATES > 0)), "in another order");
     source.release().unwrap();
     let buried = "SELECT count(*) FROM outbox_dead_letter WHERE aggregateid = '0'";
-    let buried: i64 = diesel::dsl::sql::<BigInt>(buried).get_result(conn).unwrap();
-    assert_eq!(buried as usize, EVENTS.div_ceil(AGGREGATES));
+    assert_eq!(count(conn, buried) as usize, EVENTS.div_ceil(AGGREGATES));
 }
 
 /// A process that is frozen takes nothing any more from a server that is about to tell it what it reads.
 #[test]
 fn who_takes_nothing_of_what_it_reads_does_not_keep_its_claim() {
-    let database = Postgres::shared().database();
+    let database = migrated();
     let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
     let large = |n: usize| Record::new("order", n.to_string(), "Large").with_payload(vec![b'x'; 60_000]);
     conn.transaction(|c| c.emit_all((0..200).map(large))).unwrap();
     let gate = Gate::for_first_bytes(database.url());
