@@ -89,8 +89,12 @@ pub(crate) struct Part {
 
 impl Part {
     pub(crate) fn all(rows: usize) -> Self {
-        Self { shards: (0..SHARDS).collect(), rows }
+        Self { shards: all_shards(), rows }
     }
+}
+
+fn all_shards() -> Vec<i16> {
+    (0..SHARDS).collect()
 }
 
 /// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
@@ -111,7 +115,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut conn = begin(database, &Part::all(0).shards);
+            let mut conn = begin(database, &all_shards());
             loop {
                 let places = fetch(&mut conn).places();
                 if places.is_empty() || read.send(places).is_err() {

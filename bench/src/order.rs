@@ -6,7 +6,7 @@ use clap::Args;
 use outbox_tests::{Kafka, Process, Received};
 use serde_json::Value;
 
-use crate::bare;
+use crate::bare::{self, Part};
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{Window, relay_process, stop};
 use crate::report::{Figure, Report};
@@ -39,13 +39,13 @@ impl Order {
             template.refill();
             self.drain(database.url(), &kafka, relays, workers)
         };
-        let bare = |parts| {
-            let parts = template.parts(parts);
+        let (whole, quarters) = ([Part::all(self.rows)], template.parts(4));
+        let bare = |parts: &[Part]| {
             template.refill();
             let topic = new_topic(&kafka);
             let counter = kafka.counter(&topic);
             thread::scope(|scope| {
-                scope.spawn(|| bare::drain(&database, &kafka, &topic, bare::MARK, &parts));
+                scope.spawn(|| bare::drain(&database, &kafka, &topic, bare::MARK, parts));
                 [Window::speed(&[Window::watch(&counter, 0, self.rows, PATIENCE)]), 1.0]
             })
         };
@@ -62,8 +62,8 @@ impl Order {
                 Contender::new(names[0], || drain(1, 1)),
                 Contender::new(names[1], || drain(1, 2)),
                 Contender::new(names[2], || drain(2, 2)),
-                Contender::new(names[3], || bare(1)),
-                Contender::new(names[4], || bare(4)),
+                Contender::new(names[3], || bare(&whole)),
+                Contender::new(names[4], || bare(&quarters)),
             ],
         );
         let (speeds, shares): (Vec<_>, Vec<_>) =
