@@ -32,13 +32,13 @@ macro_rules! wake {
     };
 }
 
-/// The oldest unsent row of each shard `s`. `shard` stands in the order so that only the index on (shard, seq) can serve it.
+/// The oldest unsent row of each shard `s`. The comparison and the order are of both columns, so that only the index on
+/// (shard, seq) can serve them: along `seq` alone a shard without such a row is looked for in what all the others have sent.
 #[cfg(feature = "postgres-source")]
 macro_rules! oldest_unsent {
     () => {
-        "CROSS JOIN LATERAL \
-         (SELECT o.seq FROM outbox AS o WHERE o.shard = s.shard AND o.seq > s.low AND o.sent_at IS NULL \
-         ORDER BY o.shard, o.seq LIMIT 1) AS oldest"
+        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.low) AND o.shard <= s.shard \
+         AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
     };
 }
 #[cfg(feature = "postgres-source")]

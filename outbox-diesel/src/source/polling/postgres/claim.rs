@@ -15,6 +15,10 @@ use super::wake;
 use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
 
+/// How far a shard's lower bound may stay behind where the shard has nothing unsent: it is claimed then all the same, so that
+/// the next claims need not pass over what it has sent since.
+const LOW_LAG: i64 = 65_536;
+
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
 /// spread evenly.
 const LOW_STEP: i64 = 1_024;
@@ -47,7 +51,7 @@ struct Shard {
 const KEEP_SNAPSHOT: &str = "DECLARE outbox_pass CURSOR FOR SELECT";
 
 impl Pass {
-    /// Locks this worker's part of the free shards that have unsent rows.
+    /// Locks this worker's part of the free shards that have unsent rows, or have had so many.
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
@@ -78,7 +82,7 @@ impl Pass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(claimed, free as i64).load::<(i16, i64)>(conn)?;
+        let shards = Claim::new(claimed, self.safe - LOW_LAG, free as i64).load::<(i16, i64)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -196,11 +200,16 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 statement!(
     Pg,
     /// The oldest first.
-    Claim { claimed: Vec<i16> => Array<SmallInt>, limit: i64 => BigInt } -> (SmallInt, BigInt),
+    Claim {
+        claimed: Vec<i16> => Array<SmallInt>,
+        quiet_since: i64 => BigInt,
+        limit: i64 => BigInt
+    } -> (SmallInt, BigInt),
     concat!(
-        "SELECT s.shard, s.low FROM outbox_shard AS s ",
+        "SELECT s.shard, s.low FROM outbox_shard AS s LEFT ",
         oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < ?) \
+         ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 

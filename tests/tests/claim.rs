@@ -1,0 +1,86 @@
+//! A claim costs the same whatever was sent before and is still kept.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::Source;
+use outbox_tests::{Database, Postgres, eventually};
+
+const SENT: usize = 200_000;
+
+fn migrated() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+/// Rows that were sent and are kept, with their shard as the expression says.
+fn keep_sent(conn: &mut PgConnection, shard: &str) {
+    conn.batch_execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+         SELECT gen_random_uuid(), 'order', '1', 'OrderPlaced', {shard}, now() FROM generate_series(1, {SENT}) AS n"
+    ))
+    .unwrap();
+}
+
+fn emit_one(conn: &mut PgConnection) {
+    conn.transaction(|c| c.emit(&Record::new("order", "1", "OrderPlaced"))).unwrap();
+}
+
+/// Sends what is unsent, in a session of its own, and tells how many entries of indexes that has read.
+fn entries_read(database: &Database<'_>) -> i64 {
+    let conn = &mut database.connect();
+    let entries = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+    let before = count(conn, entries);
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    let mut records = Vec::new();
+    source.read(100, &mut records).unwrap();
+    let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+    source.settle(&tickets).unwrap();
+    source.release().unwrap();
+    assert_eq!(records.len(), 1);
+    drop(source);
+    // Sessions count what they have read at their end at the latest.
+    eventually("the source's session to end", Duration::from_secs(20), || {
+        let sessions = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND application_name = 'outbox relay'";
+        (count(conn, sessions) == 0).then_some(())
+    });
+    count(conn, entries) - before
+}
+
+fn count(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
+}
+
+/// The others have never been claimed: each would be looked for in all that the busy one has sent.
+#[test]
+fn one_busy_shard_does_not_make_a_claim_dear() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    keep_sent(conn, "5");
+    conn.batch_execute("UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox")
+        .unwrap();
+    emit_one(conn);
+    let entries = entries_read(&database);
+    assert!(entries < 1_000, "{entries} entries were read for one event");
+}
+
+/// As when they were sent while an old transaction could still have inserted events before them.
+#[test]
+fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    keep_sent(conn, "n % 16");
+    conn.batch_execute("ANALYZE outbox").unwrap();
+    emit_one(conn);
+    let first = entries_read(&database);
+    emit_one(conn);
+    let entries = entries_read(&database);
+    assert!(entries < 10_000, "{entries} entries were read for one event, {first} before");
+}
