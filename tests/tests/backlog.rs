@@ -81,7 +81,7 @@ fn end_pass(conn: &mut PgConnection) {
 fn reads_ahead(conn: &mut PgConnection) {
     eventually("the second connection to read", Duration::from_secs(20), || {
         let reading = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-                       AND query LIKE 'FETCH % FROM outbox_unsent'";
+                       AND state = 'idle in transaction' AND query LIKE 'WITH claimed%'";
         (count(conn, reading) == 1).then_some(())
     });
 }
@@ -199,6 +199,26 @@ fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
     // What has come since is read by the same pass.
     source.read(CHUNK, &mut all).unwrap();
     assert!(all.iter().map(number).eq(0..EVENTS + 2), "in another order");
+}
+
+/// The backlog lies before what was read first.
+#[test]
+fn a_backlog_that_is_committed_late_does_not_bring_back_what_was_read() {
+    let database = migrated();
+    let (conn, late) = (&mut database.connect(), &mut database.connect());
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    let (mut first, mut all) = (Vec::new(), Vec::new());
+    late.transaction(|late| {
+        emit_backlog(late);
+        conn.transaction(|c| c.emit(&Record::new("order", "other", EVENTS.to_string())))?;
+        assert!(source.claim().unwrap());
+        source.read(CHUNK, &mut first).unwrap();
+        QueryResult::Ok(())
+    })
+    .unwrap();
+    assert!(first.iter().map(number).eq([EVENTS]));
+    while source.read(CHUNK, &mut all).unwrap() {}
+    assert!(all.iter().map(number).eq(0..EVENTS), "others, or in another order");
 }
 
 #[test]

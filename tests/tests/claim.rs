@@ -64,8 +64,10 @@ fn one_busy_shard_does_not_make_a_claim_dear() {
     let database = migrated();
     let conn = &mut database.connect();
     keep_sent(conn, "5");
-    conn.batch_execute("UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox")
-        .unwrap();
+    conn.batch_execute(
+        "UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox",
+    )
+    .unwrap();
     emit_one(conn);
     let entries = entries_read(&database);
     assert!(entries < 1_000, "{entries} entries were read for one event");

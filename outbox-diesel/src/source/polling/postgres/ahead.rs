@@ -13,19 +13,16 @@ use diesel_outbox_core::SourceError;
 use super::super::database_error;
 use super::super::row::{Blocked, ChunkSize};
 use super::database::Database;
-use super::place::TupleId;
-use super::read::{self, Chunk, Fetch, Unsent};
+use super::read::{Chunk, Unread};
 
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
-/// What a pass has claimed, and has not read.
+/// What a pass is to read, and all that it takes.
 pub(super) struct Backlog {
     /// What the pass sees. It can be shared for as long as the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
-    pub(super) shards: Vec<i16>,
-    pub(super) lows: Vec<i64>,
-    pub(super) given: Vec<TupleId>,
+    pub(super) unread: Unread,
     pub(super) blocked: Option<Blocked>,
     pub(super) chunk_size: ChunkSize,
     pub(super) limit: usize,
@@ -77,17 +74,16 @@ fn read(
     conn.build_transaction()
         .repeatable_read()
         .read_only()
-        .run(|conn| fetch(conn, backlog, chunks))
+        .run(|conn| read_on(conn, backlog, chunks))
         .map_err(failed)
 }
 
-fn fetch(conn: &mut PgConnection, backlog: Backlog, chunks: &SyncSender<Chunk>) -> QueryResult<()> {
-    let Backlog { snapshot, shards, lows, given, blocked, mut chunk_size, limit } = backlog;
+fn read_on(conn: &mut PgConnection, backlog: Backlog, chunks: &SyncSender<Chunk>) -> QueryResult<()> {
+    let Backlog { snapshot, mut unread, blocked, mut chunk_size, limit } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
-    Unsent::new(shards, lows, given).execute(conn)?;
     loop {
-        let limit = chunk_size.rows(limit);
-        let chunk = read::load(Fetch { limit }, conn, &mut chunk_size, limit, blocked.as_ref())?;
+        let chunk = unread.read(conn, &mut chunk_size, limit, blocked.as_ref())?;
+        unread.go_past(&chunk);
         let exhausts = chunk.exhausts;
         if chunks.send(chunk).is_err() || exhausts {
             return Ok(());

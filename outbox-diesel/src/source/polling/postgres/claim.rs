@@ -9,7 +9,7 @@ use diesel_outbox_core::SHARDS;
 use super::super::row::{Blocked, ChunkSize};
 use super::ahead::Backlog;
 use super::place::TupleId;
-use super::read::{self, Chunk, OldestUnsent};
+use super::read::{Chunk, Unread};
 use super::unsettled::Unsettled;
 use super::wake;
 use crate::backend::postgres::oldest_unsent;
@@ -107,10 +107,7 @@ impl Pass {
         self.sent_up_to_here();
         self.claim(conn, workers)?;
         self.safe = safe;
-        let limit = chunk_size.rows(limit);
-        let (shards, lows) = self.bounds();
-        let query = OldestUnsent::new(shards, lows, self.given(), limit as i64);
-        let chunk = read::load(query, conn, chunk_size, limit, self.blocked.as_ref())?;
+        let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
         self.large |= !chunk.exhausts;
         self.give(&chunk.given, chunk.exhausts);
         Ok(chunk)
@@ -128,17 +125,15 @@ impl Pass {
             return Ok(None);
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
-        let (shards, lows) = self.bounds();
-        let (given, blocked) = (self.given(), self.blocked.clone());
-        Ok(Some(Backlog { snapshot, shards, lows, given, blocked, chunk_size, limit }))
+        let (unread, blocked) = (self.unread(), self.blocked.clone());
+        Ok(Some(Backlog { snapshot, unread, blocked, chunk_size, limit }))
     }
 
-    fn bounds(&self) -> (Vec<i16>, Vec<i64>) {
-        self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip()
-    }
-
-    fn given(&mut self) -> Vec<TupleId> {
-        self.unsettled.tickets().map(TupleId::from).collect()
+    fn unread(&mut self) -> Unread {
+        let (shards, lows) = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
+        let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
+        let given = self.unsettled.tickets().map(TupleId::from).collect();
+        Unread { shards, lows, given, last_given }
     }
 
     /// These were given to the relay, and there were no more after them or there were.

@@ -1,4 +1,4 @@
-//! Reading the rows of a pass, in their order and in one snapshot.
+//! Reading the rows of a pass, in their order.
 
 use std::error::Error;
 
@@ -6,7 +6,6 @@ use bytes::Bytes;
 use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_outbox_core::Claimed;
@@ -17,52 +16,30 @@ use super::place::{Tid, TupleId};
 use crate::backend::postgres::oldest_unsent;
 use crate::statement::statement;
 
-/// A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs little, and going
-/// through the table once for each shard costs several times as much. It begins at the oldest unsent row of the claimed
-/// shards, looked up in the same snapshot: one from before could lie beyond a row that has been committed since. What was
-/// given before is left out.
-macro_rules! unsent {
-    () => {
-        concat!(
-            "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
-            "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
-            "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL ",
-            "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
-            oldest_unsent!(),
-            ") AND ctid NOT IN (SELECT unnest(?)) ORDER BY seq"
-        )
-    };
-}
-
 type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
 
 statement!(
     Pg,
-    /// The oldest.
-    pub(super) OldestUnsent {
-        shards: Vec<i16> => Array<SmallInt>,
-        lows: Vec<i64> => Array<BigInt>,
-        given: Vec<TupleId> => Array<Tid>,
-        limit: i64 => BigInt
-    } -> Columns,
-    concat!(unsent!(), " LIMIT ?")
-);
-
-statement!(
-    Pg,
-    /// All of them, to be fetched.
+    /// The oldest first. A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs
+    /// little, and going through the table once for each shard costs several times as much. It begins at the oldest unsent
+    /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
+    /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it.
     pub(super) Unsent {
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
-        given: Vec<TupleId> => Array<Tid>
+        last_given: i64 => BigInt,
+        given: Vec<TupleId> => Array<Tid>,
+        limit: i64 => BigInt
     } -> Columns,
-    concat!("DECLARE outbox_unsent NO SCROLL CURSOR FOR ", unsent!())
+    concat!(
+        "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
+        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
+        "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL ",
+        "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
+        oldest_unsent!(),
+        ") AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+    )
 );
-
-/// A query for rows of the outbox.
-pub(super) trait Rows: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId {}
-
-impl<T: Query<SqlType = Columns> + QueryFragment<Pg> + QueryId> Rows for T {}
 
 /// Rows that were read together.
 #[derive(Default)]
@@ -76,49 +53,55 @@ pub(super) struct Chunk {
     pub(super) exhausts: bool,
 }
 
-/// Up to so many rows.
-pub(super) fn load(
-    query: impl Rows,
-    conn: &mut PgConnection,
-    chunk_size: &mut ChunkSize,
-    limit: usize,
-    blocked: Option<&Blocked>,
-) -> QueryResult<Chunk> {
-    let mut rows = Packed::default();
-    for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
-        rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
+/// What a pass has claimed and not read.
+pub(super) struct Unread {
+    pub(super) shards: Vec<i16>,
+    /// Up to where they have been sent.
+    pub(super) lows: Vec<i64>,
+    /// What was read and may not have been settled, and the last number of it.
+    pub(super) given: Vec<TupleId>,
+    pub(super) last_given: i64,
+}
+
+impl Unread {
+    /// The oldest rows, up to so many.
+    pub(super) fn read(
+        &self,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+        limit: usize,
+        blocked: Option<&Blocked>,
+    ) -> QueryResult<Chunk> {
+        let limit = chunk_size.rows(limit);
+        let (shards, lows, given) = (self.shards.clone(), self.lows.clone(), self.given.clone());
+        let query = Unsent::new(shards, lows, self.last_given, given, limit as i64);
+        let mut rows = Packed::default();
+        for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
+            rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
+        }
+        chunk_size.learn(rows.rows.len(), rows.memory.len());
+        let mut chunk = Chunk { exhausts: rows.rows.len() < limit, ..Chunk::default() };
+        for row in rows.unpack() {
+            let ticket = row.ticket;
+            chunk.given.push((ticket, row.seq));
+            let claimed = row.claimed();
+            if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+                chunk.held_back.push(ticket);
+            } else {
+                chunk.records.push(claimed);
+            }
+        }
+        Ok(chunk)
     }
-    chunk_size.learn(rows.rows.len(), rows.memory.len());
-    let mut chunk = Chunk { exhausts: rows.rows.len() < limit, ..Chunk::default() };
-    for row in rows.unpack() {
-        let ticket = row.ticket;
-        chunk.given.push((ticket, row.seq));
-        let claimed = row.claimed();
-        if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
-            chunk.held_back.push(ticket);
-        } else {
-            chunk.records.push(claimed);
+
+    /// Goes past what was read: in the same snapshot nothing is missing before it.
+    pub(super) fn go_past(&mut self, chunk: &Chunk) {
+        let Some((_, last)) = chunk.given.last() else { return };
+        self.lows.iter_mut().for_each(|low| *low = (*low).max(*last));
+        if *last >= self.last_given {
+            self.given.clear();
         }
     }
-    Ok(chunk)
-}
-
-/// Reads on from the cursor. The number of rows is part of the text, as FETCH takes no parameters.
-#[derive(QueryId)]
-pub(super) struct Fetch {
-    pub(super) limit: usize,
-}
-
-impl QueryFragment<Pg> for Fetch {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-        out.unsafe_to_cache_prepared();
-        out.push_sql(&format!("FETCH {} FROM outbox_unsent", self.limit));
-        Ok(())
-    }
-}
-
-impl Query for Fetch {
-    type SqlType = Columns;
 }
 
 /// 1 January 2000, from which PostgreSQL counts microseconds.

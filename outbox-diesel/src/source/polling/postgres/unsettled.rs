@@ -28,6 +28,11 @@ impl Unsettled {
         self.left().iter().map(|(_, seq)| *seq).min()
     }
 
+    /// The highest.
+    pub(super) fn newest(&mut self) -> Option<i64> {
+        self.left().iter().map(|(_, seq)| *seq).max()
+    }
+
     pub(super) fn tickets(&mut self) -> impl Iterator<Item = u64> {
         self.left().iter().map(|(ticket, _)| *ticket)
     }
