@@ -115,15 +115,15 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut conn = begin(database, &all_shards());
+            let mut reader = Reader::begin(database, &all_shards());
             loop {
-                let places = fetch(&mut conn).places();
+                let places = reader.read().places();
                 if places.is_empty() || read.send(places).is_err() {
                     return;
                 }
             }
         });
-        let mut conn = begin(database, &[]);
+        let mut conn = Reader::begin(database, &[]).conn;
         for places in places {
             settle(&mut conn, settling, &places);
         }
@@ -139,16 +139,16 @@ fn work_on_table(
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
-    let mut conn = begin(database, shards);
+    let mut reader = Reader::begin(database, shards);
     let mut chunks = Some(chunks);
     let mut ready = None;
     loop {
         match acknowledged.try_recv() {
-            Ok(places) => settle(&mut conn, settling, &places),
+            Ok(places) => settle(&mut reader.conn, settling, &places),
             Err(TryRecvError::Disconnected) => break,
             Err(TryRecvError::Empty) => match (&chunks, ready.take()) {
                 (Some(sender), None) => {
-                    let chunk = fetch(&mut conn);
+                    let chunk = reader.read();
                     if chunk.ends.is_empty() {
                         chunks = None;
                     } else if let Err(TrySendError::Full(chunk)) = sender.try_send(chunk) {
@@ -162,42 +162,56 @@ fn work_on_table(
                     }
                 }
                 (None, _) => match acknowledged.recv() {
-                    Ok(places) => settle(&mut conn, settling, &places),
+                    Ok(places) => settle(&mut reader.conn, settling, &places),
                     Err(_) => break,
                 },
             },
         }
     }
-    conn.batch_execute("COMMIT").unwrap();
+    reader.conn.batch_execute("COMMIT").unwrap();
 }
 
-/// A connection in a transaction, with a cursor over the unsent rows of these shards.
-fn begin(database: &Database<'_>, shards: &[i16]) -> PgConnection {
-    let mut conn = database.connect();
-    let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
-    conn.batch_execute(&format!(
-        "SET enable_seqscan = off; SET enable_sort = off; SET jit = off; SET synchronous_commit = off; BEGIN; \
-         DECLARE bare NO SCROLL CURSOR FOR \
-         SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-         WHERE shard = ANY ('{{{shards}}}') AND sent_at IS NULL ORDER BY seq",
-    ))
-    .unwrap();
-    conn
+/// A connection in a transaction, and how far it has read.
+struct Reader {
+    conn: PgConnection,
+    shards: String,
+    last: i64,
 }
 
-fn fetch(conn: &mut PgConnection) -> Chunk {
-    let mut chunk = Chunk::default();
-    let fetch = Raw(format!("FETCH {CHUNK} FROM bare"));
-    for row in LoadConnection::<DefaultLoadingMode>::load(conn, fetch).unwrap() {
-        let row = row.unwrap();
-        for column in 0..COLUMNS {
-            if let Some(value) = Row::get(&row, column).unwrap().value() {
-                chunk.bytes.extend_from_slice(value.as_bytes());
-            }
-            chunk.ends.push(chunk.bytes.len());
-        }
+impl Reader {
+    /// Reads the unsent rows of these shards.
+    fn begin(database: &Database<'_>, shards: &[i16]) -> Self {
+        let mut conn = database.connect();
+        conn.batch_execute(
+            "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
+             SET synchronous_commit = off; BEGIN",
+        )
+        .unwrap();
+        let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
+        Self { conn, shards, last: 0 }
     }
-    chunk
+
+    fn read(&mut self) -> Chunk {
+        let mut chunk = Chunk::default();
+        let read = Raw(format!(
+            "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
+             WHERE shard = ANY ('{{{}}}') AND sent_at IS NULL AND seq > {} ORDER BY seq LIMIT {CHUNK}",
+            self.shards, self.last
+        ));
+        for row in LoadConnection::<DefaultLoadingMode>::load(&mut self.conn, read).unwrap() {
+            let row = row.unwrap();
+            for column in 0..COLUMNS {
+                if let Some(value) = Row::get(&row, column).unwrap().value() {
+                    if column == 0 {
+                        self.last = i64::from_be_bytes(value.as_bytes().try_into().unwrap());
+                    }
+                    chunk.bytes.extend_from_slice(value.as_bytes());
+                }
+                chunk.ends.push(chunk.bytes.len());
+            }
+        }
+        chunk
+    }
 }
 
 fn settle(conn: &mut PgConnection, settling: &str, places: &[usize]) {

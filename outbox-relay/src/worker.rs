@@ -13,6 +13,7 @@ use crate::pipeline::{Failure, Limits, Passed, Pipeline};
 /// How long a worker waits before it looks whether it is to stop: after a failure, and where there is nothing to do.
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
+const IDLE_LISTEN: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
@@ -90,16 +91,25 @@ impl Worker {
         match passed {
             Passed::Published(count) => Ok(count),
             Passed::Idle => {
-                while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
+                let mut listened = None;
+                while !stop.is_set() {
+                    if listened.is_none_or(|at: Instant| at.elapsed() >= IDLE_LISTEN) {
+                        listened = Some(Instant::now());
+                        self.listen()?;
+                    }
+                    if self.source.wait(IDLE_SLICE)? {
+                        break;
+                    }
                     self.upkeep()?;
-                    // Nothing is in flight, but a publisher may have something to log.
-                    self.publisher
-                        .acknowledgements(Duration::ZERO, &mut Vec::new())
-                        .map_err(Failure::Publisher)?;
                 }
                 Ok(0)
             }
         }
+    }
+
+    /// Nothing is in flight, but a publisher may have something to log.
+    fn listen(&mut self) -> Result<(), Failure> {
+        self.publisher.acknowledgements(Duration::ZERO, &mut Vec::new()).map_err(Failure::Publisher)
     }
 
     fn reach_broker(&mut self) -> Result<(), Failure> {

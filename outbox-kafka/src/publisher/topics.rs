@@ -11,8 +11,7 @@ use crate::error::rejection;
 #[derive(Default)]
 pub(super) struct Topics {
     in_use: BTreeSet<String>,
-    /// When Kafka said first that it does not have them. It says so too of a topic that it begins to make.
-    missing: BTreeMap<String, Instant>,
+    missing: Missing,
     refused: BTreeMap<String, Refused>,
 }
 
@@ -24,8 +23,27 @@ struct Refused {
 /// How long an answer holds. After that the topic may have been made.
 const VALIDITY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// When Kafka said first that it does not have a topic. It says so too of one that it begins to make, and where it has just
+/// begun itself: the topic is missing when it says so again.
+#[derive(Default)]
+struct Missing(BTreeMap<String, Instant>);
+
 /// How long a topic must have been missing.
 const MAKING: Duration = Duration::from_secs(1);
+/// How long ago Kafka may have said so for the first time. It is asked a few times a minute where a pass is stuck.
+const RECENT: Duration = Duration::from_secs(60);
+
+impl Missing {
+    /// Whether it is missing, now that Kafka says so.
+    fn said(&mut self, topic: &str, now: Instant) -> bool {
+        let since = self.0.entry(topic.to_owned()).or_insert(now);
+        if now.duration_since(*since) >= RECENT {
+            *since = now;
+        }
+        now.duration_since(*since) >= MAKING
+    }
+}
 
 impl Topics {
     /// Notes that the topic is in use, or tells why it cannot be.
@@ -52,18 +70,31 @@ impl Topics {
         let Ok(metadata) = client.fetch_metadata(Some(topic), wait) else { return };
         let code = metadata.topics().first().and_then(|found| found.error()).map(RDKafkaErrorCode::from);
         let Some((code, reason)) = code.and_then(|code| Some((code, rejection(code, topic)?))) else {
-            self.missing.remove(topic);
+            self.missing.0.remove(topic);
             return;
         };
         let asked = Instant::now();
-        let is_missing =
+        let is_unknown =
             matches!(code, RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition);
-        if is_missing && !was_refused {
-            let since = *self.missing.entry(topic.to_owned()).or_insert(asked);
-            if asked.duration_since(since) < MAKING {
-                return;
-            }
+        if is_unknown && !was_refused && !self.missing.said(topic, asked) {
+            return;
         }
         self.refused.insert(topic.to_owned(), Refused { reason, asked });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_missing_when_kafka_says_so_twice_and_not_an_hour_apart() {
+        let (mut missing, now) = (Missing::default(), Instant::now());
+        let mut said = |seconds| missing.said("events", now + Duration::from_secs(seconds));
+        assert!(!said(0));
+        assert!(!said(0));
+        assert!(said(15));
+        assert!(!said(3_600));
+        assert!(said(3_601));
     }
 }
