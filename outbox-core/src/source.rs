@@ -5,7 +5,8 @@ use crate::Record;
 
 /// Where a relay gets its records from. Implemented for the polled outbox table by `diesel-outbox`.
 ///
-/// The life of a pass: [`claim`](Self::claim), then any number of [`read`](Self::read), [`settle`](Self::settle) and
+/// The life of a pass: [`claim`](Self::claim), then any number of [`read`](Self::read), each with [`read_ahead`](Self::read_ahead) or without,
+/// [`settle`](Self::settle) and
 /// [`dead_letter`](Self::dead_letter), then [`release`](Self::release), or [`abandon`](Self::abandon) where something
 /// went wrong. Between passes the relay [waits](Self::wait).
 pub trait Source: Send {
@@ -22,6 +23,16 @@ pub trait Source: Send {
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError>;
+
+    /// Told after a read where there may be more, which will be [read](Self::read) in any case: a source may begin with
+    /// that now. It need not.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        let _ = limit;
+        Ok(())
+    }
 
     /// Marks exactly these as sent.
     ///

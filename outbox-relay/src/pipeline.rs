@@ -139,10 +139,15 @@ impl Pipeline<'_> {
                 pass.close();
             }
             let now = (self.now)();
-            pass.reading &= now.duration_since(pass.began) < self.limits.pass_time;
+            let in_time = now.duration_since(pass.began) < self.limits.pass_time;
+            pass.reading &= in_time || pass.reads_ahead;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
                 let more = source.read(self.limits.chunk, &mut chunk)?;
                 pass.caught_up = (!more).then(self.now);
+                pass.reads_ahead = more && in_time;
+                if pass.reads_ahead {
+                    source.read_ahead(self.limits.chunk)?;
+                }
                 pass.unsent = std::mem::take(&mut chunk).into();
             }
             let had_nothing = pass.in_flight == 0;
@@ -269,6 +274,8 @@ struct Pass {
     began: Instant,
     /// Whether it takes on more.
     reading: bool,
+    /// Whether what comes next is being read, and not to be in vain.
+    reads_ahead: bool,
     /// Since when it is known that all that was there had been read.
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
@@ -289,6 +296,7 @@ impl Pass {
         Self {
             began: now,
             reading: true,
+            reads_ahead: false,
             caught_up: None,
             unsent: VecDeque::new(),
             names: TopicNames::default(),

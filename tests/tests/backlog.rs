@@ -49,7 +49,7 @@ fn drain(source: &mut PostgresSource) {
     let mut settled = 0;
     while all.len() < EVENTS {
         let known = all.len();
-        source.read(CHUNK, &mut all).unwrap();
+        read(source, &mut all);
         assert!(all.len() > known, "{known} events and no more");
         if all.len() - settled >= EVENTS / 2 {
             let tickets: Vec<u64> = all[settled..].iter().map(|claimed| claimed.ticket).collect();
@@ -59,6 +59,15 @@ fn drain(source: &mut PostgresSource) {
     }
     assert!(all.iter().map(number).eq(0..EVENTS), "in another order");
     source.release().unwrap();
+}
+
+/// Reads a chunk, and has the next one read ahead.
+fn read(source: &mut PostgresSource, records: &mut Vec<Claimed>) -> bool {
+    let more = source.read(CHUNK, records).unwrap();
+    if more {
+        source.read_ahead(CHUNK).unwrap();
+    }
+    more
 }
 
 fn count(conn: &mut PgConnection, sql: &str) -> i64 {
@@ -137,7 +146,7 @@ fn a_pass_whose_connection_is_lost_learns_of_it_though_it_reads_on() {
     assert!(source.claim().unwrap());
     let mut records = Vec::new();
     for _ in 0..2 {
-        source.read(CHUNK, &mut records).unwrap();
+        read(&mut source, &mut records);
     }
     end_pass(conn);
     let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
@@ -165,7 +174,7 @@ fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
     let gate = Gate::new(database.url());
     let mut source = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
     assert!(source.claim().unwrap());
-    assert!(source.read(CHUNK, &mut Vec::new()).unwrap());
+    assert!(read(&mut source, &mut Vec::new()));
     end_pass(conn);
     let mut other = PostgresSource::new(database.url(), SourceOptions::default());
     eventually("the claim to be free", Duration::from_secs(20), || other.claim().unwrap().then_some(()));
@@ -187,17 +196,17 @@ fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
         late.emit(&slow(EVENTS))?;
         emit_backlog(conn);
         assert!(source.claim().unwrap());
-        source.read(CHUNK, &mut all).unwrap();
+        read(&mut source, &mut all);
         reads_ahead(conn);
         QueryResult::Ok(())
     })
     .unwrap();
     conn.transaction(|c| c.emit(&slow(EVENTS + 1))).unwrap();
-    while source.read(CHUNK, &mut all).unwrap() {}
+    while read(&mut source, &mut all) {}
     let tickets: Vec<u64> = all.iter().map(|claimed| claimed.ticket).collect();
     source.settle(&tickets).unwrap();
     // What has come since is read by the same pass.
-    source.read(CHUNK, &mut all).unwrap();
+    read(&mut source, &mut all);
     assert!(all.iter().map(number).eq(0..EVENTS + 2), "in another order");
 }
 
@@ -212,12 +221,12 @@ fn a_backlog_that_is_committed_late_does_not_bring_back_what_was_read() {
         emit_backlog(late);
         conn.transaction(|c| c.emit(&Record::new("order", "other", EVENTS.to_string())))?;
         assert!(source.claim().unwrap());
-        source.read(CHUNK, &mut first).unwrap();
+        read(&mut source, &mut first);
         QueryResult::Ok(())
     })
     .unwrap();
     assert!(first.iter().map(number).eq([EVENTS]));
-    while source.read(CHUNK, &mut all).unwrap() {}
+    while read(&mut source, &mut all) {}
     assert!(all.iter().map(number).eq(0..EVENTS), "others, or in another order");
 }
 
@@ -235,9 +244,9 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     source.release().unwrap();
     all.clear();
     assert!(source.claim().unwrap());
-    source.read(CHUNK, &mut all).unwrap();
+    read(&mut source, &mut all);
     reads_ahead(conn);
-    while source.read(CHUNK, &mut all).unwrap() {}
+    while read(&mut source, &mut all) {}
     assert!(all.iter().map(number).eq((0..EVENTS).filter(|n| n % AGGREGATES > 0)), "in another order");
     source.release().unwrap();
     let buried = "SELECT count(*) FROM outbox_dead_letter WHERE aggregateid = '0'";

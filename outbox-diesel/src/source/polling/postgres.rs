@@ -13,12 +13,11 @@ mod unsettled;
 mod upkeep;
 mod wake;
 
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 
-use self::ahead::{Ahead, Backlog};
+use self::ahead::{Ahead, Chunks};
 use self::database::Database;
 use self::read::Chunk;
 use self::session::Sessions;
@@ -34,14 +33,12 @@ pub struct PostgresSource {
     sessions: OnThread,
     ahead: Option<Ahead>,
     /// What is read ahead in this pass.
-    chunks: Option<Receiver<Chunk>>,
+    chunks: Option<Chunks>,
     /// When that failed last.
     ahead_failed: Option<Instant>,
 }
 
-/// How long to wait for a chunk that is read ahead: the other connection may never be made, or hang.
-const AHEAD_WAIT: Duration = Duration::from_secs(1);
-/// How long to do without it then.
+/// How long to do without reading ahead where it failed.
 const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
 impl PostgresSource {
@@ -52,17 +49,10 @@ impl PostgresSource {
         Self { database, sessions, ahead: None, chunks: None, ahead_failed: None }
     }
 
-    fn read_ahead(&mut self, backlog: Backlog) {
-        if self.ahead.is_none() {
-            self.ahead = Ahead::begin(self.database.clone()).ok();
-        }
-        self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
-    }
-
     /// The next chunk of those that are read ahead, and whether there are more.
     fn next_chunk(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
-        let Some(chunks) = &self.chunks else { return Ok(None) };
-        let Ok(Chunk { records, held_back, given, exhausts }) = chunks.recv_timeout(AHEAD_WAIT) else {
+        let Some(chunks) = &mut self.chunks else { return Ok(None) };
+        let Some(Chunk { records, held_back, given, exhausts }) = chunks.next() else {
             (self.chunks, self.ahead) = (None, None);
             self.ahead_failed = Some(Instant::now());
             return Ok(None);
@@ -84,18 +74,26 @@ impl Source for PostgresSource {
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let (chunk, more) = match self.next_chunk()? {
             Some(chunk) => chunk,
-            None => {
-                let ahead = self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY);
-                let (chunk, more, backlog) =
-                    self.sessions.ask(move |sessions| sessions.read(limit, ahead))?;
-                if let Some(backlog) = backlog {
-                    self.read_ahead(backlog);
-                }
-                (chunk, more)
-            }
+            None => self.sessions.ask(move |sessions| sessions.read(limit))?,
         };
         records.extend(chunk);
         Ok(more)
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        if self.chunks.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+            let Some(backlog) = self.sessions.ask(move |sessions| sessions.backlog(limit))? else {
+                return Ok(());
+            };
+            if self.ahead.is_none() {
+                self.ahead = Ahead::begin(self.database.clone()).ok();
+            }
+            self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+        }
+        if let Some(chunks) = &mut self.chunks {
+            chunks.ask();
+        }
+        Ok(())
     }
 
     /// An error is told by what is called next.

@@ -2,8 +2,9 @@
 //!
 //! Where that fails the worker's connection reads all the same, chunk by chunk.
 
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
@@ -30,7 +31,40 @@ pub(super) struct Backlog {
 
 /// Ends, and with it the connection, when it is dropped.
 pub(super) struct Ahead {
-    backlogs: Sender<(Backlog, SyncSender<Chunk>)>,
+    backlogs: Sender<(Backlog, Handing)>,
+}
+
+/// The chunks of a backlog, each of which is read when it is asked for.
+pub(super) struct Chunks {
+    wanted: Sender<()>,
+    is_asked: bool,
+    read: Receiver<Chunk>,
+}
+
+/// The other end.
+struct Handing {
+    wanted: Receiver<()>,
+    read: Sender<Chunk>,
+}
+
+/// How long to wait for a chunk: the connection may never be made, or hang.
+const WAIT: Duration = Duration::from_secs(1);
+
+impl Chunks {
+    /// Has the next one read.
+    pub(super) fn ask(&mut self) {
+        if !self.is_asked {
+            // Where the thread has ended there is no next one.
+            self.is_asked = self.wanted.send(()).is_ok();
+        }
+    }
+
+    /// The next one; the last one says that it is. Nothing where the connection fails.
+    pub(super) fn next(&mut self) -> Option<Chunk> {
+        self.ask();
+        self.is_asked = false;
+        self.read.recv_timeout(WAIT).ok()
+    }
 }
 
 impl Ahead {
@@ -38,8 +72,8 @@ impl Ahead {
         let (backlogs, received) = channel();
         let reader = move || {
             let mut conn = None;
-            for (backlog, chunks) in received {
-                if let Err(error) = read(&mut conn, &database, backlog, &chunks) {
+            for (backlog, handing) in received {
+                if let Err(error) = read(&mut conn, &database, backlog, &handing) {
                     conn = None;
                     tracing::warn!(%error, "a backlog cannot be read ahead; it is read more slowly");
                 }
@@ -49,13 +83,12 @@ impl Ahead {
         Ok(Self { backlogs })
     }
 
-    /// The chunks of this backlog, the last of which says so. It is read for as long as they are received.
-    pub(super) fn read(&self, backlog: Backlog) -> Receiver<Chunk> {
-        // One chunk waits for the relay, in the hand of its reader.
-        let (chunks, received) = sync_channel(0);
+    /// The chunks of this backlog.
+    pub(super) fn read(&self, backlog: Backlog) -> Chunks {
+        let ((wanted, asked), (hand, read)) = (channel(), channel());
         // Where the thread has ended there are no chunks, and the worker's connection reads.
-        let _ = self.backlogs.send((backlog, chunks));
-        received
+        let _ = self.backlogs.send((backlog, Handing { wanted: asked, read: hand }));
+        Chunks { wanted, is_asked: false, read }
     }
 }
 
@@ -63,7 +96,7 @@ fn read(
     conn: &mut Option<PgConnection>,
     database: &Database,
     backlog: Backlog,
-    chunks: &SyncSender<Chunk>,
+    handing: &Handing,
 ) -> Result<(), SourceError> {
     let conn = match conn {
         Some(conn) => conn,
@@ -74,19 +107,19 @@ fn read(
     conn.build_transaction()
         .repeatable_read()
         .read_only()
-        .run(|conn| read_on(conn, backlog, chunks))
+        .run(|conn| read_on(conn, backlog, handing))
         .map_err(failed)
 }
 
-fn read_on(conn: &mut PgConnection, backlog: Backlog, chunks: &SyncSender<Chunk>) -> QueryResult<()> {
+fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing) -> QueryResult<()> {
     let Backlog { snapshot, mut unread, blocked, mut chunk_size, limit } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
-    loop {
+    for () in &handing.wanted {
         let chunk = unread.read(conn, &mut chunk_size, limit, blocked.as_ref())?;
         unread.go_past(&chunk);
-        let exhausts = chunk.exhausts;
-        if chunks.send(chunk).is_err() || exhausts {
-            return Ok(());
+        if handing.read.send(chunk).is_err() {
+            break;
         }
     }
+    Ok(())
 }

@@ -65,13 +65,14 @@ impl Sessions {
         self.with("claiming", Session::claim)
     }
 
-    /// The records, whether there are more, and what can be read ahead if it may be.
-    pub(super) fn read(
-        &mut self,
-        limit: usize,
-        ahead: bool,
-    ) -> Result<(Vec<Claimed>, bool, Option<Backlog>), SourceError> {
-        self.with("reading", |session, _| session.read(limit, ahead))
+    /// The records, and whether there are more.
+    pub(super) fn read(&mut self, limit: usize) -> Result<(Vec<Claimed>, bool), SourceError> {
+        self.with("reading", |session, _| session.read(limit))
+    }
+
+    /// What can be read ahead.
+    pub(super) fn backlog(&mut self, limit: usize) -> Result<Option<Backlog>, SourceError> {
+        self.with("reading", |session, _| session.backlog(limit))
     }
 
     /// These were read ahead and given to the relay, but for those that are held back.
@@ -143,16 +144,20 @@ impl Session {
         Ok(self.pass.is_some())
     }
 
-    fn read(&mut self, limit: usize, ahead: bool) -> QueryResult<(Vec<Claimed>, bool, Option<Backlog>)> {
+    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, bool)> {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
             self.wake.counted(workers);
         }
         let (workers, safe) = (self.wake.workers(), self.fence.safe());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?;
-        let backlog = if ahead { pass.backlog(&mut self.conn, self.chunk_size, limit)? } else { None };
         self.hold_back(chunk.held_back)?;
-        Ok((chunk.records, !chunk.exhausts, backlog))
+        Ok((chunk.records, !chunk.exhausts))
+    }
+
+    fn backlog(&mut self, limit: usize) -> QueryResult<Option<Backlog>> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        pass.backlog(&mut self.conn, self.chunk_size, limit)
     }
 
     fn give(&mut self, given: &[(u64, i64)], exhausts: bool, held_back: Vec<u64>) -> QueryResult<()> {
