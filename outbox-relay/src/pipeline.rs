@@ -148,6 +148,8 @@ impl Pipeline<'_> {
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.chunk)?;
                 }
+                // The broker was not listened to meanwhile.
+                pass.progress += (self.now)().duration_since(now);
                 pass.unsent = std::mem::take(&mut chunk).into();
             }
             let had_nothing = pass.in_flight == 0;
