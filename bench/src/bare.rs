@@ -2,11 +2,13 @@
 //! connection and one transaction, no claim, no order kept where something fails, no dead letters, and no record is ever
 //! made of a row: bytes go from one library to the other.
 
+use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel};
 use std::thread;
 use std::time::Duration;
 
+use clap::Args;
 use diesel::connection::{DefaultLoadingMode, LoadConnection, SimpleConnection};
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -14,13 +16,13 @@ use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
 use diesel::sql_types::Bool;
 use diesel_outbox_core::SHARDS;
-use outbox_tests::{Database, Kafka};
+use outbox_tests::{Database, Kafka, Process};
 use rdkafka::ClientContext;
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use uuid::Uuid;
 
-use crate::producer::bare_producer;
+use crate::producer::{IN_FLIGHT, bare_producer};
 
 const CHUNK: usize = 2_000;
 
@@ -64,6 +66,7 @@ fn place(bytes: &[u8]) -> usize {
     bytes.iter().fold(0, |place, byte| place << 8 | usize::from(*byte))
 }
 
+#[derive(Default)]
 struct Deliveries(Mutex<Vec<usize>>);
 
 impl ClientContext for Deliveries {}
@@ -100,14 +103,78 @@ fn all_shards() -> Vec<i16> {
 /// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
 /// above.
 pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, topic: &str, settling: &str, parts: &[Part]) {
+    drain_from(
+        database.url(),
+        &|context| bare_producer(kafka.brokers(), context, IN_FLIGHT),
+        topic,
+        settling,
+        parts,
+    );
+}
+
+fn drain_from(
+    database_url: &str,
+    producer: &(dyn Fn(Deliveries) -> BaseProducer<Deliveries> + Sync),
+    topic: &str,
+    settling: &str,
+    parts: &[Part],
+) {
     thread::scope(|scope| {
         for part in parts {
             let (chunks, read) = sync_channel(2);
             let (settle, acknowledged) = channel();
-            scope.spawn(move || work_on_table(database, &part.shards, settling, chunks, &acknowledged));
-            scope.spawn(move || produce(kafka, topic, part.rows, &read, settle));
+            scope.spawn(move || work_on_table(database_url, &part.shards, settling, chunks, &acknowledged));
+            scope.spawn(move || {
+                produce(&producer(Deliveries::default()), topic, part.rows, &read, &settle);
+            });
         }
     });
+}
+
+/// A process of its own that drains, and then waits to be ended.
+#[derive(Args)]
+pub(crate) struct Bare {
+    #[arg(long)]
+    database_url: String,
+    #[arg(long)]
+    brokers: String,
+    #[arg(long)]
+    topic: String,
+    #[arg(long)]
+    rows: usize,
+    /// How many records may be with the broker unacknowledged.
+    #[arg(long)]
+    in_flight: usize,
+}
+
+impl Bare {
+    pub(crate) fn start(
+        database: &Database<'_>,
+        kafka: &Kafka,
+        topic: &str,
+        rows: usize,
+        in_flight: usize,
+    ) -> Process {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([
+            "bare",
+            "--database-url",
+            database.url(),
+            "--brokers",
+            kafka.brokers(),
+            "--topic",
+            topic,
+        ]);
+        Process::start(command.args(["--rows", &rows.to_string(), "--in-flight", &in_flight.to_string()]))
+    }
+
+    pub(crate) fn run(&self) -> ! {
+        let producer = |context| bare_producer(&self.brokers, context, self.in_flight);
+        drain_from(&self.database_url, &producer, &self.topic, MARK, &[Part::all(self.rows)]);
+        loop {
+            thread::park();
+        }
+    }
 }
 
 /// Reads all rows on one connection and settles them on another, with no Kafka in between.
@@ -115,7 +182,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut reader = Reader::begin(database, &all_shards());
+            let mut reader = Reader::begin(database.url(), &all_shards());
             loop {
                 let places = reader.read().places();
                 if places.is_empty() || read.send(places).is_err() {
@@ -123,7 +190,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
                 }
             }
         });
-        let mut conn = Reader::begin(database, &[]).conn;
+        let mut conn = Reader::begin(database.url(), &[]).conn;
         for places in places {
             settle(&mut conn, settling, &places);
         }
@@ -133,13 +200,13 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
 
 /// Reads ahead, and settles what was acknowledged.
 fn work_on_table(
-    database: &Database<'_>,
+    database_url: &str,
     shards: &[i16],
     settling: &str,
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
-    let mut reader = Reader::begin(database, shards);
+    let mut reader = Reader::begin(database_url, shards);
     let mut chunks = Some(chunks);
     let mut ready = None;
     loop {
@@ -180,8 +247,8 @@ struct Reader {
 
 impl Reader {
     /// Reads the unsent rows of these shards.
-    fn begin(database: &Database<'_>, shards: &[i16]) -> Self {
-        let mut conn = database.connect();
+    fn begin(database_url: &str, shards: &[i16]) -> Self {
+        let mut conn = PgConnection::establish(database_url).unwrap();
         conn.batch_execute(
             "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
              SET synchronous_commit = off; BEGIN",
@@ -220,8 +287,13 @@ fn settle(conn: &mut PgConnection, settling: &str, places: &[usize]) {
     Raw(format!("{settling} WHERE ctid = ANY ('{{{}}}')", places.join(","))).execute(conn).unwrap();
 }
 
-fn produce(kafka: &Kafka, topic: &str, rows: usize, read: &Receiver<Chunk>, settle: Sender<Vec<usize>>) {
-    let producer = bare_producer(kafka, Deliveries(Mutex::default()));
+fn produce(
+    producer: &BaseProducer<Deliveries>,
+    topic: &str,
+    rows: usize,
+    read: &Receiver<Chunk>,
+    settle: &Sender<Vec<usize>>,
+) {
     let (mut settled, mut unsettled) = (0, Vec::new());
     let mut acknowledge = |producer: &BaseProducer<Deliveries>, wait| {
         producer.poll(wait);
@@ -256,10 +328,10 @@ fn produce(kafka: &Kafka, topic: &str, rows: usize, read: &Receiver<Chunk>, sett
             message.timestamp = Some(microseconds / 1_000 + POSTGRES_EPOCH_MS);
             while let Err((_, refused)) = producer.send(message) {
                 message = refused;
-                acknowledge(&producer, Duration::from_millis(1));
+                acknowledge(producer, Duration::from_millis(1));
             }
         }
-        acknowledge(&producer, Duration::ZERO);
+        acknowledge(producer, Duration::ZERO);
     }
-    while acknowledge(&producer, Duration::from_millis(1)) < rows {}
+    while acknowledge(producer, Duration::from_millis(1)) < rows {}
 }

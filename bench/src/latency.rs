@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::contenders::{Contender, take_turns};
-use crate::producer::{bare_producer, send};
+use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::relays::relay;
 use crate::report::{Figure, Goal, Report};
 use crate::rows::record;
@@ -202,7 +202,7 @@ fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
 
 /// Sends them to Kafka at once, without a database.
 fn sender<'a>(kafka: &Kafka, topic: &'a str) -> Emitter<'a> {
-    let producer = FlushOnDrop(bare_producer(kafka, DefaultProducerContext));
+    let producer = FlushOnDrop(bare_producer(kafka.brokers(), DefaultProducerContext, IN_FLIGHT));
     // It connects when it is first used.
     send(&producer.0, &new_topic(kafka), &record(0, 0));
     producer.0.flush(Duration::from_secs(60)).unwrap();

@@ -54,6 +54,9 @@ struct Arguments {
 enum Command {
     #[command(flatten)]
     One(Benchmark),
+    /// Drains with the bare libraries in a process of its own, whose memory is measured.
+    #[command(hide = true)]
+    Bare(bare::Bare),
     /// Every benchmark with its default options, one after the other; writes bench/RESULTS.md and its plots.
     All,
     /// Writes bench/RESULTS.md and its plots from files that --json has written. Of a benchmark that is in several, the
@@ -99,6 +102,7 @@ fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
             measured.reports.iter().for_each(|report| print!("\n{report}"));
             results::write(std::slice::from_ref(&measured))?;
         }
+        Command::Bare(bare) => bare.run(),
         Command::Results { .. } if arguments.json.is_some() => {
             let error = "results reads files that --json has written, and writes none";
             Arguments::command().error(ErrorKind::ArgumentConflict, error).exit()

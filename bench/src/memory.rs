@@ -1,8 +1,10 @@
 //! How much memory a relay process takes, whatever waits.
 
 use clap::Args;
-use outbox_tests::{Database, Kafka, eventually};
+use diesel_outbox_relay::Limits;
+use outbox_tests::{Counter, Database, Kafka, Process, eventually};
 
+use crate::bare::Bare;
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{relay_process, stop};
 use crate::report::{Figure, Report};
@@ -42,14 +44,22 @@ impl Memory {
         many.empty();
         many.append_many(self.rows);
         many.vacuum();
-        let (whole, _) = peak(&large, &kafka, self.rows);
+        let (whole, _) = relay_peak(&large, &kafka, self.rows);
         many.empty();
         let mut drained = self.rows;
         let drain_all = |rows| {
             few.empty();
             few.append_many(rows);
             few.settle_down();
-            [peak(&small, &kafka, rows).0]
+            [relay_peak(&small, &kafka, rows).0]
+        };
+        let drain_bare = |rows| {
+            few.empty();
+            few.append_many(rows);
+            few.settle_down();
+            let topic = new_topic(&kafka);
+            let bare = Bare::start(&small, &kafka, &topic, rows, Limits::default().in_flight);
+            [peak(&bare, &kafka.counter(&topic), rows)]
         };
         let measured = take_turns(
             rounds,
@@ -59,46 +69,70 @@ impl Memory {
                 Contender::new("many waiting", || {
                     many.append_many(drained);
                     many.settle_down();
-                    let (peak, events) = peak(&large, &kafka, self.window.min(self.rows));
+                    let (peak, events) = relay_peak(&large, &kafka, self.window.min(self.rows));
                     drained = events;
                     [peak]
                 }),
+                Contender::new("bare libraries, few waiting", || drain_bare(self.few)),
+                Contender::new("bare libraries, many waiting", || drain_bare(self.window)),
             ],
         );
-        let [[few], [some], [many]]: [_; 3] = measured.try_into().unwrap();
+        let [[few], [some], [many], [bare_few], [bare_many]]: [_; 5] = measured.try_into().unwrap();
         let few = Figure::new(format!("peak, {} waiting", self.few), "MB", few);
         let some = Figure::new(format!("peak, {} waiting", self.some), "MB", some);
         let many = Figure::new(format!("peak, {} waiting", self.rows), "MB", many);
+        let bare_few =
+            Figure::new(format!("peak of the bare libraries, {} waiting", self.few), "MB", bare_few);
+        let bare_many =
+            Figure::new(format!("peak of the bare libraries, {} waiting", self.window), "MB", bare_many);
+        let growth = Figure::ratio(format!("{} / {} waiting", self.rows, self.few), &many, &few);
+        let bare_growth = Figure::ratio(
+            format!("bare libraries, {} / {} waiting", self.window, self.few),
+            &bare_many,
+            &bare_few,
+        );
         let whole = Figure::new(format!("peak, all {} drained", self.rows), "MB", vec![whole]);
         Report {
             benchmark: "memory".into(),
             conditions: format!(
-                "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}",
+                "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}; the bare libraries \
+                 with as many records in flight as the relay",
                 self.bytes, self.postgres, self.rows, self.window
             ),
             figures: vec![
-                Figure::ratio(format!("{} / {} waiting", self.rows, self.few), &many, &few).at_most(1.10),
+                Figure::ratio("that growth / the bare libraries' growth", &growth, &bare_growth)
+                    .at_most(1.10),
+                growth.at_most(1.10),
+                bare_growth,
                 Figure::ratio(format!("{} / {} waiting", self.rows, self.some), &many, &some).at_most(1.10),
                 many.at_most(60.0),
                 whole.at_most(60.0),
                 some,
                 few,
+                bare_many,
+                bare_few,
             ],
         }
     }
 }
 
-/// The most megabytes that a new process has had in memory when it has sent this many events, and how many it has sent when
-/// it has stopped.
-fn peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
+/// The most megabytes that a new relay has had in memory when it has sent this many events, and how many it has sent
+/// when it has stopped.
+fn relay_peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
     let relay = relay_process(database.url(), kafka, &topic, &[]);
-    eventually("the relay to send the events", PATIENCE, || {
-        assert!(relay.exited().is_none(), "the relay has ended:\n{}", relay.output());
+    let peak = peak(&relay, &counter, events);
+    stop(&relay);
+    (peak, counter.count())
+}
+
+/// The most megabytes that a process has had in memory when it has sent this many events.
+fn peak(process: &Process, counter: &Counter, events: usize) -> f64 {
+    eventually("the events to be sent", PATIENCE, || {
+        assert!(process.exited().is_none(), "the process has ended:\n{}", process.output());
         (counter.count() >= events).then_some(())
     });
-    let kib = relay.peak_resident_kb().expect("a system that tells what a process occupies, such as Linux");
-    stop(&relay);
-    (kib as f64 * 1_024.0 / 1e6, counter.count())
+    let kib = process.peak_resident_kb().expect("a system that tells what a process occupies, such as Linux");
+    kib as f64 * 1_024.0 / 1e6
 }

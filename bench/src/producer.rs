@@ -14,7 +14,7 @@ use crate::servers::new_topic;
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let topic = new_topic(kafka);
     let began = Instant::now();
-    let producer = bare_producer(kafka, DefaultProducerContext);
+    let producer = bare_producer(kafka.brokers(), DefaultProducerContext, IN_FLIGHT);
     for record in records {
         send(&producer, &topic, record);
     }
@@ -43,18 +43,25 @@ pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
     producer.poll(Duration::ZERO);
 }
 
-/// A producer with the relay's settings.
-pub(crate) fn bare_producer<C: ProducerContext>(kafka: &Kafka, context: C) -> BaseProducer<C> {
+/// How many records the relay's producer holds.
+pub(crate) const IN_FLIGHT: usize = 100_000;
+
+/// A producer with the relay's settings, which holds up to so many records.
+pub(crate) fn bare_producer<C: ProducerContext>(
+    brokers: &str,
+    context: C,
+    in_flight: usize,
+) -> BaseProducer<C> {
     let mut config = ClientConfig::new();
     for (name, value) in [
-        ("bootstrap.servers", kafka.brokers()),
+        ("bootstrap.servers", brokers),
         ("enable.idempotence", "true"),
         ("acks", "all"),
         ("enable.gapless.guarantee", "true"),
         ("partitioner", "murmur2_random"),
         ("message.timeout.ms", "0"),
         ("linger.ms", "0"),
-        ("queue.buffering.max.messages", "100000"),
+        ("queue.buffering.max.messages", &in_flight.to_string()),
         ("queue.buffering.max.kbytes", "65536"),
     ] {
         config.set(name, value);
