@@ -131,11 +131,11 @@ fn drain_from(
     });
 }
 
+const DATABASE_URL: &str = "OUTBOX_DATABASE_URL";
+
 /// A process of its own that drains, and then waits to be ended.
 #[derive(Args)]
 pub(crate) struct Bare {
-    #[arg(long)]
-    database_url: String,
     #[arg(long)]
     brokers: String,
     #[arg(long)]
@@ -170,7 +170,13 @@ impl Bare {
 
     pub(crate) fn run(&self) -> ! {
         let producer = |context| bare_producer(&self.brokers, context, self.in_flight);
-        drain_from(&self.database_url, &producer, &self.topic, MARK, &[Part::all(self.rows)]);
+        drain_from(
+            &std::env::var(DATABASE_URL).unwrap(),
+            &producer,
+            &self.topic,
+            MARK,
+            &[Part::all(self.rows)],
+        );
         loop {
             thread::park();
         }

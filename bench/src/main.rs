@@ -81,6 +81,9 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
+    if let Command::Bare(bare) = arguments.command {
+        bare.run()
+    }
     let rounds = usize::from(arguments.rounds);
     let mut measured = Measured::new(Machine::here());
     let save = |measured: &mut Measured| {
@@ -102,7 +105,7 @@ fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
             measured.reports.iter().for_each(|report| print!("\n{report}"));
             results::write(std::slice::from_ref(&measured))?;
         }
-        Command::Bare(bare) => bare.run(),
+        Command::Bare(_) => {}
         Command::Results { .. } if arguments.json.is_some() => {
             let error = "results reads files that --json has written, and writes none";
             Arguments::command().error(ErrorKind::ArgumentConflict, error).exit()

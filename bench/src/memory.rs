@@ -44,6 +44,7 @@ impl Memory {
         many.empty();
         many.append_many(self.rows);
         many.vacuum();
+        let window = self.window.min(self.rows);
         let (whole, _) = relay_peak(&large, &kafka, self.rows);
         many.empty();
         let mut drained = self.rows;
@@ -69,12 +70,12 @@ impl Memory {
                 Contender::new("many waiting", || {
                     many.append_many(drained);
                     many.settle_down();
-                    let (peak, events) = relay_peak(&large, &kafka, self.window.min(self.rows));
+                    let (peak, events) = relay_peak(&large, &kafka, window);
                     drained = events;
                     [peak]
                 }),
                 Contender::new("bare libraries, few waiting", || drain_bare(self.few)),
-                Contender::new("bare libraries, many waiting", || drain_bare(self.window)),
+                Contender::new("bare libraries, many waiting", || drain_bare(window)),
             ],
         );
         let [[few], [some], [many], [bare_few], [bare_many]]: [_; 5] = measured.try_into().unwrap();
@@ -83,21 +84,17 @@ impl Memory {
         let many = Figure::new(format!("peak, {} waiting", self.rows), "MB", many);
         let bare_few =
             Figure::new(format!("peak of the bare libraries, {} waiting", self.few), "MB", bare_few);
-        let bare_many =
-            Figure::new(format!("peak of the bare libraries, {} waiting", self.window), "MB", bare_many);
+        let bare_many = Figure::new(format!("peak of the bare libraries, {window} waiting"), "MB", bare_many);
         let growth = Figure::ratio(format!("{} / {} waiting", self.rows, self.few), &many, &few);
-        let bare_growth = Figure::ratio(
-            format!("bare libraries, {} / {} waiting", self.window, self.few),
-            &bare_many,
-            &bare_few,
-        );
+        let bare_growth =
+            Figure::ratio(format!("bare libraries, {window} / {} waiting", self.few), &bare_many, &bare_few);
         let whole = Figure::new(format!("peak, all {} drained", self.rows), "MB", vec![whole]);
         Report {
             benchmark: "memory".into(),
             conditions: format!(
                 "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}; the bare libraries \
                  with as many records in flight as the relay",
-                self.bytes, self.postgres, self.rows, self.window
+                self.bytes, self.postgres, self.rows, window
             ),
             figures: vec![
                 Figure::ratio("that growth / the bare libraries' growth", &growth, &bare_growth)

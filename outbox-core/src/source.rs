@@ -24,8 +24,8 @@ pub trait Source: Send {
     /// As for [`claim`](Self::claim).
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError>;
 
-    /// Told after a read where there may be more, which will be [read](Self::read) in any case: a source may begin with
-    /// that now. It need not.
+    /// Told after a read where there may be more, which is to be [read](Self::read) unless something fails or the relay
+    /// stops: a source may begin with that now. It need not.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).

@@ -32,7 +32,8 @@ pub struct Limits {
     pub chunk: usize,
     /// How many records may be with the broker unacknowledged, 1 to 1,000,000. Default: 8,000.
     pub in_flight: usize,
-    /// How long a pass goes on reading before it commits what it settled, 1 ms to a day. Default: 500 ms.
+    /// How long a pass goes on reading before it commits what it settled, 1 ms to a day; the chunk that is being read by
+    /// then is sent too. Default: 500 ms.
     pub pass_time: Duration,
     /// How long the broker may acknowledge nothing before the pass is given up, 20 s at most. Default: 5 s.
     pub stall_time: Duration,

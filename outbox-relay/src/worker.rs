@@ -91,16 +91,14 @@ impl Worker {
         match passed {
             Passed::Published(count) => Ok(count),
             Passed::Idle => {
-                let mut listened = None;
-                while !stop.is_set() {
-                    if listened.is_none_or(|at: Instant| at.elapsed() >= IDLE_LISTEN) {
-                        listened = Some(Instant::now());
-                        self.listen()?;
-                    }
-                    if self.source.wait(IDLE_SLICE)? {
-                        break;
-                    }
+                self.listen()?;
+                let mut listened = Instant::now();
+                while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
                     self.upkeep()?;
+                    if listened.elapsed() >= IDLE_LISTEN {
+                        self.listen()?;
+                        listened = Instant::now();
+                    }
                 }
                 Ok(0)
             }

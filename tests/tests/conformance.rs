@@ -153,7 +153,9 @@ fn read(source: &mut dyn Source, limit: usize) -> Vec<Claimed> {
     let mut all = Vec::new();
     loop {
         let mut chunk = Vec::new();
-        source.read(limit, &mut chunk).unwrap();
+        if source.read(limit, &mut chunk).unwrap() {
+            source.read_ahead(limit).unwrap();
+        }
         if chunk.is_empty() {
             return all;
         }

@@ -37,7 +37,9 @@ fn read_to_the_end(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     let mut before = None;
     while before != Some(all.len()) {
         before = Some(all.len());
-        source.read(50, all).unwrap();
+        if source.read(50, all).unwrap() {
+            source.read_ahead(50).unwrap();
+        }
     }
 }
 
@@ -73,6 +75,7 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
         early.transaction(|c| c.emit_all(others(200)))?;
         assert!(source.claim().unwrap());
         source.read(50, &mut all).unwrap();
+        source.read_ahead(50).unwrap();
         assert!(all.len() >= 50);
         Ok(())
     });

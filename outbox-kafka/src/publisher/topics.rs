@@ -24,24 +24,29 @@ struct Refused {
 const VALIDITY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// When Kafka said first that it does not have a topic. It says so too of one that it begins to make, and where it has just
-/// begun itself: the topic is missing when it says so again.
+/// When Kafka said first and last that it does not have a topic. It says so too of one that it begins to make, and where it
+/// has just begun itself: the topic is missing when it says so again.
 #[derive(Default)]
-struct Missing(BTreeMap<String, Instant>);
+struct Missing(BTreeMap<String, (Instant, Instant)>);
 
 /// How long a topic must have been missing.
 const MAKING: Duration = Duration::from_secs(1);
-/// How long ago Kafka may have said so for the first time. It is asked a few times a minute where a pass is stuck.
-const RECENT: Duration = Duration::from_secs(60);
+/// How long ago it may have said so last. Kafka is asked a few times a minute where a pass is stuck.
+const RECENT: Duration = Duration::from_secs(600);
 
 impl Missing {
     /// Whether it is missing, now that Kafka says so.
     fn said(&mut self, topic: &str, now: Instant) -> bool {
-        let since = self.0.entry(topic.to_owned()).or_insert(now);
-        if now.duration_since(*since) >= RECENT {
-            *since = now;
+        let (first, last) = self.0.entry(topic.to_owned()).or_insert((now, now));
+        if now.duration_since(*last) >= RECENT {
+            *first = now;
         }
-        now.duration_since(*since) >= MAKING
+        *last = now;
+        now.duration_since(*first) >= MAKING
+    }
+
+    fn found(&mut self, topic: &str) {
+        self.0.remove(topic);
     }
 }
 
@@ -70,7 +75,7 @@ impl Topics {
         let Ok(metadata) = client.fetch_metadata(Some(topic), wait) else { return };
         let code = metadata.topics().first().and_then(|found| found.error()).map(RDKafkaErrorCode::from);
         let Some((code, reason)) = code.and_then(|code| Some((code, rejection(code, topic)?))) else {
-            self.missing.0.remove(topic);
+            self.missing.found(topic);
             return;
         };
         let asked = Instant::now();

@@ -135,6 +135,10 @@ impl Source for Table {
         Ok(more)
     }
 
+    fn read_ahead(&mut self, _: usize) -> Result<(), SourceError> {
+        self.may_fail()
+    }
+
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         self.may_fail()?;
         self.pending.extend(tickets.iter().map(|ticket| (*ticket, None)));

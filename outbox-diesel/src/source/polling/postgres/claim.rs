@@ -69,7 +69,7 @@ impl Pass {
             has_settled: false,
             blocked: block.then(Blocked::new),
         };
-        pass.claim(conn, workers)?;
+        pass.claim(conn, workers, safe - LOW_LAG)?;
         if pass.shards.is_empty() {
             Self::roll_back(conn)?;
             return Ok(None);
@@ -78,11 +78,12 @@ impl Pass {
         Ok(Some(pass))
     }
 
-    fn claim(&mut self, conn: &mut PgConnection, workers: usize) -> QueryResult<()> {
+    /// What has nothing unsent only where its lower bound lies before `quiet_since`.
+    fn claim(&mut self, conn: &mut PgConnection, workers: usize, quiet_since: i64) -> QueryResult<()> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(claimed, self.safe - LOW_LAG, free as i64).load::<(i16, i64)>(conn)?;
+        let shards = Claim::new(claimed, quiet_since, free as i64).load::<(i16, i64)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -105,7 +106,7 @@ impl Pass {
         safe: i64,
     ) -> QueryResult<Chunk> {
         self.sent_up_to_here();
-        self.claim(conn, workers)?;
+        self.claim(conn, workers, i64::MIN)?;
         self.safe = safe;
         let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
         self.large |= !chunk.exhausts;

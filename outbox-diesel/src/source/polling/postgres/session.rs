@@ -165,9 +165,10 @@ impl Session {
         self.hold_back(held_back)
     }
 
+    /// These stay among what was given: another connection still sees them.
     fn hold_back(&mut self, tickets: Vec<u64>) -> QueryResult<()> {
         for ticket in tickets {
-            self.dead_letter(ticket, BLOCKED)?;
+            bury(&mut self.conn, ticket, BLOCKED)?;
         }
         Ok(())
     }
@@ -185,9 +186,7 @@ impl Session {
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<Buried> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let bury = Bury::new(ticket.into(), reason.to_owned());
-        // A row that somebody changed while it was claimed is not there any more: the next pass reads it anew.
-        let (aggregate_type, id) = bury.get_result::<(String, String)>(&mut self.conn)?;
+        let (aggregate_type, id) = bury(&mut self.conn, ticket, reason)?;
         pass.settled(&[ticket]);
         Ok(Buried { id, aggregate_type, holds_back: pass.holds_back() })
     }
@@ -202,6 +201,12 @@ impl Session {
         self.wake.try_to_lead(&mut self.conn)?;
         if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.was_large) } else { Ok(None) }
     }
+}
+
+/// Its aggregate type and id. A row that somebody changed while it was claimed is not there any more: the next pass reads
+/// it anew.
+fn bury(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
+    Bury::new(ticket.into(), reason.to_owned()).get_result(conn)
 }
 
 statement!(
