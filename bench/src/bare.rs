@@ -156,15 +156,8 @@ impl Bare {
         in_flight: usize,
     ) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args([
-            "bare",
-            "--database-url",
-            database.url(),
-            "--brokers",
-            kafka.brokers(),
-            "--topic",
-            topic,
-        ]);
+        command.env(DATABASE_URL, database.url());
+        command.args(["bare", "--brokers", kafka.brokers(), "--topic", topic]);
         Process::start(command.args(["--rows", &rows.to_string(), "--in-flight", &in_flight.to_string()]))
     }
 
