@@ -98,9 +98,7 @@ impl Backlog {
                     })
                 }),
                 Contender::new("bare libraries", || {
-                    small.empty();
-                    small.append_many(BARE_ROWS);
-                    small.settle_down();
+                    small.fill(BARE_ROWS);
                     beside_bystander(small.database, || {
                         let parts = [Part::all(BARE_ROWS)];
                         bare::drain(small.database, kafka, &new_topic(kafka), bare::MARK, &parts);

@@ -49,15 +49,11 @@ impl Memory {
         many.empty();
         let mut drained = self.rows;
         let drain_all = |rows| {
-            few.empty();
-            few.append_many(rows);
-            few.settle_down();
+            few.fill(rows);
             [relay_peak(&small, &kafka, rows).0]
         };
         let drain_bare = |rows| {
-            few.empty();
-            few.append_many(rows);
-            few.settle_down();
+            few.fill(rows);
             let topic = new_topic(&kafka);
             let bare = Bare::start(&small, &kafka, &topic, rows, Limits::default().in_flight);
             [peak(&bare, &kafka.counter(&topic), rows)]

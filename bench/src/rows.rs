@@ -45,6 +45,13 @@ impl<'a> Template<'a> {
         self.append();
     }
 
+    /// Empties the outbox and lets this many unsent rows wait in it.
+    pub(crate) fn fill(&self, rows: usize) {
+        self.empty();
+        self.append_many(rows);
+        self.settle_down();
+    }
+
     /// The rows in as many parts, each of some of the shards.
     pub(crate) fn parts(&self, count: i16) -> Vec<Part> {
         let mut conn = self.database.connect();

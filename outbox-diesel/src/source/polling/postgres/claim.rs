@@ -51,7 +51,7 @@ struct Shard {
 const KEEP_SNAPSHOT: &str = "DECLARE outbox_pass CURSOR FOR SELECT";
 
 impl Pass {
-    /// Locks this worker's part of the free shards that have unsent rows, or have had so many.
+    /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
