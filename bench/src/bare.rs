@@ -2,6 +2,7 @@
 //! connection and one transaction, no claim, no order kept where something fails, no dead letters, and no record is ever
 //! made of a row: bytes go from one library to the other.
 
+use std::ops::Range;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TryRecvError, TrySendError, channel, sync_channel};
@@ -86,18 +87,14 @@ pub(crate) const DELETE: &str = "DELETE FROM outbox";
 
 /// Some of the shards, and how many rows wait in them.
 pub(crate) struct Part {
-    pub(crate) shards: Vec<i16>,
+    pub(crate) shards: Range<i16>,
     pub(crate) rows: usize,
 }
 
 impl Part {
     pub(crate) fn all(rows: usize) -> Self {
-        Self { shards: all_shards(), rows }
+        Self { shards: 0..SHARDS, rows }
     }
-}
-
-fn all_shards() -> Vec<i16> {
-    (0..SHARDS).collect()
 }
 
 /// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
@@ -123,7 +120,9 @@ fn drain_from(
         for part in parts {
             let (chunks, read) = sync_channel(2);
             let (settle, acknowledged) = channel();
-            scope.spawn(move || work_on_table(database_url, &part.shards, settling, chunks, &acknowledged));
+            scope.spawn(move || {
+                work_on_table(database_url, part.shards.clone(), settling, chunks, &acknowledged)
+            });
             scope.spawn(move || {
                 produce(&producer(Deliveries::default()), topic, part.rows, &read, &settle);
             });
@@ -181,7 +180,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut reader = Reader::begin(database.url(), &all_shards());
+            let mut reader = Reader::begin(database.url(), 0..SHARDS);
             loop {
                 let places = reader.read().places();
                 if places.is_empty() || read.send(places).is_err() {
@@ -189,7 +188,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
                 }
             }
         });
-        let mut conn = Reader::begin(database.url(), &[]).conn;
+        let mut conn = Reader::begin(database.url(), 0..SHARDS).conn;
         for places in places {
             settle(&mut conn, settling, &places);
         }
@@ -200,7 +199,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
 /// Reads ahead, and settles what was acknowledged.
 fn work_on_table(
     database_url: &str,
-    shards: &[i16],
+    shards: Range<i16>,
     settling: &str,
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
@@ -240,20 +239,19 @@ fn work_on_table(
 /// A connection in a transaction, and how far it has read.
 struct Reader {
     conn: PgConnection,
-    shards: String,
+    shards: Range<i16>,
     last: i64,
 }
 
 impl Reader {
     /// Reads the unsent rows of these shards.
-    fn begin(database_url: &str, shards: &[i16]) -> Self {
+    fn begin(database_url: &str, shards: Range<i16>) -> Self {
         let mut conn = PgConnection::establish(database_url).unwrap();
         conn.batch_execute(
             "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
              SET synchronous_commit = off; BEGIN",
         )
         .unwrap();
-        let shards = shards.iter().map(i16::to_string).collect::<Vec<_>>().join(",");
         Self { conn, shards, last: 0 }
     }
 
@@ -261,8 +259,8 @@ impl Reader {
         let mut chunk = Chunk::default();
         let read = Raw(format!(
             "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-             WHERE shard = ANY ('{{{}}}') AND sent_at IS NULL AND seq > {} ORDER BY seq LIMIT {CHUNK}",
-            self.shards, self.last
+             WHERE shard >= {} AND shard < {} AND sent_at IS NULL AND seq > {} ORDER BY seq LIMIT {CHUNK}",
+            self.shards.start, self.shards.end, self.last
         ));
         for row in LoadConnection::<DefaultLoadingMode>::load(&mut self.conn, read).unwrap() {
             let row = row.unwrap();

@@ -55,10 +55,14 @@ impl<'a> Template<'a> {
     /// The rows in as many parts, each of some of the shards.
     pub(crate) fn parts(&self, count: i16) -> Vec<Part> {
         let mut conn = self.database.connect();
-        let part = |first: i16| {
-            let rows = format!("SELECT count(*) FROM template WHERE shard % {count} = {first}");
+        let share = SHARDS / count;
+        let part = |number: i16| {
+            let shards = share * number..share * (number + 1);
+            let rows = format!(
+                "SELECT count(*) FROM template WHERE shard >= {} AND shard < {}",
+                shards.start, shards.end
+            );
             let rows = diesel::dsl::sql::<BigInt>(&rows).get_result::<i64>(&mut conn).unwrap();
-            let shards = (0..SHARDS).filter(|shard| shard % count == first).collect();
             Part { shards, rows: rows as usize }
         };
         (0..count).map(part).collect()

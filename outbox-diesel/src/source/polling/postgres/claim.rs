@@ -83,7 +83,7 @@ impl Pass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(claimed, quiet_since, free as i64).load::<(i16, i64)>(conn)?;
+        let shards = Claim::new(share as i16, claimed, quiet_since, free as i64).load::<(i16, i64)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -195,17 +195,21 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
 statement!(
     Pg,
-    /// The oldest first.
+    /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
+    /// into as many parts as there are workers.
     Claim {
+        share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
         quiet_since: i64 => BigInt,
         limit: i64 => BigInt
     } -> (SmallInt, BigInt),
     concat!(
-        "SELECT s.shard, s.low FROM outbox_shard AS s LEFT ",
+        "WITH unsent AS MATERIALIZED (SELECT s.shard, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
+        "FROM outbox_shard AS s LEFT ",
         oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < ?) \
-         ORDER BY oldest.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < ?)) \
+         SELECT s.shard, s.low FROM outbox_shard AS s JOIN unsent USING (shard) \
+         ORDER BY unsent.first, s.shard LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 

@@ -20,8 +20,9 @@ type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullab
 
 statement!(
     Pg,
-    /// The oldest first. A scan along `seq`, as that is how the rows lie in the table: passing over other shards' rows costs
-    /// little, and going through the table once for each shard costs several times as much. It begins at the oldest unsent
+    /// The oldest first. A scan along `seq`, as that is how the rows lie in the table: going through the table once for each
+    /// shard costs several times as much. Rows of the shards before the first and after the last are passed over in the
+    /// index, those between them in the table. It begins at the oldest unsent
     /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
     /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it.
     pub(super) Unsent {
@@ -34,7 +35,8 @@ statement!(
     concat!(
         "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
-        "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) AND sent_at IS NULL ",
+        "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
+        "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
         ") AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
