@@ -14,6 +14,9 @@ use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
 use crate::servers::{PATIENCE, SETTINGS, new_topic, servers, start_postgres};
 
+/// How many rows Debezium's transactions have.
+const TRANSACTION: usize = 1_000;
+
 #[derive(Args)]
 pub(crate) struct Drain {
     /// How many rows wait in the outbox at the beginning of each round.
@@ -117,7 +120,8 @@ impl Drain {
         Report {
             benchmark: "drain".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, {} worker(s), chunk {}, in flight {}, pass {} ms, PostgreSQL {}",
+                "{} rows, {} bytes of payload, {} worker(s), chunk {}, in flight {}, pass {} ms, PostgreSQL {}; Debezium \
+                 has a server of its own, on which the rows are inserted in transactions of {TRANSACTION}",
                 self.rows, self.bytes, self.workers, self.chunk, self.in_flight, self.pass_ms, self.postgres
             ),
             figures,
@@ -146,7 +150,7 @@ impl Drain {
     }
 }
 
-/// The rows are committed in transactions of 1,000 while Debezium is frozen; the time is that from when it goes on.
+/// The rows are committed while Debezium is frozen; the time is that from when it goes on.
 fn drain_debezium(
     debezium: &Debezium<'_>,
     template: &Template<'_>,
@@ -157,7 +161,7 @@ fn drain_debezium(
     let counter = kafka.counter(topic);
     let before = counter.count();
     template.empty();
-    template.append_in_transactions(1_000);
+    template.append_in_transactions(TRANSACTION);
     template.settle_down();
     let began = Instant::now();
     debezium.resume();

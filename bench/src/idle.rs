@@ -59,7 +59,7 @@ impl Idle {
             figures: vec![
                 Figure::new("queries of 1 idle relay", "queries/s", queries).at_most(0.5),
                 Figure::new(format!("queries of {many}"), "queries/s", queries_many).at_most(5.0),
-                Figure::new("CPU of 1 idle relay", "% of a core", cpu).at_most(0.1),
+                Figure::new("CPU of 1 idle relay", "% of a core", cpu).below(0.1),
                 Figure::new(format!("CPU of each of {many}"), "% of a core", cpu_many),
             ],
         }

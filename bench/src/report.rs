@@ -28,6 +28,8 @@ pub(crate) struct Figure {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
+    /// And not at it.
+    Below(f64),
 }
 
 impl Report {
@@ -54,6 +56,11 @@ impl Figure {
 
     pub(crate) fn at_most(mut self, goal: f64) -> Self {
         self.goal = Some(Goal::AtMost(goal));
+        self
+    }
+
+    pub(crate) fn below(mut self, goal: f64) -> Self {
+        self.goal = Some(Goal::Below(goal));
         self
     }
 
@@ -86,6 +93,7 @@ impl Figure {
         Some(match self.goal? {
             Goal::AtLeast(goal) => self.median() >= goal,
             Goal::AtMost(goal) => self.median() <= goal,
+            Goal::Below(goal) => self.median() < goal,
         })
     }
 
@@ -110,6 +118,7 @@ impl fmt::Display for Goal {
         match self {
             Self::AtLeast(goal) => write!(f, ">= {goal}"),
             Self::AtMost(goal) => write!(f, "<= {goal}"),
+            Self::Below(goal) => write!(f, "< {goal}"),
         }
     }
 }
