@@ -1,4 +1,4 @@
-//! A claim costs the same whatever was sent before and is still kept.
+//! A claim costs the same whatever was sent before and is still kept, and whatever there is for other workers.
 
 use std::time::Duration;
 
@@ -27,6 +27,17 @@ fn keep_sent(conn: &mut PgConnection, shard: &str) {
     .unwrap();
 }
 
+/// As when so many other workers were at work.
+fn others_at_work(database: &Database<'_>, count: usize) -> Vec<PgConnection> {
+    let at_work = |_| {
+        let mut conn = database.connect();
+        conn.batch_execute("SELECT pg_advisory_lock_shared(1869968484, 'outbox'::regclass::oid::int4)")
+            .unwrap();
+        conn
+    };
+    (0..count).map(at_work).collect()
+}
+
 fn emit_one(conn: &mut PgConnection) {
     conn.transaction(|c| c.emit(&Record::new("order", "1", "OrderPlaced"))).unwrap();
 }
@@ -44,14 +55,18 @@ fn entries_read(database: &Database<'_>) -> i64 {
     source.settle(&tickets).unwrap();
     source.release().unwrap();
     assert_eq!(records.len(), 1);
+    end(source, conn);
+    count(conn, entries) - before
+}
+
+/// Sessions count what they have read at their end at the latest.
+fn end(source: PostgresSource, conn: &mut PgConnection) {
     drop(source);
-    // Sessions count what they have read at their end at the latest.
     eventually("the source's session to end", Duration::from_secs(20), || {
         let sessions = "SELECT count(*) FROM pg_stat_activity \
                         WHERE datname = current_database() AND application_name = 'outbox relay'";
         (count(conn, sessions) == 0).then_some(())
     });
-    count(conn, entries) - before
 }
 
 fn count(conn: &mut PgConnection, sql: &str) -> i64 {
@@ -85,4 +100,36 @@ fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
     emit_one(conn);
     let entries = entries_read(&database);
     assert!(entries < 10_000, "{entries} entries were read for one event, {first} before");
+}
+
+/// Four shards that lie together, the one with the oldest event among them; the rows of the others are passed over in the
+/// index.
+#[test]
+fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let insert = |rows: &str| {
+        format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+             SELECT gen_random_uuid(), 'order', '1', 'OrderPlaced', {rows}"
+        )
+    };
+    conn.batch_execute(&insert("6")).unwrap();
+    conn.batch_execute(&insert("n % 16 FROM generate_series(1, 8000) AS n")).unwrap();
+    conn.batch_execute("ANALYZE outbox").unwrap();
+    let _others = others_at_work(&database, 3);
+    let rows = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
+    let before = count(conn, rows);
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    let mut records = Vec::new();
+    while source.read(3_000, &mut records).unwrap() {}
+    let shards =
+        "SELECT bit_or(1 << shard)::bigint FROM (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED) AS s";
+    let free = count(conn, shards);
+    source.release().unwrap();
+    end(source, conn);
+    assert_eq!((records.len(), free), (2_001, 0xffff & !(0b1111 << 4)));
+    let looked_at = count(conn, rows) - before;
+    assert!(looked_at < 3_000, "{looked_at} rows were looked at for 2,001 of the worker's own");
 }
