@@ -118,9 +118,11 @@ impl Backlog {
         let beside = Figure::new("bystander's p99 while many are drained", "ms", beside);
         let bare = Figure::new("bystander's p99 while the bare libraries drain", "ms", bare);
         let alone = Figure::new("bystander's p99 while no relay works", "ms", alone);
-        let p99 = Figure::ratio("bystander's p99, many drained / no relay", &beside, &alone).at_most(1.5);
         let limit =
             Figure::ratio("bystander's p99, many drained / bare libraries", &beside, &bare).at_most(1.1);
+        let p99 = Figure::ratio("bystander's p99, many drained / no relay", &beside, &alone)
+            .at_most(1.5)
+            .limited_by(&limit);
         let figures = compare("many waiting", many, "few waiting", few);
         figures.into_iter().chain([p99, limit, beside, bare, alone]).collect()
     }

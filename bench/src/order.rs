@@ -77,13 +77,14 @@ impl Order {
         let ratio = |of: usize, to: usize| {
             Figure::ratio(format!("{} / {}", names[of], names[to]), &speeds[of], &speeds[to])
         };
+        let limit = ratio(2, 4).at_least(0.9);
         let mut figures = vec![
-            ratio(2, 0).at_least(0.9),
+            ratio(2, 0).at_least(0.9).limited_by(&limit),
             share.at_least(0.3),
             ratio(1, 0),
             ratio(4, 3),
             ratio(0, 3),
-            ratio(2, 4).at_least(0.9),
+            limit,
         ];
         figures.extend(speeds);
         Report {

@@ -20,6 +20,9 @@ pub(crate) struct Figure {
     pub(crate) unit: String,
     pub(crate) values: Vec<f64>,
     pub(crate) goal: Option<Goal>,
+    /// The figure that shows, where it reaches its own goal, that this one's is beyond the machine.
+    #[serde(default)]
+    pub(crate) limit: Option<String>,
 }
 
 /// What the median should reach.
@@ -34,13 +37,43 @@ pub(crate) enum Goal {
 
 impl Report {
     pub(crate) fn falls_short(&self) -> bool {
-        self.figures.iter().any(|figure| figure.reaches_goal() == Some(false))
+        self.figures.iter().any(|figure| self.verdict(figure) == SHORT)
+    }
+
+    /// Nothing where there is no goal.
+    fn verdict(&self, figure: &Figure) -> &'static str {
+        let is_limit = |other: &&Figure| figure.limit.as_ref() == Some(&other.name);
+        match figure.reaches_goal() {
+            None => "",
+            Some(true) => "ok",
+            Some(false) if self.figures.iter().find(is_limit).and_then(Figure::reaches_goal) == Some(true) => {
+                "at the limit"
+            }
+            // A limit is of interest where a goal is not reached.
+            Some(false) if self.limits_what_is_reached(figure) => "",
+            Some(false) => SHORT,
+        }
+    }
+
+    fn limits_what_is_reached(&self, limit: &Figure) -> bool {
+        let mut limited = self.figures.iter().filter(|other| other.limit.as_ref() == Some(&limit.name)).peekable();
+        limited.peek().is_some() && limited.all(|other| other.reaches_goal() == Some(true))
+    }
+
+    /// Name, unit, median, min, max, goal and whether it was reached, of each figure.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = [String; 7]> {
+        self.figures.iter().map(|figure| {
+            let [name, unit, median, min, max, goal] = figure.cells();
+            [name, unit, median, min, max, goal, self.verdict(figure).to_owned()]
+        })
     }
 }
 
+const SHORT: &str = "short";
+
 impl Figure {
     pub(crate) fn new(name: impl Into<String>, unit: &'static str, values: Vec<f64>) -> Self {
-        Self { name: name.into(), unit: unit.to_owned(), values, goal: None }
+        Self { name: name.into(), unit: unit.to_owned(), values, goal: None, limit: None }
     }
 
     /// The first over the second, round by round, so that what slows a whole round does not count.
@@ -56,6 +89,12 @@ impl Figure {
 
     pub(crate) fn at_most(mut self, goal: f64) -> Self {
         self.goal = Some(Goal::AtMost(goal));
+        self
+    }
+
+    /// It need not reach its goal where that figure reaches its own.
+    pub(crate) fn limited_by(mut self, limit: &Self) -> Self {
+        self.limit = Some(limit.name.clone());
         self
     }
 
@@ -97,8 +136,8 @@ impl Figure {
         })
     }
 
-    /// Name, unit, median, min, max, goal and whether it was reached.
-    pub(crate) fn cells(&self) -> [String; 7] {
+    /// Name, unit, median, min, max and goal.
+    pub(crate) fn cells(&self) -> [String; 6] {
         [
             self.name.clone(),
             self.unit.clone(),
@@ -106,7 +145,6 @@ impl Figure {
             number(self.min()),
             number(self.max()),
             self.goal.map(|goal| goal.to_string()).unwrap_or_default(),
-            self.reaches_goal().map_or("", |reached| if reached { "ok" } else { "short" }).to_owned(),
         ]
     }
 }
@@ -127,7 +165,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}: {}", self.benchmark, self.conditions)?;
         let head = COLUMNS.map(str::to_owned);
-        let rows: Vec<[String; 7]> = self.figures.iter().map(Figure::cells).collect();
+        let rows: Vec<[String; 7]> = self.rows().collect();
         let widths: [usize; 7] = std::array::from_fn(|column| {
             rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or_default()
         });
@@ -168,6 +206,18 @@ mod tests {
         assert_eq!(ratio.values, [1.0, 0.5, 0.6]);
         assert_eq!(ratio.reaches_goal(), Some(true));
         assert_eq!(ratio.at_most(0.5).reaches_goal(), Some(false));
+    }
+
+    #[test]
+    fn a_goal_beyond_the_machine_is_told_by_the_figure_that_shows_its_limit() {
+        let report = |ratio, limit| {
+            let limit = Figure::new("a / bare", "ratio", vec![limit]).at_least(0.9);
+            let short = Figure::new("a / b", "ratio", vec![ratio]).at_least(0.9).limited_by(&limit);
+            Report { benchmark: "x".into(), conditions: String::new(), figures: vec![short, limit] }
+        };
+        assert!(!report(0.5, 0.95).falls_short());
+        assert!(report(0.5, 0.85).falls_short());
+        assert!(!report(0.95, 0.85).falls_short());
     }
 
     #[test]

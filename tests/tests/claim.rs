@@ -38,6 +38,21 @@ fn others_at_work(database: &Database<'_>, count: usize) -> Vec<PgConnection> {
     (0..count).map(at_work).collect()
 }
 
+/// Those that nobody has claimed, a bit for each.
+fn free_shards(conn: &mut PgConnection) -> i64 {
+    let free = "SELECT coalesce(bit_or(1 << shard), 0)::bigint \
+                FROM (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED) AS s";
+    count(conn, free)
+}
+
+fn insert(conn: &mut PgConnection, shards: &str) {
+    conn.batch_execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+         SELECT gen_random_uuid(), 'order', '1', 'OrderPlaced', {shards}"
+    ))
+    .unwrap();
+}
+
 fn emit_one(conn: &mut PgConnection) {
     conn.transaction(|c| c.emit(&Record::new("order", "1", "OrderPlaced"))).unwrap();
 }
@@ -108,14 +123,8 @@ fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
 fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
     let database = migrated();
     let conn = &mut database.connect();
-    let insert = |rows: &str| {
-        format!(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
-             SELECT gen_random_uuid(), 'order', '1', 'OrderPlaced', {rows}"
-        )
-    };
-    conn.batch_execute(&insert("6")).unwrap();
-    conn.batch_execute(&insert("n % 16 FROM generate_series(1, 8000) AS n")).unwrap();
+    insert(conn, "6");
+    insert(conn, "n % 16 FROM generate_series(1, 8000) AS n");
     conn.batch_execute("ANALYZE outbox").unwrap();
     let _others = others_at_work(&database, 3);
     let rows = "SELECT sum(idx_tup_fetch)::bigint FROM pg_stat_user_tables WHERE relname = 'outbox'";
@@ -132,4 +141,22 @@ fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
     assert_eq!((records.len(), free), (2_001, 0xffff & !(0b1111 << 4)));
     let looked_at = count(conn, rows) - before;
     assert!(looked_at < 3_000, "{looked_at} rows were looked at for 2,001 of the worker's own");
+}
+
+/// The first part has the oldest event as long as that worker does not get on. The others must not wait for it: the oldest of the
+/// rest are next.
+#[test]
+fn what_one_worker_keeps_does_not_starve_the_others() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    for shards in ["0", "15", "n FROM generate_series(0, 14) AS n"] {
+        insert(conn, shards);
+    }
+    let _other = others_at_work(&database, 1);
+    let stuck = &mut database.connect();
+    stuck.batch_execute("BEGIN; SELECT FROM outbox_shard WHERE shard = 0 FOR UPDATE").unwrap();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    assert_eq!(free_shards(conn), 0b0111_1111_0000_0000);
+    source.release().unwrap();
 }

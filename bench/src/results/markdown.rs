@@ -51,7 +51,7 @@ impl Page {
         }
         self.row(&COLUMNS);
         self.line(format_args!("| :-- | :-- | --: | --: | --: | :-- | :-- |"));
-        report.figures.iter().for_each(|figure| self.row(&figure.cells()));
+        report.rows().for_each(|row| self.row(&row));
     }
 
     /// Of a long reason the first line will do.

@@ -196,7 +196,7 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 statement!(
     Pg,
     /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
-    /// into as many parts as there are workers.
+    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it.
     Claim {
         share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
@@ -204,12 +204,13 @@ statement!(
         limit: i64 => BigInt
     } -> (SmallInt, BigInt),
     concat!(
-        "WITH unsent AS MATERIALIZED (SELECT s.shard, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
+        "WITH unsent AS MATERIALIZED \
+         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
         "FROM outbox_shard AS s LEFT ",
         oldest_unsent!(),
         " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < ?)) \
          SELECT s.shard, s.low FROM outbox_shard AS s JOIN unsent USING (shard) \
-         ORDER BY unsent.first, s.shard LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+         ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 

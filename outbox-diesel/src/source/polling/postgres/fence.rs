@@ -89,7 +89,14 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
         ));
     }
     let low = HighestLow::new().get_result::<i64>(conn).map_err(failed)?;
+    let highest = HighestSeq::new().get_result::<i64>(conn).map_err(failed)?;
     let last = LastValue::new().get_result::<i64>(conn).map_err(failed)?;
+    if highest > last {
+        return Err(SourceError::new(format!(
+            "the sequence of outbox.seq stands at {last}, below {highest}, which the table has already: was it restarted? \
+             Numbers would come a second time: run SELECT setval('outbox_seq_seq', {highest})"
+        )));
+    }
     if low > last {
         return Err(SourceError::new(format!(
             "the sequence of outbox.seq stands at {last}, below {low}, up to which the relay has sent everything: was it \
@@ -105,6 +112,8 @@ statement!(
     "SELECT relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox'::regclass) \
      FROM pg_class WHERE oid = 'outbox'::regclass"
 );
+
+statement!(Pg, HighestSeq {} -> BigInt, "SELECT coalesce(max(seq), 0) FROM outbox");
 
 statement!(Pg, HighestLow {} -> BigInt, "SELECT coalesce(max(low), 0) FROM outbox_shard");
 
