@@ -12,10 +12,10 @@ use outbox_tests::{Database, Kafka};
 
 use crate::bare::{self, Part};
 use crate::contenders::{Contender, take_turns};
-use crate::relays::{drain_batches, drain_window};
+use crate::relays::{Window, drain_batches, drain_window};
 use crate::report::{Figure, Report};
 use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::{new_topic, servers};
+use crate::servers::{PATIENCE, new_topic, servers};
 
 #[derive(Args)]
 pub(crate) struct Backlog {
@@ -76,7 +76,7 @@ impl Backlog {
         large.empty();
         large.append_many(self.rows);
         large.vacuum();
-        let mut drained = 0;
+        let (mut drained, mut drained_bare) = (0, 0);
         make_bystander(small.database);
         make_bystander(large.database);
         let measured = take_turns(
@@ -105,6 +105,20 @@ impl Backlog {
                         0.0
                     })
                 }),
+                Contender::new("bare libraries, few waiting", || {
+                    small.empty();
+                    let speeds = (0..BATCHES).map(|_| {
+                        small.append_many(self.few);
+                        bare_speed(small, kafka, self.few)
+                    });
+                    [BATCHES as f64 / speeds.map(f64::recip).sum::<f64>(), 0.0]
+                }),
+                Contender::new("bare libraries, many waiting", || {
+                    large.append_many(drained_bare);
+                    large.settle_down();
+                    drained_bare = BARE_ROWS;
+                    [bare_speed(large, kafka, BARE_ROWS), 0.0]
+                }),
                 Contender::new("no relay", || {
                     beside_bystander(large.database, || {
                         thread::sleep(WINDOW);
@@ -114,7 +128,8 @@ impl Backlog {
             ],
         );
         large.empty();
-        let [[few, _], [many, beside], [_, bare], [_, alone]]: [_; 4] = measured.try_into().unwrap();
+        let [[few, _], [many, beside], [_, bare], [bare_few, _], [bare_many, _], [_, alone]]: [_; 6] =
+            measured.try_into().unwrap();
         let beside = Figure::new("bystander's p99 while many are drained", "ms", beside);
         let bare = Figure::new("bystander's p99 while the bare libraries drain", "ms", bare);
         let alone = Figure::new("bystander's p99 while no relay works", "ms", alone);
@@ -123,8 +138,14 @@ impl Backlog {
         let p99 = Figure::ratio("bystander's p99, many drained / no relay", &beside, &alone)
             .at_most(1.5)
             .limited_by(&limit);
-        let figures = compare("many waiting", many, "few waiting", few);
-        figures.into_iter().chain([p99, limit, beside, bare, alone]).collect()
+        let [ratio, many, few] = compare("many waiting", many, "few waiting", few);
+        let [bare_ratio, bare_many, bare_few] =
+            compare("bare libraries, many waiting", bare_many, "bare libraries, few waiting", bare_few);
+        let bare_ratio = Figure { goal: None, ..bare_ratio };
+        let growth = Figure::ratio("many / few, of the relay / of the bare libraries", &ratio, &bare_ratio);
+        let growth = growth.at_least(0.9);
+        let ratio = ratio.limited_by(&growth);
+        vec![ratio, growth, bare_ratio, many, few, bare_many, bare_few, p99, limit, beside, bare, alone]
     }
 
     /// Many sent rows in the table or none.
@@ -144,7 +165,7 @@ impl Backlog {
         );
         large.empty();
         let [[empty], [kept]]: [_; 2] = measured.try_into().unwrap();
-        compare("sent rows kept", kept, "empty table", empty)
+        compare("sent rows kept", kept, "empty table", empty).into()
     }
 
     /// A snapshot that is older than all rows, so that the server can clear nothing away, or none.
@@ -172,9 +193,20 @@ impl Backlog {
 }
 
 /// Two speeds, and what is left of the second one in the first.
-fn compare(name: &str, values: Vec<f64>, usual_name: &str, usual: Vec<f64>) -> Vec<Figure> {
+fn compare(name: &str, values: Vec<f64>, usual_name: &str, usual: Vec<f64>) -> [Figure; 3] {
     let (speed, usual) = (Figure::new(name, "events/s", values), Figure::new(usual_name, "events/s", usual));
-    vec![Figure::ratio(format!("{name} / {usual_name}"), &speed, &usual).at_least(0.9), speed, usual]
+    [Figure::ratio(format!("{name} / {usual_name}"), &speed, &usual).at_least(0.9), speed, usual]
+}
+
+/// Of the bare libraries, with the oldest rows, from the first arrival to the last.
+fn bare_speed(template: &Template<'_>, kafka: &Kafka, rows: usize) -> f64 {
+    let topic = new_topic(kafka);
+    let counter = kafka.counter(&topic);
+    thread::scope(|scope| {
+        let parts = [Part::all(rows)];
+        scope.spawn(move || bare::drain(template.database, kafka, &topic, bare::MARK, &parts));
+        Window::speed(&[Window::watch(&counter, 0, rows, PATIENCE)])
+    })
 }
 
 diesel::table!(bystander (id) { id -> BigInt, body -> Text, });

@@ -85,7 +85,7 @@ impl ProducerContext for Deliveries {
 pub(crate) const MARK: &str = "UPDATE outbox SET sent_at = now()";
 pub(crate) const DELETE: &str = "DELETE FROM outbox";
 
-/// Some of the shards, and how many rows wait in them.
+/// Some of the shards, and how many of the rows that wait in them are drained.
 pub(crate) struct Part {
     pub(crate) shards: Range<i16>,
     pub(crate) rows: usize,
@@ -120,9 +120,7 @@ fn drain_from(
         for part in parts {
             let (chunks, read) = sync_channel(2);
             let (settle, acknowledged) = channel();
-            scope.spawn(move || {
-                work_on_table(database_url, part.shards.clone(), settling, chunks, &acknowledged)
-            });
+            scope.spawn(move || work_on_table(database_url, part, settling, chunks, &acknowledged));
             scope.spawn(move || {
                 produce(&producer(Deliveries::default()), topic, part.rows, &read, &settle);
             });
@@ -180,7 +178,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut reader = Reader::begin(database.url(), 0..SHARDS);
+            let mut reader = Reader::begin(database.url(), &Part::all(usize::MAX));
             loop {
                 let places = reader.read().places();
                 if places.is_empty() || read.send(places).is_err() {
@@ -188,7 +186,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
                 }
             }
         });
-        let mut conn = Reader::begin(database.url(), 0..SHARDS).conn;
+        let mut conn = Reader::begin(database.url(), &Part::all(0)).conn;
         for places in places {
             settle(&mut conn, settling, &places);
         }
@@ -199,12 +197,12 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
 /// Reads ahead, and settles what was acknowledged.
 fn work_on_table(
     database_url: &str,
-    shards: Range<i16>,
+    part: &Part,
     settling: &str,
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
-    let mut reader = Reader::begin(database_url, shards);
+    let mut reader = Reader::begin(database_url, part);
     let mut chunks = Some(chunks);
     let mut ready = None;
     loop {
@@ -241,26 +239,31 @@ struct Reader {
     conn: PgConnection,
     shards: Range<i16>,
     last: i64,
+    /// How many rows are still to be read.
+    left: usize,
 }
 
 impl Reader {
-    /// Reads the unsent rows of these shards.
-    fn begin(database_url: &str, shards: Range<i16>) -> Self {
+    /// Reads unsent rows of this part.
+    fn begin(database_url: &str, part: &Part) -> Self {
         let mut conn = PgConnection::establish(database_url).unwrap();
         conn.batch_execute(
             "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off; SET jit = off; \
              SET synchronous_commit = off; BEGIN",
         )
         .unwrap();
-        Self { conn, shards, last: 0 }
+        Self { conn, shards: part.shards.clone(), last: 0, left: part.rows }
     }
 
     fn read(&mut self) -> Chunk {
         let mut chunk = Chunk::default();
         let read = Raw(format!(
             "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at FROM outbox \
-             WHERE shard >= {} AND shard < {} AND sent_at IS NULL AND seq > {} ORDER BY seq LIMIT {CHUNK}",
-            self.shards.start, self.shards.end, self.last
+             WHERE shard >= {} AND shard < {} AND sent_at IS NULL AND seq > {} ORDER BY seq LIMIT {}",
+            self.shards.start,
+            self.shards.end,
+            self.last,
+            CHUNK.min(self.left)
         ));
         for row in LoadConnection::<DefaultLoadingMode>::load(&mut self.conn, read).unwrap() {
             let row = row.unwrap();
@@ -274,6 +277,7 @@ impl Reader {
                 chunk.ends.push(chunk.bytes.len());
             }
         }
+        self.left -= chunk.ends.len() / COLUMNS;
         chunk
     }
 }

@@ -108,8 +108,12 @@ impl Drain {
         let kept = Figure::ratio("sent_at kept / bare libraries", &speeds[1], &speeds[3]).at_least(0.90);
         let deleted = Figure::ratio("delete / bare libraries", &speeds[2], &speeds[4]).at_least(0.90);
         let mut figures = vec![
-            Figure::ratio("sent_at kept / bare producer", &speeds[1], &speeds[0]).at_least(0.60).limited_by(&kept),
-            Figure::ratio("delete / bare producer", &speeds[2], &speeds[0]).at_least(0.65).limited_by(&deleted),
+            Figure::ratio("sent_at kept / bare producer", &speeds[1], &speeds[0])
+                .at_least(0.60)
+                .limited_by(&kept),
+            Figure::ratio("delete / bare producer", &speeds[2], &speeds[0])
+                .at_least(0.65)
+                .limited_by(&deleted),
             kept,
             deleted,
             Figure::ratio("sent_at kept / PostgreSQL alone", &speeds[1], &speeds[5]),

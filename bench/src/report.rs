@@ -46,7 +46,9 @@ impl Report {
         match figure.reaches_goal() {
             None => "",
             Some(true) => "ok",
-            Some(false) if self.figures.iter().find(is_limit).and_then(Figure::reaches_goal) == Some(true) => {
+            Some(false)
+                if self.figures.iter().find(is_limit).and_then(Figure::reaches_goal) == Some(true) =>
+            {
                 "at the limit"
             }
             // A limit is of interest where a goal is not reached.
@@ -56,7 +58,8 @@ impl Report {
     }
 
     fn limits_what_is_reached(&self, limit: &Figure) -> bool {
-        let mut limited = self.figures.iter().filter(|other| other.limit.as_ref() == Some(&limit.name)).peekable();
+        let mut limited =
+            self.figures.iter().filter(|other| other.limit.as_ref() == Some(&limit.name)).peekable();
         limited.peek().is_some() && limited.all(|other| other.reaches_goal() == Some(true))
     }
 
