@@ -95,12 +95,27 @@ pub struct Buried {
 }
 
 /// How far the relay is behind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Lag {
-    /// How many records wait to be sent.
+    /// How many records wait to be sent. Of the write-ahead log only what the relay has received is counted.
     pub unsent: u64,
     /// The age of the oldest of them; zero where there is none.
     pub oldest: Duration,
+    /// How far the relay is behind in the write-ahead log, where it reads that.
+    pub log: Option<LogLag>,
+}
+
+/// How far the confirmed part of the write-ahead log is behind its end.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LogLag {
+    /// So many bytes, of all tables' changes.
+    pub bytes: u64,
+    /// How long ago the log ended where it is confirmed now, to about the interval at which the lag is measured.
+    pub time: Duration,
+    /// How many bytes of the log the server keeps for the slot.
+    pub retained_bytes: u64,
+    /// The slot's state as PostgreSQL names it: `reserved`, `extended`, `unreserved` or `lost`.
+    pub status: String,
 }
 
 /// What happens to the later records of an aggregate one of whose records became a dead letter.
@@ -120,6 +135,7 @@ pub enum DeadLetterPolicy {
 #[error("{message}")]
 pub struct SourceError {
     message: String,
+    is_lasting: bool,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
@@ -127,11 +143,21 @@ pub struct SourceError {
 impl SourceError {
     /// An error that says this.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), source: None }
+        Self { message: message.into(), is_lasting: false, source: None }
+    }
+
+    /// An error that trying again cannot mend: the relay stops with it.
+    pub fn lasting(message: impl Into<String>) -> Self {
+        Self { is_lasting: true, ..Self::new(message) }
+    }
+
+    /// Whether trying again cannot mend it.
+    pub fn is_lasting(&self) -> bool {
+        self.is_lasting
     }
 
     /// An error that says this and was caused by that.
     pub fn because(message: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+        Self { source: Some(source.into()), ..Self::new(message) }
     }
 }

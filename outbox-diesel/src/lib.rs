@@ -63,7 +63,7 @@
 //! | `postgres` | | PostgreSQL, with or without libpq |
 //! | `sqlite` | | SQLite |
 //! | `async` | | `emit` and the inbox on diesel-async's connections |
-//! | `postgres-source`, `sqlite-source` | | what a relay needs; it turns them on |
+//! | `postgres-source`, `sqlite-source`, `postgres-wal` | | what a relay needs; it turns them on |
 //!
 //! On SQLite set a `busy_timeout` on your connections: the relay writes too, now and then.
 

@@ -39,7 +39,7 @@ pub trait Observe {
     /// The database's.
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>>;
 
-    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. It
+    /// Brings dead letters back to the outbox, each at its old place in the order (where the write-ahead log is read: at its end), and returns how many those were. It
     /// waits for the relays' present passes.
     ///
     /// # Errors

@@ -36,7 +36,7 @@ macro_rules! statement {
         impl<Conn> diesel::RunQueryDsl<Conn> for $name<'_> {}
 
         impl $name<'_> {
-            #[allow(clippy::new_ret_no_self, clippy::needless_lifetimes)]
+            #[allow(clippy::new_ret_no_self, clippy::needless_lifetimes, clippy::too_many_arguments)]
             $visible fn new<'a>($($field: $rust),*) -> $name<'a> {
                 $name { $($field,)* lifetime: std::marker::PhantomData }
             }

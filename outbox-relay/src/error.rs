@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use diesel_outbox_core::PublisherError;
+use diesel_outbox_core::{PublisherError, SourceError};
 
 /// Why a relay could not be started, or did not stop well.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +25,10 @@ pub enum RelayError {
     /// A worker's thread could not be started.
     #[error("a worker's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
+    /// The source cannot go on, and trying again cannot mend it: a replication slot was lost, for example. Nothing that was
+    /// not sent is marked as sent.
+    #[error("the relay cannot go on: {0}")]
+    Source(#[source] SourceError),
     /// A worker panicked; the others have been stopped.
     #[error("a relay worker panicked: {0}")]
     Panicked(String),

@@ -34,8 +34,10 @@ impl RelayHandle {
         thread("outbox-relay-end".to_owned()).spawn(move || {
             let mut outcome = Ok(());
             for worker in threads {
-                if let Err(panic) = worker.join() {
-                    outcome = Err(RelayError::Panicked(message(panic.as_ref())));
+                match worker.join() {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => outcome = Err(RelayError::Source(error)),
+                    Err(panic) => outcome = Err(RelayError::Panicked(message(panic.as_ref()))),
                 }
             }
             // Nobody may be waiting any more.
@@ -49,7 +51,7 @@ impl RelayHandle {
     ///
     /// # Errors
     /// [`RelayError::StopTimeout`] where that took longer than the relay's stop time, [`RelayError::Panicked`] where a
-    /// worker had panicked.
+    /// worker had panicked, [`RelayError::Source`] where the source could not go on.
     pub async fn stop(mut self) -> Result<(), RelayError> {
         self.stop.set();
         let time = self.stop_time;
@@ -76,7 +78,8 @@ impl RelayHandle {
         self.outcome.take().unwrap_or(Ok(()))
     }
 
-    /// Whether the relay has ended by itself, which it does only where a worker panics. [`stop`](Self::stop) tells why.
+    /// Whether the relay has ended by itself, which it does only where a worker panics or the source cannot go on.
+    /// [`stop`](Self::stop) tells why.
     pub fn is_finished(&mut self) -> bool {
         if self.outcome.is_none()
             && let Ok(outcome) = self.ended.try_recv()
@@ -86,7 +89,7 @@ impl RelayHandle {
         self.outcome.is_some()
     }
 
-    /// Waits until the relay has ended by itself, which it does only where a worker panics.
+    /// Waits until the relay has ended by itself.
     pub(crate) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if self.outcome.is_some() {
             return Poll::Ready(());

@@ -34,6 +34,12 @@
 //! notifications; it calls the others when there is a backlog, and they share it. Idle ones send the database a few short
 //! statements each `poll_interval`, which is also how long it may take until another one listens when that one has died. On SQLite one relay works and the others wait for its end.
 //!
+//! # The write-ahead log
+//!
+//! `Relay::wal` reads PostgreSQL's log instead of the table, from a slot that `outbox wal setup` has made: nothing is settled in the table
+//! then. One relay is active, others stand by. A slot that is lost stops the relay with [`RelayError::Source`]. See `docs/wal.md` in the
+//! repository for what it needs, and for the way from polling to the log and back.
+//!
 //! # Metrics
 //!
 //! Through the [`metrics`](https://docs.rs/metrics) facade; install any recorder.
@@ -42,6 +48,9 @@
 //! |---|---|---|
 //! | `outbox_unsent` | gauge | records that wait to be sent |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
+//! | `outbox_log_lag_bytes`, `outbox_log_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
+//! | `outbox_slot_retained_bytes` | gauge | how much of its log the server keeps for the slot |
+//! | `outbox_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |
 //! | `outbox_failures_total` | counter | failed passes, by `in` = `database` or `broker` |
@@ -49,7 +58,7 @@
 //!
 //! # Features
 //!
-//! `postgres`, `sqlite`: the databases (none by default). `kafka` (default): Kafka as the broker; `kafka-tls` (the system's
+//! `postgres`, `sqlite`: the databases (none by default). `postgres-wal`: PostgreSQL's write-ahead log. `kafka` (default): Kafka as the broker; `kafka-tls` (the system's
 //! OpenSSL; turn on `ssl-vendored` of `rdkafka` for one built from source) and `kafka-sasl` (Kerberos): how it is reached.
 
 mod error;
@@ -59,9 +68,11 @@ mod pipeline;
 mod relay;
 mod worker;
 
+#[cfg(feature = "postgres-wal")]
+pub use diesel_outbox::source::wal::WalOptions;
 pub use diesel_outbox::source::{SentRows, SourceOptions};
 pub use diesel_outbox_core::wire::{TopicError, Topics};
-pub use diesel_outbox_core::{Broker, DeadLetterPolicy, Lag, Source};
+pub use diesel_outbox_core::{Broker, DeadLetterPolicy, Lag, LogLag, Source};
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;
 

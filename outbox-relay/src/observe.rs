@@ -23,7 +23,25 @@ pub(crate) fn passed(count: usize, took: Duration) {
 pub(crate) fn lag(lag: Lag) {
     gauge!("outbox_unsent").set(lag.unsent as f64);
     gauge!("outbox_oldest_unsent_seconds").set(lag.oldest.as_secs_f64());
-    info!(unsent = lag.unsent, oldest_seconds = lag.oldest.as_secs_f64(), "outbox lag");
+    let oldest = lag.oldest.as_secs_f64();
+    let Some(log) = lag.log else {
+        return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
+    };
+    gauge!("outbox_log_lag_bytes").set(log.bytes as f64);
+    gauge!("outbox_log_lag_seconds").set(log.time.as_secs_f64());
+    gauge!("outbox_slot_retained_bytes").set(log.retained_bytes as f64);
+    for status in ["reserved", "extended", "unreserved", "lost"] {
+        gauge!("outbox_slot_status", "status" => status).set(f64::from(u8::from(status == log.status)));
+    }
+    info!(
+        unsent = lag.unsent,
+        oldest_seconds = oldest,
+        log_bytes = log.bytes,
+        log_seconds = log.time.as_secs_f64(),
+        retained_bytes = log.retained_bytes,
+        slot_status = log.status,
+        "outbox lag"
+    );
 }
 
 pub(crate) fn stopped(published: usize) {

@@ -1,6 +1,8 @@
 use std::future::Future;
 use std::time::Duration;
 
+#[cfg(feature = "postgres-wal")]
+use diesel_outbox::source::wal::{WalOptions, WalSource};
 use diesel_outbox::source::{SentRows, SourceOptions};
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
@@ -33,6 +35,7 @@ pub struct Relay {
     topics: Topics,
     limits: Limits,
     workers: usize,
+    most_workers: usize,
     stop_time: Duration,
 }
 
@@ -50,6 +53,21 @@ impl Relay {
         Self::from_source(move |options| {
             Box::new(diesel_outbox::source::PostgresSource::new(database_url.clone(), options))
         })
+    }
+
+    /// A relay for the outbox in this PostgreSQL database that reads the write-ahead log, from the slot that
+    /// [`wal::setup`](diesel_outbox::source::wal::setup) or `outbox wal setup` has made. Of several relays one is active, and
+    /// another takes over within two seconds when it is gone.
+    ///
+    /// The connection's role needs `REPLICATION`; otherwise as for [`postgres`](Self::postgres). Events are sent in the order of
+    /// the commits.
+    #[cfg(feature = "postgres-wal")]
+    pub fn wal(database_url: impl Into<String>, wal: WalOptions) -> Self {
+        let database_url = database_url.into();
+        let relay = Self::from_source(move |options| {
+            Box::new(WalSource::new(database_url.clone(), options, wal.clone()))
+        });
+        Self { most_workers: 1, ..relay }
     }
 
     /// A relay for the outbox in this SQLite file. One relay works at a time; a second one waits its turn.
@@ -73,6 +91,7 @@ impl Relay {
             topics: Topics::default(),
             limits: Limits::default(),
             workers: 1,
+            most_workers: SHARDS.unsigned_abs() as usize,
             stop_time: Duration::from_secs(30),
         }
     }
@@ -191,8 +210,8 @@ impl Relay {
             if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
         };
         let Limits { chunk, in_flight, pass_time, stall_time } = self.limits;
-        let workers = (1..=SHARDS.unsigned_abs() as usize).contains(&self.workers);
-        within("workers", self.workers, "1 to 16", workers)?;
+        let range = if self.most_workers == 1 { "1 for the write-ahead log" } else { "1 to 16" };
+        within("workers", self.workers, range, (1..=self.most_workers).contains(&self.workers))?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
         within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
         if let SentRows::Keep { retention } = self.options.sent_rows

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
-use diesel_outbox_core::{Publisher, Source};
+use diesel_outbox_core::{Publisher, Source, SourceError};
 
 use crate::observe;
 use crate::pipeline::{Failure, Limits, Passed, Pipeline};
@@ -53,7 +53,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn run(mut self) {
+    /// Works until it is to stop. An error is one that trying again cannot mend.
+    pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let _stop_others = StopOnPanic(self.stop.clone());
         let mut retry = Retry::new();
         let mut published = 0;
@@ -63,6 +64,10 @@ impl Worker {
                     published += count;
                     retry.succeeded();
                 }
+                Err(Failure::Source(error)) if error.is_lasting() => {
+                    self.stop.set();
+                    return Err(error);
+                }
                 Err(failure) => {
                     self.broker_is_away |= matches!(failure, Failure::Publisher(_));
                     retry.failed(&failure, &self.stop);
@@ -70,6 +75,7 @@ impl Worker {
             }
         }
         observe::stopped(published);
+        Ok(())
     }
 
     /// One pass, or a wait where there is nothing to do.

@@ -1,4 +1,5 @@
 DROP TABLE inbox;
 DROP TABLE outbox_dead_letter;
+DROP TABLE outbox_slot;
 DROP TABLE outbox_shard;
 DROP TABLE outbox;

@@ -29,10 +29,22 @@ CREATE INDEX outbox_shard_seq ON outbox (shard, seq);
 CREATE TABLE outbox_shard (
     shard smallint PRIMARY KEY,
     -- No row of the shard with a seq up to this one is unsent, or ever will be.
-    low   bigint NOT NULL DEFAULT 0
+    low   bigint NOT NULL DEFAULT 0,
+    -- Rows with a higher seq are read from the write-ahead log, and not polled. The same for all shards.
+    high  bigint NOT NULL DEFAULT 9223372036854775807
 );
 
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);
+
+-- A replication slot from which later rows are read.
+CREATE TABLE outbox_slot (
+    slot       text PRIMARY KEY,
+    -- From where on the log is read.
+    start_lsn  pg_lsn NOT NULL,
+    -- The transaction that commits here has been sent in part: so many of its first events.
+    commit_lsn pg_lsn,
+    sent       bigint NOT NULL DEFAULT 0
+);
 
 -- Events that the broker will never take, with the reason. They left the outbox when they came here.
 CREATE TABLE outbox_dead_letter (

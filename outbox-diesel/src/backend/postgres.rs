@@ -16,6 +16,12 @@ pub(crate) mod locks {
     pub(crate) const LEADER: i32 = super::ASLEEP + 1;
     /// Held shared by every worker that is at work, so that they can count each other.
     pub(crate) const WORKING: i32 = super::ASLEEP + 2;
+    /// Held exclusively by the one relay that reads the write-ahead log.
+    #[cfg(feature = "postgres-wal")]
+    pub(crate) const READER: i32 = super::ASLEEP + 3;
+    /// Held exclusively by the next in line.
+    #[cfg(feature = "postgres-wal")]
+    pub(crate) const NEXT_READER: i32 = super::ASLEEP + 4;
 }
 
 /// "outb" as a number. It stands in the text of `wake!` as well, as `concat!` takes literals only.
@@ -32,13 +38,13 @@ macro_rules! wake {
     };
 }
 
-/// The oldest unsent row of each shard `s`. The comparison and the order are of both columns, so that only the index on
+/// The oldest unsent row of each shard `s` that is polled. The comparison and the order are of both columns, so that only the index on
 /// (shard, seq) can serve them: along `seq` alone a shard without such a row is looked for in what all the others have sent.
 #[cfg(feature = "postgres-source")]
 macro_rules! oldest_unsent {
     () => {
-        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.low) AND o.shard <= s.shard \
-         AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
+        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.low) \
+         AND (o.shard, o.seq) <= (s.shard, s.high) AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
     };
 }
 #[cfg(feature = "postgres-source")]

@@ -15,6 +15,7 @@ impl Observe for PgConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
         let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
         Ok(Lag {
+            log: None,
             unsent: unsent.unsigned_abs(),
             oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
         })
@@ -53,7 +54,7 @@ statement!(
         "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
          WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s ",
         oldest_unsent!(),
-        ")"
+        ") AND seq <= (SELECT max(high) FROM outbox_shard)"
     )
 );
 
@@ -68,6 +69,8 @@ statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY sha
 
 statement!(
     Pg,
+    /// At their old place where rows are polled; anew where they are read from the write-ahead log, which has no other order
+    /// than that of the commits.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -78,8 +81,9 @@ statement!(
      AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
      AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM gone \
-     RETURNING shard, seq"
+     SELECT CASE WHEN bounds.high = 9223372036854775807 THEN seq ELSE nextval('outbox_seq_seq') END, id, aggregatetype, \
+     aggregateid, type, payload, headers, shard, created_at FROM (SELECT * FROM gone ORDER BY seq) AS gone, \
+     (SELECT max(high) AS high FROM outbox_shard) AS bounds RETURNING shard, seq"
 );
 
 statement!(

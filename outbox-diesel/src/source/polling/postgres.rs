@@ -3,8 +3,6 @@
 
 mod ahead;
 mod claim;
-mod database;
-mod fence;
 mod place;
 mod read;
 mod session;
@@ -18,11 +16,11 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 
 use self::ahead::{Ahead, Chunks};
-use self::database::Database;
 use self::read::Chunk;
 use self::session::Sessions;
 use self::thread::OnThread;
 use crate::source::SourceOptions;
+use crate::source::database::Database;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///

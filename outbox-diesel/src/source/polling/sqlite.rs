@@ -13,12 +13,11 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
-use super::database_error;
-use super::row::{Blocked, ChunkSize, StoredRow, is_blocked};
-use super::upkeep::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::backend::sqlite::created_at_ms;
 use crate::observe::Observe;
-use crate::source::{SentRows, SourceOptions};
+use crate::source::prune::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
+use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
@@ -170,7 +169,7 @@ impl Source for SqliteSource {
             self.cursor = row.seq;
             let claimed = row.claimed();
             if is_blocked(&self.blocked, &claimed) {
-                self.dead_letter(claimed.ticket, super::BLOCKED)?;
+                self.dead_letter(claimed.ticket, BLOCKED)?;
             } else {
                 records.push(claimed);
             }

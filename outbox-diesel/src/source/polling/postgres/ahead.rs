@@ -11,10 +11,10 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
 
-use super::super::database_error;
-use super::super::row::{Blocked, ChunkSize};
-use super::database::Database;
 use super::read::{Chunk, Unread};
+use crate::source::database::Database;
+use crate::source::database_error;
+use crate::source::row::{Blocked, ChunkSize};
 
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";

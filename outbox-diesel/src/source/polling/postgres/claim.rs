@@ -6,13 +6,13 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
-use super::super::row::{Blocked, ChunkSize};
 use super::ahead::Backlog;
 use super::place::TupleId;
 use super::read::{Chunk, Unread};
 use super::unsettled::Unsettled;
 use super::wake;
 use crate::backend::postgres::oldest_unsent;
+use crate::source::row::{Blocked, ChunkSize};
 use crate::statement::statement;
 
 /// How far a shard's lower bound may stay behind where the shard has nothing unsent: it is claimed then all the same, so that
@@ -27,6 +27,8 @@ pub(super) struct Pass {
     shards: Vec<Shard>,
     /// Every row up to here was visible when the table was last looked at, or never will be.
     safe: i64,
+    /// The last number that is polled. It changes only where nothing is claimed.
+    high: i64,
     /// The last row read; all earlier ones of these shards have been read too.
     last: i64,
     /// Whether there was nothing after it.
@@ -62,6 +64,7 @@ impl Pass {
         let mut pass = Self {
             shards: Vec::new(),
             safe,
+            high: i64::MAX,
             last: 0,
             exhausted: false,
             large: false,
@@ -83,14 +86,18 @@ impl Pass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(share as i16, claimed, quiet_since, free as i64).load::<(i16, i64)>(conn)?;
+        let shards =
+            Claim::new(share as i16, claimed, quiet_since, free as i64).load::<(i16, i64, i64)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
-            let claimed = shards.iter().map(|(number, _)| *number).collect();
+            let claimed = shards.iter().map(|(number, ..)| *number).collect();
             blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
         }
-        self.shards.extend(shards.into_iter().map(|(number, low)| Shard { number, low, sent: low }));
+        for (number, low, high) in shards {
+            self.high = high;
+            self.shards.push(Shard { number, low, sent: low });
+        }
         Ok(())
     }
 
@@ -134,7 +141,7 @@ impl Pass {
         let (shards, lows) = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
         let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
         let given = self.unsettled.tickets().map(TupleId::from).collect();
-        Unread { shards, lows, given, last_given }
+        Unread { shards, lows, high: self.high, given, last_given }
     }
 
     /// These were given to the relay, and there were no more after them or there were.
@@ -146,7 +153,7 @@ impl Pass {
 
     /// Learns up to where the claimed shards have been sent.
     fn sent_up_to_here(&mut self) {
-        let read = if self.exhausted { self.safe } else { self.last.min(self.safe) };
+        let read = if self.exhausted { self.safe.min(self.high) } else { self.last.min(self.safe) };
         let sent = self.unsettled.oldest().map_or(read, |oldest| read.min(oldest - 1));
         for shard in &mut self.shards {
             shard.sent = shard.sent.max(sent);
@@ -202,14 +209,14 @@ statement!(
         claimed: Vec<i16> => Array<SmallInt>,
         quiet_since: i64 => BigInt,
         limit: i64 => BigInt
-    } -> (SmallInt, BigInt),
+    } -> (SmallInt, BigInt, BigInt),
     concat!(
         "WITH unsent AS MATERIALIZED \
          (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
         "FROM outbox_shard AS s LEFT ",
         oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < ?)) \
-         SELECT s.shard, s.low FROM outbox_shard AS s JOIN unsent USING (shard) \
+        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < least(?, s.high))) \
+         SELECT s.shard, s.low, s.high FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );

@@ -11,9 +11,9 @@ use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timesta
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
-use super::super::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use super::place::{Tid, TupleId};
 use crate::backend::postgres::oldest_unsent;
+use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use crate::statement::statement;
 
 type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
@@ -26,6 +26,7 @@ statement!(
     /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
     /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it.
     pub(super) Unsent {
+        high: i64 => BigInt,
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
         last_given: i64 => BigInt,
@@ -33,13 +34,13 @@ statement!(
         limit: i64 => BigInt
     } -> Columns,
     concat!(
-        "WITH claimed AS MATERIALIZED (SELECT * FROM unnest(?, ?) AS claimed (shard, low)) ",
+        "WITH claimed AS MATERIALIZED (SELECT shard, low, ?::bigint AS high FROM unnest(?, ?) AS claimed (shard, low)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
         "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+        ") AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
     )
 );
 
@@ -60,6 +61,8 @@ pub(super) struct Unread {
     pub(super) shards: Vec<i16>,
     /// Up to where they have been sent.
     pub(super) lows: Vec<i64>,
+    /// The last number that is polled.
+    pub(super) high: i64,
     /// What was read and may not have been settled, and the last number of it.
     pub(super) given: Vec<TupleId>,
     pub(super) last_given: i64,
@@ -76,7 +79,7 @@ impl Unread {
     ) -> QueryResult<Chunk> {
         let limit = chunk_size.rows(limit);
         let (shards, lows, given) = (self.shards.clone(), self.lows.clone(), self.given.clone());
-        let query = Unsent::new(shards, lows, self.last_given, given, limit as i64);
+        let query = Unsent::new(self.high, shards, lows, self.last_given, given, limit as i64);
         let mut rows = Packed::default();
         for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
             rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;

@@ -7,16 +7,15 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool, Text};
 use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
 
-use super::super::row::ChunkSize;
-use super::super::{BLOCKED, database_error};
 use super::ahead::Backlog;
 use super::claim::Pass;
-use super::database::Database;
-use super::fence::{self, Fence};
 use super::place::{Tid, TupleId};
 use super::upkeep::Upkeep;
 use super::wake::Wake;
-use crate::source::{SentRows, SourceOptions};
+use crate::source::database::Database;
+use crate::source::fence::{self, Fence};
+use crate::source::row::ChunkSize;
+use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
 pub(super) struct Sessions {

@@ -7,8 +7,8 @@ use std::thread::{self, JoinHandle};
 
 use diesel_outbox_core::SourceError;
 
-use super::database::Database;
 use super::session::Sessions;
+use crate::source::database::Database;
 
 pub(super) struct OnThread {
     database: Database,

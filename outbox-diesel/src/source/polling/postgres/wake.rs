@@ -13,8 +13,8 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text};
 
-use super::fence::holders;
 use crate::backend::postgres::{locks, oldest_unsent};
+use crate::source::fence::{PREPARED, holders};
 use crate::statement::statement;
 
 /// How long a relay without work stays awake, and how often it looks meanwhile.
@@ -124,6 +124,7 @@ impl Wake {
                 }
                 let (still_inserting, _) = holders(conn)?;
                 inserting.retain(|transaction| still_inserting.contains(transaction));
+                inserting.extend(still_inserting.into_iter().filter(|name| name.starts_with(PREPARED)));
                 if inserting.is_empty() {
                     self.state = State::LastLook;
                 } else {

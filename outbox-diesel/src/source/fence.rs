@@ -12,12 +12,15 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Text};
 use diesel_outbox_core::SourceError;
 
-use super::super::database_error;
+use super::database_error;
 use crate::backend::postgres::locks;
 use crate::statement::statement;
 
 /// How often a new fence is put up, or the present one looked at.
 const INTERVAL: Duration = Duration::from_millis(25);
+
+/// What the names of transactions begin with that wait for COMMIT PREPARED.
+pub(super) const PREPARED: &str = "-1/";
 
 #[derive(Default)]
 pub(super) struct Fence {
@@ -40,11 +43,12 @@ impl Fence {
         let (last, listed) = match self.pending.take() {
             Some((last, listed)) => (last, Some(listed)),
             // Read before the holders are listed: see above.
-            None => (LastValue::new().get_result::<i64>(conn)?, None),
+            None => (last_value(conn)?, None),
         };
         let (mut pending, workers) = holders(conn)?;
         if let Some(listed) = listed {
-            pending.retain(|transaction| listed.contains(transaction));
+            // One that was prepared meanwhile has another name since.
+            pending.retain(|transaction| listed.contains(transaction) || transaction.starts_with(PREPARED));
         }
         if pending.is_empty() {
             self.safe = last;
@@ -53,6 +57,11 @@ impl Fence {
         }
         Ok(Some(workers))
     }
+}
+
+/// The last number that the sequence has given.
+pub(super) fn last_value(conn: &mut PgConnection) -> QueryResult<i64> {
+    LastValue::new().get_result(conn)
 }
 
 /// The other transactions that may have inserted into the outbox and are still open, and the number of workers at work.
@@ -90,7 +99,7 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
     }
     let low = HighestLow::new().get_result::<i64>(conn).map_err(failed)?;
     let highest = HighestSeq::new().get_result::<i64>(conn).map_err(failed)?;
-    let last = LastValue::new().get_result::<i64>(conn).map_err(failed)?;
+    let last = last_value(conn).map_err(failed)?;
     if highest > last {
         return Err(SourceError::new(format!(
             "the sequence of outbox.seq stands at {last}, below {highest}, which the table has already: was it restarted? \

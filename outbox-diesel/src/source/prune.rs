@@ -1,4 +1,12 @@
+//! Deleting what was sent and is older than the retention.
+
+#[cfg(feature = "postgres-source")]
+mod postgres;
+
 use std::time::{Duration, Instant};
+
+#[cfg(feature = "postgres-source")]
+pub(super) use self::postgres::Pruning;
 
 pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) const PRUNE_CHUNK: i64 = 5_000;

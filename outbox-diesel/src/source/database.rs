@@ -6,7 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox_core::SourceError;
 
-use super::super::database_error;
+use super::database_error;
 use crate::problem::connection_problem;
 use crate::source::SourceOptions;
 
@@ -28,10 +28,14 @@ impl Database {
 }
 
 /// Where it says nothing of them itself: a server that is gone without a word would be waited for for hours.
-fn with_keepalives(url: &str) -> String {
+pub(super) fn with_keepalives(url: &str) -> String {
     if url.contains("keepalives") {
         return url.to_owned();
     }
+    with_parameters(url, &["keepalives_idle=30", "keepalives_interval=10", "keepalives_count=3"])
+}
+
+pub(super) fn with_parameters(url: &str, parameters: &[&str]) -> String {
     let has_parameters = url.rsplit('@').next().is_some_and(|address| address.contains('?'));
     let (first, next) = match (url.contains("://"), has_parameters) {
         (true, false) => ('?', '&'),
@@ -39,7 +43,7 @@ fn with_keepalives(url: &str) -> String {
         // `host=.. dbname=..`
         (false, _) => (' ', ' '),
     };
-    format!("{url}{first}keepalives_idle=30{next}keepalives_interval=10{next}keepalives_count=3")
+    format!("{url}{first}{}", parameters.join(&next.to_string()))
 }
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {

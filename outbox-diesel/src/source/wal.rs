@@ -1,0 +1,230 @@
+//! The write-ahead log as a source of records: the inserts of the outbox table from a logical replication slot, in the order
+//! of their commits.
+//!
+//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the log. [`teardown`]
+//! takes it back, so that all rows are polled again. Neither loses an event or sends one twice, on a live system too.
+//!
+//! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
+
+mod decode;
+mod division;
+mod letters;
+mod options;
+mod place;
+mod role;
+mod slot;
+mod stream;
+mod streaming;
+mod window;
+
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+
+pub use self::division::{WalError, setup, teardown};
+pub use self::options::WalOptions;
+use self::role::Standby;
+use self::streaming::Streaming;
+use super::database::Database;
+use super::{PostgresSource, SourceOptions, database_error, fence};
+
+/// The outbox's part of the write-ahead log as a source of records.
+///
+/// Any number of these may be there for one slot, in any number of processes: one is active, and another takes over when it
+/// is gone. Rows that waited when the slot was made are polled first.
+pub struct WalSource {
+    database: Database,
+    wal: WalOptions,
+    state: State,
+}
+
+enum State {
+    /// Nothing is known, as after a failure.
+    Away,
+    /// Another relay is active.
+    StandingBy(Standby),
+    /// What was there before the slot is polled.
+    Polling {
+        polled: Box<PostgresSource>,
+        conn: PgConnection,
+    },
+    Streaming(Box<Streaming>),
+}
+
+impl WalSource {
+    /// A source that connects to this database when it is first asked for something.
+    pub fn new(database_url: impl Into<String>, options: SourceOptions, wal: WalOptions) -> Self {
+        let database = Database { url: database_url.into(), options };
+        Self { database, wal, state: State::Away }
+    }
+
+    /// Begins to work, or to stand by.
+    fn begin(&mut self) -> Result<(), SourceError> {
+        let mut conn = self.database.connect()?;
+        fence::check_table(&mut conn)?;
+        let mut standby = Standby::new(conn);
+        self.state = if standby.take_over()? { self.lead(standby)? } else { State::StandingBy(standby) };
+        Ok(())
+    }
+
+    fn lead(&self, standby: Standby) -> Result<State, SourceError> {
+        let mut conn = standby.into_connection();
+        slot::check(&mut conn, &self.wal)?;
+        slot::warn_of_no_limit(&mut conn, &self.wal)?;
+        let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));
+        tracing::info!(slot = self.wal.slot, "this relay reads the write-ahead log");
+        Ok(State::Polling { polled, conn })
+    }
+
+    /// Works in the present state, of which nothing is left where something fails.
+    fn with<T>(&mut self, work: impl FnOnce(&mut State) -> Result<T, SourceError>) -> Result<T, SourceError> {
+        let done = work(&mut self.state);
+        if done.is_err() {
+            self.state = State::Away;
+        }
+        done
+    }
+}
+
+fn nothing_claimed() -> SourceError {
+    SourceError::new("nothing of the write-ahead log is claimed")
+}
+
+impl Source for WalSource {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        if matches!(self.state, State::Away) {
+            self.begin()?;
+        }
+        if let State::Polling { polled, conn } = &mut self.state {
+            let claimed = match polled.claim() {
+                // As long as a relay before this one still reads the slot, it is waited for.
+                Ok(false) => streaming::may_begin(conn, &self.wal).map(|may_begin| (false, !may_begin)),
+                claimed => claimed.map(|_| (true, true)),
+            };
+            match claimed {
+                Ok((_, false)) => {}
+                Ok((claimed, true)) => return Ok(claimed),
+                Err(error) => {
+                    self.state = State::Away;
+                    return Err(error);
+                }
+            }
+            let State::Polling { conn, .. } = std::mem::replace(&mut self.state, State::Away) else {
+                return Err(nothing_claimed());
+            };
+            self.state = State::Streaming(Box::new(Streaming::begin(conn, &self.database, &self.wal)?));
+        }
+        self.with(|state| match state {
+            State::Streaming(streaming) => streaming.has_more(Duration::ZERO),
+            _ => Ok(false),
+        })
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.read(limit, records),
+            State::Streaming(streaming) => streaming.read(limit, records),
+            _ => Err(nothing_claimed()),
+        })
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.read_ahead(limit),
+            _ => Ok(()),
+        })
+    }
+
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.settle(tickets),
+            State::Streaming(streaming) => {
+                streaming.settle(tickets);
+                Ok(())
+            }
+            _ => Err(nothing_claimed()),
+        })
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.dead_letter(ticket, reason),
+            State::Streaming(streaming) => streaming.dead_letter(ticket, reason),
+            _ => Err(nothing_claimed()),
+        })
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.release(),
+            State::Streaming(streaming) => {
+                // What was read and not sent, as the broker failed or the relay is to stop.
+                streaming.give_again();
+                streaming.keep_part()
+            }
+            _ => Ok(()),
+        })
+    }
+
+    fn abandon(&mut self) {
+        match &mut self.state {
+            State::Polling { polled, .. } => polled.abandon(),
+            State::Streaming(streaming) => streaming.give_again(),
+            _ => {}
+        }
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        match std::mem::replace(&mut self.state, State::Away) {
+            State::Away => Ok(true),
+            State::StandingBy(mut standby) => {
+                let leads = standby.wait(limit)?;
+                self.state = if leads { self.lead(standby)? } else { State::StandingBy(standby) };
+                Ok(leads)
+            }
+            mut state @ State::Polling { .. } => {
+                if let State::Polling { polled, .. } = &mut state {
+                    polled.wait(limit)?;
+                }
+                self.state = state;
+                Ok(true)
+            }
+            State::Streaming(mut streaming) => {
+                let came = streaming.has_more(limit)?;
+                self.state = State::Streaming(streaming);
+                Ok(came)
+            }
+        }
+    }
+
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        let options = &self.database.options;
+        let done = match &mut self.state {
+            State::Away | State::StandingBy(_) => Ok(None),
+            State::Polling { polled, conn } => {
+                let stayed = role::stay(conn).map_err(|error| database_error("staying active", error));
+                stayed.and_then(|()| polled.upkeep())
+            }
+            State::Streaming(streaming) => streaming.upkeep(options),
+        };
+        if done.is_err() {
+            self.state = State::Away;
+        }
+        done
+    }
+}
+
+impl Drop for WalSource {
+    /// What was settled is confirmed, so that it is not sent again.
+    fn drop(&mut self) {
+        if let State::Streaming(streaming) = &mut self.state {
+            streaming.end();
+        }
+    }
+}
+
+/// Whether so much time has passed since then.
+fn has_passed(since: Option<Instant>, time: Duration) -> bool {
+    since.is_none_or(|since| since.elapsed() >= time)
+}

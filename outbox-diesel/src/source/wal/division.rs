@@ -1,0 +1,416 @@
+//! Where the table is divided: rows up to a number are polled, later ones are read from the log.
+//!
+//! The division is exact because of two locks. With all shards locked no worker has claimed anything. With the table locked no
+//! transaction that has inserted is open, and those that come after take higher numbers. In that moment the slot is moved to
+//! the log's end: what is in the table is behind it, what comes is before it.
+
+use diesel::connection::{LoadConnection, SimpleConnection};
+use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::row::{Field, Row};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Text};
+use diesel_outbox_core::SourceError;
+
+use super::decode::Decoder;
+use super::options::WalOptions;
+use super::place::{Lsn, Place, shown};
+use super::role::{Lock, Unlock};
+use super::slot::{Publishes, Slot, end_of_log};
+use super::window::Window;
+use crate::backend::postgres::{WAKE, locks, oldest_unsent};
+use crate::problem::one_line;
+use crate::source::fence::last_value;
+use crate::statement::statement;
+
+/// Why the slot could not be set up or taken down. Nothing was changed for the relays then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WalError {
+    /// The server does not write what is needed into its log.
+    #[error(
+        "the server's wal_level is `{level}`: run ALTER SYSTEM SET wal_level = 'logical' and restart the server (on a \
+         managed server its logical replication setting)"
+    )]
+    Level {
+        /// What it is.
+        level: String,
+    },
+    /// A relay reads the slot.
+    #[error("a relay reads the write-ahead log now: stop it first, and those that stand by")]
+    Active,
+    /// The outbox is read from the log already.
+    #[error("the outbox is read from the slot `{slot}` already; it is confirmed up to {confirmed}")]
+    Exists {
+        /// The slot.
+        slot: String,
+        /// Up to where it is confirmed.
+        confirmed: String,
+    },
+    /// A slot of that name is used by somebody else.
+    #[error("the replication slot `{slot}` is not one of this outbox: choose another name")]
+    Taken {
+        /// The slot.
+        slot: String,
+    },
+    /// The outbox is read from another slot.
+    #[error("this outbox is read from the slot `{slot}`: name that")]
+    OtherSlot {
+        /// The other slot.
+        slot: String,
+    },
+    /// A publication of that name is there, without what is needed.
+    #[error(
+        "the publication `{publication}` does not have what is inserted into the table outbox: choose another name"
+    )]
+    Publication {
+        /// The publication.
+        publication: String,
+    },
+    /// Some events are in the log only, as their rows were deleted.
+    #[error(
+        "{count} events are in the log and no more in the table: let a relay send them first, and take the slot down after it"
+    )]
+    OnlyInLog {
+        /// How many those are.
+        count: usize,
+    },
+    /// The log is not understood.
+    #[error("{0}")]
+    Log(String),
+    /// The database refused.
+    #[error("the database refused: {}", one_line(&.0.to_string()))]
+    Database(#[from] DieselError),
+}
+
+/// For the shards nobody waits who writes.
+const LOCK_SETTINGS: &str = "SET LOCAL lock_timeout = '10s'; SET LOCAL synchronous_commit = local";
+/// How often the lock on the table is tried.
+const TRIES: usize = 120;
+const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+
+/// Makes the publication and the slot, and divides the table: rows that are there are polled, by the relay that reads the log
+/// or by one that polls, and later ones are read from the log. Where the slot has been lost a new one takes its place.
+///
+/// Making a slot waits for all transactions of the database that are open. Dividing the table makes writers wait for a moment,
+/// and waits for transactions that have emitted and are still open.
+///
+/// # Errors
+/// See [`WalError`]. It can be run again.
+pub fn setup(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
+    let level = WalLevel::new().get_result::<String>(conn)?;
+    if level != "logical" {
+        return Err(WalError::Level { level });
+    }
+    exclusively(conn, |conn| {
+        let name = &options.slot;
+        let slot = own_slot(conn, name)?;
+        let healthy = match slot {
+            Some(slot) if slot.is_lost() => {
+                DropSlot::new(name.clone()).execute(conn)?;
+                false
+            }
+            Some(slot) if is_made(conn)? => {
+                return Err(WalError::Exists { slot: name.clone(), confirmed: shown(slot.confirmed) });
+            }
+            slot => slot.is_some(),
+        };
+        make_publication(conn, &options.publication)?;
+        Own::new(name.clone()).execute(conn)?;
+        if !healthy {
+            make_slot(conn, name)?;
+        }
+        let (end, _) = locked(conn, |conn, end, last| {
+            SetHigh::new(last).execute(conn)?;
+            Begin::new(end as i64, name.clone()).execute(conn).map(drop)
+        })?;
+        // A relay begins there by itself; whoever else reads the slot is to do so too.
+        Advance::new(name.clone(), end as i64).execute(conn)?;
+        Ok(())
+    })
+}
+
+/// Takes the division back and drops the slot and the publication: all rows are polled from then on. What was sent from the log is
+/// marked as sent. The relays that read the log must have been stopped.
+///
+/// Writers wait for a moment, as for [`setup`].
+///
+/// # Errors
+/// See [`WalError`]. It can be run again.
+pub fn teardown(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
+    exclusively(conn, |conn| {
+        let name = &options.slot;
+        let slot = own_slot(conn, name)?;
+        if is_made(conn)? {
+            // What comes after this is unsent, as nobody reads the log now. What came before is unsent if it is in the log
+            // still; where there is no slot any more, if it is not below the shards' lower bounds.
+            let (end, last) = locked(conn, |_, _, _| Ok(()))?;
+            let unsent = match &slot {
+                Some(slot) if !slot.is_lost() => Some(unsent_in_log(conn, options, slot, end)?),
+                _ => None,
+            };
+            poll_all(conn, name, last, unsent)?;
+        }
+        if slot.is_some() {
+            DropSlot::new(name.clone()).execute(conn)?;
+        }
+        Forget::new(name.clone()).execute(conn)?;
+        let publication = quoted(&options.publication);
+        conn.batch_execute(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
+        Ok(())
+    })
+}
+
+/// Polls the whole table again. Of the rows that were read from the log these are unsent, up to the last number; those that
+/// were polled before tell it themselves.
+fn poll_all(
+    conn: &mut PgConnection,
+    slot: &str,
+    last: i64,
+    unsent: Option<Vec<i64>>,
+) -> Result<(), WalError> {
+    conn.transaction(|conn| {
+        LockShards::new().execute(conn)?;
+        if let Some(mut unsent) = unsent {
+            let high = High::new().get_result::<i64>(conn)?;
+            unsent.retain(|seq| high < *seq && *seq <= last);
+            let present = Present::new(unsent.clone()).get_result::<i64>(conn)?.unsigned_abs() as usize;
+            if present < unsent.len() {
+                return Err(WalError::OnlyInLog { count: unsent.len() - present });
+            }
+            let mut low = high;
+            if !polled_rows_wait(conn)? {
+                low = unsent.iter().min().map_or(last.max(high), |first| first - 1);
+                SetLow::new(low).execute(conn)?;
+            }
+            MarkOthers::new(low, last, unsent).execute(conn)?;
+        }
+        SetHigh::new(i64::MAX).execute(conn)?;
+        Forget::new(slot.to_owned()).execute(conn)?;
+        diesel::sql_query(WAKE).execute(conn)?;
+        Ok(())
+    })
+}
+
+/// Whether a part of the table is read from the log.
+pub(super) fn is_made(conn: &mut PgConnection) -> QueryResult<bool> {
+    High::new().get_result::<i64>(conn).map(|high| high < i64::MAX)
+}
+
+/// Whether some of the rows that are polled are unsent, or claimed by somebody.
+pub(super) fn polled_rows_wait(conn: &mut PgConnection) -> QueryResult<bool> {
+    PolledWait::new().get_result(conn)
+}
+
+/// All of them are sent.
+pub(super) fn polled_rows_are_sent(conn: &mut PgConnection) -> QueryResult<()> {
+    let high = High::new().get_result(conn)?;
+    sent_up_to(conn, high)
+}
+
+/// No row up to this number is unsent, or ever will be.
+pub(super) fn sent_up_to(conn: &mut PgConnection, low: i64) -> QueryResult<()> {
+    RaiseLow::new(low).execute(conn).map(drop)
+}
+
+/// Does this while no relay reads the log.
+fn exclusively(
+    conn: &mut PgConnection,
+    work: impl FnOnce(&mut PgConnection) -> Result<(), WalError>,
+) -> Result<(), WalError> {
+    if !Lock::new(locks::READER).get_result::<bool>(conn)? {
+        return Err(WalError::Active);
+    }
+    let done = work(conn);
+    // A connection that is lost has lost its lock too.
+    let unlocked = Unlock::new(locks::READER).get_result::<bool>(conn);
+    done.and(unlocked.map(drop).map_err(WalError::from))
+}
+
+/// The slot of this outbox, where there is one. One of that name that was not made for it is left alone.
+fn own_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>, WalError> {
+    if let Some(slot) = OtherSlots::new(name.to_owned()).get_result::<String>(conn).optional()? {
+        return Err(WalError::OtherSlot { slot });
+    }
+    let is_own = Place::load(conn, name)?.is_some();
+    match Slot::find(conn, name)? {
+        Some(slot) if !slot.fits || !is_own => Err(WalError::Taken { slot: name.to_owned() }),
+        slot => Ok(slot),
+    }
+}
+
+fn make_publication(conn: &mut PgConnection, name: &str) -> Result<(), WalError> {
+    if Publishes::new(name.to_owned()).get_result::<bool>(conn)? {
+        return Ok(());
+    }
+    let publication = quoted(name);
+    let make = format!("CREATE PUBLICATION {publication} FOR TABLE outbox WITH (publish = 'insert')");
+    conn.batch_execute(&make).map_err(|error| match error {
+        DieselError::DatabaseError(_, information) if information.message().contains("already exists") => {
+            WalError::Publication { publication: name.to_owned() }
+        }
+        error => error.into(),
+    })
+}
+
+/// Does this in a transaction while nothing is claimed and nobody inserts, and returns the end of the log and the last number
+/// that was taken: what is in the table has commits before that end, and numbers up to that one. Afterwards the log is on the
+/// disk up to that end, before which a slot cannot be moved or read. Writers wait for the lock behind it, so it is not waited for
+/// long, but tried again.
+fn locked(
+    conn: &mut PgConnection,
+    work: impl Fn(&mut PgConnection, Lsn, i64) -> QueryResult<()>,
+) -> Result<(Lsn, i64), WalError> {
+    let mut tries = 0;
+    loop {
+        // Now and then long enough that the server ends a vacuum for it.
+        let limit = if tries % 4 == 3 { 1_500 } else { 500 };
+        let done = conn.transaction(|conn| {
+            conn.batch_execute(LOCK_SETTINGS)?;
+            LockShards::new().execute(conn)?;
+            conn.batch_execute(&format!(
+                "SET LOCAL lock_timeout = {limit}; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"
+            ))?;
+            let (end, last) = (end_of_log(conn)?, last_value(conn)?);
+            work(conn, end, last)?;
+            Ok((end, last))
+        });
+        tries += 1;
+        match done {
+            Err(ref error) if is_lock_timeout(error) && tries < TRIES => std::thread::sleep(PAUSE),
+            done => return Ok(done?),
+        }
+    }
+}
+
+fn is_lock_timeout(error: &DieselError) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::Unknown, information)
+        if information.message().contains("lock timeout"))
+}
+
+/// On PostgreSQL 17 and later standbys of the server keep it too, so that a relay can go on there.
+fn make_slot(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
+    if Version::new().get_result::<i64>(conn)? >= 170_000 {
+        MakeFailoverSlot::new(name.to_owned()).execute(conn)?;
+    } else {
+        MakeSlot::new(name.to_owned()).execute(conn)?;
+    }
+    Ok(())
+}
+
+/// The numbers of the rows that the log has up to this end, and that have not been sent.
+fn unsent_in_log(
+    conn: &mut PgConnection,
+    options: &WalOptions,
+    slot: &Slot,
+    end: Lsn,
+) -> Result<Vec<i64>, WalError> {
+    let not_understood = |error: SourceError| WalError::Log(error.to_string());
+    let place = Place::load(conn, &options.slot)?.unwrap_or_default();
+    if place.start > slot.confirmed {
+        Advance::new(options.slot.clone(), place.start as i64).execute(conn)?;
+    }
+    let (mut decoder, mut window) = (Decoder::new(), Window::after(place.part));
+    let peek = Peek::new(options.slot.clone(), end as i64, quoted(&options.publication));
+    let mut unsent = Vec::new();
+    for change in LoadConnection::<PgRowByRowLoadingMode>::load(conn, peek)? {
+        let change = change?.get(0).and_then(|field| field.value().map(|value| value.as_bytes().to_vec()));
+        let Some(change) = change else { continue };
+        if let Some(message) = decoder.decode(change.into()).map_err(not_understood)? {
+            window.receive(message);
+        }
+        while let Some(row) = window.give().map_err(not_understood)? {
+            window.settle(row.ticket);
+            unsent.push(row.seq);
+        }
+    }
+    Ok(unsent)
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+statement!(Pg, WalLevel {} -> Text, "SELECT current_setting('wal_level')");
+
+statement!(Pg, Version {} -> BigInt, "SELECT current_setting('server_version_num')::bigint");
+
+statement!(
+    Pg,
+    MakeSlot { name: String => Text } -> Bool,
+    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput')"
+);
+
+statement!(
+    Pg,
+    MakeFailoverSlot { name: String => Text } -> Bool,
+    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput', failover => true)"
+);
+
+statement!(Pg, DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
+
+statement!(
+    Pg,
+    Advance { name: String => Text, to: i64 => BigInt } -> Bool,
+    "SELECT true FROM pg_replication_slot_advance(?, '0/0'::pg_lsn + ?::numeric)"
+);
+
+statement!(
+    Pg,
+    Peek { name: String => Text, end: i64 => BigInt, publication: String => Text } -> Binary,
+    "SELECT data FROM pg_logical_slot_peek_binary_changes(?, '0/0'::pg_lsn + ?::numeric, NULL, 'proto_version', '1', \
+     'binary', 'true', 'publication_names', ?)"
+);
+
+statement!(Pg, High {} -> BigInt, "SELECT coalesce(min(high), 9223372036854775807) FROM outbox_shard");
+
+statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
+
+statement!(Pg, SetHigh { high: i64 => BigInt } -> BigInt, "UPDATE outbox_shard SET high = ?");
+
+statement!(
+    Pg,
+    RaiseLow { low: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = given.low FROM (SELECT ?::bigint AS low) AS given WHERE s.low < given.low"
+);
+
+statement!(Pg, SetLow { low: i64 => BigInt } -> BigInt, "UPDATE outbox_shard SET low = ?");
+
+statement!(
+    Pg,
+    PolledWait {} -> Bool,
+    concat!("SELECT EXISTS (SELECT FROM outbox_shard AS s ", oldest_unsent!(), ")")
+);
+
+statement!(
+    Pg,
+    OtherSlots { slot: String => Text } -> Text,
+    "SELECT slot FROM outbox_slot WHERE slot <> ? LIMIT 1"
+);
+
+statement!(
+    Pg,
+    Own { slot: String => Text } -> BigInt,
+    "INSERT INTO outbox_slot (slot, start_lsn) VALUES (?, '0/0') ON CONFLICT (slot) DO NOTHING"
+);
+
+statement!(
+    Pg,
+    Begin { start: i64 => BigInt, slot: String => Text } -> BigInt,
+    "UPDATE outbox_slot SET start_lsn = '0/0'::pg_lsn + ?::numeric, commit_lsn = NULL, sent = 0 WHERE slot = ?"
+);
+
+statement!(Pg, Forget { slot: String => Text } -> BigInt, "DELETE FROM outbox_slot WHERE slot = ?");
+
+statement!(
+    Pg,
+    Present { seqs: Vec<i64> => Array<BigInt> } -> BigInt,
+    "SELECT count(*) FROM outbox WHERE seq = ANY (?)"
+);
+
+statement!(
+    Pg,
+    MarkOthers { low: i64 => BigInt, last: i64 => BigInt, unsent: Vec<i64> => Array<BigInt> } -> BigInt,
+    "UPDATE outbox AS o SET sent_at = now() WHERE o.seq > ? AND o.seq <= ? AND o.sent_at IS NULL \
+     AND NOT EXISTS (SELECT FROM unnest(?) AS unsent (seq) WHERE unsent.seq = o.seq)"
+);

@@ -1,0 +1,112 @@
+//! Dead letters of what was read from the log. Its row may be in the table or not.
+
+use std::collections::HashMap;
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel_outbox_core::shard_of;
+use uuid::Uuid;
+
+use crate::source::row::StoredRow;
+use crate::statement::statement;
+
+type Aggregate = (Vec<u8>, Vec<u8>);
+
+/// Aggregates that are held back, each with the ids and numbers of its dead letters. It is free again when all of those have come
+/// back, with new numbers.
+pub(super) struct Blocked(HashMap<Aggregate, HashMap<Uuid, i64>>);
+
+impl Blocked {
+    pub(super) fn load(conn: &mut PgConnection) -> QueryResult<Self> {
+        let mut blocked = HashMap::<Aggregate, HashMap<Uuid, i64>>::new();
+        for (aggregate_type, aggregate_id, id, seq) in
+            Letters::new().load::<(String, String, Uuid, i64)>(conn)?
+        {
+            blocked.entry((aggregate_type.into(), aggregate_id.into())).or_default().insert(id, seq);
+        }
+        Ok(Self(blocked))
+    }
+
+    pub(super) fn add(&mut self, row: &StoredRow) {
+        if let Ok(id) = row.id {
+            self.0.entry(aggregate(row)).or_default().insert(id, row.seq);
+        }
+    }
+
+    pub(super) fn holds_back(&mut self, row: &StoredRow) -> bool {
+        if self.0.is_empty() {
+            return false;
+        }
+        let aggregate = aggregate(row);
+        let (Some(letters), Ok(id)) = (self.0.get_mut(&aggregate), &row.id) else { return false };
+        // One with its old number is read once more, and has been buried already.
+        let requeued = letters.get(id).is_some_and(|seq| *seq != row.seq);
+        if requeued {
+            letters.remove(id);
+        }
+        if letters.is_empty() {
+            self.0.remove(&aggregate);
+        }
+        !requeued
+    }
+}
+
+fn aggregate(row: &StoredRow) -> Aggregate {
+    (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
+}
+
+/// Moves the row to the dead letters, for good: the log is not asked for it again.
+pub(super) fn bury(conn: &mut PgConnection, row: StoredRow, reason: &str) -> QueryResult<()> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (aggregate_type, aggregate_id) = (text(&row.aggregate_type), text(&row.aggregate_id));
+    let shard = shard_of(&aggregate_type, &aggregate_id);
+    let id = row.id.unwrap_or_default();
+    conn.transaction(|conn| {
+        conn.batch_execute("SET LOCAL synchronous_commit = on")?;
+        Bury::new(
+            row.seq,
+            id,
+            aggregate_type,
+            aggregate_id,
+            text(&row.event_type),
+            row.payload.map(Vec::from),
+            row.headers.map(|headers| text(&headers)),
+            shard,
+            row.created_at_ms,
+            reason.to_owned(),
+        )
+        .execute(conn)?;
+        Remove::new(row.seq).execute(conn)
+    })
+    .map(drop)
+}
+
+statement!(
+    Pg,
+    Letters {} -> (Text, Text, SqlUuid, BigInt),
+    "SELECT aggregatetype, aggregateid, id, seq FROM outbox_dead_letter"
+);
+
+statement!(
+    Pg,
+    /// It may be there already, where the log is read once more.
+    Bury {
+        seq: i64 => BigInt,
+        id: Uuid => SqlUuid,
+        aggregate_type: String => Text,
+        aggregate_id: String => Text,
+        event_type: String => Text,
+        payload: Option<Vec<u8>> => Nullable<Binary>,
+        headers: Option<String> => Nullable<Text>,
+        shard: i16 => SmallInt,
+        created_at_ms: i64 => BigInt,
+        reason: String => Text
+    } -> BigInt,
+    "INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000), ?) ON CONFLICT (seq) DO NOTHING"
+);
+
+statement!(Pg, Remove { seq: i64 => BigInt } -> BigInt, "DELETE FROM outbox WHERE seq = ?");

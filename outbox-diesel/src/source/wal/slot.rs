@@ -1,0 +1,185 @@
+//! The slot as the server has it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel_outbox_core::{LogLag, SourceError};
+
+use super::division;
+use super::options::WalOptions;
+use super::place::{Lsn, Place, shown};
+use crate::source::database_error;
+use crate::statement::statement;
+
+/// What is known of a slot.
+#[derive(Debug, Clone)]
+pub(super) struct Slot {
+    /// Whether it is one of this database and of the right kind.
+    pub(super) fits: bool,
+    /// Whether somebody reads it.
+    pub(super) is_active: bool,
+    /// `reserved`, `extended`, `unreserved` or `lost`.
+    pub(super) status: String,
+    pub(super) confirmed: Lsn,
+    /// How many bytes of the log are kept for it.
+    pub(super) retained: u64,
+}
+
+type Row = (bool, bool, Option<String>, i64, i64);
+
+impl Slot {
+    pub(super) fn find(conn: &mut PgConnection, name: &str) -> QueryResult<Option<Self>> {
+        let row = Find::new(name.to_owned()).get_result::<Row>(conn).optional()?;
+        Ok(row.map(|(fits, is_active, status, confirmed, retained)| Self {
+            fits,
+            is_active,
+            status: status.unwrap_or_else(|| "lost".into()),
+            confirmed: confirmed.unsigned_abs(),
+            retained: u64::try_from(retained).unwrap_or_default(),
+        }))
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.status == "lost"
+    }
+}
+
+/// Whether the slot can be read; an error that cannot be mended by trying again where it cannot.
+pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
+    let failed = |error| database_error("looking for the replication slot", error);
+    let name = &options.slot;
+    if !division::is_made(conn).map_err(failed)? {
+        return Err(SourceError::lasting(format!(
+            "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `outbox wal setup` \
+             first (slot `{name}`)"
+        )));
+    }
+    if Place::load(conn, name).map_err(failed)?.is_none() {
+        return Err(SourceError::lasting(format!(
+            "the slot `{name}` is not the one from which this outbox is read: name that (see the table outbox_slot)"
+        )));
+    }
+    let resend = "what was not sent by then is still in the table, unless its rows are deleted by the service itself: \
+                  `outbox wal setup` makes a new slot and sends what is not known to be sent, some of it perhaps twice";
+    let Some(slot) = Slot::find(conn, name).map_err(failed)? else {
+        return Err(SourceError::lasting(format!(
+            "the replication slot `{name}` does not exist any more: {resend}"
+        )));
+    };
+    if !slot.fits {
+        return Err(SourceError::lasting(format!(
+            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput): \
+             choose another name"
+        )));
+    }
+    if slot.is_lost() {
+        return Err(SourceError::lasting(format!(
+            "the server has given up the replication slot `{name}`, which was confirmed up to {}, as it retained more than \
+             max_slot_wal_keep_size allows or was invalidated: {resend}",
+            shown(slot.confirmed)
+        )));
+    }
+    if !Publishes::new(options.publication.clone()).get_result::<bool>(conn).map_err(failed)? {
+        return Err(SourceError::lasting(format!(
+            "there is no publication `{}` of the inserts into the table outbox, so that the slot shows no events: run \
+             `outbox wal drop` and `outbox wal setup`",
+            options.publication
+        )));
+    }
+    Ok(())
+}
+
+/// While nobody reads the slot its part of the log grows.
+pub(super) fn warn_of_no_limit(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
+    let limit = KeepSize::new().get_result::<i64>(conn);
+    if limit.map_err(|error| database_error("looking up max_slot_wal_keep_size", error))? < 0 {
+        tracing::warn!(
+            slot = options.slot,
+            "max_slot_wal_keep_size is not set: while no relay reads the slot the server keeps all of its log, until the \
+             disk is full"
+        );
+    }
+    Ok(())
+}
+
+/// Up to where the log reaches. What is committed by now lies before it.
+pub(super) fn end_of_log(conn: &mut PgConnection) -> QueryResult<Lsn> {
+    Ok(EndOfLog::new().get_result::<i64>(conn)?.unsigned_abs())
+}
+
+/// How old something is that was made at this time, in milliseconds since 1970.
+pub(super) fn age(created_at_ms: i64) -> Duration {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.saturating_sub(Duration::from_millis(created_at_ms.unsigned_abs()))
+}
+
+/// Watches how far the slot is behind.
+#[derive(Default)]
+pub(super) struct Watch {
+    /// Where the log ended, and when.
+    ends: VecDeque<(Lsn, Instant)>,
+    warned: bool,
+}
+
+impl Watch {
+    pub(super) fn look(
+        &mut self,
+        conn: &mut PgConnection,
+        options: &WalOptions,
+        confirmed: Lsn,
+    ) -> QueryResult<LogLag> {
+        let (end, now) = (end_of_log(conn)?, Instant::now());
+        let slot = Slot::find(conn, &options.slot)?;
+        let confirmed = confirmed.max(slot.as_ref().map_or(0, |slot| slot.confirmed));
+        self.ends.push_back((end, now));
+        while self.ends.get(1).is_some_and(|(end, _)| *end <= confirmed) {
+            self.ends.pop_front();
+        }
+        let since = self.ends.front().filter(|(then, _)| *then < end && confirmed < end);
+        let (status, retained) = slot.map_or(("lost".to_owned(), 0), |slot| (slot.status, slot.retained));
+        let too_much = retained >= options.retained_warning || matches!(&*status, "unreserved" | "lost");
+        if too_much && !self.warned {
+            tracing::warn!(
+                slot = options.slot,
+                retained,
+                status,
+                "the slot retains much of the write-ahead log"
+            );
+        }
+        self.warned = too_much;
+        Ok(LogLag {
+            bytes: end.saturating_sub(confirmed),
+            time: since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then)),
+            retained_bytes: retained,
+            status,
+        })
+    }
+}
+
+statement!(
+    Pg,
+    Find { name: String => Text } -> (Bool, Bool, Nullable<Text>, BigInt, BigInt),
+    "SELECT coalesce(slot_type = 'logical' AND plugin = 'pgoutput' AND database = current_database(), false), active, wal_status, \
+     coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, \
+     coalesce(pg_current_wal_insert_lsn() - restart_lsn, 0)::bigint FROM pg_replication_slots WHERE slot_name = ?"
+);
+
+statement!(Pg, EndOfLog {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
+
+statement!(
+    Pg,
+    /// Whether the publication has what is inserted into the outbox.
+    pub(super) Publishes { name: String => Text } -> Bool,
+    "SELECT EXISTS (SELECT FROM pg_publication AS p WHERE p.pubname = ? AND p.pubinsert AND (p.puballtables OR EXISTS \
+     (SELECT FROM pg_publication_rel AS r WHERE r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass)))"
+);
+
+statement!(
+    Pg,
+    /// In megabytes; -1 for no limit.
+    KeepSize {} -> BigInt,
+    "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+);

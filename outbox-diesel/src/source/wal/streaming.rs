@@ -1,0 +1,219 @@
+//! The active relay's work on the slot.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
+
+use super::letters::{Blocked, bury};
+use super::options::WalOptions;
+use super::place::{Lsn, Place};
+use super::slot::Slot;
+use super::stream::Stream;
+use super::window::Window;
+use super::{division, role, slot};
+use crate::source::database::Database;
+use crate::source::fence::Fence;
+use crate::source::prune::{Pruning, is_due};
+use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
+
+pub(super) struct Streaming {
+    /// It holds the lock of the active relay.
+    conn: PgConnection,
+    wal: WalOptions,
+    stream: Stream,
+    window: Window,
+    /// Whether aggregates with dead letters are held back, and those that are; they are looked up where nothing is given.
+    blocks: bool,
+    blocked: Option<Blocked>,
+    /// What the table has.
+    kept: Place,
+    stayed: Option<Instant>,
+    measured: Option<Instant>,
+    pruning: Pruning,
+    fence: Fence,
+    /// Up to where the log was confirmed when that was looked at last.
+    looked_at: Lsn,
+    looked: Option<Instant>,
+    /// Numbers up to which every row has come or never will, as soon as all up to these places is sent.
+    numbers: VecDeque<(i64, Lsn)>,
+    slot: slot::Watch,
+}
+
+/// How often the server is to be asked something, so that it knows that this process goes on.
+const STAY_INTERVAL: Duration = Duration::from_secs(10);
+/// How often what is known to be sent is noted in the table.
+const LOW_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Whether all that is polled has been sent, and nobody reads the slot.
+pub(super) fn may_begin(conn: &mut PgConnection, wal: &WalOptions) -> Result<bool, SourceError> {
+    let failed = |error| database_error("looking whether the write-ahead log can be read", error);
+    let is_active = Slot::find(conn, &wal.slot).map_err(failed)?.is_some_and(|slot| slot.is_active);
+    Ok(!is_active && !division::polled_rows_wait(conn).map_err(failed)?)
+}
+
+impl Streaming {
+    pub(super) fn begin(
+        mut conn: PgConnection,
+        database: &Database,
+        wal: &WalOptions,
+    ) -> Result<Self, SourceError> {
+        let failed = |error| database_error("beginning to read the write-ahead log", error);
+        division::polled_rows_are_sent(&mut conn).map_err(failed)?;
+        let place = Place::load(&mut conn, &wal.slot).map_err(failed)?.unwrap_or_default();
+        let confirmed = Slot::find(&mut conn, &wal.slot).map_err(failed)?.map_or(0, |slot| slot.confirmed);
+        let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
+        Ok(Self {
+            stream: Stream::begin(&database.url, wal.clone(), place.start.max(confirmed))?,
+            conn,
+            wal: wal.clone(),
+            window: Window::after(place.part),
+            blocks,
+            blocked: None,
+            kept: place,
+            stayed: None,
+            measured: None,
+            pruning: Pruning::default(),
+            fence: Fence::default(),
+            looked_at: 0,
+            looked: None,
+            numbers: VecDeque::new(),
+            slot: slot::Watch::default(),
+        })
+    }
+
+    /// Whether there is something to read, or comes within this time.
+    pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        if !self.window.has_more()
+            && let Some(batch) = self.stream.receive(limit)?
+        {
+            batch.into_iter().for_each(|message| self.window.receive(message));
+            self.stream.confirm(self.window.confirmed());
+        }
+        Ok(self.window.has_more())
+    }
+
+    pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        if self.blocks && self.blocked.is_none() {
+            let blocked = Blocked::load(&mut self.conn);
+            self.blocked = Some(blocked.map_err(|error| database_error("looking up dead letters", error))?);
+        }
+        let (enough, mut bytes) = (records.len() + limit, 0);
+        while records.len() < enough && bytes < CHUNK_BYTES && self.has_more(Duration::ZERO)? {
+            let Some(row) = self.window.give()? else { continue };
+            bytes += row.bytes();
+            let ticket = row.ticket;
+            if self.blocked.as_mut().is_some_and(|blocked| blocked.holds_back(&row)) {
+                self.bury(ticket, BLOCKED)?;
+            } else {
+                records.push(row.claimed());
+            }
+        }
+        self.has_more(Duration::ZERO)
+    }
+
+    pub(super) fn settle(&mut self, tickets: &[u64]) {
+        tickets.iter().for_each(|ticket| self.window.settle(*ticket));
+        self.stream.confirm(self.window.confirmed());
+    }
+
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+        let (id, aggregate_type) = self.bury(ticket, reason)?;
+        Ok(Buried { id, aggregate_type, holds_back: self.blocks })
+    }
+
+    /// Id and aggregate type.
+    fn bury(&mut self, ticket: u64, reason: &str) -> Result<(String, String), SourceError> {
+        let row = self.window.row(ticket)?;
+        let told = (row.id.as_ref().map(ToString::to_string).unwrap_or_default(), row.aggregate_type.clone());
+        if let Some(blocked) = &mut self.blocked {
+            blocked.add(&row);
+        }
+        bury(&mut self.conn, row, reason)
+            .map_err(|error| database_error("moving a record to the dead letters", error))?;
+        self.settle(&[ticket]);
+        Ok((told.0, String::from_utf8_lossy(&told.1).into_owned()))
+    }
+
+    /// What was read and not settled is read again.
+    pub(super) fn give_again(&mut self) {
+        if self.window.give_again() {
+            self.blocked = None;
+        }
+    }
+
+    /// Keeps how much of a large transaction has been sent, of which the server cannot be told.
+    pub(super) fn keep_part(&mut self) -> Result<(), SourceError> {
+        if self.window.part().is_some() { self.keep_place() } else { Ok(()) }
+    }
+
+    fn keep_place(&mut self) -> Result<(), SourceError> {
+        let place = Place { start: self.window.confirmed(), part: self.window.part() };
+        if place != self.kept {
+            place
+                .keep(&mut self.conn, &self.wal.slot)
+                .map_err(|error| database_error("keeping up to where the log was sent", error))?;
+            self.kept = place;
+        }
+        Ok(())
+    }
+
+    pub(super) fn upkeep(&mut self, options: &SourceOptions) -> Result<Option<Lag>, SourceError> {
+        if is_due(&mut self.stayed, STAY_INTERVAL) {
+            role::stay(&mut self.conn).map_err(|error| database_error("staying active", error))?;
+            self.keep_place()?;
+        }
+        let failed = |error| database_error("looking after the table and the slot", error);
+        if is_due(&mut self.looked, LOW_INTERVAL) {
+            self.move_low().map_err(failed)?;
+        }
+        let retention = match options.sent_rows {
+            SentRows::Keep { retention } => retention,
+            SentRows::Delete => Duration::ZERO,
+        };
+        self.pruning.run(&mut self.conn, retention).map_err(failed)?;
+        if !is_due(&mut self.measured, options.lag_interval) {
+            return Ok(None);
+        }
+        slot::check(&mut self.conn, &self.wal)?;
+        self.lag().map(Some).map_err(failed)
+    }
+
+    fn lag(&mut self) -> QueryResult<Lag> {
+        let log = self.slot.look(&mut self.conn, &self.wal, self.window.confirmed())?;
+        let (unsent, oldest) = self.window.unsettled();
+        let oldest = oldest.and_then(|insert| insert.row(0).ok()).map(|row| slot::age(row.created_at_ms));
+        Ok(Lag { unsent: unsent as u64, oldest: oldest.unwrap_or_default(), log: Some(log) })
+    }
+
+    /// Rows up to the shards' lower bound are known to be sent. Every row with a number up to the fence's has come, or never
+    /// will, in what the log has by now.
+    fn move_low(&mut self) -> QueryResult<()> {
+        let confirmed = self.window.confirmed();
+        if confirmed == self.looked_at && self.numbers.is_empty() {
+            return Ok(());
+        }
+        self.looked_at = confirmed;
+        self.fence.advance(&mut self.conn)?;
+        if self.numbers.back().is_none_or(|(seq, _)| *seq < self.fence.safe()) {
+            self.numbers.push_back((self.fence.safe(), slot::end_of_log(&mut self.conn)?));
+        }
+        let mut low = None;
+        while self.numbers.front().is_some_and(|(_, end)| *end <= confirmed) {
+            low = self.numbers.pop_front().map(|(seq, _)| seq);
+        }
+        low.map_or(Ok(()), |low| division::sent_up_to(&mut self.conn, low))
+    }
+
+    /// Keeps all that is known to be sent.
+    pub(super) fn end(&mut self) {
+        self.settle(&[]);
+        if let Err(error) = self.keep_place() {
+            tracing::warn!(%error, "some events may be sent again");
+        }
+    }
+}
+
+const CHUNK_BYTES: usize = 8 << 20;

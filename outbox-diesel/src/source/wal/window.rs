@@ -1,0 +1,248 @@
+//! What was received and is not settled, and up to where everything is.
+
+use std::collections::VecDeque;
+
+use diesel_outbox_core::SourceError;
+
+use super::decode::{Insert, Message};
+use super::place::{Lsn, Part};
+use crate::source::row::StoredRow;
+
+#[derive(Default)]
+pub(super) struct Window {
+    /// The ticket of the oldest row here; each later one has the next.
+    first: u64,
+    rows: VecDeque<Received>,
+    /// The next ticket to be given to the relay.
+    next: u64,
+    marks: VecDeque<Mark>,
+    /// Up to where all has been settled.
+    confirmed: Lsn,
+    /// The transaction that the oldest row belongs to.
+    open: Option<Open>,
+    /// Of the transaction that was interrupted, what is not to be sent again.
+    part: Option<Part>,
+    skipping: u64,
+}
+
+struct Received {
+    insert: Insert,
+    settled: bool,
+}
+
+/// What lies between two rows.
+struct Mark {
+    /// The ticket of the row after it.
+    before: u64,
+    what: What,
+}
+
+enum What {
+    /// A transaction begins, of which so many events have been sent before.
+    Begin {
+        commit: Lsn,
+        sent: u64,
+    },
+    End(Lsn),
+}
+
+struct Open {
+    commit: Lsn,
+    /// The ticket of its first row, were they all here.
+    first: i128,
+}
+
+impl Window {
+    /// Begins after what was sent of the transaction that was interrupted.
+    pub(super) fn after(part: Option<Part>) -> Self {
+        Self { part, ..Self::default() }
+    }
+
+    pub(super) fn receive(&mut self, message: Message) {
+        let before = self.first + self.rows.len() as u64;
+        match message {
+            Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
+            Message::Insert(insert) => self.rows.push_back(Received { insert, settled: false }),
+            Message::Begin(commit) => {
+                let part = self.part.take_if(|part| part.commit == commit);
+                let sent = part.map_or(0, |part| part.sent);
+                self.skipping = sent;
+                self.marks.push_back(Mark { before, what: What::Begin { commit, sent } });
+            }
+            Message::End(lsn) => {
+                self.skipping = 0;
+                // Many may come while one row waits.
+                if self
+                    .marks
+                    .back()
+                    .is_some_and(|last| last.before == before && matches!(last.what, What::End(_)))
+                {
+                    self.marks.pop_back();
+                }
+                self.marks.push_back(Mark { before, what: What::End(lsn) });
+            }
+        }
+        self.go_on();
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        self.next < self.first + self.rows.len() as u64
+    }
+
+    /// The next row that was not given, or not settled since it was to be given again.
+    pub(super) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
+        while let Some(received) = self.received(self.next) {
+            let ticket = self.next;
+            let row = (!received.settled).then(|| received.insert.row(ticket)).transpose()?;
+            self.next += 1;
+            if row.is_some() {
+                return Ok(row);
+            }
+        }
+        Ok(None)
+    }
+
+    /// What is not settled is given again: whether there is any.
+    pub(super) fn give_again(&mut self) -> bool {
+        let again = self.next > self.first;
+        self.next = self.first;
+        again
+    }
+
+    pub(super) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
+        match self.received(ticket) {
+            Some(received) => received.insert.row(ticket),
+            None => Err(SourceError::new("the relay settled something that it was not given")),
+        }
+    }
+
+    pub(super) fn settle(&mut self, ticket: u64) {
+        if let Some(received) = self.index(ticket).and_then(|index| self.rows.get_mut(index)) {
+            received.settled = true;
+        }
+        if ticket == self.first {
+            self.go_on();
+        }
+    }
+
+    /// Up to where the server may forget.
+    pub(super) fn confirmed(&self) -> Lsn {
+        self.confirmed
+    }
+
+    /// How much of a transaction has been sent that is not sent as a whole.
+    pub(super) fn part(&self) -> Option<Part> {
+        let open = self.open.as_ref()?;
+        let sent = u64::try_from(i128::from(self.first) - open.first).ok().filter(|sent| *sent > 0)?;
+        Some(Part { commit: open.commit, sent })
+    }
+
+    /// How many rows are not settled, and the oldest of them.
+    pub(super) fn unsettled(&self) -> (usize, Option<&Insert>) {
+        let count = self.rows.iter().filter(|received| !received.settled).count();
+        (count, self.rows.front().map(|received| &received.insert))
+    }
+
+    fn index(&self, ticket: u64) -> Option<usize> {
+        usize::try_from(ticket.checked_sub(self.first)?).ok()
+    }
+
+    fn received(&self, ticket: u64) -> Option<&Received> {
+        self.rows.get(self.index(ticket)?)
+    }
+
+    /// Forgets what is settled, and confirms what lies before the oldest row that is not.
+    fn go_on(&mut self) {
+        loop {
+            while self.marks.front().is_some_and(|mark| mark.before <= self.first)
+                && let Some(mark) = self.marks.pop_front()
+            {
+                match mark.what {
+                    What::Begin { commit, sent } => {
+                        self.open = Some(Open { commit, first: i128::from(mark.before) - i128::from(sent) });
+                    }
+                    What::End(lsn) => (self.confirmed, self.open) = (self.confirmed.max(lsn), None),
+                }
+            }
+            if !self.rows.front().is_some_and(|received| received.settled) {
+                break;
+            }
+            self.rows.pop_front();
+            self.first += 1;
+        }
+        self.next = self.next.max(self.first);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::wal::decode::tests::insert;
+
+    fn window(messages: impl IntoIterator<Item = Message>) -> Window {
+        let mut window = Window::default();
+        messages.into_iter().for_each(|message| window.receive(message));
+        window
+    }
+
+    /// A transaction that ends at this place, with events of these numbers.
+    fn transaction(commit: Lsn, seqs: impl IntoIterator<Item = i64>) -> Vec<Message> {
+        let rows = seqs.into_iter().map(|seq| Message::Insert(insert(seq)));
+        [Message::Begin(commit)].into_iter().chain(rows).chain([Message::End(commit)]).collect()
+    }
+
+    fn given(window: &mut Window) -> Vec<(u64, i64)> {
+        std::iter::from_fn(|| window.give().unwrap()).map(|row| (row.ticket, row.seq)).collect()
+    }
+
+    #[test]
+    fn a_place_is_confirmed_when_all_before_it_is_settled() {
+        let mut window = window(transaction(10, 1..=2).into_iter().chain(transaction(20, 3..=3)));
+        assert_eq!(given(&mut window), [(0, 1), (1, 2), (2, 3)]);
+        for (ticket, confirmed) in [(2, 0), (0, 0), (1, 20)] {
+            window.settle(ticket);
+            assert_eq!(window.confirmed(), confirmed, "after {ticket}");
+        }
+    }
+
+    #[test]
+    fn what_the_server_tells_between_transactions_is_confirmed_where_nothing_waits() {
+        let mut window = window([Message::End(5)]);
+        assert_eq!(window.confirmed(), 5);
+        transaction(10, 1..=1)
+            .into_iter()
+            .chain([Message::End(15)])
+            .for_each(|message| window.receive(message));
+        assert_eq!(window.confirmed(), 5);
+        assert_eq!(given(&mut window), [(0, 1)]);
+        window.settle(0);
+        assert_eq!(window.confirmed(), 15);
+    }
+
+    #[test]
+    fn what_is_not_settled_is_given_again_and_nothing_else() {
+        let mut window = window(transaction(10, 1..=4));
+        given(&mut window);
+        [0, 2].into_iter().for_each(|ticket| window.settle(ticket));
+        window.give_again();
+        assert_eq!(given(&mut window), [(1, 2), (3, 4)]);
+    }
+
+    #[test]
+    fn a_transaction_goes_on_where_it_was_interrupted() {
+        let messages = || transaction(10, 1..=2).into_iter().chain(transaction(20, 3..=7));
+        let mut interrupted = window(messages().take(8));
+        given(&mut interrupted);
+        assert_eq!(interrupted.part(), None);
+        [0, 1, 2, 3, 5].into_iter().for_each(|ticket| interrupted.settle(ticket));
+        assert_eq!((interrupted.confirmed(), interrupted.part()), (10, Some(Part { commit: 20, sent: 2 })));
+
+        let mut next = Window::after(interrupted.part());
+        messages().for_each(|message| next.receive(message));
+        assert_eq!(given(&mut next), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 7)]);
+        [0, 1, 2].into_iter().for_each(|ticket| next.settle(ticket));
+        assert_eq!(next.part(), Some(Part { commit: 20, sent: 3 }));
+        [3, 4].into_iter().for_each(|ticket| next.settle(ticket));
+        assert_eq!((next.confirmed(), next.part()), (20, None));
+    }
+}
