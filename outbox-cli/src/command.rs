@@ -12,6 +12,7 @@ mod relay;
 mod report;
 mod settings;
 mod value;
+mod wal;
 
 use std::process::ExitCode;
 
@@ -49,5 +50,7 @@ fn perform(action: &Action, config: &Config) -> Result<(), Failure> {
         Action::Lag { json } => report::lag(config, *json),
         Action::DeadLetters { json, limit } => report::dead_letters(config, *json, *limit),
         Action::Requeue(which) => report::requeue(config, which),
+        Action::WalSetup => wal::setup(config),
+        Action::WalDrop => wal::drop(config),
     }
 }

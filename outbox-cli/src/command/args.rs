@@ -23,6 +23,8 @@ pub(crate) enum Action {
     Lag { json: bool },
     DeadLetters { json: bool, limit: i64 },
     Requeue(Requeue),
+    WalSetup,
+    WalDrop,
 }
 
 /// Reads the arguments.
@@ -30,7 +32,11 @@ pub(crate) fn parse(
     arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Invocation, clap::Error> {
     let mut matches = command().try_get_matches_from(arguments).map_err(without_secrets)?;
-    let (name, flags) = matches.remove_subcommand().unwrap_or_default();
+    let (name, mut flags) = matches.remove_subcommand().unwrap_or_default();
+    let (name, flags) = match flags.remove_subcommand() {
+        Some((inner, flags)) => (format!("{name} {inner}"), flags),
+        None => (name, flags),
+    };
     let json = || flags.get_flag("json");
     let action = match name.as_str() {
         "migrate" => Action::Migrate,
@@ -39,6 +45,8 @@ pub(crate) fn parse(
         "dead-letters" => {
             Action::DeadLetters { json: json(), limit: flags.get_one("limit").copied().unwrap_or(i64::MAX) }
         }
+        "wal setup" => Action::WalSetup,
+        "wal drop" => Action::WalDrop,
         _ => Action::Requeue(requeue(&flags)),
     };
     Ok(Invocation { action, flags })
@@ -73,6 +81,22 @@ pub(crate) fn command() -> Command {
                         .default_value("100")
                         .help("The most to list"),
                 ),
+        )
+        .subcommand(
+            Command::new("wal")
+                .about("Prepares PostgreSQL for a relay that reads its write-ahead log")
+                .subcommand_required(true)
+                .arg_required_else_help(true)
+                .subcommand(operation(
+                    "setup",
+                    "Makes the publication and the replication slot: later events are read from the log",
+                    Scope::Wal,
+                ))
+                .subcommand(operation(
+                    "drop",
+                    "Drops them again, when the relays have been stopped: all events are polled",
+                    Scope::Wal,
+                )),
         )
         .subcommand(
             operation("requeue", "Sends dead letters again, at their old place in the order", Scope::Every)

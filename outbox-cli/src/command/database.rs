@@ -4,6 +4,7 @@
 mod address;
 #[cfg(feature = "sqlite")]
 mod file;
+mod wal;
 
 use std::fmt;
 
@@ -68,11 +69,16 @@ impl Database {
     }
 
     /// A relay for it.
-    pub(crate) fn relay(&self) -> Result<Relay, Failure> {
+    pub(crate) fn relay(&self, config: &Config) -> Result<Relay, Failure> {
+        let from_wal = wal::is_source(config)?;
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
-                let relay = Relay::postgres(url.as_str());
+                let relay = if from_wal {
+                    Relay::wal(url.as_str(), wal::options(config)?)
+                } else {
+                    Relay::postgres(url.as_str())
+                };
                 Ok(match schema {
                     Some(schema) => relay.schema(schema.as_str()),
                     None => relay,
@@ -80,6 +86,9 @@ impl Database {
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
+                if from_wal {
+                    return Err(wal::not_here(config));
+                }
                 file.require()?;
                 Ok(Relay::sqlite(url.as_str()))
             }
@@ -108,11 +117,7 @@ impl Database {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
-                let mut conn = self.connect::<PgConnection>(url)?;
-                if let Some(schema) = schema {
-                    use_schema(&mut conn, schema).map_err(|error| self.failed(error))?;
-                }
-                Ok(Box::new(conn))
+                Ok(Box::new(self.connect_postgres(url, schema.as_deref())?))
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
@@ -122,9 +127,53 @@ impl Database {
         }
     }
 
+    /// Has PostgreSQL's write-ahead log read from now on.
+    pub(crate) fn set_up_wal(&self, config: &Config) -> Result<(), Failure> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schema, .. } => self.change_wal(config, url, schema.as_deref(), wal::setup),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Err(wal::not_here(config)),
+        }
+    }
+
+    /// Has the whole table polled again.
+    pub(crate) fn drop_wal(&self, config: &Config) -> Result<(), Failure> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schema, .. } => {
+                self.change_wal(config, url, schema.as_deref(), wal::teardown)
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Err(wal::not_here(config)),
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    fn change_wal(
+        &self,
+        config: &Config,
+        url: &str,
+        schema: Option<&str>,
+        change: wal::Change,
+    ) -> Result<(), Failure> {
+        let mut conn = self.connect_postgres(url, schema)?;
+        change(&mut conn, &wal::options(config)?)
+            .map_err(|source| Failure::Wal { database: self.to_string(), source })
+    }
+
     /// The failure of a question to the tables.
     pub(crate) fn failed(&self, source: diesel::result::Error) -> Failure {
         Failure::Query { database: self.to_string(), source }
+    }
+
+    #[cfg(feature = "postgres")]
+    fn connect_postgres(&self, url: &str, schema: Option<&str>) -> Result<PgConnection, Failure> {
+        let mut conn = self.connect::<PgConnection>(url)?;
+        if let Some(schema) = schema {
+            use_schema(&mut conn, schema).map_err(|error| self.failed(error))?;
+        }
+        Ok(conn)
     }
 
     #[cfg(feature = "sqlite")]

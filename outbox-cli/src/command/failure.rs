@@ -21,6 +21,9 @@ pub(crate) enum Failure {
     Migrate { database: String, source: MigrationError },
     #[error("the outbox in {database} cannot be worked with: {source}{}", hint(source))]
     Query { database: String, source: diesel::result::Error },
+    #[cfg(feature = "postgres")]
+    #[error("{database}: {source}")]
+    Wal { database: String, source: diesel_outbox::source::wal::WalError },
     #[error("no dead letter matches: see `outbox dead-letters`")]
     NoDeadLetter,
     #[error("{0}")]

@@ -16,14 +16,14 @@ use super::output::{print, tell};
 pub(crate) fn lag(config: &Config, json: bool) -> Result<(), Failure> {
     let database = Database::chosen(config)?;
     let lag = database.observed()?.lag().map_err(|error| database.failed(error))?;
-    print(&if json { lag_json(lag) } else { lag_text(lag) })
+    print(&if json { lag_json(&lag) } else { lag_text(&lag) })
 }
 
-fn lag_json(lag: Lag) -> String {
+fn lag_json(lag: &Lag) -> String {
     format!("{}\n", json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() }))
 }
 
-fn lag_text(lag: Lag) -> String {
+fn lag_text(lag: &Lag) -> String {
     match lag.unsent {
         0 => "no event waits to be sent\n".to_owned(),
         unsent => {
@@ -130,9 +130,9 @@ mod tests {
             (lag.unsent, lag.oldest) = (unsent, Duration::from_millis(ms));
             lag
         };
-        assert_eq!(lag_text(lag(0, 0)), "no event waits to be sent\n");
-        assert_eq!(lag_text(lag(7, 61_500)), "unsent: 7\noldest: 1m 1s 500ms\n");
-        assert_eq!(lag_json(lag(7, 61_500)), "{\"oldest_seconds\":61.5,\"unsent\":7}\n");
+        assert_eq!(lag_text(&lag(0, 0)), "no event waits to be sent\n");
+        assert_eq!(lag_text(&lag(7, 61_500)), "unsent: 7\noldest: 1m 1s 500ms\n");
+        assert_eq!(lag_json(&lag(7, 61_500)), "{\"oldest_seconds\":61.5,\"unsent\":7}\n");
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub(crate) enum Shape {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
     Every,
+    /// Those that are about the write-ahead log.
+    Wal,
     Relay,
 }
 
@@ -56,6 +58,10 @@ const fn every(key: &'static str, value: &'static str, default: &'static str, he
     Setting { key, shape: Shape::One, scope: Scope::Every, value, help, default }
 }
 
+const fn wal(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
+    Setting { key, shape: Shape::One, scope: Scope::Wal, value, help, default }
+}
+
 const fn relay(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
     Setting { key, shape: Shape::One, scope: Scope::Relay, value, help, default }
 }
@@ -67,7 +73,7 @@ impl Setting {
 }
 
 /// All of them, in the order of the help.
-pub(crate) const SETTINGS: [Setting; 18] = [
+pub(crate) const SETTINGS: [Setting; 22] = [
     every(
         "database_url",
         "URL",
@@ -78,6 +84,20 @@ pub(crate) const SETTINGS: [Setting; 18] = [
     ),
     every("schema", "NAME", "", "The schema that holds the tables (PostgreSQL); else the connection's search_path"),
     every("log_format", "FORMAT", "human", "How log lines are written to standard error: human or json"),
+    wal("slot", "NAME", "outbox", "The replication slot that is read (source wal); its name is unique on the server"),
+    wal("publication", "NAME", "outbox", "The publication that the slot is read with (source wal)"),
+    relay(
+        "source",
+        "SOURCE",
+        "polling",
+        "Where events are read: polling (the table) or wal (PostgreSQL's write-ahead log, after `outbox wal setup`)",
+    ),
+    relay(
+        "retained_warning",
+        "BYTES",
+        "1073741824",
+        "A warning is logged where the slot retains more of the write-ahead log than this (source wal)",
+    ),
     relay("brokers", "HOST:PORT,..", "", "Kafka's addresses").shaped(Shape::List),
     relay(
         "kafka",

@@ -12,7 +12,8 @@ use crate::command::value::ConfigError;
 
 /// The relay, ready to run.
 pub(super) fn relay(config: &Config, database: &Database) -> Result<Relay, Failure> {
-    let relay = database.relay()?.publisher(kafka(config)?).topics(topics(config)?).limits(limits(config)?);
+    let relay =
+        database.relay(config)?.publisher(kafka(config)?).topics(topics(config)?).limits(limits(config)?);
     let relay = set(relay, config.number("workers")?, Relay::workers);
     let relay = set(relay, config.duration("poll_interval")?, Relay::poll_interval);
     let relay = set(relay, config.duration("lag_interval")?, Relay::lag_interval);
