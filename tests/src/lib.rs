@@ -29,6 +29,7 @@ mod docker;
 mod host;
 mod java;
 mod kafka;
+pub mod load;
 mod postgres;
 mod process;
 mod scratch;

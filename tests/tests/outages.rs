@@ -6,6 +6,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
+use diesel_outbox::source::wal::{WalOptions, setup};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, RelayHandle, Topics};
 use outbox_tests::{Database, Kafka, Postgres, Received, eventually, eventually_ok};
@@ -21,10 +22,14 @@ fn migrated(postgres: &Postgres) -> Database<'_> {
 }
 
 fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> RelayHandle {
+    start(Relay::postgres(database.url()), kafka, topic)
+}
+
+fn start(relay: Relay, kafka: &Kafka, topic: &str) -> RelayHandle {
     let mut limits = Limits::default();
     limits.pass_time = Duration::from_millis(100);
     limits.stall_time = Duration::from_secs(1);
-    Relay::postgres(database.url())
+    relay
         .publisher(Broker::new(kafka.brokers()))
         .topics(Topics::pattern(topic).unwrap())
         .limits(limits)
@@ -229,4 +234,49 @@ fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
     wait_until_sent(&database);
     assert_nothing_lost(&kafka.read_all(&topic), 100);
     stop(relay);
+}
+
+/// The relay reads the write-ahead log. In the middle of it the broker goes, then the connection, then the database with the
+/// broker away, so that all that is read ahead waits.
+#[test]
+fn what_the_log_has_survives_whatever_goes_away() {
+    let kafka = Kafka::start();
+    let postgres = Postgres::start(15);
+    let database = migrated(&postgres);
+    let topic = kafka.unique("log");
+    kafka.create_topic(&topic, 3);
+    let wal = WalOptions::default();
+    setup(&mut database.connect(), &wal).unwrap();
+    let counter = kafka.counter(&topic);
+    let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
+    let has_come = |events| {
+        eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
+    };
+    emit(&database, 0..EVENTS / 3);
+    has_come(1);
+    kafka.crash();
+    emit(&database, EVENTS / 3..EVENTS / 2);
+    kafka.restart();
+    has_come(EVENTS / 3);
+    terminate_senders(&database);
+    emit(&database, EVENTS / 2..EVENTS * 2 / 3);
+    has_come(EVENTS / 2);
+    kafka.stop();
+    emit(&database, EVENTS * 2 / 3..EVENTS);
+    postgres.restart();
+    terminate_senders(&database);
+    kafka.restart();
+    eventually_ok("everything to come", PATIENCE, || {
+        let received = kafka.read_all(&topic);
+        let seen: BTreeSet<_> = received.iter().filter_map(|received| received.header("eventType")).collect();
+        if seen.len() == EVENTS { Ok(()) } else { Err(format!("{} of {EVENTS} have come", seen.len())) }
+    });
+    stop(relay);
+    assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+}
+
+fn terminate_senders(database: &Database<'_>) {
+    let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication";
+    let count = diesel::dsl::sql::<BigInt>(terminate).get_result::<i64>(&mut database.connect()).unwrap();
+    println!("{count} replication connections were terminated");
 }

@@ -1,0 +1,117 @@
+//! Events that several writers emit at once, a relay process that sends them, and what must be true of what arrives.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::{Emit, Migrations, Record};
+
+use crate::{Database, Kafka, Postgres, Process, Received, workspace_binary};
+
+/// A new database on the shared server, with the tables.
+pub fn migrated() -> Database<'static> {
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+/// A new topic of six partitions.
+pub fn new_topic(name: &str) -> String {
+    let topic = Kafka::shared().unique(name);
+    Kafka::shared().create_topic(&topic, 6);
+    topic
+}
+
+/// A process of the binary `outbox` that relays to this topic.
+pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
+    let mut command = Command::new(workspace_binary("outbox"));
+    command
+        .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", topic])
+        .args(arguments)
+        .env("OUTBOX_DATABASE_URL", database.url());
+    Process::start(&command)
+}
+
+/// How many rows there are.
+pub fn count(conn: &mut PgConnection, from: &str) -> usize {
+    let sql = format!("SELECT count(*) FROM {from}");
+    diesel::dsl::sql::<BigInt>(&sql).get_result::<i64>(conn).unwrap().unsigned_abs() as usize
+}
+
+fn record(aggregate: usize, number: usize) -> Record {
+    Record::new("order", aggregate.to_string(), number.to_string()).with_payload(vec![b'x'; 200])
+}
+
+/// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each, in
+/// transactions of different sizes, one of which in ten is rolled back and one in fifty commits late, when others have gone
+/// past its numbers; one of those does so after whole passes. The ids of those that were committed.
+pub fn write(
+    conn: &mut PgConnection,
+    writer: usize,
+    writers: usize,
+    aggregates: usize,
+    events: usize,
+) -> BTreeSet<String> {
+    let own: Vec<usize> = (0..aggregates).filter(|aggregate| aggregate % writers == writer).collect();
+    let mut written = 0;
+    let mut round = 0;
+    let mut ids = BTreeSet::new();
+    while written < events {
+        let size = (1 + (round * 7 + writer) % 40).min(events - written);
+        let records: Vec<Record> =
+            (written..written + size).map(|number| record(own[number % own.len()], number)).collect();
+        let result: QueryResult<()> = conn.transaction(|c| {
+            if size == 1 {
+                c.emit(&records[0])?;
+            } else {
+                c.emit_all(&records)?;
+            }
+            if round % 50 == 25 {
+                std::thread::sleep(Duration::from_millis(if round == 125 { 1_500 } else { 20 }));
+            }
+            if round % 10 == 9 { Err(diesel::result::Error::RollbackTransaction) } else { Ok(()) }
+        });
+        if result.is_ok() {
+            written += size;
+            ids.extend(records.iter().map(|record| record.id().to_string()));
+        }
+        round += 1;
+    }
+    ids
+}
+
+/// As many writers at once, for 1,000 aggregates.
+pub fn write_together(database: &Database<'_>, writers: usize, events: usize) -> BTreeSet<String> {
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..writers)
+            .map(|writer| {
+                let mut conn = database.connect();
+                scope.spawn(move || write(&mut conn, writer, writers, 1_000, events / writers))
+            })
+            .collect();
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    })
+}
+
+/// How many of the received records are repetitions of an id. Every committed id must be there, and each aggregate's first
+/// occurrences in their order.
+#[track_caller]
+pub fn repetitions(received: &[Received], committed: &BTreeSet<String>) -> usize {
+    let mut seen = BTreeSet::new();
+    let mut last: BTreeMap<&str, usize> = BTreeMap::new();
+    for received in received {
+        let id = received.header("id").unwrap();
+        assert!(committed.contains(id), "{id} was never committed");
+        if !seen.insert(id) {
+            continue;
+        }
+        let number: usize = received.header("eventType").unwrap().parse().unwrap();
+        let aggregate = received.key_text().unwrap();
+        let before = last.insert(aggregate, number);
+        assert!(before.is_none_or(|before| before < number), "{aggregate}: {number} after {before:?}");
+    }
+    assert_eq!(seen.len(), committed.len(), "events were lost");
+    received.len() - seen.len()
+}

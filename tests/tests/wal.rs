@@ -1,0 +1,330 @@
+//! The relay that reads the write-ahead log: nothing is lost, each aggregate keeps its order, and what the table held when the slot
+//! was made is sent once.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox::{Emit, Record};
+use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, write, write_together};
+use outbox_tests::{Database, Kafka, Process, Signal, eventually, workspace_binary};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Runs `outbox wal setup` or `outbox wal drop`. A slot's name is that of its database, as it is unique on the server.
+fn wal(database: &Database<'_>, command: &str) -> String {
+    let mut outbox = Command::new(workspace_binary("outbox"));
+    outbox.args(["wal", command, "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
+    let output = outbox.output().unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+fn reader(database: &Database<'_>, topic: &str) -> Process {
+    relay(database, topic, &["--source", "wal", "--slot", database.name()])
+}
+
+fn stop(relay: &Process) {
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(Duration::from_secs(30)).success());
+}
+
+fn one(conn: &mut PgConnection, sql: &str) -> String {
+    diesel::dsl::sql::<Text>(sql).get_result(conn).unwrap()
+}
+
+#[test]
+fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
+    let database = migrated();
+    let topic = new_topic("wal");
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 2, 1_000, 20_000);
+    let (more, relay) = std::thread::scope(|scope| {
+        let written = scope.spawn(|| write(&mut database.connect(), 1, 2, 1_000, 40_000));
+        let set_up = scope.spawn(|| wal(&database, "setup"));
+        assert!(set_up.join().unwrap().contains("are read from the slot"));
+        let relay = reader(&database, &topic);
+        (written.join().unwrap(), relay)
+    });
+    committed.extend(more);
+    let counter = Kafka::shared().counter(&topic);
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    stop(&relay);
+    let received = Kafka::shared().read_all(&topic);
+    assert_eq!(repetitions(&received, &committed), 0);
+    assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "all was polled");
+}
+
+/// What was not polled before the log is given up is polled afterwards.
+#[test]
+fn what_waits_still_waits_where_the_slot_is_dropped_before_it_was_sent() {
+    let database = migrated();
+    let topic = new_topic("dropped");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 1, 10, 2_000);
+    wal(&database, "setup");
+    committed.extend(write(conn, 0, 1, 10, 1_000));
+    wal(&database, "drop");
+    let relay = relay(&database, &topic, &[]);
+    eventually("all events", PATIENCE, || (counter.count() >= 3_000).then_some(()));
+    stop(&relay);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), committed.len());
+}
+
+/// A transaction that took a low number commits when the relay is gone: it alone is to be polled.
+#[test]
+fn what_was_sent_beside_an_older_event_is_not_sent_again() {
+    let database = migrated();
+    let topic = new_topic("older");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let log = reader(&database, &topic);
+    let late = &mut database.connect();
+    late.batch_execute("BEGIN").unwrap();
+    let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+                  VALUES (gen_random_uuid(), 'order', 'late', '0', 0)";
+    late.batch_execute(insert).unwrap();
+    write(&mut database.connect(), 0, 1, 10, 500);
+    eventually("the others", PATIENCE, || (counter.count() >= 500).then_some(()));
+    stop(&log);
+    late.batch_execute("COMMIT").unwrap();
+    wal(&database, "drop");
+    let polling = relay(&database, &topic, &[]);
+    let conn = &mut database.connect();
+    eventually("all to be sent", PATIENCE, || {
+        (count(conn, "outbox WHERE sent_at IS NULL AND aggregateid = 'late'") == 0).then_some(())
+    });
+    stop(&polling);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
+}
+
+/// Of two relays one is active. It is killed at any moment, and the other goes on.
+#[test]
+fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() {
+    const EVENTS: usize = 200_000;
+    const KILLS: usize = 20;
+    let database = migrated();
+    let topic = new_topic("killed");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let (committed, relays) = std::thread::scope(|scope| {
+        let written = scope.spawn(|| write_together(&database, 4, EVENTS));
+        let mut relays = vec![reader(&database, &topic), reader(&database, &topic)];
+        for kill in 1..=KILLS {
+            let target = kill * EVENTS / (KILLS + 2);
+            eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
+            let active = relays.iter().position(is_active).unwrap_or(0);
+            let victim = relays.remove(active);
+            victim.signal(Signal::Kill);
+            victim.wait(PATIENCE);
+            relays.push(reader(&database, &topic));
+        }
+        (written.join().unwrap(), relays)
+    });
+    eventually("all events", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
+    let is_confirmed = format!(
+        "SELECT (confirmed_flush_lsn >= '{}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
+        one(&mut database.connect(), "SELECT pg_current_wal_insert_lsn()::text"),
+        database.name()
+    );
+    let conn = &mut database.connect();
+    eventually("all to be confirmed", PATIENCE, || (one(conn, &is_confirmed) == "true").then_some(()));
+    relays.iter().for_each(stop);
+    let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
+    println!("{repeated} of {EVENTS} repeated in {KILLS} kills");
+    // What is in flight, and what was settled within the interval at which places are confirmed.
+    assert!(repeated < KILLS * 20_000, "{repeated} repeated");
+}
+
+fn is_active(relay: &Process) -> bool {
+    relay.lines().iter().any(|line| line.contains("this relay reads the write-ahead log"))
+}
+
+#[test]
+fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
+    const EVENTS: usize = 100_000;
+    let database = migrated();
+    let topic = new_topic("stopped");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    // One transaction, which no confirmation can divide, and many.
+    let large: Vec<Record> = (0..EVENTS / 2)
+        .map(|n| Record::new("order", "large", n.to_string()).with_payload(vec![b'x'; 200]))
+        .collect();
+    conn.transaction(|c| c.emit_all(&large)).unwrap();
+    let mut committed = write(conn, 0, 1, 500, EVENTS / 2);
+    committed.extend(large.iter().map(|record| record.id().to_string()));
+    for target in [10_000, 30_000, 60_000] {
+        let relay = reader(&database, &topic);
+        eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
+        stop(&relay);
+        assert!(counter.count() < EVENTS, "the stop came after the end");
+    }
+    let relay = reader(&database, &topic);
+    eventually("the rest", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
+    stop(&relay);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+#[test]
+fn another_relay_takes_over_within_two_seconds() {
+    let database = migrated();
+    let topic = new_topic("standby");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+    let first = reader(&database, &topic);
+    emit();
+    eventually("the first event", PATIENCE, || (counter.count() >= 1).then_some(()));
+    let second = reader(&database, &topic);
+    let next_in_line = "pg_locks WHERE locktype = 'advisory' AND classid = 1869968486 AND granted \
+                        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+    let looking = &mut database.connect();
+    eventually("the second relay to stand by", PATIENCE, || {
+        (count(looking, next_in_line) == 1).then_some(())
+    });
+    first.signal(Signal::Kill);
+    first.wait(PATIENCE);
+    let killed = Instant::now();
+    emit();
+    eventually("the second event", PATIENCE, || (counter.count() >= 2).then_some(()));
+    let took = killed.elapsed();
+    println!("taken over after {took:?}");
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    stop(&second);
+}
+
+#[test]
+fn polling_goes_on_where_reading_the_log_ended() {
+    let database = migrated();
+    let topic = new_topic("back");
+    let counter = Kafka::shared().counter(&topic);
+    let committed = std::thread::scope(|scope| {
+        let written = scope.spawn(|| write_together(&database, 4, 150_000));
+        let polling = relay(&database, &topic, &[]);
+        let has_come = |events| {
+            eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
+        };
+        has_come(15_000);
+        // Both: each sends its part.
+        wal(&database, "setup");
+        let log = reader(&database, &topic);
+        has_come(50_000);
+        stop(&polling);
+        stop(&log);
+        wal(&database, "drop");
+        let polling = relay(&database, &topic, &[]);
+        has_come(counter.count() + 20_000);
+        wal(&database, "setup");
+        stop(&polling);
+        let log = reader(&database, &topic);
+        let committed = written.join().unwrap();
+        has_come(committed.len());
+        stop(&log);
+        committed
+    });
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+#[test]
+fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
+    let database = migrated();
+    let topic = new_topic("lost");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let refused = reader(&database, &topic);
+    assert_eq!(refused.wait(PATIENCE).code(), Some(1));
+    refused.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal setup` first"));
+
+    wal(&database, "setup");
+    let mut committed = write(conn, 0, 1, 10, 1_000);
+    let relay = reader(&database, &topic);
+    eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
+    stop(&relay);
+    // The numbers go on: others are written, and the slot is lost.
+    committed.extend(
+        (0..100)
+            .map(|n| {
+                let record = Record::new("order", "late", n.to_string());
+                conn.transaction(|c| c.emit(&record)).unwrap().to_string()
+            })
+            .collect::<Vec<_>>(),
+    );
+    conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", database.name())).unwrap();
+    let stopped = reader(&database, &topic);
+    assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
+    stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("does not exist any more"));
+
+    wal(&database, "setup");
+    let relay = reader(&database, &topic);
+    eventually("the rest", PATIENCE, || (counter.count() >= 1_100).then_some(()));
+    stop(&relay);
+    let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
+    println!("{repeated} repeated after a slot was lost");
+}
+
+#[test]
+fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
+    let database = migrated();
+    let topic = new_topic("idle");
+    wal(&database, "setup");
+    let relay = reader(&database, &topic);
+    let conn = &mut database.connect();
+    conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+        .unwrap();
+    let end = one(conn, "SELECT pg_current_wal_insert_lsn()::text");
+    let sql = format!(
+        "SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
+        database.name()
+    );
+    eventually("the slot to move on", PATIENCE, || (one(conn, &sql) == "true").then_some(()));
+    stop(&relay);
+}
+
+/// Rows that the service inserts and deletes at once are in the log all the same.
+#[test]
+fn the_table_may_stay_empty() {
+    let database = migrated();
+    let topic = new_topic("empty");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let relay = reader(&database, &topic);
+    let conn = &mut database.connect();
+    for n in 0..100 {
+        conn.transaction(|c| {
+            let id = c.emit(&Record::new("order", "1", n.to_string()))?;
+            c.batch_execute(&format!("DELETE FROM outbox WHERE id = '{id}'"))?;
+            QueryResult::Ok(())
+        })
+        .unwrap();
+    }
+    conn.batch_execute("TRUNCATE outbox").unwrap();
+    eventually("all events", PATIENCE, || (counter.count() >= 100).then_some(()));
+    stop(&relay);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 100);
+    assert_eq!(count(conn, "outbox"), 0);
+}
+
+#[test]
+fn a_column_that_is_added_is_no_reason_to_stop() {
+    let database = migrated();
+    let topic = new_topic("column");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let relay = reader(&database, &topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 1, 10, 500);
+    conn.batch_execute("ALTER TABLE outbox ADD COLUMN tenant text DEFAULT 'a'").unwrap();
+    committed.extend(write(conn, 0, 1, 10, 500));
+    eventually("all events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
+    stop(&relay);
+    let received = Kafka::shared().read_all(&topic);
+    assert_eq!(received.len(), committed.len());
+}
