@@ -11,7 +11,7 @@ pub struct WalOptions {
     /// A warning is logged where the slot retains more of the log than so many bytes. Default: 1 GiB.
     pub retained_warning: u64,
     /// How often what was sent is confirmed to the server while there is more. What was not confirmed is sent again after a
-    /// crash. Default: 100 ms.
+    /// crash. Default: 100 ms; 1 ms at least.
     pub confirm_interval: Duration,
 }
 

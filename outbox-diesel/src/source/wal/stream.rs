@@ -45,6 +45,7 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long to try to tell it the last.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+const SHORTEST_CONFIRM_INTERVAL: Duration = Duration::from_millis(1);
 /// How often it is looked whether there is room for a batch.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// The server waits so long for the heartbeat of a process that was frozen.
@@ -56,7 +57,10 @@ impl Stream {
         let shared = Arc::new(Shared::default());
         let reader = Reader {
             url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
-            options,
+            options: WalOptions {
+                confirm_interval: options.confirm_interval.max(SHORTEST_CONFIRM_INTERVAL),
+                ..options
+            },
             start,
             decoder: Decoder::new(),
             batches,
