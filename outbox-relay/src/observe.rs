@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel_outbox_core::Lag;
 use metrics::{counter, gauge, histogram};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 pub(crate) fn published(count: usize) {
     counter!("outbox_published_total").increment(count as u64);
@@ -51,6 +51,10 @@ pub(crate) fn stopped(published: usize) {
 pub(crate) fn failed(failure: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
     counter!("outbox_failures_total", "in" => failure).increment(1);
     warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {failure} failed; trying again");
+}
+
+pub(crate) fn gave_up(error: &dyn std::error::Error) {
+    error!(error = %error, "the relay cannot go on and has stopped");
 }
 
 pub(crate) fn recovered(failure: &'static str) {

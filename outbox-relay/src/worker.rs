@@ -66,6 +66,7 @@ impl Worker {
                 }
                 Err(Failure::Source(error)) if error.is_lasting() => {
                     self.stop.set();
+                    observe::gave_up(&error);
                     return Err(error);
                 }
                 Err(failure) => {
