@@ -9,7 +9,7 @@ use std::{fs, net};
 
 use crate::process::{Process, Signal};
 use crate::scratch::Folder;
-use crate::wait::eventually_ok;
+use crate::wait::{eventually_ok, unless_late};
 
 const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(60);
@@ -81,10 +81,14 @@ impl Local {
         self.folder.path().join("log")
     }
 
+    /// One that does not end by itself is killed, as a supervisor would.
     fn end(&self, signal: Signal) {
-        if let Some(process) = self.process.lock().unwrap().take() {
-            process.signal(signal);
-            process.signal(Signal::Continue);
+        let Some(process) = self.process.lock().unwrap().take() else { return };
+        process.signal(signal);
+        process.signal(Signal::Continue);
+        if unless_late(STOP, || process.exited()).is_none() {
+            eprintln!("a server did not end by itself within {STOP:?}; {}", self.log_end());
+            process.signal(Signal::Kill);
             process.wait(STOP);
         }
     }

@@ -8,13 +8,21 @@ const POLL: Duration = Duration::from_millis(10);
 
 /// Waits until `condition` gives a value, and panics naming `what` when it has not `within` that time.
 #[track_caller]
-pub fn eventually<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(what: &str, within: Duration, condition: impl FnMut() -> Option<T>) -> T {
+    match unless_late(within, condition) {
+        Some(value) => value,
+        None => panic!("waited {within:?} in vain for {what}"),
+    }
+}
+
+/// Waits until `condition` gives a value, but no longer than `within` that time.
+pub(crate) fn unless_late<T>(within: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
-        if let Some(value) = condition() {
+        let value = condition();
+        if value.is_some() || started.elapsed() >= within {
             return value;
         }
-        assert!(started.elapsed() < within, "waited {within:?} in vain for {what}");
         thread::sleep(POLL);
     }
 }

@@ -1,6 +1,7 @@
 //! The relay that reads the write-ahead log: nothing is lost, each aggregate keeps its order, and what the table held when the slot
 //! was made is sent once.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -101,6 +102,63 @@ fn what_was_sent_beside_an_older_event_is_not_sent_again() {
     });
     stop(&polling);
     assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
+}
+
+/// Twice: as a relay begins, and as it was frozen for a while. The first is killed in the middle of it.
+#[test]
+fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
+    let database = migrated();
+    let topic = new_topic("behind");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    wal(&database, "setup");
+    let write_by = |writers: std::ops::Range<usize>, events: usize| -> BTreeSet<String> {
+        std::thread::scope(|scope| {
+            let database = &database;
+            let write = |writer| move || write(&mut database.connect(), writer, 9, 900, events);
+            let writers: Vec<_> = writers.map(|writer| scope.spawn(write(writer))).collect();
+            writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+        })
+    };
+    let mut committed = write_by(0..4, 50_000);
+    let large: Vec<Record> =
+        (0..60_000).map(|number| Record::new("order", "large", number.to_string())).collect();
+    committed.extend(large.iter().map(|record| record.id().to_string()));
+    conn.transaction(|c| c.emit_all(&large)).unwrap();
+
+    let in_batches = |relay: &Process| {
+        relay.wait_for_line("that it reads batches", PATIENCE, |line| line.contains("in batches"));
+    };
+    let streams = |relay: &Process| {
+        relay.wait_for_line("that it streams", PATIENCE, |line| line.contains("streamed from here on"));
+    };
+    let killed = reader(&database, &topic);
+    in_batches(&killed);
+    eventually("some events", PATIENCE, || (counter.count() >= 50_000).then_some(()));
+    killed.signal(Signal::Kill);
+    killed.wait(PATIENCE);
+    let relay = reader(&database, &topic);
+    in_batches(&relay);
+    std::thread::scope(|scope| {
+        let written = scope.spawn(|| write_by(4..5, 20_000));
+        streams(&relay);
+        committed.extend(written.join().unwrap());
+    });
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    let printed = relay.lines().len();
+    relay.signal(Signal::Stop);
+    committed.extend(write_by(5..9, 50_000));
+    relay.signal(Signal::Continue);
+    for what in ["in batches", "streamed from here on"] {
+        eventually(what, PATIENCE, || {
+            relay.lines()[printed..].iter().any(|line| line.contains(what)).then_some(())
+        });
+    }
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    stop(&relay);
+    let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
+    println!("{repeated} repeated as the first was killed");
+    assert!(repeated < 60_000, "{repeated} repeated");
 }
 
 /// Of two relays one is active. It is killed at any moment, and the other goes on.

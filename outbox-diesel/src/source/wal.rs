@@ -6,11 +6,13 @@
 //!
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
 
+mod batches;
 mod decode;
 mod division;
 mod letters;
 mod options;
 mod place;
+mod reader;
 mod role;
 mod slot;
 mod stream;
@@ -139,10 +141,7 @@ impl Source for WalSource {
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.settle(tickets),
-            State::Streaming(streaming) => {
-                streaming.settle(tickets);
-                Ok(())
-            }
+            State::Streaming(streaming) => streaming.settle(tickets),
             _ => Err(nothing_claimed()),
         })
     }

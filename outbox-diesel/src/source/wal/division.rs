@@ -310,7 +310,7 @@ fn unsent_in_log(
     if place.start > slot.confirmed {
         Advance::new(options.slot.clone(), place.start as i64).execute(conn)?;
     }
-    let (mut decoder, mut window) = (Decoder::new(), Window::after(place.part));
+    let (mut decoder, mut window) = (Decoder::new(), Window::after(place.start, place.part));
     let peek = Peek::new(options.slot.clone(), end as i64, quoted(&options.publication));
     let mut unsent = Vec::new();
     for change in LoadConnection::<PgRowByRowLoadingMode>::load(conn, peek)? {
@@ -327,7 +327,7 @@ fn unsent_in_log(
     Ok(unsent)
 }
 
-fn quoted(name: &str) -> String {
+pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

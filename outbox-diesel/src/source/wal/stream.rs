@@ -2,43 +2,28 @@
 
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{SyncSender, TrySendError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use diesel_outbox_core::SourceError;
-use pg_walstream::{CancellationToken, PgReplicationConnection, ReplicationError, parse_keepalive_message};
+use pg_walstream::{PgReplicationConnection, ReplicationError, parse_keepalive_message};
 
 use super::decode::{Decoder, Message, PROTOCOL};
 use super::options::WalOptions;
 use super::place::Lsn;
+use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Shared};
 use crate::problem::one_line;
 use crate::source::database::{with_keepalives, with_parameters};
 
-/// What was received at once.
-type Batch = Result<Vec<Message>, SourceError>;
-
 /// Ends, and with it the connection, when it is dropped.
 pub(super) struct Stream {
-    received: Receiver<Batch>,
-    shared: Arc<Shared>,
+    handover: Handover,
     thread: Option<JoinHandle<()>>,
 }
 
-#[derive(Default)]
-struct Shared {
-    /// Up to where the server may forget.
-    confirmed: AtomicU64,
-    ends: CancellationToken,
-}
-
-/// How many batches may wait for the relay, and how many messages and about how many bytes each has at most.
-const BATCHES: usize = 2;
-const BATCH_MESSAGES: usize = 4_000;
-const BATCH_BYTES: usize = 2 << 20;
 /// How often the server is told that all is well where nothing new is to be confirmed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// It answers each time: where it does not for so long it is gone.
@@ -53,8 +38,7 @@ const SETTINGS: [&str; 2] = ["SET application_name = 'outbox relay'", "SET wal_s
 
 impl Stream {
     pub(super) fn begin(database_url: &str, options: WalOptions, start: Lsn) -> Result<Self, SourceError> {
-        let (batches, received) = sync_channel(BATCHES);
-        let shared = Arc::new(Shared::default());
+        let (batches, shared, handover) = Handover::new();
         let reader = Reader {
             url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
             options: WalOptions {
@@ -64,7 +48,7 @@ impl Stream {
             start,
             decoder: Decoder::new(),
             batches,
-            shared: shared.clone(),
+            shared,
             in_transaction: false,
             end: start,
             heard: Instant::now(),
@@ -83,34 +67,18 @@ impl Stream {
             .name("outbox-wal".into())
             .spawn(move || runtime.block_on(reader.run()))
             .map_err(failed)?;
-        Ok(Self { received, shared, thread: Some(thread) })
+        Ok(Self { handover, thread: Some(thread) })
     }
 
-    /// What has come, or comes within this time.
-    pub(super) fn receive(&self, limit: Duration) -> Result<Option<Vec<Message>>, SourceError> {
-        let received = if limit.is_zero() {
-            self.received.try_recv().map_err(|error| error == TryRecvError::Empty)
-        } else {
-            self.received.recv_timeout(limit).map_err(|error| error == RecvTimeoutError::Timeout)
-        };
-        match received {
-            Ok(batch) => batch.map(Some),
-            Err(true) => Ok(None),
-            Err(false) => Err(SourceError::new("the thread that reads the write-ahead log has ended")),
-        }
-    }
-
-    pub(super) fn confirm(&self, lsn: Lsn) {
-        self.shared.confirmed.store(lsn, Ordering::Relaxed);
+    pub(super) fn handover(&self) -> &Handover {
+        &self.handover
     }
 }
 
 impl Drop for Stream {
     /// What is confirmed is told to the server first.
     fn drop(&mut self) {
-        self.shared.ends.cancel();
-        // The thread may be about to hand something over.
-        self.received.iter().for_each(drop);
+        self.handover.end();
         if let Some(thread) = self.thread.take() {
             // Its panic was told where something was to be received.
             let _ = thread.join();
@@ -259,7 +227,7 @@ impl Reader {
         conn: &mut PgReplicationConnection,
         at_once: bool,
     ) -> Result<(), SourceError> {
-        let confirmed = self.shared.confirmed.load(Ordering::Relaxed);
+        let confirmed = self.shared.confirmed();
         let (told, when) = self.told;
         let interval = if confirmed == told { HEARTBEAT } else { self.options.confirm_interval };
         if at_once || std::mem::take(&mut self.is_asked) || when.elapsed() >= interval {

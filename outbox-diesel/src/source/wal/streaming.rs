@@ -1,4 +1,4 @@
-//! The active relay's work on the slot.
+//! The active relay's work on the slot: near the end of the log it is streamed, far behind it is read in batches.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -7,9 +7,11 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
 
+use super::batches::{self, Batches, FAR};
 use super::letters::{Blocked, bury};
 use super::options::WalOptions;
 use super::place::{Lsn, Place};
+use super::reader::{Handover, Received};
 use super::slot::Slot;
 use super::stream::Stream;
 use super::window::Window;
@@ -22,14 +24,17 @@ use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 pub(super) struct Streaming {
     /// It holds the lock of the active relay.
     conn: PgConnection,
+    database: Database,
     wal: WalOptions,
-    stream: Stream,
+    log: Log,
+    began: Instant,
     window: Window,
     /// Whether aggregates with dead letters are held back, and those that are; they are looked up where nothing is given.
     blocks: bool,
     blocked: Option<Blocked>,
     /// What the table has.
     kept: Place,
+    noted: Option<Instant>,
     stayed: Option<Instant>,
     measured: Option<Instant>,
     pruning: Pruning,
@@ -42,6 +47,28 @@ pub(super) struct Streaming {
     slot: slot::Watch,
 }
 
+/// What reads the log.
+enum Log {
+    Stream(Stream),
+    Batches(Batches),
+}
+
+impl Log {
+    fn in_batches(database: &Database, wal: &WalOptions, start: Lsn) -> Result<Self, SourceError> {
+        tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in batches");
+        Batches::begin(database, wal, start).map(Self::Batches)
+    }
+
+    fn handover(&self) -> &Handover {
+        match self {
+            Self::Stream(stream) => stream.handover(),
+            Self::Batches(batches) => batches.handover(),
+        }
+    }
+}
+
+/// How long it is streamed at least before it is read in batches again.
+const STREAM_TIME: Duration = Duration::from_secs(5);
 /// How often the server is to be asked something, so that it knows that this process goes on.
 const STAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what is known to be sent is noted in the table.
@@ -65,14 +92,24 @@ impl Streaming {
         let place = Place::load(&mut conn, &wal.slot).map_err(failed)?.unwrap_or_default();
         let confirmed = Slot::find(&mut conn, &wal.slot).map_err(failed)?.map_or(0, |slot| slot.confirmed);
         let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
+        let start = place.start.max(confirmed);
+        let is_far = slot::end_of_log(&mut conn).map_err(failed)?.saturating_sub(start) > FAR;
+        let log = if is_far {
+            Log::in_batches(database, wal, start)?
+        } else {
+            Log::Stream(Stream::begin(&database.url, wal.clone(), start)?)
+        };
         Ok(Self {
-            stream: Stream::begin(&database.url, wal.clone(), place.start.max(confirmed))?,
             conn,
+            database: database.clone(),
             wal: wal.clone(),
-            window: Window::after(place.part),
+            log,
+            began: Instant::now(),
+            window: Window::after(start, place.part),
             blocks,
             blocked: None,
             kept: place,
+            noted: None,
             stayed: None,
             measured: None,
             pruning: Pruning::default(),
@@ -86,13 +123,45 @@ impl Streaming {
 
     /// Whether there is something to read, or comes within this time.
     pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
-        if !self.window.has_more()
-            && let Some(batch) = self.stream.receive(limit)?
-        {
-            batch.into_iter().for_each(|message| self.window.receive(message));
-            self.stream.confirm(self.window.confirmed());
+        if !self.window.has_more() {
+            match self.log.handover().receive(limit)? {
+                Received::Batch(batch) => {
+                    batch.into_iter().for_each(|message| self.window.receive(message));
+                    self.log.handover().confirm(self.window.confirmed());
+                }
+                Received::Nothing => {}
+                Received::End => self.stream()?,
+            }
         }
         Ok(self.window.has_more())
+    }
+
+    /// Goes on near the end of the log.
+    fn stream(&mut self) -> Result<(), SourceError> {
+        if matches!(self.log, Log::Stream(_)) {
+            return Err(SourceError::new("the thread that reads the write-ahead log has ended"));
+        }
+        tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
+        self.go_on(Log::Stream(Stream::begin(&self.database.url, self.wal.clone(), self.window.end())?));
+        Ok(())
+    }
+
+    fn go_on(&mut self, log: Log) {
+        log.handover().confirm(self.window.confirmed());
+        (self.log, self.began) = (log, Instant::now());
+    }
+
+    /// Reads in batches where the relay is far behind with the stream.
+    fn catch_up(&mut self) -> Result<(), SourceError> {
+        if matches!(self.log, Log::Batches(_)) || self.began.elapsed() < STREAM_TIME {
+            return Ok(());
+        }
+        let failed = |error| database_error("looking up the end of the write-ahead log", error);
+        let end = slot::end_of_log(&mut self.conn).map_err(failed)?;
+        if end.saturating_sub(self.window.end()) > FAR {
+            self.go_on(Log::in_batches(&self.database, &self.wal, self.window.end())?);
+        }
+        Ok(())
     }
 
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
@@ -114,9 +183,14 @@ impl Streaming {
         self.has_more(Duration::ZERO)
     }
 
-    pub(super) fn settle(&mut self, tickets: &[u64]) {
+    pub(super) fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         tickets.iter().for_each(|ticket| self.window.settle(*ticket));
-        self.stream.confirm(self.window.confirmed());
+        self.log.handover().confirm(self.window.confirmed());
+        // A slot that is not streamed is moved up now and then only.
+        if matches!(self.log, Log::Batches(_)) && is_due(&mut self.noted, self.wal.confirm_interval) {
+            self.keep_place()?;
+        }
+        Ok(())
     }
 
     pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
@@ -133,7 +207,7 @@ impl Streaming {
         }
         bury(&mut self.conn, row, reason)
             .map_err(|error| database_error("moving a record to the dead letters", error))?;
-        self.settle(&[ticket]);
+        self.settle(&[ticket])?;
         Ok((told.0, String::from_utf8_lossy(&told.1).into_owned()))
     }
 
@@ -167,6 +241,7 @@ impl Streaming {
         }
         let failed = |error| database_error("looking after the table and the slot", error);
         if is_due(&mut self.looked, LOW_INTERVAL) {
+            self.catch_up()?;
             self.move_low().map_err(failed)?;
         }
         let retention = match options.sent_rows {
@@ -209,9 +284,14 @@ impl Streaming {
 
     /// Keeps all that is known to be sent.
     pub(super) fn end(&mut self) {
-        self.settle(&[]);
+        self.log.handover().confirm(self.window.confirmed());
         if let Err(error) = self.keep_place() {
             tracing::warn!(%error, "some events may be sent again");
+        }
+        if matches!(self.log, Log::Batches(_))
+            && let Err(error) = batches::move_up(&mut self.conn, &self.wal.slot, self.window.confirmed())
+        {
+            tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");
         }
     }
 }

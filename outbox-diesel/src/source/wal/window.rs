@@ -23,6 +23,10 @@ pub(super) struct Window {
     /// Of the transaction that was interrupted, what is not to be sent again.
     part: Option<Part>,
     skipping: u64,
+    /// Up to where all has come.
+    end: Lsn,
+    /// The transaction of which the end has not come, and how many of its events have.
+    receiving: Option<(Lsn, u64)>,
 }
 
 struct Received {
@@ -53,24 +57,34 @@ struct Open {
 }
 
 impl Window {
-    /// Begins after what was sent of the transaction that was interrupted.
-    pub(super) fn after(part: Option<Part>) -> Self {
-        Self { part, ..Self::default() }
+    /// Begins at a place, after what was sent of the transaction that was interrupted.
+    pub(super) fn after(start: Lsn, part: Option<Part>) -> Self {
+        Self { end: start, part, ..Self::default() }
     }
 
+    /// Takes what comes next. Where something is read again, that is from the place up to which all has come.
     pub(super) fn receive(&mut self, message: Message) {
         let before = self.first + self.rows.len() as u64;
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
-            Message::Insert(insert) => self.rows.push_back(Received { insert, settled: false }),
+            Message::Insert(insert) => {
+                self.rows.push_back(Received { insert, settled: false });
+                self.receiving.iter_mut().for_each(|(_, events)| *events += 1);
+            }
+            // It is read again from its beginning.
+            Message::Begin(commit) if self.receiving.is_some_and(|(receiving, _)| receiving == commit) => {
+                self.skipping = self.receiving.map_or(0, |(_, events)| events);
+            }
             Message::Begin(commit) => {
                 let part = self.part.take_if(|part| part.commit == commit);
                 let sent = part.map_or(0, |part| part.sent);
                 self.skipping = sent;
+                self.receiving = Some((commit, sent));
                 self.marks.push_back(Mark { before, what: What::Begin { commit, sent } });
             }
             Message::End(lsn) => {
-                self.skipping = 0;
+                (self.skipping, self.receiving) = (0, None);
+                self.end = self.end.max(lsn);
                 // Many may come while one row waits.
                 if self
                     .marks
@@ -123,6 +137,11 @@ impl Window {
         if ticket == self.first {
             self.go_on();
         }
+    }
+
+    /// Up to where all has come: from here the log is to be read on.
+    pub(super) fn end(&self) -> Lsn {
+        self.end
     }
 
     /// Up to where the server may forget.
@@ -237,12 +256,38 @@ mod tests {
         [0, 1, 2, 3, 5].into_iter().for_each(|ticket| interrupted.settle(ticket));
         assert_eq!((interrupted.confirmed(), interrupted.part()), (10, Some(Part { commit: 20, sent: 2 })));
 
-        let mut next = Window::after(interrupted.part());
+        let mut next = Window::after(10, interrupted.part());
         messages().for_each(|message| next.receive(message));
         assert_eq!(given(&mut next), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 7)]);
         [0, 1, 2].into_iter().for_each(|ticket| next.settle(ticket));
         assert_eq!(next.part(), Some(Part { commit: 20, sent: 3 }));
         [3, 4].into_iter().for_each(|ticket| next.settle(ticket));
         assert_eq!((next.confirmed(), next.part()), (20, None));
+    }
+
+    #[test]
+    fn a_transaction_that_is_read_again_from_its_beginning_goes_on_where_its_rows_ended() {
+        for (part, first) in [(None, 3), (Some(Part { commit: 20, sent: 2 }), 5)] {
+            let again = || transaction(20, 3..=9);
+            let mut window = Window::after(10, part);
+            // Two readers end within it, the second before it has come as far as the first.
+            again().into_iter().take(6).for_each(|message| window.receive(message));
+            again().into_iter().take(3).for_each(|message| window.receive(message));
+            assert_eq!(window.end(), 10);
+            again().into_iter().for_each(|message| window.receive(message));
+            transaction(30, 10..=10).into_iter().for_each(|message| window.receive(message));
+            let given = given(&mut window);
+            assert_eq!(
+                given.iter().map(|(_, seq)| *seq).collect::<Vec<_>>(),
+                (first..=10).collect::<Vec<_>>()
+            );
+            assert_eq!(window.end(), 30);
+
+            window.settle(0);
+            let sent = part.map_or(1, |part| part.sent + 1);
+            assert_eq!((window.confirmed(), window.part()), (0, Some(Part { commit: 20, sent })));
+            given.iter().for_each(|(ticket, _)| window.settle(*ticket));
+            assert_eq!((window.confirmed(), window.part()), (30, None));
+        }
     }
 }
