@@ -3,7 +3,7 @@
 use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
-use crate::{backlog, drain, emit, growth, idle, latency, memory, order};
+use crate::{backlog, drain, emit, growth, idle, latency, memory, order, wal};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
@@ -21,6 +21,8 @@ pub(crate) enum Benchmark {
     Emit(emit::Emit),
     /// What relays without work ask of the database and of the processor.
     Idle(idle::Idle),
+    /// The relay that reads the write-ahead log, beside Debezium, polling and the protocol alone: speed, latency, memory, processor.
+    Wal(wal::Wal),
     /// How fast one relay drains as payload, chunk, workers, shards and backlog grow, each by itself; what an event costs.
     Growth(growth::Growth),
 }
@@ -35,6 +37,7 @@ impl Benchmark {
             Self::Order(order) => order.run(rounds),
             Self::Emit(emit) => emit.run(rounds),
             Self::Idle(idle) => idle.run(rounds),
+            Self::Wal(wal) => wal.run(rounds),
             Self::Growth(growth) => growth.run(rounds),
         }
     }
@@ -59,6 +62,9 @@ mod tests {
     #[test]
     fn every_benchmark_has_defaults() {
         let names: Vec<String> = all().into_iter().map(|(name, _)| name).collect();
-        assert_eq!(names, ["drain", "latency", "memory", "backlog", "order", "emit", "idle", "growth"]);
+        assert_eq!(
+            names,
+            ["drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth"]
+        );
     }
 }

@@ -156,7 +156,7 @@ impl Drain {
     }
 }
 
-/// The rows are committed while Debezium is frozen; the time is that from when it goes on.
+/// The rows are committed while Debezium is frozen.
 fn drain_debezium(
     debezium: &Debezium<'_>,
     template: &Template<'_>,
@@ -164,11 +164,22 @@ fn drain_debezium(
     topic: &str,
     rows: usize,
 ) -> f64 {
-    let counter = kafka.counter(topic);
-    let before = counter.count();
+    let before = kafka.counter(topic).count();
     template.empty();
-    template.append_in_transactions(TRANSACTION);
+    template.append_in_transactions(rows, TRANSACTION);
     template.settle_down();
+    resume_and_drain(debezium, kafka, topic, before, rows)
+}
+
+/// Events per second from when Debezium, which is frozen, goes on until so many have come after those that were there before.
+pub(crate) fn resume_and_drain(
+    debezium: &Debezium<'_>,
+    kafka: &Kafka,
+    topic: &str,
+    before: usize,
+    rows: usize,
+) -> f64 {
+    let counter = kafka.counter(topic);
     let began = Instant::now();
     debezium.resume();
     eventually("Debezium to publish all", PATIENCE, || (counter.count() >= before + rows).then_some(()));

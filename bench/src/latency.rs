@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::RelayHandle;
+use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -24,18 +24,18 @@ use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers, start_postgres};
 pub(crate) struct Latency {
     /// How long each contender is measured, in seconds.
     #[arg(long, default_value_t = 10)]
-    seconds: u64,
+    pub(crate) seconds: u64,
     /// Bytes of payload in each event.
     #[arg(long, default_value_t = 200)]
-    bytes: usize,
+    pub(crate) bytes: usize,
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
-    postgres: u32,
+    pub(crate) postgres: u32,
 }
 
 /// How events are emitted.
 #[derive(Clone, Copy)]
-struct Load {
+pub(crate) struct Load {
     /// How many threads emit, each with a connection of its own.
     emitters: usize,
     /// How many transactions each begins in a second.
@@ -54,8 +54,8 @@ const NAMES: [&str; 7] = [
     "relay, 1/s",
 ];
 
-const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
-const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
+pub(crate) const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
+pub(crate) const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
 const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
 
 impl Latency {
@@ -70,12 +70,7 @@ impl Latency {
         let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let relay = |load| self.relay(&polled, &kafka, load);
-        let through_debezium = |load| {
-            debezium.resume();
-            let percentiles = self.measure(&kafka, &topic, load, &|| emitter(&logged));
-            debezium.pause();
-            percentiles
-        };
+        let through_debezium = |load| self.through_debezium(&debezium, &logged, &kafka, &topic, load);
         let through_kafka_alone = |load| {
             let topic = &new_topic(&kafka);
             self.measure(&kafka, topic, load, &|| sender(&kafka, topic))
@@ -117,10 +112,36 @@ impl Latency {
     }
 
     fn relay(&self, database: &Database<'_>, kafka: &Kafka, load: Load) -> [f64; 2] {
+        self.through(database, kafka, load, |topic| relay(database, kafka, topic))
+    }
+
+    /// With a relay to the topic.
+    pub(crate) fn through(
+        &self,
+        database: &Database<'_>,
+        kafka: &Kafka,
+        load: Load,
+        relay: impl FnOnce(&str) -> Relay,
+    ) -> [f64; 2] {
         let topic = new_topic(kafka);
-        let handle: RelayHandle = relay(database, kafka, &topic).spawn().unwrap();
+        let handle = relay(&topic).spawn().unwrap();
         let percentiles = self.measure(kafka, &topic, load, &|| emitter(database));
         handle.stop_blocking().unwrap();
+        percentiles
+    }
+
+    /// With Debezium, which is frozen before and after.
+    pub(crate) fn through_debezium(
+        &self,
+        debezium: &Debezium<'_>,
+        database: &Database<'_>,
+        kafka: &Kafka,
+        topic: &str,
+        load: Load,
+    ) -> [f64; 2] {
+        debezium.resume();
+        let percentiles = self.measure(kafka, topic, load, &|| emitter(database));
+        debezium.pause();
         percentiles
     }
 

@@ -22,6 +22,7 @@ mod report;
 mod results;
 mod rows;
 mod servers;
+mod wal;
 
 use std::error::Error;
 use std::path::PathBuf;

@@ -4,6 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::Integer;
+use outbox_tests::Database;
+
 /// What threads have had of the processor, in nanoseconds. Of one that has ended it is what was seen last.
 #[derive(Default)]
 pub(crate) struct Times(BTreeMap<PathBuf, u64>);
@@ -28,4 +33,33 @@ impl Times {
     pub(crate) fn total(&self) -> u64 {
         self.0.values().sum()
     }
+}
+
+/// What a process has had of the processor until now, in seconds, with its threads that have ended.
+pub(crate) fn spent(process: u32) -> f64 {
+    stat(process).map_or(0.0, |[own, _, _]| own)
+}
+
+/// What a database's server has had of it with all its processes, those that have ended too.
+pub(crate) fn server_spent(database: &Database<'_>) -> f64 {
+    let backend: i32 =
+        diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(&mut database.connect()).unwrap();
+    let [_, _, server] = stat(backend.unsigned_abs()).expect("the server on this machine, and Linux");
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let living: f64 = processes
+        .filter_map(|process| stat(process.file_name().to_str()?.parse().ok()?))
+        .filter(|[_, _, parent]| parent == &server)
+        .map(|[own, _, _]| own)
+        .sum();
+    let [own, ended, _] = stat(server as u32).unwrap_or_default();
+    own + ended + living
+}
+
+/// Seconds of its own, seconds of its children that have ended, and its parent's number; see `man 5 proc`.
+fn stat(process: u32) -> Option<[f64; 3]> {
+    const TICKS: f64 = 100.0;
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
+    let field = |number: usize| fields.get(number - 3)?.parse::<f64>().ok();
+    Some([(field(14)? + field(15)?) / TICKS, (field(16)? + field(17)?) / TICKS, field(4)?])
 }

@@ -95,6 +95,13 @@ pub(crate) fn relay_process(database_url: &str, kafka: &Kafka, topic: &str, opti
     Process::start(command.args(options))
 }
 
+/// Runs `outbox` with these arguments to its end.
+pub(crate) fn outbox(database_url: &str, arguments: &[&str]) {
+    let mut command = Command::new(binary());
+    let output = command.env("OUTBOX_DATABASE_URL", database_url).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
 /// Stops it gracefully, and waits for its end.
 pub(crate) fn stop(relay: &Process) {
     relay.signal(Signal::Terminate);

@@ -79,15 +79,16 @@ impl<'a> Template<'a> {
         );
     }
 
-    /// The same in transactions of so many rows.
-    pub(crate) fn append_in_transactions(&self, size: usize) {
+    /// Appends this many rows, which are the template's again and again under new ids, in transactions of so many, which
+    /// divides the template's number.
+    pub(crate) fn append_in_transactions(&self, rows: usize, size: usize) {
         self.execute("CREATE INDEX IF NOT EXISTS template_seq ON template (seq)");
         self.execute(&format!(
-            "DO $$ DECLARE last bigint := (SELECT max(seq) FROM template); BEGIN \
-             FOR done IN 0..last - 1 BY {size} LOOP \
+            "SET synchronous_commit = off; DO $$ DECLARE count bigint := (SELECT count(*) FROM template); BEGIN \
+             FOR done IN 0..{rows} - 1 BY {size} LOOP \
              INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
-             SELECT id, aggregatetype, aggregateid, type, payload, headers, shard FROM template \
-             WHERE seq > done AND seq <= done + {size} ORDER BY seq; \
+             SELECT gen_random_uuid(), aggregatetype, aggregateid, type, payload, headers, shard FROM template \
+             WHERE seq > done % count AND seq <= done % count + {size} ORDER BY seq; \
              COMMIT; END LOOP; END $$"
         ));
     }

@@ -101,7 +101,7 @@ pub struct Lag {
     pub unsent: u64,
     /// The age of the oldest of them; zero where there is none.
     pub oldest: Duration,
-    /// How far the relay is behind in the write-ahead log, where it reads that.
+    /// How far what is sent of the write-ahead log is behind, where a part of the events is read from there.
     pub log: Option<LogLag>,
 }
 
@@ -110,8 +110,9 @@ pub struct Lag {
 pub struct LogLag {
     /// So many bytes, of all tables' changes.
     pub bytes: u64,
-    /// How long ago the log ended where it is confirmed now, to about the interval at which the lag is measured.
-    pub time: Duration,
+    /// How long ago the log ended where it is confirmed now, to about the interval at which the lag is measured; nothing where
+    /// it was not watched.
+    pub time: Option<Duration>,
     /// How many bytes of the log the server keeps for the slot.
     pub retained_bytes: u64,
     /// The slot's state as PostgreSQL names it: `reserved`, `extended`, `unreserved` or `lost`.

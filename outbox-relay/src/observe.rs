@@ -28,7 +28,9 @@ pub(crate) fn lag(lag: Lag) {
         return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
     };
     gauge!("outbox_log_lag_bytes").set(log.bytes as f64);
-    gauge!("outbox_log_lag_seconds").set(log.time.as_secs_f64());
+    if let Some(time) = log.time {
+        gauge!("outbox_log_lag_seconds").set(time.as_secs_f64());
+    }
     gauge!("outbox_slot_retained_bytes").set(log.retained_bytes as f64);
     for status in ["reserved", "extended", "unreserved", "lost"] {
         gauge!("outbox_slot_status", "status" => status).set(f64::from(u8::from(status == log.status)));
@@ -37,7 +39,7 @@ pub(crate) fn lag(lag: Lag) {
         unsent = lag.unsent,
         oldest_seconds = oldest,
         log_bytes = log.bytes,
-        log_seconds = log.time.as_secs_f64(),
+        log_seconds = log.time.map(|time| time.as_secs_f64()),
         retained_bytes = log.retained_bytes,
         slot_status = log.status,
         "outbox lag"

@@ -8,11 +8,16 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 
-use crate::{Database, Kafka, Postgres, Process, Received, workspace_binary};
+use crate::{Database, Kafka, Postgres, Process, Received, Signal, workspace_binary};
 
 /// A new database on the shared server, with the tables.
 pub fn migrated() -> Database<'static> {
-    let database = Postgres::shared().database();
+    migrated_on(Postgres::shared())
+}
+
+/// A new database on this server, with the tables.
+pub fn migrated_on(postgres: &Postgres) -> Database<'_> {
+    let database = postgres.database();
     Migrations::new().run(&mut database.connect()).unwrap();
     database
 }
@@ -32,6 +37,31 @@ pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Proces
         .args(arguments)
         .env("OUTBOX_DATABASE_URL", database.url());
     Process::start(&command)
+}
+
+/// Runs `outbox wal setup` or `outbox wal drop`, and gives what it printed. A slot's name is that of its database, as it is unique
+/// on the server.
+#[track_caller]
+pub fn wal(database: &Database<'_>, command: &str) -> String {
+    let mut outbox = Command::new(workspace_binary("outbox"));
+    outbox.args(["wal", command, "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
+    let output = outbox.output().unwrap();
+    let text =
+        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}");
+    text
+}
+
+/// A process of the binary `outbox` that reads that slot.
+pub fn log_relay(database: &Database<'_>, topic: &str) -> Process {
+    relay(database, topic, &["--source", "wal", "--slot", database.name()])
+}
+
+/// Stops a relay gracefully.
+#[track_caller]
+pub fn stop(relay: &Process) {
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(Duration::from_secs(30)).success(), "{}", relay.output());
 }
 
 /// How many rows there are.

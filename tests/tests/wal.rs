@@ -2,37 +2,18 @@
 //! was made is sent once.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, write, write_together};
-use outbox_tests::{Database, Kafka, Process, Signal, eventually, workspace_binary};
+use outbox_tests::load::{
+    count, log_relay, migrated, new_topic, relay, repetitions, stop, wal, write, write_together,
+};
+use outbox_tests::{Kafka, Process, Signal, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Runs `outbox wal setup` or `outbox wal drop`. A slot's name is that of its database, as it is unique on the server.
-fn wal(database: &Database<'_>, command: &str) -> String {
-    let mut outbox = Command::new(workspace_binary("outbox"));
-    outbox.args(["wal", command, "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
-    let output = outbox.output().unwrap();
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{text}");
-    text
-}
-
-fn reader(database: &Database<'_>, topic: &str) -> Process {
-    relay(database, topic, &["--source", "wal", "--slot", database.name()])
-}
-
-fn stop(relay: &Process) {
-    relay.signal(Signal::Terminate);
-    assert!(relay.wait(Duration::from_secs(30)).success());
-}
 
 fn one(conn: &mut PgConnection, sql: &str) -> String {
     diesel::dsl::sql::<Text>(sql).get_result(conn).unwrap()
@@ -48,7 +29,7 @@ fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
         let written = scope.spawn(|| write(&mut database.connect(), 1, 2, 1_000, 40_000));
         let set_up = scope.spawn(|| wal(&database, "setup"));
         assert!(set_up.join().unwrap().contains("are read from the slot"));
-        let relay = reader(&database, &topic);
+        let relay = log_relay(&database, &topic);
         (written.join().unwrap(), relay)
     });
     committed.extend(more);
@@ -84,7 +65,7 @@ fn what_was_sent_beside_an_older_event_is_not_sent_again() {
     let topic = new_topic("older");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let log = reader(&database, &topic);
+    let log = log_relay(&database, &topic);
     let late = &mut database.connect();
     late.batch_execute("BEGIN").unwrap();
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
@@ -132,12 +113,12 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     let streams = |relay: &Process| {
         relay.wait_for_line("that it streams", PATIENCE, |line| line.contains("streamed from here on"));
     };
-    let killed = reader(&database, &topic);
+    let killed = log_relay(&database, &topic);
     in_batches(&killed);
     eventually("some events", PATIENCE, || (counter.count() >= 50_000).then_some(()));
     killed.signal(Signal::Kill);
     killed.wait(PATIENCE);
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     in_batches(&relay);
     std::thread::scope(|scope| {
         let written = scope.spawn(|| write_by(4..5, 20_000));
@@ -172,7 +153,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
     wal(&database, "setup");
     let (committed, relays) = std::thread::scope(|scope| {
         let written = scope.spawn(|| write_together(&database, 4, EVENTS));
-        let mut relays = vec![reader(&database, &topic), reader(&database, &topic)];
+        let mut relays = vec![log_relay(&database, &topic), log_relay(&database, &topic)];
         for kill in 1..=KILLS {
             let target = kill * EVENTS / (KILLS + 2);
             eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
@@ -180,7 +161,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
             let victim = relays.remove(active);
             victim.signal(Signal::Kill);
             victim.wait(PATIENCE);
-            relays.push(reader(&database, &topic));
+            relays.push(log_relay(&database, &topic));
         }
         (written.join().unwrap(), relays)
     });
@@ -219,12 +200,12 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     let mut committed = write(conn, 0, 1, 500, EVENTS / 2);
     committed.extend(large.iter().map(|record| record.id().to_string()));
     for target in [10_000, 30_000, 60_000] {
-        let relay = reader(&database, &topic);
+        let relay = log_relay(&database, &topic);
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         stop(&relay);
         assert!(counter.count() < EVENTS, "the stop came after the end");
     }
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
@@ -238,10 +219,10 @@ fn another_relay_takes_over_within_two_seconds() {
     wal(&database, "setup");
     let conn = &mut database.connect();
     let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
-    let first = reader(&database, &topic);
+    let first = log_relay(&database, &topic);
     emit();
     eventually("the first event", PATIENCE, || (counter.count() >= 1).then_some(()));
-    let second = reader(&database, &topic);
+    let second = log_relay(&database, &topic);
     let next_in_line = "pg_locks WHERE locktype = 'advisory' AND classid = 1869968486 AND granted \
                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     let looking = &mut database.connect();
@@ -273,7 +254,7 @@ fn polling_goes_on_where_reading_the_log_ended() {
         has_come(15_000);
         // Both: each sends its part.
         wal(&database, "setup");
-        let log = reader(&database, &topic);
+        let log = log_relay(&database, &topic);
         has_come(50_000);
         stop(&polling);
         stop(&log);
@@ -282,7 +263,7 @@ fn polling_goes_on_where_reading_the_log_ended() {
         has_come(counter.count() + 20_000);
         wal(&database, "setup");
         stop(&polling);
-        let log = reader(&database, &topic);
+        let log = log_relay(&database, &topic);
         let committed = written.join().unwrap();
         has_come(committed.len());
         stop(&log);
@@ -297,13 +278,13 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
     let topic = new_topic("lost");
     let counter = Kafka::shared().counter(&topic);
     let conn = &mut database.connect();
-    let refused = reader(&database, &topic);
+    let refused = log_relay(&database, &topic);
     assert_eq!(refused.wait(PATIENCE).code(), Some(1));
     refused.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal setup` first"));
 
     wal(&database, "setup");
     let mut committed = write(conn, 0, 1, 10, 1_000);
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     stop(&relay);
     // The numbers go on: others are written, and the slot is lost.
@@ -316,12 +297,12 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
             .collect::<Vec<_>>(),
     );
     conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", database.name())).unwrap();
-    let stopped = reader(&database, &topic);
+    let stopped = log_relay(&database, &topic);
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
     stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("does not exist any more"));
 
     wal(&database, "setup");
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= 1_100).then_some(()));
     stop(&relay);
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
@@ -333,7 +314,7 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     let database = migrated();
     let topic = new_topic("idle");
     wal(&database, "setup");
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     let conn = &mut database.connect();
     conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
         .unwrap();
@@ -353,7 +334,7 @@ fn the_table_may_stay_empty() {
     let topic = new_topic("empty");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     let conn = &mut database.connect();
     for n in 0..100 {
         conn.transaction(|c| {
@@ -376,7 +357,7 @@ fn a_column_that_is_added_is_no_reason_to_stop() {
     let topic = new_topic("column");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let relay = reader(&database, &topic);
+    let relay = log_relay(&database, &topic);
     let conn = &mut database.connect();
     let mut committed = write(conn, 0, 1, 10, 500);
     conn.batch_execute("ALTER TABLE outbox ADD COLUMN tenant text DEFAULT 'a'").unwrap();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel_outbox::observe::{DeadLetter, Requeue};
-use diesel_outbox_relay::Lag;
+use diesel_outbox_relay::{Lag, LogLag};
 use serde_json::json;
 
 use super::config::Config;
@@ -20,17 +20,30 @@ pub(crate) fn lag(config: &Config, json: bool) -> Result<(), Failure> {
 }
 
 fn lag_json(lag: &Lag) -> String {
-    format!("{}\n", json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() }))
+    let mut told = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
+    if let Some(LogLag { bytes, retained_bytes, status, .. }) = &lag.log {
+        told["log"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
+    }
+    format!("{told}\n")
 }
 
 fn lag_text(lag: &Lag) -> String {
-    match lag.unsent {
+    let log = lag.log.as_ref().map_or(String::new(), |log| {
+        let LogLag { bytes, retained_bytes, status, .. } = log;
+        format!(
+            "the write-ahead log: {bytes} bytes to be read, of all tables' changes; the server keeps {retained_bytes} for \
+             the slot, which is {status}\n"
+        )
+    });
+    let polled = match lag.unsent {
+        0 if lag.log.is_some() => "no event waits to be polled\n".to_owned(),
         0 => "no event waits to be sent\n".to_owned(),
         unsent => {
             let oldest = humantime::format_duration(Duration::from_millis(whole_millis(lag.oldest)));
             format!("unsent: {unsent}\noldest: {oldest}\n")
         }
-    }
+    };
+    format!("{polled}{log}")
 }
 
 fn whole_millis(time: Duration) -> u64 {

@@ -4,7 +4,7 @@ use std::time::Duration;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::Lag;
+use diesel_outbox_core::{Lag, LogLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
@@ -13,9 +13,15 @@ use crate::statement::statement;
 
 impl Observe for PgConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
-        let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
+        type Row = (i64, f64, Option<i64>, Option<i64>, Option<String>);
+        let (unsent, oldest, bytes, retained, status) = Unsent::new().get_result::<Row>(self)?;
         Ok(Lag {
-            log: None,
+            log: status.map(|status| LogLag {
+                bytes: bytes.unwrap_or_default().unsigned_abs(),
+                time: None,
+                retained_bytes: retained.unwrap_or_default().unsigned_abs(),
+                status,
+            }),
             unsent: unsent.unsigned_abs(),
             oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
         })
@@ -48,13 +54,17 @@ impl Observe for PgConnection {
 
 statement!(
     Pg,
-    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table.
-    Unsent {} -> (BigInt, Double),
+    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table. And how far the slot is behind
+    /// from which the others are read, if there is one.
+    Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
     concat!(
-        "SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
+        "SELECT * FROM (SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
          WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s ",
         oldest_unsent!(),
-        ") AND seq <= (SELECT max(high) FROM outbox_shard)"
+        ") AND seq <= (SELECT max(high) FROM outbox_shard)) AS unsent LEFT JOIN (SELECT \
+         greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
+         greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
+         FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s ON s.slot_name = o.slot LIMIT 1) AS log ON true"
     )
 );
 

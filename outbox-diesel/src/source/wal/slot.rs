@@ -152,7 +152,7 @@ impl Watch {
         self.warned = too_much;
         Ok(LogLag {
             bytes: end.saturating_sub(confirmed),
-            time: since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then)),
+            time: Some(since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then))),
             retained_bytes: retained,
             status,
         })

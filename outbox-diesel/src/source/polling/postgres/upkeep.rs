@@ -18,6 +18,7 @@ pub(super) struct Upkeep {
     measured: Option<Instant>,
     /// How long it took last.
     measuring: Duration,
+    told_of_log: bool,
     pruning: Pruning,
 }
 
@@ -42,6 +43,11 @@ impl Upkeep {
         let began = Instant::now();
         let lag = conn.lag()?;
         self.measuring = began.elapsed();
+        if lag.log.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
+            tracing::info!(
+                "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
+            );
+        }
         Ok(Some(lag))
     }
 }

@@ -1,0 +1,138 @@
+//! The relay that reads the write-ahead log, beside Debezium, beside polling, and beside the protocol alone.
+
+mod backlog;
+
+use clap::Args;
+use diesel_outbox::Migrations;
+use diesel_outbox_relay::{Kafka as Broker, Relay, Topics, WalOptions};
+use outbox_tests::{Database, Debezium, Kafka};
+
+use self::backlog::Backlog;
+use crate::contenders::{Contender, take_turns};
+use crate::latency::{HEAVY, Latency, MODERATE};
+use crate::relays::{outbox, relay};
+use crate::report::{Figure, Goal, Report};
+use crate::rows::{AGGREGATES, Template, records};
+use crate::servers::{SETTINGS, new_topic, servers, start_postgres};
+
+#[derive(Args)]
+pub(crate) struct Wal {
+    /// How many events wait in the log at the beginning of each round.
+    #[arg(long, default_value_t = 1_000_000)]
+    rows: usize,
+    /// Bytes of payload in each.
+    #[arg(long, default_value_t = 200)]
+    bytes: usize,
+    /// How many events a transaction has; several are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 1_000])]
+    transactions: Vec<usize>,
+    /// How long latency is measured each time, in seconds.
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// How long 20,000 events a second are emitted, in seconds.
+    #[arg(long, default_value_t = 60)]
+    live: u64,
+    /// PostgreSQL's major version.
+    #[arg(long, default_value_t = 15)]
+    postgres: u32,
+    /// Leave the latency out.
+    #[arg(long)]
+    without_latency: bool,
+}
+
+impl Wal {
+    pub(crate) fn run(&self, rounds: usize) -> Report {
+        let mut figures = self.drain(rounds);
+        if !self.without_latency {
+            figures.extend(self.latency(rounds));
+        }
+        Report {
+            benchmark: "wal".into(),
+            conditions: format!(
+                "{} events, {} bytes of payload, PostgreSQL {}; the same log is read by the relay's process, by Debezium on \
+                 Kafka Connect and by pg_recvlogical, one after the other; 20,000/s for {} s: four emitters, 20 events a \
+                 transaction",
+                self.rows, self.bytes, self.postgres, self.live
+            ),
+            figures,
+        }
+    }
+
+    fn drain(&self, rounds: usize) -> Vec<Figure> {
+        let (postgres, kafka) = servers(self.postgres);
+        let (logged, polled) = (postgres.database(), postgres.database());
+        let template = records(AGGREGATES, self.bytes);
+        let (logged_rows, polled_rows) =
+            (Template::new(&logged, &template), Template::new(&polled, &template));
+        let topic = new_topic(&kafka);
+        let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
+        debezium.pause();
+        let backlog = Backlog::new(&kafka, &logged_rows, &polled_rows, &debezium, &topic, self.rows);
+        let mut contenders: Vec<Contender<'_, { backlog::VALUES }>> = Vec::new();
+        for &size in &self.transactions {
+            let backlog = &backlog;
+            contenders.push(Contender::new(format!("transactions of {size}"), move || backlog.round(size)));
+        }
+        let measured = take_turns(rounds, contenders);
+        let sizes = measured.into_iter().zip(&self.transactions);
+        let mut figures: Vec<Figure> = sizes
+            .flat_map(|(values, size)| backlog::figures(&values, &format!("transactions of {size}")))
+            .collect();
+        let large = (0..rounds).map(|_| backlog.large_transaction());
+        let (speeds, peaks) = large.unzip();
+        let name = format!("one transaction of {}", self.rows);
+        figures.push(Figure::new(format!("relay, {name}"), "events/s", speeds));
+        figures.push(Figure::new(format!("peak of the relay, {name}"), "MB", peaks).below(100.0));
+        figures
+    }
+
+    fn latency(&self, rounds: usize) -> Vec<Figure> {
+        let (postgres, kafka) = servers(self.postgres);
+        let other = start_postgres(self.postgres, SETTINGS);
+        let (read, logged, polled) = (postgres.database(), other.database(), postgres.database());
+        for database in [&read, &logged, &polled] {
+            Migrations::new().run(&mut database.connect()).unwrap();
+        }
+        outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
+        let topic = new_topic(&kafka);
+        let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
+        debezium.pause();
+        let latency = Latency { seconds: self.seconds, bytes: self.bytes, postgres: self.postgres };
+        let log_relay = |topic: &str| log_relay(&read, &kafka, topic);
+        let measured = take_turns(
+            rounds,
+            vec![
+                Contender::new("relay, 500/s", || latency.through(&read, &kafka, MODERATE, log_relay)),
+                Contender::new("polling, 500/s", || {
+                    latency.through(&polled, &kafka, MODERATE, |topic| relay(&polled, &kafka, topic))
+                }),
+                Contender::new("Debezium, 500/s", || {
+                    latency.through_debezium(&debezium, &logged, &kafka, &topic, MODERATE)
+                }),
+            ],
+        );
+        let live = Latency { seconds: self.live, ..latency };
+        let sustained = take_turns(
+            rounds,
+            vec![Contender::new("relay, 20,000/s", || live.through(&read, &kafka, HEAVY, log_relay))],
+        );
+        let names = ["relay, 500/s", "polling, 500/s", "Debezium, 500/s", "relay, 20,000/s"];
+        let mut figures = Vec::new();
+        for ([p50, p99], name) in measured.into_iter().chain(sustained).zip(names) {
+            figures.push(Figure::new(format!("{name}: p50"), "ms", p50));
+            figures.push(Figure::new(format!("{name}: p99"), "ms", p99));
+        }
+        for (position, goal) in [(0, 3.0), (1, 8.0), (7, 100.0)] {
+            figures[position].goal = Some(Goal::AtMost(goal));
+        }
+        figures
+    }
+}
+
+fn log_relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> Relay {
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    Relay::wal(database.url(), options)
+        .publisher(Broker::new(kafka.brokers()))
+        .topics(Topics::pattern(topic).unwrap())
+}

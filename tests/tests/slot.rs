@@ -1,0 +1,111 @@
+//! The replication slot on every version of PostgreSQL, and where the server gives it up.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox::{Emit, Record};
+use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, repetitions, stop, wal, write};
+use outbox_tests::{Kafka, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+macro_rules! on {
+    ($($version:ident: $major:literal),*) => {
+        $(#[test] fn $version() { waits_and_streams_and_catches_up($major); })*
+    };
+}
+
+on!(postgresql_14: 14, postgresql_15: 15, postgresql_17: 17, postgresql_18: 18);
+
+/// What waits is polled, what comes is streamed, a backlog is read in batches, and what is left when the slot is dropped is
+/// polled again.
+fn waits_and_streams_and_catches_up(major: u32) {
+    let database = migrated_on(Postgres::shared_version(major));
+    let topic = new_topic(&format!("version-{major}"));
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 3, 30, 2_000);
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    committed.extend(write(conn, 1, 3, 30, 2_000));
+    let have_come = |events| {
+        eventually("all events", PATIENCE, || (counter.count() >= events).then_some(()));
+    };
+    have_come(4_000);
+    stop(&log);
+
+    committed.extend(large_events(conn, 200));
+    let log = log_relay(&database, &topic);
+    for mode in ["in batches", "streamed from here on"] {
+        log.wait_for_line(mode, PATIENCE, |line| line.contains(mode));
+    }
+    have_come(4_200);
+    stop(&log);
+
+    let failover = "coalesce((SELECT bool_and(to_jsonb(s) ->> 'failover' = 'true')::text FROM pg_replication_slots AS s \
+                    WHERE slot_name = current_database()), 'there is none')";
+    let failover: Option<String> = diesel::select(diesel::dsl::sql::<Text>(failover)).get_result(conn).ok();
+    let expected = if major >= 17 { "true" } else { "there is none" };
+    assert_eq!(failover.as_deref(), Some(expected));
+
+    committed.extend(write(conn, 2, 3, 30, 500));
+    wal(&database, "drop");
+    let polling = relay(&database, &topic, &[]);
+    have_come(4_700);
+    stop(&polling);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+/// Half a megabyte each, which cannot be compressed.
+fn large_events(conn: &mut PgConnection, count: usize) -> BTreeSet<String> {
+    let mut state = 1_u64;
+    let mut noise = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 32) as u32
+    };
+    let mut event = |n: usize| {
+        let payload: Vec<u8> = (0..131_072).flat_map(|_| noise().to_be_bytes()).collect();
+        let event = Record::new("order", "large", n.to_string()).with_payload(payload);
+        conn.transaction(|c| c.emit(&event)).unwrap().to_string()
+    };
+    (0..count).map(&mut event).collect()
+}
+
+#[test]
+fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
+    let postgres = Postgres::start_with(17, &[("max_slot_wal_keep_size", "16MB"), ("max_wal_size", "32MB")]);
+    let database = migrated_on(&postgres);
+    let topic = new_topic("given-up");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    wal(&database, "setup");
+    let mut committed = write(conn, 0, 2, 20, 1_000);
+    let relay = log_relay(&database, &topic);
+    eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
+    // Only what has been told to the table is known where the slot is lost.
+    eventually("it to be known", PATIENCE, || {
+        (count(conn, "outbox WHERE seq > (SELECT min(low) FROM outbox_shard)") == 0).then_some(())
+    });
+    stop(&relay);
+    committed.extend(large_events(conn, 120));
+    committed.extend(write(conn, 1, 2, 20, 100));
+    eventually("the slot to be lost", PATIENCE, || {
+        conn.batch_execute("SELECT pg_switch_wal(); CHECKPOINT").unwrap();
+        (count(conn, "pg_replication_slots WHERE wal_status = 'lost'") == 1).then_some(())
+    });
+    let stopped = log_relay(&database, &topic);
+    assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
+    stopped.wait_for_line("what to do", PATIENCE, |line| {
+        line.contains("has given up the replication slot")
+            && line.contains("`outbox wal setup` makes a new slot")
+    });
+
+    wal(&database, "setup");
+    let relay = log_relay(&database, &topic);
+    eventually("the rest", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    stop(&relay);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
