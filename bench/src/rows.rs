@@ -82,15 +82,18 @@ impl<'a> Template<'a> {
     /// Appends this many rows, which are the template's again and again under new ids, in transactions of so many, which
     /// divides the template's number.
     pub(crate) fn append_in_transactions(&self, rows: usize, size: usize) {
-        self.execute("CREATE INDEX IF NOT EXISTS template_seq ON template (seq)");
-        self.execute(&format!(
-            "SET synchronous_commit = off; DO $$ DECLARE count bigint := (SELECT count(*) FROM template); BEGIN \
+        let mut conn = self.database.connect();
+        conn.batch_execute("CREATE INDEX IF NOT EXISTS template_seq ON template (seq)").unwrap();
+        conn.batch_execute("SET synchronous_commit = off").unwrap();
+        let append = format!(
+            "DO $$ DECLARE count bigint := (SELECT count(*) FROM template); BEGIN \
              FOR done IN 0..{rows} - 1 BY {size} LOOP \
              INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
              SELECT gen_random_uuid(), aggregatetype, aggregateid, type, payload, headers, shard FROM template \
              WHERE seq > done % count AND seq <= done % count + {size} ORDER BY seq; \
              COMMIT; END LOOP; END $$"
-        ));
+        );
+        conn.batch_execute(&append).unwrap();
     }
 
     /// Appends this many rows, which are the template's again and again under new ids, and wakes the relay.

@@ -65,6 +65,8 @@ impl Wal {
         let (logged_rows, polled_rows) =
             (Template::new(&logged, &template), Template::new(&polled, &template));
         let topic = new_topic(&kafka);
+        // Making a slot waits for open transactions, and Debezium may be frozen in one.
+        backlog::set_up(&logged);
         let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let backlog = Backlog::new(&kafka, &logged_rows, &polled_rows, &debezium, &topic, self.rows);

@@ -41,6 +41,29 @@ fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
     assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "all was polled");
 }
 
+/// The shards' lower bounds lie before the last number that is polled, by less than they are moved at once, and far behind the
+/// numbers that came since.
+#[test]
+fn a_relay_that_begins_late_does_not_look_for_what_was_polled_for_ever() {
+    let database = migrated();
+    let topic = new_topic("late");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 1, 10, 100);
+    let polling = relay(&database, &topic, &[]);
+    eventually("the first events", PATIENCE, || (counter.count() >= 100).then_some(()));
+    stop(&polling);
+    wal(&database, "setup");
+    let later: Vec<Record> =
+        (0..70_000).map(|number| Record::new("order", "late", number.to_string())).collect();
+    committed.extend(later.iter().map(|record| record.id().to_string()));
+    conn.transaction(|c| c.emit_all(&later)).unwrap();
+    let relay = log_relay(&database, &topic);
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    stop(&relay);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
 /// What was not polled before the log is given up is polled afterwards.
 #[test]
 fn what_waits_still_waits_where_the_slot_is_dropped_before_it_was_sent() {

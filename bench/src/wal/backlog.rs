@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use outbox_tests::{Debezium, Kafka, Process, eventually};
+use outbox_tests::{Database, Debezium, Kafka, Process, eventually};
 
 use crate::drain::resume_and_drain;
 use crate::processor::{server_spent, spent};
@@ -42,6 +42,13 @@ struct Read {
 /// The slot that pg_recvlogical reads.
 const PROTOCOL_SLOT: &str = "bench_protocol";
 
+/// Makes the slots of the relay and of pg_recvlogical.
+pub(super) fn set_up(database: &Database<'_>) {
+    outbox(database.url(), &["wal", "setup", "--slot", database.name()]);
+    let make = format!("(pg_create_logical_replication_slot('{PROTOCOL_SLOT}', 'pgoutput')).slot_name::text");
+    diesel::select(sql::<Text>(&make)).get_result::<String>(&mut database.connect()).unwrap();
+}
+
 impl<'a> Backlog<'a> {
     pub(super) fn new(
         kafka: &'a Kafka,
@@ -51,11 +58,6 @@ impl<'a> Backlog<'a> {
         topic: &'a str,
         rows: usize,
     ) -> Self {
-        let database = logged.database;
-        outbox(database.url(), &["wal", "setup", "--slot", database.name()]);
-        let make =
-            format!("(pg_create_logical_replication_slot('{PROTOCOL_SLOT}', 'pgoutput')).slot_name::text");
-        diesel::select(sql::<Text>(&make)).get_result::<String>(&mut database.connect()).unwrap();
         Self { kafka, logged, polled, debezium, topic, rows, rounds: Cell::new(0) }
     }
 

@@ -81,13 +81,13 @@ impl Pass {
         Ok(Some(pass))
     }
 
-    /// What has nothing unsent only where its lower bound lies before `quiet_since`.
+    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved.
     fn claim(&mut self, conn: &mut PgConnection, workers: usize, quiet_since: i64) -> QueryResult<()> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards =
-            Claim::new(share as i16, claimed, quiet_since, free as i64).load::<(i16, i64, i64)>(conn)?;
+        let shards = Claim::new(share as i16, claimed, quiet_since, LOW_STEP, free as i64)
+            .load::<(i16, i64, i64)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -208,6 +208,7 @@ statement!(
         share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
         quiet_since: i64 => BigInt,
+        step: i64 => BigInt,
         limit: i64 => BigInt
     } -> (SmallInt, BigInt, BigInt),
     concat!(
@@ -215,7 +216,7 @@ statement!(
          (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
         "FROM outbox_shard AS s LEFT ",
         oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low < least(?, s.high))) \
+        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low <= least(?, s.high - ?))) \
          SELECT s.shard, s.low, s.high FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
