@@ -1,4 +1,8 @@
-//! What every database must do as a source of records. One suite, run on each: PostgreSQL 15 and 18, and SQLite.
+//! What every database must do as a source of records. One suite, run on each: PostgreSQL 15 and 18, and SQLite; and most of it on
+//! the write-ahead log, where nothing is settled in the table.
+
+#[path = "conformance/log.rs"]
+mod log;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -130,6 +134,25 @@ suite!(
     only_old_sent_rows_are_pruned,
     the_lag_counts_what_is_unsent,
     a_waiting_source_wakes_for_an_emitted_record,
+    large_payloads_make_chunks_smaller,
+    a_requeue_in_the_middle_of_a_pass_keeps_the_order,
+    a_source_that_stands_by_does_not_spin,
+);
+
+macro_rules! suite_of_the_log {
+    ($($name:ident),* $(,)?) => {
+        mod write_ahead_log { $(#[test] fn $name() { super::$name(&super::log::log()); })* }
+    };
+}
+
+suite_of_the_log!(
+    every_field_comes_back_as_it_was_emitted,
+    an_aggregate_is_read_in_order_over_many_reads,
+    a_pass_reads_on_and_gives_nothing_twice,
+    an_abandoned_pass_can_be_claimed_again,
+    a_record_is_claimed_by_one_source_at_a_time,
+    the_claim_of_a_dropped_source_is_free,
+    a_blocked_aggregate_waits_for_its_requeue,
     large_payloads_make_chunks_smaller,
     a_requeue_in_the_middle_of_a_pass_keeps_the_order,
     a_source_that_stands_by_does_not_spin,

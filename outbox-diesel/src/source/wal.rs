@@ -142,6 +142,7 @@ impl Source for WalSource {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.settle(tickets),
             State::Streaming(streaming) => streaming.settle(tickets),
+            _ if tickets.is_empty() => Ok(()),
             _ => Err(nothing_claimed()),
         })
     }

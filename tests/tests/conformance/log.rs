@@ -1,0 +1,108 @@
+//! The write-ahead log as a source.
+
+use std::time::{Duration, Instant};
+
+use diesel_outbox::source::SourceOptions;
+use diesel_outbox::source::wal::{WalOptions, WalSource, setup};
+use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+
+use super::{Database, Observe, OnPostgres, Store, postgres};
+
+/// PostgreSQL, read from a slot that was made when nothing had been emitted.
+pub(super) struct OnLog(OnPostgres);
+
+pub(super) fn log() -> OnLog {
+    let store = postgres(15);
+    setup(&mut store.0.connect(), &options(&store.0)).unwrap();
+    OnLog(store)
+}
+
+fn options(database: &Database<'_>) -> WalOptions {
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    options
+}
+
+impl Store for OnLog {
+    fn source(&self, options_of_source: SourceOptions) -> Box<dyn Source> {
+        let database = &self.0.0;
+        Box::new(Patient(WalSource::new(database.url(), options_of_source, options(database))))
+    }
+
+    fn emit(&self, records: &[super::Record]) {
+        self.0.emit(records);
+    }
+
+    fn execute(&self, sql: &str) {
+        self.0.execute(sql);
+    }
+
+    fn count(&self, from: &str) -> i64 {
+        self.0.count(from)
+    }
+
+    fn observe(&self) -> Box<dyn Observe + Send> {
+        self.0.observe()
+    }
+
+    fn requeues_at_once(&self) -> bool {
+        true
+    }
+}
+
+/// What is committed comes a moment later: it is waited for, where nothing is there.
+struct Patient(WalSource);
+
+const A_MOMENT: Duration = Duration::from_millis(500);
+
+impl Source for Patient {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        let since = Instant::now();
+        while !self.0.claim()? {
+            if since.elapsed() >= A_MOMENT {
+                return Ok(false);
+            }
+            self.0.wait(Duration::from_millis(10))?;
+        }
+        Ok(true)
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        let (before, since) = (records.len(), Instant::now());
+        loop {
+            let more = self.0.read(limit, records)?;
+            if records.len() > before || since.elapsed() >= A_MOMENT {
+                return Ok(more);
+            }
+            self.0.wait(Duration::from_millis(10))?;
+        }
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        self.0.read_ahead(limit)
+    }
+
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        self.0.settle(tickets)
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+        self.0.dead_letter(ticket, reason)
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        self.0.release()
+    }
+
+    fn abandon(&mut self) {
+        self.0.abandon();
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.0.wait(limit)
+    }
+
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        self.0.upkeep()
+    }
+}
