@@ -1,7 +1,7 @@
 //! Broker and database go away in the middle of a drain: the relay goes on by itself, and nothing is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -273,6 +273,38 @@ fn what_the_log_has_survives_whatever_goes_away() {
     });
     stop(relay);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+}
+
+/// Writers go on meanwhile.
+#[test]
+fn a_broker_may_be_away_for_a_minute_while_the_log_grows() {
+    let kafka = Kafka::start();
+    let database = migrated(Postgres::shared());
+    let topic = kafka.unique("minute");
+    kafka.create_topic(&topic, 3);
+    let mut wal = WalOptions::default();
+    wal.slot = database.name().to_owned();
+    setup(&mut database.connect(), &wal).unwrap();
+    let counter = kafka.counter(&topic);
+    let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
+    let has_come = |events| {
+        eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
+    };
+    emit(&database, 0..1_000);
+    has_come(1_000);
+    kafka.crash();
+    let (began, mut emitted) = (Instant::now(), 1_000);
+    while began.elapsed() < Duration::from_secs(60) {
+        emit(&database, emitted..emitted + 100);
+        emitted += 100;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    kafka.restart();
+    has_come(emitted);
+    stop(relay);
+    let received = kafka.read_all(&topic);
+    println!("{} of {emitted} were repeated", received.len() - emitted);
+    assert_nothing_lost(&received, emitted);
 }
 
 fn terminate_senders(database: &Database<'_>) {

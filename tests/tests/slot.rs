@@ -1,14 +1,15 @@
 //! The replication slot on every version of PostgreSQL, and where the server gives it up.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_outbox::{Emit, Record};
+use diesel_outbox::{Emit, Migrations, Record};
 use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, repetitions, stop, wal, write};
-use outbox_tests::{Kafka, Postgres, eventually};
+use outbox_tests::{Kafka, Postgres, Signal, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -108,4 +109,84 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     eventually("the rest", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+/// Each with a slot and a publication of its own.
+#[test]
+fn two_outboxes_of_one_database_are_read_apart() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    let relays: Vec<_> = ["first", "second"]
+        .map(|schema| {
+            Migrations::new().schema(schema).run(conn).unwrap();
+            let slot = format!("{}_{schema}", database.name());
+            let names = ["--schema", schema, "--slot", &slot, "--publication", schema];
+            let mut setup = Command::new(workspace_binary("outbox"));
+            setup.args(["wal", "setup"]).args(names).env("OUTBOX_DATABASE_URL", database.url());
+            assert!(setup.status().unwrap().success());
+            let topic = new_topic(schema);
+            let relay = relay(&database, &topic, &[&["--source", "wal"], &names[..]].concat());
+            (schema, topic, relay)
+        })
+        .into();
+    for (schema, ..) in &relays {
+        conn.batch_execute(&format!("SET search_path = {schema}")).unwrap();
+        let events: Vec<Record> =
+            (0..100).map(|n| Record::new("order", "1", format!("{schema} {n}"))).collect();
+        conn.transaction(|c| c.emit_all(&events)).unwrap();
+    }
+    for (schema, topic, relay) in &relays {
+        let received = Kafka::shared().read_at_least(topic, 100, PATIENCE);
+        stop(relay);
+        assert!(received.iter().all(|event| event.header("eventType").unwrap().starts_with(schema)));
+        assert_eq!(Kafka::shared().read_all(topic).len(), 100);
+    }
+}
+
+/// Its place in the log, and so in the order, is that of its second commit.
+#[test]
+fn what_was_prepared_comes_when_it_is_committed() {
+    let postgres = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
+    let database = migrated_on(&postgres);
+    let topic = new_topic("prepared");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    let conn = &mut database.connect();
+    conn.batch_execute("BEGIN").unwrap();
+    let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+                  VALUES (gen_random_uuid(), 'order', 'prepared', 'Placed', 0)";
+    conn.batch_execute(insert).unwrap();
+    conn.batch_execute("PREPARE TRANSACTION 'later'").unwrap();
+    write(conn, 0, 1, 10, 500);
+    eventually("the others", PATIENCE, || (counter.count() >= 500).then_some(()));
+    stop(&log);
+    let log = log_relay(&database, &topic);
+    conn.batch_execute("COMMIT PREPARED 'later'").unwrap();
+    eventually("the prepared", PATIENCE, || (counter.count() >= 501).then_some(()));
+    stop(&log);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
+}
+
+/// Its connections stay open, but the server gives them up after half a minute.
+#[test]
+fn a_relay_that_is_frozen_is_replaced_and_stands_by_afterwards() {
+    let database = migrated_on(Postgres::shared());
+    let topic = new_topic("frozen");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 3, 30, 1_000);
+    let frozen = log_relay(&database, &topic);
+    eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
+    frozen.signal(Signal::Stop);
+    let other = log_relay(&database, &topic);
+    committed.extend(write(conn, 1, 3, 30, 1_000));
+    eventually("the next events", PATIENCE, || (counter.count() >= 2_000).then_some(()));
+    frozen.signal(Signal::Continue);
+    committed.extend(write(conn, 2, 3, 30, 1_000));
+    eventually("the last events", PATIENCE, || (counter.count() >= 3_000).then_some(()));
+    stop(&other);
+    stop(&frozen);
+    repetitions(&Kafka::shared().read_all(&topic), &committed);
 }
