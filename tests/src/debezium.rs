@@ -22,8 +22,7 @@ use crate::scratch::Folder;
 /// It is always run from local programs, which takes Java 17 or later and Maven. When dropped it takes its replication
 /// slot and its publication with it.
 ///
-/// What it sends is what the relay sends, but for two things that the router cannot do: an event's own headers are left
-/// out, and the timestamp is the time at which Debezium read the row.
+/// What it sends is what the relay sends, but for what the router cannot do: an event's own headers are left out.
 pub struct Debezium<'a> {
     database: &'a Database<'a>,
     /// The name of its replication slot and of its publication.

@@ -98,7 +98,11 @@ impl Store for OnSqlite {
 
 fn postgres(major: u32) -> OnPostgres {
     let database = Postgres::shared_version(major).database();
-    Migrations::new().run(&mut database.connect()).unwrap();
+    let conn = &mut database.connect();
+    // Far from UTC, so that a time which is taken for a local one is noticed.
+    conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'", database.name()))
+        .unwrap();
+    Migrations::new().run(conn).unwrap();
     OnPostgres(database)
 }
 
@@ -434,6 +438,8 @@ fn the_lag_counts_what_is_unsent(store: &dyn Store) {
     let mut observe = store.observe();
     assert_eq!(observe.lag().unwrap(), Default::default());
     store.emit(&records(12));
+    let lag = observe.lag().unwrap();
+    assert!(lag.oldest < Duration::from_secs(60), "{lag:?}");
     store.execute(
         "UPDATE outbox SET created_at = '2001-01-01T00:00:00.000Z' WHERE seq = (SELECT min(seq) FROM outbox)",
     );

@@ -311,7 +311,7 @@ fn the_columns_are_those_that_debezium_reads() {
     .unwrap();
     let rows = diesel::dsl::sql::<(Text, Text, Text, Text, Nullable<Text>, SmallInt, Bool)>(
         "SELECT aggregatetype, aggregateid, type, convert_from(payload, 'UTF8'), headers::text, shard, \
-         sent_at IS NULL AND created_at <= clock_timestamp() FROM outbox ORDER BY seq",
+         sent_at IS NULL AND created_at <= clock_timestamp() AT TIME ZONE 'utc' + interval '1 ms' FROM outbox ORDER BY seq",
     )
     .load::<StoredColumns>(conn)
     .unwrap();

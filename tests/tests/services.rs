@@ -182,11 +182,17 @@ fn debezium_publishes_what_is_committed_once_it_has_started() {
         Record::new("order", "7", "OrderPlaced").header("trace", "1").with_payload(*b"\0\xff any bytes");
     let forgotten = Record::new("order", "7", "OrderForgotten");
     emit(&database, &[placed.clone(), forgotten.clone()]);
+    let emitted = diesel::dsl::sql::<BigInt>(
+        "SELECT (extract(epoch FROM created_at) * 1000)::bigint FROM outbox WHERE type <> 'BeforeTheStart' ORDER BY seq",
+    );
+    let emitted: Vec<Option<i64>> =
+        emitted.load::<i64>(&mut database.connect()).unwrap().into_iter().map(Some).collect();
     // Neither an update nor a deletion is an event.
     database.connect().batch_execute("update outbox set sent_at = now(); delete from outbox").unwrap();
     let records = kafka.read_at_least(&topic, 2, PATIENCE);
     assert_is(&records[0], &placed);
     assert_is(&records[1], &forgotten);
+    assert_eq!(records.iter().map(|record| record.timestamp).collect::<Vec<_>>(), emitted);
     assert!(debezium.id().is_some());
     assert!(debezium.resident_kb().is_none_or(|resident| resident > 50_000));
 

@@ -14,7 +14,9 @@ CREATE TABLE outbox (
     headers       json,
     -- A hash of aggregate type and id, 0 to 15. All events of one aggregate are in one shard.
     shard         smallint     NOT NULL CHECK (shard BETWEEN 0 AND 15),
-    created_at    timestamptz  NOT NULL DEFAULT clock_timestamp(),
+    -- In UTC. Debezium has it as milliseconds since 1970, which its router takes for the record's timestamp; a timestamptz
+    -- reaches it as text, on which it fails.
+    created_at    timestamp(3) NOT NULL DEFAULT (clock_timestamp() AT TIME ZONE 'utc'),
     sent_at       timestamptz,
     -- The shard, so that a worker passes over the rows of other shards without looking at them.
     PRIMARY KEY (seq, shard)
@@ -56,7 +58,7 @@ CREATE TABLE outbox_dead_letter (
     payload       bytea,
     headers       json,
     shard         smallint     NOT NULL,
-    created_at    timestamptz  NOT NULL,
+    created_at    timestamp(3) NOT NULL,
     reason        text         NOT NULL,
     failed_at     timestamptz  NOT NULL DEFAULT clock_timestamp()
 );

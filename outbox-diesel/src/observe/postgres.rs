@@ -58,7 +58,8 @@ statement!(
     /// from which the others are read, if there is one.
     Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
     concat!(
-        "SELECT * FROM (SELECT count(*), coalesce(extract(epoch FROM clock_timestamp() - min(created_at)), 0)::float8 FROM outbox \
+        "SELECT * FROM (SELECT count(*), \
+         coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 FROM outbox \
          WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s ",
         oldest_unsent!(),
         ") AND seq <= (SELECT max(high) FROM outbox_shard)) AS unsent LEFT JOIN (SELECT \

@@ -57,6 +57,7 @@ pub(super) fn connector(
         ("transforms.outbox.type", "io.debezium.transforms.outbox.EventRouter"),
         ("transforms.outbox.route.topic.replacement", topic),
         ("transforms.outbox.table.fields.additional.placement", "type:header:eventType"),
+        ("transforms.outbox.table.field.event.timestamp", "created_at"),
     ]);
     properties.extend(owned(own));
     properties

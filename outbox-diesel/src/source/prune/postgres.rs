@@ -39,7 +39,7 @@ statement!(
     Pg,
     /// Up to its shard's lower bound a row has been sent even where nothing marks it, as with the write-ahead log.
     Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
-    "SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= s.low THEN o.created_at END) \
+    "SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= s.low THEN o.created_at AT TIME ZONE 'utc' END) \
      < now() - make_interval(secs => ?), false) FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
      WHERE o.seq > ? ORDER BY o.seq LIMIT ?"
 );

@@ -106,7 +106,7 @@ statement!(
     } -> BigInt,
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000), ?) ON CONFLICT (seq) DO NOTHING"
+     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000) AT TIME ZONE 'utc', ?) ON CONFLICT (seq) DO NOTHING"
 );
 
 statement!(Pg, Remove { seq: i64 => BigInt } -> BigInt, "DELETE FROM outbox WHERE seq = ?");

@@ -1,0 +1,76 @@
+//! Times are the same whatever time zone a session has.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_outbox::observe::Observe;
+use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::Source;
+use outbox_tests::load::count;
+use outbox_tests::{Database, Postgres, eventually};
+
+/// East of UTC a local time is ahead, west of it behind.
+const ZONES: [&str; 2] = ["Pacific/Kiritimati", "Pacific/Pago_Pago"];
+
+fn migrated(zone: &str) -> Database<'static> {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = '{zone}'", database.name())).unwrap();
+    Migrations::new().run(conn).unwrap();
+    database
+}
+
+fn emit(conn: &mut PgConnection, event_type: &str) {
+    conn.transaction(|c| c.emit(&Record::new("order", "1", event_type))).unwrap();
+}
+
+/// As with the write-ahead log, where no row is marked as sent.
+#[test]
+fn rows_that_nothing_marks_are_pruned_by_when_they_were_emitted() {
+    for zone in ZONES {
+        let database = migrated(zone);
+        let conn = &mut database.connect();
+        for (event_type, hours) in [("Old", 13), ("Young", 11)] {
+            emit(conn, event_type);
+            let age = format!(
+                "UPDATE outbox SET created_at = created_at - interval '{hours} hours' WHERE type = '{event_type}'"
+            );
+            conn.batch_execute(&age).unwrap();
+        }
+        conn.batch_execute("UPDATE outbox_shard SET low = 2").unwrap();
+        let mut options = SourceOptions::default();
+        options.sent_rows = SentRows::Keep { retention: Duration::from_secs(12 * 60 * 60) };
+        let mut source = PostgresSource::new(database.url(), options);
+        eventually("the old row to be pruned", Duration::from_secs(20), || {
+            source.wait(Duration::from_millis(1)).unwrap();
+            source.upkeep().unwrap();
+            (count(conn, "outbox WHERE type = 'Old'") == 0).then_some(())
+        });
+        assert_eq!(count(conn, "outbox WHERE type = 'Young'"), 1, "{zone}");
+    }
+}
+
+#[test]
+fn the_moment_of_the_emit_goes_with_the_event_and_with_its_dead_letter() {
+    for zone in ZONES {
+        let database = migrated(zone);
+        let conn = &mut database.connect();
+        emit(conn, "Placed");
+        assert!(conn.lag().unwrap().oldest < Duration::from_secs(60));
+        let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+        let mut claimed = Vec::new();
+        assert!(source.claim().unwrap());
+        source.read(10, &mut claimed).unwrap();
+        let emitted = claimed[0].record.as_ref().unwrap().created_at_ms().unwrap();
+        let now = UNIX_EPOCH.elapsed().unwrap().as_millis() as i64;
+        assert!((now - 60_000..=now + 1).contains(&emitted), "{zone}: {emitted} at {now}");
+
+        source.dead_letter(claimed[0].ticket, "refused").unwrap();
+        source.release().unwrap();
+        let letter = &conn.dead_letters(1).unwrap()[0];
+        assert_eq!(letter.created_at_ms, emitted, "{zone}");
+        assert!((now - 60_000..=now + 60_000).contains(&letter.failed_at_ms), "{zone}");
+    }
+}
