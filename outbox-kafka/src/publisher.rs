@@ -34,6 +34,7 @@ use crate::error::{refusal_of_property, rejection};
 #[derive(Clone)]
 pub struct Kafka {
     settings: BTreeMap<String, String>,
+    own_headers: bool,
 }
 
 impl Kafka {
@@ -53,7 +54,7 @@ impl Kafka {
             ("queue.buffering.max.kbytes", "65536"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { settings: settings.into() }
+        Self { settings: settings.into(), own_headers: true }
     }
 
     /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
@@ -63,6 +64,14 @@ impl Kafka {
     #[must_use]
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.insert(name.into(), value.into());
+        self
+    }
+
+    /// Whether an event's own headers are sent, after `id` and `eventType`; `eventVersion` is one of them. Without them a
+    /// record is byte for byte what Debezium's Outbox Event Router makes of it, as that cannot send them. Default: true.
+    #[must_use]
+    pub fn own_headers(mut self, sent: bool) -> Self {
+        self.own_headers = sent;
         self
     }
 
@@ -92,6 +101,7 @@ impl fmt::Debug for Kafka {
         f.debug_struct("Kafka")
             .field("brokers", &self.settings.get("bootstrap.servers"))
             .field("settings", &self.settings.keys().collect::<Vec<_>>())
+            .field("own_headers", &self.own_headers)
             .finish()
     }
 }
@@ -152,6 +162,7 @@ impl KafkaPublisher {
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
         let in_flight = self.in_flight;
+        let own_headers = if self.kafka.own_headers { record.headers() } else { &[] };
         let (producer, topics) =
             self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
         if let Some(reason) = topics.refusal(topic, producer.client()) {
@@ -159,10 +170,10 @@ impl Publisher for KafkaPublisher {
         }
         let mut id = [0; Hyphenated::LENGTH];
         let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
-        let mut headers = OwnedHeaders::new_with_capacity(record.headers().len() + 2)
+        let mut headers = OwnedHeaders::new_with_capacity(own_headers.len() + 2)
             .insert(Header { key: wire::ID_HEADER, value: Some(id) })
             .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
-        for (key, value) in record.headers() {
+        for (key, value) in own_headers {
             headers = headers.insert(Header { key, value: Some(value) });
         }
         let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, ticket as usize)

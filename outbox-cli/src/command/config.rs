@@ -64,13 +64,12 @@ impl Config {
         self.parsed(key, |text| text.parse().map_err(|_| "it must be a whole number".into()))
     }
 
-    pub(crate) fn switch(&self, key: &str) -> Result<bool, ConfigError> {
-        let switch = self.parsed(key, |text| match text {
+    pub(crate) fn switch(&self, key: &str) -> Result<Option<bool>, ConfigError> {
+        self.parsed(key, |text| match text {
             "true" | "1" => Ok(true),
             "false" | "0" => Ok(false),
             _ => Err("it must be true or false".into()),
-        })?;
-        Ok(switch.unwrap_or(false))
+        })
     }
 
     pub(crate) fn duration(&self, key: &str) -> Result<Option<Duration>, ConfigError> {

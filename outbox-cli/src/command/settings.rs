@@ -73,7 +73,7 @@ impl Setting {
 }
 
 /// All of them, in the order of the help.
-pub(crate) const SETTINGS: [Setting; 22] = [
+pub(crate) const SETTINGS: [Setting; 23] = [
     every(
         "database_url",
         "URL",
@@ -121,6 +121,13 @@ pub(crate) const SETTINGS: [Setting; 22] = [
          for other topics become dead letters",
     )
     .shaped(Shape::List),
+    relay(
+        "own_headers",
+        "BOOL",
+        "true",
+        "Sends an event's own headers after id and eventType; with =false a record is what Debezium makes of it",
+    )
+    .shaped(Shape::Switch),
     relay(
         "workers",
         "NUMBER",

@@ -101,7 +101,9 @@ fn a_switch_can_be_turned_off_again() {
             .switch("delete_sent")
             .expect("a switch")
     };
-    assert!(on(&[]) && on(&["--delete-sent"]) && !on(&["--delete-sent=false"]));
+    assert_eq!(on(&[]), Some(true));
+    assert_eq!((on(&["--delete-sent"]), on(&["--delete-sent=false"])), (Some(true), Some(false)));
+    assert_eq!(loaded(&[], &[]).switch("delete_sent").expect("a switch"), None);
 }
 
 #[test]

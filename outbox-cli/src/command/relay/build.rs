@@ -44,7 +44,10 @@ fn kafka(config: &Config) -> Result<Kafka, ConfigError> {
         }
         kafka = kafka.set(name, value.text());
     }
-    Ok(kafka)
+    Ok(match config.switch("own_headers")? {
+        Some(sent) => kafka.own_headers(sent),
+        None => kafka,
+    })
 }
 
 fn topics(config: &Config) -> Result<Topics, ConfigError> {
@@ -81,7 +84,7 @@ fn sent_rows(config: &Config) -> Result<SentRows, ConfigError> {
     let kept = config
         .duration("retention")?
         .map_or_else(SentRows::default, |retention| SentRows::Keep { retention });
-    if !config.switch("delete_sent")? {
+    if !config.switch("delete_sent")?.unwrap_or_default() {
         return Ok(kept);
     }
     let origins = config.get("retention").zip(config.get("delete_sent"));

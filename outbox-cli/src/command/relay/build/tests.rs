@@ -26,6 +26,8 @@ fn the_defaults_of_the_help_are_those_of_the_relay() {
     assert_eq!(time("pass_time"), limits.pass_time);
     assert_eq!(time("stall_time"), limits.stall_time);
     assert_eq!(Topics::pattern(told("topic")), Ok(Topics::default()));
+    let kafka = format!("{:?}", Kafka::new("localhost:9092"));
+    assert!(kafka.contains(&format!("own_headers: {}", told("own_headers"))), "{kafka}");
     let options = SourceOptions::default();
     assert_eq!(SentRows::Keep { retention: time("retention") }, options.sent_rows);
     assert_eq!(time("poll_interval"), options.poll_interval);
