@@ -3,6 +3,8 @@
 mod args;
 mod config;
 mod database;
+#[cfg(feature = "postgres")]
+mod debezium;
 mod failure;
 mod layers;
 mod log;
@@ -52,5 +54,7 @@ fn perform(action: &Action, config: &Config) -> Result<(), Failure> {
         Action::Requeue(which) => report::requeue(config, which),
         Action::WalSetup => wal::setup(config),
         Action::WalDrop => wal::drop(config),
+        #[cfg(feature = "postgres")]
+        Action::Debezium(what) => debezium::run(config, what),
     }
 }

@@ -2,6 +2,7 @@
 
 mod settings;
 
+use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::SimpleConnection;
@@ -19,14 +20,15 @@ use crate::scratch::Folder;
 
 /// Debezium as it is published, on a Kafka Connect of its own, with the Outbox Event Router on the table `outbox`.
 ///
-/// It is always run from local programs, which takes Java 17 or later and Maven. When dropped it takes its replication
-/// slot and its publication with it.
+/// It is always run from local programs, which takes Java 17 or later and Maven.
 ///
 /// What it sends is what the relay sends, but for what the router cannot do: an event's own headers are left out.
 pub struct Debezium<'a> {
     database: &'a Database<'a>,
-    /// The name of its replication slot and of its publication.
+    /// The name of its replication slot, and of the publication where that was made for it.
     name: String,
+    /// Whether slot and publication go with it.
+    has_own_slot: bool,
     host: Local,
 }
 
@@ -39,7 +41,8 @@ impl<'a> Debezium<'a> {
     ///
     /// `topic` is the router's `route.topic.replacement`: a topic, or a pattern such as
     /// `outbox.event.${routedByValue}`, where the aggregate type comes in. `properties` are the connector's and come
-    /// after those that this sets, which they replace where they have the same name.
+    /// after those that this sets, which they replace where they have the same name. When it is dropped it takes its
+    /// replication slot and its publication with it.
     pub fn start(
         database: &'a Database<'a>,
         kafka: &Kafka,
@@ -51,17 +54,37 @@ impl<'a> Debezium<'a> {
         let publish = format!("create publication {name} for table public.outbox with (publish = 'insert')");
         database.connect().batch_execute(&publish).expect("a publication of the table outbox");
 
+        let connector = settings::connector(database, &name, topic, properties);
+        Self::launch(database, kafka, name, true, &java::properties(&connector))
+    }
+
+    /// Starts it with a connector as `outbox debezium connector --format properties` prints it, whose slot and publication
+    /// are there and stay. The worker is as that asks for, and stores offsets each second.
+    pub fn with_connector(database: &'a Database<'a>, kafka: &Kafka, connector: &str) -> Self {
+        let slot = connector.lines().find_map(|line| line.strip_prefix("slot.name=")).expect("a slot");
+        Self::launch(database, kafka, slot.to_owned(), false, connector)
+    }
+
+    fn launch(
+        database: &'a Database<'a>,
+        kafka: &Kafka,
+        name: String,
+        has_own_slot: bool,
+        connector: &str,
+    ) -> Self {
         let folder = Folder::new("debezium");
-        let (worker, connector) =
+        let (worker, file) =
             (folder.path().join("worker.properties"), folder.path().join("outbox.properties"));
-        java::write_properties(&worker, &settings::worker(kafka.brokers(), folder.path()));
-        java::write_properties(&connector, &settings::connector(database, &name, topic, properties));
+        let asked_for = if has_own_slot { &[][..] } else { &settings::ASKED_FOR };
+        java::write_properties(&worker, &settings::worker(kafka.brokers(), folder.path(), asked_for));
+        fs::write(&file, connector).expect("write the connector's properties");
         let mut command = java::command(&java::FAST, &artifacts::debezium());
         command.arg("-Dorg.apache.logging.log4j.level=WARN");
-        command.arg("org.apache.kafka.connect.cli.ConnectStandalone").arg(worker).arg(connector);
+        command.arg("org.apache.kafka.connect.cli.ConnectStandalone").arg(worker).arg(file);
+        command.env("OUTBOX_DATABASE_PASSWORD", &database.address().password);
 
         let host = Local::new(command, folder, Signal::Terminate, Signal::Kill);
-        let debezium = Self { database, name, host };
+        let debezium = Self { database, name, has_own_slot, host };
         debezium.host.start();
         debezium.wait_until_ready();
         debezium
@@ -77,6 +100,11 @@ impl<'a> Debezium<'a> {
         self.host.stop();
         self.host.start();
         self.wait_until_ready();
+    }
+
+    /// Kills it. What it had published since it last stored its offsets is published again by its next start.
+    pub fn crash(&self) {
+        self.host.crash();
     }
 
     /// Freezes it: connections stay open, and nothing is read. PostgreSQL ends such a connection after its
@@ -121,6 +149,9 @@ impl<'a> Debezium<'a> {
 impl Drop for Debezium<'_> {
     fn drop(&mut self) {
         self.host.crash();
+        if !self.has_own_slot {
+            return;
+        }
         // Left behind, a slot keeps the server's log from being cleared and the database from being dropped.
         if let Ok(mut conn) = PgConnection::establish(self.database.url()) {
             let name = &self.name;

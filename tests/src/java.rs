@@ -24,8 +24,12 @@ pub(crate) fn command(options: &[&str], classes: &str) -> Command {
     java
 }
 
+/// Properties as a file holds them.
+pub(crate) fn properties<K: Display, V: Display>(properties: &[(K, V)]) -> String {
+    properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
+}
+
 /// Writes a file of properties.
-pub(crate) fn write_properties<K: Display, V: Display>(file: &Path, properties: &[(K, V)]) {
-    let lines: Vec<_> = properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect();
-    fs::write(file, lines.concat()).expect("write the properties");
+pub(crate) fn write_properties<K: Display, V: Display>(file: &Path, own: &[(K, V)]) {
+    fs::write(file, properties(own)).expect("write the properties");
 }

@@ -8,6 +8,8 @@ use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
 use diesel_outbox::observe::Requeue;
 use uuid::Uuid;
 
+#[cfg(feature = "postgres")]
+use super::debezium::{Debezium, Format};
 use super::settings::{SETTINGS, Scope, Setting, Shape};
 
 /// What is to be done, and the flags that say how.
@@ -20,11 +22,18 @@ pub(crate) struct Invocation {
 pub(crate) enum Action {
     Migrate,
     Relay,
-    Lag { json: bool },
-    DeadLetters { json: bool, limit: i64 },
+    Lag {
+        json: bool,
+    },
+    DeadLetters {
+        json: bool,
+        limit: i64,
+    },
     Requeue(Requeue),
     WalSetup,
     WalDrop,
+    #[cfg(feature = "postgres")]
+    Debezium(Debezium),
 }
 
 /// Reads the arguments.
@@ -47,6 +56,12 @@ pub(crate) fn parse(
         }
         "wal setup" => Action::WalSetup,
         "wal drop" => Action::WalDrop,
+        #[cfg(feature = "postgres")]
+        "debezium connector" => Action::Debezium(connector(&flags)),
+        #[cfg(feature = "postgres")]
+        "debezium sql" => Action::Debezium(Debezium::Sql),
+        #[cfg(feature = "postgres")]
+        "debezium check" => Action::Debezium(Debezium::Check),
         _ => Action::Requeue(requeue(&flags)),
     };
     Ok(Invocation { action, flags })
@@ -55,7 +70,7 @@ pub(crate) fn parse(
 /// The whole command line, from which the help is made.
 pub(crate) fn command() -> Command {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("Prints JSON");
-    Command::new("outbox")
+    let command = Command::new("outbox")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Brings the events of a transactional outbox to Kafka")
         .after_help(
@@ -118,7 +133,67 @@ pub(crate) fn command() -> Command {
                         .help("All events of this aggregate"),
                 )
                 .group(ArgGroup::new("which").args(["all", "id", "aggregate"]).required(true)),
+        );
+    #[cfg(feature = "postgres")]
+    let command = command.subcommand(debezium());
+    command
+}
+
+#[cfg(feature = "postgres")]
+fn debezium() -> Command {
+    Command::new("debezium")
+        .about("Prepares Debezium for relaying the outbox instead (PostgreSQL)")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            operation(
+                "connector",
+                "Prints the connector's configuration, without the database's password",
+                Scope::Topic,
+            )
+            .arg(
+                Arg::new("name")
+                    .long("name")
+                    .value_name("NAME")
+                    .value_parser(connector_name)
+                    .default_value("outbox")
+                    .help(
+                        "The connector's name, and the topic.prefix that its offsets and its heartbeats have",
+                    ),
+            )
+            .arg(
+                Arg::new("format")
+                    .long("format")
+                    .value_name("FORMAT")
+                    .value_parser(["json", "properties"])
+                    .default_value("json")
+                    .help("json, to be posted to Connect, or properties, for a standalone worker"),
+            ),
         )
+        .subcommand(operation("sql", "Prints the SQL that an administrator runs first", Scope::Wal))
+        .subcommand(operation(
+            "check",
+            "Tells what is wrong before Debezium starts, and what to do",
+            Scope::Wal,
+        ))
+}
+
+#[cfg(feature = "postgres")]
+fn connector(flags: &ArgMatches) -> Debezium {
+    let text = |name| flags.get_one::<String>(name).cloned().unwrap_or_default();
+    let format = if text("format") == "properties" { Format::Properties } else { Format::Json };
+    Debezium::Connector { name: text("name"), format }
+}
+
+/// Topics are named after it.
+#[cfg(feature = "postgres")]
+fn connector_name(name: &str) -> Result<String, &'static str> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !name.is_empty() && name.chars().all(is_good) {
+        Ok(name.to_owned())
+    } else {
+        Err("use letters, digits, `.`, `_` and `-`")
+    }
 }
 
 fn operation(name: &'static str, about: &'static str, scope: Scope) -> Command {

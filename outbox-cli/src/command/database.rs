@@ -4,6 +4,8 @@
 mod address;
 #[cfg(feature = "sqlite")]
 mod file;
+#[cfg(feature = "postgres")]
+pub(crate) mod server;
 mod wal;
 
 use std::fmt;
@@ -160,6 +162,29 @@ impl Database {
         let mut conn = self.connect_postgres(url, schema)?;
         change(&mut conn, &wal::options(config)?)
             .map_err(|source| Failure::Wal { database: self.to_string(), source })
+    }
+
+    /// Where the server is and who enters there.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn server(&self, config: &Config) -> Result<server::Server, Failure> {
+        match self {
+            Self::Postgres { url, .. } => Ok(server::Server::named_by(url).map_err(|problem| {
+                let given = config.get("database_url").map(|value| value.origin.wrong(problem));
+                given.unwrap_or(ConfigError::Missing { what: "no database is named", key: "database_url" })
+            })?),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Err(wal::not_here(config)),
+        }
+    }
+
+    /// A connection to the server, with the schema of the tables in its search_path.
+    #[cfg(feature = "postgres")]
+    pub(crate) fn postgres_connection(&self, config: &Config) -> Result<PgConnection, Failure> {
+        match self {
+            Self::Postgres { url, schema, .. } => self.connect_postgres(url, schema.as_deref()),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Err(wal::not_here(config)),
+        }
     }
 
     /// The failure of a question to the tables.

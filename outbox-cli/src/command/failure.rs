@@ -24,6 +24,9 @@ pub(crate) enum Failure {
     #[cfg(feature = "postgres")]
     #[error("{database}: {source}")]
     Wal { database: String, source: diesel_outbox::source::wal::WalError },
+    #[cfg(feature = "postgres")]
+    #[error("Debezium cannot work yet: {wrong} of these are wrong")]
+    DebeziumCheck { wrong: usize },
     #[error("no dead letter matches: see `outbox dead-letters`")]
     NoDeadLetter,
     #[error("{0}")]

@@ -33,6 +33,8 @@ pub(crate) enum Scope {
     Every,
     /// Those that are about the write-ahead log.
     Wal,
+    /// Those that say where events go, too.
+    Topic,
     Relay,
 }
 
@@ -70,6 +72,10 @@ impl Setting {
     const fn shaped(self, shape: Shape) -> Self {
         Self { shape, ..self }
     }
+
+    const fn scoped(self, scope: Scope) -> Self {
+        Self { scope, ..self }
+    }
 }
 
 /// All of them, in the order of the help.
@@ -84,8 +90,8 @@ pub(crate) const SETTINGS: [Setting; 23] = [
     ),
     every("schema", "NAME", "", "The schema that holds the tables (PostgreSQL); else the connection's search_path"),
     every("log_format", "FORMAT", "human", "How log lines are written to standard error: human or json"),
-    wal("slot", "NAME", "outbox", "The replication slot that is read (source wal); its name is unique on the server"),
-    wal("publication", "NAME", "outbox", "The publication that the slot is read with (source wal)"),
+    wal("slot", "NAME", "outbox", "The replication slot that is read (source wal, Debezium); its name is unique on the server"),
+    wal("publication", "NAME", "outbox", "The publication that the slot is read with (source wal, Debezium)"),
     relay(
         "source",
         "SOURCE",
@@ -112,7 +118,8 @@ pub(crate) const SETTINGS: [Setting; 23] = [
         "PATTERN",
         "outbox.event.{aggregatetype}",
         "How topics are named; {aggregatetype} stands for the record's aggregate type",
-    ),
+    )
+    .scoped(Scope::Topic),
     relay(
         "allow_topics",
         "NAME,..",

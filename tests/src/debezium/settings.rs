@@ -15,17 +15,26 @@ pub(super) const TUNED: [(&str, &str); 6] = [
     ("producer.override.linger.ms", "0"),
 ];
 
+/// What a worker needs for a connector as the binary prints it. Offsets are stored each second, so that less is repeated.
+pub(super) const ASKED_FOR: [(&str, &str); 3] = [
+    ("offset.flush.interval.ms", "1000"),
+    ("config.providers", "env"),
+    ("config.providers.env.class", "org.apache.kafka.common.config.provider.EnvVarConfigProvider"),
+];
+
 /// The properties of the worker.
-pub(super) fn worker(brokers: &str, folder: &Path) -> Properties {
+pub(super) fn worker(brokers: &str, folder: &Path, own: &[(&str, &str)]) -> Properties {
     let offsets = folder.join("offsets").display().to_string();
-    owned(&[
+    let mut properties = owned(&[
         ("bootstrap.servers", brokers),
         ("offset.storage.file.filename", &offsets),
         ("listeners", "http://127.0.0.1:0"),
         ("plugin.discovery", "service_load"),
         ("key.converter", "org.apache.kafka.connect.storage.StringConverter"),
         ("value.converter", "io.debezium.converters.BinaryDataConverter"),
-    ])
+    ]);
+    properties.extend(owned(own));
+    properties
 }
 
 /// The properties of the connector, whose slot and publication have the given name.

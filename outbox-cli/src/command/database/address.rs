@@ -1,15 +1,41 @@
-//! What a PostgreSQL URL tells without its credentials. What libpq would not understand is refused here already: its
-//! own messages repeat what they do not understand, and that can be a part of a password.
+//! The parts of a PostgreSQL URL. What libpq would not understand is refused here already: its own messages repeat what
+//! they do not understand, and that can be a part of a password.
+
+/// A URL's parts as they are written there.
+pub(super) struct Parts<'a> {
+    /// User and password; neither is to be shown.
+    pub(super) credentials: &'a str,
+    /// Hosts with their ports.
+    pub(super) hosts: &'a str,
+    pub(super) name: &'a str,
+    parameters: Vec<(&'a str, &'a str)>,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn parameter(&self, wanted: &str) -> Option<&'a str> {
+        self.parameters.iter().rev().find(|(name, _)| *name == wanted).map(|&(_, value)| value)
+    }
+}
 
 /// Hosts, ports and database name.
 pub(super) fn without_credentials(url: &str) -> Result<String, String> {
+    let parts = parts(url)?;
+    let host = if parts.hosts.is_empty() { "the default host" } else { parts.hosts };
+    let host = parts.parameter("host").unwrap_or(host);
+    let port = parts.parameter("port").map_or_else(String::new, |port| format!(":{port}"));
+    let name = parts.parameter("dbname").unwrap_or(parts.name);
+    Ok(if name.is_empty() { format!("{host}{port}") } else { format!("{host}{port}/{name}") })
+}
+
+pub(super) fn parts(url: &str) -> Result<Parts<'_>, String> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     if !percent_encoded(rest) {
         return refused("a `%` is written %25");
     }
     // As libpq does it: credentials end at the first `@` that stands before any `/`.
-    let credentials = rest.find(['@', '/']).filter(|&end| rest.as_bytes().get(end) == Some(&b'@'));
-    let rest = credentials.and_then(|end| rest.get(end + 1..)).unwrap_or(rest);
+    let end = rest.find(['@', '/']).filter(|&end| rest.as_bytes().get(end) == Some(&b'@'));
+    let split = end.and_then(|end| Some((rest.get(..end)?, rest.get(end + 1..)?)));
+    let (credentials, rest) = split.unwrap_or(("", rest));
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     if location.contains('@') {
         return refused("an `@` or `/` in the user name or the password is written %40 or %2F");
@@ -18,13 +44,7 @@ pub(super) fn without_credentials(url: &str) -> Result<String, String> {
     if !hosts.split(',').all(port_is_number) {
         return refused("a port is not a number; a `:` or `/` in a password is written %3A or %2F");
     }
-    let parameters = parameters(query)?;
-    let parameter =
-        |wanted: &str| parameters.iter().rev().find(|(name, _)| *name == wanted).map(|&(_, value)| value);
-    let host = parameter("host").unwrap_or(if hosts.is_empty() { "the default host" } else { hosts });
-    let port = parameter("port").map_or_else(String::new, |port| format!(":{port}"));
-    let name = parameter("dbname").unwrap_or(name);
-    Ok(if name.is_empty() { format!("{host}{port}") } else { format!("{host}{port}/{name}") })
+    Ok(Parts { credentials, hosts, name, parameters: parameters(query)? })
 }
 
 fn refused<T>(rule: &str) -> Result<T, String> {

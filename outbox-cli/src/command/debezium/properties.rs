@@ -1,0 +1,87 @@
+//! A connector's properties as they are written.
+
+use std::fmt::Write;
+
+use serde_json::{Map, Value, json};
+
+/// Names and values in the order in which they are to be read.
+pub(super) type Properties = Vec<(&'static str, String)>;
+
+/// How they are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// The body of a request that makes a connector.
+    Json,
+    /// A file for a standalone worker.
+    Properties,
+}
+
+impl Format {
+    pub(super) fn text(self, name: &str, properties: &Properties, notes: &[String]) -> String {
+        match self {
+            Self::Json => json(name, properties),
+            Self::Properties => file(name, properties, notes),
+        }
+    }
+}
+
+fn json(name: &str, properties: &Properties) -> String {
+    let config: Map<String, Value> =
+        properties.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
+    format!("{:#}\n", json!({ "name": name, "config": config }))
+}
+
+fn file(name: &str, properties: &Properties, notes: &[String]) -> String {
+    let mut text: String = notes.iter().map(|note| format!("# {note}\n")).collect();
+    for (name, value) in [("name", name)].into_iter().chain(properties.iter().map(|(n, v)| (*n, v.as_str())))
+    {
+        let _ = writeln!(text, "{name}={}", escaped(value));
+    }
+    text
+}
+
+/// As Java reads it: a backslash escapes, and other characters than those of Latin-1 are written by their code.
+fn escaped(value: &str) -> String {
+    let mut text = String::with_capacity(value.len());
+    for (place, character) in value.char_indices() {
+        match character {
+            '\\' => text.push_str("\\\\"),
+            ' ' if place == 0 => text.push_str("\\ "),
+            ' '..='~' => text.push(character),
+            _ => {
+                for unit in character.encode_utf16(&mut [0; 2]) {
+                    let _ = write!(text, "\\u{unit:04x}");
+                }
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_read_by_java_as_it_was() {
+        for (value, written) in [
+            ("a b=c:#d", "a b=c:#d"),
+            (" x", "\\ x"),
+            ("a\\.b", "a\\\\.b"),
+            ("ü\n😀", "\\u00fc\\u000a\\ud83d\\ude00"),
+        ] {
+            assert_eq!(escaped(value), written);
+        }
+    }
+
+    #[test]
+    fn both_formats_have_the_name_and_every_property() {
+        let properties = vec![("tasks.max", "1".to_owned()), ("x", "\"".to_owned())];
+        let notes = ["Mind this.".to_owned()];
+        let json: Value =
+            serde_json::from_str(&Format::Json.text("shop", &properties, &notes)).expect("JSON");
+        assert_eq!(json, json!({ "name": "shop", "config": { "tasks.max": "1", "x": "\"" } }));
+        let text = Format::Properties.text("shop", &properties, &notes);
+        assert_eq!(text, "# Mind this.\nname=shop\ntasks.max=1\nx=\"\n");
+    }
+}

@@ -1,0 +1,55 @@
+//! `outbox debezium sql`
+
+use super::Outbox;
+
+/// What an administrator runs before Debezium starts, in statements that stand apart.
+pub(super) fn text(outbox: &Outbox) -> String {
+    let Outbox { server, schema, slot, publication } = outbox;
+    let (role, database, table) =
+        (identifier(&server.user), identifier(&server.database), format!("{}.outbox", identifier(schema)));
+    let (role_text, slot_text) = (literal(&server.user), literal(slot));
+    format!(
+        "-- To be run by an administrator in the database {database}, one statement after the other.
+
+-- The role that Debezium connects as; give it a password with \\password. On a managed server REPLICATION may be a
+-- role to be granted instead, such as rds_replication.
+DO $$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {role_text}) THEN
+        CREATE ROLE {role} LOGIN;
+    END IF;
+END $$;
+
+ALTER ROLE {role} REPLICATION;
+
+GRANT CONNECT ON DATABASE {database} TO {role};
+
+GRANT USAGE ON SCHEMA {schema} TO {role};
+
+-- To see the columns; with snapshot.mode=no_data no row is read from the table.
+GRANT SELECT ON {table} TO {role};
+
+-- What follows is for an outbox that no relay has polled and none will. Else let `outbox wal setup` make publication and
+-- slot instead: what waits is polled, and one can move from one to the other and back.
+CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert');
+
+-- It waits for the transactions that are open. On PostgreSQL 17 and later standbys keep the slot too.
+DO $$ BEGIN
+    IF current_setting('server_version_num')::int >= 170000 THEN
+        PERFORM pg_create_logical_replication_slot({slot_text}, 'pgoutput', failover => true);
+    ELSE
+        PERFORM pg_create_logical_replication_slot({slot_text}, 'pgoutput');
+    END IF;
+END $$;
+",
+        schema = identifier(schema),
+        publication = identifier(publication),
+    )
+}
+
+fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}

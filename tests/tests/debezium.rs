@@ -1,0 +1,91 @@
+//! What `outbox debezium` prints, in the hands of a real Debezium.
+
+use std::process::Command;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox::{Emit, Record};
+use outbox_tests::load::migrated;
+use outbox_tests::{Database, Debezium, Kafka, eventually, workspace_binary};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The role that Debezium connects as, which may do nothing that it need not.
+const ROLE: &str = "outbox_debezium";
+
+/// What `outbox debezium` says and whether it ended well, for a slot and a publication that have the database's name.
+fn debezium(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
+    let (_, rest) = database.url().split_once('@').unwrap();
+    let mut outbox = Command::new(workspace_binary("outbox"));
+    outbox.arg("debezium").args(arguments).args([
+        "--slot",
+        database.name(),
+        "--publication",
+        database.name(),
+    ]);
+    let output =
+        outbox.env("OUTBOX_DATABASE_URL", format!("postgres://{ROLE}:s3cret@{rest}")).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(!text.contains("s3cret") && !errors.contains("s3cret"), "{text}{errors}");
+    (if text.is_empty() { errors } else { text }, output.status.success())
+}
+
+fn wrong(report: &str) -> Vec<&str> {
+    report.lines().filter(|line| line.starts_with("WRONG")).collect()
+}
+
+fn one(conn: &mut PgConnection, sql: &str) -> String {
+    diesel::dsl::sql::<Text>(sql).get_result(conn).unwrap()
+}
+
+#[test]
+fn what_is_printed_is_all_that_debezium_needs() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let role = format!(
+        "DO $$ BEGIN CREATE ROLE {ROLE} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$; \
+         ALTER ROLE {ROLE} NOREPLICATION"
+    );
+    conn.batch_execute(&role).unwrap();
+    let (report, good) = debezium(&database, &["check"]);
+    assert!(!good, "{report}");
+    for part in ["may not replicate", "may not read public.outbox", "no publication", "no slot"] {
+        assert!(wrong(&report).iter().any(|line| line.contains(part)), "{part} is not in\n{report}");
+    }
+
+    let (sql, _) = debezium(&database, &["sql"]);
+    for statement in sql.split("\n\n").skip(1) {
+        conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
+    }
+    let (report, good) = debezium(&database, &["check"]);
+    assert!(good && wrong(&report).is_empty(), "{report}");
+
+    let prefix = Kafka::shared().unique("printed");
+    let topic = format!("{prefix}.{{aggregatetype}}");
+    let print = ["connector", "--format", "properties", "--name", database.name(), "--topic", &topic];
+    let (connector, _) = debezium(&database, &print);
+    assert!(connector.contains("${env:OUTBOX_DATABASE_PASSWORD}"), "{connector}");
+    let debezium_process = Debezium::with_connector(&database, Kafka::shared(), &connector);
+    let event = Record::new("order", "7", "Placed").header("trace", "1").with_payload(*b"\0 any bytes");
+    conn.transaction(|c| c.emit(&event)).unwrap();
+    let received = &Kafka::shared().read_at_least(&format!("{prefix}.order"), 1, PATIENCE)[0];
+    assert_eq!(received.payload.as_deref(), event.payload());
+    assert_eq!(received.header("eventType"), Some("Placed"));
+    assert!(debezium(&database, &["check"]).0.contains("is read by Debezium"));
+
+    // The outbox is idle, and others write: the slot moves on.
+    conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
+        .unwrap();
+    let end = one(conn, "SELECT pg_current_wal_insert_lsn()::text");
+    let moved = format!(
+        "SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
+        database.name()
+    );
+    eventually("the slot to move on", PATIENCE, || (one(conn, &moved) == "true").then_some(()));
+    debezium_process.stop();
+    let topics = Kafka::shared().read_all(&format!("{}.message", database.name()));
+    assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
+}
