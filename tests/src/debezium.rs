@@ -3,6 +3,7 @@
 mod settings;
 
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::SimpleConnection;
@@ -15,7 +16,7 @@ use crate::host::{Host, Local, wait_until_ready};
 use crate::java;
 use crate::kafka::Kafka;
 use crate::postgres::Database;
-use crate::process::Signal;
+use crate::process::{Signal, workspace_binary};
 use crate::scratch::Folder;
 
 /// Debezium as it is published, on a Kafka Connect of its own, with the Outbox Event Router on the table `outbox`.
@@ -63,6 +64,17 @@ impl<'a> Debezium<'a> {
     pub fn with_connector(database: &'a Database<'a>, kafka: &Kafka, connector: &str) -> Self {
         let slot = connector.lines().find_map(|line| line.strip_prefix("slot.name=")).expect("a slot");
         Self::launch(database, kafka, slot.to_owned(), false, connector)
+    }
+
+    /// Starts it with what `outbox debezium connector` prints for this pattern of topics, on the slot that has the
+    /// database's name.
+    pub fn as_printed(database: &'a Database<'a>, kafka: &Kafka, topic: &str) -> Self {
+        let mut outbox = Command::new(workspace_binary("outbox"));
+        outbox.args(["debezium", "connector", "--format", "properties", "--topic", topic]);
+        outbox.args(["--name", database.name(), "--slot", database.name()]);
+        let output = outbox.env("OUTBOX_DATABASE_URL", database.url()).output().expect("run the binary");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self::with_connector(database, kafka, &String::from_utf8_lossy(&output.stdout))
     }
 
     fn launch(
