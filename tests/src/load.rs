@@ -84,11 +84,23 @@ pub fn write(
     aggregates: usize,
     events: usize,
 ) -> BTreeSet<String> {
+    write_until(conn, writer, writers, aggregates, events, || false)
+}
+
+/// The same until it is to end, but no more events than this.
+pub fn write_until(
+    conn: &mut PgConnection,
+    writer: usize,
+    writers: usize,
+    aggregates: usize,
+    events: usize,
+    is_to_end: impl Fn() -> bool,
+) -> BTreeSet<String> {
     let own: Vec<usize> = (0..aggregates).filter(|aggregate| aggregate % writers == writer).collect();
     let mut written = 0;
     let mut round = 0;
     let mut ids = BTreeSet::new();
-    while written < events {
+    while written < events && !is_to_end() {
         let size = (1 + (round * 7 + writer) % 40).min(events - written);
         let records: Vec<Record> =
             (written..written + size).map(|number| record(own[number % own.len()], number)).collect();

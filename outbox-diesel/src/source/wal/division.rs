@@ -410,7 +410,8 @@ statement!(
 
 statement!(
     Pg,
+    /// As a list that is hashed, since it may be long where writers went on while nobody read the log.
     MarkOthers { low: i64 => BigInt, last: i64 => BigInt, unsent: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox AS o SET sent_at = now() WHERE o.seq > ? AND o.seq <= ? AND o.sent_at IS NULL \
-     AND NOT EXISTS (SELECT FROM unnest(?) AS unsent (seq) WHERE unsent.seq = o.seq)"
+     AND o.seq NOT IN (SELECT unnest(?))"
 );

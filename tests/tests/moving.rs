@@ -1,0 +1,177 @@
+//! From one way to Kafka to another and back, while services write: nothing is lost, each aggregate keeps its order, and what is
+//! sent twice is counted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_outbox::observe::Observe;
+use outbox_tests::load::{migrated, new_topic, relay, repetitions, wal, write_until};
+use outbox_tests::{Counter, Database, Debezium, Kafka, Process, Received, Signal, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+const WRITERS: usize = 2;
+/// What a writer does between two transactions takes so long.
+const PACE: Duration = Duration::from_millis(10);
+/// How many events are to come between two moves.
+const BETWEEN: usize = 20_000;
+
+/// The last transaction that Debezium has sent is told to nobody before the next, and one that was stopped in its middle is
+/// sent as a whole.
+const FEW_TRANSACTIONS: usize = 200;
+
+/// A topic, and what it held when each way began.
+struct Watched {
+    topic: String,
+    counter: Counter,
+    begun: Vec<(&'static str, BTreeMap<i32, i64>)>,
+}
+
+impl Watched {
+    fn new() -> Self {
+        let topic = new_topic("moving");
+        let counter = Kafka::shared().counter(&topic);
+        Self { topic, counter, begun: Vec::new() }
+    }
+
+    /// Nobody sends at this moment.
+    fn begins(&mut self, way: &'static str) {
+        let mut ends = BTreeMap::new();
+        for received in Kafka::shared().read_all(&self.topic) {
+            ends.insert(received.partition, received.offset + 1);
+        }
+        self.begun.push((way, ends));
+    }
+
+    fn wait_for_more(&self) {
+        let target = self.counter.count() + BETWEEN;
+        eventually("more events", PATIENCE, || (self.counter.count() >= target).then_some(()));
+    }
+
+    /// How many records came from this way until the next began.
+    fn sent_by(&self, way: &str) -> usize {
+        let place = self.begun.iter().position(|(begun, _)| *begun == way).unwrap();
+        let until = |place: usize| self.begun[place].1.values().sum::<i64>();
+        (until(place + 1) - until(place)) as usize
+    }
+
+    /// How many records each way has repeated, in the order of the ways.
+    fn repeated(&self, received: &[Received]) -> Vec<(&'static str, usize)> {
+        let mut seen = BTreeSet::new();
+        let mut counts: Vec<_> = self.begun.iter().map(|(way, _)| (*way, 0)).collect();
+        for received in received {
+            let began = |ends: &BTreeMap<i32, i64>| {
+                ends.get(&received.partition).copied().unwrap_or_default() <= received.offset
+            };
+            let way = self.begun.iter().rposition(|(_, ends)| began(ends)).unwrap_or_default();
+            counts[way].1 += usize::from(!seen.insert(received.header("id").unwrap().to_owned()));
+        }
+        counts
+    }
+}
+
+fn stop(relay: &Process) {
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(Duration::from_secs(30)).success());
+}
+
+/// What was there before the table was divided is sent by the relay that polls, before anybody reads the log.
+fn wait_until_nothing_is_polled(conn: &mut PgConnection) {
+    eventually("nothing to be polled", PATIENCE, || (conn.lag().unwrap().unsent == 0).then_some(()));
+}
+
+/// Up to where a relay has sent what is in the slot it may have been unable to tell the server.
+fn tell_the_slot(database: &Database<'_>) {
+    database
+        .connect()
+        .batch_execute(
+            "SELECT pg_replication_slot_advance(s.slot_name, o.start_lsn) FROM outbox_slot AS o \
+             JOIN pg_replication_slots AS s ON s.slot_name = o.slot WHERE o.start_lsn > s.confirmed_flush_lsn",
+        )
+        .unwrap();
+}
+
+#[test]
+fn a_live_outbox_moves_to_debezium_to_the_log_and_back() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let mut watched = Watched::new();
+    let ends = AtomicBool::new(false);
+    let committed = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|writer| {
+                let mut conn = database.connect();
+                let is_to_end = || {
+                    std::thread::sleep(PACE);
+                    ends.load(Ordering::Relaxed)
+                };
+                scope.spawn(move || write_until(&mut conn, writer, WRITERS, 1_000, usize::MAX, is_to_end))
+            })
+            .collect();
+        let _ends = Ends(&ends);
+
+        watched.begins("polling");
+        let polling = relay(&database, &watched.topic, &[]);
+        watched.wait_for_more();
+
+        wal(&database, "setup");
+        wait_until_nothing_is_polled(conn);
+        stop(&polling);
+        watched.begins("Debezium");
+        let debezium = Debezium::as_printed(&database, Kafka::shared(), &watched.topic);
+        watched.wait_for_more();
+
+        debezium.stop();
+        watched.begins("log");
+        let log = relay(&database, &watched.topic, &["--source", "wal", "--slot", database.name()]);
+        watched.wait_for_more();
+
+        stop(&log);
+        tell_the_slot(&database);
+        watched.begins("Debezium again");
+        debezium.restart();
+        watched.wait_for_more();
+
+        debezium.crash();
+        watched.begins("Debezium after a crash");
+        debezium.restart();
+        watched.wait_for_more();
+
+        debezium.stop();
+        wal(&database, "drop");
+        watched.begins("polling again");
+        let polling = relay(&database, &watched.topic, &[]);
+        watched.wait_for_more();
+
+        ends.store(true, Ordering::Relaxed);
+        let committed: BTreeSet<String> =
+            writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect();
+        eventually("everything to be polled", PATIENCE, || (conn.lag().unwrap().unsent == 0).then_some(()));
+        stop(&polling);
+        committed
+    });
+    let received = Kafka::shared().read_all(&watched.topic);
+    let repeated = watched.repeated(&received);
+    println!("{} events, repeated: {repeated:?}", committed.len());
+    assert_eq!(repetitions(&received, &committed), repeated.iter().map(|(_, count)| count).sum::<usize>());
+    for (way, count) in repeated {
+        let limit = match way {
+            "polling" | "Debezium" => 0,
+            // What it had sent since it last stored its offsets.
+            "Debezium after a crash" => watched.sent_by("Debezium again"),
+            _ => FEW_TRANSACTIONS,
+        };
+        assert!(count <= limit, "{way} sent {count} events again");
+    }
+}
+
+/// Ends the writers where the test fails, too.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
