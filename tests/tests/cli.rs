@@ -247,6 +247,9 @@ fn no_output_holds_a_secret() {
         let place = format!("outbox: --kafka {name}: ");
         assert!(text.starts_with(&place) && !text.contains("s3cret"), "{text}");
     }
+    for command in [&["debezium", "--help"][..], &["debezium", "connector", "--help"], &["wal", "--help"]] {
+        assert!(done(command).contains("Usage: outbox"));
+    }
     let help = outbox(&["relay", "--help"]).env("OUTBOX_DATABASE_URL", away).output().unwrap();
     assert!(help.status.success() && !String::from_utf8(help.stdout).unwrap().contains("s3cret"));
 
@@ -256,6 +259,53 @@ fn no_output_holds_a_secret() {
     process.wait_for_line("that the database failed", PATIENCE, |line| line.contains("the database failed"));
     let log = stopped(&process, Signal::Terminate);
     assert!(!log.contains("s3cret"), "{log}");
+}
+
+#[test]
+fn a_connector_is_printed_without_the_password() {
+    let database = ["--database-url", "postgres://ann:s3cret@db.example:5433/shop?sslmode=verify-full"];
+    let print = |arguments: &[&str]| ran(&[&["debezium", "connector"], &database[..], arguments].concat());
+    let (json, notes, code) =
+        print(&["--topic", "shop.{aggregatetype}", "--slot", "shop", "--schema", "events"]);
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(!json.contains("s3cret") && !notes.contains("s3cret") && notes.contains("EnvVarConfigProvider"));
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["name"], "outbox");
+    for (name, value) in [
+        ("connector.class", "io.debezium.connector.postgresql.PostgresConnector"),
+        ("database.hostname", "db.example"),
+        ("database.port", "5433"),
+        ("database.user", "ann"),
+        ("database.password", "${env:OUTBOX_DATABASE_PASSWORD}"),
+        ("database.dbname", "shop"),
+        ("database.sslmode", "verify-full"),
+        ("topic.prefix", "outbox"),
+        ("table.include.list", "events.outbox"),
+        ("slot.name", "shop"),
+        ("publication.name", "outbox"),
+        ("transforms.outbox.route.topic.replacement", "shop.${routedByValue}"),
+    ] {
+        assert_eq!(json["config"][name], value, "{name}");
+    }
+    let (properties, notes, _) = print(&["--format", "properties", "--name", "shop"]);
+    assert!(
+        properties.starts_with("# ") && properties.contains("\nname=shop\n") && notes.is_empty(),
+        "{notes}"
+    );
+    assert!(
+        properties.contains("\ntransforms.outbox.route.topic.replacement=outbox.event.${routedByValue}\n")
+    );
+
+    let sql = done(&[&["debezium", "sql"], &database[..], &["--schema", "shop \"events\""]].concat());
+    assert!(sql.contains("GRANT SELECT ON \"shop \"\"events\"\"\".outbox TO \"ann\";"), "{sql}");
+    let text = failed(&["debezium", "connector", "--database-url", "postgres://ann:s3cret@one,two/shop"], 2);
+    assert!(text.starts_with("outbox: --database-url: name one host") && !text.contains("s3cret"), "{text}");
+    let text = failed(&["debezium", "sql", "--database-url", "shop.db"], 2);
+    assert!(text.contains("SQLite has no write-ahead log"), "{text}");
+    assert!(
+        failed(&["debezium", "check", "--database-url", "postgres://ann@127.0.0.1:1/shop"], 1)
+            .contains("cannot connect")
+    );
 }
 
 #[test]

@@ -89,3 +89,19 @@ fn what_is_printed_is_all_that_debezium_needs() {
     let topics = Kafka::shared().read_all(&format!("{}.message", database.name()));
     assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
 }
+
+/// What the router can do with events' own headers is to send their column as one.
+#[test]
+fn own_headers_can_be_sent_as_one_header_of_json() {
+    let database = migrated();
+    let topic = Kafka::shared().unique("own-headers");
+    let placement = "type:header:eventType,headers:header:headers";
+    let property = [("transforms.outbox.table.fields.additional.placement", placement)];
+    let _debezium = Debezium::start(&database, Kafka::shared(), &topic, &property);
+    let event = Record::new("order", "7", "Placed").header("z", "ü").header("a", "").with_payload(*b"{}");
+    let conn = &mut database.connect();
+    conn.transaction(|c| c.emit_all([&event, &Record::new("order", "7", "Bare")])).unwrap();
+    let received = Kafka::shared().read_at_least(&topic, 2, PATIENCE);
+    assert_eq!(received[0].header("headers"), Some("{\"z\":\"ü\",\"a\":\"\"}"));
+    assert_eq!(received[1].headers[2], ("headers".to_owned(), None));
+}

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::Text;
 use diesel_outbox::observe::Observe;
-use outbox_tests::load::{migrated, new_topic, relay, repetitions, wal, write_until};
+use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, wal, write_until};
 use outbox_tests::{Counter, Database, Debezium, Kafka, Process, Received, Signal, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -82,6 +83,22 @@ fn wait_until_nothing_is_polled(conn: &mut PgConnection) {
     eventually("nothing to be polled", PATIENCE, || (conn.lag().unwrap().unsent == 0).then_some(()));
 }
 
+/// Up to where the slot is confirmed.
+fn confirmed(database: &Database<'_>) -> String {
+    let sql =
+        "(SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = current_database())";
+    diesel::select(diesel::dsl::sql::<Text>(sql)).get_result(&mut database.connect()).unwrap()
+}
+
+/// The slot has moved so far that nobody can read it from this place on, as after a longer time.
+fn wait_until_the_log_is_gone(database: &Database<'_>, place: &str) {
+    let conn = &mut database.connect();
+    conn.batch_execute("CHECKPOINT").unwrap();
+    let gone =
+        format!("pg_replication_slots WHERE slot_name = current_database() AND restart_lsn > '{place}'");
+    eventually("the slot to move on", PATIENCE, || (count(conn, &gone) == 1).then_some(()));
+}
+
 /// Up to where a relay has sent what is in the slot it may have been unable to tell the server.
 fn tell_the_slot(database: &Database<'_>) {
     database
@@ -125,8 +142,10 @@ fn a_live_outbox_moves_to_debezium_to_the_log_and_back() {
 
         debezium.stop();
         watched.begins("log");
+        let place = confirmed(&database);
         let log = relay(&database, &watched.topic, &["--source", "wal", "--slot", database.name()]);
         watched.wait_for_more();
+        wait_until_the_log_is_gone(&database, &place);
 
         stop(&log);
         tell_the_slot(&database);
