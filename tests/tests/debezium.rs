@@ -12,10 +12,8 @@ use outbox_tests::{Database, Debezium, Kafka, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The role that Debezium connects as, which may do nothing that it need not.
-const ROLE: &str = "outbox_debezium";
-
-/// What `outbox debezium` says and whether it ended well, for a slot and a publication that have the database's name.
+/// What `outbox debezium` says and whether it ended well, for a role, a slot and a publication that have the database's
+/// name.
 fn debezium(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
     let (_, rest) = database.url().split_once('@').unwrap();
     let mut outbox = Command::new(workspace_binary("outbox"));
@@ -25,8 +23,10 @@ fn debezium(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
         "--publication",
         database.name(),
     ]);
-    let output =
-        outbox.env("OUTBOX_DATABASE_URL", format!("postgres://{ROLE}:s3cret@{rest}")).output().unwrap();
+    let output = outbox
+        .env("OUTBOX_DATABASE_URL", format!("postgres://{}:s3cret@{rest}", database.name()))
+        .output()
+        .unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(!text.contains("s3cret") && !errors.contains("s3cret"), "{text}{errors}");
@@ -45,11 +45,7 @@ fn one(conn: &mut PgConnection, sql: &str) -> String {
 fn what_is_printed_is_all_that_debezium_needs() {
     let database = migrated();
     let conn = &mut database.connect();
-    let role = format!(
-        "DO $$ BEGIN CREATE ROLE {ROLE} LOGIN; EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL; END $$; \
-         ALTER ROLE {ROLE} NOREPLICATION"
-    );
-    conn.batch_execute(&role).unwrap();
+    conn.batch_execute(&format!("CREATE ROLE {} LOGIN", database.name())).unwrap();
     let (report, good) = debezium(&database, &["check"]);
     assert!(!good, "{report}");
     for part in ["may not replicate", "may not read public.outbox", "no publication", "no slot"] {
@@ -62,12 +58,18 @@ fn what_is_printed_is_all_that_debezium_needs() {
     }
     let (report, good) = debezium(&database, &["check"]);
     assert!(good && wrong(&report).is_empty(), "{report}");
+    assert!(
+        report.contains("nothing waits to be polled") && report.contains("mind  max_slot_wal_keep_size"),
+        "{report}"
+    );
 
     let prefix = Kafka::shared().unique("printed");
     let topic = format!("{prefix}.{{aggregatetype}}");
     let print = ["connector", "--format", "properties", "--name", database.name(), "--topic", &topic];
     let (connector, _) = debezium(&database, &print);
     assert!(connector.contains("${env:OUTBOX_DATABASE_PASSWORD}"), "{connector}");
+    // As it is, but for the time that an idle slot stays where it is.
+    let connector = connector.replace("heartbeat.interval.ms=60000", "heartbeat.interval.ms=500");
     let debezium_process = Debezium::with_connector(&database, Kafka::shared(), &connector);
     let event = Record::new("order", "7", "Placed").header("trace", "1").with_payload(*b"\0 any bytes");
     conn.transaction(|c| c.emit(&event)).unwrap();
@@ -88,6 +90,37 @@ fn what_is_printed_is_all_that_debezium_needs() {
     debezium_process.stop();
     let topics = Kafka::shared().read_all(&format!("{}.message", database.name()));
     assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
+}
+
+/// The table is divided by `outbox wal setup`, and a relay has read the log before.
+#[test]
+fn the_check_tells_what_waits_and_what_was_sent_before() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    conn.transaction(|c| c.emit(&Record::new("order", "7", "Waits"))).unwrap();
+    let mut setup = Command::new(workspace_binary("outbox"));
+    setup.args(["wal", "setup", "--slot", database.name(), "--publication", database.name()]);
+    assert!(setup.env("OUTBOX_DATABASE_URL", database.url()).output().unwrap().status.success());
+    let (sql, _) = debezium(&database, &["sql"]);
+    // Publication and slot are there.
+    for statement in
+        sql.split("\n\n").skip(1).filter(|sql| !sql.contains("PUBLICATION") && !sql.contains("_slot("))
+    {
+        conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
+    }
+    let (report, good) = debezium(&database, &["check"]);
+    assert!(good && report.contains("events wait to be polled"), "{report}");
+    assert!(!report.contains("MB of the log wait") && !report.contains("_advance("), "{report}");
+
+    conn.batch_execute(
+        "SELECT pg_logical_emit_message(false, 'noise', repeat('x', 100 << 20)) FROM generate_series(1, 3); \
+         UPDATE outbox_slot SET start_lsn = pg_current_wal_lsn()",
+    )
+    .unwrap();
+    let (report, good) = debezium(&database, &["check"]);
+    assert!(good && report.contains("MB of the log wait"), "{report}");
+    let advance = format!("run SELECT pg_replication_slot_advance('{}', '", database.name());
+    assert!(report.contains(&advance), "{report}");
 }
 
 /// What the router can do with events' own headers is to send their column as one.

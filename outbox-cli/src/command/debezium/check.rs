@@ -62,6 +62,7 @@ fn findings(conn: &mut PgConnection, outbox: &Outbox) -> diesel::QueryResult<Vec
     findings.push(publication_finding(publication.as_ref(), outbox));
     findings.push(slot_finding(slot.as_ref(), &facts, outbox));
     findings.extend(slot.as_ref().and_then(|slot| behind(slot, outbox)));
+    findings.extend(slot.as_ref().and_then(far_behind));
     findings.push(senders(&facts, slot.as_ref()));
     findings.push(limit(&facts));
     findings.extend(waiting(&table));
@@ -214,6 +215,22 @@ fn behind(slot: &Slot, outbox: &Outbox) -> Option<Finding> {
              '{sent}'), else Debezium sends it again"
         ),
     ))
+}
+
+/// So much may take longer to read than Debezium waits until its first heartbeat, which names the log's end where nothing has come.
+const MUCH: i64 = 256 << 20;
+
+fn far_behind(slot: &Slot) -> Option<Finding> {
+    let megabytes = slot.behind >> 20;
+    (slot.behind > MUCH && slot.reader.is_none()).then(|| {
+        finding(
+            Mind,
+            format!(
+                "{megabytes} MB of the log wait in the slot: where this is the connector's first start leave out the lines \
+                 heartbeat.* until its first event has come, else events can be lost where it is killed before that"
+            ),
+        )
+    })
 }
 
 fn senders(facts: &Facts, slot: Option<&Slot>) -> Finding {

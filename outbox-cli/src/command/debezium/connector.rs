@@ -13,7 +13,7 @@ const PLACEHOLDERS: [&str; 2] = ["{aggregatetype}", "${routedByValue}"];
 /// Stands where a worker puts in what its environment has.
 const PASSWORD: &str = "${env:OUTBOX_DATABASE_PASSWORD}";
 
-/// It has an identity of its own, so that the slot moves on where the outbox is idle and others write.
+/// Marks the messages by which the slot moves on where the outbox is idle and others write.
 const HEARTBEAT: &str = "outbox-heartbeat";
 
 /// The connector's properties, and what is to be said about them.
@@ -51,7 +51,7 @@ pub(super) fn connector(
         ("publication.autocreate.mode", given("disabled")),
         ("snapshot.mode", given("no_data")),
         ("offset.mismatch.strategy", given("trust_greater_lsn")),
-        ("heartbeat.interval.ms", given("10000")),
+        ("heartbeat.interval.ms", given("60000")),
         ("heartbeat.action.query", format!("SELECT pg_logical_emit_message(false, '{HEARTBEAT}', '')")),
         ("message.prefix.exclude.list", given(HEARTBEAT)),
         ("tombstones.on.delete", given("false")),

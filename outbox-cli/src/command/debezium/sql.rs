@@ -28,6 +28,9 @@ GRANT USAGE ON SCHEMA {schema} TO {role};
 -- To see the columns; with snapshot.mode=no_data no row is read from the table.
 GRANT SELECT ON {table} TO {role};
 
+-- So that `outbox debezium check` sees how far relays have come.
+GRANT SELECT ON {schema}.outbox_shard, {schema}.outbox_slot TO {role};
+
 -- What follows is for an outbox that no relay has polled and none will. Else let `outbox wal setup` make publication and
 -- slot instead: what waits is polled, and one can move from one to the other and back.
 CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert');

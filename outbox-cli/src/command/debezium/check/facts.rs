@@ -150,6 +150,8 @@ pub(super) struct Slot {
     pub(super) confirmed: String,
     /// Who reads it.
     pub(super) reader: Option<String>,
+    /// How many bytes of the log wait in it.
+    pub(super) behind: i64,
     /// Up to where a relay has sent what it has, where that is past what is confirmed.
     pub(super) sent_up_to: Option<String>,
 }
@@ -164,6 +166,8 @@ struct SlotRow {
     confirmed: String,
     #[diesel(sql_type = Nullable<Text>)]
     reader: Option<String>,
+    #[diesel(sql_type = BigInt)]
+    behind: i64,
     #[diesel(sql_type = Bool)]
     may_look_at_slots: bool,
 }
@@ -180,6 +184,7 @@ impl Slot {
             "SELECT coalesce(s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database(), false) \
              AS fits, coalesce(s.wal_status, 'lost') AS status, coalesce(s.confirmed_flush_lsn::text, 'nowhere') AS confirmed, \
              CASE WHEN s.active THEN coalesce(nullif(a.application_name, ''), 'process ' || s.active_pid) END AS reader, \
+             coalesce(pg_current_wal_lsn() - s.confirmed_flush_lsn, 0)::bigint AS behind, \
              coalesce(has_table_privilege(to_regclass('outbox_slot'), 'SELECT'), false) AS may_look_at_slots \
              FROM pg_replication_slots AS s LEFT JOIN pg_stat_activity AS a ON a.pid = s.active_pid WHERE s.slot_name = $1",
         )
@@ -193,6 +198,7 @@ impl Slot {
             status: row.status,
             confirmed: row.confirmed,
             reader: row.reader,
+            behind: row.behind,
             sent_up_to,
         }))
     }
