@@ -6,9 +6,9 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_outbox::{Emit, Record};
+use diesel_outbox::{Emit, Migrations, Record};
 use outbox_tests::load::migrated;
-use outbox_tests::{Database, Debezium, Kafka, eventually, workspace_binary};
+use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -43,8 +43,10 @@ fn one(conn: &mut PgConnection, sql: &str) -> String {
 
 #[test]
 fn what_is_printed_is_all_that_debezium_needs() {
-    let database = migrated();
+    // Where a slot can be one for failover.
+    let database = Postgres::shared_version(18).database();
     let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
     conn.batch_execute(&format!("CREATE ROLE {} LOGIN", database.name())).unwrap();
     let (report, good) = debezium(&database, &["check"]);
     assert!(!good, "{report}");
