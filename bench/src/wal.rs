@@ -124,7 +124,7 @@ impl Wal {
             figures.push(Figure::new(format!("{name}: p50"), "ms", p50));
             figures.push(Figure::new(format!("{name}: p99"), "ms", p99));
         }
-        for (position, goal) in [(0, 3.0), (1, 8.0), (7, 100.0)] {
+        for (position, goal) in [(0, 3.0), (1, 8.0), (7, 50.0)] {
             figures[position].goal = Some(Goal::AtMost(goal));
         }
         figures
