@@ -31,9 +31,14 @@ pub fn new_topic(name: &str) -> String {
 
 /// A process of the binary `outbox` that relays to this topic.
 pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
+    relay_to(Kafka::shared(), database, topic, arguments)
+}
+
+/// The same to this broker.
+pub fn relay_to(kafka: &Kafka, database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new(workspace_binary("outbox"));
     command
-        .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", topic])
+        .args(["relay", "--brokers", kafka.brokers(), "--topic", topic])
         .args(arguments)
         .env("OUTBOX_DATABASE_URL", database.url());
     Process::start(&command)

@@ -8,8 +8,11 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Migrations, Record};
-use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, repetitions, stop, wal, write};
+use outbox_tests::load::{
+    count, log_relay, migrated_on, new_topic, relay, relay_to, repetitions, stop, wal, write,
+};
 use outbox_tests::{Kafka, Postgres, Signal, eventually, workspace_binary};
+use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -62,6 +65,8 @@ fn waits_and_streams_and_catches_up(major: u32) {
 
 /// Half a megabyte each, which cannot be compressed.
 fn large_events(conn: &mut PgConnection, count: usize) -> BTreeSet<String> {
+    // Each call's events are of an aggregate of their own.
+    let aggregate = Uuid::now_v7().to_string();
     let mut state = 1_u64;
     let mut noise = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -69,7 +74,7 @@ fn large_events(conn: &mut PgConnection, count: usize) -> BTreeSet<String> {
     };
     let mut event = |n: usize| {
         let payload: Vec<u8> = (0..131_072).flat_map(|_| noise().to_be_bytes()).collect();
-        let event = Record::new("order", "large", n.to_string()).with_payload(payload);
+        let event = Record::new("order", &aggregate, n.to_string()).with_payload(payload);
         conn.transaction(|c| c.emit(&event)).unwrap().to_string()
     };
     (0..count).map(&mut event).collect()
@@ -109,6 +114,47 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     eventually("the rest", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+/// All that was committed has been sent.
+fn wait_until_confirmed(conn: &mut PgConnection) {
+    let end: String = diesel::select(diesel::dsl::sql::<Text>("pg_current_wal_insert_lsn()::text"))
+        .get_result(conn)
+        .unwrap();
+    let unconfirmed = format!(
+        "pg_replication_slots WHERE slot_name = current_database() AND confirmed_flush_lsn < '{end}'"
+    );
+    eventually("all to be confirmed", PATIENCE, || (count(conn, &unconfirmed) == 0).then_some(()));
+}
+
+/// The server would keep its snapshot for as long as the broker is away.
+#[test]
+fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
+    let kafka = Kafka::start();
+    let topic = kafka.unique("not-taken");
+    kafka.create_topic(&topic, 3);
+    let counter = kafka.counter(&topic);
+    let database = migrated_on(Postgres::shared());
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    let mut committed = large_events(conn, 100);
+    committed.extend(write(conn, 0, 1, 10, 2_000));
+    committed.extend(large_events(conn, 200));
+    let log = relay_to(&kafka, &database, &topic, &["--source", "wal", "--slot", database.name()]);
+    eventually("some events", PATIENCE, || (counter.count() >= 10).then_some(()));
+    kafka.crash();
+    let mode = |mode: &str| {
+        log.wait_for_line(mode, PATIENCE, |line| line.contains(mode));
+    };
+    mode("in batches");
+    let copies = "pg_replication_slots WHERE temporary AND database = current_database()";
+    eventually("the batches to be given up", PATIENCE, || (count(conn, copies) == 0).then_some(()));
+    kafka.restart();
+    mode("streamed from here on");
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    wait_until_confirmed(conn);
+    stop(&log);
+    repetitions(&kafka.read_all(&topic), &committed);
 }
 
 /// Each with a slot and a publication of its own.
@@ -185,7 +231,7 @@ fn a_relay_that_is_frozen_is_replaced_and_stands_by_afterwards() {
     eventually("the next events", PATIENCE, || (counter.count() >= 2_000).then_some(()));
     frozen.signal(Signal::Continue);
     committed.extend(write(conn, 2, 3, 30, 1_000));
-    eventually("the last events", PATIENCE, || (counter.count() >= 3_000).then_some(()));
+    wait_until_confirmed(conn);
     stop(&other);
     stop(&frozen);
     repetitions(&Kafka::shared().read_all(&topic), &committed);

@@ -28,6 +28,8 @@ pub(super) struct Streaming {
     wal: WalOptions,
     log: Log,
     began: Instant,
+    /// How long it is streamed at least before it is read in batches again.
+    stream_time: Duration,
     window: Window,
     /// Whether aggregates with dead letters are held back, and those that are; they are looked up where nothing is given.
     blocks: bool,
@@ -67,8 +69,12 @@ impl Log {
     }
 }
 
-/// How long it is streamed at least before it is read in batches again.
+/// How long it is streamed at least before it is read in batches again: more where batches were not taken in time, as the broker
+/// is slower than the log.
 const STREAM_TIME: Duration = Duration::from_secs(5);
+const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
+/// A transaction with so many events is streamed to its end, as any change of reader begins at its beginning again.
+const LARGE: u64 = 100_000;
 /// How often the server is to be asked something, so that it knows that this process goes on.
 const STAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what is known to be sent is noted in the table.
@@ -105,6 +111,7 @@ impl Streaming {
             wal: wal.clone(),
             log,
             began: Instant::now(),
+            stream_time: STREAM_TIME,
             window: Window::after(start, place.part),
             blocks,
             blocked: None,
@@ -141,6 +148,8 @@ impl Streaming {
         if matches!(self.log, Log::Stream(_)) {
             return Err(SourceError::new("the thread that reads the write-ahead log has ended"));
         }
+        let is_near = self.behind()? <= FAR;
+        self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
         tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
         self.go_on(Log::Stream(Stream::begin(&self.database.url, self.wal.clone(), self.window.end())?));
         Ok(())
@@ -153,15 +162,20 @@ impl Streaming {
 
     /// Reads in batches where the relay is far behind with the stream.
     fn catch_up(&mut self) -> Result<(), SourceError> {
-        if matches!(self.log, Log::Batches(_)) || self.began.elapsed() < STREAM_TIME {
-            return Ok(());
-        }
-        let failed = |error| database_error("looking up the end of the write-ahead log", error);
-        let end = slot::end_of_log(&mut self.conn).map_err(failed)?;
-        if end.saturating_sub(self.window.end()) > FAR {
+        let may_switch = matches!(self.log, Log::Stream(_))
+            && self.began.elapsed() >= self.stream_time
+            && self.window.receiving() < LARGE;
+        if may_switch && self.behind()? > FAR {
             self.go_on(Log::in_batches(&self.database, &self.wal, self.window.end())?);
         }
         Ok(())
+    }
+
+    /// How many bytes of the log have not come.
+    fn behind(&mut self) -> Result<u64, SourceError> {
+        let end = slot::end_of_log(&mut self.conn)
+            .map_err(|error| database_error("looking up the end of the write-ahead log", error))?;
+        Ok(end.saturating_sub(self.window.end()))
     }
 
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {

@@ -144,6 +144,11 @@ impl Window {
         self.end
     }
 
+    /// How many events have come of a transaction of which more are to come.
+    pub(super) fn receiving(&self) -> u64 {
+        self.receiving.map_or(0, |(_, events)| events)
+    }
+
     /// Up to where the server may forget.
     pub(super) fn confirmed(&self) -> Lsn {
         self.confirmed
