@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use diesel::prelude::*;
+use diesel_outbox::source::wal::setup;
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics, WalOptions};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use outbox_tests::{Kafka, Postgres, eventually};
 
@@ -59,4 +60,30 @@ fn lag_published_and_dead_letters_are_metrics() {
     let without_broker = relay("127.0.0.1:1");
     eventually("the lag while the broker is away", Duration::from_secs(60), || look(1.0));
     without_broker.stop_blocking().unwrap();
+
+    let mut wal = WalOptions::default();
+    wal.slot = database.name().to_owned();
+    setup(conn, &wal).unwrap();
+    let reading = Relay::wal(database.url(), wal)
+        .publisher(Broker::new(Kafka::shared().brokers()))
+        .topics(Topics::pattern(&topic).unwrap())
+        .lag_interval(Duration::from_millis(50))
+        .spawn()
+        .unwrap();
+    let mut seen = BTreeMap::new();
+    eventually("the metrics of the log", Duration::from_secs(60), || {
+        for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+            let labels: String = key.key().labels().map(|label| format!(" {}", label.value())).collect();
+            if let DebugValue::Gauge(value) = value {
+                seen.insert(format!("{}{labels}", key.key().name()), value.into_inner());
+            }
+        }
+        ["outbox_log_lag_bytes", "outbox_log_lag_seconds", "outbox_slot_retained_bytes"]
+            .iter()
+            .all(|name| seen.contains_key(*name))
+            .then_some(())
+    });
+    reading.stop_blocking().unwrap();
+    assert_eq!(seen.get("outbox_slot_status reserved"), Some(&1.0));
+    assert_eq!(seen.get("outbox_slot_status lost"), Some(&0.0));
 }

@@ -157,6 +157,50 @@ fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
     repetitions(&kafka.read_all(&topic), &committed);
 }
 
+#[test]
+fn without_slots_for_copies_the_log_is_streamed() {
+    let postgres = Postgres::start_with(15, &[("max_replication_slots", "1")]);
+    let database = migrated_on(&postgres);
+    let topic = new_topic("no-copies");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let committed = large_events(&mut database.connect(), 200);
+    let log = log_relay(&database, &topic);
+    for line in ["in batches", "could not be copied", "streamed from here on"] {
+        log.wait_for_line(line, PATIENCE, |printed| printed.contains(line));
+    }
+    eventually("all events", PATIENCE, || (counter.count() >= 200).then_some(()));
+    stop(&log);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+/// A publication of all tables has the other schema's events too.
+#[test]
+fn events_of_another_outbox_in_the_publication_are_not_ours() {
+    let database = migrated_on(Postgres::shared());
+    let conn = &mut database.connect();
+    Migrations::new().schema("other").run(conn).unwrap();
+    conn.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
+    let names = ["--slot", database.name(), "--publication", "everything"];
+    let mut setup = Command::new(workspace_binary("outbox"));
+    setup.args(["wal", "setup"]).args(names).env("OUTBOX_DATABASE_URL", database.url());
+    assert!(setup.status().unwrap().success());
+    let topic = new_topic("ours");
+    let log = relay(&database, &topic, &[&["--source", "wal"], &names[..]].concat());
+    for round in 0..10 {
+        for schema in ["public", "other"] {
+            conn.batch_execute(&format!("SET search_path = {schema}")).unwrap();
+            conn.transaction(|c| c.emit(&Record::new("order", schema, round.to_string()))).unwrap();
+        }
+    }
+    let received = Kafka::shared().read_at_least(&topic, 10, PATIENCE);
+    conn.batch_execute("SET search_path = public").unwrap();
+    wait_until_confirmed(conn);
+    stop(&log);
+    assert!(received.iter().all(|event| event.key_text() == Some("public")));
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 10);
+}
+
 /// Each with a slot and a publication of its own.
 #[test]
 fn two_outboxes_of_one_database_are_read_apart() {

@@ -108,6 +108,11 @@ fn what_was_sent_beside_an_older_event_is_not_sent_again() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
 }
 
+/// A number below this one.
+fn random(below: usize) -> usize {
+    Record::new("", "", "").id().as_u128() as usize % below
+}
+
 /// Twice: as a relay begins, and as it was frozen for a while. The first is killed in the middle of it.
 #[test]
 fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
@@ -162,7 +167,7 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     stop(&relay);
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} repeated as the first was killed");
-    assert!(repeated < 60_000, "{repeated} repeated");
+    assert!(repeated < 25_000, "{repeated} repeated");
 }
 
 /// Of two relays one is active. It is killed at any moment, and the other goes on.
@@ -178,7 +183,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
         let written = scope.spawn(|| write_together(&database, 4, EVENTS));
         let mut relays = vec![log_relay(&database, &topic), log_relay(&database, &topic)];
         for kill in 1..=KILLS {
-            let target = kill * EVENTS / (KILLS + 2);
+            let target = kill * EVENTS / (KILLS + 2) + random(EVENTS / KILLS / 2);
             eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
             let active = relays.iter().position(is_active).unwrap_or(0);
             let victim = relays.remove(active);
@@ -200,7 +205,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated in {KILLS} kills");
     // What is in flight, and what was settled within the interval at which places are confirmed.
-    assert!(repeated < KILLS * 20_000, "{repeated} repeated");
+    assert!(repeated < KILLS * 9_000, "{repeated} repeated");
 }
 
 fn is_active(relay: &Process) -> bool {
@@ -227,6 +232,10 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         stop(&relay);
         assert!(counter.count() < EVENTS, "the stop came after the end");
+        // One that is stopped before anything has come to it knows what was sent all the same.
+        let relay = log_relay(&database, &topic);
+        relay.wait_for_line("that it reads", PATIENCE, |line| line.contains("reads the write-ahead log"));
+        stop(&relay);
     }
     let relay = log_relay(&database, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
@@ -337,7 +346,10 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     let database = migrated();
     let topic = new_topic("idle");
     wal(&database, "setup");
-    let relay = log_relay(&database, &topic);
+    let watched =
+        ["--source", "wal", "--slot", database.name(), "--lag-interval", "100ms", "--retained-warning", "1"];
+    let relay = relay(&database, &topic, &watched);
+    relay.wait_for_line("a warning", PATIENCE, |line| line.contains("max_slot_wal_keep_size is not set"));
     let conn = &mut database.connect();
     conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
         .unwrap();
@@ -347,7 +359,34 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
         database.name()
     );
     eventually("the slot to move on", PATIENCE, || (one(conn, &sql) == "true").then_some(()));
+    relay.wait_for_line("a warning", PATIENCE, |line| line.contains("the slot retains much"));
+    relay.wait_for_line("the lag", PATIENCE, |line| {
+        ["outbox lag", "log_bytes=", "log_seconds=", "retained_bytes=", "slot_status=\"reserved\""]
+            .iter()
+            .all(|part| line.contains(part))
+    });
     stop(&relay);
+}
+
+/// They were sent, as the shards' lower bounds tell, and are old enough.
+#[test]
+fn rows_are_pruned_without_having_been_marked() {
+    let database = migrated();
+    let topic = new_topic("pruned");
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    let keeping = log_relay(&database, &topic);
+    write(conn, 0, 1, 10, 500);
+    eventually("it to be known that all are sent", PATIENCE, || {
+        (count(conn, "outbox WHERE seq > (SELECT min(low) FROM outbox_shard)") == 0).then_some(())
+    });
+    stop(&keeping);
+    assert_eq!((count(conn, "outbox"), count(conn, "outbox WHERE sent_at IS NOT NULL")), (500, 0));
+    let options = ["--source", "wal", "--slot", database.name(), "--retention", "1s"];
+    let pruning = relay(&database, &topic, &options);
+    eventually("the rows to be pruned", PATIENCE, || (count(conn, "outbox") == 0).then_some(()));
+    stop(&pruning);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 500);
 }
 
 /// Rows that the service inserts and deletes at once are in the log all the same.

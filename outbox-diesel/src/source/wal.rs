@@ -27,7 +27,7 @@ use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 pub use self::division::{WalError, setup, teardown};
 pub use self::options::WalOptions;
 use self::role::Standby;
-use self::streaming::Streaming;
+use self::streaming::{Readiness, Streaming};
 use super::database::Database;
 use super::{PostgresSource, SourceOptions, database_error, fence};
 
@@ -50,6 +50,8 @@ enum State {
     Polling {
         polled: Box<PostgresSource>,
         conn: PgConnection,
+        /// Whether it was told that somebody else reads the slot.
+        waits: bool,
     },
     Streaming(Box<Streaming>),
 }
@@ -75,8 +77,35 @@ impl WalSource {
         slot::check(&mut conn, &self.wal)?;
         slot::warn_of_no_limit(&mut conn, &self.wal)?;
         let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));
+        tracing::info!(slot = self.wal.slot, "this relay is the active one");
+        Ok(State::Polling { polled, conn, waits: false })
+    }
+
+    /// Goes over from what is polled to the log, if nothing of that is left and nobody else reads the slot.
+    fn stream(&mut self) -> Result<bool, SourceError> {
+        let name = self.wal.slot.clone();
+        let may_begin = self.with(|state| match state {
+            State::Polling { conn, waits, .. } => {
+                let readiness = Readiness::look(conn, &name)?;
+                if readiness == Readiness::SlotIsRead && !std::mem::replace(waits, true) {
+                    tracing::info!(
+                        slot = name,
+                        "somebody else reads the slot: this relay waits until that ends"
+                    );
+                }
+                Ok(readiness == Readiness::Ready)
+            }
+            _ => Ok(false),
+        })?;
+        if !may_begin {
+            return Ok(false);
+        }
+        let State::Polling { conn, .. } = std::mem::replace(&mut self.state, State::Away) else {
+            return Err(nothing_claimed());
+        };
+        self.state = State::Streaming(Box::new(Streaming::begin(conn, &self.database, &self.wal)?));
         tracing::info!(slot = self.wal.slot, "this relay reads the write-ahead log");
-        Ok(State::Polling { polled, conn })
+        Ok(true)
     }
 
     /// Works in the present state, of which nothing is left where something fails.
@@ -98,24 +127,14 @@ impl Source for WalSource {
         if matches!(self.state, State::Away) {
             self.begin()?;
         }
-        if let State::Polling { polled, conn } = &mut self.state {
-            let claimed = match polled.claim() {
-                // As long as a relay before this one still reads the slot, it is waited for.
-                Ok(false) => streaming::may_begin(conn, &self.wal).map(|may_begin| (false, !may_begin)),
-                claimed => claimed.map(|_| (true, true)),
-            };
-            match claimed {
-                Ok((_, false)) => {}
-                Ok((claimed, true)) => return Ok(claimed),
-                Err(error) => {
-                    self.state = State::Away;
-                    return Err(error);
-                }
+        if matches!(self.state, State::Polling { .. }) {
+            let polled = self.with(|state| match state {
+                State::Polling { polled, .. } => polled.claim(),
+                _ => Ok(false),
+            })?;
+            if polled || !self.stream()? {
+                return Ok(polled);
             }
-            let State::Polling { conn, .. } = std::mem::replace(&mut self.state, State::Away) else {
-                return Err(nothing_claimed());
-            };
-            self.state = State::Streaming(Box::new(Streaming::begin(conn, &self.database, &self.wal)?));
         }
         self.with(|state| match state {
             State::Streaming(streaming) => streaming.has_more(Duration::ZERO),
@@ -202,7 +221,7 @@ impl Source for WalSource {
         let options = &self.database.options;
         let done = match &mut self.state {
             State::Away | State::StandingBy(_) => Ok(None),
-            State::Polling { polled, conn } => {
+            State::Polling { polled, conn, .. } => {
                 let stayed = role::stay(conn).map_err(|error| database_error("staying active", error));
                 stayed.and_then(|()| polled.upkeep())
             }

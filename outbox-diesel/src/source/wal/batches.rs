@@ -50,7 +50,12 @@ pub(super) struct Batches {
 
 impl Batches {
     /// Reads from this place on.
-    pub(super) fn begin(database: &Database, options: &WalOptions, start: Lsn) -> Result<Self, SourceError> {
+    pub(super) fn begin(
+        database: &Database,
+        options: &WalOptions,
+        start: Lsn,
+        table: u32,
+    ) -> Result<Self, SourceError> {
         let (batches, shared, handover) = Handover::new();
         let ((first, turns_of_first), (second, turns_of_second)) = (channel(), channel());
         // Their other ends are here.
@@ -62,6 +67,7 @@ impl Batches {
                 name,
                 database: database.clone(),
                 options: options.clone(),
+                table,
                 batches: batches.clone(),
                 shared: shared.clone(),
                 turns,
@@ -96,6 +102,7 @@ struct Reader {
     name: &'static str,
     database: Database,
     options: WalOptions,
+    table: u32,
     batches: SyncSender<Batch>,
     shared: Arc<Shared>,
     turns: Receiver<Turn>,
@@ -123,6 +130,7 @@ impl Reader {
 
     /// Whether there is to be another.
     fn take_turn(&mut self, conn: &mut PgConnection, turn: Turn) -> Result<bool, SourceError> {
+        self.move_slot(conn);
         let copy = match self.copy(conn, &turn) {
             Ok(copy) => copy,
             Err(error) => {
@@ -150,11 +158,10 @@ impl Reader {
         let (done, before) = channel();
         // The other has ended where this fails, and the one after it where `done` does.
         let _ = self.next.send(Turn { slot: copy, start: None, before });
-        if turn.before.recv().is_err() || !self.hand_all_over(changes)? {
+        if turn.before.recv().is_err() || !self.hand_all_over(begin.unsigned_abs(), changes)? {
             return Ok(false);
         }
         let _ = done.send(());
-        self.move_slot(conn);
         Ok(true)
     }
 
@@ -170,13 +177,15 @@ impl Reader {
         Ok(copy)
     }
 
-    /// Whether all was taken in time.
+    /// What begins at this place: whether all was taken in time.
     fn hand_all_over<'a, R: Row<'a, Pg>>(
         &self,
+        begin: Lsn,
         changes: impl Iterator<Item = QueryResult<R>>,
     ) -> Result<bool, SourceError> {
-        let mut decoder = Decoder::new();
-        let (mut batch, mut bytes, since) = (Vec::new(), 0, Instant::now());
+        let mut decoder = Decoder::new(self.table);
+        // The batches before may have had nothing of the outbox.
+        let (mut batch, mut bytes, since) = (vec![Message::End(begin)], 0, Instant::now());
         for change in changes {
             let change =
                 change.map_err(|error| database_error("reading a batch of the write-ahead log", error))?;
@@ -209,7 +218,8 @@ impl Reader {
     }
 
     /// So that the server need not keep what was sent. Where it fails, as the stream has not let go of it yet, the next time
-    /// does.
+    /// does. An error drops the copies that a connection has, so that this is done when nobody needs this one's any more; and
+    /// only one at a time can do it, who has the turn.
     fn move_slot(&self, conn: &mut PgConnection) {
         let confirmed = self.shared.confirmed();
         if let Err(error) = move_up(conn, &self.options.slot, confirmed) {

@@ -3,12 +3,16 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
 use diesel_outbox_core::SourceError;
 use pg_walstream::{ColumnInfo, LogicalReplicationMessage as Decoded, LogicalReplicationParser, TupleData};
 use uuid::Uuid;
 
 use super::place::Lsn;
 use crate::source::row::StoredRow;
+use crate::statement::statement;
 
 /// What is of interest in the log, in its order.
 pub(super) enum Message {
@@ -46,32 +50,39 @@ const INSERT: u8 = b'I';
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
+/// The number of the table outbox. A publication may have others, and others of its name in other schemas.
+pub(super) fn table(conn: &mut PgConnection) -> QueryResult<u32> {
+    Table::new().get_result::<i64>(conn).map(|number| number as u32)
+}
+
+statement!(Pg, Table {} -> BigInt, "SELECT 'outbox'::regclass::oid::bigint");
+
 pub(super) struct Decoder {
     parser: LogicalReplicationParser,
-    /// The outbox's, and where its columns stand since it was last described.
-    outbox: Option<(u32, Arc<Columns>)>,
+    table: u32,
+    /// Where its columns stand since it was last described.
+    columns: Option<Arc<Columns>>,
 }
 
 impl Decoder {
-    pub(super) fn new() -> Self {
-        Self { parser: LogicalReplicationParser::with_protocol_version(PROTOCOL), outbox: None }
+    /// For the table of this number.
+    pub(super) fn new(table: u32) -> Self {
+        Self { parser: LogicalReplicationParser::with_protocol_version(PROTOCOL), table, columns: None }
     }
 
     /// Nothing where the message is of no interest.
     pub(super) fn decode(&mut self, message: Bytes) -> Result<Option<Message>, SourceError> {
         if message.first() == Some(&INSERT) {
             let relation = message.get(1..5).and_then(|oid| oid.try_into().ok()).map(u32::from_be_bytes);
-            let outbox = self.outbox.as_ref().filter(|(oid, _)| Some(*oid) == relation);
-            return Ok(
-                outbox.map(|(_, columns)| Message::Insert(Insert { message, columns: columns.clone() }))
-            );
+            let columns = self.columns.as_ref().filter(|_| relation == Some(self.table));
+            return Ok(columns.map(|columns| Message::Insert(Insert { message, columns: columns.clone() })));
         }
         let decoded = self.parser.parse_wal_message_bytes(message).map_err(not_understood)?;
         Ok(match decoded.message {
             Decoded::Begin { final_lsn, .. } => Some(Message::Begin(final_lsn)),
             Decoded::Commit { end_lsn, .. } => Some(Message::End(end_lsn)),
-            Decoded::Relation { relation_id, relation_name, columns, .. } if &*relation_name == "outbox" => {
-                self.outbox = Some((relation_id, Arc::new(Columns::of(&columns)?)));
+            Decoded::Relation { relation_id, columns, .. } if relation_id == self.table => {
+                self.columns = Some(Arc::new(Columns::of(&columns)?));
                 None
             }
             _ => None,

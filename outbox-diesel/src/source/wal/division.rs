@@ -12,7 +12,7 @@ use diesel::row::{Field, Row};
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Text};
 use diesel_outbox_core::SourceError;
 
-use super::decode::Decoder;
+use super::decode::{self, Decoder};
 use super::options::WalOptions;
 use super::place::{Lsn, Place, shown};
 use super::role::{Lock, Unlock};
@@ -310,7 +310,8 @@ fn unsent_in_log(
     if place.start > slot.confirmed {
         Advance::new(options.slot.clone(), place.start as i64).execute(conn)?;
     }
-    let (mut decoder, mut window) = (Decoder::new(), Window::after(place.start, place.part));
+    let table = decode::table(conn)?;
+    let (mut decoder, mut window) = (Decoder::new(table), Window::after(place.start, place.part));
     let peek = Peek::new(options.slot.clone(), end as i64, quoted(&options.publication));
     let mut unsent = Vec::new();
     for change in LoadConnection::<PgRowByRowLoadingMode>::load(conn, peek)? {

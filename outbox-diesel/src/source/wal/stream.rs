@@ -37,7 +37,12 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 const SETTINGS: [&str; 2] = ["SET application_name = 'outbox relay'", "SET wal_sender_timeout = '30s'"];
 
 impl Stream {
-    pub(super) fn begin(database_url: &str, options: WalOptions, start: Lsn) -> Result<Self, SourceError> {
+    pub(super) fn begin(
+        database_url: &str,
+        options: WalOptions,
+        start: Lsn,
+        table: u32,
+    ) -> Result<Self, SourceError> {
         let (batches, shared, handover) = Handover::new();
         let reader = Reader {
             url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
@@ -46,7 +51,7 @@ impl Stream {
                 ..options
             },
             start,
-            decoder: Decoder::new(),
+            decoder: Decoder::new(table),
             batches,
             shared,
             in_transaction: false,

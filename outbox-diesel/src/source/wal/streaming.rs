@@ -15,7 +15,7 @@ use super::reader::{Handover, Received};
 use super::slot::Slot;
 use super::stream::Stream;
 use super::window::Window;
-use super::{division, role, slot};
+use super::{decode, division, role, slot};
 use crate::source::database::Database;
 use crate::source::fence::Fence;
 use crate::source::prune::{Pruning, is_due};
@@ -26,8 +26,12 @@ pub(super) struct Streaming {
     conn: PgConnection,
     database: Database,
     wal: WalOptions,
+    /// The number of the table outbox.
+    table: u32,
     log: Log,
     began: Instant,
+    /// How many rows had come by then.
+    began_after: u64,
     /// How long it is streamed at least before it is read in batches again.
     stream_time: Duration,
     window: Window,
@@ -56,9 +60,14 @@ enum Log {
 }
 
 impl Log {
-    fn in_batches(database: &Database, wal: &WalOptions, start: Lsn) -> Result<Self, SourceError> {
+    fn in_batches(
+        database: &Database,
+        wal: &WalOptions,
+        start: Lsn,
+        table: u32,
+    ) -> Result<Self, SourceError> {
         tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in batches");
-        Batches::begin(database, wal, start).map(Self::Batches)
+        Batches::begin(database, wal, start, table).map(Self::Batches)
     }
 
     fn handover(&self) -> &Handover {
@@ -69,8 +78,7 @@ impl Log {
     }
 }
 
-/// How long it is streamed at least before it is read in batches again: more where batches were not taken in time, as the broker
-/// is slower than the log.
+/// How long it is streamed at least before it is read in batches again.
 const STREAM_TIME: Duration = Duration::from_secs(5);
 const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
 /// A transaction with so many events is streamed to its end, as any change of reader begins at its beginning again.
@@ -80,11 +88,25 @@ const STAY_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what is known to be sent is noted in the table.
 const LOW_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Whether all that is polled has been sent, and nobody reads the slot.
-pub(super) fn may_begin(conn: &mut PgConnection, wal: &WalOptions) -> Result<bool, SourceError> {
-    let failed = |error| database_error("looking whether the write-ahead log can be read", error);
-    let is_active = Slot::find(conn, &wal.slot).map_err(failed)?.is_some_and(|slot| slot.is_active);
-    Ok(!is_active && !division::polled_rows_wait(conn).map_err(failed)?)
+/// Whether reading the log may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// Some of what is polled is unsent.
+    RowsWait,
+    SlotIsRead,
+}
+
+impl Readiness {
+    pub(super) fn look(conn: &mut PgConnection, slot: &str) -> Result<Self, SourceError> {
+        let failed = |error| database_error("looking whether the write-ahead log can be read", error);
+        let is_active = Slot::find(conn, slot).map_err(failed)?.is_some_and(|slot| slot.is_active);
+        Ok(match is_active {
+            true => Self::SlotIsRead,
+            false if division::polled_rows_wait(conn).map_err(failed)? => Self::RowsWait,
+            false => Self::Ready,
+        })
+    }
 }
 
 impl Streaming {
@@ -99,18 +121,21 @@ impl Streaming {
         let confirmed = Slot::find(&mut conn, &wal.slot).map_err(failed)?.map_or(0, |slot| slot.confirmed);
         let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
         let start = place.start.max(confirmed);
+        let table = decode::table(&mut conn).map_err(failed)?;
         let is_far = slot::end_of_log(&mut conn).map_err(failed)?.saturating_sub(start) > FAR;
         let log = if is_far {
-            Log::in_batches(database, wal, start)?
+            Log::in_batches(database, wal, start, table)?
         } else {
-            Log::Stream(Stream::begin(&database.url, wal.clone(), start)?)
+            Log::Stream(Stream::begin(&database.url, wal.clone(), start, table)?)
         };
         Ok(Self {
             conn,
             database: database.clone(),
             wal: wal.clone(),
+            table,
             log,
             began: Instant::now(),
+            began_after: 0,
             stream_time: STREAM_TIME,
             window: Window::after(start, place.part),
             blocks,
@@ -131,13 +156,18 @@ impl Streaming {
     /// Whether there is something to read, or comes within this time.
     pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
         if !self.window.has_more() {
-            match self.log.handover().receive(limit)? {
-                Received::Batch(batch) => {
+            match self.log.handover().receive(limit) {
+                Ok(Received::Batch(batch)) => {
                     batch.into_iter().for_each(|message| self.window.receive(message));
                     self.log.handover().confirm(self.window.confirmed());
                 }
-                Received::Nothing => {}
-                Received::End => self.stream()?,
+                Ok(Received::Nothing) => {}
+                Ok(Received::End) => self.stream()?,
+                Err(error) if matches!(self.log, Log::Batches(_)) => {
+                    tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in batches now");
+                    self.stream()?;
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(self.window.has_more())
@@ -148,25 +178,29 @@ impl Streaming {
         if matches!(self.log, Log::Stream(_)) {
             return Err(SourceError::new("the thread that reads the write-ahead log has ended"));
         }
+        // Else batches could not be read, or not be taken.
         let is_near = self.behind()? <= FAR;
         self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
         tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
-        self.go_on(Log::Stream(Stream::begin(&self.database.url, self.wal.clone(), self.window.end())?));
+        let stream = Stream::begin(&self.database.url, self.wal.clone(), self.window.end(), self.table)?;
+        self.go_on(Log::Stream(stream));
         Ok(())
     }
 
     fn go_on(&mut self, log: Log) {
         log.handover().confirm(self.window.confirmed());
-        (self.log, self.began) = (log, Instant::now());
+        (self.log, self.began, self.began_after) = (log, Instant::now(), self.window.received());
     }
 
-    /// Reads in batches where the relay is far behind with the stream.
+    /// Reads in batches where the relay is far behind with the stream. A stream of which nothing has come yet is still at what
+    /// any other reader would have to begin with, too.
     fn catch_up(&mut self) -> Result<(), SourceError> {
         let may_switch = matches!(self.log, Log::Stream(_))
             && self.began.elapsed() >= self.stream_time
+            && self.window.received() > self.began_after
             && self.window.receiving() < LARGE;
         if may_switch && self.behind()? > FAR {
-            self.go_on(Log::in_batches(&self.database, &self.wal, self.window.end())?);
+            self.go_on(Log::in_batches(&self.database, &self.wal, self.window.end(), self.table)?);
         }
         Ok(())
     }

@@ -59,12 +59,12 @@ struct Open {
 impl Window {
     /// Begins at a place, after what was sent of the transaction that was interrupted.
     pub(super) fn after(start: Lsn, part: Option<Part>) -> Self {
-        Self { end: start, part, ..Self::default() }
+        Self { confirmed: start, end: start, part, ..Self::default() }
     }
 
     /// Takes what comes next. Where something is read again, that is from the place up to which all has come.
     pub(super) fn receive(&mut self, message: Message) {
-        let before = self.first + self.rows.len() as u64;
+        let before = self.received();
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
             Message::Insert(insert) => {
@@ -82,15 +82,13 @@ impl Window {
                 self.receiving = Some((commit, sent));
                 self.marks.push_back(Mark { before, what: What::Begin { commit, sent } });
             }
+            // It comes before a transaction that is read again.
+            Message::End(lsn) if self.receiving.is_some_and(|(commit, _)| lsn <= commit) => {}
             Message::End(lsn) => {
                 (self.skipping, self.receiving) = (0, None);
                 self.end = self.end.max(lsn);
-                // Many may come while one row waits.
-                if self
-                    .marks
-                    .back()
-                    .is_some_and(|last| last.before == before && matches!(last.what, What::End(_)))
-                {
+                // Many may come while one row waits, and transactions without any.
+                while self.marks.back().is_some_and(|last| last.before == before) {
                     self.marks.pop_back();
                 }
                 self.marks.push_back(Mark { before, what: What::End(lsn) });
@@ -100,12 +98,17 @@ impl Window {
     }
 
     pub(super) fn has_more(&self) -> bool {
-        self.next < self.first + self.rows.len() as u64
+        self.next < self.received()
+    }
+
+    /// How many rows have come.
+    pub(super) fn received(&self) -> u64 {
+        self.first + self.rows.len() as u64
     }
 
     /// The next row that was not given, or not settled since it was to be given again.
     pub(super) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
-        while let Some(received) = self.received(self.next) {
+        while let Some(received) = self.find(self.next) {
             let ticket = self.next;
             let row = (!received.settled).then(|| received.insert.row(ticket)).transpose()?;
             self.next += 1;
@@ -124,7 +127,7 @@ impl Window {
     }
 
     pub(super) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
-        match self.received(ticket) {
+        match self.find(ticket) {
             Some(received) => received.insert.row(ticket),
             None => Err(SourceError::new("the relay settled something that it was not given")),
         }
@@ -156,7 +159,10 @@ impl Window {
 
     /// How much of a transaction has been sent that is not sent as a whole.
     pub(super) fn part(&self) -> Option<Part> {
-        let open = self.open.as_ref()?;
+        let Some(open) = &self.open else {
+            // It may still come.
+            return self.part.filter(|part| self.confirmed <= part.commit);
+        };
         let sent = u64::try_from(i128::from(self.first) - open.first).ok().filter(|sent| *sent > 0)?;
         Some(Part { commit: open.commit, sent })
     }
@@ -171,7 +177,7 @@ impl Window {
         usize::try_from(ticket.checked_sub(self.first)?).ok()
     }
 
-    fn received(&self, ticket: u64) -> Option<&Received> {
+    fn find(&self, ticket: u64) -> Option<&Received> {
         self.rows.get(self.index(ticket)?)
     }
 
@@ -209,10 +215,10 @@ mod tests {
         window
     }
 
-    /// A transaction that ends at this place, with events of these numbers.
-    fn transaction(commit: Lsn, seqs: impl IntoIterator<Item = i64>) -> Vec<Message> {
+    /// A transaction that ends at this place, just after its commit, with events of these numbers.
+    fn transaction(end: Lsn, seqs: impl IntoIterator<Item = i64>) -> Vec<Message> {
         let rows = seqs.into_iter().map(|seq| Message::Insert(insert(seq)));
-        [Message::Begin(commit)].into_iter().chain(rows).chain([Message::End(commit)]).collect()
+        [Message::Begin(end - 1)].into_iter().chain(rows).chain([Message::End(end)]).collect()
     }
 
     fn given(window: &mut Window) -> Vec<(u64, i64)> {
@@ -259,24 +265,55 @@ mod tests {
         given(&mut interrupted);
         assert_eq!(interrupted.part(), None);
         [0, 1, 2, 3, 5].into_iter().for_each(|ticket| interrupted.settle(ticket));
-        assert_eq!((interrupted.confirmed(), interrupted.part()), (10, Some(Part { commit: 20, sent: 2 })));
+        assert_eq!((interrupted.confirmed(), interrupted.part()), (10, Some(Part { commit: 19, sent: 2 })));
 
         let mut next = Window::after(10, interrupted.part());
         messages().for_each(|message| next.receive(message));
         assert_eq!(given(&mut next), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 7)]);
         [0, 1, 2].into_iter().for_each(|ticket| next.settle(ticket));
-        assert_eq!(next.part(), Some(Part { commit: 20, sent: 3 }));
+        assert_eq!(next.part(), Some(Part { commit: 19, sent: 3 }));
         [3, 4].into_iter().for_each(|ticket| next.settle(ticket));
         assert_eq!((next.confirmed(), next.part()), (20, None));
     }
 
     #[test]
+    fn what_was_sent_of_a_transaction_is_known_until_it_comes_again() {
+        let part = Some(Part { commit: 19, sent: 2 });
+        let mut window = Window::after(10, part);
+        assert_eq!((window.confirmed(), window.part()), (10, part));
+        window.receive(Message::End(15));
+        assert_eq!((window.confirmed(), window.part()), (15, part));
+        transaction(20, 1..=3).into_iter().for_each(|message| window.receive(message));
+        assert_eq!((window.confirmed(), window.part()), (15, part));
+        assert_eq!(given(&mut window), [(0, 3)]);
+        window.settle(0);
+        assert_eq!((window.confirmed(), window.part()), (20, None));
+        // One that does not come again, as the place was kept before the server was told.
+        let mut window = Window::after(10, part);
+        window.receive(Message::End(25));
+        assert_eq!(window.part(), None);
+    }
+
+    #[test]
+    fn transactions_without_rows_leave_nothing_behind() {
+        let mut window = window(transaction(10, 1..=1));
+        (2..100)
+            .for_each(|n| transaction(10 * n, []).into_iter().for_each(|message| window.receive(message)));
+        assert_eq!((window.confirmed(), window.marks.len()), (0, 1));
+        window.settle(0);
+        assert_eq!(window.confirmed(), 990);
+    }
+
+    #[test]
     fn a_transaction_that_is_read_again_from_its_beginning_goes_on_where_its_rows_ended() {
-        for (part, first) in [(None, 3), (Some(Part { commit: 20, sent: 2 }), 5)] {
+        for (part, first) in [(None, 3), (Some(Part { commit: 19, sent: 2 }), 5)] {
             let again = || transaction(20, 3..=9);
             let mut window = Window::after(10, part);
             // Two readers end within it, the second before it has come as far as the first.
             again().into_iter().take(6).for_each(|message| window.receive(message));
+            for before in [11, 19] {
+                window.receive(Message::End(before));
+            }
             again().into_iter().take(3).for_each(|message| window.receive(message));
             assert_eq!(window.end(), 10);
             again().into_iter().for_each(|message| window.receive(message));
@@ -290,7 +327,7 @@ mod tests {
 
             window.settle(0);
             let sent = part.map_or(1, |part| part.sent + 1);
-            assert_eq!((window.confirmed(), window.part()), (0, Some(Part { commit: 20, sent })));
+            assert_eq!((window.confirmed(), window.part()), (10, Some(Part { commit: 19, sent })));
             given.iter().for_each(|(ticket, _)| window.settle(*ticket));
             assert_eq!((window.confirmed(), window.part()), (30, None));
         }
