@@ -79,7 +79,7 @@ impl Setting {
 }
 
 /// All of them, in the order of the help.
-pub(crate) const SETTINGS: [Setting; 23] = [
+pub(crate) const SETTINGS: [Setting; 24] = [
     every(
         "database_url",
         "URL",
@@ -97,6 +97,13 @@ pub(crate) const SETTINGS: [Setting; 23] = [
         "SOURCE",
         "polling",
         "Where events are read: polling (the table) or wal (PostgreSQL's write-ahead log, after `outbox wal setup`)",
+    ),
+    relay(
+        "confirm_interval",
+        "TIME",
+        "100ms",
+        "How often what was sent is confirmed to the server, at least 1ms (source wal). What was not confirmed is sent again \
+         after a crash",
     ),
     relay(
         "retained_warning",
@@ -139,7 +146,7 @@ pub(crate) const SETTINGS: [Setting; 23] = [
         "workers",
         "NUMBER",
         "1",
-        "How many workers, each a thread with a connection and a producer of its own, 1 to 16",
+        "How many workers, each a thread with a connection and a producer of its own, 1 to 16 (source polling)",
     ),
     relay("retention", "TIME", "7d", "How long sent rows are kept"),
     relay("delete_sent", "BOOL", "false", "Deletes rows as soon as they are sent, instead of keeping them")

@@ -34,6 +34,9 @@ pub(super) fn options(config: &Config) -> Result<WalOptions, ConfigError> {
     if let Some(publication) = config.text("publication") {
         options.publication = publication.to_owned();
     }
+    if let Some(interval) = config.duration("confirm_interval")? {
+        options.confirm_interval = interval;
+    }
     if let Some(bytes) = config.number("retained_warning")? {
         options.retained_warning = bytes as u64;
     }

@@ -227,7 +227,7 @@ fn far_behind(slot: &Slot) -> Option<Finding> {
             Mind,
             format!(
                 "{megabytes} MB of the log wait in the slot: where this is the connector's first start leave out the lines \
-                 heartbeat.* until its first event has come, else events can be lost where it is killed before that"
+                 heartbeat.* and message.* until its first event has come, else events can be lost where it is killed before that"
             ),
         )
     })

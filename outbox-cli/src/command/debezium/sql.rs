@@ -31,8 +31,8 @@ GRANT SELECT ON {table} TO {role};
 -- So that `outbox debezium check` sees how far relays have come.
 GRANT SELECT ON {schema}.outbox_shard, {schema}.outbox_slot TO {role};
 
--- What follows is for an outbox that no relay has polled and none will. Else let `outbox wal setup` make publication and
--- slot instead: what waits is polled, and one can move from one to the other and back.
+-- What follows is for an outbox that is empty yet. Else let `outbox wal setup` make publication and slot instead: what waits
+-- is polled then.
 CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert');
 
 -- It waits for the transactions that are open. On PostgreSQL 17 and later standbys keep the slot too.
@@ -42,6 +42,16 @@ DO $$ BEGIN
     ELSE
         PERFORM pg_create_logical_replication_slot({slot_text}, 'pgoutput');
     END IF;
+END $$;
+
+-- All events are read from the slot, and none is polled: a relay can take its place, and what was sent is known.
+DO $$ BEGIN
+    IF EXISTS (SELECT FROM {table}) THEN
+        RAISE EXCEPTION 'the outbox has events, some perhaps from before the slot: drop the slot and the publication, and run outbox wal setup';
+    END IF;
+    INSERT INTO {schema}.outbox_slot (slot, start_lsn)
+        SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {slot_text};
+    UPDATE {schema}.outbox_shard SET high = 0;
 END $$;
 ",
         schema = identifier(schema),
