@@ -42,8 +42,9 @@ pub(crate) fn spent(process: u32) -> f64 {
 
 /// What a database's server has had of it with all its processes, those that have ended too.
 pub(crate) fn server_spent(database: &Database<'_>) -> f64 {
-    let backend: i32 =
-        diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(&mut database.connect()).unwrap();
+    // Its process is looked at as long as it is there.
+    let conn = &mut database.connect();
+    let backend: i32 = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(conn).unwrap();
     let [_, _, server] = stat(backend.unsigned_abs()).expect("the server on this machine, and Linux");
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let living: f64 = processes
