@@ -25,6 +25,7 @@ use super::division::quoted;
 use super::options::WalOptions;
 use super::place::Lsn;
 use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Shared};
+use super::slot::move_up;
 use crate::problem::one_line;
 use crate::source::database::Database;
 use crate::source::database_error;
@@ -228,11 +229,6 @@ impl Reader {
     }
 }
 
-/// Moves a slot up to this place, if it is not there yet.
-pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResult<()> {
-    MoveUp::new(to as i64, slot.to_owned()).execute(conn).map(drop)
-}
-
 statement!(Pg, Pid {} -> Integer, "SELECT pg_backend_pid()");
 
 statement!(
@@ -267,12 +263,4 @@ statement!(
     } -> Binary,
     "SELECT data FROM pg_logical_slot_get_binary_changes(?, '0/0'::pg_lsn + ?::numeric, ?, 'proto_version', '1', \
      'binary', 'true', 'publication_names', ?)"
-);
-
-statement!(
-    Pg,
-    MoveUp { to: i64 => BigInt, slot: String => Text } -> Bool,
-    "SELECT pg_replication_slot_advance(slot_name, place) IS NOT NULL FROM (SELECT slot_name, confirmed_flush_lsn, \
-     '0/0'::pg_lsn + ?::numeric AS place FROM pg_replication_slots WHERE slot_name = ?) AS slot \
-     WHERE confirmed_flush_lsn < place"
 );

@@ -16,7 +16,7 @@ use super::decode::{self, Decoder};
 use super::options::WalOptions;
 use super::place::{Lsn, Place, shown};
 use super::role::{Lock, Unlock};
-use super::slot::{Publishes, Slot, end_of_log};
+use super::slot::{Publishes, Slot, end_of_log, move_up};
 use super::window::Window;
 use crate::backend::postgres::{WAKE, locks, oldest_unsent};
 use crate::problem::one_line;
@@ -125,7 +125,7 @@ pub fn setup(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalErr
             Begin::new(end as i64, name.clone()).execute(conn).map(drop)
         })?;
         // A relay begins there by itself; whoever else reads the slot is to do so too.
-        Advance::new(name.clone(), end as i64).execute(conn)?;
+        move_up(conn, name, end)?;
         Ok(())
     })
 }
@@ -146,7 +146,7 @@ pub fn teardown(conn: &mut PgConnection, options: &WalOptions) -> Result<(), Wal
             // still; where there is no slot any more, if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
             let unsent = match &slot {
-                Some(slot) if !slot.is_lost() => Some(unsent_in_log(conn, options, slot, end)?),
+                Some(slot) if !slot.is_lost() => Some(unsent_in_log(conn, options, end)?),
                 _ => None,
             };
             poll_all(conn, name, last, unsent)?;
@@ -299,17 +299,10 @@ fn make_slot(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
 }
 
 /// The numbers of the rows that the log has up to this end, and that have not been sent.
-fn unsent_in_log(
-    conn: &mut PgConnection,
-    options: &WalOptions,
-    slot: &Slot,
-    end: Lsn,
-) -> Result<Vec<i64>, WalError> {
+fn unsent_in_log(conn: &mut PgConnection, options: &WalOptions, end: Lsn) -> Result<Vec<i64>, WalError> {
     let not_understood = |error: SourceError| WalError::Log(error.to_string());
     let place = Place::load(conn, &options.slot)?.unwrap_or_default();
-    if place.start > slot.confirmed {
-        Advance::new(options.slot.clone(), place.start as i64).execute(conn)?;
-    }
+    move_up(conn, &options.slot, place.start)?;
     let table = decode::table(conn)?;
     let (mut decoder, mut window) = (Decoder::new(table), Window::after(place.start, place.part));
     let peek = Peek::new(options.slot.clone(), end as i64, quoted(&options.publication));
@@ -349,12 +342,6 @@ statement!(
 );
 
 statement!(Pg, DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
-
-statement!(
-    Pg,
-    Advance { name: String => Text, to: i64 => BigInt } -> Bool,
-    "SELECT true FROM pg_replication_slot_advance(?, '0/0'::pg_lsn + ?::numeric)"
-);
 
 statement!(
     Pg,

@@ -110,6 +110,11 @@ pub(super) fn end_of_log(conn: &mut PgConnection) -> QueryResult<Lsn> {
     Ok(EndOfLog::new().get_result::<i64>(conn)?.unsigned_abs())
 }
 
+/// Moves a slot up to this place, if it is not there yet.
+pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResult<()> {
+    MoveUp::new(to as i64, slot.to_owned()).execute(conn).map(drop)
+}
+
 /// How old something is that was made at this time, in milliseconds since 1970.
 pub(super) fn age(created_at_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -183,4 +188,12 @@ statement!(
     /// In megabytes; -1 for no limit.
     KeepSize {} -> BigInt,
     "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+);
+
+statement!(
+    Pg,
+    MoveUp { to: i64 => BigInt, slot: String => Text } -> Bool,
+    "SELECT pg_replication_slot_advance(slot_name, place) IS NOT NULL FROM (SELECT slot_name, confirmed_flush_lsn, \
+     '0/0'::pg_lsn + ?::numeric AS place FROM pg_replication_slots WHERE slot_name = ?) AS slot \
+     WHERE confirmed_flush_lsn < place"
 );

@@ -7,7 +7,7 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
 
-use super::batches::{self, Batches, FAR};
+use super::batches::{Batches, FAR};
 use super::letters::{Blocked, bury};
 use super::options::WalOptions;
 use super::place::{Lsn, Place};
@@ -337,7 +337,7 @@ impl Streaming {
             tracing::warn!(%error, "some events may be sent again");
         }
         if matches!(self.log, Log::Batches(_))
-            && let Err(error) = batches::move_up(&mut self.conn, &self.wal.slot, self.window.confirmed())
+            && let Err(error) = slot::move_up(&mut self.conn, &self.wal.slot, self.window.confirmed())
         {
             tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");
         }
