@@ -5,10 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Emit, Migrations, Record};
 
-use crate::{Database, Kafka, Postgres, Process, Received, Signal, workspace_binary};
+use crate::{Database, Kafka, Postgres, Process, Received, Signal, eventually, workspace_binary};
 
 /// A new database on the shared server, with the tables.
 pub fn migrated() -> Database<'static> {
@@ -48,13 +48,30 @@ pub fn relay_to(kafka: &Kafka, database: &Database<'_>, topic: &str, arguments: 
 /// on the server.
 #[track_caller]
 pub fn wal(database: &Database<'_>, command: &str) -> String {
+    wal_with(database, &[command, "--slot", database.name()])
+}
+
+/// The same with other arguments.
+#[track_caller]
+pub fn wal_with(database: &Database<'_>, arguments: &[&str]) -> String {
     let mut outbox = Command::new(workspace_binary("outbox"));
-    outbox.args(["wal", command, "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
+    outbox.arg("wal").args(arguments).env("OUTBOX_DATABASE_URL", database.url());
     let output = outbox.output().unwrap();
     let text =
         format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{text}");
     text
+}
+
+/// Waits until all that has been committed by now is confirmed in the slot that has the database's name.
+#[track_caller]
+pub fn wait_until_confirmed(conn: &mut PgConnection, within: Duration) {
+    let end = diesel::dsl::sql::<Text>("SELECT pg_current_wal_insert_lsn()::text");
+    let end: String = end.get_result(conn).unwrap();
+    let confirmed = format!(
+        "pg_replication_slots WHERE slot_name = current_database() AND confirmed_flush_lsn >= '{end}'"
+    );
+    eventually("all to be confirmed", within, || (count(conn, &confirmed) == 1).then_some(()));
 }
 
 /// A process of the binary `outbox` that reads that slot.

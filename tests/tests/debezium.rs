@@ -7,7 +7,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Migrations, Record};
-use outbox_tests::load::migrated;
+use outbox_tests::load::{migrated, wal_with};
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -100,9 +100,7 @@ fn the_check_tells_what_waits_and_what_was_sent_before() {
     let database = migrated();
     let conn = &mut database.connect();
     conn.transaction(|c| c.emit(&Record::new("order", "7", "Waits"))).unwrap();
-    let mut setup = Command::new(workspace_binary("outbox"));
-    setup.args(["wal", "setup", "--slot", database.name(), "--publication", database.name()]);
-    assert!(setup.env("OUTBOX_DATABASE_URL", database.url()).output().unwrap().status.success());
+    wal_with(&database, &["setup", "--slot", database.name(), "--publication", database.name()]);
     let (sql, _) = debezium(&database, &["sql"]);
     // Publication, slot and division are there.
     let made = ["PUBLICATION", "_slot(", "high = 0"];

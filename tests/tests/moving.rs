@@ -9,8 +9,8 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::observe::Observe;
-use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, wal, write_until};
-use outbox_tests::{Counter, Database, Debezium, Kafka, Process, Received, Signal, eventually};
+use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, stop, wal, write_until};
+use outbox_tests::{Counter, Database, Debezium, Kafka, Received, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const WRITERS: usize = 2;
@@ -71,11 +71,6 @@ impl Watched {
         }
         counts
     }
-}
-
-fn stop(relay: &Process) {
-    relay.signal(Signal::Terminate);
-    assert!(relay.wait(Duration::from_secs(30)).success());
 }
 
 /// What was there before the table was divided is sent by the relay that polls, before anybody reads the log.

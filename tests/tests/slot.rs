@@ -1,7 +1,6 @@
 //! The replication slot on every version of PostgreSQL, and where the server gives it up.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -9,9 +8,10 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Migrations, Record};
 use outbox_tests::load::{
-    count, log_relay, migrated_on, new_topic, relay, relay_to, repetitions, stop, wal, write,
+    count, log_relay, migrated_on, new_topic, relay, relay_to, repetitions, stop, wait_until_confirmed, wal,
+    wal_with, write,
 };
-use outbox_tests::{Kafka, Postgres, Signal, eventually, workspace_binary};
+use outbox_tests::{Kafka, Postgres, Signal, eventually};
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -116,17 +116,6 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// All that was committed has been sent.
-fn wait_until_confirmed(conn: &mut PgConnection) {
-    let end: String = diesel::select(diesel::dsl::sql::<Text>("pg_current_wal_insert_lsn()::text"))
-        .get_result(conn)
-        .unwrap();
-    let unconfirmed = format!(
-        "pg_replication_slots WHERE slot_name = current_database() AND confirmed_flush_lsn < '{end}'"
-    );
-    eventually("all to be confirmed", PATIENCE, || (count(conn, &unconfirmed) == 0).then_some(()));
-}
-
 /// The server would keep its snapshot for as long as the broker is away.
 #[test]
 fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
@@ -152,7 +141,7 @@ fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
     kafka.restart();
     mode("streamed from here on");
     eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
-    wait_until_confirmed(conn);
+    wait_until_confirmed(conn, PATIENCE);
     stop(&log);
     repetitions(&kafka.read_all(&topic), &committed);
 }
@@ -182,9 +171,7 @@ fn events_of_another_outbox_in_the_publication_are_not_ours() {
     Migrations::new().schema("other").run(conn).unwrap();
     conn.batch_execute("CREATE PUBLICATION everything FOR ALL TABLES").unwrap();
     let names = ["--slot", database.name(), "--publication", "everything"];
-    let mut setup = Command::new(workspace_binary("outbox"));
-    setup.args(["wal", "setup"]).args(names).env("OUTBOX_DATABASE_URL", database.url());
-    assert!(setup.status().unwrap().success());
+    wal_with(&database, &[&["setup"], &names[..]].concat());
     let topic = new_topic("ours");
     let log = relay(&database, &topic, &[&["--source", "wal"], &names[..]].concat());
     for round in 0..10 {
@@ -195,7 +182,7 @@ fn events_of_another_outbox_in_the_publication_are_not_ours() {
     }
     let received = Kafka::shared().read_at_least(&topic, 10, PATIENCE);
     conn.batch_execute("SET search_path = public").unwrap();
-    wait_until_confirmed(conn);
+    wait_until_confirmed(conn, PATIENCE);
     stop(&log);
     assert!(received.iter().all(|event| event.key_text() == Some("public")));
     assert_eq!(Kafka::shared().read_all(&topic).len(), 10);
@@ -211,9 +198,7 @@ fn two_outboxes_of_one_database_are_read_apart() {
             Migrations::new().schema(schema).run(conn).unwrap();
             let slot = format!("{}_{schema}", database.name());
             let names = ["--schema", schema, "--slot", &slot, "--publication", schema];
-            let mut setup = Command::new(workspace_binary("outbox"));
-            setup.args(["wal", "setup"]).args(names).env("OUTBOX_DATABASE_URL", database.url());
-            assert!(setup.status().unwrap().success());
+            wal_with(&database, &[&["setup"], &names[..]].concat());
             let topic = new_topic(schema);
             let relay = relay(&database, &topic, &[&["--source", "wal"], &names[..]].concat());
             (schema, topic, relay)
@@ -275,7 +260,7 @@ fn a_relay_that_is_frozen_is_replaced_and_stands_by_afterwards() {
     eventually("the next events", PATIENCE, || (counter.count() >= 2_000).then_some(()));
     frozen.signal(Signal::Continue);
     committed.extend(write(conn, 2, 3, 30, 1_000));
-    wait_until_confirmed(conn);
+    wait_until_confirmed(conn, PATIENCE);
     stop(&other);
     stop(&frozen);
     repetitions(&Kafka::shared().read_all(&topic), &committed);

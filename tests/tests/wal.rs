@@ -6,18 +6,14 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{
-    count, log_relay, migrated, new_topic, relay, repetitions, stop, wal, write, write_together,
+    count, log_relay, migrated, new_topic, relay, repetitions, stop, wait_until_confirmed, wal, write,
+    write_together,
 };
 use outbox_tests::{Kafka, Process, Signal, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-
-fn one(conn: &mut PgConnection, sql: &str) -> String {
-    diesel::dsl::sql::<Text>(sql).get_result(conn).unwrap()
-}
 
 #[test]
 fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
@@ -194,13 +190,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
         (written.join().unwrap(), relays)
     });
     eventually("all events", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
-    let is_confirmed = format!(
-        "SELECT (confirmed_flush_lsn >= '{}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
-        one(&mut database.connect(), "SELECT pg_current_wal_insert_lsn()::text"),
-        database.name()
-    );
-    let conn = &mut database.connect();
-    eventually("all to be confirmed", PATIENCE, || (one(conn, &is_confirmed) == "true").then_some(()));
+    wait_until_confirmed(&mut database.connect(), PATIENCE);
     relays.iter().for_each(stop);
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated in {KILLS} kills");
@@ -353,12 +343,7 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     let conn = &mut database.connect();
     conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
         .unwrap();
-    let end = one(conn, "SELECT pg_current_wal_insert_lsn()::text");
-    let sql = format!(
-        "SELECT (confirmed_flush_lsn >= '{end}')::text FROM pg_replication_slots WHERE slot_name = '{}'",
-        database.name()
-    );
-    eventually("the slot to move on", PATIENCE, || (one(conn, &sql) == "true").then_some(()));
+    wait_until_confirmed(conn, PATIENCE);
     relay.wait_for_line("a warning", PATIENCE, |line| line.contains("the slot retains much"));
     relay.wait_for_line("the lag", PATIENCE, |line| {
         ["outbox lag", "log_bytes=", "log_seconds=", "retained_bytes=", "slot_status=\"reserved\""]
