@@ -1,6 +1,8 @@
 //! The tables as a source of records: claim, read, settle, release. A relay drives it.
 
 #[cfg(feature = "postgres-source")]
+mod check;
+#[cfg(feature = "postgres-source")]
 mod database;
 #[cfg(feature = "postgres-source")]
 mod fence;
@@ -11,8 +13,12 @@ mod polling;
 mod prune;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
 mod row;
+#[cfg(feature = "postgres-source")]
+mod sequence;
 #[cfg(feature = "postgres-wal")]
 pub mod wal;
+#[cfg(feature = "postgres-source")]
+mod writers;
 
 pub use diesel_outbox_core::DeadLetterPolicy;
 #[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]

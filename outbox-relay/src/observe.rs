@@ -23,6 +23,7 @@ pub(crate) fn passed(count: usize, took: Duration) {
 pub(crate) fn lag(lag: Lag) {
     gauge!("outbox_unsent").set(lag.unsent as f64);
     gauge!("outbox_oldest_unsent_seconds").set(lag.oldest.as_secs_f64());
+    gauge!("outbox_oldest_writer_seconds").set(lag.oldest_writer.as_secs_f64());
     let oldest = lag.oldest.as_secs_f64();
     let Some(log) = lag.log else {
         return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");

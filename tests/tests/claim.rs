@@ -93,6 +93,8 @@ fn count(conn: &mut PgConnection, sql: &str) -> i64 {
 fn one_busy_shard_does_not_make_a_claim_dear() {
     let database = migrated();
     let conn = &mut database.connect();
+    // The first relay of all looks whether bounds have gone past something unsent.
+    assert!(!PostgresSource::new(database.url(), SourceOptions::default()).claim().unwrap());
     keep_sent(conn, "5");
     conn.batch_execute(
         "UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox",

@@ -33,7 +33,12 @@ CREATE TABLE outbox_shard (
     -- No row of the shard with a seq up to this one is unsent, or ever will be.
     low   bigint NOT NULL DEFAULT 0,
     -- Rows with a higher seq are read from the write-ahead log, and not polled. The same for all shards.
-    high  bigint NOT NULL DEFAULT 9223372036854775807
+    high  bigint NOT NULL DEFAULT 9223372036854775807,
+    -- The same as low, but for the rows of the transactions in `open` (their xid8), which may still commit.
+    passed bigint NOT NULL DEFAULT 0,
+    open   bigint[] NOT NULL DEFAULT '{}',
+    -- The file of the sequence that these numbers come from: a sequence that is restarted gets another one.
+    sequence_file bigint
 );
 
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);

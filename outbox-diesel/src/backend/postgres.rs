@@ -38,12 +38,26 @@ macro_rules! wake {
     };
 }
 
+/// The shards, and after which `seq` each may have unsent rows. That is `passed` as long as none of the transactions that were
+/// open then has ended, as seen by this very snapshot: what it cannot see of theirs is not looked for. Once one has ended its rows
+/// may be anywhere above `low`. `OFFSET 0` keeps that from being computed for each row that is compared with it.
+#[cfg(feature = "postgres-source")]
+macro_rules! shards {
+    () => {
+        "(SELECT shard, low, high, passed, open, CASE WHEN passed > low AND NOT EXISTS (SELECT FROM unnest(open) AS x \
+         WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())) THEN passed ELSE low END AS start \
+         FROM outbox_shard OFFSET 0)"
+    };
+}
+#[cfg(feature = "postgres-source")]
+pub(crate) use shards;
+
 /// The oldest unsent row of each shard `s` that is polled. The comparison and the order are of both columns, so that only the index on
 /// (shard, seq) can serve them: along `seq` alone a shard without such a row is looked for in what all the others have sent.
 #[cfg(feature = "postgres-source")]
 macro_rules! oldest_unsent {
     () => {
-        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.low) \
+        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.start) \
          AND (o.shard, o.seq) <= (s.shard, s.high) AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
     };
 }

@@ -8,7 +8,7 @@ use diesel_outbox_core::{Lag, LogLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
-use crate::backend::postgres::{WAKE, oldest_unsent};
+use crate::backend::postgres::{WAKE, oldest_unsent, shards};
 use crate::statement::statement;
 
 impl Observe for PgConnection {
@@ -22,6 +22,7 @@ impl Observe for PgConnection {
                 retained_bytes: retained.unwrap_or_default().unsigned_abs(),
                 status,
             }),
+            oldest_writer: Duration::ZERO,
             unsent: unsent.unsigned_abs(),
             oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
         })
@@ -60,7 +61,9 @@ statement!(
     concat!(
         "SELECT * FROM (SELECT count(*), \
          coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 FROM outbox \
-         WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM outbox_shard AS s ",
+         WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
+        shards!(),
+        " AS s ",
         oldest_unsent!(),
         ") AND seq <= (SELECT max(high) FROM outbox_shard)) AS unsent LEFT JOIN (SELECT \
          greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
@@ -100,6 +103,6 @@ statement!(
 statement!(
     Pg,
     LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = least(s.low, restored.low) FROM unnest(?, ?) AS restored (shard, low) \
-     WHERE s.shard = restored.shard"
+    "UPDATE outbox_shard AS s SET low = least(s.low, restored.low), passed = least(s.passed, restored.low) \
+     FROM unnest(?, ?) AS restored (shard, low) WHERE s.shard = restored.shard"
 );

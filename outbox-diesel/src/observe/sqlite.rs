@@ -13,6 +13,7 @@ impl Observe for SqliteConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
         let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
         Ok(Lag {
+            oldest_writer: Duration::ZERO,
             log: None,
             unsent: unsent.unsigned_abs(),
             oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),

@@ -3,35 +3,72 @@
 //! A transaction that took a low `seq` may commit late. It took its lock on the table before its `seq` and keeps it to
 //! its end. So: read the sequence's last value, then list the transactions that hold that lock. When all of those have
 //! ended, every row up to that value is settled history. Transactions that do not insert into the outbox play no part.
+//!
+//! Some may stay open for hours, and whoever waited for them would pass over all that was sent since in each look. So the
+//! fence tells two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
+//! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
+//! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
+//! locks would not do for that, as a transaction becomes visible before it lets its locks go.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Text};
-use diesel_outbox_core::SourceError;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
-use super::database_error;
+use super::sequence::Sequence;
+use super::writers::Writers;
 use crate::backend::postgres::locks;
 use crate::statement::statement;
 
 /// How often a new fence is put up, or the present one looked at.
 const INTERVAL: Duration = Duration::from_millis(25);
+/// How long a transaction is waited for before it counts as one that stays open. Other workers' passes, which hold the lock too, end
+/// sooner.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// With more than so many that stay open, all of them are waited for.
+const MOST_OPEN: usize = 100;
 
 /// What the names of transactions begin with that wait for COMMIT PREPARED.
 pub(super) const PREPARED: &str = "-1/";
 
 #[derive(Default)]
 pub(super) struct Fence {
-    safe: i64,
-    pending: Option<(i64, HashSet<String>)>,
+    sequence: Option<Sequence>,
+    bounds: Bounds,
+    /// The names of the transactions in `bounds.open`.
+    open: BTreeMap<String, i64>,
+    pending: Option<Pending>,
     looked: Option<Instant>,
+    writers: Writers,
+}
+
+/// Up to where rows can be relied on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bounds {
+    /// Every row up to here is visible, or never will be.
+    pub(super) safe: i64,
+    /// Every row up to here is visible, or never will be, or belongs to one of `open`.
+    pub(super) passed: i64,
+    /// Transaction ids.
+    pub(super) open: Vec<i64>,
+}
+
+/// A fence whose transactions have not all ended.
+struct Pending {
+    last: i64,
+    listed: HashSet<String>,
+    since: Instant,
 }
 
 impl Fence {
-    pub(super) fn safe(&self) -> i64 {
-        self.safe
+    pub(super) fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    pub(super) fn writers(&mut self) -> &mut Writers {
+        &mut self.writers
     }
 
     /// Moves on where that is due, and tells how many workers are at work if it looked.
@@ -39,29 +76,48 @@ impl Fence {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
             return Ok(None);
         }
-        self.looked = Some(Instant::now());
-        let (last, listed) = match self.pending.take() {
-            Some((last, listed)) => (last, Some(listed)),
-            // Read before the holders are listed: see above.
-            None => (last_value(conn)?, None),
-        };
-        let (mut pending, workers) = holders(conn)?;
-        if let Some(listed) = listed {
+        let now = Instant::now();
+        self.looked = Some(now);
+        // Read before the holders are listed: see above.
+        let last = Sequence::load(conn)?.follow(&mut self.sequence)?;
+        let pending = self.pending.take();
+        let (mut holders, workers) = holders(conn)?;
+        self.writers.watch(&holders);
+        let (last, since) = match &pending {
             // One that was prepared meanwhile has another name since.
-            pending.retain(|transaction| listed.contains(transaction) || transaction.starts_with(PREPARED));
-        }
-        if pending.is_empty() {
-            self.safe = last;
+            Some(Pending { last, listed, since }) => {
+                holders.retain(|name| listed.contains(name) || name.starts_with(PREPARED));
+                (*last, *since)
+            }
+            None => (last, now),
+        };
+        if holders.iter().all(|name| self.open.contains_key(name)) {
+            self.open.retain(|name, _| holders.contains(name));
+            self.is_passed(last);
+        } else if since.elapsed() < PATIENCE {
+            self.pending = Some(Pending { last, listed: holders, since });
         } else {
-            self.pending = Some((last, pending));
+            // Those that stay open. One without a transaction id has not inserted yet, but may be about to.
+            let ids: BTreeMap<String, Option<i64>> =
+                TransactionIds::new().load::<(String, Option<i64>)>(conn)?.into_iter().collect();
+            holders.retain(|name| ids.contains_key(name));
+            let open: Option<BTreeMap<String, i64>> =
+                holders.iter().map(|name| Some((name.clone(), ids.get(name).copied().flatten()?))).collect();
+            match open.filter(|open| open.len() <= MOST_OPEN) {
+                Some(open) => {
+                    self.open = open;
+                    self.is_passed(last);
+                }
+                None => self.pending = Some(Pending { last, listed: holders, since }),
+            }
         }
         Ok(Some(workers))
     }
-}
 
-/// The last number that the sequence has given.
-pub(super) fn last_value(conn: &mut PgConnection) -> QueryResult<i64> {
-    LastValue::new().get_result(conn)
+    fn is_passed(&mut self, last: i64) {
+        let safe = if self.open.is_empty() { last } else { self.bounds.safe };
+        self.bounds = Bounds { safe, passed: last, open: self.open.values().copied().collect() };
+    }
 }
 
 /// The other transactions that may have inserted into the outbox and are still open, and the number of workers at work.
@@ -71,66 +127,6 @@ pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, 
     let inserting = rows.into_iter().filter_map(|(inserting, id)| inserting.then_some(id)).collect();
     Ok((inserting, workers))
 }
-
-/// The fence holds only where a session takes each number when it inserts, and does not keep some for later; and no number
-/// may come a second time, as lower bounds have gone past it. Rows are known by their place, which is one in a single table.
-pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
-    let failed = |error| database_error("looking for the outbox table", error);
-    match CacheSize::new().get_result::<i64>(conn).optional().map_err(failed)? {
-        Some(1) => {}
-        Some(cache) => {
-            return Err(SourceError::new(format!(
-                "the sequence of outbox.seq has CACHE {cache}, with which events could be overlooked: \
-                 run ALTER SEQUENCE outbox_seq_seq CACHE 1"
-            )));
-        }
-        None => {
-            return Err(SourceError::new(
-                "there is no outbox table here: run the migrations (`outbox migrate`, or \
-                 `Migrations::new().run(..)`), and name the schema if the tables live in one of their own",
-            ));
-        }
-    }
-    if HasParts::new().get_result::<bool>(conn).map_err(failed)? {
-        return Err(SourceError::new(
-            "the table outbox is partitioned, or other tables inherit from it, which the relay cannot read: use one \
-             plain table, or several in schemas of their own with a relay each",
-        ));
-    }
-    let low = HighestLow::new().get_result::<i64>(conn).map_err(failed)?;
-    let highest = HighestSeq::new().get_result::<i64>(conn).map_err(failed)?;
-    let last = last_value(conn).map_err(failed)?;
-    if highest > last {
-        return Err(SourceError::new(format!(
-            "the sequence of outbox.seq stands at {last}, below {highest}, which the table has already: was it restarted? \
-             Numbers would come a second time: run SELECT setval('outbox_seq_seq', {highest})"
-        )));
-    }
-    if low > last {
-        return Err(SourceError::new(format!(
-            "the sequence of outbox.seq stands at {last}, below {low}, up to which the relay has sent everything: was it \
-             restarted? Events would be overlooked: run UPDATE outbox_shard SET low = 0"
-        )));
-    }
-    Ok(())
-}
-
-statement!(
-    Pg,
-    HasParts {} -> Bool,
-    "SELECT relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox'::regclass) \
-     FROM pg_class WHERE oid = 'outbox'::regclass"
-);
-
-statement!(Pg, HighestSeq {} -> BigInt, "SELECT coalesce(max(seq), 0) FROM outbox");
-
-statement!(Pg, HighestLow {} -> BigInt, "SELECT coalesce(max(low), 0) FROM outbox_shard");
-
-statement!(
-    Pg,
-    LastValue {} -> BigInt,
-    "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END FROM outbox_seq_seq"
-);
 
 statement!(
     Pg,
@@ -144,6 +140,13 @@ statement!(
 
 statement!(
     Pg,
-    CacheSize {} -> BigInt,
-    "SELECT seqcache FROM pg_sequence WHERE seqrelid = to_regclass('outbox_seq_seq')"
+    /// The transaction ids of those that hold the lock. Inner transactions have ids too: the snapshot has the outermost.
+    TransactionIds {} -> (Text, Nullable<BigInt>),
+    "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, pid, virtualtransaction, transactionid FROM pg_locks), \
+     running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
+     SELECT h.virtualtransaction, min(r.id) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
+     AND t.virtualtransaction = h.virtualtransaction LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
+     WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
+     AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
+     GROUP BY h.virtualtransaction"
 );

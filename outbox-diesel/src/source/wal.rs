@@ -28,8 +28,9 @@ pub use self::division::{WalError, setup, teardown};
 pub use self::options::WalOptions;
 use self::role::Standby;
 use self::streaming::{Readiness, Streaming};
+use super::check::check_table;
 use super::database::Database;
-use super::{PostgresSource, SourceOptions, database_error, fence};
+use super::{PostgresSource, SourceOptions, database_error};
 
 /// The outbox's part of the write-ahead log as a source of records.
 ///
@@ -66,7 +67,7 @@ impl WalSource {
     /// Begins to work, or to stand by.
     fn begin(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
-        fence::check_table(&mut conn)?;
+        check_table(&mut conn)?;
         let mut standby = Standby::new(conn);
         self.state = if standby.take_over()? { self.lead(standby)? } else { State::StandingBy(standby) };
         Ok(())

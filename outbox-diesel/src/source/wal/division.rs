@@ -18,9 +18,9 @@ use super::place::{Lsn, Place, shown};
 use super::role::{Lock, Unlock};
 use super::slot::{Publishes, Slot, end_of_log, move_up};
 use super::window::Window;
-use crate::backend::postgres::{WAKE, locks, oldest_unsent};
+use crate::backend::postgres::{WAKE, locks, oldest_unsent, shards};
 use crate::problem::one_line;
-use crate::source::fence::last_value;
+use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 /// Why the slot could not be set up or taken down. Nothing was changed for the relays then.
@@ -271,7 +271,7 @@ fn locked(
             conn.batch_execute(&format!(
                 "SET LOCAL lock_timeout = {limit}; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"
             ))?;
-            let (end, last) = (end_of_log(conn)?, last_value(conn)?);
+            let (end, last) = (end_of_log(conn)?, Sequence::load(conn)?.last);
             work(conn, end, last)?;
             Ok((end, last))
         });
@@ -362,12 +362,16 @@ statement!(
     "UPDATE outbox_shard AS s SET low = given.low FROM (SELECT ?::bigint AS low) AS given WHERE s.low < given.low"
 );
 
-statement!(Pg, SetLow { low: i64 => BigInt } -> BigInt, "UPDATE outbox_shard SET low = ?");
+statement!(
+    Pg,
+    SetLow { low: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard SET low = given.low, passed = 0, open = '{}' FROM (SELECT ?::bigint AS low) AS given"
+);
 
 statement!(
     Pg,
     PolledWait {} -> Bool,
-    concat!("SELECT EXISTS (SELECT FROM outbox_shard AS s ", oldest_unsent!(), ")")
+    concat!("SELECT EXISTS (SELECT FROM ", shards!(), " AS s ", oldest_unsent!(), ")")
 );
 
 statement!(

@@ -308,7 +308,13 @@ impl Streaming {
         let log = self.slot.look(&mut self.conn, &self.wal, self.window.confirmed())?;
         let (unsent, oldest) = self.window.unsettled();
         let oldest = oldest.and_then(|insert| insert.row(0).ok()).map(|row| slot::age(row.created_at_ms));
-        Ok(Lag { unsent: unsent as u64, oldest: oldest.unwrap_or_default(), log: Some(log) })
+        self.fence.writers().warn(&mut self.conn)?;
+        Ok(Lag {
+            unsent: unsent as u64,
+            oldest: oldest.unwrap_or_default(),
+            oldest_writer: self.fence.writers().oldest(),
+            log: Some(log),
+        })
     }
 
     /// Rows up to the shards' lower bound are known to be sent. Every row with a number up to the fence's has come, or never
@@ -320,8 +326,8 @@ impl Streaming {
         }
         self.looked_at = confirmed;
         self.fence.advance(&mut self.conn)?;
-        if self.numbers.back().is_none_or(|(seq, _)| *seq < self.fence.safe()) {
-            self.numbers.push_back((self.fence.safe(), slot::end_of_log(&mut self.conn)?));
+        if self.numbers.back().is_none_or(|(seq, _)| *seq < self.fence.bounds().safe) {
+            self.numbers.push_back((self.fence.bounds().safe, slot::end_of_log(&mut self.conn)?));
         }
         let mut low = None;
         while self.numbers.front().is_some_and(|(_, end)| *end <= confirmed) {

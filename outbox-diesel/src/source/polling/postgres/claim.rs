@@ -1,5 +1,7 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
+use std::collections::BTreeSet;
+
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -11,7 +13,8 @@ use super::place::TupleId;
 use super::read::{Chunk, Unread};
 use super::unsettled::Unsettled;
 use super::wake;
-use crate::backend::postgres::oldest_unsent;
+use crate::backend::postgres::{oldest_unsent, shards};
+use crate::source::fence::Bounds;
 use crate::source::row::{Blocked, ChunkSize};
 use crate::statement::statement;
 
@@ -25,8 +28,8 @@ const LOW_STEP: i64 = 1_024;
 
 pub(super) struct Pass {
     shards: Vec<Shard>,
-    /// Every row up to here was visible when the table was last looked at, or never will be.
-    safe: i64,
+    /// Up to where rows were visible when the table was last looked at.
+    bounds: Bounds,
     /// The last number that is polled. It changes only where nothing is claimed.
     high: i64,
     /// The last row read; all earlier ones of these shards have been read too.
@@ -43,10 +46,16 @@ pub(super) struct Pass {
 /// A claimed shard.
 struct Shard {
     number: i16,
-    /// Its lower bound, as the table has it.
+    /// Its bounds, as the table has them.
     low: i64,
-    /// None of its rows up to here is unsent any more, as far as this pass knows.
-    sent: i64,
+    passed: i64,
+    /// All of its rows up to here have been given to the relay, or will never be.
+    given: i64,
+    /// The same, but for the rows of transactions that were open.
+    given_of_ended: i64,
+    open: Vec<i64>,
+    /// Whether the table has other transactions there.
+    open_changed: bool,
 }
 
 /// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
@@ -57,13 +66,13 @@ impl Pass {
     pub(super) fn begin(
         conn: &mut PgConnection,
         workers: usize,
-        safe: i64,
+        bounds: &Bounds,
         block: bool,
     ) -> QueryResult<Option<Self>> {
         AnsiTransactionManager::begin_transaction(conn)?;
         let mut pass = Self {
             shards: Vec::new(),
-            safe,
+            bounds: bounds.clone(),
             high: i64::MAX,
             last: 0,
             exhausted: false,
@@ -72,7 +81,7 @@ impl Pass {
             has_settled: false,
             blocked: block.then(Blocked::new),
         };
-        pass.claim(conn, workers, safe - LOW_LAG)?;
+        pass.claim(conn, workers, bounds.passed - LOW_LAG)?;
         if pass.shards.is_empty() {
             Self::roll_back(conn)?;
             return Ok(None);
@@ -86,17 +95,30 @@ impl Pass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(share as i16, claimed, quiet_since, LOW_STEP, free as i64)
-            .load::<(i16, i64, i64)>(conn)?;
+        let shards = Claim::new(share as i16, claimed, quiet_since, LOW_STEP, free as i64).load::<(
+            i16,
+            i64,
+            i64,
+            i64,
+            Vec<i64>,
+        )>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
             let claimed = shards.iter().map(|(number, ..)| *number).collect();
             blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
         }
-        for (number, low, high) in shards {
+        for (number, low, high, passed, open) in shards {
             self.high = high;
-            self.shards.push(Shard { number, low, sent: low });
+            self.shards.push(Shard {
+                number,
+                low,
+                passed,
+                given: low,
+                given_of_ended: passed,
+                open,
+                open_changed: false,
+            });
         }
         Ok(())
     }
@@ -110,11 +132,11 @@ impl Pass {
         chunk_size: &mut ChunkSize,
         limit: usize,
         workers: usize,
-        safe: i64,
+        bounds: &Bounds,
     ) -> QueryResult<Chunk> {
-        self.sent_up_to_here();
+        self.given_up_to_here();
         self.claim(conn, workers, i64::MIN)?;
-        self.safe = safe;
+        self.bounds.clone_from(bounds);
         let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
         self.large |= !chunk.exhausts;
         self.give(&chunk.given, chunk.exhausts);
@@ -138,10 +160,18 @@ impl Pass {
     }
 
     fn unread(&mut self) -> Unread {
-        let (shards, lows) = self.shards.iter().map(|shard| (shard.number, shard.sent)).unzip();
         let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
         let given = self.unsettled.tickets().map(TupleId::from).collect();
-        Unread { shards, lows, high: self.high, given, last_given }
+        let open: BTreeSet<i64> = self.shards.iter().flat_map(|shard| shard.open.iter().copied()).collect();
+        Unread {
+            shards: self.shards.iter().map(|shard| shard.number).collect(),
+            lows: self.shards.iter().map(|shard| shard.given).collect(),
+            passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
+            open: open.into_iter().collect(),
+            high: self.high,
+            given,
+            last_given,
+        }
     }
 
     /// These were given to the relay, and there were no more after them or there were.
@@ -151,12 +181,18 @@ impl Pass {
         self.exhausted = exhausts;
     }
 
-    /// Learns up to where the claimed shards have been sent.
-    fn sent_up_to_here(&mut self) {
-        let read = if self.exhausted { self.safe.min(self.high) } else { self.last.min(self.safe) };
-        let sent = self.unsettled.oldest().map_or(read, |oldest| read.min(oldest - 1));
+    /// Learns up to where all of the claimed shards has been given. The bounds are from before the last read: what lay below them was
+    /// visible to it, if it ever will be, or belongs to a transaction that was open.
+    fn given_up_to_here(&mut self) {
+        let read = if self.exhausted { self.high } else { self.last };
+        let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
         for shard in &mut self.shards {
-            shard.sent = shard.sent.max(sent);
+            shard.given = shard.given.max(given);
+            if of_ended >= shard.given_of_ended {
+                shard.given_of_ended = of_ended;
+                shard.open_changed |= shard.open != self.bounds.open;
+                shard.open.clone_from(&self.bounds.open);
+            }
         }
     }
 
@@ -177,15 +213,26 @@ impl Pass {
 
     /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
     pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
-        self.sent_up_to_here();
-        let (shards, lows): (Vec<i16>, Vec<i64>) = self
-            .shards
-            .iter()
-            .filter(|shard| shard.sent >= shard.low + LOW_STEP)
-            .map(|shard| (shard.number, shard.sent))
-            .unzip();
+        self.given_up_to_here();
+        // What was given and not settled is unsent.
+        let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
+        let (mut shards, mut lows, mut passed, mut open) =
+            (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new());
+        for shard in self.shards {
+            let (low, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
+            // Where a transaction has ended the next look would begin at `low` again.
+            let has_moved = low >= shard.low + LOW_STEP
+                || of_ended >= shard.low.max(shard.passed) + LOW_STEP
+                || (shard.open_changed && of_ended > low);
+            if has_moved {
+                shards.push(shard.number);
+                lows.push(low);
+                passed.push(of_ended);
+                open.extend(shard.open);
+            }
+        }
         if !shards.is_empty() {
-            MoveLow::new(shards, lows).execute(conn)?;
+            MoveLow::new(shards, lows, passed, open.into_iter().collect()).execute(conn)?;
         }
         if call_for_help {
             wake::call_for_help(conn)?;
@@ -203,30 +250,39 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 statement!(
     Pg,
     /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
-    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it.
+    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A shard for
+    /// which a transaction has ended that had been open for long is claimed in any case: only the read looks through all since then.
     Claim {
         share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
         quiet_since: i64 => BigInt,
         step: i64 => BigInt,
         limit: i64 => BigInt
-    } -> (SmallInt, BigInt, BigInt),
+    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>),
     concat!(
         "WITH unsent AS MATERIALIZED \
-         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first ",
-        "FROM outbox_shard AS s LEFT ",
+         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first \
+         FROM (SELECT shard, high, start AS first, greatest(low, passed) AS start FROM ",
+        shards!(),
+        " AS s OFFSET 0) AS s LEFT ",
         oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.low <= least(?, s.high - ?))) \
-         SELECT s.shard, s.low, s.high FROM outbox_shard AS s JOIN unsent USING (shard) \
+        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.first < s.start OR s.start <= least(?, s.high - ?))) \
+         SELECT s.shard, s.low, s.high, s.passed, s.open FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 
 statement!(
     Pg,
-    MoveLow { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = moved.low FROM unnest(?, ?) AS moved (shard, low) \
-     WHERE s.shard = moved.shard"
+    MoveLow {
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        passed: Vec<i64> => Array<BigInt>,
+        open: Vec<i64> => Array<BigInt>
+    } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = moved.open \
+     FROM (SELECT shard, low, passed, open FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open) AS o) \
+     AS moved WHERE s.shard = moved.shard"
 );
 
 statement!(

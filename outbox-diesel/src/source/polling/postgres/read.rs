@@ -27,20 +27,24 @@ statement!(
     /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it.
     pub(super) Unsent {
         high: i64 => BigInt,
+        open: Vec<i64> => Array<BigInt>,
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
+        passed: Vec<i64> => Array<BigInt>,
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
         limit: i64 => BigInt
     } -> Columns,
     concat!(
-        "WITH claimed AS MATERIALIZED (SELECT shard, low, ?::bigint AS high FROM unnest(?, ?) AS claimed (shard, low)) ",
+        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, ended, CASE WHEN ended THEN low ELSE passed END AS start \
+         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())) AS ended) \
+         AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
         "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
-        "AND seq >= (SELECT min(oldest.seq) FROM claimed AS s ",
+        "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+        ") END FROM claimed) AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
     )
 );
 
@@ -59,8 +63,11 @@ pub(super) struct Chunk {
 /// What a pass has claimed and not read.
 pub(super) struct Unread {
     pub(super) shards: Vec<i16>,
-    /// Up to where they have been sent.
+    /// Up to where all of them was given.
     pub(super) lows: Vec<i64>,
+    /// The same as long as none of the transactions in `open` has ended.
+    pub(super) passed: Vec<i64>,
+    pub(super) open: Vec<i64>,
     /// The last number that is polled.
     pub(super) high: i64,
     /// What was read and may not have been settled, and the last number of it.
@@ -78,8 +85,9 @@ impl Unread {
         blocked: Option<&Blocked>,
     ) -> QueryResult<Chunk> {
         let limit = chunk_size.rows(limit);
-        let (shards, lows, given) = (self.shards.clone(), self.lows.clone(), self.given.clone());
-        let query = Unsent::new(self.high, shards, lows, self.last_given, given, limit as i64);
+        let (shards, lows, passed) = (self.shards.clone(), self.lows.clone(), self.passed.clone());
+        let (open, given) = (self.open.clone(), self.given.clone());
+        let query = Unsent::new(self.high, open, shards, lows, passed, self.last_given, given, limit as i64);
         let mut rows = Packed::default();
         for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
             rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
@@ -102,7 +110,7 @@ impl Unread {
     /// Goes past what was read: in the same snapshot nothing is missing before it.
     pub(super) fn go_past(&mut self, chunk: &Chunk) {
         let Some((_, last)) = chunk.given.last() else { return };
-        self.lows.iter_mut().for_each(|low| *low = (*low).max(*last));
+        self.lows.iter_mut().chain(&mut self.passed).for_each(|low| *low = (*low).max(*last));
         if *last >= self.last_given {
             self.given.clear();
         }

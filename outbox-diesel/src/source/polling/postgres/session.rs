@@ -12,8 +12,9 @@ use super::claim::Pass;
 use super::place::{Tid, TupleId};
 use super::upkeep::Upkeep;
 use super::wake::Wake;
+use crate::source::check::check_table;
 use crate::source::database::Database;
-use crate::source::fence::{self, Fence};
+use crate::source::fence::Fence;
 use crate::source::row::ChunkSize;
 use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
@@ -117,7 +118,7 @@ impl Sessions {
 impl Session {
     fn begin(database: &Database) -> Result<Self, SourceError> {
         let mut conn = database.connect()?;
-        fence::check_table(&mut conn)?;
+        check_table(&mut conn)?;
         let wake = Wake::start(&mut conn, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
@@ -136,7 +137,7 @@ impl Session {
             self.wake.counted(workers);
         }
         let block = options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.safe(), block)?;
+        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.bounds(), block)?;
         if self.pass.is_some() {
             self.wake.awake(&mut self.conn)?;
         }
@@ -147,9 +148,9 @@ impl Session {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
             self.wake.counted(workers);
         }
-        let (workers, safe) = (self.wake.workers(), self.fence.safe());
+        let (workers, bounds) = (self.wake.workers(), self.fence.bounds());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, safe)?;
+        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, bounds)?;
         self.hold_back(chunk.held_back)?;
         Ok((chunk.records, !chunk.exhausts))
     }
@@ -198,7 +199,10 @@ impl Session {
 
     fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
         self.wake.try_to_lead(&mut self.conn)?;
-        if self.wake.leads() { self.upkeep.run(&mut self.conn, options, self.was_large) } else { Ok(None) }
+        if !self.wake.leads() {
+            return Ok(None);
+        }
+        self.upkeep.run(&mut self.conn, options, self.was_large, self.fence.writers())
     }
 }
 

@@ -8,6 +8,7 @@ use diesel_outbox_core::Lag;
 
 use crate::observe::Observe;
 use crate::source::prune::{Pruning, is_due};
+use crate::source::writers::Writers;
 use crate::source::{SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
@@ -28,6 +29,7 @@ impl Upkeep {
         conn: &mut PgConnection,
         options: &SourceOptions,
         was_large: bool,
+        writers: &mut Writers,
     ) -> QueryResult<Option<Lag>> {
         if let SentRows::Keep { retention } = options.sent_rows {
             self.pruning.run(conn, retention)?;
@@ -41,8 +43,10 @@ impl Upkeep {
             return Ok(None);
         }
         let began = Instant::now();
-        let lag = conn.lag()?;
+        let mut lag = conn.lag()?;
         self.measuring = began.elapsed();
+        lag.oldest_writer = writers.oldest();
+        writers.warn(conn)?;
         if lag.log.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
             tracing::info!(
                 "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"

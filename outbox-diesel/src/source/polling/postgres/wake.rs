@@ -13,7 +13,7 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text};
 
-use crate::backend::postgres::{locks, oldest_unsent};
+use crate::backend::postgres::{locks, oldest_unsent, shards};
 use crate::source::fence::{PREPARED, holders};
 use crate::statement::statement;
 
@@ -261,7 +261,9 @@ statement!(
     /// Whether this relay leads from now on, and whether there is something unsent: a leader that hangs is not waited for.
     StandBy { leader: i32 => Integer } -> (Bool, Bool),
     concat!(
-        "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS (SELECT FROM outbox_shard AS s ",
+        "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS (SELECT FROM ",
+        shards!(),
+        " AS s ",
         oldest_unsent!(),
         ")"
     )

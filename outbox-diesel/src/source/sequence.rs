@@ -1,0 +1,49 @@
+//! The sequence that numbers the rows. Lower bounds go past numbers, so a sequence that gives some of them a second time hides
+//! events: it was restarted, its table was truncated with RESTART IDENTITY, or the table came here without it, as by logical
+//! replication. A restarted sequence has another file than before, and so it is noticed even when it has caught up by then.
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::result::Error;
+use diesel::sql_types::BigInt;
+
+use crate::statement::statement;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sequence {
+    /// The last number that it has given.
+    pub(super) last: i64,
+    pub(super) file: i64,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the sequence of outbox.seq was set back or replaced while the relay was at work (it stands at {last}): the table is checked \
+     anew before anything else is sent"
+)]
+struct SetBack {
+    last: i64,
+}
+
+impl Sequence {
+    pub(super) fn load(conn: &mut PgConnection) -> QueryResult<Self> {
+        let (last, file) = Load::new().get_result::<(i64, i64)>(conn)?;
+        Ok(Self { last, file })
+    }
+
+    /// The last number, if the sequence went on from where it was.
+    pub(super) fn follow(self, before: &mut Option<Self>) -> QueryResult<i64> {
+        if before.is_some_and(|before| before.file != self.file || self.last < before.last) {
+            return Err(Error::QueryBuilderError(Box::new(SetBack { last: self.last })));
+        }
+        *before = Some(self);
+        Ok(self.last)
+    }
+}
+
+statement!(
+    Pg,
+    Load {} -> (BigInt, BigInt),
+    "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END, \
+     coalesce(pg_relation_filenode('outbox_seq_seq')::bigint, 0) FROM outbox_seq_seq"
+);

@@ -1,0 +1,88 @@
+//! Transactions that have emitted and stay open. What was sent since cannot be forgotten, and pruning and vacuum wait for them.
+
+use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Integer, Nullable, Text};
+
+use crate::statement::statement;
+
+/// When somebody is to know of one, and how often.
+const LONG: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(600);
+
+#[derive(Default)]
+pub(super) struct Writers {
+    /// Since when each is known.
+    open: HashMap<String, Instant>,
+    warned: HashMap<String, Instant>,
+}
+
+impl Writers {
+    /// These are open now.
+    pub(super) fn watch(&mut self, names: &HashSet<String>) {
+        let now = Instant::now();
+        self.open.retain(|name, _| names.contains(name));
+        self.warned.retain(|name, _| names.contains(name));
+        for name in names {
+            if !self.open.contains_key(name) {
+                self.open.insert(name.clone(), now);
+            }
+        }
+    }
+
+    /// How long the oldest has been open, as far as it was watched.
+    pub(super) fn oldest(&self) -> Duration {
+        self.open.values().map(Instant::elapsed).max().unwrap_or_default()
+    }
+
+    /// Warns of those that have been open for long.
+    pub(super) fn warn(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        for (name, since) in &self.open {
+            let is_known = self.warned.get(name).is_some_and(|warned| warned.elapsed() < AGAIN);
+            if since.elapsed() < LONG || is_known {
+                continue;
+            }
+            self.warned.insert(name.clone(), Instant::now());
+            let seconds = since.elapsed().as_secs();
+            let Some((pid, role, application, prepared)) =
+                Who::new(name.clone()).get_result::<Found>(conn).optional()?
+            else {
+                continue;
+            };
+            match (pid, prepared) {
+                (Some(pid), _) => tracing::warn!(
+                    pid,
+                    role,
+                    application,
+                    seconds,
+                    "a transaction that may have emitted stays open: until it ends the database keeps every version of the \
+                     rows that are sent, and the table grows; look what it waits for, or end it, which rolls it back: \
+                     SELECT pg_terminate_backend({pid})"
+                ),
+                (None, Some(gid)) => tracing::warn!(
+                    gid,
+                    seconds,
+                    "a prepared transaction that may have emitted waits to be ended: until then the database keeps every \
+                     version of the rows that are sent, and the table grows; ask its coordinator, or end it by hand with \
+                     COMMIT PREPARED or ROLLBACK PREPARED"
+                ),
+                (None, None) => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Process, role, application, and the name of a prepared transaction.
+type Found = (Option<i32>, Option<String>, Option<String>, Option<String>);
+
+statement!(
+    Pg,
+    Who { name: String => Text } -> (Nullable<Integer>, Nullable<Text>, Nullable<Text>, Nullable<Text>),
+    "SELECT l.pid, a.usename::text, a.application_name, p.gid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
+     LEFT JOIN pg_prepared_xacts AS p ON l.pid IS NULL AND p.transaction = l.transactionid \
+     WHERE l.virtualtransaction = ? AND l.locktype = 'transactionid' ORDER BY p.gid LIMIT 1"
+);

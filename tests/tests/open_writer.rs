@@ -1,0 +1,206 @@
+//! A transaction that emits and stays open costs the relay nothing that grows, and when it ends nothing of it is lost or overtaken.
+
+use std::time::Duration;
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::Source;
+use outbox_tests::{Database, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const SENT: i64 = 100_000;
+
+fn migrated(major: u32) -> Database<'static> {
+    let database = Postgres::shared_version(major).database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn source(database: &Database<'_>) -> PostgresSource {
+    PostgresSource::new(database.url(), SourceOptions::default())
+}
+
+fn emit(conn: &mut PgConnection, aggregate: &str, event_type: &str) {
+    conn.transaction(|c| c.emit(&Record::new("order", aggregate, event_type))).unwrap();
+}
+
+/// Rows that another relay has sent, of all shards.
+fn keep_sent(conn: &mut PgConnection) {
+    conn.batch_execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+         SELECT gen_random_uuid(), 'order', 'sent', 'Sent', n % 16, now() FROM generate_series(1, {SENT}) AS n; ANALYZE outbox"
+    ))
+    .unwrap();
+}
+
+fn count(conn: &mut PgConnection, sql: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
+}
+
+/// One pass: the types of the events that it sent.
+fn pass(source: &mut PostgresSource) -> Vec<String> {
+    let mut types = Vec::new();
+    if source.claim().unwrap() {
+        let mut records = Vec::new();
+        while source.read(1_000, &mut records).unwrap() {}
+        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+        source.settle(&tickets).unwrap();
+        source.release().unwrap();
+        types.extend(records.into_iter().map(|claimed| claimed.record.unwrap().event_type().to_owned()));
+    }
+    types
+}
+
+/// Passes until this one is sent.
+fn send(source: &mut PostgresSource, event_type: &str) -> Vec<String> {
+    let mut sent = Vec::new();
+    eventually(event_type, PATIENCE, || {
+        sent.extend(pass(source));
+        sent.iter().any(|sent| sent == event_type).then_some(())
+    });
+    sent
+}
+
+/// Emits until the shards' second bound lies behind what was sent.
+fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
+    let mut emitted = 0;
+    eventually("the second bound to move", PATIENCE, || {
+        emitted += 1;
+        emit(conn, "other", "Other");
+        pass(source);
+        (count(conn, "SELECT min(passed) FROM outbox_shard") >= SENT).then_some(())
+    });
+    assert!(count(conn, "SELECT max(low) FROM outbox_shard") < SENT, "the open transaction was gone past");
+}
+
+/// How many entries of indexes a relay reads for one event, in a session of its own.
+fn entries_read(database: &Database<'_>) -> i64 {
+    let conn = &mut database.connect();
+    let entries = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+    let before = count(conn, entries);
+    emit(conn, "other", "Measured");
+    let mut source = source(database);
+    assert_eq!(pass(&mut source), ["Measured"]);
+    drop(source);
+    // Sessions count what they have read at their end at the latest.
+    eventually("the source's session to end", PATIENCE, || {
+        let sessions = "SELECT count(*) FROM pg_stat_activity \
+                        WHERE datname = current_database() AND application_name = 'outbox relay'";
+        (count(conn, sessions) == 0).then_some(())
+    });
+    count(conn, entries) - before
+}
+
+/// Its first event lies before all that was sent since, its second one after.
+fn a_look_is_cheap_and_nothing_is_lost(major: u32, end: fn(&Database<'_>, &mut PgConnection)) {
+    let database = migrated(major);
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "slow", "First")).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    drop(relay);
+    let entries = entries_read(&database);
+    assert!(entries < 10_000, "{entries} entries were read for one event");
+
+    let mut relay = source(&database);
+    emit(conn, "other", "Before");
+    send(&mut relay, "Before");
+    writer.emit(&Record::new("order", "slow", "Second")).unwrap();
+    end(&database, writer);
+    emit(conn, "other", "After");
+    let sent = send(&mut relay, "After");
+    assert_eq!(sent.iter().filter(|sent| *sent != "After").collect::<Vec<_>>(), ["First", "Second"]);
+    assert_eq!(count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL"), 0);
+    // It is forgotten.
+    go_on_until_it_is_forgotten(&mut relay, conn);
+    assert!(!relay.claim().unwrap(), "something is claimed again and again");
+}
+
+fn go_on_until_it_is_forgotten(relay: &mut PostgresSource, conn: &mut PgConnection) {
+    eventually("the first bound to move", PATIENCE, || {
+        emit(conn, "other", "Last");
+        pass(relay);
+        (count(conn, "SELECT min(low) FROM outbox_shard") >= SENT).then_some(())
+    });
+    while relay.claim().unwrap() {
+        relay.release().unwrap();
+    }
+}
+
+fn commit(_: &Database<'_>, writer: &mut PgConnection) {
+    AnsiTransactionManager::commit_transaction(writer).unwrap();
+}
+
+#[test]
+fn a_writer_that_stays_open_does_not_make_each_look_dear_on_postgres_15() {
+    a_look_is_cheap_and_nothing_is_lost(15, commit);
+}
+
+#[test]
+fn a_writer_that_stays_open_does_not_make_each_look_dear_on_postgres_18() {
+    a_look_is_cheap_and_nothing_is_lost(18, commit);
+}
+
+/// Rows that were written under a savepoint have a transaction id of their own.
+#[test]
+fn what_was_emitted_under_a_savepoint_is_found_when_the_transaction_ends() {
+    let database = migrated(15);
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.transaction(|c| c.emit(&Record::new("order", "slow", "First"))).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    commit(&database, writer);
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+}
+
+/// Two stay open; that one of them ends is no reason to look from the beginning for as long as the other stays.
+#[test]
+fn one_of_two_open_writers_may_end() {
+    let database = migrated(15);
+    let conn = &mut database.connect();
+    let (first, second) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    for (writer, event_type) in [(&mut *first, "First"), (&mut *second, "Second")] {
+        AnsiTransactionManager::begin_transaction(writer).unwrap();
+        writer.emit(&Record::new("order", event_type, event_type)).unwrap();
+    }
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    commit(&database, first);
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+    eventually("nothing to be claimed any more", PATIENCE, || match relay.claim().unwrap() {
+        true => {
+            relay.release().unwrap();
+            None
+        }
+        false => Some(()),
+    });
+    drop(relay);
+    let entries = entries_read(&database);
+    assert!(entries < 10_000, "{entries} entries were read for one event");
+    commit(&database, second);
+    assert_eq!(send(&mut source(&database), "Second"), ["Second"]);
+}
+
+/// It is not deleted before it was sent, whichever way sent rows go.
+#[test]
+fn rows_that_are_deleted_when_sent_do_not_change_that() {
+    let database = migrated(15);
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut options = SourceOptions::default();
+    options.sent_rows = SentRows::Delete;
+    let mut relay = PostgresSource::new(database.url(), options);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "slow", "First")).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    commit(&database, writer);
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+}
