@@ -18,6 +18,11 @@ use crate::{OutboxEvent, Record};
 /// In tests, a connection on which `begin_test_transaction` was called is always in a transaction: there an `emit` that has
 /// none of its own is not noticed.
 ///
+/// On PostgreSQL an emit notifies the relay if that sleeps, and PostgreSQL prepares no transaction that has notified. For two-phase
+/// commit run `SET LOCAL outbox.notify = 'off'` in the transaction before it emits, or `ALTER ROLE .. SET outbox.notify = 'off'` once. The
+/// relay finds such events within about a second of their commit, by looking once a second while it sleeps; it does so where
+/// `max_prepared_transactions` is above zero.
+///
 /// ```
 /// # use diesel::prelude::*;
 /// # #[cfg(all(feature = "sqlite", feature = "migrations"))]

@@ -125,3 +125,63 @@ fn the_fallback_poll_finds_what_nobody_was_notified_of() {
     .unwrap();
     assert_eq!(Kafka::shared().read_at_least(&topic, 1, PATIENCE).len(), 1);
 }
+
+/// PostgreSQL prepares no transaction that has notified. Where transactions can be prepared the sleeping relay looks whether numbers
+/// were given.
+#[test]
+fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
+    let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
+    let database = server.database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let topic = Kafka::shared().unique("prepared");
+    let _relay = relay(&database, &topic);
+    wait_until_asleep(conn);
+    for gid in ["first", "second"] {
+        conn.batch_execute("SET outbox.notify = 'off'").unwrap();
+        AnsiTransactionManager::begin_transaction(conn).unwrap();
+        conn.emit(&record(gid)).unwrap();
+        conn.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
+        conn.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();
+        eventually(gid, PATIENCE, || {
+            let received = Kafka::shared().read_all(&topic);
+            received.iter().any(|received| received.header("eventType") == Some(gid)).then_some(())
+        });
+        wait_until_asleep(conn);
+    }
+}
+
+/// Whoever can connect can take advisory locks, and nobody else is to suffer from it.
+#[test]
+fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    Migrations::new().run(conn).unwrap();
+    let role = format!("{}_stranger", database.name());
+    conn.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'stranger'")).unwrap();
+    let (_, server) = database.url().rsplit_once('@').unwrap();
+    let mut stranger = PgConnection::establish(&format!("postgres://{role}:stranger@{server}")).unwrap();
+    let oid = number(conn, "SELECT 'outbox'::regclass::oid::bigint");
+    for key in 1_869_968_482..1_869_968_487 {
+        stranger.batch_execute(&format!("SELECT pg_advisory_lock({key}, {oid})")).unwrap();
+    }
+    let topic = Kafka::shared().unique("stranger");
+    let relay = Relay::postgres(database.url())
+        .publisher(Broker::new(Kafka::shared().brokers()))
+        .topics(Topics::pattern(&topic).unwrap())
+        .poll_interval(Duration::from_secs(3_600))
+        .retention(Duration::ZERO)
+        .spawn()
+        .unwrap();
+    for count in 1..=3 {
+        conn.transaction(|c| c.emit(&record("Sent"))).unwrap();
+        Kafka::shared().read_at_least(&topic, count, PATIENCE);
+        let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
+                     AND datname = current_database() AND state = 'idle' \
+                     AND state_change < clock_timestamp() - interval '150 ms'";
+        eventually("the relay to be quiet", PATIENCE, || (number(conn, quiet) == 1).then_some(()));
+    }
+    drop(stranger);
+    drop(relay);
+    eventually("the role to be free", PATIENCE, || conn.batch_execute(&format!("DROP ROLE {role}")).ok());
+}

@@ -29,10 +29,12 @@ const ASLEEP: i32 = 1_869_968_482;
 
 /// Notifies the relay if it sleeps: only then is its lock held. Where it is awake, or there is none, nothing is notified, as
 /// transactions that notify wait for each other when they commit. The lock that tells is let go at once: the relay could
-/// not lie down while an emitter has it.
+/// not lie down while an emitter has it. Who sets `outbox.notify` to `off` never notifies, as PostgreSQL prepares no transaction that
+/// has.
 macro_rules! wake {
     () => {
-        "CASE WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
+        "CASE WHEN current_setting('outbox.notify', true) IN ('off', 'false', 'no', '0') THEN NULL \
+         WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
          THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \
          WHEN NOT pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) THEN NULL END"
     };

@@ -13,8 +13,9 @@ use crate::problem::one_line;
 use crate::statement::statement;
 
 /// The fence holds only where a session takes each number when it inserts, and does not keep some for later; and no number
-/// may come a second time, as lower bounds have gone past it. Rows are known by their place, which is one in a single table.
-pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
+/// may come a second time, as lower bounds have gone past it. Rows are known by their place, which is one in a single table. Returns
+/// what the numbers come from.
+pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     if !HasTable::new().get_result::<bool>(conn).map_err(failed)? {
         return Err(SourceError::new(
@@ -66,20 +67,20 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<(), SourceError> {
         return mend(conn, sequence);
     }
     if is_known {
-        return Ok(());
+        return Ok(sequence);
     }
     // All is well if this is the first look, or if the table was moved with its sequence.
     if is_polled && Hidden::new().get_result::<bool>(conn).map_err(failed)? {
         return mend(conn, sequence);
     }
     Remember::new(sequence.file).execute(conn).map_err(failed)?;
-    Ok(())
+    Ok(sequence)
 }
 
 /// Numbers go on after all that there are, and what is polled and unsent gets new ones, in the order in which it was emitted: some of
 /// it may have numbers that are passed over, or that put it before what was emitted earlier. Nobody emits or claims meanwhile. What is read
 /// from the write-ahead log is found there whatever its numbers are.
-fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<(), SourceError> {
+fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
     let mended = conn.transaction(|conn| {
         conn.batch_execute(
             "SET LOCAL lock_timeout = '2s'; SELECT FROM outbox_shard ORDER BY shard FOR UPDATE; \
@@ -91,11 +92,12 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<(), SourceError> 
         if is_polled {
             conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0, open = '{}'")?;
         }
-        Remember::new(Sequence::load(conn)?.file).execute(conn)?;
-        Ok((before, renumbered))
+        let mended = Sequence::load(conn)?;
+        Remember::new(mended.file).execute(conn)?;
+        Ok((before, renumbered, mended))
     });
     match mended {
-        Ok((before, renumbered)) => {
+        Ok((before, renumbered, mended)) => {
             tracing::warn!(
                 stood_at = sequence.last,
                 goes_on_after = before,
@@ -103,7 +105,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<(), SourceError> 
                 "the sequence of outbox.seq had been set back: it goes on after the highest number now, what is unsent was \
                  numbered anew in the order in which it was emitted, and the table is looked through from its beginning"
             );
-            Ok(())
+            Ok(mended)
         }
         Err(error) => Err(unmended(sequence, &error)),
     }
@@ -112,9 +114,9 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<(), SourceError> 
 fn unmended(sequence: Sequence, error: &Error) -> SourceError {
     SourceError::new(format!(
         "the sequence of outbox.seq stands at {}, below numbers that were given before: was it restarted? Events with such \
-         numbers would be passed over, so nothing is sent until that is mended. The relay mends it by itself when nobody has \
-         emitted and not committed yet, and if its role may: GRANT SELECT, UPDATE ON outbox, outbox_shard, outbox_seq_seq TO the \
-         relay's role, and GRANT SELECT ON outbox_dead_letter. It could not: {}",
+         numbers would be passed over, so nothing is sent until that is mended. The relay mends it by itself as soon as no open \
+         transaction has emitted, if its role may: GRANT SELECT, UPDATE ON outbox, outbox_shard, outbox_seq_seq TO the relay's role; \
+         GRANT SELECT ON outbox_dead_letter TO the relay's role. It could not: {}",
         sequence.last,
         one_line(&error.to_string())
     ))

@@ -63,6 +63,11 @@ struct Pending {
 }
 
 impl Fence {
+    /// A fence whose numbers come from this sequence.
+    pub(super) fn after(sequence: Sequence) -> Self {
+        Self { sequence: Some(sequence), ..Self::default() }
+    }
+
     pub(super) fn bounds(&self) -> &Bounds {
         &self.bounds
     }

@@ -118,12 +118,12 @@ impl Sessions {
 impl Session {
     fn begin(database: &Database) -> Result<Self, SourceError> {
         let mut conn = database.connect()?;
-        check_table(&mut conn)?;
+        let sequence = check_table(&mut conn)?;
         let wake = Wake::start(&mut conn, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
             conn,
-            fence: Fence::default(),
+            fence: Fence::after(sequence),
             wake,
             upkeep: Upkeep::default(),
             chunk_size: ChunkSize::new(),
@@ -134,7 +134,7 @@ impl Session {
 
     fn claim(&mut self, options: &SourceOptions) -> QueryResult<bool> {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
-            self.wake.counted(workers);
+            self.wake.counted(&mut self.conn, workers)?;
         }
         let block = options.dead_letter_policy == DeadLetterPolicy::Block;
         self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.bounds(), block)?;
@@ -146,7 +146,7 @@ impl Session {
 
     fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, bool)> {
         if let Some(workers) = self.fence.advance(&mut self.conn)? {
-            self.wake.counted(workers);
+            self.wake.counted(&mut self.conn, workers)?;
         }
         let (workers, bounds) = (self.wake.workers(), self.fence.bounds());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;

@@ -4,6 +4,9 @@
 //! are only sent to a relay that sleeps, which holds a lock to say so. Going to sleep it takes that lock, lists the
 //! transactions that may have seen it free, looks again until those have ended, and only then sleeps. The other relays
 //! sleep until the leader calls for help with a backlog, or is gone, or leaves events unsent.
+//!
+//! Any role that can connect can take these locks, as emitters must. None of them is a claim: the rows of outbox_shard are. Who takes
+//! one without being a relay makes relays look at the table more often, and more than one lead.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -15,6 +18,7 @@ use diesel::sql_types::{Bool, Integer, Text};
 
 use crate::backend::postgres::{locks, oldest_unsent, shards};
 use crate::source::fence::{PREPARED, holders};
+use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 /// How long a relay without work stays awake, and how often it looks meanwhile.
@@ -31,6 +35,13 @@ const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
 const HELP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often the sleeping leader looks whether numbers were given that nobody notified it of. Only where transactions can be prepared: those
+/// may not notify.
+const NUMBER_PAUSE: Duration = Duration::from_secs(1);
+/// How often a leader looks at the table whose lock for sleeping somebody else holds. Emitters hold it for a moment.
+const LONGEST_DENIED_PAUSE: Duration = Duration::from_millis(250);
+/// How often it is asked who counts as a worker.
+const STRANGERS_INTERVAL: Duration = Duration::from_secs(1);
 
 enum State {
     /// Looks at the table by itself, since then without finding anything.
@@ -41,6 +52,8 @@ enum State {
     LastLook,
     /// Waits for a notification, or for this time.
     Asleep { until: Instant },
+    /// Cannot sleep, as somebody else holds the lock for it.
+    Denied { pause: Duration },
 }
 
 pub(super) struct Wake {
@@ -51,25 +64,42 @@ pub(super) struct Wake {
     leads: bool,
     holds_asleep: bool,
     holds_working: bool,
+    /// Whether it leads because the lock for it is held by somebody who is no relay.
+    usurped: bool,
     tried_to_lead: Option<Instant>,
     workers: usize,
+    /// How many of those who count as workers are none, and when that was asked.
+    strangers: usize,
+    asked: Option<Instant>,
     called: Option<Instant>,
+    /// Whether transactions can be prepared on this server.
+    may_prepare: bool,
+    /// The last number that was given before the last look at the table, and when that was asked.
+    numbered: (i64, Instant),
+    warned: bool,
 }
 
 impl Wake {
     pub(super) fn start(conn: &mut PgConnection, poll_interval: Duration) -> QueryResult<Self> {
         let oid = TableOid::new().get_result::<String>(conn)?;
         conn.batch_execute(&format!("LISTEN outbox_help_{oid}"))?;
+        let now = Instant::now();
         let mut wake = Self {
             poll_interval,
-            state: State::Awake { since: Instant::now() },
-            quiet_since: Instant::now(),
+            state: State::Awake { since: now },
+            quiet_since: now,
             leads: false,
+            usurped: false,
             tried_to_lead: None,
             holds_asleep: false,
             holds_working: false,
             workers: 1,
+            strangers: 0,
+            asked: None,
             called: None,
+            may_prepare: MayPrepare::new().get_result(conn)?,
+            numbered: (0, now),
+            warned: false,
         };
         // It counts from the beginning: those who work leave it its part.
         wake.awake(conn)?;
@@ -85,9 +115,14 @@ impl Wake {
         self.workers
     }
 
-    pub(super) fn counted(&mut self, workers: usize) {
+    pub(super) fn counted(&mut self, conn: &mut PgConnection, workers: usize) -> QueryResult<()> {
+        if workers > 1 && self.asked.is_none_or(|asked| asked.elapsed() >= STRANGERS_INTERVAL) {
+            self.asked = Some(Instant::now());
+            self.strangers = Strangers::new(locks::WORKING).load::<i32>(conn)?.len();
+        }
         // This worker counts even before it holds the lock by which it is counted.
-        self.workers = workers.max(1);
+        self.workers = workers.saturating_sub(self.strangers).max(1);
+        Ok(())
     }
 
     /// Is awake from now on: it found work, or is to look for some.
@@ -113,14 +148,17 @@ impl Wake {
                 if since.elapsed() < linger {
                     std::thread::sleep(pause.min(limit));
                 } else {
-                    let since = *since;
-                    self.state = self.lie_down(conn, since)?;
+                    self.state = self.lie_down(conn, AWAKE_PAUSE)?;
                 }
                 Ok(true)
             }
             State::Dozing { inserting, pause, until } => {
                 if !listen_until(conn, *until, limit, SHORTEST_LISTEN_PAUSE)? {
                     return Ok(false);
+                }
+                if self.may_prepare {
+                    // Before the holders are listed: who takes a number later is noticed by it, who took one holds the lock.
+                    self.numbered = (Sequence::load(conn)?.last, Instant::now());
                 }
                 let (still_inserting, _) = holders(conn)?;
                 inserting.retain(|transaction| still_inserting.contains(transaction));
@@ -138,13 +176,21 @@ impl Wake {
                 self.sleep(conn, limit)
             }
             State::Asleep { .. } => self.sleep(conn, limit),
+            State::Denied { pause } => {
+                let pause = *pause;
+                if !listen_until(conn, Instant::now() + pause, limit, SHORTEST_LISTEN_PAUSE)? {
+                    return Ok(false);
+                }
+                self.state = self.lie_down(conn, (pause * 2).min(LONGEST_DENIED_PAUSE))?;
+                Ok(true)
+            }
         }
     }
 
     fn sleep(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         let State::Asleep { until } = self.state else { return Ok(true) };
         if !listen_until(conn, until, limit, self.listen_pause())? {
-            return Ok(false);
+            return self.is_numbered(conn);
         }
         if self.leads {
             self.state = State::LastLook;
@@ -154,7 +200,7 @@ impl Wake {
         } else {
             let (leads, unsent) = StandBy::new(locks::LEADER).get_result::<(bool, bool)>(conn)?;
             self.tried_to_lead = Some(Instant::now());
-            if leads {
+            if leads || self.may_usurp(conn)? {
                 self.lead(conn)?;
             } else if unsent {
                 self.state = State::LastLook;
@@ -164,6 +210,40 @@ impl Wake {
             }
         }
         Ok(true)
+    }
+
+    /// Whether numbers were given while the leader slept, by transactions that may be prepared.
+    fn is_numbered(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
+        let (last, asked) = self.numbered;
+        if !self.leads || !self.may_prepare || asked.elapsed() < NUMBER_PAUSE {
+            return Ok(false);
+        }
+        self.numbered = (Sequence::load(conn)?.last, Instant::now());
+        if self.numbered.0 == last {
+            return Ok(false);
+        }
+        // As when it lay down: until those have ended that took them.
+        let (inserting, _) = holders(conn)?;
+        self.state = State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() };
+        Ok(true)
+    }
+
+    /// Whether the lock of the leader is held by somebody who may not work on the table.
+    fn may_usurp(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
+        let strangers = Strangers::new(locks::LEADER).load::<i32>(conn)?;
+        self.usurped = !strangers.is_empty();
+        self.warn(&strangers);
+        Ok(self.usurped)
+    }
+
+    fn warn(&mut self, strangers: &[i32]) {
+        if !strangers.is_empty() && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                pids = ?strangers,
+                "sessions of a role that may not work on outbox_shard hold advisory locks of the outbox: relays send all the \
+                 same, but look at the table more often; end those sessions, and ask whose they are"
+            );
+        }
     }
 
     fn listen_pause(&self) -> Duration {
@@ -177,24 +257,44 @@ impl Wake {
     /// Leads if nobody does. Asked of a busy worker now and then, as the leader may die while there is work.
     pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         let asleep = matches!(self.state, State::Asleep { .. });
-        if self.leads
+        if (self.leads && !self.usurped)
             || asleep
             || self.tried_to_lead.is_some_and(|tried| tried.elapsed() < self.poll_interval)
         {
             return Ok(());
         }
         self.tried_to_lead = Some(Instant::now());
-        if Lock::new(locks::LEADER).get_result(conn)? { self.lead(conn) } else { Ok(()) }
+        if Lock::new(locks::LEADER).get_result(conn)? {
+            self.usurped = false;
+            self.lead(conn)
+        } else if self.may_usurp(conn)? {
+            self.lead(conn)
+        } else {
+            self.follow(conn)
+        }
     }
 
     fn lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        self.leads = true;
+        if std::mem::replace(&mut self.leads, true) {
+            return Ok(());
+        }
         let oid = TableOid::new().get_result::<String>(conn)?;
         conn.batch_execute(&format!("LISTEN outbox_{oid}"))?;
         self.awake(conn)
     }
 
-    fn lie_down(&mut self, conn: &mut PgConnection, since: Instant) -> QueryResult<State> {
+    /// Another relay leads, perhaps since a stranger is gone.
+    fn follow(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        if !std::mem::take(&mut self.leads) {
+            return Ok(());
+        }
+        let oid = TableOid::new().get_result::<String>(conn)?;
+        conn.batch_execute(&format!("UNLISTEN outbox_{oid}"))?;
+        self.awake(conn)
+    }
+
+    /// `pause` is how long to look at the table by itself where somebody else holds the lock.
+    fn lie_down(&mut self, conn: &mut PgConnection, pause: Duration) -> QueryResult<State> {
         if std::mem::take(&mut self.holds_working) {
             UnlockShared::new(locks::WORKING).get_result::<bool>(conn)?;
         }
@@ -203,9 +303,11 @@ impl Wake {
         }
         self.holds_asleep = self.holds_asleep || Lock::new(locks::ASLEEP).get_result(conn)?;
         if !self.holds_asleep {
-            // An emitter was just looking.
-            std::thread::sleep(AWAKE_PAUSE);
-            return Ok(State::Awake { since });
+            if pause == LONGEST_DENIED_PAUSE {
+                let strangers = Strangers::new(locks::ASLEEP).load::<i32>(conn)?;
+                self.warn(&strangers);
+            }
+            return Ok(State::Denied { pause });
         }
         let (inserting, _) = holders(conn)?;
         Ok(State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() })
@@ -255,6 +357,16 @@ fn listen(conn: &mut PgConnection, limit: Duration, pause: Duration) -> QueryRes
 }
 
 statement!(Pg, TableOid {} -> Text, "SELECT 'outbox'::regclass::oid::text");
+statement!(Pg, MayPrepare {} -> Bool, "SELECT current_setting('max_prepared_transactions')::int > 0");
+statement!(
+    Pg,
+    /// The processes that hold this lock and whose role may not do what a relay does.
+    Strangers { key: i32 => Integer } -> Integer,
+    "SELECT l.pid FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
+     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.classid = ?::oid \
+     AND l.objid = 'outbox'::regclass::oid AND l.objsubid = 2 \
+     AND NOT coalesce(has_table_privilege(a.usesysid, 'outbox_shard'::regclass, 'UPDATE'), false)"
+);
 statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid, '')");
 statement!(
     Pg,
