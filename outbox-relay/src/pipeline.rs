@@ -32,6 +32,9 @@ pub struct Limits {
     pub chunk: usize,
     /// How many records may be with the broker unacknowledged, 1 to 1,000,000. Default: 8,000.
     pub in_flight: usize,
+    /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, 1 MiB to 1 TiB; a single larger
+    /// record is held alone. Default: 64 MiB.
+    pub in_flight_bytes: usize,
     /// How long a pass goes on reading before it commits what it settled, 1 ms to a day; the chunk that is being read by
     /// then is sent too. Default: 500 ms.
     pub pass_time: Duration,
@@ -44,6 +47,7 @@ impl Default for Limits {
         Self {
             chunk: 2_000,
             in_flight: 8_000,
+            in_flight_bytes: 64 << 20,
             pass_time: Duration::from_millis(500),
             stall_time: Duration::from_secs(5),
         }
@@ -80,6 +84,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
 
+/// About the most that a source reads at once, unless a single record is larger.
+const CHUNK_BYTES: usize = 16 << 20;
 /// How long to wait for acknowledgements where there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
 /// How often what has come since is read while the broker has records.
@@ -145,13 +151,14 @@ impl Pipeline<'_> {
             if self.may_read(pass) && pass.next_read(now).is_zero() {
                 let more = source.read(self.limits.chunk, &mut chunk)?;
                 pass.caught_up = (!more).then(self.now);
-                pass.reads_ahead = more && in_time;
+                pass.unsent = std::mem::take(&mut chunk).into();
+                // What is read ahead comes on top of this.
+                pass.reads_ahead = more && in_time && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.chunk)?;
                 }
                 // The broker was not listened to meanwhile.
                 pass.progress += (self.now)().duration_since(now);
-                pass.unsent = std::mem::take(&mut chunk).into();
             }
             let had_nothing = pass.in_flight == 0;
             let full = self.hand_over(pass, source, publisher)?;
@@ -190,7 +197,17 @@ impl Pipeline<'_> {
 
     fn may_read(&self, pass: &Pass) -> bool {
         let has_room = pass.in_flight + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk);
-        pass.reading && pass.unsent.is_empty() && has_room
+        pass.reading
+            && pass.unsent.is_empty()
+            && has_room
+            && (pass.in_flight == 0 || self.has_bytes_for(pass, 0))
+    }
+
+    /// Whether there are bytes left for another chunk and so many more. What is being read has not come yet, so that a chunk's most is
+    /// reckoned for it.
+    fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
+        let unsent: usize = pass.unsent.iter().map(|claimed| size(claimed)).sum();
+        pass.bytes + unsent + (1 + more) * CHUNK_BYTES <= self.limits.in_flight_bytes
     }
 
     /// Hands over what was read, in order, for as long as the publisher takes it. `true`: it takes no more for now.
@@ -200,7 +217,9 @@ impl Pipeline<'_> {
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
     ) -> Result<bool, SourceError> {
-        while let Some(Claimed { ticket, record }) = pass.unsent.front() {
+        while let Some(claimed) = pass.unsent.front() {
+            let size = size(claimed);
+            let Claimed { ticket, record } = claimed;
             let ticket = *ticket;
             let taken = match record {
                 Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
@@ -210,7 +229,10 @@ impl Pipeline<'_> {
                 Err(reason) => Err(Refusal::Rejected { reason: reason.clone() }),
             };
             match taken {
-                Ok(()) => pass.in_flight += 1,
+                Ok(()) => {
+                    pass.in_flight += 1;
+                    pass.hold(size);
+                }
                 Err(Refusal::Full) => return Ok(true),
                 Err(Refusal::Rejected { reason }) => self.dead_letter(pass, source, ticket, &reason)?,
                 Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),
@@ -228,6 +250,7 @@ impl Pipeline<'_> {
         source: &mut dyn Source,
     ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
+        pass.let_go();
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => {
@@ -260,6 +283,13 @@ impl Pipeline<'_> {
     }
 }
 
+/// How much of the memory a record takes that is bounded.
+fn size(claimed: &Claimed) -> usize {
+    let Ok(record) = &claimed.record else { return 0 };
+    let headers = record.headers().iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+    record.payload().map_or(0, <[u8]>::len) + headers
+}
+
 /// Why a pass is about to fail, and since when that is known.
 struct Failing {
     reason: String,
@@ -284,6 +314,10 @@ struct Pass {
     unsent: VecDeque<Claimed>,
     names: TopicNames,
     in_flight: usize,
+    /// The sizes of as many records as are in flight, and their sum. Whichever is acknowledged, the one that was handed over first is
+    /// taken out: the sum is that of the last ones, and right where they come back in their order.
+    sizes: VecDeque<usize>,
+    bytes: usize,
     /// When the broker was last heard of.
     progress: Instant,
     /// Durable, and not settled yet.
@@ -304,12 +338,23 @@ impl Pass {
             unsent: VecDeque::new(),
             names: TopicNames::default(),
             in_flight: 0,
+            sizes: VecDeque::new(),
+            bytes: 0,
             progress: now,
             acknowledged: Vec::new(),
             settled: now,
             published: 0,
             failing: None,
         }
+    }
+
+    fn hold(&mut self, size: usize) {
+        self.sizes.push_back(size);
+        self.bytes += size;
+    }
+
+    fn let_go(&mut self) {
+        self.bytes -= self.sizes.pop_front().unwrap_or_default();
     }
 
     fn next_read(&self, now: Instant) -> Duration {

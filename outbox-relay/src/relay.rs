@@ -209,11 +209,13 @@ impl Relay {
         let within = |setting, value: usize, range, fits| {
             if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
         };
-        let Limits { chunk, in_flight, pass_time, stall_time } = self.limits;
+        let Limits { chunk, in_flight, in_flight_bytes, pass_time, stall_time } = self.limits;
         let range = if self.most_workers == 1 { "1 for the write-ahead log" } else { "1 to 16" };
         within("workers", self.workers, range, (1..=self.most_workers).contains(&self.workers))?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
         within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
+        let bytes = (1 << 20)..=(1 << 40);
+        within("in_flight_bytes", in_flight_bytes, "1 MiB to 1 TiB", bytes.contains(&in_flight_bytes))?;
         if let SentRows::Keep { retention } = self.options.sent_rows
             && retention > LONGEST_RETENTION
         {

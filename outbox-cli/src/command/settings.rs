@@ -79,7 +79,7 @@ impl Setting {
 }
 
 /// All of them, in the order of the help.
-pub(crate) const SETTINGS: [Setting; 24] = [
+pub(crate) const SETTINGS: [Setting; 25] = [
     every(
         "database_url",
         "URL",
@@ -162,6 +162,12 @@ pub(crate) const SETTINGS: [Setting; 24] = [
     relay("lag_interval", "TIME", "15s", "How often the lag is measured and logged"),
     relay("chunk", "NUMBER", "2000", "How many records are read and settled at once, 1 to 100,000"),
     relay("in_flight", "NUMBER", "8000", "How many records may be unacknowledged at once, 1 to 1,000,000"),
+    relay(
+        "in_flight_bytes",
+        "BYTES",
+        "67108864",
+        "How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 1048576",
+    ),
     relay("pass_time", "TIME", "500ms", "How long a pass goes on reading before it commits what it settled"),
     relay(
         "stall_time",

@@ -68,6 +68,12 @@ impl ChunkSize {
         (Self::TARGET_BYTES / self.row_bytes.max(1)).clamp(1, limit.max(1))
     }
 
+    /// The largest of so many rows. Together they have about twice the bytes of a chunk at most, or it is a single one.
+    #[cfg(feature = "postgres-source")]
+    pub(super) fn largest(&self, rows: usize) -> usize {
+        (2 * Self::TARGET_BYTES / rows.max(1)).max(self.row_bytes)
+    }
+
     pub(super) fn learn(&mut self, rows: usize, bytes: usize) {
         self.row_bytes = bytes.checked_div(rows).unwrap_or(self.row_bytes);
     }

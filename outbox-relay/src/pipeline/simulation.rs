@@ -288,6 +288,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let limits = Limits {
         chunk: 1 + chance.below(12) as usize,
         in_flight: 24,
+        in_flight_bytes: Limits::default().in_flight_bytes,
         pass_time: Duration::from_millis(50 + chance.below(400)),
         stall_time: Duration::from_millis(300),
     };

@@ -66,6 +66,7 @@ fn limits(config: &Config) -> Result<Limits, ConfigError> {
     let mut limits = Limits::default();
     limits.chunk = config.number("chunk")?.unwrap_or(limits.chunk);
     limits.in_flight = config.number("in_flight")?.unwrap_or(limits.in_flight);
+    limits.in_flight_bytes = config.number("in_flight_bytes")?.unwrap_or(limits.in_flight_bytes);
     limits.pass_time = config.duration("pass_time")?.unwrap_or(limits.pass_time);
     limits.stall_time = config.duration("stall_time")?.unwrap_or(limits.stall_time);
     Ok(limits)

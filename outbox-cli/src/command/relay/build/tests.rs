@@ -23,6 +23,7 @@ fn the_defaults_of_the_help_are_those_of_the_relay() {
     let limits = Limits::default();
     assert_eq!(told("chunk"), limits.chunk.to_string());
     assert_eq!(told("in_flight"), limits.in_flight.to_string());
+    assert_eq!(told("in_flight_bytes"), limits.in_flight_bytes.to_string());
     assert_eq!(time("pass_time"), limits.pass_time);
     assert_eq!(time("stall_time"), limits.stall_time);
     assert_eq!(Topics::pattern(told("topic")), Ok(Topics::default()));

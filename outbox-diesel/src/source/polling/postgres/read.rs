@@ -16,7 +16,8 @@ use crate::backend::postgres::oldest_unsent;
 use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use crate::statement::statement;
 
-type Columns = (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz);
+type Columns =
+    (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz, Nullable<BigInt>);
 
 statement!(
     Pg,
@@ -24,13 +25,15 @@ statement!(
     /// shard costs several times as much. Rows of the shards before the first and after the last are passed over in the
     /// index, those between them in the table. It begins at the oldest unsent
     /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
-    /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it.
+    /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it. Of a row that is larger than
+    /// expected only the size comes: payloads are measured where they lie.
     pub(super) Unsent {
         high: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
+        largest: i64 => BigInt,
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
         limit: i64 => BigInt
@@ -39,8 +42,11 @@ statement!(
         "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, ended, CASE WHEN ended THEN low ELSE passed END AS start \
          FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())) AS ended) \
          AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
-        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, payload, headers::text, created_at ",
-        "FROM ONLY outbox WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
+        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
+         CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
+         CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
+         THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
+         FROM ONLY outbox, (SELECT ?::bigint AS largest) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
@@ -84,16 +90,20 @@ impl Unread {
         limit: usize,
         blocked: Option<&Blocked>,
     ) -> QueryResult<Chunk> {
-        let limit = chunk_size.rows(limit);
-        let (shards, lows, passed) = (self.shards.clone(), self.lows.clone(), self.passed.clone());
-        let (open, given) = (self.open.clone(), self.given.clone());
-        let query = Unsent::new(self.high, open, shards, lows, passed, self.last_given, given, limit as i64);
-        let mut rows = Packed::default();
-        for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
-            rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
-        }
-        chunk_size.learn(rows.rows.len(), rows.memory.len());
-        let mut chunk = Chunk { exhausts: rows.rows.len() < limit, ..Chunk::default() };
+        let (rows, exhausts) = loop {
+            let count = chunk_size.rows(limit);
+            let (rows, larger) = self.load(conn, count, chunk_size.largest(count))?;
+            match larger {
+                None => chunk_size.learn(rows.rows.len(), rows.memory.len()),
+                // It is the next one, or is read at once.
+                Some(size) => chunk_size.learn(1, size),
+            }
+            if larger.is_none() || !rows.rows.is_empty() {
+                let exhausts = larger.is_none() && rows.rows.len() < count;
+                break (rows, exhausts);
+            }
+        };
+        let mut chunk = Chunk { exhausts, ..Chunk::default() };
         for row in rows.unpack() {
             let ticket = row.ticket;
             chunk.given.push((ticket, row.seq));
@@ -105,6 +115,34 @@ impl Unread {
             }
         }
         Ok(chunk)
+    }
+
+    /// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
+    fn load(
+        &self,
+        conn: &mut PgConnection,
+        count: usize,
+        largest: usize,
+    ) -> QueryResult<(Packed, Option<usize>)> {
+        let query = Unsent::new(
+            self.high,
+            self.open.clone(),
+            self.shards.clone(),
+            self.lows.clone(),
+            self.passed.clone(),
+            largest as i64,
+            self.last_given,
+            self.given.clone(),
+            count as i64,
+        );
+        let mut rows = Packed::default();
+        for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
+            let larger = rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
+            if larger.is_some() {
+                return Ok((rows, larger));
+            }
+        }
+        Ok((rows, None))
     }
 
     /// Goes past what was read: in the same snapshot nothing is missing before it.
@@ -143,8 +181,11 @@ struct PackedRow {
 
 impl Packed {
     /// The columns from their binary form. This is where most of the time of reading goes: Diesel's conversions, which
-    /// look at each column several times, take half as long again.
-    fn add<'a>(&mut self, row: &impl Row<'a, Pg>) -> Converted<()> {
+    /// look at each column several times, take half as long again. Returns the size of a row that is too large to have come.
+    fn add<'a>(&mut self, row: &impl Row<'a, Pg>) -> Converted<Option<usize>> {
+        if let Some(size) = nullable_column(row, 9, int8)? {
+            return Ok(Some(usize::try_from(size)?));
+        }
         let mut pack = |bytes: &[u8]| {
             self.memory.extend_from_slice(bytes);
             Ok(bytes.len())
@@ -160,7 +201,7 @@ impl Packed {
             headers: nullable_column(row, 7, &mut pack)?,
             created_at_ms: column(row, 8, int8)?.div_euclid(1_000) + POSTGRES_EPOCH_MS,
         });
-        Ok(())
+        Ok(None)
     }
 
     fn unpack(self) -> impl Iterator<Item = StoredRow> {
