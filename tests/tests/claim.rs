@@ -162,3 +162,24 @@ fn what_one_worker_keeps_does_not_starve_the_others() {
     assert_eq!(free_shards(conn), 0b0111_1111_0000_0000);
     source.release().unwrap();
 }
+
+/// It does not wait for the end of a pass, nor the pass for it.
+#[test]
+fn old_rows_are_pruned_while_a_pass_goes_on() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    // More than a few chunks.
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) SELECT gen_random_uuid(), 'order', '1', \
+         'OrderPlaced', n % 16, now() - interval '30 days' FROM generate_series(1, 30000) AS n",
+    )
+    .unwrap();
+    emit_one(conn);
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    source.upkeep().unwrap();
+    eventually("all old rows to be gone", Duration::from_secs(30), || {
+        (count(conn, "SELECT count(*) FROM outbox") == 1).then_some(())
+    });
+    source.release().unwrap();
+}

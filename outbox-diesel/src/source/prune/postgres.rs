@@ -1,47 +1,181 @@
+//! Pruning on a connection and a thread of its own, which are there while there is something to prune, so that it keeps up with a
+//! relay that is at work and does not hold it up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use crate::problem::one_line;
+use crate::source::database::Database;
 use crate::statement::statement;
 
-/// Rounds of pruning, chunk by chunk.
+/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that are kept: what lies before is
+/// a late commit's, or an index entry of a row that is gone.
+const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// It pauses so many times as long as it works, until it has worked for so long.
+const PAUSES: u32 = 3;
+const LEISURE: Duration = Duration::from_secs(30);
+/// How soon a thread that pauses notices that it is to end.
+const SLICE: Duration = Duration::from_millis(50);
+
+/// Rounds of pruning. The thread is waited for when this is dropped, for a chunk's time.
 #[derive(Default)]
 pub(in super::super) struct Pruning {
     begun: Option<Instant>,
-    /// Up to where the present round has come.
+    round: Option<JoinHandle<Round>>,
+    place: Place,
+    ends: Arc<AtomicBool>,
+}
+
+/// Where rounds begin.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
     cursor: i64,
+    was_full: Option<Instant>,
+}
+
+/// What a round has left behind.
+struct Round {
+    place: Place,
+    /// Whether it could not have a connection.
+    refused: bool,
 }
 
 impl Pruning {
-    /// One chunk of a round where one is due; a round goes on as long as it finds something to delete. Exactly the rows
-    /// that are too old are deleted, never a range: a late commit's row would be in it.
-    pub(in super::super) fn run(&mut self, conn: &mut PgConnection, retention: Duration) -> QueryResult<()> {
-        if self.cursor == 0 && !is_due(&mut self.begun, PRUNE_INTERVAL) {
+    /// Begins a round where one is due. `conn` prunes one chunk instead where no other connection can be had.
+    pub(in super::super) fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        database: &Database,
+        retention: Duration,
+    ) -> QueryResult<()> {
+        if self.round.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(Ok(Round { place, refused })) = self.round.take().map(JoinHandle::join)
+        {
+            self.place = place;
+            if refused {
+                let (cursor, is_over) = chunk(conn, self.place.cursor, retention)?;
+                self.place.cursor = if is_over { 0 } else { cursor };
+                // The next chunk is due at once.
+                self.begun = is_over.then_some(self.begun).flatten();
+            }
+        }
+        if self.round.is_some() || !is_due(&mut self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
-        let chunk =
-            Oldest::new(retention.as_secs_f64(), self.cursor, PRUNE_CHUNK).load::<(i64, bool)>(conn)?;
-        let last = chunk.last().map_or(0, |(seq, _)| *seq);
-        let full = chunk.len() as i64 == PRUNE_CHUNK;
-        let expired: Vec<i64> = chunk.into_iter().filter_map(|(seq, old)| old.then_some(seq)).collect();
-        self.cursor = if expired.is_empty() || !full { 0 } else { last };
-        if !expired.is_empty() {
-            Expired::new(expired).execute(conn)?;
+        if self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL) {
+            self.place = Place { cursor: 0, was_full: Some(Instant::now()) };
+        }
+        if !HasOld::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK).get_result::<bool>(conn)? {
+            return Ok(());
+        }
+        let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
+        let round = move || round(&database, place, retention, &ends);
+        match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
+            Ok(round) => self.round = Some(round),
+            Err(error) => {
+                tracing::warn!(%error, "no thread to prune sent rows; it is tried again in a minute")
+            }
         }
         Ok(())
     }
 }
 
+impl Drop for Pruning {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        if let Some(round) = self.round.take() {
+            // Its panic would have been told on its thread.
+            let _ = round.join();
+        }
+    }
+}
+
+/// Deletes what is too old, chunk by chunk.
+fn round(database: &Database, mut place: Place, retention: Duration, ends: &AtomicBool) -> Round {
+    let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
+    let begun = Instant::now();
+    // It is no relay's session, for those who count them.
+    let named = conn.batch_execute("SET application_name = 'outbox pruning'");
+    let mut next = named.and_then(|()| chunk(&mut conn, place.cursor, retention));
+    let mut since = begun;
+    loop {
+        match next {
+            Ok((cursor, is_over)) => {
+                place.cursor = cursor;
+                if is_over || ends.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            Err(error) => {
+                let error = one_line(&error.to_string());
+                tracing::warn!(error, "sent rows could not be pruned; it is tried again in a minute");
+                break;
+            }
+        }
+        if begun.elapsed() < LEISURE {
+            pause(since.elapsed() * PAUSES, ends);
+        }
+        since = Instant::now();
+        next = chunk(&mut conn, place.cursor, retention);
+    }
+    Round { place, refused: false }
+}
+
+fn pause(time: Duration, ends: &AtomicBool) {
+    let until = Instant::now() + time;
+    while !ends.load(Ordering::Relaxed) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        thread::sleep(left.min(SLICE));
+    }
+}
+
+/// Deletes the rows of one chunk that are too old: where the next one begins, and whether the round is over. Exactly those rows are
+/// deleted, never a range: a late commit's row would be in it.
+fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<(i64, bool)> {
+    let chunk = Oldest::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).load::<(i64, bool)>(conn)?;
+    let is_full = chunk.len() as i64 == PRUNE_CHUNK;
+    // What is kept is looked at again.
+    let next = chunk.iter().take_while(|(_, old)| *old).last().map_or(cursor, |(seq, _)| *seq);
+    let last = chunk.last().map_or(cursor, |(seq, _)| *seq);
+    let expired: Vec<i64> = chunk.into_iter().filter_map(|(seq, old)| old.then_some(seq)).collect();
+    if expired.is_empty() {
+        return Ok((next, true));
+    }
+    Expired::new(expired).execute(conn)?;
+    Ok(if is_full { (last, false) } else { (next, true) })
+}
+
+/// Rows in their order, and whether each is too old. Up to its shard's lower bound a row has been sent even where nothing marks it, as with
+/// the write-ahead log.
+macro_rules! oldest {
+    () => {
+        "(SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= s.low THEN o.created_at AT TIME ZONE 'utc' END) \
+         < now() - make_interval(secs => ?), false) AS old FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
+         WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
+    };
+}
+
 statement!(
     Pg,
-    /// Up to its shard's lower bound a row has been sent even where nothing marks it, as with the write-ahead log.
     Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
-    "SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= s.low THEN o.created_at AT TIME ZONE 'utc' END) \
-     < now() - make_interval(secs => ?), false) FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
-     WHERE o.seq > ? ORDER BY o.seq LIMIT ?"
+    oldest!()
+);
+
+statement!(
+    Pg,
+    HasOld { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> Bool,
+    concat!("SELECT coalesce(bool_or(old), false) FROM ", oldest!(), " AS o")
 );
 
 statement!(

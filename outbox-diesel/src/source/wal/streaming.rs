@@ -296,7 +296,7 @@ impl Streaming {
             SentRows::Keep { retention } => retention,
             SentRows::Delete => Duration::ZERO,
         };
-        self.pruning.run(&mut self.conn, retention).map_err(failed)?;
+        self.pruning.run(&mut self.conn, &self.database, retention).map_err(failed)?;
         if !is_due(&mut self.measured, options.lag_interval) {
             return Ok(None);
         }

@@ -49,20 +49,19 @@ impl Sessions {
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&mut Session, &SourceOptions) -> QueryResult<T>,
+        work: impl FnOnce(&mut Session, &Database) -> QueryResult<T>,
     ) -> Result<T, SourceError> {
         let mut session = match self.session.take() {
             Some(session) => session,
             None => Session::begin(&self.database)?,
         };
-        let done =
-            work(&mut session, &self.database.options).map_err(|error| database_error(doing, error))?;
+        let done = work(&mut session, &self.database).map_err(|error| database_error(doing, error))?;
         self.session = Some(session);
         Ok(done)
     }
 
     pub(super) fn claim(&mut self) -> Result<bool, SourceError> {
-        self.with("claiming", Session::claim)
+        self.with("claiming", |session, database| session.claim(&database.options))
     }
 
     /// The records, and whether there are more.
@@ -86,7 +85,7 @@ impl Sessions {
     }
 
     pub(super) fn settle(&mut self, tickets: Vec<u64>) -> Result<(), SourceError> {
-        self.with("settling", |session, options| session.settle(tickets, options))
+        self.with("settling", |session, database| session.settle(tickets, &database.options))
     }
 
     pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<Buried, SourceError> {
@@ -197,12 +196,12 @@ impl Session {
         pass.end(&mut self.conn, self.was_large && self.wake.may_call_for_help())
     }
 
-    fn upkeep(&mut self, options: &SourceOptions) -> QueryResult<Option<Lag>> {
+    fn upkeep(&mut self, database: &Database) -> QueryResult<Option<Lag>> {
         self.wake.try_to_lead(&mut self.conn)?;
         if !self.wake.leads() {
             return Ok(None);
         }
-        self.upkeep.run(&mut self.conn, options, self.was_large, self.fence.writers())
+        self.upkeep.run(&mut self.conn, database, self.was_large, self.fence.writers())
     }
 }
 

@@ -7,9 +7,10 @@ use diesel::prelude::*;
 use diesel_outbox_core::Lag;
 
 use crate::observe::Observe;
+use crate::source::SentRows;
+use crate::source::database::Database;
 use crate::source::prune::{Pruning, is_due};
 use crate::source::writers::Writers;
-use crate::source::{SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
 const LONGEST_SHARE: u32 = 50;
@@ -27,12 +28,13 @@ impl Upkeep {
     pub(super) fn run(
         &mut self,
         conn: &mut PgConnection,
-        options: &SourceOptions,
+        database: &Database,
         was_large: bool,
         writers: &mut Writers,
     ) -> QueryResult<Option<Lag>> {
+        let options = &database.options;
         if let SentRows::Keep { retention } = options.sent_rows {
-            self.pruning.run(conn, retention)?;
+            self.pruning.run(conn, database, retention)?;
         }
         // A relay that begins with a backlog has better things to do first.
         if was_large {
