@@ -96,6 +96,7 @@ use self::group::Group;
 use self::handlers::Handlers;
 use self::held::Held;
 use self::worker::{Options, Worker};
+use crate::publisher::settings::problem_of_brokers;
 
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(24 * 60 * 60);
 /// Databases cannot count back much further.
@@ -256,6 +257,12 @@ impl<C, H> Consumer<C, H> {
         }
         if self.topics.iter().any(|topic| self.topics.contains(&topic_of(&self.dead_letter_topic, topic))) {
             return wrong("dead_letter_topic", "names a topic that the consumer reads: name another one");
+        }
+        for brokers in ["bootstrap.servers", "metadata.broker.list"] {
+            let named = self.settings.get(brokers);
+            if let Some(problem) = named.and_then(|named| problem_of_brokers(named)) {
+                return wrong(brokers, &format!("is refused: {problem}"));
+            }
         }
         for refused in ["enable.auto.commit", "enable.auto.offset.store"] {
             if self.settings.contains_key(refused) {

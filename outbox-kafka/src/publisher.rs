@@ -1,19 +1,25 @@
 mod deliveries;
+mod gate;
+mod partitioner;
+mod producer;
+pub(crate) mod settings;
 mod topics;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel_outbox_core::{Acknowledgement, Broker, Publisher, PublisherError, Record, Refusal, wire};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::producer::BaseRecord;
 use rdkafka::types::RDKafkaErrorCode;
 use uuid::fmt::Hyphenated;
 
 use self::deliveries::Deliveries;
+use self::gate::Gate;
+use self::producer::Producer;
 use self::topics::Topics;
 use crate::error::{refusal_of_property, rejection};
 
@@ -57,10 +63,12 @@ impl Kafka {
         Self { settings: settings.into(), own_headers: true }
     }
 
-    /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
-    /// replacing what this crate chose. Order and durability depend on `enable.idempotence`, `acks` and
-    /// `message.timeout.ms`: leave those as they are. A property that librdkafka refuses is an error where the relay
-    /// begins.
+    /// Sets a [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
+    /// replacing what this crate chose. A property that librdkafka refuses is an error where the relay begins. So are
+    /// these, on which order and durability depend, with any value but this crate's: `enable.idempotence`,
+    /// `enable.gapless.guarantee`, `acks`, `message.timeout.ms`, `retries`, `partitioner`, `queuing.strategy`,
+    /// `delivery.report.only.error`, `transactional.id`, `test.mock.num.brokers`, more than 5
+    /// `max.in.flight.requests.per.connection`, more than 1,000 `linger.ms`, and their aliases.
     #[must_use]
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.settings.insert(name.into(), value.into());
@@ -75,7 +83,7 @@ impl Kafka {
         self
     }
 
-    fn producer(&self, batching: Batching) -> Result<BaseProducer<Deliveries>, PublisherError> {
+    fn producer(&self, batching: Batching) -> Result<Producer, PublisherError> {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
             config.set(name, value);
@@ -83,15 +91,21 @@ impl Kafka {
         if batching == Batching::Single {
             config.set("batch.num.messages", "1");
         }
-        config.create_with_context(Deliveries::new(batching)).map_err(|error| match error {
-            KafkaError::ClientConfig(_, reason, name, value) => PublisherError::new(format!(
+        match Producer::start(&config, Deliveries::new(batching)) {
+            Ok(Ok(producer)) => Ok(producer),
+            Ok(Err(error)) => Err(PublisherError::because(
+                format!("the Kafka producer's thread could not be started: {error}"),
+                error,
+            )),
+            Err(KafkaError::ClientConfig(_, reason, name, value)) => Err(PublisherError::new(format!(
                 "the Kafka property `{name}` is refused: {}",
                 refusal_of_property(&name, &value, &reason)
+            ))),
+            Err(error) => Err(PublisherError::because(
+                format!("the Kafka producer's settings are wrong: {error}"),
+                error,
             )),
-            error => {
-                PublisherError::because(format!("the Kafka producer's settings are wrong: {error}"), error)
-            }
-        })
+        }
     }
 }
 
@@ -108,11 +122,13 @@ impl fmt::Debug for Kafka {
 
 impl Broker for Kafka {
     fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
+        settings::check(&self.settings)?;
         let producer = Some(self.producer(Batching::Many)?);
         Ok(Box::new(KafkaPublisher {
             kafka: self.clone(),
             producer,
             batching: Batching::Many,
+            gate: Gate::default(),
             topics: Topics::default(),
             in_flight: 0,
             delivered: 0,
@@ -131,13 +147,14 @@ enum Batching {
 /// How many records must have been delivered one by one before they go in batches again.
 const SINGLE_DELIVERIES: usize = 10_000;
 
-/// librdkafka counts in milliseconds.
-const SHORTEST_POLL: Duration = Duration::from_millis(1);
+/// How long a producer that failed may take to say what became of the last records.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 struct KafkaPublisher {
     kafka: Kafka,
     /// Nothing after it was abandoned.
-    producer: Option<BaseProducer<Deliveries>>,
+    producer: Option<Producer>,
+    gate: Gate,
     batching: Batching,
     topics: Topics,
     in_flight: usize,
@@ -149,13 +166,13 @@ struct KafkaPublisher {
 const _: () = assert!(usize::BITS >= u64::BITS, "the publisher needs a machine with pointers of 64 bits");
 
 impl KafkaPublisher {
-    /// The producer, which is made where there is none, and what is known of topics.
-    fn producer(&mut self) -> Result<(&BaseProducer<Deliveries>, &mut Topics), PublisherError> {
+    /// The producer, which is made where there is none, what it has on its way, and what is known of topics.
+    fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut Topics), PublisherError> {
         let producer = match &mut self.producer {
             Some(producer) => producer,
             none => none.insert(self.kafka.producer(self.batching)?),
         };
-        Ok((producer, &mut self.topics))
+        Ok((producer, &mut self.gate, &mut self.topics))
     }
 }
 
@@ -163,43 +180,37 @@ impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
         let in_flight = self.in_flight;
         let own_headers = if self.kafka.own_headers { record.headers() } else { &[] };
-        let (producer, topics) =
+        let (producer, gate, topics) =
             self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
         if let Some(reason) = topics.refusal(topic, producer.client()) {
             return Err(Refusal::Rejected { reason });
         }
-        let mut id = [0; Hyphenated::LENGTH];
-        let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
-        let mut headers = OwnedHeaders::new_with_capacity(own_headers.len() + 2)
-            .insert(Header { key: wire::ID_HEADER, value: Some(id) })
-            .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
-        for (key, value) in own_headers {
-            headers = headers.insert(Header { key, value: Some(value) });
-        }
-        let mut message = BaseRecord::<str, [u8], usize>::with_opaque_to(topic, ticket as usize)
-            .key(record.aggregate_id())
-            .headers(headers);
-        message.payload = record.payload();
-        message.timestamp = record.created_at_ms();
-        match producer.send(message) {
+        let send = || {
+            let message = message(ticket, topic, record, own_headers);
+            producer.base().send(message).map_err(|(error, _)| {
+                (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
+            })
+        };
+        let Some(sent) = gate.pass(ticket, topic, record.aggregate_id().as_bytes(), send) else {
+            return Err(Refusal::Full);
+        };
+        match sent {
             Ok(()) => {
                 self.in_flight += 1;
                 Ok(())
             }
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) if in_flight > 0 => {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) if in_flight > 0 => {
                 Err(Refusal::Full)
             }
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Err(Refusal::Rejected {
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => Err(Refusal::Rejected {
                 reason: "the record does not even fit into the producer's empty queue: raise \
                          `queue.buffering.max.kbytes` above `message.max.bytes`, then requeue"
                     .to_owned(),
             }),
-            Err((error, _)) => {
-                Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
-                    Some(reason) => Refusal::Rejected { reason },
-                    None => Refusal::Retry { reason: error.to_string() },
-                })
-            }
+            Err(error) => Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
+                Some(reason) => Refusal::Rejected { reason },
+                None => Refusal::Retry { reason: error.to_string() },
+            }),
         }
     }
 
@@ -208,19 +219,16 @@ impl Publisher for KafkaPublisher {
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
     ) -> Result<(), PublisherError> {
-        let (producer, _) = self.producer()?;
-        // A poll serves what has arrived, and always lasts as long as it is told to: in short ones the first to arrive is
-        // told at once.
-        let began = Instant::now();
-        producer.poll(Duration::ZERO);
-        while producer.context().is_empty() && began.elapsed() < wait {
-            producer.poll(SHORTEST_POLL);
-        }
-        let known = acknowledgements.len();
-        producer.context().drain(acknowledgements);
-        let new = acknowledgements.len() - known;
+        let (known, in_flight) = (acknowledgements.len(), self.in_flight);
+        let (producer, gate, _) = self.producer()?;
+        producer.deliveries().wait(wait, in_flight, acknowledgements);
         let fatal_error = producer.client().fatal_error();
-        if producer.context().batch_was_refused() {
+        if fatal_error.is_some() && acknowledgements.len() == known && in_flight > 0 {
+            producer.deliveries().wait(LAST_WORDS, in_flight, acknowledgements);
+        }
+        let new = acknowledgements.len() - known;
+        gate.learn(&acknowledgements[known..]);
+        if producer.deliveries().batch_was_refused() {
             self.batching = Batching::Single;
             self.delivered = 0;
         }
@@ -246,18 +254,39 @@ impl Publisher for KafkaPublisher {
     }
 
     fn abandon(&mut self) {
-        // Dropping it purges what is queued and in flight.
         self.producer = None;
+        self.gate = Gate::default();
         self.in_flight = 0;
         self.delivered = 0;
     }
 
     fn ready(&mut self, wait: Duration) -> Result<(), PublisherError> {
-        let (producer, topics) = self.producer()?;
+        let (producer, _, topics) = self.producer()?;
         if producer.client().fetch_cluster_id(wait).is_none() {
             return Err(PublisherError::new(format!("Kafka does not answer within {wait:?}")));
         }
         topics.look_for_cause(producer.client(), wait);
         Ok(())
     }
+}
+
+fn message<'a>(
+    ticket: u64,
+    topic: &'a str,
+    record: &'a Record,
+    own_headers: &[(String, String)],
+) -> BaseRecord<'a, str, [u8], usize> {
+    let mut id = [0; Hyphenated::LENGTH];
+    let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
+    let mut headers = OwnedHeaders::new_with_capacity(own_headers.len() + 2)
+        .insert(Header { key: wire::ID_HEADER, value: Some(id) })
+        .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
+    for (key, value) in own_headers {
+        headers = headers.insert(Header { key, value: Some(value) });
+    }
+    let mut message =
+        BaseRecord::with_opaque_to(topic, ticket as usize).key(record.aggregate_id()).headers(headers);
+    message.payload = record.payload();
+    message.timestamp = record.created_at_ms();
+    message
 }

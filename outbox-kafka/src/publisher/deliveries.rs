@@ -1,5 +1,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Acknowledgement, Outcome};
 use rdkafka::client::ClientContext;
@@ -8,25 +9,75 @@ use rdkafka::message::{DeliveryResult, Message};
 use rdkafka::producer::ProducerContext;
 
 use super::Batching;
+use super::partitioner::Murmur2;
 use crate::error::{concerns_one_of_a_batch, rejection};
 use crate::log::Errors;
 
-/// Receives what librdkafka reports. Deliveries come while the worker polls, so nobody else waits for the lock.
+/// Receives what librdkafka reports, in the producer's thread, and hands it to the worker.
 pub(super) struct Deliveries {
     batching: Batching,
-    acknowledgements: Mutex<Vec<Acknowledgement>>,
+    inbox: Mutex<Inbox>,
+    arrived: Condvar,
     batch_was_refused: AtomicBool,
+    is_over: AtomicBool,
     errors: Errors,
 }
+
+#[derive(Default)]
+struct Inbox {
+    acknowledgements: Vec<Acknowledgement>,
+    /// How many the worker waits for; none where it does not wait.
+    wanted: usize,
+}
+
+/// For how long the worker lets acknowledgements gather when it has many records in flight, and how many it waits for: a
+/// part of those.
+const GATHER: Duration = Duration::from_millis(1);
+const GATHERED: usize = 256;
+const PART: usize = 16;
 
 impl Deliveries {
     pub(super) fn new(batching: Batching) -> Self {
         Self {
             batching,
-            acknowledgements: Mutex::default(),
+            inbox: Mutex::default(),
+            arrived: Condvar::new(),
             batch_was_refused: AtomicBool::new(false),
+            is_over: AtomicBool::new(false),
             errors: Errors::default(),
         }
+    }
+
+    /// Nobody wants to know any more.
+    pub(super) fn end(&self) {
+        self.is_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.is_over.load(Ordering::Relaxed)
+    }
+
+    fn inbox(&self) -> MutexGuard<'_, Inbox> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes what has arrived, waiting for up to `limit` for some of what is in flight.
+    pub(super) fn wait(&self, limit: Duration, in_flight: usize, into: &mut Vec<Acknowledgement>) {
+        let began = Instant::now();
+        let enough = (in_flight / PART).clamp(1, GATHERED);
+        let mut inbox = self.inbox();
+        while inbox.acknowledgements.len() < enough {
+            let waited = began.elapsed();
+            let left = limit.saturating_sub(waited);
+            if left.is_zero() || (!inbox.acknowledgements.is_empty() && waited >= GATHER) {
+                break;
+            }
+            let wait = if enough > 1 { left.min(GATHER) } else { left };
+            inbox.wanted = enough;
+            (inbox, _) = self.arrived.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner);
+        }
+        inbox.wanted = 0;
+        into.append(&mut inbox.acknowledgements);
     }
 
     pub(super) fn batch_was_refused(&self) -> bool {
@@ -48,14 +99,6 @@ impl Deliveries {
             None => Outcome::Retry { reason: error.to_string() },
         }
     }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
-    }
-
-    pub(super) fn drain(&self, into: &mut Vec<Acknowledgement>) {
-        into.append(&mut self.acknowledgements.lock().unwrap_or_else(PoisonError::into_inner));
-    }
 }
 
 impl ClientContext for Deliveries {
@@ -68,17 +111,27 @@ impl ClientContext for Deliveries {
     }
 }
 
-impl ProducerContext for Deliveries {
+impl ProducerContext<Murmur2> for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, ticket: usize) {
+        if self.is_over() {
+            return;
+        }
         let outcome = match delivery {
             Ok(_) => Outcome::Durable,
             Err((error, message)) => self.outcome(error, message.topic()),
         };
-        self.acknowledgements
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Acknowledgement { ticket: ticket as u64, outcome });
+        let mut inbox = self.inbox();
+        inbox.acknowledgements.push(Acknowledgement { ticket: ticket as u64, outcome });
+        let is_wanted = inbox.acknowledgements.len() == inbox.wanted;
+        drop(inbox);
+        if is_wanted {
+            self.arrived.notify_one();
+        }
+    }
+
+    fn get_custom_partitioner(&self) -> Option<&Murmur2> {
+        Some(&Murmur2)
     }
 }

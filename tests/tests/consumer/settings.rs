@@ -23,6 +23,8 @@ fn wrong_settings_are_told_at_the_start() {
         handled().dead_letter_topic("order"),
         handled().set("enable.auto.commit", "true"),
         handled().set("no.such", "s3cret"),
+        handled().set("bootstrap.servers", "one:9092, two:9092"),
+        Consumer::new("", "billing").topics(["order"]).on_other(|_, _| Ok(())),
     ] {
         let error = spawn(wrong);
         assert!(matches!(error, ConsumerError::Setting { .. }));

@@ -1,0 +1,134 @@
+//! The publisher by itself: what it says is durable is on Kafka, whatever a broker refuses meanwhile.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use diesel_outbox::Record;
+use diesel_outbox_core::{Acknowledgement, Broker as _, Outcome, Publisher, Refusal};
+use diesel_outbox_kafka::Kafka as Broker;
+use outbox_tests::eventually;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const TOPIC: &str = "outbox.event.order";
+
+type Mock = MockCluster<'static, DefaultProducerContext>;
+
+/// A cluster of one broker that takes its time, so that several requests are on their way at once. It takes any sequence
+/// number, as a broker does of a producer id that it does not know.
+fn slow_cluster() -> Mock {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 1, 1).unwrap();
+    cluster.broker_round_trip_time(1, Duration::from_millis(20)).unwrap();
+    cluster
+}
+
+fn publisher(cluster: &Mock) -> Box<dyn Publisher> {
+    // One request for each record.
+    Broker::new(cluster.bootstrap_servers()).set("batch.num.messages", "1").publisher().unwrap()
+}
+
+fn record(number: u64) -> Record {
+    Record::new("order", "1", number.to_string()).with_payload(number.to_string())
+}
+
+/// Hands these over as the pipeline does, and gives the tickets of those that became durable.
+fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<u64> {
+    let mut durable = Vec::new();
+    let mut next = numbers.start;
+    eventually("all to be durable", PATIENCE, || {
+        while next < numbers.end {
+            match publisher.publish(next, TOPIC, &record(next)) {
+                Ok(()) => next += 1,
+                Err(Refusal::Full) => break,
+                Err(refusal) => panic!("{refusal:?}"),
+            }
+        }
+        let mut acknowledgements = Vec::new();
+        publisher.acknowledgements(Duration::from_millis(50), &mut acknowledgements).unwrap();
+        for Acknowledgement { ticket, outcome } in acknowledgements {
+            assert_eq!(outcome, Outcome::Durable);
+            durable.push(ticket);
+        }
+        (durable.len() as u64 == numbers.end - numbers.start).then_some(())
+    });
+    durable
+}
+
+/// What the topic's only partition holds.
+fn stored(cluster: &Mock) -> Vec<u64> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", cluster.bootstrap_servers())
+        .set("group.id", "outbox-tests")
+        .create()
+        .unwrap();
+    let (_, end) = consumer.fetch_watermarks(TOPIC, 0, PATIENCE).unwrap();
+    let mut assignment = TopicPartitionList::new();
+    assignment.add_partition_offset(TOPIC, 0, Offset::Beginning).unwrap();
+    consumer.assign(&assignment).unwrap();
+    let mut stored = Vec::new();
+    while (stored.len() as i64) < end {
+        let message = eventually("a record", PATIENCE, || consumer.poll(Duration::from_millis(100))).unwrap();
+        stored.push(str::from_utf8(message.payload().unwrap()).unwrap().parse().unwrap());
+    }
+    stored
+}
+
+fn refuse_the_next(cluster: &Mock, error: RDKafkaRespErr) {
+    cluster.request_errors(RDKafkaApiKey::Produce, &[error]);
+}
+
+#[test]
+fn what_a_fresh_producer_says_is_durable_is_stored_though_its_first_request_is_refused() {
+    for error in [
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
+        RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
+    ] {
+        let cluster = slow_cluster();
+        refuse_the_next(&cluster, error);
+        let durable = publish(&mut *publisher(&cluster), 0..5);
+        assert_eq!(stored(&cluster), durable, "{error:?}");
+    }
+}
+
+#[test]
+fn what_is_durable_is_stored_though_the_first_request_after_a_stall_is_refused() {
+    let cluster = slow_cluster();
+    let mut publisher = publisher(&cluster);
+    publish(&mut *publisher, 0..5);
+    publisher.abandon();
+    refuse_the_next(&cluster, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS);
+    publish(&mut *publisher, 5..10);
+    let stored: BTreeSet<u64> = stored(&cluster).into_iter().collect();
+    assert_eq!(stored, (0..10).collect());
+}
+
+#[test]
+fn nothing_of_an_abandoned_producer_is_sent_afterwards() {
+    let cluster = slow_cluster();
+    let broker = Broker::new(cluster.bootstrap_servers()).set("linger.ms", "300");
+    let mut publisher = broker.publisher().unwrap();
+    publisher.publish(0, TOPIC, &record(0)).unwrap();
+    publisher.abandon();
+    // Had the first one been sent, it would have been before this.
+    assert_eq!(publish(&mut *publisher, 1..2), [1]);
+    assert_eq!(stored(&cluster), [1]);
+}
+
+#[test]
+fn what_would_break_a_promise_is_refused_at_the_start() {
+    let refusal = |broker: Broker| broker.publisher().err().unwrap().to_string();
+    let broker = || Broker::new("localhost:1");
+    assert_eq!(
+        refusal(broker().set("delivery.timeout.ms", "120000")),
+        "the Kafka property `delivery.timeout.ms` is refused: a record that times out in the producer leaves a gap in \
+         its aggregate's order: leave it out, and set the relay's `stall_time` for how long Kafka may be silent"
+    );
+    assert!(refusal(broker().set("acks", "1")).contains("`acks` is refused"));
+    assert!(refusal(Broker::new(",")).contains("`bootstrap.servers` is refused: `,` has a comma"));
+    assert!(broker().set("acks", "-1").set("enable.idempotence", "TRUE").publisher().is_ok());
+}
