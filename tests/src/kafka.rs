@@ -1,5 +1,6 @@
 //! Apache Kafka brokers and topics for tests.
 
+mod cluster;
 mod count;
 mod local;
 mod read;
@@ -21,6 +22,7 @@ use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 use crate::java;
 use crate::wait::eventually_ok;
 
+pub use cluster::Cluster;
 pub use count::Counter;
 pub use read::Received;
 
