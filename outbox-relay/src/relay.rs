@@ -184,6 +184,7 @@ impl Relay {
             limits: self.limits,
             stop: stop.clone(),
             broker_is_away: false,
+            upkept: None,
         });
         RelayHandle::start(stop.clone(), workers, self.stop_time)
     }

@@ -17,6 +17,9 @@ const IDLE_LISTEN: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
+/// How often the source is asked whether something is due besides passes. Where events come one by one that is less often
+/// than passes are made.
+const UPKEEP_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Set once, when the relay is to stop.
 #[derive(Debug, Clone, Default)]
@@ -50,6 +53,8 @@ pub(crate) struct Worker {
     pub(crate) limits: Limits,
     pub(crate) stop: Stop,
     pub(crate) broker_is_away: bool,
+    /// When the source was last asked whether something is due.
+    pub(crate) upkept: Option<Instant>,
 }
 
 impl Worker {
@@ -94,7 +99,9 @@ impl Worker {
             stopping: &|| stop.is_set(),
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
-        self.upkeep()?;
+        if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
+            self.upkeep()?;
+        }
         match passed {
             Passed::Published(count) => Ok(count),
             Passed::Idle => {
@@ -127,6 +134,7 @@ impl Worker {
     }
 
     fn upkeep(&mut self) -> Result<(), Failure> {
+        self.upkept = Some(Instant::now());
         if let Some(lag) = self.source.upkeep()? {
             observe::lag(lag);
         }

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Bool, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
 use super::ahead::Backlog;
@@ -36,6 +36,7 @@ pub(super) struct Pass {
     last: i64,
     /// Whether there was nothing after it.
     exhausted: bool,
+    has_read: bool,
     /// Whether it found more than a chunk at once.
     large: bool,
     unsettled: Unsettled,
@@ -59,7 +60,7 @@ struct Shard {
 }
 
 /// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
-const KEEP_SNAPSHOT: &str = "DECLARE outbox_pass CURSOR FOR SELECT";
+const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
 
 impl Pass {
     /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
@@ -69,13 +70,18 @@ impl Pass {
         bounds: &Bounds,
         block: bool,
     ) -> QueryResult<Option<Self>> {
-        AnsiTransactionManager::begin_transaction(conn)?;
+        // Most looks find nothing where events come one by one: this takes one statement, and a pass that is rolled back three.
+        if !IsWanted::new(bounds.passed - LOW_LAG, LOW_STEP).get_result(conn)? {
+            return Ok(None);
+        }
+        AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
         let mut pass = Self {
             shards: Vec::new(),
             bounds: bounds.clone(),
             high: i64::MAX,
             last: 0,
             exhausted: false,
+            has_read: false,
             large: false,
             unsettled: Unsettled::default(),
             has_settled: false,
@@ -86,7 +92,6 @@ impl Pass {
             Self::roll_back(conn)?;
             return Ok(None);
         }
-        conn.batch_execute(KEEP_SNAPSHOT)?;
         Ok(Some(pass))
     }
 
@@ -135,7 +140,10 @@ impl Pass {
         bounds: &Bounds,
     ) -> QueryResult<Chunk> {
         self.given_up_to_here();
-        self.claim(conn, workers, i64::MIN)?;
+        // What the first read reads was claimed just now.
+        if std::mem::replace(&mut self.has_read, true) {
+            self.claim(conn, workers, i64::MIN)?;
+        }
         self.bounds.clone_from(bounds);
         let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
         self.large |= !chunk.exhausts;
@@ -247,11 +255,42 @@ impl Pass {
 
 statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
+/// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
+/// case, as it begins before its own second bound: only the read looks through all since then.
+macro_rules! shards_to_claim {
+    () => {
+        concat!(
+            "(SELECT shard, high, start AS begin, greatest(low, passed) AS start FROM ",
+            shards!(),
+            " AS s OFFSET 0) AS s LEFT ",
+            oldest_unsent!()
+        )
+    };
+}
+
+macro_rules! is_to_be_claimed {
+    () => {
+        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.start <= least(?, s.high - ?))"
+    };
+}
+
+statement!(
+    Pg,
+    /// Whether there is a shard that `Claim` would claim, if nobody had it.
+    IsWanted { quiet_since: i64 => BigInt, step: i64 => BigInt } -> Bool,
+    concat!(
+        "SELECT EXISTS (SELECT FROM ",
+        shards_to_claim!(),
+        " WHERE ",
+        is_to_be_claimed!(),
+        ")"
+    )
+);
+
 statement!(
     Pg,
     /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
-    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A shard for
-    /// which a transaction has ended that had been open for long is claimed in any case: only the read looks through all since then.
+    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it.
     Claim {
         share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
@@ -261,12 +300,11 @@ statement!(
     } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>),
     concat!(
         "WITH unsent AS MATERIALIZED \
-         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first \
-         FROM (SELECT shard, high, start AS first, greatest(low, passed) AS start FROM ",
-        shards!(),
-        " AS s OFFSET 0) AS s LEFT ",
-        oldest_unsent!(),
-        " WHERE s.shard <> ALL (?) AND (oldest.seq IS NOT NULL OR s.first < s.start OR s.start <= least(?, s.high - ?))) \
+         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first FROM ",
+        shards_to_claim!(),
+        " WHERE s.shard <> ALL (?) AND ",
+        is_to_be_claimed!(),
+        ") \
          SELECT s.shard, s.low, s.high, s.passed, s.open FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
