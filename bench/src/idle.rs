@@ -13,8 +13,9 @@ use diesel_outbox::Migrations;
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 use crate::contenders::{Contender, take_turns};
+use crate::latency::wal_options;
 use crate::processor::Times;
-use crate::relays::relay_process;
+use crate::relays::{outbox, relay_process};
 use crate::report::{Figure, Report};
 use crate::servers::start_postgres;
 
@@ -38,43 +39,57 @@ impl Idle {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let postgres = start_postgres(
             self.postgres,
-            &[("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track", "all")],
+            &[
+                ("shared_preload_libraries", "pg_stat_statements"),
+                ("pg_stat_statements.track", "all"),
+                ("wal_level", "logical"),
+            ],
         );
         let create = "CREATE EXTENSION pg_stat_statements";
         postgres.connect().batch_execute(create).expect("the extensions that come with PostgreSQL (contrib)");
         let kafka = Kafka::start();
-        let relays = |count| self.watch(&postgres, &kafka, count);
+        let relays = |count| self.watch(&postgres, &kafka, count, false);
         let many = format!("{} idle relays", self.instances);
         let measured = take_turns(
             rounds,
             vec![
                 Contender::new("1 idle relay", || relays(1)),
                 Contender::new(&many, || relays(self.instances)),
+                Contender::new("1 idle WAL relay", || self.watch(&postgres, &kafka, 1, true)),
             ],
         );
-        let [[queries, cpu], [queries_many, cpu_many]] = measured.try_into().unwrap();
+        let [[queries, cpu], [queries_many, cpu_many], [wal_queries, wal_cpu]] = measured.try_into().unwrap();
         Report {
             benchmark: "idle".into(),
             conditions: format!("watched for {} s, PostgreSQL {}", self.seconds, self.postgres),
             figures: vec![
                 Figure::new("queries of 1 idle relay", "queries/s", queries).at_most(0.5),
                 Figure::new(format!("queries of {many}"), "queries/s", queries_many).at_most(5.0),
-                Figure::new("CPU of 1 idle relay", "% of a core", cpu).below(0.1),
+                Figure::new("CPU of 1 idle relay", "% of a core", cpu).at_most(0.05),
                 Figure::new(format!("CPU of each of {many}"), "% of a core", cpu_many),
+                Figure::new("queries of 1 idle WAL relay", "queries/s", wal_queries),
+                Figure::new("CPU of 1 idle WAL relay", "% of a core", wal_cpu).at_most(0.05),
             ],
         }
     }
 
     /// Queries per second of all relays together, and CPU of each in percent of a core.
-    fn watch(&self, postgres: &Postgres, kafka: &Kafka, count: usize) -> [f64; 2] {
+    fn watch(&self, postgres: &Postgres, kafka: &Kafka, count: usize, reads_log: bool) -> [f64; 2] {
         let database = postgres.database();
         Migrations::new().run(&mut database.connect()).unwrap();
         let topic = kafka.unique("bench");
+        let log = wal_options(&database);
+        if reads_log {
+            outbox(database.url(), &["wal", "setup", "--slot", database.name()]);
+        }
+        let options: &[&str] = if reads_log { &log } else { &[] };
         let relays: Vec<Process> =
-            (0..count).map(|_| relay_process(database.url(), kafka, &topic, &[])).collect();
+            (0..count).map(|_| relay_process(database.url(), kafka, &topic, options)).collect();
         // What is asked in this other database is not counted.
         let conn = &mut postgres.connect();
-        wait_until_asleep(conn, &database, count);
+        if !reads_log {
+            wait_until_asleep(conn, &database, count);
+        }
         std::thread::sleep(SETTLING_DOWN);
         let mut times = Times::default();
         let mut nanoseconds = || {

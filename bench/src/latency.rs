@@ -1,4 +1,4 @@
-//! How long after its commit an event reaches a consumer.
+//! How long after its commit an event reaches a consumer, and what the relay's process spends on it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -14,8 +13,9 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::contenders::{Contender, take_turns};
+use crate::processor::spent;
 use crate::producer::{IN_FLIGHT, bare_producer, send};
-use crate::relays::relay;
+use crate::relays::{outbox, relay_process, stop};
 use crate::report::{Figure, Goal, Report};
 use crate::rows::record;
 use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers, start_postgres};
@@ -44,15 +44,21 @@ pub(crate) struct Load {
     events: usize,
 }
 
-const NAMES: [&str; 7] = [
+const NAMES: [&str; 10] = [
     "relay, 500/s",
+    "WAL relay, 500/s",
     "Debezium, 500/s",
     "bare producer, 500/s",
     "commit alone, 500/s",
     "relay, 20,000/s",
+    "WAL relay, 20,000/s",
     "Debezium, 20,000/s",
     "relay, 1/s",
+    "WAL relay, 1/s",
 ];
+
+/// The median and the 99th percentile in milliseconds, and the processor time of who publishes in percent of a core.
+pub(crate) type Measured = [f64; 3];
 
 pub(crate) const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
 pub(crate) const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
@@ -62,40 +68,48 @@ impl Latency {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
         let log_read = start_postgres(self.postgres, SETTINGS);
-        let (polled, logged, unread) = (postgres.database(), log_read.database(), postgres.database());
-        for database in [&polled, &logged, &unread] {
+        let (polled, unread) = (postgres.database(), postgres.database());
+        let (streamed, logged) = (log_read.database(), log_read.database());
+        for database in [&polled, &unread, &streamed, &logged] {
             Migrations::new().run(&mut database.connect()).unwrap();
         }
+        outbox(streamed.url(), &["wal", "setup", "--slot", streamed.name()]);
         let topic = new_topic(&kafka);
         let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
-        let relay = |load| self.relay(&polled, &kafka, load);
+        let relay = |load| self.through(&polled, &kafka, load, &[]);
+        let wal_relay = |load| self.through(&streamed, &kafka, load, &wal_options(&streamed));
         let through_debezium = |load| self.through_debezium(&debezium, &logged, &kafka, &topic, load);
         let through_kafka_alone = |load| {
             let topic = &new_topic(&kafka);
-            self.measure(&kafka, topic, load, &|| sender(&kafka, topic))
+            self.measure(&kafka, topic, load, None, &|| sender(&kafka, topic))
         };
         let measured = take_turns(
             rounds,
             vec![
                 Contender::new(NAMES[0], || relay(MODERATE)),
-                Contender::new(NAMES[1], || through_debezium(MODERATE)),
-                Contender::new(NAMES[2], || through_kafka_alone(MODERATE)),
-                Contender::new(NAMES[3], || self.commits(&unread, MODERATE)),
-                Contender::new(NAMES[4], || relay(HEAVY)),
-                Contender::new(NAMES[5], || through_debezium(HEAVY)),
-                Contender::new(NAMES[6], || relay(SPARSE)),
+                Contender::new(NAMES[1], || wal_relay(MODERATE)),
+                Contender::new(NAMES[2], || through_debezium(MODERATE)),
+                Contender::new(NAMES[3], || through_kafka_alone(MODERATE)),
+                Contender::new(NAMES[4], || self.commits(&unread, MODERATE)),
+                Contender::new(NAMES[5], || relay(HEAVY)),
+                Contender::new(NAMES[6], || wal_relay(HEAVY)),
+                Contender::new(NAMES[7], || through_debezium(HEAVY)),
+                Contender::new(NAMES[8], || relay(SPARSE)),
+                Contender::new(NAMES[9], || wal_relay(SPARSE)),
             ],
         );
         let mut figures = Vec::new();
-        for ([p50, p99], name) in measured.into_iter().zip(NAMES) {
-            figures.push(Figure::new(format!("{name}: p50"), "ms", p50));
-            figures.push(Figure::new(format!("{name}: p99"), "ms", p99));
+        for (measured, name) in measured.into_iter().zip(NAMES) {
+            figures.extend(figures_of(name, measured));
         }
         for figure in &mut figures {
             figure.goal = match figure.name.as_str() {
-                "relay, 500/s: p50" => Some(Goal::AtMost(4.0)),
-                "relay, 500/s: p99" => Some(Goal::AtMost(10.0)),
+                "relay, 500/s: p50" => Some(Goal::AtMost(1.5)),
+                "relay, 500/s: p99" => Some(Goal::AtMost(4.0)),
+                "WAL relay, 500/s: p50" => Some(Goal::AtMost(0.8)),
+                "WAL relay, 500/s: p99" => Some(Goal::AtMost(3.0)),
+                "relay, 500/s: CPU" | "WAL relay, 500/s: CPU" => Some(Goal::AtMost(3.0)),
                 "relay, 20,000/s: p99" => Some(Goal::AtMost(50.0)),
                 _ => None,
             };
@@ -111,23 +125,19 @@ impl Latency {
         }
     }
 
-    fn relay(&self, database: &Database<'_>, kafka: &Kafka, load: Load) -> [f64; 2] {
-        self.through(database, kafka, load, |topic| relay(database, kafka, topic))
-    }
-
-    /// With a relay to the topic.
+    /// With a relay's process to a new topic.
     pub(crate) fn through(
         &self,
         database: &Database<'_>,
         kafka: &Kafka,
         load: Load,
-        relay: impl FnOnce(&str) -> Relay,
-    ) -> [f64; 2] {
+        options: &[&str],
+    ) -> Measured {
         let topic = new_topic(kafka);
-        let handle = relay(&topic).spawn().unwrap();
-        let percentiles = self.measure(kafka, &topic, load, &|| emitter(database));
-        handle.stop_blocking().unwrap();
-        percentiles
+        let process = relay_process(database.url(), kafka, &topic, options);
+        let measured = self.measure(kafka, &topic, load, Some(process.id()), &|| emitter(database));
+        stop(&process);
+        measured
     }
 
     /// With Debezium, which is frozen before and after.
@@ -138,25 +148,27 @@ impl Latency {
         kafka: &Kafka,
         topic: &str,
         load: Load,
-    ) -> [f64; 2] {
+    ) -> Measured {
         debezium.resume();
-        let percentiles = self.measure(kafka, topic, load, &|| emitter(database));
+        let measured = self.measure(kafka, topic, load, debezium.id(), &|| emitter(database));
         debezium.pause();
-        percentiles
+        measured
     }
 
-    /// From just before the commit to the consumer's hands.
+    /// From just before the commit to the consumer's hands, by this process.
     fn measure<'a>(
         &self,
         kafka: &Kafka,
         topic: &str,
         load: Load,
+        process: Option<u32>,
         emitter: &(dyn Fn() -> Emitter<'a> + Sync),
-    ) -> [f64; 2] {
+    ) -> Measured {
         let consumer = consumer(kafka, topic);
         // Who has just begun, or was frozen, is awake when the first event has come.
         emitter()(&[self.event(0)]);
         await_event(&consumer);
+        let (began, spent_before) = (Instant::now(), process.map_or(0.0, spent));
         let per_emitter = load.transactions * self.seconds as usize;
         let total = load.emitters * per_emitter * load.events;
         let mut came: Vec<(usize, Instant)> = Vec::with_capacity(total);
@@ -171,13 +183,18 @@ impl Latency {
             let emitted = emitters.into_iter().flat_map(|emitter| emitter.join().unwrap());
             emitted.map(|(committing, _)| committing).collect()
         });
-        percentiles(came.into_iter().map(|(number, came)| came.saturating_duration_since(committed[number])))
+        let cpu = (process.map_or(0.0, spent) - spent_before) / began.elapsed().as_secs_f64() * 100.0;
+        let times = came.into_iter().map(|(number, came)| came.saturating_duration_since(committed[number]));
+        let [p50, p99] = percentiles(times);
+        [p50, p99, cpu]
     }
 
     /// What of it is PostgreSQL's own: how long the commits take.
-    fn commits(&self, database: &Database<'_>, load: Load) -> [f64; 2] {
+    fn commits(&self, database: &Database<'_>, load: Load) -> Measured {
         let emitted = self.emit(load, 0, emitter(database));
-        percentiles(emitted.into_iter().map(|(committing, committed)| committed - committing))
+        let [p50, p99] =
+            percentiles(emitted.into_iter().map(|(committing, committed)| committed - committing));
+        [p50, p99, 0.0]
     }
 
     /// Emits for so long, and gives the time just before and just after each commit.
@@ -199,6 +216,22 @@ impl Latency {
         Record::new("order", (number % crate::rows::AGGREGATES).to_string(), "OrderPlaced")
             .with_payload(payload)
     }
+}
+
+/// The figures of one contender; that of the processor where a process was watched.
+pub(crate) fn figures_of(name: &str, [p50, p99, cpu]: [Vec<f64>; 3]) -> Vec<Figure> {
+    let is_watched = cpu.iter().any(|cpu| *cpu > 0.0);
+    let cpu = is_watched.then(|| Figure::new(format!("{name}: CPU"), "% of a core", cpu));
+    [("p50", p50), ("p99", p99)]
+        .map(|(what, values)| Figure::new(format!("{name}: {what}"), "ms", values))
+        .into_iter()
+        .chain(cpu)
+        .collect()
+}
+
+/// The options of a relay that reads the log by the database's slot.
+pub(crate) fn wal_options<'a>(database: &'a Database<'_>) -> [&'a str; 4] {
+    ["--source", "wal", "--slot", database.name()]
 }
 
 /// Emits these in one transaction, and tells when it began to commit.

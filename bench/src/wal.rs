@@ -4,13 +4,12 @@ mod backlog;
 
 use clap::Args;
 use diesel_outbox::Migrations;
-use diesel_outbox_relay::{Kafka as Broker, Relay, Topics, WalOptions};
-use outbox_tests::{Database, Debezium, Kafka};
+use outbox_tests::Debezium;
 
 use self::backlog::Backlog;
 use crate::contenders::{Contender, take_turns};
-use crate::latency::{HEAVY, Latency, MODERATE};
-use crate::relays::{outbox, relay};
+use crate::latency::{HEAVY, Latency, MODERATE, figures_of, wal_options};
+use crate::relays::outbox;
 use crate::report::{Figure, Goal, Report};
 use crate::rows::{AGGREGATES, Template, records};
 use crate::servers::{SETTINGS, new_topic, servers, start_postgres};
@@ -102,41 +101,33 @@ impl Wal {
         let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let latency = Latency { seconds: self.seconds, bytes: self.bytes, postgres: self.postgres };
-        let log_relay = |topic: &str| log_relay(&read, &kafka, topic);
+        let read_log = |latency: &Latency, load| latency.through(&read, &kafka, load, &wal_options(&read));
         let measured = take_turns(
             rounds,
             vec![
-                Contender::new("relay, 500/s", || latency.through(&read, &kafka, MODERATE, log_relay)),
-                Contender::new("polling, 500/s", || {
-                    latency.through(&polled, &kafka, MODERATE, |topic| relay(&polled, &kafka, topic))
-                }),
+                Contender::new("relay, 500/s", || read_log(&latency, MODERATE)),
+                Contender::new("polling, 500/s", || latency.through(&polled, &kafka, MODERATE, &[])),
                 Contender::new("Debezium, 500/s", || {
                     latency.through_debezium(&debezium, &logged, &kafka, &topic, MODERATE)
                 }),
             ],
         );
-        let live = Latency { seconds: self.live, ..latency };
-        let sustained = take_turns(
-            rounds,
-            vec![Contender::new("relay, 20,000/s", || live.through(&read, &kafka, HEAVY, log_relay))],
-        );
+        let live = Latency { seconds: self.live, bytes: self.bytes, postgres: self.postgres };
+        let sustained =
+            take_turns(rounds, vec![Contender::new("relay, 20,000/s", || read_log(&live, HEAVY))]);
         let names = ["relay, 500/s", "polling, 500/s", "Debezium, 500/s", "relay, 20,000/s"];
         let mut figures = Vec::new();
-        for ([p50, p99], name) in measured.into_iter().chain(sustained).zip(names) {
-            figures.push(Figure::new(format!("{name}: p50"), "ms", p50));
-            figures.push(Figure::new(format!("{name}: p99"), "ms", p99));
+        for (measured, name) in measured.into_iter().chain(sustained).zip(names) {
+            figures.extend(figures_of(name, measured));
         }
-        for (position, goal) in [(0, 3.0), (1, 8.0), (7, 50.0)] {
-            figures[position].goal = Some(Goal::AtMost(goal));
+        for figure in &mut figures {
+            figure.goal = match figure.name.as_str() {
+                "relay, 500/s: p50" => Some(Goal::AtMost(0.8)),
+                "relay, 500/s: p99" | "relay, 500/s: CPU" => Some(Goal::AtMost(3.0)),
+                "relay, 20,000/s: p99" => Some(Goal::AtMost(50.0)),
+                _ => None,
+            };
         }
         figures
     }
-}
-
-fn log_relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> Relay {
-    let mut options = WalOptions::default();
-    options.slot = database.name().to_owned();
-    Relay::wal(database.url(), options)
-        .publisher(Broker::new(kafka.brokers()))
-        .topics(Topics::pattern(topic).unwrap())
 }
