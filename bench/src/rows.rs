@@ -69,7 +69,7 @@ impl<'a> Template<'a> {
     }
 
     pub(crate) fn empty(&self) {
-        self.execute("TRUNCATE outbox; UPDATE outbox_shard SET low = 0");
+        self.execute("TRUNCATE outbox; UPDATE outbox_shard SET low = 0, unmarked = 0");
     }
 
     pub(crate) fn append(&self) {

@@ -39,8 +39,9 @@ pub trait Observe {
     /// The database's.
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>>;
 
-    /// Brings dead letters back to the outbox, each at its old place in the order (where the write-ahead log is read: at its end), and returns how many those were. It
-    /// waits for the relays' present passes.
+    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. Where the
+    /// write-ahead log is read they come at its end; so do those afterwards that had been read from it. It waits for the
+    /// relays' present passes.
     ///
     /// # Errors
     /// The database's; nothing is changed then.

@@ -38,7 +38,9 @@ CREATE TABLE outbox_shard (
     passed bigint NOT NULL DEFAULT 0,
     open   bigint[] NOT NULL DEFAULT '{}',
     -- The file of the sequence that these numbers come from: a sequence that is restarted gets another one.
-    sequence_file bigint
+    sequence_file bigint,
+    -- Rows up to here were sent from the write-ahead log, which does not mark them: they are not polled again.
+    unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= low)
 );
 
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);
@@ -55,7 +57,7 @@ CREATE TABLE outbox_slot (
 
 -- Events that the broker will never take, with the reason. They left the outbox when they came here.
 CREATE TABLE outbox_dead_letter (
-    seq           bigint PRIMARY KEY,
+    seq           bigint       NOT NULL,
     id            uuid         NOT NULL,
     aggregatetype varchar(255) NOT NULL,
     aggregateid   varchar(255) NOT NULL,
@@ -65,7 +67,9 @@ CREATE TABLE outbox_dead_letter (
     shard         smallint     NOT NULL,
     created_at    timestamp(3) NOT NULL,
     reason        text         NOT NULL,
-    failed_at     timestamptz  NOT NULL DEFAULT clock_timestamp()
+    failed_at     timestamptz  NOT NULL DEFAULT clock_timestamp(),
+    -- A sequence that was restarted gives a number twice.
+    PRIMARY KEY (seq, id)
 );
 
 -- The events that each consumer has handled.

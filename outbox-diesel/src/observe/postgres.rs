@@ -76,15 +76,16 @@ statement!(
     Pg,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
     "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000)::bigint, \
-     reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+     reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
 );
 
 statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
 
 statement!(
     Pg,
-    /// At their old place where rows are polled; anew where they are read from the write-ahead log, which has no other order
-    /// than that of the commits.
+    /// At their old place where rows are polled. Anew where they are read from the write-ahead log, which has no other order
+    /// than that of the commits; where nothing marks what was sent among their neighbours; and where another event has the
+    /// number, as the sequence was restarted. Later ones of an aggregate stay behind earlier ones.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -93,16 +94,22 @@ statement!(
     "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
      gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
      AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
-     AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*) \
+     AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*), \
+     numbered AS (SELECT g.*, s.high = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
+     (SELECT FROM outbox AS o WHERE o.seq = g.seq AND o.shard = g.shard) \
+     AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
+     FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
+     placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
+     FROM numbered ORDER BY seq) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT CASE WHEN bounds.high = 9223372036854775807 THEN seq ELSE nextval('outbox_seq_seq') END, id, aggregatetype, \
-     aggregateid, type, payload, headers, shard, created_at FROM (SELECT * FROM gone ORDER BY seq) AS gone, \
-     (SELECT max(high) AS high FROM outbox_shard) AS bounds RETURNING shard, seq"
+     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq') END, id, aggregatetype, aggregateid, type, payload, \
+     headers, shard, created_at FROM (SELECT * FROM placed ORDER BY seq) AS placed RETURNING shard, seq"
 );
 
 statement!(
     Pg,
+    /// A slot that is read has them anyway.
     LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox_shard AS s SET low = least(s.low, restored.low), passed = least(s.passed, restored.low) \
-     FROM unnest(?, ?) AS restored (shard, low) WHERE s.shard = restored.shard"
+     FROM unnest(?, ?) AS restored (shard, low) WHERE s.shard = restored.shard AND s.high = 9223372036854775807"
 );

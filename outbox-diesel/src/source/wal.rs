@@ -17,6 +17,7 @@ mod role;
 mod slot;
 mod stream;
 mod streaming;
+mod unread;
 mod window;
 
 use std::time::{Duration, Instant};

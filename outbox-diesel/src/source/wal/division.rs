@@ -4,20 +4,19 @@
 //! transaction that has inserted is open, and those that come after take higher numbers. In that moment the slot is moved to
 //! the log's end: what is in the table is behind it, what comes is before it.
 
-use diesel::connection::{LoadConnection, SimpleConnection};
-use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
-use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Text};
-use diesel_outbox_core::SourceError;
+use diesel::sql_types::{BigInt, Bool, Text};
 
-use super::decode::{self, Decoder};
 use super::options::WalOptions;
 use super::place::{Lsn, Place, shown};
 use super::role::{Lock, Unlock};
 use super::slot::{Publishes, Slot, end_of_log, move_up};
-use super::window::Window;
+use super::unread;
 use crate::backend::postgres::{WAKE, locks, oldest_unsent, shards};
 use crate::problem::one_line;
 use crate::source::sequence::Sequence;
@@ -87,7 +86,9 @@ pub enum WalError {
 const LOCK_SETTINGS: &str = "SET LOCAL lock_timeout = '10s'; SET LOCAL synchronous_commit = local";
 /// How often the lock on the table is tried.
 const TRIES: usize = 120;
-const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+const PAUSE: Duration = Duration::from_millis(500);
+/// An attempt that was killed has ended by then.
+const LAST_ONE_ENDS: Duration = Duration::from_secs(5);
 
 /// Makes the publication and the slot, and divides the table: rows that are there are polled, by the relay that reads the log
 /// or by one that polls, and later ones are read from the log. Where the slot has been lost a new one takes its place.
@@ -110,6 +111,8 @@ pub fn setup(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalErr
                 DropSlot::new(name.clone()).execute(conn)?;
                 false
             }
+            // The last of an attempt that was interrupted: see below.
+            Some(slot) if is_made(conn)? && is_behind(conn, name, &slot)? => return Ok(()),
             Some(slot) if is_made(conn)? => {
                 return Err(WalError::Exists { slot: name.clone(), confirmed: shown(slot.confirmed) });
             }
@@ -145,15 +148,19 @@ pub fn teardown(conn: &mut PgConnection, options: &WalOptions) -> Result<(), Wal
             // What comes after this is unsent, as nobody reads the log now. What came before is unsent if it is in the log
             // still; where there is no slot any more, if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
-            let unsent = match &slot {
-                Some(slot) if !slot.is_lost() => Some(unsent_in_log(conn, options, end)?),
-                _ => None,
-            };
-            poll_all(conn, name, last, unsent)?;
+            match &slot {
+                Some(slot) if !slot.is_lost() => {
+                    let mut unsent = unread::unsent_in_log(conn, options, end)?;
+                    unsent.retain(|seq| *seq <= last);
+                    mark_and_poll_all(conn, name, last, &unsent)?;
+                }
+                _ => _ = poll_all(conn, i64::MAX, true)?,
+            }
         }
         if slot.is_some() {
             DropSlot::new(name.clone()).execute(conn)?;
         }
+        // Only now: a slot that nobody owns could not be dropped where this is run again.
         Forget::new(name.clone()).execute(conn)?;
         let publication = quoted(&options.publication);
         conn.batch_execute(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
@@ -161,34 +168,32 @@ pub fn teardown(conn: &mut PgConnection, options: &WalOptions) -> Result<(), Wal
     })
 }
 
-/// Polls the whole table again. Of the rows that were read from the log these are unsent, up to the last number; those that
-/// were polled before tell it themselves.
-fn poll_all(
-    conn: &mut PgConnection,
-    slot: &str,
-    last: i64,
-    unsent: Option<Vec<i64>>,
-) -> Result<(), WalError> {
+/// Of the rows that were read from the log these are unsent, up to the last number; those that were polled before tell it
+/// themselves. Where the sequence was restarted some of the unsent have numbers among those.
+fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i64]) -> Result<(), WalError> {
+    let sent_up_to = unsent.first().map_or(last, |first| first - 1);
+    loop {
+        let rows_wait = polled_rows_wait(conn)?;
+        // The lower bounds stay where they are then, and all that was read from the log lies behind them.
+        let from = if rows_wait { sent_up_to.min(High::new().get_result(conn)?) } else { sent_up_to };
+        unread::mark_others(conn, slot, from, last, unsent)?;
+        if poll_all(conn, sent_up_to, rows_wait)? {
+            return Ok(());
+        }
+    }
+}
+
+/// Polls the whole table again: from this number on, or from the lower bounds on where those are to stay. Nothing is done and
+/// `false` returned where rows wait of which that was not known.
+fn poll_all(conn: &mut PgConnection, sent_up_to: i64, lows_stay: bool) -> QueryResult<bool> {
     conn.transaction(|conn| {
         LockShards::new().execute(conn)?;
-        if let Some(mut unsent) = unsent {
-            let high = High::new().get_result::<i64>(conn)?;
-            unsent.retain(|seq| high < *seq && *seq <= last);
-            let present = Present::new(unsent.clone()).get_result::<i64>(conn)?.unsigned_abs() as usize;
-            if present < unsent.len() {
-                return Err(WalError::OnlyInLog { count: unsent.len() - present });
-            }
-            let mut low = high;
-            if !polled_rows_wait(conn)? {
-                low = unsent.iter().min().map_or(last.max(high), |first| first - 1);
-                SetLow::new(low).execute(conn)?;
-            }
-            MarkOthers::new(low, last, unsent).execute(conn)?;
+        if !lows_stay && polled_rows_wait(conn)? {
+            return Ok(false);
         }
-        SetHigh::new(i64::MAX).execute(conn)?;
-        Forget::new(slot.to_owned()).execute(conn)?;
+        PollAll::new(lows_stay, sent_up_to).execute(conn)?;
         diesel::sql_query(WAKE).execute(conn)?;
-        Ok(())
+        Ok(true)
     })
 }
 
@@ -218,8 +223,15 @@ fn exclusively(
     conn: &mut PgConnection,
     work: impl FnOnce(&mut PgConnection) -> Result<(), WalError>,
 ) -> Result<(), WalError> {
-    if !Lock::new(locks::READER).get_result::<bool>(conn)? {
-        return Err(WalError::Active);
+    // Where the server can, it looks whether its client is still there: one that was killed keeps the lock for no longer than
+    // that. Where it cannot, it says so and goes on.
+    let _ = conn.batch_execute("SET client_connection_check_interval = '1s'");
+    let began = Instant::now();
+    while !Lock::new(locks::READER).get_result::<bool>(conn)? {
+        if began.elapsed() >= LAST_ONE_ENDS {
+            return Err(WalError::Active);
+        }
+        std::thread::sleep(PAUSE);
     }
     let done = work(conn);
     // A connection that is lost has lost its lock too.
@@ -237,6 +249,13 @@ fn own_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>, WalErro
         Some(slot) if !slot.fits || !is_own => Err(WalError::Taken { slot: name.to_owned() }),
         slot => Ok(slot),
     }
+}
+
+/// Moves a slot up to the place from which it is read, and says whether it was behind that.
+fn is_behind(conn: &mut PgConnection, name: &str, slot: &Slot) -> QueryResult<bool> {
+    let start = Place::load(conn, name)?.unwrap_or_default().start;
+    move_up(conn, name, start)?;
+    Ok(slot.confirmed < start)
 }
 
 fn make_publication(conn: &mut PgConnection, name: &str) -> Result<(), WalError> {
@@ -298,29 +317,6 @@ fn make_slot(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
     Ok(())
 }
 
-/// The numbers of the rows that the log has up to this end, and that have not been sent.
-fn unsent_in_log(conn: &mut PgConnection, options: &WalOptions, end: Lsn) -> Result<Vec<i64>, WalError> {
-    let not_understood = |error: SourceError| WalError::Log(error.to_string());
-    let place = Place::load(conn, &options.slot)?.unwrap_or_default();
-    move_up(conn, &options.slot, place.start)?;
-    let table = decode::table(conn)?;
-    let (mut decoder, mut window) = (Decoder::new(table), Window::after(place.start, place.part));
-    let peek = Peek::new(options.slot.clone(), end as i64, quoted(&options.publication));
-    let mut unsent = Vec::new();
-    for change in LoadConnection::<PgRowByRowLoadingMode>::load(conn, peek)? {
-        let change = change?.get(0).and_then(|field| field.value().map(|value| value.as_bytes().to_vec()));
-        let Some(change) = change else { continue };
-        if let Some(message) = decoder.decode(change.into()).map_err(not_understood)? {
-            window.receive(message);
-        }
-        while let Some(row) = window.give().map_err(not_understood)? {
-            window.settle(row.ticket);
-            unsent.push(row.seq);
-        }
-    }
-    Ok(unsent)
-}
-
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -341,31 +337,33 @@ statement!(
     "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput', failover => true)"
 );
 
-statement!(Pg, DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
-
-statement!(
-    Pg,
-    Peek { name: String => Text, end: i64 => BigInt, publication: String => Text } -> Binary,
-    "SELECT data FROM pg_logical_slot_peek_binary_changes(?, '0/0'::pg_lsn + ?::numeric, NULL, 'proto_version', '1', \
-     'binary', 'true', 'publication_names', ?)"
-);
+statement!(Pg, pub(super) DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
 
 statement!(Pg, High {} -> BigInt, "SELECT coalesce(min(high), 9223372036854775807) FROM outbox_shard");
 
 statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
 
-statement!(Pg, SetHigh { high: i64 => BigInt } -> BigInt, "UPDATE outbox_shard SET high = ?");
+statement!(
+    Pg,
+    /// Where rows were read from a slot that was lost, those between the bounds are sent and not marked.
+    SetHigh { high: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard SET high = ?, unmarked = CASE WHEN low > high THEN low ELSE unmarked END"
+);
+
+statement!(
+    Pg,
+    /// Rows after the last that was polled, up to the lower bound, are sent and not marked.
+    PollAll { lows_stay: bool => Bool, sent_up_to: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = new.low, high = 9223372036854775807, passed = 0, open = '{}', \
+     unmarked = CASE WHEN new.low > s.high THEN new.low ELSE least(s.unmarked, new.low) END \
+     FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.low, given.low) ELSE given.low END AS low \
+     FROM outbox_shard AS o, (SELECT ?::bool AS lows_stay, ?::bigint AS low) AS given) AS new WHERE new.shard = s.shard"
+);
 
 statement!(
     Pg,
     RaiseLow { low: i64 => BigInt } -> BigInt,
     "UPDATE outbox_shard AS s SET low = given.low FROM (SELECT ?::bigint AS low) AS given WHERE s.low < given.low"
-);
-
-statement!(
-    Pg,
-    SetLow { low: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard SET low = given.low, passed = 0, open = '{}' FROM (SELECT ?::bigint AS low) AS given"
 );
 
 statement!(
@@ -393,17 +391,3 @@ statement!(
 );
 
 statement!(Pg, Forget { slot: String => Text } -> BigInt, "DELETE FROM outbox_slot WHERE slot = ?");
-
-statement!(
-    Pg,
-    Present { seqs: Vec<i64> => Array<BigInt> } -> BigInt,
-    "SELECT count(*) FROM outbox WHERE seq = ANY (?)"
-);
-
-statement!(
-    Pg,
-    /// As a list that is hashed, since it may be long where writers went on while nobody read the log.
-    MarkOthers { low: i64 => BigInt, last: i64 => BigInt, unsent: Vec<i64> => Array<BigInt> } -> BigInt,
-    "UPDATE outbox AS o SET sent_at = now() WHERE o.seq > ? AND o.seq <= ? AND o.sent_at IS NULL \
-     AND o.seq NOT IN (SELECT unnest(?))"
-);

@@ -78,7 +78,7 @@ pub(super) fn bury(conn: &mut PgConnection, row: StoredRow, reason: &str) -> Que
             reason.to_owned(),
         )
         .execute(conn)?;
-        Remove::new(row.seq).execute(conn)
+        Remove::new(row.seq, id).execute(conn)
     })
     .map(drop)
 }
@@ -106,7 +106,11 @@ statement!(
     } -> BigInt,
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000) AT TIME ZONE 'utc', ?) ON CONFLICT (seq) DO NOTHING"
+     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000) AT TIME ZONE 'utc', ?) ON CONFLICT (seq, id) DO NOTHING"
 );
 
-statement!(Pg, Remove { seq: i64 => BigInt } -> BigInt, "DELETE FROM outbox WHERE seq = ?");
+statement!(
+    Pg,
+    Remove { seq: i64 => BigInt, id: Uuid => SqlUuid } -> BigInt,
+    "DELETE FROM outbox WHERE seq = ? AND id = ?"
+);

@@ -1,0 +1,217 @@
+//! `outbox wal setup` and `outbox wal drop`, with much that is unread, with dead letters and after accidents.
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::time::Duration;
+
+use diesel::connection::{InstrumentationEvent, SimpleConnection};
+use diesel::prelude::*;
+use diesel_outbox::source::wal::{WalError, WalOptions, WalSource, setup, teardown};
+use diesel_outbox::source::{PostgresSource, SourceOptions};
+use diesel_outbox::{Emit, Record};
+use diesel_outbox_core::Source;
+use outbox_tests::load::{
+    count, log_relay, migrated, new_topic, relay, repetitions, stop, wait_until_confirmed, wal, write,
+};
+use outbox_tests::{Database, Kafka, Process, Signal, eventually, workspace_binary};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Linear it takes a few seconds, and quadratic several minutes.
+const BOUND: Duration = Duration::from_secs(45);
+const MANY: usize = 200_000;
+/// A list of all of them is not hashed.
+const LITTLE_MEMORY: &str = "64kB";
+
+/// `outbox wal drop`, running.
+fn dropping(database: &Database<'_>) -> Process {
+    let mut outbox = Command::new(workspace_binary("outbox"));
+    outbox.args(["wal", "drop", "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
+    Process::start(&outbox)
+}
+
+/// So many events in one transaction, of no aggregate in particular.
+fn insert(conn: &mut PgConnection, events: usize) {
+    conn.batch_execute(&format!(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+         SELECT gen_random_uuid(), 'order', (n % 100)::text, 'Placed', n % 16 FROM generate_series(1, {events}) AS n"
+    ))
+    .unwrap();
+}
+
+/// The first is killed as it works, and its session has to end with it.
+#[test]
+fn a_slot_with_much_that_is_unread_is_dropped_in_linear_time_after_an_interrupted_attempt() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    conn.batch_execute(&format!("ALTER DATABASE {} SET work_mem = '{LITTLE_MEMORY}'", database.name()))
+        .unwrap();
+    wal(&database, "setup");
+    insert(conn, MANY);
+    let killed = dropping(&database);
+    killed.wait_for_line("how much there is", PATIENCE, |line| line.contains("events may be unsent"));
+    killed.signal(Signal::Kill);
+    killed.wait(PATIENCE);
+    let again = dropping(&database);
+    assert!(again.wait(BOUND).success(), "{}", again.output());
+    assert!(again.output().contains(&format!("unsent={MANY}")), "{}", again.output());
+    assert_eq!(
+        count(conn, "outbox WHERE sent_at IS NULL AND seq > (SELECT max(low) FROM outbox_shard)"),
+        MANY
+    );
+}
+
+/// They are known to be sent from the log by their numbers only, as nothing marks them.
+#[test]
+fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else_back() {
+    let database = migrated();
+    let topic = new_topic("requeued");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    let conn = &mut database.connect();
+    let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);
+    conn.transaction(|c| c.emit(&large)).unwrap();
+    let committed = write(conn, 0, 1, 10, 500);
+    eventually("all but the large one", PATIENCE, || (counter.count() >= 500).then_some(()));
+    wait_until_confirmed(conn, PATIENCE);
+    stop(&log);
+    wal(&database, "drop");
+
+    let mut requeue = Command::new(workspace_binary("outbox"));
+    requeue.args(["requeue", "--all"]).env("OUTBOX_DATABASE_URL", database.url());
+    assert!(requeue.status().unwrap().success());
+    let polling = relay(&database, &topic, &[]);
+    // It is still too large.
+    eventually("the dead letter to have been tried", PATIENCE, || {
+        (count(conn, "outbox_dead_letter") == 1).then_some(())
+    });
+    let last = Record::new("order", "last", "0");
+    let id = conn.transaction(|c| c.emit(&last)).unwrap();
+    eventually("the last event", PATIENCE, || {
+        (count(conn, &format!("outbox WHERE id = '{id}' AND sent_at IS NOT NULL")) == 1).then_some(())
+    });
+    stop(&polling);
+    let received = Kafka::shared().read_all(&topic);
+    assert_eq!(received.len(), committed.len() + 1, "events were sent again");
+
+    let refused = conn.batch_execute("UPDATE outbox_shard SET low = 0").unwrap_err().to_string();
+    assert!(refused.contains("unmarked"), "{refused}");
+}
+
+/// Its numbers lie among those that are polled, and the log alone has them.
+#[test]
+fn what_came_from_the_log_with_numbers_of_a_restarted_sequence_is_polled_after_the_drop() {
+    let database = migrated();
+    let topic = new_topic("restarted");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 2, 10, 500);
+    let deleting = relay(&database, &topic, &[]);
+    eventually("the first events", PATIENCE, || (counter.count() >= 500).then_some(()));
+    stop(&deleting);
+    conn.batch_execute(
+        "DELETE FROM outbox; UPDATE outbox_shard SET low = (SELECT last_value FROM outbox_seq_seq)",
+    )
+    .unwrap();
+    wal(&database, "setup");
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
+    committed.extend(write(conn, 1, 2, 10, 50));
+    conn.batch_execute("SELECT setval('outbox_seq_seq', 10000)").unwrap();
+    wal(&database, "drop");
+    let polling = relay(&database, &topic, &[]);
+    eventually("the others", Duration::from_secs(20), || (counter.count() >= 550).then_some(()));
+    stop(&polling);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
+/// Sends all that there is, and counts how often each event was sent.
+fn drain(source: &mut dyn Source, sent: &mut BTreeMap<String, usize>, events: usize) {
+    let came = |sent: &BTreeMap<String, usize>| sent.values().sum::<usize>();
+    eventually("the events", PATIENCE, || {
+        let mut records = Vec::new();
+        while source.claim().unwrap() {
+            while source.read(100, &mut records).unwrap() {}
+            let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+            source.settle(&tickets).unwrap();
+            source.release().unwrap();
+            if records.is_empty() {
+                break;
+            }
+            for claimed in records.drain(..) {
+                *sent.entry(claimed.record.unwrap().id().to_string()).or_default() += 1;
+            }
+        }
+        (came(sent) >= events)
+            .then_some(())
+            .or_else(|| source.wait(Duration::from_millis(5)).map(|_| None).unwrap())
+    });
+}
+
+type Change = fn(&mut PgConnection, &WalOptions) -> Result<(), WalError>;
+
+/// Ends the session as it begins its n-th statement, and says whether it came so far.
+fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nth: usize) -> bool {
+    let mut conn = database.connect();
+    let pid = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()"));
+    let pid: i32 = pid.get_result(&mut conn).unwrap();
+    let mut killer = database.connect();
+    let mut begun = 0;
+    conn.set_instrumentation(move |event: InstrumentationEvent<'_>| {
+        if matches!(event, InstrumentationEvent::StartQuery { .. }) {
+            begun += 1;
+            if begun == nth {
+                killer.batch_execute(&format!("SELECT pg_terminate_backend({pid}, 5000)")).unwrap();
+            }
+        }
+    });
+    change(&mut conn, options).is_err()
+}
+
+/// Each is done again until it succeeds.
+#[test]
+fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    let (mut sent, mut events) = (BTreeMap::new(), 0);
+    let mut emit = |conn: &mut PgConnection| {
+        let records: Vec<Record> = (0..2).map(|n| Record::new("order", n.to_string(), "Placed")).collect();
+        conn.transaction(|c| c.emit_all(&records)).unwrap();
+        events += 2;
+        events
+    };
+    for nth in 1.. {
+        emit(conn);
+        let mut goes_on = interrupted(&database, setup, &options, nth);
+        emit(conn);
+        if goes_on {
+            match setup(conn, &options) {
+                // It had come to its end.
+                Ok(()) | Err(WalError::Exists { .. }) => {}
+                Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
+            }
+        }
+        let mut log = WalSource::new(database.url(), SourceOptions::default(), options.clone());
+        drain(&mut log, &mut sent, emit(conn));
+        drop(log);
+        emit(conn);
+        let ended = interrupted(&database, teardown, &options, nth);
+        goes_on |= ended;
+        emit(conn);
+        if ended {
+            teardown(conn, &options)
+                .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
+        }
+        let mut polling = PostgresSource::new(database.url(), SourceOptions::default());
+        drain(&mut polling, &mut sent, emit(conn));
+        assert!(sent.values().all(|times| *times == 1), "before statement {nth}: {sent:?}");
+        assert_eq!(count(conn, "outbox_slot"), 0);
+        assert_eq!(count(conn, "pg_replication_slots WHERE database = current_database()"), 0);
+        if !goes_on {
+            println!("neither has {nth} statements");
+            break;
+        }
+    }
+    assert_eq!(sent.len(), emit(conn) - 2);
+}
