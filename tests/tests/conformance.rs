@@ -25,6 +25,8 @@ trait Store {
     fn observe(&self) -> Box<dyn Observe + Send>;
     /// Whether a requeue does not wait for a pass.
     fn requeues_at_once(&self) -> bool;
+    /// Numbers are given from the first on again.
+    fn restart_numbers(&self);
 }
 
 struct OnPostgres(Database<'static>);
@@ -53,6 +55,10 @@ impl Store for OnPostgres {
 
     fn requeues_at_once(&self) -> bool {
         false
+    }
+
+    fn restart_numbers(&self) {
+        self.execute("ALTER SEQUENCE outbox_seq_seq RESTART");
     }
 }
 
@@ -94,6 +100,10 @@ impl Store for OnSqlite {
     fn requeues_at_once(&self) -> bool {
         true
     }
+
+    fn restart_numbers(&self) {
+        self.execute("DELETE FROM sqlite_sequence");
+    }
 }
 
 fn postgres(major: u32) -> OnPostgres {
@@ -133,6 +143,7 @@ suite!(
     a_record_is_claimed_by_one_source_at_a_time,
     the_claim_of_a_dropped_source_is_free,
     a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place,
+    dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
     unreadable_headers_are_told_and_not_lost,
     only_old_sent_rows_are_pruned,
@@ -156,6 +167,7 @@ suite_of_the_log!(
     an_abandoned_pass_can_be_claimed_again,
     a_record_is_claimed_by_one_source_at_a_time,
     the_claim_of_a_dropped_source_is_free,
+    dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
     large_payloads_make_chunks_smaller,
     a_requeue_in_the_middle_of_a_pass_keeps_the_order,
@@ -372,6 +384,28 @@ fn a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place(store: &dyn 
     let types: Vec<&str> =
         again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
     assert_eq!(types, ["b", "c"], "back before what was emitted after it");
+}
+
+fn dead_letters_with_the_same_number_are_kept_apart(store: &dyn Store) {
+    let mut source = store.source(SourceOptions::default());
+    for event_type in ["a", "b"] {
+        store.restart_numbers();
+        store.emit(&[record(1, event_type)]);
+        claim(source.as_mut());
+        let claimed = read(source.as_mut(), 10);
+        source.dead_letter(claimed[0].ticket, "refused").unwrap();
+        source.release().unwrap();
+    }
+    let letters = store.observe().dead_letters(10).unwrap();
+    let of_letters: Vec<_> = letters.iter().map(|letter| (letter.seq, &*letter.event_type)).collect();
+    assert_eq!(of_letters, [(1, "a"), (1, "b")]);
+
+    assert_eq!(store.observe().requeue(&Requeue::All).unwrap(), 2);
+    assert_eq!(store.observe().dead_letters(10).unwrap(), []);
+    let again = drain(source.as_mut());
+    let types: Vec<&str> =
+        again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    assert_eq!(types, ["a", "b"]);
 }
 
 fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {

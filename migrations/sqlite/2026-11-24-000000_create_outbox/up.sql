@@ -20,7 +20,7 @@ CREATE INDEX outbox_unsent ON outbox (seq) WHERE sent_at IS NULL;
 
 -- Events that the broker will never take, with the reason. They left the outbox when they came here.
 CREATE TABLE outbox_dead_letter (
-    seq           INTEGER PRIMARY KEY,
+    seq           INTEGER NOT NULL,
     id            TEXT NOT NULL,
     aggregatetype TEXT NOT NULL,
     aggregateid   TEXT NOT NULL,
@@ -30,7 +30,9 @@ CREATE TABLE outbox_dead_letter (
     shard         INTEGER NOT NULL,
     created_at    TEXT NOT NULL,
     reason        TEXT NOT NULL,
-    failed_at     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now'))
+    failed_at     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
+    -- A sequence that was restarted gives a number twice.
+    PRIMARY KEY (seq, id)
 );
 
 -- The events that each consumer has handled.

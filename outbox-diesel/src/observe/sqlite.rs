@@ -49,21 +49,24 @@ statement!(
         created_at_ms!(),
         ", reason, ",
         unix_ms!("julianday(failed_at)"),
-        " FROM outbox_dead_letter ORDER BY seq LIMIT ?"
+        " FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
     )
 );
 
 statement!(
     Sqlite,
+    /// At their old place, or anew where another event has the number, as the sequence was restarted.
     Restore {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>
     } -> BigInt,
     "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
-     FROM outbox_dead_letter WHERE id = coalesce(?, id) AND aggregatetype = coalesce(?, aggregatetype) \
-     AND aggregateid = coalesce(?, aggregateid)"
+     SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
+     OR row_number() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
+     id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+     FROM outbox_dead_letter AS d WHERE id = coalesce(?, id) AND aggregatetype = coalesce(?, aggregatetype) \
+     AND aggregateid = coalesce(?, aggregateid) ORDER BY d.seq"
 );
 
 statement!(

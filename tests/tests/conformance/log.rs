@@ -48,6 +48,10 @@ impl Store for OnLog {
     fn requeues_at_once(&self) -> bool {
         true
     }
+
+    fn restart_numbers(&self) {
+        self.0.restart_numbers();
+    }
 }
 
 /// What is committed comes a moment later: it is waited for, where nothing is there.
