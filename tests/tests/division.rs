@@ -147,7 +147,7 @@ fn drain(source: &mut dyn Source, sent: &mut BTreeMap<String, usize>, events: us
     });
 }
 
-type Change = fn(&mut PgConnection, &WalOptions) -> Result<(), WalError>;
+type Change = fn(&mut PgConnection, &mut PgConnection, &WalOptions) -> Result<(), WalError>;
 
 /// Ends the session as it begins its n-th statement, and says whether it came so far.
 fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nth: usize) -> bool {
@@ -164,7 +164,7 @@ fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nt
             }
         }
     });
-    change(&mut conn, options).is_err()
+    change(&mut conn, &mut database.connect(), options).is_err()
 }
 
 /// Each is done again until it succeeds.
@@ -186,7 +186,7 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         let mut goes_on = interrupted(&database, setup, &options, nth);
         emit(conn);
         if goes_on {
-            match setup(conn, &options) {
+            match setup(conn, &mut database.connect(), &options) {
                 // It had come to its end.
                 Ok(()) | Err(WalError::Exists { .. }) => {}
                 Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
@@ -200,7 +200,7 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         goes_on |= ended;
         emit(conn);
         if ended {
-            teardown(conn, &options)
+            teardown(conn, &mut database.connect(), &options)
                 .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
         }
         let mut polling = PostgresSource::new(database.url(), SourceOptions::default());
@@ -214,4 +214,64 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         }
     }
     assert_eq!(sent.len(), emit(conn) - 2);
+}
+
+/// The statements of the page that says what the relay's role needs.
+fn grants(role: &str) -> String {
+    let page = include_str!("../../docs/wal.md");
+    let (_, statements) = page.split_once("```sql\n").unwrap();
+    let (statements, _) = statements.split_once("```").unwrap();
+    statements.replace("my_relay", role)
+}
+
+/// It may insert, and takes every advisory lock that any part of a relay knows.
+#[test]
+fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop() {
+    let database = migrated();
+    let topic = new_topic("stranger");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let (stranger, role) = (format!("{}_stranger", database.name()), format!("{}_relay", database.name()));
+    conn.batch_execute(&format!(
+        "CREATE ROLE {stranger} LOGIN PASSWORD 'stranger'; GRANT INSERT ON outbox TO {stranger}; \
+         CREATE ROLE {role} LOGIN PASSWORD 'relay'; {}",
+        grants(&role)
+    ))
+    .unwrap();
+    let (_, server) = database.url().rsplit_once('@').unwrap();
+    let mut locking = PgConnection::establish(&format!("postgres://{stranger}:stranger@{server}")).unwrap();
+    locking
+        .batch_execute(
+            "SELECT pg_advisory_lock(1869968482 + n, 'outbox'::regclass::oid::int4) FROM generate_series(0, 20) AS n; \
+             SELECT pg_advisory_lock(1869968482, 0)",
+        )
+        .unwrap();
+    let refused = locking.batch_execute("BEGIN; LOCK TABLE outbox_reader IN EXCLUSIVE MODE NOWAIT");
+    assert!(refused.unwrap_err().to_string().contains("permission denied"));
+
+    wal(&database, "setup");
+    let mut command = Command::new(workspace_binary("outbox"));
+    command
+        .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", &topic])
+        .args(["--source", "wal", "--slot", database.name()])
+        .env("OUTBOX_DATABASE_URL", format!("postgres://{role}:relay@{server}"));
+    let log = Process::start(&command);
+    let committed = write(conn, 0, 1, 10, 500);
+    let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);
+    conn.transaction(|c| c.emit(&large)).unwrap();
+    eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
+    eventually("the dead letter", PATIENCE, || (count(conn, "outbox_dead_letter") == 1).then_some(()));
+    let holds = "pg_locks AS l JOIN pg_stat_activity AS a USING (pid) WHERE relation = 'outbox_reader'::regclass \
+                 AND mode = 'ExclusiveLock' AND backend_xid IS NULL AND backend_xmin IS NULL";
+    assert_eq!(count(conn, holds), 1, "the active relay's lock holds nothing back");
+    for statement in ["SET statement_timeout = '60s'", "VACUUM", "ANALYZE"] {
+        conn.batch_execute(statement).unwrap();
+    }
+    stop(&log);
+    wal(&database, "drop");
+    conn.batch_execute(&format!("DROP OWNED BY {stranger}, {role}")).unwrap();
+    drop(locking);
+    eventually("the roles to be free", PATIENCE, || {
+        conn.batch_execute(&format!("DROP ROLE {stranger}, {role}")).ok()
+    });
 }

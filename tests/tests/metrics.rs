@@ -63,7 +63,7 @@ fn lag_published_and_dead_letters_are_metrics() {
 
     let mut wal = WalOptions::default();
     wal.slot = database.name().to_owned();
-    setup(conn, &wal).unwrap();
+    setup(conn, &mut database.connect(), &wal).unwrap();
     let reading = Relay::wal(database.url(), wal)
         .publisher(Broker::new(Kafka::shared().brokers()))
         .topics(Topics::pattern(&topic).unwrap())

@@ -246,7 +246,7 @@ fn what_the_log_has_survives_whatever_goes_away() {
     let topic = kafka.unique("log");
     kafka.create_topic(&topic, 3);
     let wal = WalOptions::default();
-    setup(&mut database.connect(), &wal).unwrap();
+    setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
     let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
     let has_come = |events| {
@@ -285,7 +285,7 @@ fn a_broker_may_be_away_for_a_minute_while_the_log_grows() {
     kafka.create_topic(&topic, 3);
     let mut wal = WalOptions::default();
     wal.slot = database.name().to_owned();
-    setup(&mut database.connect(), &wal).unwrap();
+    setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
     let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
     let has_come = |events| {

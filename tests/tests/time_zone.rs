@@ -39,7 +39,7 @@ fn rows_that_nothing_marks_are_pruned_by_when_they_were_emitted() {
             );
             conn.batch_execute(&age).unwrap();
         }
-        conn.batch_execute("UPDATE outbox_shard SET low = 2").unwrap();
+        conn.batch_execute("UPDATE outbox_shard SET low = 2, unmarked = 2, sequence_file = pg_relation_filenode('outbox_seq_seq')").unwrap();
         let mut options = SourceOptions::default();
         options.sent_rows = SentRows::Keep { retention: Duration::from_secs(12 * 60 * 60) };
         let mut source = PostgresSource::new(database.url(), options);

@@ -45,6 +45,10 @@ CREATE TABLE outbox_shard (
 
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);
 
+-- Locked by the one relay that reads the write-ahead log, for as long as it does: only a role can lock it that may UPDATE it.
+-- A view, as the lock would keep VACUUM and ANALYZE of a whole database waiting for a table.
+CREATE VIEW outbox_reader AS SELECT 'see pg_locks' AS reader;
+
 -- A replication slot from which later rows are read.
 CREATE TABLE outbox_slot (
     slot       text PRIMARY KEY,

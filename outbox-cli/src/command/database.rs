@@ -160,7 +160,8 @@ impl Database {
         change: wal::Change,
     ) -> Result<(), Failure> {
         let mut conn = self.connect_postgres(url, schema)?;
-        change(&mut conn, &wal::options(config)?)
+        let mut lock = self.connect_postgres(url, schema)?;
+        change(&mut conn, &mut lock, &wal::options(config)?)
             .map_err(|source| Failure::Wal { database: self.to_string(), source })
     }
 

@@ -16,10 +16,7 @@ pub(crate) mod locks {
     pub(crate) const LEADER: i32 = super::ASLEEP + 1;
     /// Held shared by every worker that is at work, so that they can count each other.
     pub(crate) const WORKING: i32 = super::ASLEEP + 2;
-    /// Held exclusively by the one relay that reads the write-ahead log.
-    #[cfg(feature = "postgres-wal")]
-    pub(crate) const READER: i32 = super::ASLEEP + 3;
-    /// Held exclusively by the next in line.
+    /// Held exclusively by the next in line to read the write-ahead log.
     #[cfg(feature = "postgres-wal")]
     pub(crate) const NEXT_READER: i32 = super::ASLEEP + 4;
 }

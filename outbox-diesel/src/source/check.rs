@@ -88,9 +88,11 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
         )?;
         let (_, _, is_polled) = Known::new(sequence.file).get_result::<(bool, i64, bool)>(conn)?;
         let before = Advance::new().get_result::<i64>(conn)?;
-        let renumbered = if is_polled { Renumber::new().execute(conn)? } else { 0 };
+        let mut renumbered = 0;
         if is_polled {
-            conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0, open = '{}'")?;
+            MarkSent::new(sequence.last).execute(conn)?;
+            renumbered = Renumber::new().execute(conn)?;
+            conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', unmarked = 0")?;
         }
         let mended = Sequence::load(conn)?;
         Remember::new(mended.file).execute(conn)?;
@@ -174,6 +176,15 @@ statement!(
     "SELECT setval('outbox_seq_seq', greatest(1, (SELECT max(seq) FROM outbox), (SELECT max(seq) FROM outbox_dead_letter), \
      (SELECT max(greatest(low, passed, CASE WHEN high < 9223372036854775807 THEN high END)) FROM outbox_shard), \
      (SELECT last_value FROM outbox_seq_seq)))"
+);
+
+statement!(
+    Pg,
+    /// Marks what was read from the write-ahead log before it was left: rows that are older than one with a number which the sequence has
+    /// not given since it was set back. Where there is none such all that is not marked is sent again.
+    MarkSent { last: i64 => BigInt } -> BigInt,
+    "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE s.shard = o.shard AND o.seq <= s.unmarked \
+     AND o.sent_at IS NULL AND o.created_at <= (SELECT max(created_at) FROM outbox WHERE seq > ?)"
 );
 
 statement!(

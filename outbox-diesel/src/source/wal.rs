@@ -22,12 +22,11 @@ mod window;
 
 use std::time::{Duration, Instant};
 
-use diesel::pg::PgConnection;
 use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 
 pub use self::division::{WalError, setup, teardown};
 pub use self::options::WalOptions;
-use self::role::Standby;
+use self::role::{Active, Standby, Turn};
 use self::streaming::{Readiness, Streaming};
 use super::check::check_table;
 use super::database::Database;
@@ -47,11 +46,11 @@ enum State {
     /// Nothing is known, as after a failure.
     Away,
     /// Another relay is active.
-    StandingBy(Standby),
+    StandingBy(Box<Standby>),
     /// What was there before the slot is polled.
     Polling {
         polled: Box<PostgresSource>,
-        conn: PgConnection,
+        conn: Box<Active>,
         /// Whether it was told that somebody else reads the slot.
         waits: bool,
     },
@@ -69,13 +68,18 @@ impl WalSource {
     fn begin(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
         check_table(&mut conn)?;
-        let mut standby = Standby::new(conn);
-        self.state = if standby.take_over()? { self.lead(standby)? } else { State::StandingBy(standby) };
+        self.state = self.state_after(Standby::new(conn, self.database.clone()).take_over()?)?;
         Ok(())
     }
 
-    fn lead(&self, standby: Standby) -> Result<State, SourceError> {
-        let mut conn = standby.into_connection();
+    fn state_after(&self, turn: Turn) -> Result<State, SourceError> {
+        match turn {
+            Turn::Active(active) => self.lead(active),
+            Turn::StandsBy(standby) => Ok(State::StandingBy(standby)),
+        }
+    }
+
+    fn lead(&self, mut conn: Box<Active>) -> Result<State, SourceError> {
         slot::check(&mut conn, &self.wal)?;
         slot::warn_of_no_limit(&mut conn, &self.wal)?;
         let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));
@@ -199,9 +203,10 @@ impl Source for WalSource {
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
         match std::mem::replace(&mut self.state, State::Away) {
             State::Away => Ok(true),
-            State::StandingBy(mut standby) => {
-                let leads = standby.wait(limit)?;
-                self.state = if leads { self.lead(standby)? } else { State::StandingBy(standby) };
+            State::StandingBy(standby) => {
+                let turn = standby.wait(limit)?;
+                let leads = matches!(turn, Turn::Active(_));
+                self.state = self.state_after(turn)?;
                 Ok(leads)
             }
             mut state @ State::Polling { .. } => {

@@ -13,7 +13,7 @@ pub(super) struct OnLog(OnPostgres);
 
 pub(super) fn log() -> OnLog {
     let store = postgres(15);
-    setup(&mut store.0.connect(), &options(&store.0)).unwrap();
+    setup(&mut store.0.connect(), &mut store.0.connect(), &options(&store.0)).unwrap();
     OnLog(store)
 }
 

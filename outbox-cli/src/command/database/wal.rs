@@ -13,7 +13,7 @@ use crate::command::failure::Failure;
 use crate::command::value::ConfigError;
 
 #[cfg(feature = "postgres")]
-pub(super) type Change = fn(&mut PgConnection, &WalOptions) -> Result<(), WalError>;
+pub(super) type Change = fn(&mut PgConnection, &mut PgConnection, &WalOptions) -> Result<(), WalError>;
 
 /// Whether the log is to be read instead of the table.
 pub(super) fn is_source(config: &Config) -> Result<bool, ConfigError> {

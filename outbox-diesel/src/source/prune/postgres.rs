@@ -156,11 +156,12 @@ fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResu
     Ok(if is_full { (last, false) } else { (next, true) })
 }
 
-/// Rows in their order, and whether each is too old. Up to its shard's lower bound a row has been sent even where nothing marks it, as with
-/// the write-ahead log.
+/// Rows in their order, and whether each is too old. What was read from the write-ahead log is sent though nothing marks it: up to its shard's
+/// lower bound while the log is read, and later up to `unmarked`.
 macro_rules! oldest {
     () => {
-        "(SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= s.low THEN o.created_at AT TIME ZONE 'utc' END) \
+        "(SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 \
+         THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) \
          < now() - make_interval(secs => ?), false) AS old FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
          WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
     };

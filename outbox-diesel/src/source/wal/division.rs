@@ -14,10 +14,9 @@ use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::options::WalOptions;
 use super::place::{Lsn, Place, shown};
-use super::role::{Lock, Unlock};
 use super::slot::{Publishes, Slot, end_of_log, move_up};
-use super::unread;
-use crate::backend::postgres::{WAKE, locks, oldest_unsent, shards};
+use super::{role, unread};
+use crate::backend::postgres::{WAKE, oldest_unsent, shards};
 use crate::problem::one_line;
 use crate::source::sequence::Sequence;
 use crate::statement::statement;
@@ -89,21 +88,25 @@ const TRIES: usize = 120;
 const PAUSE: Duration = Duration::from_millis(500);
 /// An attempt that was killed has ended by then.
 const LAST_ONE_ENDS: Duration = Duration::from_secs(5);
+/// The lock is held for as long as it takes.
+const NO_IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
 
 /// Makes the publication and the slot, and divides the table: rows that are there are polled, by the relay that reads the log
 /// or by one that polls, and later ones are read from the log. Where the slot has been lost a new one takes its place.
+///
+/// The other connection, to the same database and schema, holds the lock that keeps relays from the slot meanwhile.
 ///
 /// Making a slot waits for all transactions of the database that are open. Dividing the table makes writers wait for a moment,
 /// and waits for transactions that have emitted and are still open.
 ///
 /// # Errors
 /// See [`WalError`]. It can be run again.
-pub fn setup(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
+pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     let level = WalLevel::new().get_result::<String>(conn)?;
     if level != "logical" {
         return Err(WalError::Level { level });
     }
-    exclusively(conn, |conn| {
+    exclusively(conn, lock, &options.slot, |conn| {
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         let healthy = match slot {
@@ -136,12 +139,16 @@ pub fn setup(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalErr
 /// Takes the division back and drops the slot and the publication: all rows are polled from then on. What was sent from the log is
 /// marked as sent. The relays that read the log must have been stopped.
 ///
-/// Writers wait for a moment, as for [`setup`].
+/// Writers wait for a moment, as for [`setup`], and the other connection is the same.
 ///
 /// # Errors
 /// See [`WalError`]. It can be run again.
-pub fn teardown(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
-    exclusively(conn, |conn| {
+pub fn teardown(
+    conn: &mut PgConnection,
+    lock: &mut PgConnection,
+    options: &WalOptions,
+) -> Result<(), WalError> {
+    exclusively(conn, lock, &options.slot, |conn| {
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         if is_made(conn)? {
@@ -218,25 +225,30 @@ pub(super) fn sent_up_to(conn: &mut PgConnection, low: i64) -> QueryResult<()> {
     RaiseLow::new(low).execute(conn).map(drop)
 }
 
-/// Does this while no relay reads the log.
+/// Does this while no relay reads the log: the other connection holds the lock of the active relay.
 fn exclusively(
     conn: &mut PgConnection,
+    lock: &mut PgConnection,
+    slot: &str,
     work: impl FnOnce(&mut PgConnection) -> Result<(), WalError>,
 ) -> Result<(), WalError> {
-    // Where the server can, it looks whether its client is still there: one that was killed keeps the lock for no longer than
-    // that. Where it cannot, it says so and goes on.
+    // Where the server can, it looks whether its client is still there: the last statement of one that was killed ends soon.
+    // Where it cannot, it says so and goes on.
     let _ = conn.batch_execute("SET client_connection_check_interval = '1s'");
     let began = Instant::now();
-    while !Lock::new(locks::READER).get_result::<bool>(conn)? {
+    while !role::take(lock)? {
         if began.elapsed() >= LAST_ONE_ENDS {
             return Err(WalError::Active);
         }
         std::thread::sleep(PAUSE);
     }
-    let done = work(conn);
+    // That statement may have the slot. Whoever has it for longer is told of by the server.
+    while Slot::find(conn, slot)?.is_some_and(|slot| slot.is_active) && began.elapsed() < LAST_ONE_ENDS {
+        std::thread::sleep(PAUSE);
+    }
+    let done = lock.batch_execute(NO_IDLE_LIMIT).map_err(WalError::from).and_then(|()| work(conn));
     // A connection that is lost has lost its lock too.
-    let unlocked = Unlock::new(locks::READER).get_result::<bool>(conn);
-    done.and(unlocked.map(drop).map_err(WalError::from))
+    done.and(role::give_back(lock).map_err(WalError::from))
 }
 
 /// The slot of this outbox, where there is one. One of that name that was not made for it is left alone.

@@ -12,6 +12,7 @@ use super::letters::{Blocked, bury};
 use super::options::WalOptions;
 use super::place::{Lsn, Place};
 use super::reader::{Handover, Received};
+use super::role::Active;
 use super::slot::Slot;
 use super::stream::Stream;
 use super::window::Window;
@@ -22,8 +23,8 @@ use crate::source::prune::{Pruning, is_due};
 use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 
 pub(super) struct Streaming {
-    /// It holds the lock of the active relay.
-    conn: PgConnection,
+    /// With the lock of the active relay.
+    conn: Box<Active>,
     database: Database,
     wal: WalOptions,
     /// The number of the table outbox.
@@ -111,7 +112,7 @@ impl Readiness {
 
 impl Streaming {
     pub(super) fn begin(
-        mut conn: PgConnection,
+        mut conn: Box<Active>,
         database: &Database,
         wal: &WalOptions,
     ) -> Result<Self, SourceError> {
