@@ -14,7 +14,7 @@ use diesel::{Connection, PgConnection};
 
 use self::url::Address;
 use crate::docker;
-use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+use crate::host::{Elsewhere, Host, Local, free_port, wait_until_ready};
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
 
@@ -78,6 +78,28 @@ impl Postgres {
         server.host.start();
         server.wait_until_ready();
         server
+    }
+
+    /// Starts a server and a standby of it, from local programs, as one has the other's data. Commits on the first wait for
+    /// the second as soon as `synchronous_standby_names` has the name `standby`.
+    pub fn start_pair(major: u32) -> (Self, Self) {
+        let (primary_port, standby_port) = (free_port(), free_port());
+        let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let source = format!(
+            "primary_conninfo=host=127.0.0.1 port={primary_port} user=postgres application_name=standby"
+        );
+        let primary = local::install(major, primary_port, &settings);
+        let standby =
+            local::install_copy(&primary, major, standby_port, &[&settings[..], &[source]].concat());
+        let start = |host: Local, port: u16| {
+            let socket = Some(host.folder().to_owned());
+            let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+            let server = Self { host: Box::new(host), url, lasting: false, socket };
+            server.host.start();
+            server.wait_until_ready();
+            server
+        };
+        (start(primary, primary_port), start(standby, standby_port))
     }
 
     fn at(url: String) -> Self {

@@ -56,7 +56,12 @@ CREATE TABLE outbox_slot (
     start_lsn  pg_lsn NOT NULL,
     -- The transaction that commits here has been sent in part: so many of its first events.
     commit_lsn pg_lsn,
-    sent       bigint NOT NULL DEFAULT 0
+    sent       bigint NOT NULL DEFAULT 0,
+    -- What tells this slot from one of another server, or one that was made anew under its name: the server's identifier, a place
+    -- up to which the slot may have been confirmed, and how many transactions the slot's statistics had.
+    system_id    bigint,
+    bound_lsn    pg_lsn,
+    transactions bigint NOT NULL DEFAULT 0
 );
 
 -- Events that the broker will never take, with the reason. They left the outbox when they came here.

@@ -11,12 +11,15 @@ mod decode;
 mod division;
 mod letters;
 mod options;
+mod origin;
 mod place;
 mod reader;
 mod role;
 mod slot;
+mod standbys;
 mod stream;
 mod streaming;
+mod told;
 mod unread;
 mod window;
 
@@ -27,6 +30,7 @@ use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
 pub use self::division::{WalError, setup, teardown};
 pub use self::options::WalOptions;
 use self::role::{Active, Standby, Turn};
+use self::standbys::Found;
 use self::streaming::{Readiness, Streaming};
 use super::check::check_table;
 use super::database::Database;
@@ -36,6 +40,11 @@ use super::{PostgresSource, SourceOptions, database_error};
 ///
 /// Any number of these may be there for one slot, in any number of processes: one is active, and another takes over when it
 /// is gone. Rows that waited when the slot was made are polled first.
+///
+/// If the server has synchronous standbys, a transaction's records are held back until those have it, so that a failover does not
+/// undo a transaction whose events were sent. To see how far they are the role needs `pg_read_all_stats`; without it, and without
+/// `synchronized_standby_slots` (PostgreSQL 17 and later), a failover can do so. `synchronous_standby_names` must not include the
+/// relay itself, by `*` or by its name: that is an error that trying again cannot mend.
 pub struct WalSource {
     database: Database,
     wal: WalOptions,
@@ -81,6 +90,8 @@ impl WalSource {
 
     fn lead(&self, mut conn: Box<Active>) -> Result<State, SourceError> {
         slot::check(&mut conn, &self.wal)?;
+        origin::check(&mut conn, &self.wal)?;
+        Found::look(&mut conn, &self.wal)?;
         slot::warn_of_no_limit(&mut conn, &self.wal)?;
         let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));
         tracing::info!(slot = self.wal.slot, "this relay is the active one");

@@ -34,7 +34,29 @@ pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
     ]);
     artifacts::run(init.arg(&data), "look at what it says");
 
-    let mut server = as_user(user.as_ref(), &programs.join("postgres"));
+    serve(folder, &programs, user.as_ref(), port, settings)
+}
+
+/// A standby of a server that has never run, with a copy of its data.
+pub(super) fn install_copy(of: &Local, major: u32, port: u16, settings: &[String]) -> Local {
+    let folder = Folder::new("postgres");
+    let user = scratch().is_root().then(unprivileged_user);
+    let (from, data) = (of.folder().join("data"), folder.path().join("data"));
+    artifacts::run(Command::new("cp").arg("-Rp").arg(from).arg(&data), "make room in the temporary folder");
+    fs::write(data.join("standby.signal"), "").expect("mark the copy as a standby");
+    if let Some(user) = &user {
+        artifacts::run(
+            Command::new("chown").arg("-R").arg(&user.name).arg(folder.path()),
+            "run the tests as another user",
+        );
+    }
+    serve(folder, &programs(major, user.as_ref()), user.as_ref(), port, settings)
+}
+
+/// The server of a data folder, with its socket beside it.
+fn serve(folder: Folder, programs: &Path, user: Option<&User>, port: u16, settings: &[String]) -> Local {
+    let data = folder.path().join("data");
+    let mut server = as_user(user, &programs.join("postgres"));
     server.arg("-D").arg(&data).arg("-k").arg(folder.path()).args([
         "-h",
         "127.0.0.1",

@@ -13,6 +13,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel::sql_types::{BigInt, Bool, Text};
 
 use super::options::WalOptions;
+use super::origin;
 use super::place::{Lsn, Place, shown};
 use super::slot::{Publishes, Slot, end_of_log, move_up};
 use super::{role, unread};
@@ -110,7 +111,8 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         let healthy = match slot {
-            Some(slot) if slot.is_lost() => {
+            // Whatever was sent of another slot's log, or of another server's, the table tells what is not known to be sent.
+            Some(slot) if slot.is_lost() || origin::doubt(conn, name)?.is_some() => {
                 DropSlot::new(name.clone()).execute(conn)?;
                 false
             }
@@ -156,7 +158,7 @@ pub fn teardown(
             // still; where there is no slot any more, if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
             match &slot {
-                Some(slot) if !slot.is_lost() => {
+                Some(slot) if !slot.is_lost() && origin::doubt(conn, name)?.is_none() => {
                     let mut unsent = unread::unsent_in_log(conn, options, end)?;
                     unsent.retain(|seq| *seq <= last);
                     mark_and_poll_all(conn, name, last, &unsent)?;
@@ -399,7 +401,9 @@ statement!(
 statement!(
     Pg,
     Begin { start: i64 => BigInt, slot: String => Text } -> BigInt,
-    "UPDATE outbox_slot SET start_lsn = '0/0'::pg_lsn + ?::numeric, commit_lsn = NULL, sent = 0 WHERE slot = ?"
+    "UPDATE outbox_slot SET start_lsn = place, commit_lsn = NULL, sent = 0, bound_lsn = place, transactions = 0, \
+     system_id = (SELECT system_identifier FROM pg_control_system()) \
+     FROM (SELECT '0/0'::pg_lsn + ?::numeric AS place) AS given WHERE slot = ?"
 );
 
 statement!(Pg, Forget { slot: String => Text } -> BigInt, "DELETE FROM outbox_slot WHERE slot = ?");

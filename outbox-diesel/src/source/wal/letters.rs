@@ -57,14 +57,21 @@ fn aggregate(row: &StoredRow) -> Aggregate {
     (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
 }
 
-/// Moves the row to the dead letters, for good: the log is not asked for it again.
-pub(super) fn bury(conn: &mut PgConnection, row: StoredRow, reason: &str) -> QueryResult<()> {
+/// Moves the row to the dead letters, for good: the log is not asked for it again. The commit waits for synchronous standbys, unless
+/// the caller does.
+pub(super) fn bury(
+    conn: &mut PgConnection,
+    row: StoredRow,
+    reason: &str,
+    caller_waits: bool,
+) -> QueryResult<()> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (aggregate_type, aggregate_id) = (text(&row.aggregate_type), text(&row.aggregate_id));
     let shard = shard_of(&aggregate_type, &aggregate_id);
     let id = row.id.unwrap_or_default();
     conn.transaction(|conn| {
-        conn.batch_execute("SET LOCAL synchronous_commit = on")?;
+        let commit = if caller_waits { "local" } else { "on" };
+        conn.batch_execute(&format!("SET LOCAL synchronous_commit = {commit}"))?;
         Bury::new(
             row.seq,
             id,

@@ -39,10 +39,11 @@ impl Place {
         }))
     }
 
-    pub(super) fn keep(self, conn: &mut PgConnection, slot: &str) -> QueryResult<()> {
+    /// With a bound up to which the server may be told that all is sent.
+    pub(super) fn keep(self, conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
         let (commit, sent) = self.part.map(|part| (part.commit as i64, part.sent as i64)).unzip();
         let (start, sent) = (self.start as i64, sent.unwrap_or_default());
-        Keep::new(start, commit, sent, slot.to_owned()).execute(conn).map(drop)
+        Keep::new(start, commit, sent, bound as i64, slot.to_owned()).execute(conn).map(drop)
     }
 }
 
@@ -58,8 +59,10 @@ statement!(
         start: i64 => BigInt,
         commit: Option<i64> => Nullable<BigInt>,
         sent: i64 => BigInt,
+        bound: i64 => BigInt,
         slot: String => Text
     } -> BigInt,
     "UPDATE outbox_slot SET start_lsn = greatest(start_lsn, '0/0'::pg_lsn + ?::numeric), \
-     commit_lsn = '0/0'::pg_lsn + ?::numeric, sent = ? WHERE slot = ?"
+     commit_lsn = '0/0'::pg_lsn + ?::numeric, sent = ?, bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
+     coalesce((SELECT total_txns FROM pg_stat_replication_slots WHERE slot_name = slot), 0) WHERE slot = ?"
 );

@@ -14,9 +14,11 @@ use super::place::{Lsn, Place};
 use super::reader::{Handover, Received};
 use super::role::Active;
 use super::slot::Slot;
+use super::standbys::Standbys;
 use super::stream::Stream;
+use super::told::Told;
 use super::window::Window;
-use super::{decode, division, role, slot};
+use super::{decode, division, has_passed, origin, role, slot};
 use crate::source::database::Database;
 use crate::source::fence::Fence;
 use crate::source::prune::{Pruning, is_due};
@@ -39,9 +41,11 @@ pub(super) struct Streaming {
     /// Whether aggregates with dead letters are held back, and those that are; they are looked up where nothing is given.
     blocks: bool,
     blocked: Option<Blocked>,
-    /// What the table has.
+    /// What the table has, and since when.
     kept: Place,
-    noted: Option<Instant>,
+    kept_at: Option<Instant>,
+    told: Told,
+    standbys: Standbys,
     stayed: Option<Instant>,
     measured: Option<Instant>,
     pruning: Pruning,
@@ -86,6 +90,8 @@ const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
 const LARGE: u64 = 100_000;
 /// How often the server is to be asked something, so that it knows that this process goes on.
 const STAY_INTERVAL: Duration = Duration::from_secs(10);
+/// How often what was sent is kept while something is being sent, which lets the server know too.
+const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what is known to be sent is noted in the table.
 const LOW_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -118,10 +124,14 @@ impl Streaming {
     ) -> Result<Self, SourceError> {
         let failed = |error| database_error("beginning to read the write-ahead log", error);
         division::polled_rows_are_sent(&mut conn).map_err(failed)?;
+        origin::check(&mut conn, wal)?;
+        let standbys = Standbys::begin(&mut conn, wal)?;
         let place = Place::load(&mut conn, &wal.slot).map_err(failed)?.unwrap_or_default();
         let confirmed = Slot::find(&mut conn, &wal.slot).map_err(failed)?.map_or(0, |slot| slot.confirmed);
         let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
         let start = place.start.max(confirmed);
+        let bound = Told::within(start).bound_ahead(slot::end_of_log(&mut conn).map_err(failed)?);
+        origin::note(&mut conn, &wal.slot, bound).map_err(failed)?;
         let table = decode::table(&mut conn).map_err(failed)?;
         let is_far = slot::end_of_log(&mut conn).map_err(failed)?.saturating_sub(start) > FAR;
         let log = if is_far {
@@ -142,7 +152,9 @@ impl Streaming {
             blocks,
             blocked: None,
             kept: place,
-            noted: None,
+            kept_at: None,
+            told: Told::within(bound),
+            standbys,
             stayed: None,
             measured: None,
             pruning: Pruning::default(),
@@ -160,7 +172,7 @@ impl Streaming {
             match self.log.handover().receive(limit) {
                 Ok(Received::Batch(batch)) => {
                     batch.into_iter().for_each(|message| self.window.receive(message));
-                    self.log.handover().confirm(self.window.confirmed());
+                    self.confirm()?;
                 }
                 Ok(Received::Nothing) => {}
                 Ok(Received::End) => self.stream()?,
@@ -171,7 +183,40 @@ impl Streaming {
                 Err(error) => return Err(error),
             }
         }
-        Ok(self.window.has_more())
+        if !self.window.has_more() {
+            return Ok(false);
+        }
+        let tickets = (self.window.next(), self.window.received());
+        self.standbys.let_go(&mut self.conn, tickets, limit)
+    }
+
+    /// The server may forget what was sent, as far as it may be told.
+    fn confirm(&mut self) -> Result<(), SourceError> {
+        let confirmed = self.window.confirmed();
+        if self.told.is_short_of(confirmed) && has_passed(self.kept_at, self.wal.confirm_interval) {
+            self.keep(self.place())?;
+        }
+        let told = self.told.may_be(confirmed);
+        self.log.handover().confirm(told);
+        Ok(())
+    }
+
+    /// What was sent is kept while a pass goes on, which may take long where a broker is slow; and the server ends a session that
+    /// has asked nothing for long.
+    fn keep_on(&mut self) -> Result<(), SourceError> {
+        let interval = match self.log {
+            Log::Stream(_) => KEEP_INTERVAL,
+            // A slot that is not streamed is moved up now and then only.
+            Log::Batches(_) => self.wal.confirm_interval,
+        };
+        if !has_passed(self.kept_at, interval) {
+            return Ok(());
+        }
+        if self.place() == self.kept {
+            self.kept_at = Some(Instant::now());
+            return role::stay(&mut self.conn).map_err(staying_active);
+        }
+        self.keep(self.place())
     }
 
     /// Goes on near the end of the log.
@@ -189,7 +234,7 @@ impl Streaming {
     }
 
     fn go_on(&mut self, log: Log) {
-        log.handover().confirm(self.window.confirmed());
+        log.handover().confirm(self.told.may_be(self.window.confirmed()));
         (self.log, self.began, self.began_after) = (log, Instant::now(), self.window.received());
     }
 
@@ -220,7 +265,7 @@ impl Streaming {
         }
         let (enough, mut bytes) = (records.len() + limit, 0);
         while records.len() < enough && bytes < CHUNK_BYTES && self.has_more(Duration::ZERO)? {
-            let Some(row) = self.window.give()? else { continue };
+            let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
             bytes += row.bytes();
             let ticket = row.ticket;
             if self.blocked.as_mut().is_some_and(|blocked| blocked.holds_back(&row)) {
@@ -229,17 +274,14 @@ impl Streaming {
                 records.push(row.claimed());
             }
         }
+        self.keep_on()?;
         self.has_more(Duration::ZERO)
     }
 
     pub(super) fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         tickets.iter().for_each(|ticket| self.window.settle(*ticket));
-        self.log.handover().confirm(self.window.confirmed());
-        // A slot that is not streamed is moved up now and then only.
-        if matches!(self.log, Log::Batches(_)) && is_due(&mut self.noted, self.wal.confirm_interval) {
-            self.keep_place()?;
-        }
-        Ok(())
+        self.confirm()?;
+        self.keep_on()
     }
 
     pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
@@ -254,8 +296,11 @@ impl Streaming {
         if let Some(blocked) = &mut self.blocked {
             blocked.add(&row);
         }
-        bury(&mut self.conn, row, reason)
+        // Commits might wait for this relay by now.
+        self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
+        bury(&mut self.conn, row, reason, self.standbys.are_seen())
             .map_err(|error| database_error("moving a record to the dead letters", error))?;
+        self.standbys.wait(&mut self.conn, &self.wal)?;
         self.settle(&[ticket])?;
         Ok((told.0, String::from_utf8_lossy(&told.1).into_owned()))
     }
@@ -273,19 +318,29 @@ impl Streaming {
     }
 
     fn keep_place(&mut self) -> Result<(), SourceError> {
-        let place = Place { start: self.window.confirmed(), part: self.window.part() };
-        if place != self.kept {
-            place
-                .keep(&mut self.conn, &self.wal.slot)
-                .map_err(|error| database_error("keeping up to where the log was sent", error))?;
-            self.kept = place;
-        }
+        let place = self.place();
+        if place == self.kept { Ok(()) } else { self.keep(place) }
+    }
+
+    fn place(&self) -> Place {
+        Place { start: self.window.confirmed(), part: self.window.part() }
+    }
+
+    fn keep(&mut self, place: Place) -> Result<(), SourceError> {
+        let mut keep = || {
+            let bound = self.told.bound_ahead(slot::end_of_log(&mut self.conn)?);
+            place.keep(&mut self.conn, &self.wal.slot, bound)?;
+            self.told.wrote(bound, slot::end_of_log(&mut self.conn)?);
+            QueryResult::Ok(())
+        };
+        keep().map_err(|error| database_error("keeping up to where the log was sent", error))?;
+        (self.kept, self.kept_at) = (place, Some(Instant::now()));
         Ok(())
     }
 
     pub(super) fn upkeep(&mut self, options: &SourceOptions) -> Result<Option<Lag>, SourceError> {
         if is_due(&mut self.stayed, STAY_INTERVAL) {
-            role::stay(&mut self.conn).map_err(|error| database_error("staying active", error))?;
+            self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
             self.keep_place()?;
         }
         let failed = |error| database_error("looking after the table and the slot", error);
@@ -339,16 +394,23 @@ impl Streaming {
 
     /// Keeps all that is known to be sent.
     pub(super) fn end(&mut self) {
-        self.log.handover().confirm(self.window.confirmed());
-        if let Err(error) = self.keep_place() {
+        let told = self.told.may_be(self.window.confirmed());
+        self.log.handover().confirm(told);
+        // What the server is told now is the last: a slot that is further is another one.
+        let kept = self.place().keep(&mut self.conn, &self.wal.slot, told);
+        if let Err(error) = kept {
             tracing::warn!(%error, "some events may be sent again");
         }
         if matches!(self.log, Log::Batches(_))
-            && let Err(error) = slot::move_up(&mut self.conn, &self.wal.slot, self.window.confirmed())
+            && let Err(error) = slot::move_up(&mut self.conn, &self.wal.slot, told)
         {
             tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");
         }
     }
+}
+
+fn staying_active(error: diesel::result::Error) -> SourceError {
+    database_error("staying active", error)
 }
 
 const CHUNK_BYTES: usize = 8 << 20;

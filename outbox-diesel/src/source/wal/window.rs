@@ -101,6 +101,11 @@ impl Window {
         self.next < self.received()
     }
 
+    /// The ticket of the next row to be given.
+    pub(super) fn next(&self) -> u64 {
+        self.next
+    }
+
     /// How many rows have come.
     pub(super) fn received(&self) -> u64 {
         self.first + self.rows.len() as u64
@@ -108,7 +113,14 @@ impl Window {
 
     /// The next row that was not given, or not settled since it was to be given again.
     pub(super) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
-        while let Some(received) = self.find(self.next) {
+        self.give_before(u64::MAX)
+    }
+
+    /// The same, if its ticket is below this one.
+    pub(super) fn give_before(&mut self, end: u64) -> Result<Option<StoredRow>, SourceError> {
+        while self.next < end
+            && let Some(received) = self.find(self.next)
+        {
             let ticket = self.next;
             let row = (!received.settled).then(|| received.insert.row(ticket)).transpose()?;
             self.next += 1;

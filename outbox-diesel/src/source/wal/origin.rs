@@ -1,0 +1,76 @@
+//! Whether the place that the table has is one of this server's log, and the slot the one that was read up to there. The table may
+//! come from elsewhere, as with a dump, and a slot may have been made anew under its name.
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Text};
+use diesel_outbox_core::SourceError;
+
+use super::options::WalOptions;
+use super::place::{Lsn, shown};
+use crate::source::database_error;
+use crate::statement::statement;
+
+/// Why a stored place or the slot is not to be trusted.
+pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<String>> {
+    type Row = (i64, i64, i64, bool, bool);
+    let row = Look::new(slot.to_owned()).get_result::<Row>(conn).optional()?;
+    let Some((start, end, confirmed, is_here, is_same)) = row else { return Ok(None) };
+    let is_beyond = start > end;
+    let [start, end, confirmed] = [start, end, confirmed].map(|lsn| shown(lsn.unsigned_abs()));
+    Ok(if is_beyond {
+        Some(format!("the log was sent up to {start}, which is beyond the end of this server's log, {end}"))
+    } else if !is_here {
+        Some(format!("it was on another server that the log was sent up to {start}"))
+    } else if !is_same {
+        Some(format!("it is at {confirmed}, where no relay has been: it was made anew"))
+    } else {
+        None
+    })
+}
+
+/// An error where there is a reason not to trust them.
+pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
+    let failed = |error| database_error("looking where the slot comes from", error);
+    match doubt(conn, &options.slot).map_err(failed)? {
+        Some(doubt) => Err(SourceError::lasting(format!(
+            "the replication slot `{}` is not the one from which this outbox was read: {doubt}. Events would be overlooked: run \
+             `outbox wal setup`, with the same names. It makes a new slot and sends what is not known to be sent, some of it \
+             perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",
+            options.slot
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Notes which server and slot this is, and a bound up to which the server may be told that all is sent: it is on the disk then.
+pub(super) fn note(conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
+    conn.transaction(|conn| {
+        conn.batch_execute("SET LOCAL synchronous_commit = local")?;
+        Note::new(bound as i64, slot.to_owned()).execute(conn)
+    })
+    .map(drop)
+}
+
+statement!(
+    Pg,
+    /// The stored place, the end of the log, the slot's place, whether the first is of this server, and whether the slot is the same:
+    /// its place is one that was told to it, or somebody else has read it since, as its statistics go on.
+    Look { slot: String => Text } -> (BigInt, BigInt, BigInt, Bool, Bool),
+    "SELECT (o.start_lsn - '0/0')::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint, \
+     (s.confirmed_flush_lsn - '0/0')::bigint, \
+     o.system_id IS NULL OR o.system_id = (SELECT system_identifier FROM pg_control_system()), \
+     o.bound_lsn IS NULL OR s.confirmed_flush_lsn <= o.bound_lsn OR coalesce(t.total_txns, 0) > 0 AND t.total_txns >= o.transactions \
+     FROM outbox_slot AS o JOIN pg_replication_slots AS s ON s.slot_name = o.slot \
+     LEFT JOIN pg_stat_replication_slots AS t ON t.slot_name = o.slot \
+     WHERE o.slot = ? AND s.confirmed_flush_lsn IS NOT NULL"
+);
+
+statement!(
+    Pg,
+    Note { bound: i64 => BigInt, slot: String => Text } -> BigInt,
+    "UPDATE outbox_slot SET system_id = (SELECT system_identifier FROM pg_control_system()), \
+     bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
+     coalesce((SELECT total_txns FROM pg_stat_replication_slots WHERE slot_name = slot), 0) WHERE slot = ?"
+);

@@ -1,0 +1,268 @@
+//! Synchronous standbys. The server lets the relay read a transaction before they have it, and a failover undoes one that they
+//! never got: its events are held back until they have it. The relay itself must not be one of them, as commits would wait for it.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, Text};
+use diesel_outbox_core::SourceError;
+
+use super::options::WalOptions;
+use super::place::{Lsn, shown};
+use crate::source::database_error;
+use crate::statement::statement;
+
+/// What the relay is called where standbys are named.
+const OWN_NAME: &str = "outbox relay";
+
+const PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// How long standbys may take before that is told, and how long the commit of a dead letter waits for them.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The setting `synchronous_standby_names`: so many of those named must have what is committed.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Names {
+    needed: usize,
+    includes_relay: bool,
+}
+
+impl Names {
+    /// Of `a, b`, `1 (a, b)`, `FIRST 1 (a, b)` and `ANY 1 (a, b)`, in any case; the server has looked at it.
+    fn of(setting: &str) -> Self {
+        let (head, list) = match setting.split_once('(') {
+            Some((head, list)) if !head.contains('"') => (head, list.trim_end().trim_end_matches(')')),
+            _ => ("1", setting),
+        };
+        let digits: String = head.chars().filter(char::is_ascii_digit).collect();
+        let mut names =
+            list.split(',').map(|name| name.trim().trim_matches('"')).filter(|name| !name.is_empty());
+        let needed = if list.trim().is_empty() { 0 } else { digits.parse().unwrap_or(1) };
+        Self { needed, includes_relay: names.any(|name| name == "*" || name.eq_ignore_ascii_case(OWN_NAME)) }
+    }
+}
+
+/// What is held back for them.
+#[derive(Debug, Default)]
+pub(super) struct Standbys {
+    /// How many of them must have an event's transaction; none where nothing is held back.
+    needed: usize,
+    /// Rows with a lower ticket need not be held back any more.
+    released: u64,
+    /// Rows with a lower ticket need not be either when the standbys have the log up to there.
+    next: Option<(u64, Lsn)>,
+    looked: Option<Instant>,
+    pause: Duration,
+    /// Since when something is held back.
+    since: Option<Instant>,
+    warned: bool,
+}
+
+impl Standbys {
+    /// Looks for them, and says what is to be done where the relay cannot wait for them by itself.
+    pub(super) fn begin(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
+        let mut standbys = Self::default();
+        let found = standbys.look_again(conn, options, 0)?;
+        if found.names.needed == 0 {
+            return Ok(standbys);
+        }
+        if found.version >= 170_000 && found.slots.is_empty() {
+            tracing::warn!(
+                slot = options.slot,
+                "synchronous_standby_names is set and synchronized_standby_slots is not: after a failover the copy of the \
+                 slot may be ahead of the new server; set synchronized_standby_slots to the slots of the standbys"
+            );
+        }
+        if !found.is_visible && found.slots.is_empty() {
+            tracing::warn!(
+                slot = options.slot,
+                "the relay cannot see how far the synchronous standbys are: it may send an event whose transaction is undone \
+                 by a failover; run GRANT pg_read_all_stats TO {}",
+                found.role
+            );
+        }
+        Ok(standbys)
+    }
+
+    /// Looks whether they are still the same; rows that were not given by now, from this ticket on, are held back then.
+    pub(super) fn look_again(
+        &mut self,
+        conn: &mut PgConnection,
+        options: &WalOptions,
+        next: u64,
+    ) -> Result<Found, SourceError> {
+        let found = Found::look(conn, options)?;
+        let needed = if found.is_visible { found.names.needed } else { 0 };
+        if self.needed == 0 {
+            self.released = next;
+        }
+        self.needed = needed;
+        Ok(found)
+    }
+
+    /// Rows from this ticket on are not to be given.
+    pub(super) fn released(&self) -> u64 {
+        if self.needed == 0 { u64::MAX } else { self.released }
+    }
+
+    /// Whether the row with the ticket `next` may be given, now or within this time. So many were received.
+    pub(super) fn let_go(
+        &mut self,
+        conn: &mut PgConnection,
+        (next, received): (u64, u64),
+        limit: Duration,
+    ) -> Result<bool, SourceError> {
+        let until = Instant::now() + limit;
+        while next >= self.released() {
+            let pause =
+                self.looked.map_or(Duration::ZERO, |looked| self.pause.saturating_sub(looked.elapsed()));
+            if !pause.is_zero() {
+                if Instant::now() + pause > until {
+                    thread::sleep(until.saturating_duration_since(Instant::now()));
+                    return Ok(false);
+                }
+                thread::sleep(pause);
+            }
+            self.look(conn, received)?;
+        }
+        Ok(true)
+    }
+
+    fn look(&mut self, conn: &mut PgConnection, received: u64) -> Result<(), SourceError> {
+        let reached = Reached::look(conn, self.needed)?;
+        self.looked = Some(Instant::now());
+        // What was received lies before the end of what is on the disk here.
+        let (tickets, end) = *self.next.get_or_insert((received, reached.end));
+        if reached.standbys.is_some_and(|standbys| standbys >= end) {
+            if self.warned {
+                tracing::info!("the synchronous standbys have caught up");
+            }
+            self.released = tickets;
+            (self.next, self.since, self.warned, self.pause) = (None, None, false, PAUSE);
+            return Ok(());
+        }
+        self.pause = (self.pause * 5 / 4).clamp(PAUSE, LONGEST_PAUSE);
+        let since = *self.since.get_or_insert_with(Instant::now);
+        if since.elapsed() >= PATIENCE && !self.warned {
+            self.warned = true;
+            tracing::warn!(
+                awaited = shown(end),
+                confirmed = reached.standbys.map_or_else(|| "nothing".to_owned(), shown),
+                "events are held back, as the synchronous standbys do not have their transactions; commits wait for them too"
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until they have all that is committed by now, where the relay waits for them.
+    pub(super) fn wait(&self, conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
+        if self.needed == 0 {
+            return Ok(());
+        }
+        let (began, end) = (Instant::now(), Reached::look(conn, self.needed)?.end);
+        loop {
+            // That they are others now, or none, is noticed too.
+            let needed = Found::look(conn, options)?.names.needed;
+            if needed == 0 || Reached::look(conn, needed)?.standbys.is_some_and(|standbys| standbys >= end) {
+                return Ok(());
+            }
+            if began.elapsed() >= PATIENCE {
+                return Err(SourceError::new(format!(
+                    "a dead letter was written, but the synchronous standbys did not have it within {PATIENCE:?}"
+                )));
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    /// Whether what is committed is to wait for them by itself, as it cannot be seen how far they are.
+    pub(super) fn are_seen(&self) -> bool {
+        self.needed > 0
+    }
+}
+
+pub(super) struct Found {
+    names: Names,
+    version: i64,
+    /// The setting `synchronized_standby_slots`.
+    slots: String,
+    is_visible: bool,
+    role: String,
+}
+
+impl Found {
+    /// An error where commits wait for the relay, or would.
+    pub(super) fn look(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
+        type Row = (String, i64, String, bool, String, bool);
+        let (setting, version, slots, is_visible, role, is_standby) = Look::new(options.slot.clone())
+            .get_result::<Row>(conn)
+            .map_err(|error| database_error("looking for synchronous standbys", error))?;
+        let names = Names::of(&setting);
+        if is_standby || names.includes_relay {
+            return Err(SourceError::lasting(format!(
+                "synchronous_standby_names is `{setting}`, so that commits wait for this relay as for a standby, and its own for \
+                 itself: write the names of the standbys there (their application_name), without `*` and `{OWN_NAME}`, and \
+                 run SELECT pg_reload_conf(). Nothing is lost meanwhile, but commits may wait until then"
+            )));
+        }
+        Ok(Self { names, version, slots, is_visible, role })
+    }
+}
+
+struct Reached {
+    /// Up to where the log is on the disk here.
+    end: Lsn,
+    /// Up to where as many standbys have it as are needed.
+    standbys: Option<Lsn>,
+}
+
+impl Reached {
+    fn look(conn: &mut PgConnection, needed: usize) -> Result<Self, SourceError> {
+        let (end, standbys) = Flushed::new()
+            .get_result::<(i64, Vec<i64>)>(conn)
+            .map_err(|error| database_error("looking how far the synchronous standbys are", error))?;
+        // By priority those that count are as many as are needed; of a quorum the others may be behind.
+        let standbys =
+            needed.checked_sub(1).and_then(|last| standbys.get(last)).map(|lsn| lsn.unsigned_abs());
+        Ok(Self { end: end.unsigned_abs(), standbys })
+    }
+}
+
+statement!(
+    Pg,
+    Look { slot: String => Text } -> (Text, BigInt, Text, Bool, Text, Bool),
+    "SELECT current_setting('synchronous_standby_names'), current_setting('server_version_num')::bigint, \
+     coalesce(current_setting('synchronized_standby_slots', true), ''), pg_has_role('pg_read_all_stats', 'USAGE'), \
+     quote_ident(current_user), EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_replication AS r \
+     ON r.pid = s.active_pid WHERE s.slot_name = ? AND r.sync_priority > 0)"
+);
+
+statement!(
+    Pg,
+    Flushed {} -> (BigInt, Array<BigInt>),
+    "SELECT (pg_current_wal_flush_lsn() - '0/0')::bigint, ARRAY(SELECT (flush_lsn - '0/0')::bigint FROM pg_stat_replication \
+     WHERE sync_state IN ('sync', 'quorum') AND flush_lsn IS NOT NULL ORDER BY flush_lsn DESC)"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_setting_says_how_many_are_needed_and_whether_the_relay_is_among_them() {
+        for (setting, needed, includes_relay) in [
+            ("", 0, false),
+            ("a, \"b c\"", 1, false),
+            ("FIRST 2 (a, b, c)", 2, false),
+            ("any 3 (a,b,c,d)", 3, false),
+            ("2(a, b)", 2, false),
+            ("*", 1, true),
+            ("ANY 2 (a, \"Outbox Relay\")", 2, true),
+            ("FIRST 1 (\"*\")", 1, true),
+        ] {
+            assert_eq!(Names::of(setting), Names { needed, includes_relay }, "{setting}");
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! The place from which the write-ahead log is read: it is kept while a transaction is being sent, and it is not trusted where it
+//! is of another server or another slot.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox::source::wal::WalOptions;
+use diesel_outbox::{Emit, Record};
+use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
+use diesel_outbox_relay::Relay;
+use outbox_tests::load::{count, log_relay, migrated, migrated_on, new_topic, stop, wal, write};
+use outbox_tests::{Database, Kafka, Postgres, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Acknowledges one record after the other, with a pause before each until it is to be quick.
+struct SlowAndSteady {
+    in_flight: VecDeque<u64>,
+    acknowledged: Instant,
+    is_quick: Arc<AtomicBool>,
+}
+
+const PAUSE: Duration = Duration::from_millis(50);
+
+impl Publisher for SlowAndSteady {
+    fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+        self.in_flight.push_back(ticket);
+        Ok(())
+    }
+
+    fn acknowledgements(
+        &mut self,
+        wait: Duration,
+        acknowledgements: &mut Vec<Acknowledgement>,
+    ) -> Result<(), PublisherError> {
+        std::thread::sleep(wait.min(PAUSE));
+        let is_quick = self.is_quick.load(Ordering::Relaxed);
+        if is_quick || self.acknowledged.elapsed() >= PAUSE {
+            self.acknowledged = Instant::now();
+            let due = if is_quick { self.in_flight.len() } else { self.in_flight.len().min(1) };
+            let durable = |ticket| Acknowledgement { ticket, outcome: Outcome::Durable };
+            acknowledgements.extend(self.in_flight.drain(..due).map(durable));
+        }
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        self.in_flight.clear();
+    }
+
+    fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+        Ok(())
+    }
+}
+
+/// Else all of it would be sent again where the relay ends in the middle, and the server would end a session that asks nothing.
+#[test]
+fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
+    let database = migrated();
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    let events: Vec<Record> = (0..1_500).map(|n| Record::new("order", "1", n.to_string())).collect();
+    conn.transaction(|c| c.emit_all(&events)).unwrap();
+    let is_quick = Arc::new(AtomicBool::new(false));
+    let is_quick_there = is_quick.clone();
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    let relay = Relay::wal(database.url(), options)
+        .publisher(move || {
+            let (in_flight, acknowledged) = (VecDeque::new(), Instant::now());
+            let is_quick = is_quick_there.clone();
+            Ok(Box::new(SlowAndSteady { in_flight, acknowledged, is_quick }) as Box<dyn Publisher>)
+        })
+        .spawn()
+        .unwrap();
+    let is_kept = |conn: &mut PgConnection, sent: usize| {
+        eventually("a part to be kept", Duration::from_secs(10), || {
+            (count(conn, &format!("outbox_slot WHERE sent > {sent}")) == 1).then_some(())
+        });
+    };
+    is_kept(conn, 0);
+    // And again, which is the same pass still.
+    is_kept(conn, 50);
+    is_quick.store(true, Ordering::Relaxed);
+    eventually("all to be sent", PATIENCE, || {
+        (count(conn, "outbox_slot WHERE sent = 0 AND commit_lsn IS NULL") == 1).then_some(())
+    });
+    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+}
+
+/// The slot is made as somebody does who finds that there is none.
+fn make_slot_by_hand(database: &Database<'_>) {
+    let make = format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", database.name());
+    database.connect().batch_execute(&make).unwrap();
+}
+
+fn copy_of_table(from: &Database<'_>, to: &Database<'_>, table: &str) {
+    let read = format!("(SELECT coalesce(json_agg(t), '[]')::text FROM {table} AS t)");
+    let rows: String =
+        diesel::select(diesel::dsl::sql::<Text>(&read)).get_result(&mut from.connect()).unwrap();
+    let conn = &mut to.connect();
+    conn.batch_execute(&format!("DELETE FROM {table}")).unwrap();
+    diesel::sql_query(format!(
+        "INSERT INTO {table} SELECT * FROM json_populate_recordset(NULL::{table}, $1::json)"
+    ))
+    .bind::<Text, _>(rows)
+    .execute(conn)
+    .unwrap();
+}
+
+/// As a dump does it.
+fn move_to(from: &Database<'_>, to: &Database<'_>) {
+    for table in ["outbox", "outbox_shard", "outbox_slot"] {
+        copy_of_table(from, to, table);
+    }
+    let rename = format!("UPDATE outbox_slot SET slot = '{}'", to.name());
+    let go_on = "SELECT setval('outbox_seq_seq', (SELECT max(seq) FROM outbox))";
+    to.connect().batch_execute(&format!("{rename}; {go_on}")).unwrap();
+    let publication = "CREATE PUBLICATION outbox FOR TABLE outbox WITH (publish = 'insert')";
+    to.connect().batch_execute(publication).unwrap();
+}
+
+/// Follows the advice of a relay that refuses to work, and looks that all of these arrive.
+fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, committed: &BTreeSet<String>) {
+    let topic = new_topic("advised");
+    let refused = log_relay(database, &topic);
+    let advice = refused.wait_for_line("why it refuses", PATIENCE, |line| line.contains(reason));
+    assert_eq!(refused.wait(PATIENCE).code(), Some(1));
+    let command = advice.split('`').find(|part| part.starts_with("outbox wal ")).expect("a command");
+    wal(database, command.trim_start_matches("outbox wal "));
+    let relay = log_relay(database, &topic);
+    let arrived = || -> BTreeSet<String> {
+        let received = Kafka::shared().read_all(&topic);
+        received.iter().map(|event| event.header("id").unwrap().to_owned()).collect()
+    };
+    eventually("all events", PATIENCE, || committed.is_subset(&arrived()).then_some(()));
+    stop(&relay);
+}
+
+/// What was sent by a relay, and what was not and waits in the table.
+fn sent_and_unsent(database: &Database<'_>) -> BTreeSet<String> {
+    let topic = new_topic("before");
+    let counter = Kafka::shared().counter(&topic);
+    let conn = &mut database.connect();
+    let relay = log_relay(database, &topic);
+    write(conn, 0, 1, 10, 50);
+    eventually("the first events", PATIENCE, || (counter.count() >= 50).then_some(()));
+    stop(&relay);
+    write(conn, 0, 1, 10, 20)
+}
+
+#[test]
+fn a_place_beyond_the_end_of_the_log_is_refused_with_advice_that_loses_nothing() {
+    let (source, target) = (migrated(), Postgres::start(15));
+    source
+        .connect()
+        .batch_execute("SELECT pg_logical_emit_message(false, 'x', 'y'), pg_switch_wal()")
+        .unwrap();
+    source
+        .connect()
+        .batch_execute("SELECT pg_logical_emit_message(false, 'x', 'y'), pg_switch_wal()")
+        .unwrap();
+    wal(&source, "setup");
+    let mut committed = sent_and_unsent(&source);
+    let target = migrated_on(&target);
+    move_to(&source, &target);
+    make_slot_by_hand(&target);
+    committed.extend(write(&mut target.connect(), 0, 1, 10, 10));
+    is_refused_and_all_arrives_after(&target, "beyond the end", &committed);
+}
+
+#[test]
+fn a_place_of_another_server_is_refused_with_advice_that_loses_nothing() {
+    let (source, target) = (Postgres::start(15), Postgres::shared());
+    let (source, target) = (migrated_on(&source), migrated_on(target));
+    wal(&source, "setup");
+    let mut committed = sent_and_unsent(&source);
+    move_to(&source, &target);
+    eventually("the log to be longer", PATIENCE, || {
+        let longer = "SELECT pg_logical_emit_message(false, 'x', 'y'), pg_switch_wal()";
+        target.connect().batch_execute(longer).unwrap();
+        let is_longer = "outbox_slot WHERE start_lsn < pg_current_wal_lsn()";
+        (count(&mut target.connect(), is_longer) == 1).then_some(())
+    });
+    make_slot_by_hand(&target);
+    committed.extend(write(&mut target.connect(), 0, 1, 10, 10));
+    is_refused_and_all_arrives_after(&target, "another server", &committed);
+}
+
+#[test]
+fn a_slot_that_was_made_anew_by_hand_is_refused_with_advice_that_loses_nothing() {
+    let database = migrated();
+    wal(&database, "setup");
+    let mut committed = sent_and_unsent(&database);
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", database.name());
+    database.connect().batch_execute(&drop).unwrap();
+    make_slot_by_hand(&database);
+    committed.extend(write(&mut database.connect(), 0, 1, 10, 10));
+    is_refused_and_all_arrives_after(&database, "made anew", &committed);
+}

@@ -1,0 +1,101 @@
+//! A relay that reads the write-ahead log of a server with synchronous standbys.
+
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_outbox::{Emit, Record};
+use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, wal};
+use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn connect_without_waiting(database: &Database<'_>) -> PgConnection {
+    let mut conn = database.connect();
+    conn.batch_execute("SET synchronous_commit = local").unwrap();
+    conn
+}
+
+fn set_names(conn: &mut PgConnection, names: &str) {
+    conn.batch_execute(&format!("ALTER SYSTEM SET synchronous_standby_names = '{names}'")).unwrap();
+    conn.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let is_set = format!("pg_settings WHERE name = 'synchronous_standby_names' AND setting = '{names}'");
+    eventually("the setting", PATIENCE, || (count(conn, &is_set) == 1).then_some(()));
+}
+
+fn is_refused(relay: &Process) {
+    relay.wait_for_line("what to do", PATIENCE, |line| line.contains("synchronous_standby_names"));
+    assert_eq!(relay.wait(PATIENCE).code(), Some(1));
+}
+
+#[test]
+fn a_server_whose_commits_would_wait_for_the_relay_is_refused() {
+    let postgres = Postgres::start(15);
+    let database = migrated_on(&postgres);
+    wal(&database, "setup");
+    let conn = &mut connect_without_waiting(&database);
+    for names in ["*", "FIRST 1 (other, \"outbox relay\")"] {
+        set_names(conn, names);
+        is_refused(&log_relay(&database, &new_topic("waits")));
+    }
+}
+
+/// It is noticed before the dead letter is written, whose commit would wait for the relay, and the relay for it.
+#[test]
+fn a_relay_that_becomes_a_synchronous_standby_stops_before_it_waits_for_itself() {
+    let postgres = Postgres::start(15);
+    let database = migrated_on(&postgres);
+    wal(&database, "setup");
+    let conn = &mut connect_without_waiting(&database);
+    let topic = new_topic("becomes");
+    let counter = Kafka::shared().counter(&topic);
+    let slot = ["--source", "wal", "--slot", database.name()];
+    let log = relay(&database, "{aggregatetype}", &[&slot[..], &["--allow-topics", &topic]].concat());
+    conn.transaction(|c| c.emit(&Record::new(&topic, "1", "Placed"))).unwrap();
+    eventually("the first event", PATIENCE, || (counter.count() >= 1).then_some(()));
+    set_names(conn, "*");
+    conn.transaction(|c| c.emit(&Record::new("not_allowed", "1", "Placed"))).unwrap();
+    is_refused(&log);
+}
+
+#[test]
+fn an_event_whose_transaction_a_failover_undoes_is_not_sent() {
+    let (primary, standby) = Postgres::start_pair(15);
+    let database = migrated_on(&primary);
+    wal(&database, "setup");
+    set_names(&mut connect_without_waiting(&database), "standby");
+    let topic = new_topic("failover");
+    let counter = Kafka::shared().counter(&topic);
+    let _relay = log_relay(&database, &topic);
+    let emit = |conn: &mut PgConnection, n: usize| {
+        conn.transaction(|c| c.emit(&Record::new("order", "1", n.to_string())))
+    };
+    emit(&mut database.connect(), 1).unwrap();
+    eventually("the first event", PATIENCE, || (counter.count() >= 1).then_some(()));
+    standby.crash();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| emit(&mut database.connect(), 2));
+        let conn = &mut connect_without_waiting(&database);
+        eventually("the commit to wait", PATIENCE, || {
+            (count(conn, "pg_stat_activity WHERE wait_event = 'SyncRep'") == 1).then_some(())
+        });
+        // The relay has the second event by then, and many times the time that it takes.
+        let has_got_it = "pg_stat_replication WHERE application_name = 'outbox relay' \
+                          AND sent_lsn >= pg_current_wal_flush_lsn()";
+        eventually("the relay to have it", PATIENCE, || (count(conn, has_got_it) == 1).then_some(()));
+        for _ in 0..100 {
+            count(conn, "pg_sleep(0.01)");
+        }
+        primary.crash();
+        assert!(waiting.join().unwrap().is_err());
+    });
+    standby.restart();
+    let conn = &mut standby.connect();
+    conn.batch_execute("SELECT pg_promote()").unwrap();
+    let url = format!("{}/{}", standby.url().trim_end_matches("/postgres"), database.name());
+    let conn = &mut PgConnection::establish(&url).unwrap();
+    for event in Kafka::shared().read_all(&topic) {
+        let id = event.header("id").unwrap();
+        assert_eq!(count(conn, &format!("outbox WHERE id = '{id}'")), 1, "{id} was sent and is gone");
+    }
+}
