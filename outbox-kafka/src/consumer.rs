@@ -44,7 +44,9 @@
 //! - **The database is away**, refuses the connection or the inbox, or cuts the connection while the handler is at work:
 //!   this is not the record's fault and does not count as a try. The consumer connects again, for as long as it takes,
 //!   and stays in its group.
-//! - **The header `id` or `eventType` is missing or wrong**: the record goes to the dead-letter topic.
+//! - **The header `id` or `eventType` is missing or wrong**, or a header's name is not UTF-8: the record goes to the
+//!   dead-letter topic. rdkafka panics at such a name; the consumer catches that, and Rust prints it. In a program with `panic = "abort"`
+//!   it ends the process, as a handler's panic does: keep such names off the topics then.
 //! - **The dead-letter topic does not take a record**: the partition waits, and an error is logged, until it does.
 //!   Nothing is ever dropped.
 //!
@@ -52,7 +54,8 @@
 //! A dead letter has the key, the payload and the headers of the record, and besides them `outbox-error` (the reason),
 //! `outbox-topic`, `outbox-partition`, `outbox-offset` and `outbox-timestamp` (where and when the record was, the last in
 //! milliseconds since 1970) and `outbox-consumer` (the consumer's name). To try it again, send it to its topic as it is:
-//! the inbox has not noted its id.
+//! the inbox has not noted its id. If the dead-letter topic has no room for these headers the dead letter goes without them, and
+//! the log says so. It is compressed with gzip, unless `compression.type` is set.
 //!
 //! # Time
 //! A handler must be done within `max.poll.interval.ms` (5 minutes by default), or Kafka gives the partitions to others
@@ -69,6 +72,7 @@ mod error;
 mod group;
 mod handle;
 mod handlers;
+mod headers;
 mod held;
 mod received;
 mod worker;

@@ -3,6 +3,7 @@
 mod cluster;
 mod count;
 mod local;
+mod raw;
 mod read;
 
 use std::env;
@@ -24,6 +25,7 @@ use crate::wait::eventually_ok;
 
 pub use cluster::Cluster;
 pub use count::Counter;
+pub use raw::RawRecord;
 pub use read::Received;
 
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";

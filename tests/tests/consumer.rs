@@ -4,6 +4,8 @@
 mod asynchronous;
 #[path = "consumer/bench.rs"]
 mod bench;
+#[path = "consumer/bytes.rs"]
+mod bytes;
 #[path = "consumer/failures.rs"]
 mod failures;
 #[path = "consumer/outages.rs"]

@@ -7,11 +7,12 @@ use rdkafka::Message;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::{DeliveryResult, Header, Headers, OwnedHeaders, OwnedMessage};
+use rdkafka::message::{DeliveryResult, Header, OwnedHeaders, OwnedMessage};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
+use super::headers;
 use crate::log::log;
 
 /// The headers that a dead letter has besides the record's own.
@@ -37,6 +38,10 @@ impl DeadLetters {
     /// `topic` may hold `{topic}` for the topic the record came from.
     pub(super) fn new(mut config: ClientConfig, topic: String, consumer: String) -> KafkaResult<Self> {
         config.set("acks", "all").set("message.timeout.ms", "10000").set("message.max.bytes", "1000000000");
+        if config.get("compression.type").or(config.get("compression.codec")).is_none() {
+            // A record that its producer had compressed is to fit again.
+            config.set("compression.type", "gzip");
+        }
         Ok(Self { producer: config.create_with_context(Delivery::default())?, topic, consumer })
     }
 
@@ -45,24 +50,30 @@ impl DeadLetters {
         topic_of(&self.topic, of)
     }
 
-    /// Sends the record to its dead-letter topic and waits until it is durable there.
+    /// Sends the record to its dead-letter topic and waits until it is durable there. One that is as large as the topic allows
+    /// goes without our headers.
     ///
     /// # Errors
     /// What to tell the operator; trying again later may help.
-    pub(super) fn send(&self, message: &OwnedMessage, reason: &str) -> Result<(), String> {
+    pub(super) fn send(&self, message: &OwnedMessage, readable: bool, reason: &str) -> Result<(), String> {
         let topic = self.topic(message.topic());
-        let mut record = BaseRecord::<[u8], [u8]>::to(&topic).headers(self.headers(message, reason));
-        record.key = message.key();
-        record.payload = message.payload();
-        let outcome = match self.producer.send(record) {
-            Ok(()) => loop {
-                if let Some(outcome) = self.producer.context().take() {
-                    break outcome;
-                }
-                self.producer.poll(Duration::from_millis(100));
-            },
-            Err((error, _)) => Err(error),
-        };
+        let own = headers::without(message, &HEADERS, readable);
+        let mut outcome = self.deliver(&topic, message, self.with_ours(own.clone(), message, reason));
+        if let Err(error) = &outcome
+            && error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge)
+        {
+            outcome = self.deliver(&topic, message, own);
+            if outcome.is_ok() {
+                warn!(
+                    topic = message.topic(),
+                    partition = message.partition(),
+                    offset = message.offset(),
+                    to = topic,
+                    "the dead letter lacks the headers that say why it is one and where it was: the dead-letter topic has no \
+                     room for them; raise its `max.message.bytes` above that of the topic"
+                );
+            }
+        }
         outcome.map_err(|error| match error.rdkafka_error_code() {
             Some(Code::UnknownTopic | Code::UnknownTopicOrPartition | Code::MessageTimedOut) => format!(
                 "the dead-letter topic `{topic}` does not take the record ({error}): create it if it is missing, or \
@@ -80,11 +91,20 @@ impl DeadLetters {
         })
     }
 
-    fn headers(&self, message: &OwnedMessage, reason: &str) -> OwnedHeaders {
-        // A record that was brought back from the dead letters has these already.
-        let own = message.headers().into_iter().flat_map(Headers::iter);
-        let own = own.filter(|header| !HEADERS.contains(&header.key));
-        let headers = own.fold(OwnedHeaders::new(), OwnedHeaders::insert);
+    fn deliver(&self, topic: &str, message: &OwnedMessage, headers: OwnedHeaders) -> KafkaResult<()> {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).headers(headers);
+        record.key = message.key();
+        record.payload = message.payload();
+        self.producer.send(record).map_err(|(error, _)| error)?;
+        loop {
+            if let Some(outcome) = self.producer.context().take() {
+                return outcome;
+            }
+            self.producer.poll(Duration::from_millis(100));
+        }
+    }
+
+    fn with_ours(&self, headers: OwnedHeaders, message: &OwnedMessage, reason: &str) -> OwnedHeaders {
         let error: String = reason.chars().take(ERROR_LIMIT).collect();
         let timestamp = message.timestamp().to_millis().map(|ms| ms.to_string());
         let values = [

@@ -4,6 +4,7 @@ use std::time::Instant;
 use rdkafka::Message;
 use rdkafka::message::OwnedMessage;
 
+use super::headers;
 use super::received::{Received, identity};
 
 /// A topic and the number of one of its partitions.
@@ -21,14 +22,22 @@ pub(super) struct Item {
 /// What is to be done with a record.
 pub(super) enum Task {
     Handle(Received),
-    DeadLetter { message: OwnedMessage, reason: String },
+    /// `readable`: whether its headers can be read.
+    DeadLetter {
+        message: OwnedMessage,
+        readable: bool,
+        reason: String,
+    },
 }
 
 impl Item {
     pub(super) fn new(message: OwnedMessage) -> Self {
-        let task = match identity(&message) {
-            Ok(identity) => Task::Handle(Received::new(message, identity)),
-            Err(reason) => Task::DeadLetter { message, reason: reason.to_owned() },
+        let task = match headers::check(&message) {
+            Ok(()) => match identity(&message) {
+                Ok(identity) => Task::Handle(Received::new(message, identity)),
+                Err(reason) => Task::DeadLetter { message, readable: true, reason: reason.to_owned() },
+            },
+            Err(reason) => Task::DeadLetter { message, readable: false, reason },
         };
         Self { task, tries: 0, failures: 0 }
     }
@@ -42,11 +51,11 @@ impl Item {
 
     /// The same record, to be sent to the dead letters for this reason.
     pub(super) fn into_dead_letter(self, reason: String) -> Self {
-        let message = match self.task {
-            Task::Handle(received) => received.into_message(),
-            Task::DeadLetter { message, .. } => message,
+        let (message, readable) = match self.task {
+            Task::Handle(received) => (received.into_message(), true),
+            Task::DeadLetter { message, readable, .. } => (message, readable),
         };
-        Self { task: Task::DeadLetter { message, reason }, tries: 0, failures: self.failures }
+        Self { task: Task::DeadLetter { message, readable, reason }, tries: 0, failures: self.failures }
     }
 
     pub(super) fn partition(&self) -> Partition {

@@ -8,6 +8,8 @@ use rdkafka::message::{Headers, OwnedMessage};
 use serde::de::DeserializeOwned;
 use uuid::Uuid;
 
+use super::headers;
+
 /// A record as it was received from Kafka.
 pub struct Received {
     message: OwnedMessage,
@@ -73,7 +75,7 @@ impl Received {
 
     /// The value of the first header of this name, where it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
-        header(&self.message, name)
+        headers::text(&self.message, name)
     }
 
     /// All headers in their order, `id` and `eventType` among them.
@@ -116,22 +118,24 @@ impl fmt::Debug for Received {
     }
 }
 
-/// The id and the event type that the message's headers tell, or what it lacks to be a record.
+/// The id and the event type that the message's headers tell, which have been [checked](headers::check), or what it lacks to
+/// be a record.
 pub(super) fn identity(message: &OwnedMessage) -> Result<(Uuid, String), &'static str> {
-    let id = header(message, wire::ID_HEADER)
+    if message.headers().is_none() {
+        return Err(
+            "the header `id` is missing: the record has no headers, or more than the 100,000 that librdkafka \
+                    reads, which the dead letter lacks",
+        );
+    }
+    let id = headers::text(message, wire::ID_HEADER)
         .ok_or("the header `id` is missing or not text: duplicates could not be recognised")?
         .parse()
         .map_err(|_| "the header `id` is not a UUID: duplicates could not be recognised")?;
-    let event_type = header(message, wire::EVENT_TYPE_HEADER).ok_or(
+    let event_type = headers::text(message, wire::EVENT_TYPE_HEADER).ok_or(
         "the header `eventType` is missing or not text; Debezium adds it with \
          `table.fields.additional.placement=type:header:eventType`",
     )?;
     Ok((id, event_type.to_owned()))
-}
-
-fn header<'a>(message: &'a OwnedMessage, name: &str) -> Option<&'a str> {
-    let header = message.headers()?.iter().find(|header| header.key == name)?;
-    str::from_utf8(header.value?).ok()
 }
 
 /// The record can never be handled, however often it is tried. A handler returns it to send the record to the dead

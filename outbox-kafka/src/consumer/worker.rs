@@ -18,6 +18,8 @@ use super::{ConsumerError, Received, Rejected};
 const STOP_WAIT: Duration = Duration::from_millis(100);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 const MOST_SKIPPED: usize = 1_000;
+/// In bytes: the longest that an outbox can hold.
+const LONGEST_SKIPPED: usize = 4 * 255;
 
 /// The consumer at work: one record at a time, in the order in which each partition has them.
 pub(super) struct Worker<C, H> {
@@ -93,7 +95,9 @@ impl<C, H: Handler<C>> Worker<C, H> {
         item.tries = item.tries.saturating_add(1);
         let outcome = match &item.task {
             Task::Handle(received) => self.handle(received, item.tries, &mut item.failures),
-            Task::DeadLetter { message, reason } => self.dead_letter(message, reason, item.tries),
+            Task::DeadLetter { message, readable, reason } => {
+                self.dead_letter(message, *readable, reason, item.tries)
+            }
         };
         let partition = item.partition();
         match outcome {
@@ -119,8 +123,9 @@ impl<C, H: Handler<C>> Worker<C, H> {
         let Some(handler) = self.handlers.find(event_type) else {
             return match self.options.unknown_types {
                 UnknownTypes::Skip => {
-                    let first =
-                        self.skipped.len() < MOST_SKIPPED && self.skipped.insert(event_type.to_owned());
+                    let first = self.skipped.len() < MOST_SKIPPED
+                        && event_type.len() <= LONGEST_SKIPPED
+                        && self.skipped.insert(event_type.to_owned());
                     if first {
                         info!(
                             "there is no handler for the event type `{event_type}`: its records are skipped"
@@ -158,9 +163,9 @@ impl<C, H: Handler<C>> Worker<C, H> {
         Outcome::TryAgain { wait }
     }
 
-    fn dead_letter(&self, message: &OwnedMessage, reason: &str, tries: u32) -> Outcome {
+    fn dead_letter(&self, message: &OwnedMessage, readable: bool, reason: &str, tries: u32) -> Outcome {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-        match self.dead_letters.send(message, reason) {
+        match self.dead_letters.send(message, readable, reason) {
             Ok(()) => {
                 error!(
                     topic,

@@ -1,10 +1,11 @@
 //! Reading back what a topic holds.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::{BorrowedMessage, Headers};
+use rdkafka::message::{BorrowedHeaders, BorrowedMessage, Header, Headers};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka::{Message, Offset, TopicPartitionList};
 
@@ -23,7 +24,7 @@ pub struct Received {
     pub key: Option<Vec<u8>>,
     /// Its value; none is a tombstone.
     pub payload: Option<Vec<u8>>,
-    /// Its headers in order.
+    /// Its headers in order. One whose name is not text is `("?", None)`.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// When it was made, in milliseconds since 1970.
     pub timestamp: Option<i64>,
@@ -49,14 +50,23 @@ impl Received {
 
 impl From<&BorrowedMessage<'_>> for Received {
     fn from(message: &BorrowedMessage<'_>) -> Self {
-        let headers = message.headers().into_iter().flat_map(|headers| headers.iter());
+        let header = |headers: &BorrowedHeaders, position| {
+            // A name that is not text is a panic of rdkafka's.
+            let read = AssertUnwindSafe(|| {
+                let Header { key, value } = headers.get(position);
+                (key.to_owned(), value.map(<[u8]>::to_vec))
+            });
+            catch_unwind(read).unwrap_or_else(|_| ("?".to_owned(), None))
+        };
+        let headers = message.headers();
         Self {
             partition: message.partition(),
             offset: message.offset(),
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
             headers: headers
-                .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                .into_iter()
+                .flat_map(|headers| (0..headers.count()).map(move |position| header(headers, position)))
                 .collect(),
             timestamp: message.timestamp().to_millis(),
         }

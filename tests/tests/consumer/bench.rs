@@ -216,11 +216,16 @@ impl<'a> Bench<'a> {
         committed.elements().iter().map(|element| offset(element.offset())).collect()
     }
 
-    #[track_caller]
-    pub(crate) fn wait_until_all_is_committed(&self) {
+    /// The offset after the last record of each partition.
+    pub(crate) fn ends(&self) -> Vec<i64> {
         let consumer: BaseConsumer = self.kafka.client().create().unwrap();
         let end = |partition| consumer.fetch_watermarks(&self.topic, partition, PATIENCE).unwrap().1;
-        let ends: Vec<i64> = (0..self.partitions).map(end).collect();
+        (0..self.partitions).map(end).collect()
+    }
+
+    #[track_caller]
+    pub(crate) fn wait_until_all_is_committed(&self) {
+        let ends = self.ends();
         eventually_ok("all offsets to be committed", PATIENCE, || {
             let committed = self.committed();
             if committed == ends { Ok(()) } else { Err(format!("{committed:?} of {ends:?}")) }
