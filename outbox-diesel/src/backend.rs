@@ -106,10 +106,12 @@ impl<'a> InsertMark<'a> {
     }
 }
 
-/// Deletes some of the inbox's rows that are older than retention.
+/// Deletes some of the inbox's rows that are older than retention, the oldest first.
 pub struct PruneMarks<'a> {
     pub(crate) consumer: &'a str,
     pub(crate) retention_seconds: f64,
+    /// Rows older than this are passed over.
+    pub(crate) oldest_seconds: f64,
     pub(crate) limit: i64,
 }
 

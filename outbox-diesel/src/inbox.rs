@@ -2,13 +2,15 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
+mod pruning;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 use diesel::connection::Connection;
 use uuid::Uuid;
 
+pub use self::pruning::Pruning;
 use crate::backend::{InsertMark, OutboxBackend, PruneMarks};
 
 /// One consumer's memory of the events that it has handled.
@@ -104,11 +106,27 @@ impl Inbox {
         }
     }
 
+    /// Does a part of what [`prune`](Self::prune) does, in a few hundredths of a second, and returns whether there may be more: for
+    /// a consumer that has other things to do meanwhile.
+    ///
+    /// # Errors
+    /// The database's error; the step has deleted nothing.
+    pub fn prune_step<C>(&self, conn: &mut C, pruning: &mut Pruning) -> QueryResult<bool>
+    where
+        C: Connection<Backend: OutboxBackend>,
+    {
+        let began = Instant::now();
+        let deleted = conn.execute_returning_count(&self.prune_part(pruning, began))?;
+        Ok(pruning.stepped(deleted, began.elapsed()))
+    }
+
     fn prune_chunk(&self, retention: Duration) -> PruneMarks<'_> {
-        PruneMarks {
-            consumer: &self.consumer,
-            retention_seconds: retention.as_secs_f64(),
-            limit: PRUNE_CHUNK,
-        }
+        let (retention_seconds, oldest_seconds, _) = Pruning::new(retention).step(Instant::now());
+        PruneMarks { consumer: &self.consumer, retention_seconds, oldest_seconds, limit: PRUNE_CHUNK }
+    }
+
+    fn prune_part(&self, pruning: &mut Pruning, now: Instant) -> PruneMarks<'_> {
+        let (retention_seconds, oldest_seconds, limit) = pruning.step(now);
+        PruneMarks { consumer: &self.consumer, retention_seconds, oldest_seconds, limit }
     }
 }

@@ -95,7 +95,7 @@ pub use self::backend::OutboxBackend;
 #[cfg(feature = "async")]
 pub use self::emit::AsyncEmit;
 pub use self::emit::{Emit, EmitError};
-pub use self::inbox::{Inbox, Once};
+pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrationError, Migrations};
 pub use self::problem::connection_problem;

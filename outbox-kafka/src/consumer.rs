@@ -178,8 +178,8 @@ impl<C, H> Consumer<C, H> {
         self
     }
 
-    /// How long the inbox remembers what was handled; `None` is for ever. Default: 14 days. Older marks are deleted at
-    /// the start and once a minute.
+    /// How long the inbox remembers what was handled; `None` is for ever. Default: 14 days. Older marks are deleted from
+    /// the start on and once a minute, in short steps between records.
     ///
     /// It must be longer than the longest time after which an event may be delivered again, or it has its effect again.
     /// That is safe to say where it is longer than the topics keep their records, for which Kafka's default is 7 days

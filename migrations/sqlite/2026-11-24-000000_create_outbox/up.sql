@@ -43,4 +43,5 @@ CREATE TABLE inbox (
     PRIMARY KEY (consumer, event_id)
 ) WITHOUT ROWID;
 
-CREATE INDEX inbox_received_at ON inbox (received_at);
+-- For pruning, which looks at nothing but what it deletes.
+CREATE INDEX inbox_received_at ON inbox (consumer, received_at);

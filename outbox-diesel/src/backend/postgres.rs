@@ -149,7 +149,10 @@ impl Statements for Pg {
         out.push_bind_param::<Text, str>(prune.consumer)?;
         out.push_sql(" AND received_at < now() - make_interval(secs => ");
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
-        out.push_sql(") LIMIT ");
+        out.push_sql(") AND received_at >= now() - make_interval(secs => ");
+        out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
+        // The order is that of the index, so that nothing else is looked at.
+        out.push_sql(") ORDER BY received_at LIMIT ");
         out.push_bind_param::<BigInt, i64>(&prune.limit)?;
         out.push_sql("))");
         Ok(())

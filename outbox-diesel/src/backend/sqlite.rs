@@ -79,7 +79,10 @@ impl Statements for Sqlite {
         out.push_bind_param::<Text, str>(prune.consumer)?;
         out.push_sql(" AND received_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ");
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
-        out.push_sql(" || ' seconds') LIMIT ");
+        out.push_sql(" || ' seconds') AND received_at >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ");
+        out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
+        // The order is that of the index, so that nothing else is looked at.
+        out.push_sql(" || ' seconds') ORDER BY received_at LIMIT ");
         out.push_bind_param::<BigInt, i64>(&prune.limit)?;
         out.push_sql(")");
         Ok(())

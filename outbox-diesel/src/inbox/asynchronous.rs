@@ -1,10 +1,10 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
-use super::{Inbox, Once, PRUNE_CHUNK};
+use super::{Inbox, Once, PRUNE_CHUNK, Pruning};
 use crate::backend::{InsertMark, OutboxBackend};
 
 impl Inbox {
@@ -85,5 +85,18 @@ impl Inbox {
                 return Ok(pruned);
             }
         }
+    }
+
+    /// [`prune_step`](Self::prune_step) on a diesel-async connection.
+    ///
+    /// # Errors
+    /// As for [`prune_step`](Self::prune_step).
+    pub async fn prune_step_async<C>(&self, conn: &mut C, pruning: &mut Pruning) -> QueryResult<bool>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        let began = Instant::now();
+        let deleted = conn.execute_returning_count(self.prune_part(pruning, began)).await?;
+        Ok(pruning.stepped(deleted, began.elapsed()))
     }
 }

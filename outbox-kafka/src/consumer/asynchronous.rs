@@ -1,11 +1,10 @@
 use std::error::Error;
 use std::fmt;
 use std::pin::Pin;
-use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel_async::AsyncConnection;
-use diesel_outbox::{Inbox, Once, OutboxBackend};
+use diesel_outbox::{Inbox, Once, OutboxBackend, Pruning};
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
@@ -125,8 +124,8 @@ impl<C: AsyncConnection<Backend: OutboxBackend>> Handler<C> for AsyncHandler<C> 
         }))
     }
 
-    fn prune(conn: &mut C, inbox: &Inbox, retention: Duration) -> QueryResult<usize> {
-        Handle::current().block_on(inbox.prune_async(conn, retention))
+    fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool> {
+        Handle::current().block_on(inbox.prune_step_async(conn, pruning))
     }
 
     fn is_alive(conn: &mut C) -> bool {

@@ -1,10 +1,9 @@
 use std::error::Error;
 use std::fmt;
-use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::connection::Connection;
-use diesel_outbox::{Inbox, Once, OutboxBackend};
+use diesel_outbox::{Inbox, Once, OutboxBackend, Pruning};
 use serde::de::DeserializeOwned;
 
 use super::handlers::{Handler, HandlerError};
@@ -104,8 +103,8 @@ impl<C: Connection<Backend: OutboxBackend>> Handler<C> for BlockingHandler<C> {
         })
     }
 
-    fn prune(conn: &mut C, inbox: &Inbox, retention: Duration) -> QueryResult<usize> {
-        inbox.prune(conn, retention)
+    fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool> {
+        inbox.prune_step(conn, pruning)
     }
 
     fn is_alive(conn: &mut C) -> bool {

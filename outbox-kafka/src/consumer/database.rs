@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use diesel::result::ConnectionError;
 use diesel_outbox::connection_problem;
-use diesel_outbox::{Inbox, Once};
-use tracing::{debug, info, warn};
+use diesel_outbox::{Inbox, Once, Pruning};
+use tracing::{info, warn};
 
 use super::Received;
 use super::back_off::BackOff;
@@ -91,18 +91,16 @@ impl<C> Database<C> {
         }
     }
 
-    /// Forgets what the inbox need not know any more.
-    pub(super) fn prune<H: Handler<C>>(&mut self, inbox: &Inbox, retention: Duration) {
+    /// Forgets some of what the inbox need not know any more, and gives whether there may be more.
+    pub(super) fn prune<H: Handler<C>>(&mut self, inbox: &Inbox, pruning: &mut Pruning) -> bool {
         let Some(conn) = self.connection() else {
-            return;
+            return false;
         };
-        match H::prune(conn, inbox, retention) {
-            Ok(pruned) => debug!(pruned, consumer = inbox.consumer(), "the inbox was pruned"),
-            Err(error) => {
-                warn!(%error, "the inbox could not be pruned; it is tried again later");
-                self.conn = None;
-            }
-        }
+        H::prune(conn, inbox, pruning).unwrap_or_else(|error| {
+            warn!(%error, "the inbox could not be pruned; it is tried again later");
+            self.conn = None;
+            false
+        })
     }
 
     fn connection(&mut self) -> Option<&mut C> {

@@ -1,9 +1,8 @@
 use std::collections::HashMap;
 use std::error::Error;
-use std::time::Duration;
 
 use diesel::QueryResult;
-use diesel_outbox::{Inbox, Once};
+use diesel_outbox::{Inbox, Once, Pruning};
 
 use super::Received;
 
@@ -35,7 +34,8 @@ pub(super) trait Handler<C> {
         reached: &mut bool,
     ) -> Result<Once<()>, HandlerError>;
 
-    fn prune(conn: &mut C, inbox: &Inbox, retention: Duration) -> QueryResult<usize>;
+    /// A step of pruning. Whether there may be more.
+    fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool>;
 
     fn is_alive(conn: &mut C) -> bool;
 }

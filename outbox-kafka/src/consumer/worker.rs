@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use diesel_outbox::{Inbox, Once};
+use diesel_outbox::{Inbox, Once, Pruning};
 use rdkafka::Message;
 use rdkafka::message::OwnedMessage;
 use tracing::{debug, error, info, info_span, warn};
@@ -17,6 +17,8 @@ use super::{ConsumerError, Received, Rejected};
 /// How soon a stop is noticed.
 const STOP_WAIT: Duration = Duration::from_millis(100);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// How many times as long as a step of pruning took the time until the next one is: what is left for records.
+const PRUNE_PAUSE: u32 = 3;
 const MOST_SKIPPED: usize = 1_000;
 /// In bytes: the longest that an outbox can hold.
 const LONGEST_SKIPPED: usize = 4 * 255;
@@ -52,14 +54,18 @@ enum Outcome {
 impl<C, H: Handler<C>> Worker<C, H> {
     pub(super) fn run(mut self, mut stop: impl FnMut() -> bool) -> Result<(), ConsumerError> {
         info!(consumer = self.inbox.consumer(), "the consumer has started");
+        let mut pruning = self.options.retention.map(Pruning::new);
         let mut prune_at = Instant::now();
         while !stop() {
             self.group.commit_if_due();
-            if let Some(retention) = self.options.retention
+            if let Some(pruning) = &mut pruning
                 && prune_at <= Instant::now()
             {
-                self.database.prune::<H>(&self.inbox, retention);
-                prune_at = Instant::now() + PRUNE_INTERVAL;
+                // In steps, so that neither the group nor the records wait for an inbox of millions.
+                let began = Instant::now();
+                let more = self.database.prune::<H>(&self.inbox, pruning);
+                let pause = if more { began.elapsed() * PRUNE_PAUSE } else { PRUNE_INTERVAL };
+                prune_at = Instant::now() + pause;
             }
             if let Some(item) = self.held.take_due(Instant::now()) {
                 self.work_on(item);

@@ -1,13 +1,15 @@
 //! What can be set.
 
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, UnknownTypes};
+use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, Received, UnknownTypes};
 use outbox_tests::eventually;
+use tokio::runtime::Runtime;
 
-use super::bench::{Bench, PATIENCE, Sent, insert_effect};
+use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_async, insert_effect_slowly};
 
 #[test]
 fn wrong_settings_are_told_at_the_start() {
@@ -56,4 +58,51 @@ fn a_record_of_an_unknown_type_can_be_a_dead_letter() {
     bench.wait_for_effects(1);
     consumer.stop().unwrap();
     assert!(bench.dead_letters()[0].header("outbox-error").unwrap().contains("event type `Other`"));
+}
+
+/// Marks that take a millisecond each to prune, as millions on a busy server do.
+fn insert_slow_marks(bench: &Bench<'_>, count: usize) {
+    let marks = format!(
+        "insert into inbox (consumer, event_id, received_at) \
+         select '{}', gen_random_uuid(), now() - interval '2 days' from generate_series(1, {count});
+         create function slow() returns trigger language plpgsql as \
+         $$ begin perform pg_sleep(0.001); return old; end $$;
+         create trigger slow before delete on inbox for each row execute function slow()",
+        bench.name
+    );
+    bench.database.connect().batch_execute(&marks).unwrap();
+}
+
+#[test]
+fn records_do_not_wait_for_the_inbox_to_be_pruned() {
+    const MARKS: usize = 60_000;
+    let bench = Bench::new(1);
+    insert_slow_marks(&bench, MARKS);
+    let records: Vec<Sent> = (0..100).map(|n| Sent::new(&n.to_string())).collect();
+    bench.send(records[..50].iter().map(|record| (0, record)));
+    let day = Duration::from_secs(24 * 60 * 60);
+    let (pause, last) = (Arc::new(Mutex::new(Duration::ZERO)), Mutex::new(None::<Instant>));
+    let longest = Arc::clone(&pause);
+    let handler = move |c: &mut PgConnection, r: &Received| {
+        if let Some(last) = last.lock().unwrap().replace(Instant::now()) {
+            let mut longest = longest.lock().unwrap();
+            *longest = last.elapsed().max(*longest);
+        }
+        insert_effect_slowly(c, r, "")
+    };
+    let consumer = bench.consumer().retention(day).on("Counted", handler).spawn(bench.connect()).unwrap();
+    bench.wait_for_effects(50);
+    consumer.stop().unwrap();
+    bench.send(records[50..].iter().map(|record| (0, record)));
+    let consumer = bench.async_consumer().retention(day).on("Counted", insert_effect_async);
+    let runtime = Runtime::new().unwrap();
+    let entered = runtime.enter();
+    let consumer = consumer.spawn(bench.connect_async()).unwrap();
+    bench.wait_for_effects(100);
+    drop(entered);
+    consumer.stop().unwrap();
+    let left = bench.marks() as usize - bench.effects().len();
+    assert!((1..MARKS).contains(&left), "{left} of {MARKS} marks are left to prune");
+    let pause = *pause.lock().unwrap();
+    assert!(pause < Duration::from_secs(1), "{pause:?} without a record");
 }

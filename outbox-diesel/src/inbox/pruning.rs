@@ -1,0 +1,84 @@
+use std::time::{Duration, Instant};
+
+/// How far the pruning of an inbox in steps has come: for [`Inbox::prune_step`](super::Inbox::prune_step).
+///
+/// Each step deletes as much as takes a few hundredths of a second. Keep one such state for each inbox, and begin anew with a new one
+/// whenever you like: only the first step after that takes longer, if much was deleted that the database has not cleaned up.
+#[derive(Debug, Clone)]
+pub struct Pruning {
+    retention: Duration,
+    rows: i64,
+    /// When the last round began at whose end nothing old was left, and the present one.
+    complete: Option<Instant>,
+    began: Option<Instant>,
+}
+
+impl Pruning {
+    const FIRST_ROWS: i64 = 200;
+    const MOST_ROWS: i64 = 10_000;
+    const TARGET: Duration = Duration::from_millis(25);
+    /// In seconds, what the database's clock may have been set back by, and transactions may have been open for.
+    const MARGIN: f64 = 24.0 * 60.0 * 60.0;
+    /// Three hundred years in seconds: older than any mark.
+    const UNBOUNDED: f64 = 1e10;
+
+    /// Nothing is pruned as yet of what was handled longer ago than `retention`.
+    pub fn new(retention: Duration) -> Self {
+        Self { retention, rows: Self::FIRST_ROWS, complete: None, began: None }
+    }
+
+    /// The ages in seconds between which marks are deleted, and how many at most.
+    pub(super) fn step(&mut self, now: Instant) -> (f64, f64, i64) {
+        self.began.get_or_insert(now);
+        let retention = self.retention.as_secs_f64();
+        // Deleted marks stay in PostgreSQL's index until it is vacuumed: a step should not pass over them all again.
+        let oldest = self.complete.map_or(Self::UNBOUNDED, |complete| {
+            retention + now.duration_since(complete).as_secs_f64() + Self::MARGIN
+        });
+        (retention, oldest, self.rows)
+    }
+
+    /// Whether there may be more, now that a step has deleted so many in so long a time.
+    pub(super) fn stepped(&mut self, deleted: usize, time: Duration) -> bool {
+        let more = deleted as i64 >= self.rows;
+        if more {
+            let fitting = self.rows as f64 * Self::TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
+            self.rows = (fitting as i64).clamp(1, self.rows * 2).min(Self::MOST_ROWS);
+        } else {
+            self.complete = self.began.take();
+        }
+        more
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_take_about_as_long_as_they_should() {
+        let mut pruning = Pruning::new(Duration::from_secs(60));
+        for milliseconds_per_row in [1.0, 0.005, 100.0] {
+            let mut rows = 0;
+            for _ in 0..20 {
+                rows = pruning.step(Instant::now()).2;
+                assert!(pruning.stepped(
+                    rows as usize,
+                    Duration::from_secs_f64(rows as f64 * milliseconds_per_row / 1e3)
+                ));
+            }
+            let expected = if milliseconds_per_row > 25.0 { 1 } else { (25.0 / milliseconds_per_row) as i64 };
+            assert_eq!(rows, expected.min(Pruning::MOST_ROWS));
+        }
+    }
+
+    #[test]
+    fn a_round_after_a_complete_one_begins_where_that_one_did() {
+        let mut pruning = Pruning::new(Duration::from_secs(60));
+        let now = Instant::now();
+        assert_eq!(pruning.step(now), (60.0, Pruning::UNBOUNDED, Pruning::FIRST_ROWS));
+        assert!(pruning.stepped(Pruning::FIRST_ROWS as usize, Pruning::TARGET));
+        assert!(!pruning.stepped(1, Pruning::TARGET));
+        assert_eq!(pruning.step(now + Duration::from_secs(7)).1, 60.0 + 7.0 + Pruning::MARGIN);
+    }
+}
