@@ -17,6 +17,8 @@ impl Pruning {
     const FIRST_ROWS: i64 = 200;
     const MOST_ROWS: i64 = 10_000;
     const TARGET: Duration = Duration::from_millis(25);
+    /// A step takes so long only where much was deleted that the database cannot clean up as yet. More of that would not help.
+    const LONGEST: Duration = Duration::from_millis(400);
     /// In seconds, what the database's clock may have been set back by, and transactions may have been open for.
     const MARGIN: f64 = 24.0 * 60.0 * 60.0;
     /// Three hundred years in seconds: older than any mark.
@@ -38,7 +40,7 @@ impl Pruning {
         (retention, oldest, self.rows)
     }
 
-    /// Whether there may be more, now that a step has deleted so many in so long a time.
+    /// Whether to go on with more soon, now that a step has deleted so many in so long a time.
     pub(super) fn stepped(&mut self, deleted: usize, time: Duration) -> bool {
         let more = deleted as i64 >= self.rows;
         if more {
@@ -47,7 +49,7 @@ impl Pruning {
         } else {
             self.complete = self.began.take();
         }
-        more
+        more && time < Self::LONGEST
     }
 }
 
@@ -58,7 +60,7 @@ mod tests {
     #[test]
     fn steps_take_about_as_long_as_they_should() {
         let mut pruning = Pruning::new(Duration::from_secs(60));
-        for milliseconds_per_row in [1.0, 0.005, 100.0] {
+        for milliseconds_per_row in [1.0, 0.005, 0.03] {
             let mut rows = 0;
             for _ in 0..20 {
                 rows = pruning.step(Instant::now()).2;
@@ -67,9 +69,17 @@ mod tests {
                     Duration::from_secs_f64(rows as f64 * milliseconds_per_row / 1e3)
                 ));
             }
-            let expected = if milliseconds_per_row > 25.0 { 1 } else { (25.0 / milliseconds_per_row) as i64 };
+            let expected = (25.0 / milliseconds_per_row) as i64;
             assert_eq!(rows, expected.min(Pruning::MOST_ROWS));
         }
+    }
+
+    #[test]
+    fn a_step_that_takes_too_long_is_the_last_for_now() {
+        let mut pruning = Pruning::new(Duration::from_secs(60));
+        assert!(!pruning.stepped(Pruning::FIRST_ROWS as usize, Pruning::LONGEST));
+        let (_, oldest, rows) = pruning.step(Instant::now());
+        assert!(oldest == Pruning::UNBOUNDED && rows < Pruning::FIRST_ROWS);
     }
 
     #[test]
