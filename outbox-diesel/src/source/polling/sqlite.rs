@@ -6,7 +6,7 @@ use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use diesel::connection::SimpleConnection;
+use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
@@ -16,12 +16,14 @@ use uuid::Uuid;
 use crate::backend::sqlite::created_at_ms;
 use crate::observe::Observe;
 use crate::source::prune::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
-use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
+use crate::source::row::{Blocked, StoredRow, is_blocked};
 use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// How many bytes a chunk has before it is not added to.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 /// How often a relay that stands by looks whether the other one is gone.
 const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -30,7 +32,6 @@ pub struct SqliteSource {
     database_url: String,
     options: SourceOptions,
     open: Option<Open>,
-    chunk_size: ChunkSize,
     cursor: i64,
     /// How many of the rows that were read in this pass are unsent as yet.
     unsettled: i64,
@@ -55,7 +56,6 @@ impl SqliteSource {
             database_url: database_url.into(),
             options,
             open: None,
-            chunk_size: ChunkSize::new(),
             cursor: 0,
             unsettled: 0,
             blocked: Blocked::new(),
@@ -150,21 +150,17 @@ impl Source for SqliteSource {
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let limit = self.chunk_size.rows(limit) as i64;
         let (cursor, unsettled) = (self.cursor, self.unsettled);
-        let rows = self.with("reading", |conn| {
+        let (rows, more) = self.with("reading", |conn| {
             conn.transaction(|conn| {
                 // A row that was requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
                 if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
-                    return Ok(Vec::new());
+                    return Ok((Vec::new(), false));
                 }
-                Read::new(cursor, limit).load::<Row>(conn)
+                read_chunk(conn, cursor, limit)
             })
         })?;
-        let more = rows.len() as i64 == limit;
-        let rows: Vec<StoredRow> = rows.into_iter().map(stored).collect();
         self.unsettled += rows.len() as i64;
-        self.chunk_size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum());
         for row in rows {
             self.cursor = row.seq;
             let claimed = row.claimed();
@@ -255,6 +251,22 @@ impl Source for SqliteSource {
         }
         self.with("measuring the lag", |conn| conn.lag()).map(Some)
     }
+}
+
+/// The next rows, up to this many, and whether there may be more. They are loaded one by one until they have this many bytes, so that
+/// a chunk holds one row more at most, whatever the sizes.
+fn read_chunk(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for row in Read::new(cursor, limit as i64).load_iter::<Row, DefaultLoadingMode>(conn)? {
+        let row = stored(row?);
+        bytes += row.bytes();
+        rows.push(row);
+        if bytes >= CHUNK_BYTES {
+            return Ok((rows, true));
+        }
+    }
+    let more = rows.len() == limit;
+    Ok((rows, more))
 }
 
 type Row = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
