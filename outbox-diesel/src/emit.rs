@@ -23,6 +23,8 @@ use crate::{OutboxEvent, Record};
 /// relay finds such events within about a second of their commit, by looking once a second while it sleeps; it does so where
 /// `max_prepared_transactions` is above zero.
 ///
+/// On SQLite a transaction that reads before it emits should be an `immediate_transaction`: see the [crate](crate#sqlite).
+///
 /// ```
 /// # use diesel::prelude::*;
 /// # #[cfg(all(feature = "sqlite", feature = "migrations"))]

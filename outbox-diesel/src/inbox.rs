@@ -66,7 +66,8 @@ impl Inbox {
     }
 
     /// Runs the effect, unless this consumer has handled the event before. Within an open transaction it uses a
-    /// savepoint.
+    /// savepoint. As it writes first, on SQLite it waits for other writers as long as the connection's `busy_timeout` says; an open
+    /// transaction that has read before should be an `immediate_transaction`.
     ///
     /// # Errors
     /// What the effect returned, or the database's error: mark and effect are both undone, and the event can be
@@ -106,8 +107,8 @@ impl Inbox {
         }
     }
 
-    /// Does a part of what [`prune`](Self::prune) does, in a few hundredths of a second, and returns whether there may be more: for
-    /// a consumer that has other things to do meanwhile.
+    /// Does a part of what [`prune`](Self::prune) does, in a few hundredths of a second, and returns whether it is
+    /// worth while to do more soon: for a consumer that has other things to do meanwhile. Do a step now and then in any case.
     ///
     /// # Errors
     /// The database's error; the step has deleted nothing.

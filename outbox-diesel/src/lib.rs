@@ -65,7 +65,11 @@
 //! | `async` | | `emit` and the inbox on diesel-async's connections |
 //! | `postgres-source`, `sqlite-source`, `postgres-wal` | | what a relay needs; it turns them on |
 //!
-//! On SQLite set a `busy_timeout` on your connections: the relay writes too, now and then.
+//! # SQLite
+//!
+//! The relay writes too, now and then, and SQLite has one writer at a time. Set a `busy_timeout` on your connections, so that they
+//! wait for their turn, and emit in `conn.immediate_transaction(|c| ..)`: a plain `transaction` that reads first fails with "database
+//! is locked" when it emits, whatever the timeout, if another connection has written meanwhile.
 
 // A statement holds what either database needs: with fewer than all some of it is not read.
 #![cfg_attr(

@@ -2,6 +2,8 @@
 //! mistake leaves the transaction usable.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -10,8 +12,10 @@ use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_outbox::source::{SourceOptions, SqliteSource};
 use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, OutboxEvent, Record, RecordError};
-use outbox_tests::{Database, Folder, Postgres};
+use diesel_outbox_core::Source;
+use outbox_tests::{Database, Folder, Postgres, eventually};
 use uuid::Uuid;
 
 fn placed(order: &str) -> Record {
@@ -365,4 +369,60 @@ fn a_notification_is_sent_only_to_a_relay_that_sleeps() {
     relay.batch_execute("SELECT pg_advisory_lock(1869968482, 'outbox'::regclass::oid::int4)").unwrap();
     assert_eq!(notified(conn, "one"), 1);
     assert_eq!(notified(conn, "many"), 1);
+}
+
+/// A pass of a relay on an SQLite database.
+fn relay_once(source: &mut SqliteSource) -> usize {
+    let mut claimed = Vec::new();
+    if source.claim().unwrap() {
+        source.read(100, &mut claimed).unwrap();
+        let tickets: Vec<u64> = claimed.iter().map(|claimed| claimed.ticket).collect();
+        source.settle(&tickets).unwrap();
+        source.release().unwrap();
+    }
+    claimed.len()
+}
+
+#[test]
+fn on_sqlite_a_transaction_that_reads_first_and_emits_beside_a_relay_must_be_immediate() {
+    let (_folder, path) = sqlite();
+    let mut conn = SqliteConnection::establish(&path).unwrap();
+    conn.batch_execute("PRAGMA journal_mode = WAL; PRAGMA busy_timeout = 20000").unwrap();
+    let mut source = SqliteSource::new(&path, SourceOptions::default());
+    conn.transaction(|c| c.emit(&placed("1"))).unwrap();
+
+    let deferred: Result<_, EmitError> = conn.transaction(|c| {
+        assert_eq!(stored!(c), ["1"]);
+        assert_eq!(relay_once(&mut source), 1, "the relay writes");
+        c.emit(&placed("2"))
+    });
+    let error = deferred.unwrap_err().to_string();
+    assert!(error.contains("database is locked") && error.contains("immediate_transaction"), "{error}");
+
+    let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                sent.fetch_add(relay_once(&mut source), Ordering::Relaxed);
+            }
+        });
+        let work = AssertUnwindSafe(|| {
+            for order in 2..=60 {
+                let emitted: Result<_, EmitError> = conn.immediate_transaction(|c| {
+                    assert_eq!(stored!(c).len(), order - 1);
+                    c.emit(&placed(&order.to_string()))
+                });
+                emitted.unwrap();
+                // Now and then the relay gets its turn, for which it contends with the emitter all the time.
+                if order % 10 == 0 {
+                    eventually("the relay", Duration::from_secs(20), || {
+                        (sent.load(Ordering::Relaxed) + 1 == order).then_some(())
+                    });
+                }
+            }
+        });
+        let worked = catch_unwind(work);
+        done.store(true, Ordering::Relaxed);
+        worked.unwrap();
+    });
 }

@@ -37,6 +37,10 @@ fn hint(error: &diesel::result::Error) -> &'static str {
     if text.contains("\"outbox\" does not exist") || text.contains("no such table: outbox") {
         " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; tables in a schema of their own must be in \
          the connection's search_path)"
+    } else if text == "database is locked" {
+        " (SQLite has one writer at a time, and the relay is one now and then: a transaction that reads before it emits must be an \
+         `conn.immediate_transaction(|c| ..)`, as it fails at once if another one has written since it began to read; set a \
+         `busy_timeout` too, so that it waits for its turn. Roll this one back and run it again)"
     } else {
         ""
     }
