@@ -1,5 +1,7 @@
 //! What a relay has to live with: a large backlog, a large table, an old snapshot; and who has to live with the relay.
 
+mod writer;
+
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -31,6 +33,9 @@ pub(crate) struct Backlog {
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
+    /// Measures only what an open writer costs.
+    #[arg(long)]
+    writer: bool,
 }
 
 const BATCHES: usize = 4;
@@ -50,10 +55,21 @@ impl Backlog {
         let databases = [postgres.database(), postgres.database()];
         let [small, large] =
             databases.each_ref().map(|each| Template::new(each, &records(AGGREGATES, self.bytes)));
+        if self.writer {
+            return Report {
+                benchmark: "backlog".into(),
+                conditions: format!(
+                    "{} bytes of payload, 1 worker, PostgreSQL {}",
+                    self.bytes, self.postgres
+                ),
+                figures: writer::figures(rounds, self.bytes, &kafka, &small),
+            };
+        }
         let figures = [
             self.waiting(rounds, &kafka, [&small, &large]),
             self.kept(rounds, &kafka, [&small, &large]),
             self.snapshot(rounds, &kafka, &small),
+            writer::figures(rounds, self.bytes, &kafka, &small),
         ];
         Report {
             benchmark: "backlog".into(),

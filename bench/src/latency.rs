@@ -156,7 +156,7 @@ impl Latency {
     }
 
     /// From just before the commit to the consumer's hands, by this process.
-    fn measure<'a>(
+    pub(crate) fn measure<'a>(
         &self,
         kafka: &Kafka,
         topic: &str,
@@ -235,9 +235,9 @@ pub(crate) fn wal_options<'a>(database: &'a Database<'_>) -> [&'a str; 4] {
 }
 
 /// Emits these in one transaction, and tells when it began to commit.
-type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
+pub(crate) type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
 
-fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
+pub(crate) fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
     let mut conn = database.connect();
     Box::new(move |events| {
         let mut committing = None;

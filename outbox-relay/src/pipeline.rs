@@ -206,7 +206,7 @@ impl Pipeline<'_> {
     /// Whether there are bytes left for another chunk and so many more. What is being read has not come yet, so that a chunk's most is
     /// reckoned for it.
     fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
-        let unsent: usize = pass.unsent.iter().map(|claimed| size(claimed)).sum();
+        let unsent: usize = pass.unsent.iter().map(size).sum();
         pass.bytes + unsent + (1 + more) * CHUNK_BYTES <= self.limits.in_flight_bytes
     }
 
