@@ -275,3 +275,30 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
         conn.batch_execute(&format!("DROP ROLE {stranger}, {role}")).ok()
     });
 }
+
+/// It has asked the server for a batch, which takes some seconds to decode.
+#[test]
+fn a_relay_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_behind() {
+    let database = migrated();
+    let topic = new_topic("batch");
+    let conn = &mut database.connect();
+    wal(&database, "setup");
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, shard) \
+         SELECT gen_random_uuid(), 'order', (n % 100)::text, 'Placed', decode(repeat('78', 600), 'hex'), n % 16 \
+         FROM generate_series(1, 200000) AS n",
+    )
+    .unwrap();
+    let log = log_relay(&database, &topic);
+    let decodes = "pg_stat_activity WHERE datname = current_database() AND state = 'active' \
+                   AND application_name = 'outbox relay' AND query LIKE '%pg_logical_slot_get_binary_changes%'";
+    eventually("it to read a batch", PATIENCE, || (count(conn, decodes) > 0).then_some(()));
+    stop(&log);
+    let sessions =
+        "pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox relay'";
+    eventually("its sessions to end", Duration::from_millis(500), || {
+        (count(conn, sessions) == 0).then_some(())
+    });
+    wal(&database, "drop");
+    assert_eq!(count(conn, "pg_replication_slots WHERE database = current_database()"), 0);
+}

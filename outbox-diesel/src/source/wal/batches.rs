@@ -8,8 +8,9 @@
 //! after its batch. The slot itself is moved up behind them, as far as all is acknowledged.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -17,14 +18,14 @@ use diesel::connection::LoadConnection;
 use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{BigInt, Binary, Bool, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text};
 use diesel_outbox_core::SourceError;
 
 use super::decode::{Decoder, Message};
 use super::division::quoted;
 use super::options::WalOptions;
 use super::place::Lsn;
-use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Shared};
+use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Received, Shared};
 use super::slot::move_up;
 use crate::problem::one_line;
 use crate::source::database::Database;
@@ -44,10 +45,20 @@ const BYTES: i64 = 256 << 20;
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
+/// When this is dropped what they wait for is cancelled, again and again, as it may just have ended and something else begun.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+/// They are left to themselves where the server does not answer.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
 /// The two that read. They end when what is left is short enough for the stream, and when this is dropped.
 pub(super) struct Batches {
     handover: Handover,
+    database: Database,
+    threads: Vec<(JoinHandle<()>, Arc<Session>)>,
 }
+
+/// The number of a connection's process on the server, or zero.
+type Session = AtomicI32;
 
 impl Batches {
     /// Reads from this place on.
@@ -63,6 +74,7 @@ impl Batches {
         let (done, before) = channel();
         let _ = done.send(());
         let _ = first.send(Turn { slot: options.slot.clone(), start: Some(start), before });
+        let mut threads = Vec::new();
         for (name, turns, next) in [("a", turns_of_first, second), ("b", turns_of_second, first)] {
             let reader = Reader {
                 name,
@@ -74,18 +86,59 @@ impl Batches {
                 turns,
                 next,
                 copies: 0,
+                session: Arc::default(),
             };
-            thread::Builder::new().name("outbox-wal".into()).spawn(move || reader.run()).map_err(
-                |error| {
+            let session = reader.session.clone();
+            let thread = thread::Builder::new()
+                .name("outbox-wal".into())
+                .spawn(move || reader.run())
+                .map_err(|error| {
                     SourceError::because(format!("cannot start to read the write-ahead log: {error}"), error)
-                },
-            )?;
+                })?;
+            threads.push((thread, session));
         }
-        Ok(Self { handover })
+        Ok(Self { handover, database: database.clone(), threads })
     }
 
     pub(super) fn handover(&self) -> &Handover {
         &self.handover
+    }
+}
+
+impl Drop for Batches {
+    /// The server would go on decoding, with the slot or a copy of it, when the relay has ended.
+    fn drop(&mut self) {
+        self.handover.cancel();
+        let (began, mut conn) = (Instant::now(), None);
+        while self.threads.iter().any(|(thread, _)| !thread.is_finished()) {
+            if began.elapsed() >= ENDED_WITHIN {
+                tracing::warn!(
+                    "the server has not ended what reads batches of the write-ahead log: it may have the slot yet"
+                );
+                return;
+            }
+            // Where nothing more can come they are about to end.
+            if matches!(self.handover.receive(Duration::ZERO), Ok(Received::End)) {
+                thread::sleep(FULL_PAUSE);
+                continue;
+            }
+            let sessions = self.threads.iter().filter(|(thread, _)| !thread.is_finished());
+            let sessions = sessions.map(|(_, session)| session.load(Ordering::Relaxed)).collect();
+            if conn.is_none() {
+                conn = self.database.connect().ok();
+            }
+            if let Some(canceling) = &mut conn
+                && Cancel::new(sessions).execute(canceling).is_err()
+            {
+                conn = None;
+            }
+            // What they hand over meanwhile is for nobody.
+            let _ = self.handover.receive(CANCEL_INTERVAL);
+        }
+        for (thread, _) in self.threads.drain(..) {
+            // Its panic was told where something was to be received.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -109,6 +162,7 @@ struct Reader {
     turns: Receiver<Turn>,
     next: Sender<Turn>,
     copies: usize,
+    session: Arc<Session>,
 }
 
 impl Reader {
@@ -121,7 +175,15 @@ impl Reader {
 
     fn take_turns(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
+        let pid = Pid::new().get_result::<i32>(&mut conn);
+        self.session.store(
+            pid.map_err(|error| database_error("reading a batch of the write-ahead log", error))?,
+            Ordering::Relaxed,
+        );
         while let Ok(turn) = self.turns.recv() {
+            if self.shared.ends.is_cancelled() {
+                break;
+            }
             if !self.take_turn(&mut conn, turn)? {
                 break;
             }
@@ -134,6 +196,7 @@ impl Reader {
         self.move_slot(conn);
         let copy = match self.copy(conn, &turn) {
             Ok(copy) => copy,
+            Err(_) if self.shared.ends.is_cancelled() => return Ok(false),
             Err(error) => {
                 tracing::warn!(
                     slot = self.options.slot,
@@ -230,6 +293,12 @@ impl Reader {
 }
 
 statement!(Pg, Pid {} -> Integer, "SELECT pg_backend_pid()");
+
+statement!(
+    Pg,
+    Cancel { sessions: Vec<i32> => Array<Integer> } -> Bool,
+    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY (?) AND usename = current_user"
+);
 
 statement!(
     Pg,

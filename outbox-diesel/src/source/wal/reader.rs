@@ -65,9 +65,14 @@ impl Handover {
         self.shared.confirmed.store(lsn, Ordering::Relaxed);
     }
 
+    /// Nothing more is to be read.
+    pub(super) fn cancel(&self) {
+        self.shared.ends.cancel();
+    }
+
     /// Lets the thread end, which may be about to hand something over, and waits until it hands over nothing more.
     pub(super) fn end(&self) {
-        self.shared.ends.cancel();
+        self.cancel();
         self.received.iter().for_each(drop);
     }
 }
