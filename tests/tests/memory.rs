@@ -61,5 +61,6 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_log() {
     eventually("all events", PATIENCE, || {
         (count(conn, "outbox_dead_letter") == 15 && counter.count() >= 20_800).then_some(())
     });
-    assert_peak(&relay, 250);
+    // The rows are kept until they are acknowledged, beside the producer's copy. All of them would take 560 MB.
+    assert_peak(&relay, 350);
 }

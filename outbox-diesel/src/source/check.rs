@@ -78,13 +78,13 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
 }
 
 /// Numbers go on after all that there are, and what is polled and unsent gets new ones, in the order in which it was emitted: some of
-/// it may have numbers that are passed over, or that put it before what was emitted earlier. Nobody emits or claims meanwhile. What is read
-/// from the write-ahead log is found there whatever its numbers are.
+/// it may have numbers that are passed over, or that put it before what was emitted earlier. Nobody emits or claims meanwhile; emitters wait
+/// behind the lock, so that it is tried for a moment only. What is read from the write-ahead log is found there whatever its numbers are.
 fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
     let mended = conn.transaction(|conn| {
         conn.batch_execute(
             "SET LOCAL lock_timeout = '2s'; SELECT FROM outbox_shard ORDER BY shard FOR UPDATE; \
-             LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
+             SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
         )?;
         let (_, _, is_polled) = Known::new(sequence.file).get_result::<(bool, i64, bool)>(conn)?;
         let before = Advance::new().get_result::<i64>(conn)?;
