@@ -204,3 +204,30 @@ fn rows_that_are_deleted_when_sent_do_not_change_that() {
     commit(&database, writer);
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
+
+/// With nothing emitted afterwards, and less between the bounds than is worth a write by itself.
+#[test]
+fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
+    let database = migrated(15);
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "other", "First")).unwrap();
+    let mut emitted = 0;
+    eventually("a second bound", PATIENCE, || {
+        emitted += 1;
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+        (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
+    });
+    commit(&database, writer);
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+    eventually("nothing to be claimed any more", Duration::from_secs(5), || match relay.claim().unwrap() {
+        true => {
+            assert!(!relay.read(10, &mut Vec::new()).unwrap());
+            relay.release().unwrap();
+            None
+        }
+        false => Some(()),
+    });
+}

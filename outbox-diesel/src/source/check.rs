@@ -59,50 +59,72 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
             last = SHARDS - 1
         )));
     }
-    let sequence = Sequence::load(conn).map_err(failed)?;
-    let (is_known, low, is_polled) =
-        Known::new(sequence.file).get_result::<(bool, i64, bool)>(conn).map_err(failed)?;
-    let highest = HighestSeq::new().get_result::<i64>(conn).map_err(failed)?;
-    if sequence.last < low.max(highest) {
-        return mend(conn, sequence);
+    match look(conn).map_err(failed)? {
+        Look { sequence, is_right: true, is_known, .. } => {
+            if !is_known {
+                Remember::new(sequence.file).execute(conn).map_err(failed)?;
+            }
+            Ok(sequence)
+        }
+        Look { sequence, .. } => mend(conn, sequence),
     }
-    if is_known {
-        return Ok(sequence);
-    }
+}
+
+struct Look {
+    sequence: Sequence,
+    /// Whether it stands where numbers come that were not given before, and hides nothing unsent.
+    is_right: bool,
+    /// Whether its file is the one that was looked at before.
+    is_known: bool,
+    is_polled: bool,
+}
+
+fn look(conn: &mut PgConnection) -> QueryResult<Look> {
+    let highest = HighestSeq::new().get_result::<i64>(conn)?;
+    let file = Sequence::load(conn)?.file;
+    let (is_known, low, is_polled) = Known::new(file).get_result::<(bool, i64, bool)>(conn)?;
+    // After what it is compared with: emitters may be at work.
+    let sequence = Sequence::load(conn)?;
+    let is_known = is_known && sequence.file == file;
     // All is well if this is the first look, or if the table was moved with its sequence.
-    if is_polled && Hidden::new().get_result::<bool>(conn).map_err(failed)? {
-        return mend(conn, sequence);
-    }
-    Remember::new(sequence.file).execute(conn).map_err(failed)?;
-    Ok(sequence)
+    let is_right = sequence.last >= low.max(highest)
+        && (is_known || !is_polled || !Hidden::new().get_result::<bool>(conn)?);
+    Ok(Look { sequence, is_right, is_known, is_polled })
 }
 
 /// Numbers go on after all that there are, and what is polled and unsent gets new ones, in the order in which it was emitted: some of
 /// it may have numbers that are passed over, or that put it before what was emitted earlier. Nobody emits or claims meanwhile; emitters wait
 /// behind the lock, so that it is tried for a moment only. What is read from the write-ahead log is found there whatever its numbers are.
 fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
-    let mended = conn.transaction(|conn| {
-        conn.batch_execute(
-            "SET LOCAL lock_timeout = '2s'; SELECT FROM outbox_shard ORDER BY shard FOR UPDATE; \
+    let mended = forget(conn).and_then(|()| {
+        conn.transaction(|conn| {
+            conn.batch_execute(
+                "SET LOCAL lock_timeout = '2s'; SELECT FROM outbox_shard ORDER BY shard FOR UPDATE; \
              SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
-        )?;
-        let (_, _, is_polled) = Known::new(sequence.file).get_result::<(bool, i64, bool)>(conn)?;
-        let before = Advance::new().get_result::<i64>(conn)?;
-        let mut renumbered = 0;
-        if is_polled {
-            MarkSent::new(sequence.last).execute(conn)?;
-            renumbered = Renumber::new().execute(conn)?;
-            conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', unmarked = 0")?;
-        }
-        let mended = Sequence::load(conn)?;
-        Remember::new(mended.file).execute(conn)?;
-        Ok((before, renumbered, mended))
+            )?;
+            // Another relay may have mended it meanwhile.
+            let Look { sequence, is_right, is_polled, .. } = look(conn)?;
+            let mut renumbered = 0;
+            if !is_right {
+                Advance::new().get_result::<i64>(conn)?;
+                if is_polled {
+                    MarkSent::new(sequence.last).execute(conn)?;
+                    renumbered = Renumber::new().execute(conn)?;
+                    conn.batch_execute(
+                        "UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', unmarked = 0",
+                    )?;
+                }
+            }
+            let mended = Sequence::load(conn)?;
+            Remember::new(mended.file).execute(conn)?;
+            Ok((renumbered, mended))
+        })
     });
     match mended {
-        Ok((before, renumbered, mended)) => {
+        Ok((renumbered, mended)) => {
             tracing::warn!(
                 stood_at = sequence.last,
-                goes_on_after = before,
+                goes_on_after = mended.last,
                 renumbered,
                 "the sequence of outbox.seq had been set back: it goes on after the highest number now, what is unsent was \
                  numbered anew in the order in which it was emitted, and the table is looked through from its beginning"
@@ -111,6 +133,14 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
         }
         Err(error) => Err(unmended(sequence, &error)),
     }
+}
+
+/// Setting a sequence is not undone with its transaction: whoever tries again is to look for what is hidden, though the sequence stands
+/// right by then.
+fn forget(conn: &mut PgConnection) -> QueryResult<()> {
+    conn.transaction(|conn| {
+        conn.batch_execute("SET LOCAL lock_timeout = '2s'; UPDATE outbox_shard SET sequence_file = NULL")
+    })
 }
 
 fn unmended(sequence: Sequence, error: &Error) -> SourceError {

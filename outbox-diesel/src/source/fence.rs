@@ -88,6 +88,7 @@ impl Fence {
         let pending = self.pending.take();
         let (mut holders, workers) = holders(conn)?;
         self.writers.watch(&holders);
+        self.leave_out_ended(&holders);
         let (last, since) = match &pending {
             // One that was prepared meanwhile has another name since.
             Some(Pending { last, listed, since }) => {
@@ -119,6 +120,21 @@ impl Fence {
         Ok(Some(workers))
     }
 
+    /// Those of `open` that have ended are visible to every look from now on. One that was prepared may have another name since.
+    fn leave_out_ended(&mut self, holders: &HashSet<String>) {
+        if holders.iter().any(|name| name.starts_with(PREPARED) && !self.open.contains_key(name)) {
+            return;
+        }
+        let before = self.open.len();
+        self.open.retain(|name, _| holders.contains(name));
+        if self.open.len() < before {
+            self.bounds.open = self.open.values().copied().collect();
+            if self.open.is_empty() {
+                self.bounds.safe = self.bounds.passed;
+            }
+        }
+    }
+
     fn is_passed(&mut self, last: i64) {
         let safe = if self.open.is_empty() { last } else { self.bounds.safe };
         self.bounds = Bounds { safe, passed: last, open: self.open.values().copied().collect() };
@@ -147,10 +163,10 @@ statement!(
     Pg,
     /// The transaction ids of those that hold the lock. Inner transactions have ids too: the snapshot has the outermost.
     TransactionIds {} -> (Text, Nullable<BigInt>),
-    "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, pid, virtualtransaction, transactionid FROM pg_locks), \
+    "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
      running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
      SELECT h.virtualtransaction, min(r.id) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
-     AND t.virtualtransaction = h.virtualtransaction LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
+     AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
      WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
      AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
      GROUP BY h.virtualtransaction"

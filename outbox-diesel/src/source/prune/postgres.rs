@@ -152,7 +152,7 @@ fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResu
     if expired.is_empty() {
         return Ok((next, true));
     }
-    Expired::new(expired).execute(conn)?;
+    Expired::new(retention.as_secs_f64(), expired).execute(conn)?;
     Ok(if is_full { (last, false) } else { (next, true) })
 }
 
@@ -181,7 +181,9 @@ statement!(
 
 statement!(
     Pg,
-    /// By `seq`, as there is no snapshot that keeps these rows in their places.
-    Expired { seqs: Vec<i64> => Array<BigInt> } -> Bool,
-    "DELETE FROM outbox WHERE seq = ANY (?)"
+    /// By `seq`, as there is no snapshot that keeps these rows in their places; and nothing that has come to such a number since.
+    Expired { retention: f64 => Double, seqs: Vec<i64> => Array<BigInt> } -> Bool,
+    "DELETE FROM outbox AS o USING outbox_shard AS s WHERE s.shard = o.shard AND coalesce(o.sent_at, CASE WHEN o.seq <= CASE \
+     WHEN s.high < 9223372036854775807 THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) \
+     < now() - make_interval(secs => ?) AND o.seq = ANY (?)"
 );

@@ -19,6 +19,7 @@ use super::slot::{Publishes, Slot, end_of_log, move_up};
 use super::{role, unread};
 use crate::backend::postgres::{WAKE, oldest_unsent, shards};
 use crate::problem::one_line;
+use crate::source::check::check_table;
 use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
@@ -108,6 +109,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         return Err(WalError::Level { level });
     }
     exclusively(conn, lock, &options.slot, |conn| {
+        check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         let healthy = match slot {
@@ -151,6 +153,7 @@ pub fn teardown(
     options: &WalOptions,
 ) -> Result<(), WalError> {
     exclusively(conn, lock, &options.slot, |conn| {
+        check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         if is_made(conn)? {

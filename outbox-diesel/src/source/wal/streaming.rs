@@ -47,6 +47,8 @@ pub(super) struct Streaming {
     told: Told,
     standbys: Standbys,
     stayed: Option<Instant>,
+    /// When the lock's connection was used last.
+    alive: Option<Instant>,
     measured: Option<Instant>,
     pruning: Pruning,
     fence: Fence,
@@ -156,6 +158,7 @@ impl Streaming {
             told: Told::within(bound),
             standbys,
             stayed: None,
+            alive: None,
             measured: None,
             pruning: Pruning::default(),
             fence: Fence::default(),
@@ -212,11 +215,22 @@ impl Streaming {
         if !has_passed(self.kept_at, interval) {
             return Ok(());
         }
+        // The lock has a connection of its own, which keeping the place does not use.
+        self.stay()?;
         if self.place() == self.kept {
             self.kept_at = Some(Instant::now());
-            return role::stay(&mut self.conn).map_err(staying_active);
+            return Ok(());
         }
         self.keep(self.place())
+    }
+
+    /// Lets the server know that this process goes on, lest it ends the session that has the lock.
+    fn stay(&mut self) -> Result<(), SourceError> {
+        if is_due(&mut self.alive, STAY_INTERVAL / 2) {
+            role::stay(&mut self.conn).map_err(staying_active)
+        } else {
+            Ok(())
+        }
     }
 
     /// Goes on near the end of the log.
@@ -339,6 +353,7 @@ impl Streaming {
     }
 
     pub(super) fn upkeep(&mut self, options: &SourceOptions) -> Result<Option<Lag>, SourceError> {
+        self.stay()?;
         if is_due(&mut self.stayed, STAY_INTERVAL) {
             self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
             self.keep_place()?;

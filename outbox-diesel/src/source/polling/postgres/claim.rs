@@ -231,7 +231,7 @@ impl Pass {
             // Where a transaction has ended the next look would begin at `low` again.
             let has_moved = low >= shard.low + LOW_STEP
                 || of_ended >= shard.low.max(shard.passed) + LOW_STEP
-                || (shard.open_changed && of_ended > low);
+                || (shard.open_changed && (of_ended > low || shard.passed > shard.low));
             if has_moved {
                 shards.push(shard.number);
                 lows.push(low);

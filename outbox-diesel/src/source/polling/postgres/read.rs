@@ -40,7 +40,7 @@ statement!(
     } -> Columns,
     concat!(
         "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, ended, CASE WHEN ended THEN low ELSE passed END AS start \
-         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())) AS ended) \
+         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) OR x::text::xid8 >= pg_snapshot_xmax(pg_current_snapshot())) AS ended) \
          AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
