@@ -128,6 +128,8 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         make_publication(conn, &options.publication)?;
         Own::new(name.clone()).execute(conn)?;
         if !healthy {
+            // Until the table is divided anew nobody is to take it for the slot that was read up to the stored place.
+            Unknown::new(name.clone()).execute(conn)?;
             make_slot(conn, name)?;
         }
         let (end, _) = locked(conn, |conn, end, last| {
@@ -399,6 +401,12 @@ statement!(
     Pg,
     Own { slot: String => Text } -> BigInt,
     "INSERT INTO outbox_slot (slot, start_lsn) VALUES (?, '0/0') ON CONFLICT (slot) DO NOTHING"
+);
+
+statement!(
+    Pg,
+    Unknown { slot: String => Text } -> BigInt,
+    "UPDATE outbox_slot SET bound_lsn = '0/0' WHERE slot = ?"
 );
 
 statement!(
