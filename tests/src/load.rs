@@ -92,6 +92,28 @@ pub fn count(conn: &mut PgConnection, from: &str) -> usize {
     diesel::dsl::sql::<BigInt>(&sql).get_result::<i64>(conn).unwrap().unsigned_abs() as usize
 }
 
+/// How many entries of the outbox's indexes a relay reads that this starts and ends.
+pub fn entries_read(database: &Database<'_>, relay: impl FnOnce()) -> i64 {
+    let conn = &mut database.connect();
+    let read = |conn: &mut PgConnection| {
+        let sql = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+        diesel::dsl::sql::<BigInt>(sql).get_result::<i64>(conn).unwrap()
+    };
+    let before = read(conn);
+    relay();
+    wait_for_the_relays_end(conn);
+    read(conn) - before
+}
+
+/// Waits until no relay has a session in this database any more: sessions count what they have read at their end at the latest.
+pub fn wait_for_the_relays_end(conn: &mut PgConnection) {
+    eventually("the relay's session to end", Duration::from_secs(20), || {
+        let sessions =
+            "pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox relay'";
+        (count(conn, sessions) == 0).then_some(())
+    });
+}
+
 fn record(aggregate: usize, number: usize) -> Record {
     Record::new("order", aggregate.to_string(), number.to_string()).with_payload(vec![b'x'; 200])
 }

@@ -165,6 +165,12 @@ impl Database<'_> {
         &self.url
     }
 
+    /// Its address for another role.
+    pub fn url_as(&self, role: &str, password: &str) -> String {
+        let (_, server) = self.url.rsplit_once('@').expect("a user in the address");
+        format!("postgres://{role}:{password}@{server}")
+    }
+
     /// Its address by Unix socket, on a server that was started from local programs.
     pub fn socket_url(&self) -> Option<String> {
         let port = url::port(&self.url)?;

@@ -125,9 +125,7 @@ fn a_relay_that_may_have_one_connection_only_reads_the_backlog_with_it() {
          GRANT SELECT ON outbox_seq_seq TO {role}"
     ))
     .unwrap();
-    let (_, server) = database.url().rsplit_once('@').unwrap();
-    let mut source =
-        PostgresSource::new(format!("postgres://{role}:relay@{server}"), SourceOptions::default());
+    let mut source = PostgresSource::new(database.url_as(&role, "relay"), SourceOptions::default());
     assert!(source.claim().unwrap());
     drain(&mut source);
     assert_eq!(unsent(conn), 0);

@@ -6,17 +6,12 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::source::{PostgresSource, SourceOptions};
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
-use outbox_tests::{Database, Postgres, eventually};
+use outbox_tests::load::{entries_read, migrated, wait_for_the_relays_end};
+use outbox_tests::{Database, eventually};
 
 const SENT: usize = 200_000;
-
-fn migrated() -> Database<'static> {
-    let database = Postgres::shared().database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
-}
 
 /// Rows that were sent and are kept, with their shard as the expression says.
 fn keep_sent(conn: &mut PgConnection, shard: &str) {
@@ -58,30 +53,17 @@ fn emit_one(conn: &mut PgConnection) {
 }
 
 /// Sends what is unsent, in a session of its own, and tells how many entries of indexes that has read.
-fn entries_read(database: &Database<'_>) -> i64 {
-    let conn = &mut database.connect();
-    let entries = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
-    let before = count(conn, entries);
-    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
-    assert!(source.claim().unwrap());
-    let mut records = Vec::new();
-    source.read(100, &mut records).unwrap();
-    let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
-    source.settle(&tickets).unwrap();
-    source.release().unwrap();
-    assert_eq!(records.len(), 1);
-    end(source, conn);
-    count(conn, entries) - before
-}
-
-/// Sessions count what they have read at their end at the latest.
-fn end(source: PostgresSource, conn: &mut PgConnection) {
-    drop(source);
-    eventually("the source's session to end", Duration::from_secs(20), || {
-        let sessions = "SELECT count(*) FROM pg_stat_activity \
-                        WHERE datname = current_database() AND application_name = 'outbox relay'";
-        (count(conn, sessions) == 0).then_some(())
-    });
+fn entries_of_a_look(database: &Database<'_>) -> i64 {
+    entries_read(database, || {
+        let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+        assert!(source.claim().unwrap());
+        let mut records = Vec::new();
+        source.read(100, &mut records).unwrap();
+        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+        source.settle(&tickets).unwrap();
+        source.release().unwrap();
+        assert_eq!(records.len(), 1);
+    })
 }
 
 fn count(conn: &mut PgConnection, sql: &str) -> i64 {
@@ -101,7 +83,7 @@ fn one_busy_shard_does_not_make_a_claim_dear() {
     )
     .unwrap();
     emit_one(conn);
-    let entries = entries_read(&database);
+    let entries = entries_of_a_look(&database);
     assert!(entries < 1_000, "{entries} entries were read for one event");
 }
 
@@ -113,9 +95,9 @@ fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
     keep_sent(conn, "n % 16");
     conn.batch_execute("ANALYZE outbox").unwrap();
     emit_one(conn);
-    let first = entries_read(&database);
+    let first = entries_of_a_look(&database);
     emit_one(conn);
-    let entries = entries_read(&database);
+    let entries = entries_of_a_look(&database);
     assert!(entries < 10_000, "{entries} entries were read for one event, {first} before");
 }
 
@@ -139,7 +121,8 @@ fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
         "SELECT bit_or(1 << shard)::bigint FROM (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED) AS s";
     let free = count(conn, shards);
     source.release().unwrap();
-    end(source, conn);
+    drop(source);
+    wait_for_the_relays_end(conn);
     assert_eq!((records.len(), free), (2_001, 0xffff & !(0b1111 << 4)));
     let looked_at = count(conn, rows) - before;
     assert!(looked_at < 3_000, "{looked_at} rows were looked at for 2,001 of the worker's own");

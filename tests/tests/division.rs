@@ -238,8 +238,7 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
         grants(&role)
     ))
     .unwrap();
-    let (_, server) = database.url().rsplit_once('@').unwrap();
-    let mut locking = PgConnection::establish(&format!("postgres://{stranger}:stranger@{server}")).unwrap();
+    let mut locking = PgConnection::establish(&database.url_as(&stranger, "stranger")).unwrap();
     locking
         .batch_execute(
             "SELECT pg_advisory_lock(1869968482 + n, 'outbox'::regclass::oid::int4) FROM generate_series(0, 20) AS n; \
@@ -254,7 +253,7 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
     command
         .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", &topic])
         .args(["--source", "wal", "--slot", database.name()])
-        .env("OUTBOX_DATABASE_URL", format!("postgres://{role}:relay@{server}"));
+        .env("OUTBOX_DATABASE_URL", database.url_as(&role, "relay"));
     let log = Process::start(&command);
     let committed = write(conn, 0, 1, 10, 500);
     let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);

@@ -6,18 +6,13 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
+use outbox_tests::load::{entries_read, migrated_on};
 use outbox_tests::{Database, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SENT: i64 = 100_000;
-
-fn migrated(major: u32) -> Database<'static> {
-    let database = Postgres::shared_version(major).database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
-}
 
 fn source(database: &Database<'_>) -> PostgresSource {
     PostgresSource::new(database.url(), SourceOptions::default())
@@ -77,26 +72,16 @@ fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
 }
 
 /// How many entries of indexes a relay reads for one event, in a session of its own.
-fn entries_read(database: &Database<'_>) -> i64 {
-    let conn = &mut database.connect();
-    let entries = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
-    let before = count(conn, entries);
-    emit(conn, "other", "Measured");
-    let mut source = source(database);
-    assert_eq!(pass(&mut source), ["Measured"]);
-    drop(source);
-    // Sessions count what they have read at their end at the latest.
-    eventually("the source's session to end", PATIENCE, || {
-        let sessions = "SELECT count(*) FROM pg_stat_activity \
-                        WHERE datname = current_database() AND application_name = 'outbox relay'";
-        (count(conn, sessions) == 0).then_some(())
-    });
-    count(conn, entries) - before
+fn entries_of_a_look(database: &Database<'_>) -> i64 {
+    entries_read(database, || {
+        emit(&mut database.connect(), "other", "Measured");
+        assert_eq!(pass(&mut source(database)), ["Measured"]);
+    })
 }
 
 /// Its first event lies before all that was sent since, its second one after.
-fn a_look_is_cheap_and_nothing_is_lost(major: u32, end: fn(&Database<'_>, &mut PgConnection)) {
-    let database = migrated(major);
+fn a_look_is_cheap_and_nothing_is_lost(major: u32) {
+    let database = migrated_on(Postgres::shared_version(major));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
     AnsiTransactionManager::begin_transaction(writer).unwrap();
@@ -104,14 +89,14 @@ fn a_look_is_cheap_and_nothing_is_lost(major: u32, end: fn(&Database<'_>, &mut P
     keep_sent(conn);
     go_past_what_was_sent(&mut relay, conn);
     drop(relay);
-    let entries = entries_read(&database);
+    let entries = entries_of_a_look(&database);
     assert!(entries < 10_000, "{entries} entries were read for one event");
 
     let mut relay = source(&database);
     emit(conn, "other", "Before");
     send(&mut relay, "Before");
     writer.emit(&Record::new("order", "slow", "Second")).unwrap();
-    end(&database, writer);
+    commit(writer);
     emit(conn, "other", "After");
     let sent = send(&mut relay, "After");
     assert_eq!(sent.iter().filter(|sent| *sent != "After").collect::<Vec<_>>(), ["First", "Second"]);
@@ -132,38 +117,38 @@ fn go_on_until_it_is_forgotten(relay: &mut PostgresSource, conn: &mut PgConnecti
     }
 }
 
-fn commit(_: &Database<'_>, writer: &mut PgConnection) {
+fn commit(writer: &mut PgConnection) {
     AnsiTransactionManager::commit_transaction(writer).unwrap();
 }
 
 #[test]
 fn a_writer_that_stays_open_does_not_make_each_look_dear_on_postgres_15() {
-    a_look_is_cheap_and_nothing_is_lost(15, commit);
+    a_look_is_cheap_and_nothing_is_lost(15);
 }
 
 #[test]
 fn a_writer_that_stays_open_does_not_make_each_look_dear_on_postgres_18() {
-    a_look_is_cheap_and_nothing_is_lost(18, commit);
+    a_look_is_cheap_and_nothing_is_lost(18);
 }
 
 /// Rows that were written under a savepoint have a transaction id of their own.
 #[test]
 fn what_was_emitted_under_a_savepoint_is_found_when_the_transaction_ends() {
-    let database = migrated(15);
+    let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
     AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.transaction(|c| c.emit(&Record::new("order", "slow", "First"))).unwrap();
     keep_sent(conn);
     go_past_what_was_sent(&mut relay, conn);
-    commit(&database, writer);
+    commit(writer);
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
 /// Two stay open; that one of them ends is no reason to look from the beginning for as long as the other stays.
 #[test]
 fn one_of_two_open_writers_may_end() {
-    let database = migrated(15);
+    let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
     let (first, second) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
@@ -173,7 +158,7 @@ fn one_of_two_open_writers_may_end() {
     }
     keep_sent(conn);
     go_past_what_was_sent(&mut relay, conn);
-    commit(&database, first);
+    commit(first);
     assert_eq!(send(&mut relay, "First"), ["First"]);
     eventually("nothing to be claimed any more", PATIENCE, || match relay.claim().unwrap() {
         true => {
@@ -183,16 +168,16 @@ fn one_of_two_open_writers_may_end() {
         false => Some(()),
     });
     drop(relay);
-    let entries = entries_read(&database);
+    let entries = entries_of_a_look(&database);
     assert!(entries < 10_000, "{entries} entries were read for one event");
-    commit(&database, second);
+    commit(second);
     assert_eq!(send(&mut source(&database), "Second"), ["Second"]);
 }
 
 /// It is not deleted before it was sent, whichever way sent rows go.
 #[test]
 fn rows_that_are_deleted_when_sent_do_not_change_that() {
-    let database = migrated(15);
+    let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut options = SourceOptions::default();
     options.sent_rows = SentRows::Delete;
@@ -201,14 +186,14 @@ fn rows_that_are_deleted_when_sent_do_not_change_that() {
     writer.emit(&Record::new("order", "slow", "First")).unwrap();
     keep_sent(conn);
     go_past_what_was_sent(&mut relay, conn);
-    commit(&database, writer);
+    commit(writer);
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
 /// With nothing emitted afterwards, and less between the bounds than is worth a write by itself.
 #[test]
 fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
-    let database = migrated(15);
+    let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
     AnsiTransactionManager::begin_transaction(writer).unwrap();
@@ -220,7 +205,7 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
         pass(&mut relay);
         (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
     });
-    commit(&database, writer);
+    commit(writer);
     assert_eq!(send(&mut relay, "First"), ["First"]);
     eventually("nothing to be claimed any more", Duration::from_secs(5), || match relay.claim().unwrap() {
         true => {

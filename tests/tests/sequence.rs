@@ -8,17 +8,12 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::observe::Observe;
 use diesel_outbox::source::{PostgresSource, SourceOptions};
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
-use outbox_tests::{Database, Postgres, eventually};
+use outbox_tests::eventually;
+use outbox_tests::load::migrated;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-
-fn migrated() -> Database<'static> {
-    let database = Postgres::shared().database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
-}
 
 fn source(url: &str) -> PostgresSource {
     PostgresSource::new(url, SourceOptions::default())
@@ -184,8 +179,7 @@ fn a_relay_that_may_not_set_the_sequence_says_which_grant_it_needs() {
          GRANT SELECT ON outbox_seq_seq TO {role}"
     ))
     .unwrap();
-    let (_, server) = database.url().rsplit_once('@').unwrap();
-    let url = format!("postgres://{role}:relay@{server}");
+    let url = database.url_as(&role, "relay");
     let refusal = refusal(&url);
     for grant in refusal.match_indices("GRANT ").map(|(at, _)| &refusal[at..]) {
         let grant = grant.split([';', '.']).next().unwrap().trim();

@@ -159,8 +159,7 @@ fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
     Migrations::new().run(conn).unwrap();
     let role = format!("{}_stranger", database.name());
     conn.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'stranger'")).unwrap();
-    let (_, server) = database.url().rsplit_once('@').unwrap();
-    let mut stranger = PgConnection::establish(&format!("postgres://{role}:stranger@{server}")).unwrap();
+    let mut stranger = PgConnection::establish(&database.url_as(&role, "stranger")).unwrap();
     let oid = number(conn, "SELECT 'outbox'::regclass::oid::bigint");
     for key in 1_869_968_482..1_869_968_487 {
         stranger.batch_execute(&format!("SELECT pg_advisory_lock({key}, {oid})")).unwrap();

@@ -37,15 +37,33 @@ macro_rules! wake {
     };
 }
 
+/// Whether the transaction `x` has ended, as seen by the statement's own snapshot. So it is for one that this server has not begun: the
+/// table comes from another server then.
+#[cfg(feature = "postgres-source")]
+macro_rules! has_ended {
+    () => {
+        "(pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) \
+         OR x::text::xid8 >= pg_snapshot_xmax(pg_current_snapshot()))"
+    };
+}
+#[cfg(feature = "postgres-source")]
+pub(crate) use has_ended;
+
+/// Locks all shards, until the transaction ends: no worker has claimed anything then.
+#[cfg(feature = "postgres-source")]
+pub(crate) const LOCK_SHARDS: &str = "SELECT FROM outbox_shard ORDER BY shard FOR UPDATE";
+
 /// The shards, and after which `seq` each may have unsent rows. That is `passed` as long as none of the transactions that were
-/// open then has ended, as seen by this very snapshot: what it cannot see of theirs is not looked for. Once one has ended its rows
-/// may be anywhere above `low`; so may those of one that this server has not begun, as the table then comes from another. `OFFSET 0` keeps that from being computed for each row that is compared with it.
+/// open then has ended: what the snapshot cannot see of theirs is not looked for. Once one has ended its rows may be anywhere above
+/// `low`. `OFFSET 0` keeps that from being computed for each row that is compared with it.
 #[cfg(feature = "postgres-source")]
 macro_rules! shards {
     () => {
-        "(SELECT shard, low, high, passed, open, CASE WHEN passed > low AND NOT EXISTS (SELECT FROM unnest(open) AS x \
-         WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) OR x::text::xid8 >= pg_snapshot_xmax(pg_current_snapshot())) THEN passed ELSE low END AS start \
-         FROM outbox_shard OFFSET 0)"
+        concat!(
+            "(SELECT shard, low, high, passed, open, CASE WHEN passed > low AND NOT EXISTS (SELECT FROM unnest(open) AS x WHERE ",
+            crate::backend::postgres::has_ended!(),
+            ") THEN passed ELSE low END AS start FROM outbox_shard OFFSET 0)"
+        )
     };
 }
 #[cfg(feature = "postgres-source")]

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
@@ -8,7 +9,7 @@ use diesel_outbox_core::{Lag, LogLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, Observe, Requeue, Row, dead_letter};
-use crate::backend::postgres::{WAKE, oldest_unsent, shards};
+use crate::backend::postgres::{LOCK_SHARDS, WAKE, oldest_unsent, shards};
 use crate::statement::statement;
 
 impl Observe for PgConnection {
@@ -36,7 +37,7 @@ impl Observe for PgConnection {
         let (id, aggregate_type, aggregate_id) = which.conditions();
         self.transaction(|conn| {
             // With the shards locked no relay is reading them, and their lower bounds can go back.
-            LockShards::new().execute(conn)?;
+            conn.batch_execute(LOCK_SHARDS)?;
             let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
             let mut lows: BTreeMap<i16, i64> = BTreeMap::new();
             for (shard, seq) in &restored {
@@ -78,8 +79,6 @@ statement!(
     "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000)::bigint, \
      reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
 );
-
-statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
 
 statement!(
     Pg,

@@ -4,11 +4,12 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::Error;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{Array, BigInt, Bool};
 use diesel_outbox_core::{SHARDS, SourceError};
 
 use super::database_error;
 use super::sequence::Sequence;
+use crate::backend::postgres::LOCK_SHARDS;
 use crate::problem::one_line;
 use crate::statement::statement;
 
@@ -72,7 +73,7 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
 
 struct Look {
     sequence: Sequence,
-    /// Whether it stands where numbers come that were not given before, and hides nothing unsent.
+    /// Whether it gives only numbers that were not given before, and hides nothing unsent.
     is_right: bool,
     /// Whether its file is the one that was looked at before.
     is_known: bool,
@@ -80,15 +81,13 @@ struct Look {
 }
 
 fn look(conn: &mut PgConnection) -> QueryResult<Look> {
-    let highest = HighestSeq::new().get_result::<i64>(conn)?;
-    let file = Sequence::load(conn)?.file;
-    let (is_known, low, is_polled) = Known::new(file).get_result::<(bool, i64, bool)>(conn)?;
+    let (files, highest, is_polled) = Known::new().get_result::<(Vec<i64>, i64, bool)>(conn)?;
     // After what it is compared with: emitters may be at work.
     let sequence = Sequence::load(conn)?;
-    let is_known = is_known && sequence.file == file;
+    let is_known = files.contains(&sequence.file);
     // All is well if this is the first look, or if the table was moved with its sequence.
-    let is_right = sequence.last >= low.max(highest)
-        && (is_known || !is_polled || !Hidden::new().get_result::<bool>(conn)?);
+    let is_right =
+        sequence.last >= highest && (is_known || !is_polled || !Hidden::new().get_result::<bool>(conn)?);
     Ok(Look { sequence, is_right, is_known, is_polled })
 }
 
@@ -98,9 +97,10 @@ fn look(conn: &mut PgConnection) -> QueryResult<Look> {
 fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
     let mended = forget(conn).and_then(|()| {
         conn.transaction(|conn| {
+            conn.batch_execute("SET LOCAL lock_timeout = '2s'")?;
+            conn.batch_execute(LOCK_SHARDS)?;
             conn.batch_execute(
-                "SET LOCAL lock_timeout = '2s'; SELECT FROM outbox_shard ORDER BY shard FOR UPDATE; \
-             SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
+                "SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
             )?;
             // Another relay may have mended it meanwhile.
             let Look { sequence, is_right, is_polled, .. } = look(conn)?;
@@ -172,17 +172,24 @@ statement!(
 
 statement!(Pg, Shards {} -> BigInt, "SELECT count(*) FROM outbox_shard WHERE shard BETWEEN 0 AND 15");
 
+/// The highest number that a row has or that any bound has gone past.
+macro_rules! highest {
+    () => {
+        "greatest((SELECT max(seq) FROM outbox), \
+         (SELECT max(greatest(low, passed, CASE WHEN high < 9223372036854775807 THEN high END)) FROM outbox_shard))"
+    };
+}
+
 statement!(
     Pg,
-    /// Whether this file of the sequence was seen before, the highest number that any bound has gone past, and whether the whole table is
-    /// polled.
-    Known { file: i64 => BigInt } -> (Bool, BigInt, Bool),
-    "SELECT coalesce(bool_or(sequence_file = ?), false), \
-     coalesce(max(greatest(low, passed, CASE WHEN high < 9223372036854775807 THEN high END)), 0), \
-     min(high) = 9223372036854775807 FROM outbox_shard"
+    /// The files of the sequence that were seen before, the highest number, and whether the whole table is polled.
+    Known {} -> (Array<BigInt>, BigInt, Bool),
+    concat!(
+        "SELECT ARRAY(SELECT DISTINCT sequence_file FROM outbox_shard WHERE sequence_file IS NOT NULL), ",
+        highest!(),
+        ", (SELECT min(high) FROM outbox_shard) = 9223372036854775807"
+    )
 );
-
-statement!(Pg, HighestSeq {} -> BigInt, "SELECT coalesce(max(seq), 0) FROM outbox");
 
 statement!(
     Pg,
@@ -203,9 +210,11 @@ statement!(
     Pg,
     /// Has the sequence go on after all numbers that are known, and returns the last of those.
     Advance {} -> BigInt,
-    "SELECT setval('outbox_seq_seq', greatest(1, (SELECT max(seq) FROM outbox), (SELECT max(seq) FROM outbox_dead_letter), \
-     (SELECT max(greatest(low, passed, CASE WHEN high < 9223372036854775807 THEN high END)) FROM outbox_shard), \
-     (SELECT last_value FROM outbox_seq_seq)))"
+    concat!(
+        "SELECT setval('outbox_seq_seq', greatest(1, ",
+        highest!(),
+        ", (SELECT max(seq) FROM outbox_dead_letter), (SELECT last_value FROM outbox_seq_seq)))"
+    )
 );
 
 statement!(

@@ -5,7 +5,7 @@
 //! ended, every row up to that value is settled history. Transactions that do not insert into the outbox play no part.
 //!
 //! Some may stay open for hours, and whoever waited for them would pass over all that was sent since in each look. So the
-//! fence tells two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
+//! fence has two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
 //! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
 //! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
 //! locks would not do for that, as a transaction becomes visible before it lets its locks go.
@@ -98,7 +98,6 @@ impl Fence {
             None => (last, now),
         };
         if holders.iter().all(|name| self.open.contains_key(name)) {
-            self.open.retain(|name, _| holders.contains(name));
             self.is_passed(last);
         } else if since.elapsed() < PATIENCE {
             self.pending = Some(Pending { last, listed: holders, since });
@@ -166,7 +165,8 @@ statement!(
     "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
      running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
      SELECT h.virtualtransaction, min(r.id) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
-     AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
+     AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction \
+     LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
      WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
      AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
      GROUP BY h.virtualtransaction"

@@ -156,14 +156,23 @@ fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResu
     Ok(if is_full { (last, false) } else { (next, true) })
 }
 
-/// Rows in their order, and whether each is too old. What was read from the write-ahead log is sent though nothing marks it: up to its shard's
+/// Whether a row `o` of a shard `s` is too old. What was read from the write-ahead log is sent though nothing marks it: up to its shard's
 /// lower bound while the log is read, and later up to `unmarked`.
+macro_rules! is_old {
+    () => {
+        "coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 THEN s.low ELSE s.unmarked END \
+         THEN o.created_at AT TIME ZONE 'utc' END) < now() - make_interval(secs => ?), false)"
+    };
+}
+
+/// Rows in their order, and whether each is too old.
 macro_rules! oldest {
     () => {
-        "(SELECT o.seq, coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 \
-         THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) \
-         < now() - make_interval(secs => ?), false) AS old FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
-         WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
+        concat!(
+            "(SELECT o.seq, ",
+            is_old!(),
+            " AS old FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
+        )
     };
 }
 
@@ -183,7 +192,5 @@ statement!(
     Pg,
     /// By `seq`, as there is no snapshot that keeps these rows in their places; and nothing that has come to such a number since.
     Expired { retention: f64 => Double, seqs: Vec<i64> => Array<BigInt> } -> Bool,
-    "DELETE FROM outbox AS o USING outbox_shard AS s WHERE s.shard = o.shard AND coalesce(o.sent_at, CASE WHEN o.seq <= CASE \
-     WHEN s.high < 9223372036854775807 THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) \
-     < now() - make_interval(secs => ?) AND o.seq = ANY (?)"
+    concat!("DELETE FROM outbox AS o USING outbox_shard AS s WHERE s.shard = o.shard AND ", is_old!(), " AND o.seq = ANY (?)")
 );

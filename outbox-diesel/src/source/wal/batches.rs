@@ -26,7 +26,7 @@ use super::division::quoted;
 use super::options::WalOptions;
 use super::place::Lsn;
 use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Received, Shared};
-use super::slot::move_up;
+use super::slot::{self, move_up};
 use crate::problem::one_line;
 use crate::source::database::Database;
 use crate::source::database_error;
@@ -175,7 +175,7 @@ impl Reader {
 
     fn take_turns(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
-        let pid = Pid::new().get_result::<i32>(&mut conn);
+        let pid = slot::session(&mut conn);
         self.session.store(
             pid.map_err(|error| database_error("reading a batch of the write-ahead log", error))?,
             Ordering::Relaxed,
@@ -233,8 +233,7 @@ impl Reader {
     fn copy(&mut self, conn: &mut PgConnection, turn: &Turn) -> QueryResult<String> {
         DropOwn::new().execute(conn)?;
         self.copies += 1;
-        let copy = format!("outbox_{}_{}_{}", Pid::new().get_result::<i32>(conn)?, self.name, self.copies);
-        Copy::new(turn.slot.clone(), copy.clone()).get_result::<bool>(conn)?;
+        let copy = slot::copy(conn, &turn.slot, &format!("{}_{}", self.name, self.copies))?;
         if let Some(start) = turn.start {
             move_up(conn, &copy, start)?;
         }
@@ -292,18 +291,10 @@ impl Reader {
     }
 }
 
-statement!(Pg, Pid {} -> Integer, "SELECT pg_backend_pid()");
-
 statement!(
     Pg,
     Cancel { sessions: Vec<i32> => Array<Integer> } -> Bool,
     "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY (?) AND usename = current_user"
-);
-
-statement!(
-    Pg,
-    Copy { slot: String => Text, copy: String => Text } -> Bool,
-    "SELECT true FROM pg_copy_logical_replication_slot(?, ?, true)"
 );
 
 statement!(

@@ -17,7 +17,7 @@ use super::origin;
 use super::place::{Lsn, Place, shown};
 use super::slot::{Publishes, Slot, end_of_log, move_up};
 use super::{role, unread};
-use crate::backend::postgres::{WAKE, oldest_unsent, shards};
+use crate::backend::postgres::{LOCK_SHARDS, WAKE, oldest_unsent, shards};
 use crate::problem::one_line;
 use crate::source::check::check_table;
 use crate::source::sequence::Sequence;
@@ -201,7 +201,7 @@ fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i
 /// `false` returned where rows wait of which that was not known.
 fn poll_all(conn: &mut PgConnection, sent_up_to: i64, lows_stay: bool) -> QueryResult<bool> {
     conn.transaction(|conn| {
-        LockShards::new().execute(conn)?;
+        conn.batch_execute(LOCK_SHARDS)?;
         if !lows_stay && polled_rows_wait(conn)? {
             return Ok(false);
         }
@@ -305,7 +305,7 @@ fn locked(
         let limit = if tries % 4 == 3 { 1_500 } else { 500 };
         let done = conn.transaction(|conn| {
             conn.batch_execute(LOCK_SETTINGS)?;
-            LockShards::new().execute(conn)?;
+            conn.batch_execute(LOCK_SHARDS)?;
             conn.batch_execute(&format!(
                 "SET LOCAL lock_timeout = {limit}; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"
             ))?;
@@ -359,8 +359,6 @@ statement!(
 statement!(Pg, pub(super) DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
 
 statement!(Pg, High {} -> BigInt, "SELECT coalesce(min(high), 9223372036854775807) FROM outbox_shard");
-
-statement!(Pg, LockShards {} -> BigInt, "SELECT 1 FROM outbox_shard ORDER BY shard FOR UPDATE");
 
 statement!(
     Pg,

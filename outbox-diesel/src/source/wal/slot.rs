@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use diesel_outbox_core::{LogLag, SourceError};
 
 use super::division;
@@ -115,6 +115,19 @@ pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResu
     MoveUp::new(to as i64, slot.to_owned()).execute(conn).map(drop)
 }
 
+/// Makes a temporary copy of a slot, which goes with this connection, and returns its name: it has the server's number of the session, and
+/// the label.
+pub(super) fn copy(conn: &mut PgConnection, slot: &str, label: &str) -> QueryResult<String> {
+    let copy = format!("outbox_{}_{label}", session(conn)?);
+    Copy::new(slot.to_owned(), copy.clone()).get_result::<bool>(conn)?;
+    Ok(copy)
+}
+
+/// The server's number of this session.
+pub(super) fn session(conn: &mut PgConnection) -> QueryResult<i32> {
+    Session::new().get_result(conn)
+}
+
 /// How old something is that was made at this time, in milliseconds since 1970.
 pub(super) fn age(created_at_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -188,6 +201,14 @@ statement!(
     /// In megabytes; -1 for no limit.
     KeepSize {} -> BigInt,
     "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
+);
+
+statement!(Pg, Session {} -> Integer, "SELECT pg_backend_pid()");
+
+statement!(
+    Pg,
+    Copy { slot: String => Text, copy: String => Text } -> Bool,
+    "SELECT true FROM pg_copy_logical_replication_slot(?, ?, true)"
 );
 
 statement!(

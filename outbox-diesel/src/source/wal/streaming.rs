@@ -132,11 +132,11 @@ impl Streaming {
         let confirmed = Slot::find(&mut conn, &wal.slot).map_err(failed)?.map_or(0, |slot| slot.confirmed);
         let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
         let start = place.start.max(confirmed);
-        let bound = Told::within(start).bound_ahead(slot::end_of_log(&mut conn).map_err(failed)?);
+        let end = slot::end_of_log(&mut conn).map_err(failed)?;
+        let bound = Told::within(start).bound_ahead(end);
         origin::note(&mut conn, &wal.slot, bound).map_err(failed)?;
         let table = decode::table(&mut conn).map_err(failed)?;
-        let is_far = slot::end_of_log(&mut conn).map_err(failed)?.saturating_sub(start) > FAR;
-        let log = if is_far {
+        let log = if end.saturating_sub(start) > FAR {
             Log::in_batches(database, wal, start, table)?
         } else {
             Log::Stream(Stream::begin(&database.url, wal.clone(), start, table)?)
@@ -212,16 +212,12 @@ impl Streaming {
             // A slot that is not streamed is moved up now and then only.
             Log::Batches(_) => self.wal.confirm_interval,
         };
-        if !has_passed(self.kept_at, interval) {
+        if !is_due(&mut self.kept_at, interval) {
             return Ok(());
         }
         // The lock has a connection of its own, which keeping the place does not use.
         self.stay()?;
-        if self.place() == self.kept {
-            self.kept_at = Some(Instant::now());
-            return Ok(());
-        }
-        self.keep(self.place())
+        self.keep_place()
     }
 
     /// Lets the server know that this process goes on, lest it ends the session that has the lock.

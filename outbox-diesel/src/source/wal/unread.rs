@@ -13,7 +13,7 @@ use super::decode::{self, Decoder};
 use super::division::{DropSlot, WalError, quoted};
 use super::options::WalOptions;
 use super::place::{Lsn, Place};
-use super::slot::move_up;
+use super::slot::{self, move_up};
 use super::window::Window;
 use crate::problem::one_line;
 use crate::source::prune::is_due;
@@ -48,9 +48,8 @@ pub(super) fn unsent_in_log(
         told: Some(Instant::now()),
     };
     let (end, publication) = (end as i64, quoted(&options.publication));
-    let copy = format!("outbox_drop_{}", Pid::new().get_result::<i32>(conn)?);
-    match Copy::new(slot.clone(), copy.clone()).get_result::<bool>(conn) {
-        Ok(_) => {
+    match slot::copy(conn, slot, "drop") {
+        Ok(copy) => {
             let read = reading.read_in_parts(conn, slot, &copy, end, &publication);
             let dropped = DropSlot::new(copy).execute(conn);
             read?;
@@ -171,20 +170,12 @@ pub(super) fn mark_others(
     Ok(())
 }
 
-statement!(Pg, Pid {} -> Integer, "SELECT pg_backend_pid()");
-
 statement!(
     Pg,
     /// At most: those after what is known to be sent.
     MayBeUnsent {} -> BigInt,
     "SELECT count(*) FROM outbox WHERE sent_at IS NULL \
      AND seq > (SELECT min(greatest(low, high)) FROM outbox_shard)"
-);
-
-statement!(
-    Pg,
-    Copy { slot: String => Text, copy: String => Text } -> Bool,
-    "SELECT true FROM pg_copy_logical_replication_slot(?, ?, true)"
 );
 
 statement!(

@@ -12,7 +12,7 @@ use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
 use super::place::{Tid, TupleId};
-use crate::backend::postgres::oldest_unsent;
+use crate::backend::postgres::{has_ended, oldest_unsent};
 use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use crate::statement::statement;
 
@@ -40,8 +40,9 @@ statement!(
     } -> Columns,
     concat!(
         "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, ended, CASE WHEN ended THEN low ELSE passed END AS start \
-         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) OR x::text::xid8 >= pg_snapshot_xmax(pg_current_snapshot())) AS ended) \
-         AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
+         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE ",
+        has_ended!(),
+        ") AS ended) AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
