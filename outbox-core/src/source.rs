@@ -101,7 +101,7 @@ pub struct Lag {
     pub unsent: u64,
     /// The age of the oldest of them; zero where there is none.
     pub oldest: Duration,
-    /// How long the oldest transaction that may have emitted has been open, as far as the relay has watched it; zero where there is none.
+    /// How long the oldest transaction that may have emitted has been open, counted from when the relay first saw it; zero if there is none.
     pub oldest_writer: Duration,
     /// How far what is sent of the write-ahead log is behind, where a part of the events is read from there.
     pub log: Option<LogLag>,

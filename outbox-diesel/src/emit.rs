@@ -20,7 +20,7 @@ use crate::{OutboxEvent, Record};
 ///
 /// On PostgreSQL an emit notifies the relay if that sleeps, and PostgreSQL prepares no transaction that has notified. For two-phase
 /// commit run `SET LOCAL outbox.notify = 'off'` in the transaction before it emits, or `ALTER ROLE .. SET outbox.notify = 'off'` once. The
-/// relay finds such events within about a second of their commit, by looking once a second while it sleeps; it does so where
+/// relay finds such events within about a second of their commit, by looking once a second while it sleeps; it does so if
 /// `max_prepared_transactions` is above zero.
 ///
 /// On SQLite a transaction that reads before it emits should be an `immediate_transaction`: see the [crate](crate#sqlite).

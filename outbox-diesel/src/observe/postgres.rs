@@ -82,9 +82,9 @@ statement!(
 
 statement!(
     Pg,
-    /// At their old place where rows are polled. Anew where they are read from the write-ahead log, which has no other order
-    /// than that of the commits; where nothing marks what was sent among their neighbours; and where another event has the
-    /// number, as the sequence was restarted. Later ones of an aggregate stay behind earlier ones.
+    /// Puts them back at their old place if rows are polled. They get new numbers if rows are read from the write-ahead log, which has no
+    /// other order than that of the commits; if nothing marks what was sent among their neighbours; and if another event has the number
+    /// because the sequence was restarted. Later ones of an aggregate stay behind earlier ones.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
