@@ -88,6 +88,13 @@ pub enum Outcome {
 pub enum Refusal {
     /// Too much is in flight: ask for acknowledgements, then hand the same record over again.
     Full,
+    /// The record must not be on its way together with the one of this ticket, which is in flight: hand it over again as soon as
+    /// the outcome of that one is known. Records of other aggregates may be handed over meanwhile; those of the same
+    /// aggregate are refused in the same way.
+    Behind {
+        /// The ticket under which the other record was handed over.
+        ticket: u64,
+    },
     /// Not now: give up what is in flight and begin again.
     Retry {
         /// Why, for a person to read.

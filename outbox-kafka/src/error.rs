@@ -26,7 +26,11 @@ pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> Stri
 pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
     matches!(
         code,
-        Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp
+        Code::MessageSizeTooLarge
+            | Code::MessageBatchTooLarge
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
     )
 }
 
@@ -36,6 +40,10 @@ pub(crate) fn rejection(code: Code, topic: &str) -> Option<String> {
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord => format!(
             "Kafka refused the record as too large or invalid ({code}): raise `message.max.bytes` at the relay and the \
              topic's `max.message.bytes`, or make the payload smaller, then requeue"
+        ),
+        Code::MessageBatchTooLarge => format!(
+            "Kafka refused the record as larger than a segment of the topic's log ({code}): raise the topic's \
+             `segment.bytes`, or make the payload smaller, then requeue"
         ),
         Code::UnknownTopic | Code::UnknownTopicOrPartition => {
             format!("the topic `{topic}` does not exist ({code}): create it, then requeue")

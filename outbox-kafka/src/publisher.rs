@@ -57,7 +57,7 @@ impl Kafka {
             ("message.timeout.ms", "0"),
             ("linger.ms", "0"),
             ("queue.buffering.max.messages", "100000"),
-            ("queue.buffering.max.kbytes", "65536"),
+            (QUEUE_KBYTES, "65536"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
         Self { settings: settings.into(), own_headers: true }
@@ -81,6 +81,12 @@ impl Kafka {
     pub fn own_headers(mut self, sent: bool) -> Self {
         self.own_headers = sent;
         self
+    }
+
+    /// How many bytes of payloads librdkafka's queue takes.
+    fn queue_size(&self) -> usize {
+        let kbytes = self.settings.get(QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok());
+        kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
     }
 
     fn producer(&self, batching: Batching) -> Result<Producer, PublisherError> {
@@ -144,6 +150,8 @@ enum Batching {
     Single,
 }
 
+const QUEUE_KBYTES: &str = "queue.buffering.max.kbytes";
+
 /// How many records must have been delivered one by one before they go in batches again.
 const SINGLE_DELIVERIES: usize = 10_000;
 
@@ -178,7 +186,6 @@ impl KafkaPublisher {
 
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
-        let in_flight = self.in_flight;
         let own_headers = if self.kafka.own_headers { record.headers() } else { &[] };
         let (producer, gate, topics) =
             self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
@@ -191,22 +198,25 @@ impl Publisher for KafkaPublisher {
                 (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
             })
         };
-        let Some(sent) = gate.pass(ticket, topic, record.aggregate_id().as_bytes(), send) else {
-            return Err(Refusal::Full);
-        };
-        match sent {
+        let passed = gate.pass(ticket, topic, record.aggregate_id().as_bytes(), send);
+        match passed.map_err(|ticket| Refusal::Behind { ticket })? {
             Ok(()) => {
                 self.in_flight += 1;
                 Ok(())
             }
-            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) if in_flight > 0 => {
-                Err(Refusal::Full)
+            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {
+                // With nothing in flight too: librdkafka frees what was acknowledged a moment later.
+                let size = record.payload().map_or(0, <[u8]>::len);
+                Err(if size > self.kafka.queue_size() {
+                    Refusal::Rejected {
+                        reason: "the record does not even fit into the producer's empty queue: raise \
+                                 `queue.buffering.max.kbytes` above `message.max.bytes`, then requeue"
+                            .to_owned(),
+                    }
+                } else {
+                    Refusal::Full
+                })
             }
-            Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => Err(Refusal::Rejected {
-                reason: "the record does not even fit into the producer's empty queue: raise \
-                         `queue.buffering.max.kbytes` above `message.max.bytes`, then requeue"
-                    .to_owned(),
-            }),
             Err(error) => Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
                 Some(reason) => Refusal::Rejected { reason },
                 None => Refusal::Retry { reason: error.to_string() },

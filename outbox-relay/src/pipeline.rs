@@ -4,6 +4,7 @@
 mod names;
 #[cfg(test)]
 mod simulation;
+mod waiting;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -14,6 +15,7 @@ use diesel_outbox_core::{
 };
 
 use self::names::TopicNames;
+use self::waiting::Waiting;
 use crate::observe;
 
 /// How much a pass takes on. The defaults suit most services.
@@ -161,11 +163,16 @@ impl Pipeline<'_> {
                 pass.progress += (self.now)().duration_since(now);
             }
             let had_nothing = pass.in_flight == 0;
+            if had_nothing {
+                // There is nothing to wait for.
+                pass.waiting.release_all(&mut pass.unsent);
+            }
             let full = self.hand_over(pass, source, publisher)?;
             if had_nothing && pass.in_flight > 0 {
                 pass.progress = (self.now)();
             }
-            if pass.in_flight == 0 && pass.unsent.is_empty() && !(pass.reading && pass.caught_up.is_none()) {
+            let has_more = !pass.unsent.is_empty() || pass.waiting.count() > 0;
+            if pass.in_flight == 0 && !has_more && !(pass.reading && pass.caught_up.is_none()) {
                 return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
             }
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
@@ -196,18 +203,16 @@ impl Pipeline<'_> {
     }
 
     fn may_read(&self, pass: &Pass) -> bool {
-        let has_room = pass.in_flight + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk);
-        pass.reading
-            && pass.unsent.is_empty()
-            && has_room
-            && (pass.in_flight == 0 || self.has_bytes_for(pass, 0))
+        let taken = pass.in_flight + pass.waiting.count();
+        let has_room = taken + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk);
+        pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
     }
 
     /// Whether there are bytes left for another chunk and so many more. What is being read has not come yet, so that a chunk's most is
     /// reckoned for it.
     fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
         let unsent: usize = pass.unsent.iter().map(size).sum();
-        pass.bytes + unsent + (1 + more) * CHUNK_BYTES <= self.limits.in_flight_bytes
+        pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * CHUNK_BYTES <= self.limits.in_flight_bytes
     }
 
     /// Hands over what was read, in order, for as long as the publisher takes it. `true`: it takes no more for now.
@@ -217,11 +222,9 @@ impl Pipeline<'_> {
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
     ) -> Result<bool, SourceError> {
-        while let Some(claimed) = pass.unsent.front() {
-            let size = size(claimed);
-            let Claimed { ticket, record } = claimed;
-            let ticket = *ticket;
-            let taken = match record {
+        while let Some(claimed) = pass.unsent.pop_front() {
+            let ticket = claimed.ticket;
+            let taken = match &claimed.record {
                 Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
                     Ok(topic) => publisher.publish(ticket, topic, record),
                     Err(error) => Err(Refusal::Rejected { reason: error.to_string() }),
@@ -231,16 +234,20 @@ impl Pipeline<'_> {
             match taken {
                 Ok(()) => {
                     pass.in_flight += 1;
-                    pass.hold(size);
+                    pass.hold(size(&claimed));
                 }
-                Err(Refusal::Full) => return Ok(true),
+                Err(Refusal::Full) => {
+                    pass.unsent.push_front(claimed);
+                    return Ok(true);
+                }
+                Err(Refusal::Behind { ticket }) => pass.waiting.push(ticket, claimed),
                 Err(Refusal::Rejected { reason }) => self.dead_letter(pass, source, ticket, &reason)?,
                 Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),
                 Err(_) => pass.fail("not taken".to_owned(), (self.now)()),
             }
-            pass.unsent.pop_front();
         }
-        Ok(false)
+        // Without anything in flight they wait in vain.
+        Ok(pass.in_flight == 0 && pass.waiting.count() > 0)
     }
 
     fn acknowledge(
@@ -251,6 +258,7 @@ impl Pipeline<'_> {
     ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
         pass.let_go();
+        pass.waiting.release(acknowledgement.ticket, &mut pass.unsent);
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => {
@@ -312,6 +320,7 @@ struct Pass {
     /// Since when it is known that all that was there had been read.
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
+    waiting: Waiting,
     names: TopicNames,
     in_flight: usize,
     /// The sizes of as many records as are in flight, and their sum. Whichever is acknowledged, the one that was handed over first is
@@ -336,6 +345,7 @@ impl Pass {
             reads_ahead: false,
             caught_up: None,
             unsent: VecDeque::new(),
+            waiting: Waiting::default(),
             names: TopicNames::default(),
             in_flight: 0,
             sizes: VecDeque::new(),
@@ -365,6 +375,7 @@ impl Pass {
     fn close(&mut self) {
         self.reading = false;
         self.unsent.clear();
+        self.waiting = Waiting::default();
     }
 
     fn fail(&mut self, reason: String, now: Instant) {

@@ -3,10 +3,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use diesel_outbox::Record;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Acknowledgement, Broker as _, Outcome, Publisher, Refusal};
 use diesel_outbox_kafka::Kafka as Broker;
-use outbox_tests::eventually;
+use diesel_outbox_relay::Relay;
+use outbox_tests::{Postgres, eventually};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
@@ -15,6 +18,9 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "outbox.event.order";
+/// Aggregates whose records Java clients put into the first and the second of two partitions.
+const STUCK: &str = "0";
+const FLOWING: &str = "1";
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
@@ -44,7 +50,7 @@ fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<
         while next < numbers.end {
             match publisher.publish(next, TOPIC, &record(next)) {
                 Ok(()) => next += 1,
-                Err(Refusal::Full) => break,
+                Err(Refusal::Full | Refusal::Behind { .. }) => break,
                 Err(refusal) => panic!("{refusal:?}"),
             }
         }
@@ -105,6 +111,30 @@ fn what_is_durable_is_stored_though_the_first_request_after_a_stall_is_refused()
     publish(&mut *publisher, 5..10);
     let stored: BTreeSet<u64> = stored(&cluster).into_iter().collect();
     assert_eq!(stored, (0..10).collect());
+}
+
+#[test]
+fn a_partition_without_a_leader_does_not_stop_the_others() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 2, 1).unwrap();
+    cluster.partition_leader(TOPIC, 0, None).unwrap();
+    let stuck = |number: i32| Record::new("order", STUCK, number.to_string()).with_payload("{}");
+    let flowing = |number: i32| Record::new("order", FLOWING, number.to_string()).with_payload("{}");
+    let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    let records: Vec<Record> = (0..10).map(stuck).chain((0..100).map(flowing)).collect();
+    database.connect().transaction(|c| c.emit_all(&records)).unwrap();
+
+    let relay = Relay::postgres(database.url()).publisher(Broker::new(cluster.bootstrap_servers())).spawn();
+    let unsent = || -> Vec<String> {
+        diesel::dsl::sql::<Text>("SELECT DISTINCT aggregateid FROM outbox WHERE sent_at IS NULL")
+            .get_results(&mut database.connect())
+            .unwrap()
+    };
+    eventually("the other partition's records to be sent", PATIENCE, || (unsent() == [STUCK]).then_some(()));
+    cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
+    eventually("all to be sent", PATIENCE, || unsent().is_empty().then_some(()));
+    relay.unwrap().stop_blocking().unwrap();
 }
 
 #[test]

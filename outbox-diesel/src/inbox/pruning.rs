@@ -16,6 +16,8 @@ pub struct Pruning {
 impl Pruning {
     const FIRST_ROWS: i64 = 200;
     const MOST_ROWS: i64 = 10_000;
+    /// A step has costs that do not depend on its rows, such as the way to the database.
+    const FEWEST_ROWS: i64 = 100;
     const TARGET: Duration = Duration::from_millis(25);
     /// A step takes so long only where much was deleted that the database cannot clean up as yet. More of that would not help.
     const LONGEST: Duration = Duration::from_millis(400);
@@ -45,7 +47,7 @@ impl Pruning {
         let more = deleted as i64 >= self.rows;
         if more {
             let fitting = self.rows as f64 * Self::TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
-            self.rows = (fitting as i64).clamp(1, self.rows * 2).min(Self::MOST_ROWS);
+            self.rows = (fitting as i64).min(self.rows * 2).clamp(Self::FEWEST_ROWS, Self::MOST_ROWS);
         } else {
             self.complete = self.began.take();
         }
@@ -60,7 +62,7 @@ mod tests {
     #[test]
     fn steps_take_about_as_long_as_they_should() {
         let mut pruning = Pruning::new(Duration::from_secs(60));
-        for milliseconds_per_row in [1.0, 0.005, 0.03] {
+        for milliseconds_per_row in [0.2, 0.005, 0.03] {
             let mut rows = 0;
             for _ in 0..20 {
                 rows = pruning.step(Instant::now()).2;
@@ -71,6 +73,16 @@ mod tests {
             }
             let expected = (25.0 / milliseconds_per_row) as i64;
             assert_eq!(rows, expected.min(Pruning::MOST_ROWS));
+        }
+    }
+
+    #[test]
+    fn steps_stay_worth_their_way_to_a_database_that_is_far_away() {
+        let mut pruning = Pruning::new(Duration::from_secs(60));
+        for _ in 0..20 {
+            let rows = pruning.step(Instant::now()).2;
+            assert!(rows >= Pruning::FEWEST_ROWS);
+            assert!(pruning.stepped(rows as usize, Duration::from_millis(80)));
         }
     }
 

@@ -60,7 +60,7 @@ impl DeadLetters {
         let own = headers::without(message, &HEADERS, readable);
         let mut outcome = self.deliver(&topic, message, self.with_ours(own.clone(), message, reason));
         if let Err(error) = &outcome
-            && error.rdkafka_error_code() == Some(Code::MessageSizeTooLarge)
+            && matches!(error.rdkafka_error_code(), Some(TOO_LARGE!()))
         {
             outcome = self.deliver(&topic, message, own);
             if outcome.is_ok() {
@@ -79,9 +79,9 @@ impl DeadLetters {
                 "the dead-letter topic `{topic}` does not take the record ({error}): create it if it is missing, or \
                  name another one with `.dead_letter_topic(..)`"
             ),
-            Some(Code::MessageSizeTooLarge) => format!(
+            Some(TOO_LARGE!()) => format!(
                 "the dead-letter topic `{topic}` does not take a record as large as this: raise its \
-                 `max.message.bytes` above that of `{}`",
+                 `max.message.bytes` and its `segment.bytes` above those of `{}`",
                 message.topic()
             ),
             Some(Code::TopicAuthorizationFailed) => {

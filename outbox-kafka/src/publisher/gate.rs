@@ -6,8 +6,8 @@
 //! So a partition gets one record, and no other until that is acknowledged. From then on the broker knows the producer id,
 //! and refuses what does not follow.
 //!
-//! It forgets the id when nothing has been written for `producer.id.expiration.ms` (a day), so a partition that got nothing
-//! for a minute begins anew, as all do with each producer.
+//! It forgets the id when nothing has been written for `producer.id.expiration.ms` (a day), and when the topic is deleted and
+//! made again, so a partition that got nothing for a second begins anew, as all do with each producer.
 //!
 //! librdkafka never takes another id while it lives: it asks for one at its start, and after errors that end this producer
 //! (with `enable.gapless.guarantee` a refused batch is fatal). It may raise the epoch of its id, after it has waited for
@@ -30,7 +30,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::partitioner::{murmur2, partition};
 
 /// How long a partition stays open to which nothing is handed.
-const OPEN: Duration = Duration::from_secs(60);
+const OPEN: Duration = Duration::from_secs(1);
 
 /// What one producer has on its way to partitions of which it must not have more.
 #[derive(Default)]
@@ -47,16 +47,17 @@ struct Topic {
     name: String,
     /// As many as librdkafka knew last.
     partitions: Vec<Partition>,
-    /// Whether a record is on its way of which librdkafka has not said where it goes, as it does not know the topic yet.
-    is_sounded: bool,
+    /// The ticket of a record that is on its way without librdkafka having said where it goes, as it does not know the topic
+    /// yet.
+    sounded_by: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
 enum Partition {
     Closed,
-    /// Its first record is on its way, handed over then.
-    Waiting(Instant),
-    /// Got its last record then.
+    /// Its first record is on its way, under this ticket.
+    Waiting(u64),
+    /// Got its last record then, or the acknowledgement of its first.
     Open(Instant),
 }
 
@@ -65,6 +66,8 @@ struct First {
     topic: usize,
     /// Nothing where the topic was not known.
     partition: Option<usize>,
+    /// Whether the topic has another number of partitions since.
+    is_outdated: bool,
 }
 
 /// The record that this thread hands to librdkafka.
@@ -91,50 +94,56 @@ pub(super) fn partition_of_handed(partitions: i32) -> Option<i32> {
 }
 
 impl Gate {
-    /// Lets `send` hand the record to librdkafka, unless it must wait until another one is acknowledged: then it gives
-    /// nothing.
+    /// Lets `send` hand the record to librdkafka, unless it must wait until another one is acknowledged: then it gives the
+    /// ticket of that.
     pub(super) fn pass<E>(
         &mut self,
         ticket: u64,
         topic: &str,
         key: &[u8],
         mut send: impl FnMut() -> Result<(), (Code, E)>,
-    ) -> Option<Result<(), E>> {
+    ) -> Result<Result<(), E>, u64> {
         let hash = murmur2(key);
         let now = Instant::now();
         let number = self.number(topic);
         loop {
-            let topic = &mut self.topics[number];
-            if topic.is_sounded {
-                return None;
+            // Records that wait for it may go to any partition now, and must not be overtaken.
+            if let Some(first) = self.firsts.iter().find(|first| first.is_outdated && first.topic == number) {
+                return Err(first.ticket);
             }
+            let topic = &mut self.topics[number];
             let expected = topic.partitions.len() as i32;
             let place = partition(hash, expected);
-            let mut is_first = true;
-            match topic.partitions.get(place as usize) {
-                Some(Partition::Waiting(_)) => return None,
-                Some(Partition::Open(handed)) => is_first = now.duration_since(*handed) >= OPEN,
-                Some(Partition::Closed) | None => (),
+            let its = topic.partitions.get_mut(place as usize);
+            // Those that wait for their partition must not be overtaken where the topic is not known any more.
+            if let Some(Partition::Waiting(first)) = its {
+                return Err(*first);
+            }
+            if let Some(first) = topic.sounded_by {
+                return Err(first);
             }
             HANDED.set(Some(Handed { partition: place, expected, found: None }));
             let sent = send();
             let found = HANDED.take().and_then(|handed| handed.found);
-            match (sent, found) {
-                (Err((Code::UnknownPartition, _)), Some(found)) if found != expected => topic.resize(found),
-                (Err((_, error)), _) => return Some(Err(error)),
-                (Ok(()), Some(_)) => {
-                    topic.partitions[place as usize] = if is_first {
-                        self.firsts.push(First { ticket, topic: number, partition: Some(place as usize) });
-                        Partition::Waiting(now)
-                    } else {
-                        Partition::Open(now)
-                    };
-                    return Some(Ok(()));
+            match (sent, found, its) {
+                (Err((Code::UnknownPartition, _)), Some(found), _) if found != expected => {
+                    self.resize(number, found);
                 }
-                (Ok(()), None) => {
-                    topic.is_sounded = true;
-                    self.firsts.push(First { ticket, topic: number, partition: None });
-                    return Some(Ok(()));
+                (Err((_, error)), ..) => return Ok(Err(error)),
+                (Ok(()), Some(_), Some(Partition::Open(handed))) if now.duration_since(*handed) < OPEN => {
+                    *handed = now;
+                    return Ok(Ok(()));
+                }
+                (Ok(()), found, its) => {
+                    let partition = found.and(its).map(|its| {
+                        *its = Partition::Waiting(ticket);
+                        place as usize
+                    });
+                    if partition.is_none() {
+                        topic.sounded_by = Some(ticket);
+                    }
+                    self.firsts.push(First { ticket, topic: number, partition, is_outdated: false });
+                    return Ok(Ok(()));
                 }
             }
         }
@@ -146,13 +155,19 @@ impl Gate {
                 Some(number) => *number,
                 None => {
                     let name = topic.to_owned();
-                    self.topics.push(Topic { name, partitions: Vec::new(), is_sounded: false });
+                    self.topics.push(Topic { name, partitions: Vec::new(), sounded_by: None });
                     self.numbers.insert(topic.to_owned(), self.topics.len() - 1);
                     self.topics.len() - 1
                 }
             };
         }
         self.last
+    }
+
+    fn resize(&mut self, number: usize, partitions: i32) {
+        let its = self.firsts.iter_mut().filter(|first| first.topic == number);
+        its.for_each(|first| first.is_outdated = true);
+        self.topics[number].partitions = vec![Partition::Closed; partitions.unsigned_abs() as usize];
     }
 
     /// Opens the partitions whose first record has become durable.
@@ -166,34 +181,22 @@ impl Gate {
         }
         for Acknowledgement { ticket, outcome } in acknowledgements {
             let Some(at) = self.firsts.iter().position(|first| first.ticket == *ticket) else { continue };
-            let First { topic, partition, .. } = self.firsts.swap_remove(at);
+            let First { topic, partition, is_outdated, .. } = self.firsts.swap_remove(at);
             let topic = &mut self.topics[topic];
             match partition {
-                Some(partition) => topic.heard(partition, *outcome == Outcome::Durable),
-                None => topic.is_sounded = false,
+                Some(_) if is_outdated => (),
+                Some(partition) => {
+                    let is_durable = *outcome == Outcome::Durable;
+                    topic.partitions[partition] =
+                        if is_durable { Partition::Open(Instant::now()) } else { Partition::Closed };
+                }
+                None => topic.sounded_by = None,
             }
         }
     }
 }
 
 impl Topic {
-    /// A topic with fewer partitions than before is another one of that name.
-    fn resize(&mut self, partitions: i32) {
-        let partitions = partitions.unsigned_abs() as usize;
-        if partitions < self.partitions.len() {
-            self.partitions.clear();
-        }
-        self.partitions.resize(partitions, Partition::Closed);
-    }
-
-    fn heard(&mut self, partition: usize, is_durable: bool) {
-        if let Some(partition) = self.partitions.get_mut(partition)
-            && let Partition::Waiting(handed) = *partition
-        {
-            *partition = if is_durable { Partition::Open(handed) } else { Partition::Closed };
-        }
-    }
-
     fn close(&mut self) {
         for partition in &mut self.partitions {
             if let Partition::Open(_) = partition {
@@ -207,8 +210,10 @@ impl Topic {
 mod tests {
     use super::*;
 
+    const TAKEN: Result<Result<(), ()>, u64> = Ok(Ok(()));
+
     /// librdkafka with a topic of so many partitions; with none it does not know the topic.
-    fn hand(gate: &mut Gate, ticket: u64, key: &str, partitions: i32) -> Option<Result<(), ()>> {
+    fn hand(gate: &mut Gate, ticket: u64, key: &str, partitions: i32) -> Result<Result<(), ()>, u64> {
         gate.pass(ticket, "events", key.as_bytes(), || {
             let chosen = if partitions == 0 { Some(-1) } else { partition_of_handed(partitions) };
             if chosen.unwrap() < partitions { Ok(()) } else { Err((Code::UnknownPartition, ())) }
@@ -226,65 +231,84 @@ mod tests {
     #[test]
     fn a_partition_is_open_after_its_first_acknowledgement() {
         let mut gate = Gate::default();
-        assert!(hand(&mut gate, 1, "a", 1).is_some());
-        assert!(hand(&mut gate, 2, "a", 1).is_none());
+        assert_eq!(hand(&mut gate, 1, "a", 1), TAKEN);
+        assert_eq!(hand(&mut gate, 2, "a", 1), Err(1));
         learn(&mut gate, 7, Outcome::Durable);
-        assert!(hand(&mut gate, 2, "a", 1).is_none());
+        assert_eq!(hand(&mut gate, 2, "a", 1), Err(1));
         learn(&mut gate, 1, Outcome::Durable);
-        assert!(hand(&mut gate, 2, "a", 1).is_some());
-        assert!(hand(&mut gate, 3, "a", 1).is_some());
+        assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
+        assert_eq!(hand(&mut gate, 3, "a", 1), TAKEN);
     }
 
     #[test]
     fn a_partition_does_not_wait_for_another() {
         let mut gate = Gate::default();
         let keys: Vec<String> = (0..100).map(|key| key.to_string()).collect();
-        let taken = keys.iter().enumerate().filter(|(n, key)| hand(&mut gate, *n as u64, key, 5).is_some());
+        let taken = keys.iter().enumerate().filter(|(n, key)| hand(&mut gate, *n as u64, key, 5) == TAKEN);
         assert_eq!(taken.count(), 5);
     }
 
     #[test]
-    fn a_partition_that_got_nothing_for_a_minute_begins_anew() {
+    fn a_partition_that_got_nothing_for_a_second_begins_anew() {
         let mut gate = Gate::default();
-        hand(&mut gate, 1, "a", 1);
+        assert_eq!(hand(&mut gate, 1, "a", 1), TAKEN);
         learn(&mut gate, 1, Outcome::Durable);
         gate.topics[0].partitions[0] = Partition::Open(Instant::now().checked_sub(OPEN).unwrap());
-        assert!(hand(&mut gate, 2, "a", 1).is_some());
-        assert!(hand(&mut gate, 3, "a", 1).is_none());
+        assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
+        assert_eq!(hand(&mut gate, 3, "a", 1), Err(2));
     }
 
     #[test]
     fn a_topic_that_is_not_known_yet_gets_one_record() {
         let mut gate = Gate::default();
-        assert!(hand(&mut gate, 1, "a", 0).is_some());
-        assert!(hand(&mut gate, 2, "b", 0).is_none());
-        assert!(hand(&mut gate, 2, "b", 3).is_none());
+        assert_eq!(hand(&mut gate, 1, "a", 0), TAKEN);
+        assert_eq!(hand(&mut gate, 2, "b", 0), Err(1));
+        assert_eq!(hand(&mut gate, 2, "b", 3), Err(1));
         learn(&mut gate, 1, Outcome::Durable);
-        assert!(hand(&mut gate, 2, "a", 3).is_some());
-        assert!(hand(&mut gate, 3, "a", 3).is_none());
+        assert_eq!(hand(&mut gate, 2, "a", 3), TAKEN);
+        assert_eq!(hand(&mut gate, 3, "a", 3), Err(2));
     }
 
     #[test]
     fn what_is_refused_closes_all() {
         let mut gate = Gate::default();
-        hand(&mut gate, 1, "a", 1);
+        assert_eq!(hand(&mut gate, 1, "a", 1), TAKEN);
         learn(&mut gate, 1, Outcome::Durable);
-        hand(&mut gate, 2, "a", 1);
+        assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
         learn(&mut gate, 2, retry());
-        assert!(hand(&mut gate, 3, "a", 1).is_some());
-        assert!(hand(&mut gate, 4, "a", 1).is_none());
+        assert_eq!(hand(&mut gate, 3, "a", 1), TAKEN);
+        assert_eq!(hand(&mut gate, 4, "a", 1), Err(3));
         learn(&mut gate, 3, retry());
-        assert!(hand(&mut gate, 4, "a", 1).is_some());
+        assert_eq!(hand(&mut gate, 4, "a", 1), TAKEN);
     }
 
     #[test]
     fn partitions_may_come_and_go() {
         let mut gate = Gate::default();
-        hand(&mut gate, 1, "a", 1);
+        assert_eq!(hand(&mut gate, 1, "a", 1), TAKEN);
         learn(&mut gate, 1, Outcome::Durable);
         for (ticket, partitions) in [(2, 1), (3, 6), (4, 2), (5, 9)] {
-            assert_eq!(hand(&mut gate, ticket, "a", partitions), Some(Ok(())), "{partitions}");
+            assert_eq!(hand(&mut gate, ticket, "a", partitions), TAKEN, "{partitions}");
             learn(&mut gate, ticket, Outcome::Durable);
+        }
+    }
+
+    #[test]
+    fn nothing_overtakes_what_waits_when_the_partitions_become_others() {
+        for partitions in [1, 9] {
+            let mut gate = Gate::default();
+            let other = (0..).map(|key: u32| key.to_string()).find(|key| {
+                let of = |key: &str| partition(murmur2(key.as_bytes()), 3);
+                of(key) != of("a")
+            });
+            assert_eq!(hand(&mut gate, 1, "a", 3), TAKEN);
+            assert_eq!(hand(&mut gate, 2, "a", 3), Err(1));
+            // Another partition's record is the one that learns of the new number.
+            assert_eq!(hand(&mut gate, 3, &other.unwrap(), partitions), Err(1));
+            assert_eq!(hand(&mut gate, 4, "a", partitions), Err(1));
+            learn(&mut gate, 1, Outcome::Durable);
+            assert_eq!(hand(&mut gate, 2, "a", partitions), TAKEN);
+            assert_eq!(hand(&mut gate, 4, "a", partitions), Err(2));
         }
     }
 }

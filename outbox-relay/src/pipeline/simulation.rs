@@ -175,17 +175,24 @@ impl Source for Table {
     }
 }
 
-/// A broker that keeps the order, takes its time, loses connections and refuses every 31st record.
+/// A broker that keeps the order, takes its time, loses connections and refuses every 31st record. It takes one record for a
+/// partition until that is acknowledged.
 struct Broker {
     chance: Chance,
     habits: Habits,
     /// Whether it was asked since it was given something.
     asked: bool,
     in_flight: Vec<u64>,
+    open: BTreeSet<u64>,
     log: Arc<Mutex<Vec<u64>>>,
     hangs: bool,
     /// Takes nothing more until it is abandoned.
     jammed: bool,
+}
+
+/// Where the aggregate's records go.
+fn partition(ticket: u64) -> u64 {
+    ticket % AGGREGATES % 3
 }
 
 impl Publisher for Broker {
@@ -193,6 +200,12 @@ impl Publisher for Broker {
         assert_eq!(topic, "outbox.event.order");
         if ticket.is_multiple_of(31) {
             return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
+        }
+        let mut in_flight = self.in_flight.iter();
+        if !self.open.contains(&partition(ticket))
+            && let Some(first) = in_flight.find(|other| partition(**other) == partition(ticket))
+        {
+            return Err(Refusal::Behind { ticket: *first });
         }
         if self.in_flight.len() >= 20 || self.jammed {
             return Err(Refusal::Full);
@@ -238,6 +251,7 @@ impl Publisher for Broker {
                 Outcome::Rejected { reason: "refused later".to_owned() }
             } else {
                 self.log.lock().unwrap().push(ticket);
+                self.open.insert(partition(ticket));
                 Outcome::Durable
             };
             acknowledgements.push(Acknowledgement { ticket, outcome });
@@ -250,6 +264,7 @@ impl Publisher for Broker {
         let arrives = self.chance.below(self.in_flight.len() as u64 + 1) as usize;
         let arrived = self.in_flight.drain(..).take(arrives).filter(|ticket| ticket % 37 != 0);
         self.log.lock().unwrap().extend(arrived);
+        self.open.clear();
         self.hangs = false;
         self.jammed = false;
     }
@@ -279,6 +294,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         habits,
         asked: false,
         in_flight: Vec::new(),
+        open: BTreeSet::new(),
         log: log.clone(),
         hangs: false,
         jammed: false,
