@@ -100,7 +100,7 @@ use self::group::Group;
 use self::handlers::Handlers;
 use self::held::Held;
 use self::worker::{Options, Worker};
-use crate::publisher::settings::problem_of_brokers;
+use crate::publisher::settings::{self, problem_of_brokers};
 
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(24 * 60 * 60);
 /// Databases cannot count back much further.
@@ -190,13 +190,14 @@ impl<C, H> Consumer<C, H> {
     }
 
     /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), for the
-    /// consumer and for the producer of dead letters. `enable.auto.commit` and `enable.auto.offset.store` are refused.
+    /// consumer and for the producer of dead letters. `enable.auto.commit`, `enable.auto.offset.store`, `acks`,
+    /// `message.timeout.ms`, `delivery.report.only.error` and `transactional.id` are refused.
     ///
     /// What this crate chooses otherwise: `group.id` is the consumer's name, `auto.offset.reset` is `earliest`, and
     /// `partition.assignment.strategy` is `cooperative-sticky`, so that a rebalance does not stop the partitions that stay
     /// where they are. All members of a group must agree on that last one.
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.settings.insert(name.into(), value.into());
+        settings::set(&mut self.settings, name.into(), value.into());
         self
     }
 
@@ -262,15 +263,23 @@ impl<C, H> Consumer<C, H> {
         if self.topics.iter().any(|topic| self.topics.contains(&topic_of(&self.dead_letter_topic, topic))) {
             return wrong("dead_letter_topic", "names a topic that the consumer reads: name another one");
         }
-        for brokers in ["bootstrap.servers", "metadata.broker.list"] {
-            let named = self.settings.get(brokers);
-            if let Some(problem) = named.and_then(|named| problem_of_brokers(named)) {
-                return wrong(brokers, &format!("is refused: {problem}"));
-            }
-        }
-        for refused in ["enable.auto.commit", "enable.auto.offset.store"] {
-            if self.settings.contains_key(refused) {
-                return wrong(refused, "cannot be set: an offset is only committed after its transaction");
+        for (name, value) in &self.settings {
+            match settings::canonical(name) {
+                "bootstrap.servers" => {
+                    if let Some(problem) = problem_of_brokers(value) {
+                        return wrong(name, &format!("is refused: {problem}"));
+                    }
+                }
+                "enable.auto.commit" | "enable.auto.offset.store" => {
+                    return wrong(name, "cannot be set: an offset is only committed after its transaction");
+                }
+                "acks" | "message.timeout.ms" | "delivery.report.only.error" | "transactional.id" => {
+                    return wrong(
+                        name,
+                        "cannot be set: a record is done with only when all in-sync replicas have its dead letter",
+                    );
+                }
+                _ => (),
             }
         }
         Ok(())

@@ -68,10 +68,10 @@ impl Kafka {
     /// these, on which order and durability depend, with any value but this crate's: `enable.idempotence`,
     /// `enable.gapless.guarantee`, `acks`, `message.timeout.ms`, `retries`, `partitioner`, `queuing.strategy`,
     /// `delivery.report.only.error`, `transactional.id`, `test.mock.num.brokers`, more than 5
-    /// `max.in.flight.requests.per.connection`, more than 1,000 `linger.ms`, and their aliases.
+    /// `max.in.flight.requests.per.connection`, more than 500 `linger.ms`, and their aliases.
     #[must_use]
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.settings.insert(name.into(), value.into());
+        settings::set(&mut self.settings, name.into(), value.into());
         self
     }
 
@@ -85,7 +85,8 @@ impl Kafka {
 
     /// How many bytes of payloads librdkafka's queue takes.
     fn queue_size(&self) -> usize {
-        let kbytes = self.settings.get(QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok());
+        let kbytes =
+            settings::get(&self.settings, QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok());
         kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
     }
 
@@ -119,7 +120,7 @@ impl Kafka {
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Kafka")
-            .field("brokers", &self.settings.get("bootstrap.servers"))
+            .field("brokers", &settings::get(&self.settings, "bootstrap.servers"))
             .field("settings", &self.settings.keys().collect::<Vec<_>>())
             .field("own_headers", &self.own_headers)
             .finish()
@@ -277,6 +278,15 @@ impl Publisher for KafkaPublisher {
         }
         topics.look_for_cause(producer.client(), wait);
         Ok(())
+    }
+}
+
+/// A relay that has stopped is not connected any more.
+impl Drop for KafkaPublisher {
+    fn drop(&mut self) {
+        if let Some(producer) = self.producer.take() {
+            producer.close();
+        }
     }
 }
 

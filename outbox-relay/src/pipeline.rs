@@ -40,7 +40,7 @@ pub struct Limits {
     /// How long a pass goes on reading before it commits what it settled, 1 ms to a day; the chunk that is being read by
     /// then is sent too. Default: 500 ms.
     pub pass_time: Duration,
-    /// How long the broker may acknowledge nothing before the pass is given up, 20 s at most. Default: 5 s.
+    /// How long the broker may acknowledge nothing before the pass is given up, 1 s to 20 s. Default: 5 s.
     pub stall_time: Duration,
 }
 

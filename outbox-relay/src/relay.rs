@@ -223,10 +223,11 @@ impl Relay {
             let value = format!("{retention:?}");
             return Err(RelayError::Setting { setting: "retention", value, range: "100 years at most" });
         }
-        // A pass that waits longer would be ended by the database, as one of a process that was stopped.
-        if !(Duration::from_millis(1)..=Duration::from_secs(20)).contains(&stall_time) {
+        // A pass that waits longer would be ended by the database, as one of a process that was stopped. The producer may linger
+        // for half of the shortest.
+        if !(Duration::from_secs(1)..=Duration::from_secs(20)).contains(&stall_time) {
             let value = format!("{stall_time:?}");
-            return Err(RelayError::Setting { setting: "stall_time", value, range: "1 ms to 20 s" });
+            return Err(RelayError::Setting { setting: "stall_time", value, range: "1 s to 20 s" });
         }
         for (setting, time) in [
             ("pass_time", pass_time),

@@ -121,7 +121,10 @@ impl Worker {
 
     /// Nothing is in flight, but a publisher may have something to log.
     fn listen(&mut self) -> Result<(), Failure> {
-        self.publisher.acknowledgements(Duration::ZERO, &mut Vec::new()).map_err(Failure::Publisher)
+        self.publisher.acknowledgements(Duration::ZERO, &mut Vec::new()).map_err(|error| {
+            self.publisher.abandon();
+            Failure::Publisher(error)
+        })
     }
 
     fn reach_broker(&mut self) -> Result<(), Failure> {
@@ -172,5 +175,83 @@ impl Retry {
             std::thread::sleep(SLICE.min(self.wait));
         }
         self.wait = (self.wait * 2).min(LONGEST_RETRY);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel_outbox_core::{Acknowledgement, Buried, Claimed, PublisherError, Record, Refusal};
+
+    use super::*;
+
+    /// Holds nothing.
+    struct Nothing;
+
+    impl Source for Nothing {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            Ok(false)
+        }
+
+        fn read(&mut self, _: usize, _: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            Ok(false)
+        }
+
+        fn settle(&mut self, _: &[u64]) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<Buried, SourceError> {
+            Ok(Buried::default())
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    /// Has failed, until it is abandoned.
+    struct Failed(bool);
+
+    impl Publisher for Failed {
+        fn publish(&mut self, _: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+            Err(Refusal::Full)
+        }
+
+        fn acknowledgements(
+            &mut self,
+            _: Duration,
+            _: &mut Vec<Acknowledgement>,
+        ) -> Result<(), PublisherError> {
+            if self.0 { Err(PublisherError::new("failed for good")) } else { Ok(()) }
+        }
+
+        fn abandon(&mut self) {
+            self.0 = false;
+        }
+
+        fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_publisher_that_fails_while_there_is_nothing_to_send_is_given_up() {
+        let mut worker = Worker {
+            source: Box::new(Nothing),
+            publisher: Box::new(Failed(true)),
+            topics: Topics::default(),
+            limits: Limits::default(),
+            stop: Stop::default(),
+            broker_is_away: false,
+            upkept: None,
+        };
+        assert!(matches!(worker.turn(), Err(Failure::Publisher(_))));
+        assert!(matches!(worker.turn(), Ok(0)));
     }
 }

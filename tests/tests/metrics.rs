@@ -20,7 +20,7 @@ fn lag_published_and_dead_letters_are_metrics() {
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("metrics");
     let mut limits = Limits::default();
-    limits.stall_time = Duration::from_millis(200);
+    limits.stall_time = Duration::from_secs(1);
     let relay = |brokers: &str| {
         Relay::postgres(database.url())
             .publisher(Broker::new(brokers))

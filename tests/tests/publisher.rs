@@ -113,6 +113,28 @@ fn what_is_durable_is_stored_though_the_first_request_after_a_stall_is_refused()
     assert_eq!(stored, (0..10).collect());
 }
 
+/// Whatever Kafka says of a batch that it refuses because of its size, the records are sent one by one to find the bad one.
+#[test]
+fn a_record_that_is_too_large_for_a_segment_is_rejected() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 1, 1).unwrap();
+    let mut publisher = Broker::new(cluster.bootstrap_servers()).publisher().unwrap();
+    let mut refused = || {
+        refuse_the_next(&cluster, RDKafkaRespErr::RD_KAFKA_RESP_ERR_RECORD_LIST_TOO_LARGE);
+        publisher.publish(0, TOPIC, &record(0)).unwrap();
+        let acknowledgements = eventually("an outcome", PATIENCE, || {
+            let mut acknowledgements = Vec::new();
+            publisher.acknowledgements(Duration::from_millis(50), &mut acknowledgements).unwrap();
+            (!acknowledgements.is_empty()).then_some(acknowledgements)
+        });
+        publisher.abandon();
+        acknowledgements.into_iter().next().unwrap().outcome
+    };
+    assert!(matches!(refused(), Outcome::Retry { .. }));
+    let Outcome::Rejected { reason } = refused() else { panic!("it is to be sent again for ever") };
+    assert!(reason.contains("segment.bytes"), "{reason}");
+}
+
 #[test]
 fn a_partition_without_a_leader_does_not_stop_the_others() {
     let cluster = MockCluster::new(1).unwrap();

@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn steps_take_about_as_long_as_they_should() {
         let mut pruning = Pruning::new(Duration::from_secs(60));
-        for milliseconds_per_row in [0.2, 0.005, 0.03] {
+        for milliseconds_per_row in [0.1, 0.005, 0.03] {
             let mut rows = 0;
             for _ in 0..20 {
                 rows = pruning.step(Instant::now()).2;

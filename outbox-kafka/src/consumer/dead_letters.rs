@@ -14,6 +14,7 @@ use tracing::warn;
 
 use super::headers;
 use crate::log::log;
+use crate::publisher::settings::canonical;
 
 /// The headers that a dead letter has besides the record's own.
 const HEADERS: [&str; 6] = [
@@ -38,7 +39,7 @@ impl DeadLetters {
     /// `topic` may hold `{topic}` for the topic the record came from.
     pub(super) fn new(mut config: ClientConfig, topic: String, consumer: String) -> KafkaResult<Self> {
         config.set("acks", "all").set("message.timeout.ms", "10000").set("message.max.bytes", "1000000000");
-        if config.get("compression.type").or(config.get("compression.codec")).is_none() {
+        if !config.config_map().keys().any(|name| canonical(name) == "compression.type") {
             // A record that its producer had compressed is to fit again.
             config.set("compression.type", "gzip");
         }
@@ -60,7 +61,10 @@ impl DeadLetters {
         let own = headers::without(message, &HEADERS, readable);
         let mut outcome = self.deliver(&topic, message, self.with_ours(own.clone(), message, reason));
         if let Err(error) = &outcome
-            && matches!(error.rdkafka_error_code(), Some(TOO_LARGE!()))
+            && matches!(
+                error.rdkafka_error_code(),
+                Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge)
+            )
         {
             outcome = self.deliver(&topic, message, own);
             if outcome.is_ok() {
@@ -79,7 +83,7 @@ impl DeadLetters {
                 "the dead-letter topic `{topic}` does not take the record ({error}): create it if it is missing, or \
                  name another one with `.dead_letter_topic(..)`"
             ),
-            Some(TOO_LARGE!()) => format!(
+            Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => format!(
                 "the dead-letter topic `{topic}` does not take a record as large as this: raise its \
                  `max.message.bytes` and its `segment.bytes` above those of `{}`",
                 message.topic()
@@ -89,6 +93,11 @@ impl DeadLetters {
             }
             _ => format!("the dead-letter topic `{topic}` cannot be written to: {error}"),
         })
+    }
+
+    /// Passes on what the producer has to log meanwhile.
+    pub(super) fn listen(&self) {
+        self.producer.poll(Duration::ZERO);
     }
 
     fn deliver(&self, topic: &str, message: &OwnedMessage, headers: OwnedHeaders) -> KafkaResult<()> {

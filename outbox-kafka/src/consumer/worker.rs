@@ -58,6 +58,7 @@ impl<C, H: Handler<C>> Worker<C, H> {
         let mut prune_at = Instant::now();
         while !stop() {
             self.group.commit_if_due();
+            self.dead_letters.listen();
             if let Some(pruning) = &mut pruning
                 && prune_at <= Instant::now()
             {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rdkafka::client::Client;
@@ -16,12 +16,15 @@ use super::partitioner::Murmur2;
 
 type Base = BaseProducer<Deliveries, Murmur2>;
 
-/// How long the thread waits at once. rdkafka counts the rest of a wait in whole milliseconds, and spins for what is left
-/// of the last one: the longer the wait, the less that is. It is also how long an abandoned producer stays.
-const POLL: Duration = Duration::from_secs(5);
+/// How long the thread waits at once, and so how long a producer stays that is not used any more. rdkafka has librdkafka
+/// wait for whole milliseconds, and spins for the rest: a little more than those is over by then.
+const POLL: Duration = Duration::from_micros(250_030);
 
 /// A producer in use. Dropped, it forgets what it has: nothing more is sent, and nobody learns what became of it.
-pub(super) struct Producer(Arc<Base>);
+pub(super) struct Producer {
+    base: Arc<Base>,
+    thread: Option<JoinHandle<()>>,
+}
 
 impl Producer {
     pub(super) fn start(config: &ClientConfig, deliveries: Deliveries) -> KafkaResult<io::Result<Self>> {
@@ -32,19 +35,27 @@ impl Producer {
                 polled.poll(POLL);
             }
         });
-        Ok(thread.map(|_| Self(base)))
+        Ok(thread.map(|thread| Self { base, thread: Some(thread) }))
     }
 
     pub(super) fn base(&self) -> &Base {
-        &self.0
+        &self.base
     }
 
     pub(super) fn deliveries(&self) -> &Deliveries {
-        self.0.context()
+        self.base.context()
     }
 
     pub(super) fn client(&self) -> &Client<Deliveries> {
-        self.0.client()
+        self.base.client()
+    }
+
+    /// Waits until the producer has left Kafka.
+    pub(super) fn close(mut self) {
+        let thread = self.thread.take();
+        drop(self);
+        // Had it panicked, that is in the log.
+        let _ = thread.map(JoinHandle::join);
     }
 }
 
@@ -52,6 +63,6 @@ impl Drop for Producer {
     /// The thread ends by itself and takes the producer with it. It is not waited for.
     fn drop(&mut self) {
         self.deliveries().end();
-        self.0.purge(PurgeConfig::default().queue().inflight());
+        self.base.purge(PurgeConfig::default().queue().inflight());
     }
 }

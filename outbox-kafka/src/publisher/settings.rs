@@ -17,80 +17,106 @@ use Allowed::{Nothing, Only, UpTo};
 
 const TRUE: Allowed = Only(&["true", "t", "1"]);
 
-/// Names with the same meaning, what they may be, why, and what to do instead.
-const GUARDED: &[(&[&str], Allowed, &str)] = &[
+/// A property by its canonical name, what it may be, why, and what to do instead.
+const GUARDED: &[(&str, Allowed, &str)] = &[
     (
-        &["enable.idempotence"],
+        "enable.idempotence",
         TRUE,
         "without it a retry stores a record twice or overtakes another one: leave it out",
     ),
     (
-        &["enable.gapless.guarantee"],
+        "enable.gapless.guarantee",
         TRUE,
         "without it records of an aggregate overtake one that Kafka refused: leave it out",
     ),
     (
-        &["acks", "request.required.acks"],
+        "acks",
         Only(&["all", "-1"]),
         "a record would count as sent that only one broker has, and be lost with that broker: leave it out, and set \
          the topic's `min.insync.replicas` for how many must have it",
     ),
     (
-        &["message.timeout.ms", "delivery.timeout.ms"],
+        "message.timeout.ms",
         Only(&["0"]),
         "a record that times out in the producer leaves a gap in its aggregate's order: leave it out, and set the \
          relay's `stall_time` for how long Kafka may be silent",
     ),
     (
-        &["message.send.max.retries", "retries"],
+        "retries",
         Only(&["2147483647"]),
         "a record that the producer gives up leaves a gap in its aggregate's order: leave it out, and set the relay's \
          `stall_time` for how long Kafka may be silent",
     ),
     (
-        &["max.in.flight.requests.per.connection", "max.in.flight"],
+        "max.in.flight.requests.per.connection",
         UpTo(5),
         "Kafka recognises repeated requests among the last 5 of a producer only: use 5 or less, or leave it out",
     ),
     (
-        &["partitioner"],
+        "partitioner",
         Only(&["murmur2_random"]),
         "an aggregate's events would go to another partition than those before, and overtake them: leave it out, and \
          use `murmur2_random` with the other producers of the topic",
     ),
-    (&["queuing.strategy"], Only(&["fifo"]), "new records would be sent before old ones: leave it out"),
+    ("queuing.strategy", Only(&["fifo"]), "new records would be sent before old ones: leave it out"),
     (
-        &["delivery.report.only.error"],
+        "delivery.report.only.error",
         Only(&["false", "f", "0"]),
         "the relay would never hear that a record was stored: leave it out",
     ),
     (
-        &["transactional.id"],
+        "transactional.id",
         Nothing,
         "the relay makes no Kafka transactions, and nothing could be sent: leave it out",
     ),
     (
-        &["linger.ms", "queue.buffering.max.ms"],
-        UpTo(1_000),
+        "linger.ms",
+        UpTo(500),
         "the relay gives a pass up when Kafka acknowledges nothing for its `stall_time`, and would send the same \
-         records again and again: use 1000 or less",
+         records again and again: use 500 or less",
     ),
     (
-        &["test.mock.num.brokers"],
+        "test.mock.num.brokers",
         Only(&["0"]),
         "records would go to brokers in this process's memory and count as sent: leave it out, and start a test's \
          broker by itself",
     ),
 ];
 
+/// The names of properties that have two, the canonical one first.
+const ALIASES: &[[&str; 2]] = &[
+    ["bootstrap.servers", "metadata.broker.list"],
+    ["acks", "request.required.acks"],
+    ["message.timeout.ms", "delivery.timeout.ms"],
+    ["retries", "message.send.max.retries"],
+    ["max.in.flight.requests.per.connection", "max.in.flight"],
+    ["linger.ms", "queue.buffering.max.ms"],
+    ["compression.type", "compression.codec"],
+];
+
+/// librdkafka takes a topic's properties under a prefix too.
+pub(crate) fn canonical(name: &str) -> &str {
+    let name = name.strip_prefix("topic.").unwrap_or(name);
+    ALIASES.iter().find(|aliases| aliases.contains(&name)).map_or(name, |aliases| aliases[0])
+}
+
+/// Sets a property in place of what it was under any of its names: librdkafka would take whichever comes last.
+pub(crate) fn set(settings: &mut BTreeMap<String, String>, name: String, value: String) {
+    settings.retain(|known, _| canonical(known) != canonical(&name));
+    settings.insert(name, value);
+}
+
+/// The value of a property by its canonical name.
+pub(crate) fn get<'a>(settings: &'a BTreeMap<String, String>, canonical_name: &str) -> Option<&'a String> {
+    settings.iter().find(|(name, _)| canonical(name) == canonical_name).map(|(_, value)| value)
+}
+
 /// Whether the settings keep what the relay promises.
 pub(super) fn check(settings: &BTreeMap<String, String>) -> Result<(), PublisherError> {
     for (name, value) in settings {
-        // librdkafka takes a topic's properties under this prefix too.
-        let property = name.strip_prefix("topic.").unwrap_or(name);
-        let problem = match property {
-            "bootstrap.servers" | "metadata.broker.list" => problem_of_brokers(value),
-            _ => problem_of(property, value).map(str::to_owned),
+        let problem = match canonical(name) {
+            "bootstrap.servers" => problem_of_brokers(value),
+            property => problem_of(property, value).map(str::to_owned),
         };
         if let Some(problem) = problem {
             return Err(PublisherError::new(format!("the Kafka property `{name}` is refused: {problem}")));
@@ -100,7 +126,7 @@ pub(super) fn check(settings: &BTreeMap<String, String>) -> Result<(), Publisher
 }
 
 fn problem_of(property: &str, value: &str) -> Option<&'static str> {
-    let (_, allowed, why) = GUARDED.iter().find(|(names, ..)| names.contains(&property))?;
+    let (_, allowed, why) = GUARDED.iter().find(|(name, ..)| *name == property)?;
     let is_allowed = match allowed {
         Only(values) => values.iter().any(|allowed| allowed.eq_ignore_ascii_case(value)),
         UpTo(most) => value.parse::<u32>().is_ok_and(|value| value <= *most),
@@ -186,18 +212,32 @@ mod tests {
 
     #[test]
     fn every_guarded_property_may_be_set_to_what_it_is() {
-        for (names, allowed, _) in GUARDED {
-            for name in *names {
-                let right = match allowed {
-                    Only(values) => values[0].to_owned(),
-                    UpTo(most) => most.to_string(),
-                    Nothing => String::new(),
-                };
+        for (name, allowed, _) in GUARDED {
+            let right = match allowed {
+                Only(values) => values[0].to_owned(),
+                UpTo(most) => most.to_string(),
+                Nothing => String::new(),
+            };
+            let aliases = ALIASES.iter().find(|aliases| aliases.contains(name));
+            for name in aliases.map_or(&[*name][..], |aliases| &aliases[..]) {
                 let set = |name: String, value: &str| check(&BTreeMap::from([(name, value.to_owned())]));
                 assert!(set((*name).to_owned(), &right).is_ok(), "{name}");
                 assert!(set((*name).to_owned(), "2147483646").is_err(), "{name}");
                 assert!(set(format!("topic.{name}"), "2147483646").is_err(), "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_property_has_one_value_whatever_it_is_called() {
+        let mut settings = BTreeMap::new();
+        for (name, value) in [("linger.ms", "1"), ("queue.buffering.max.ms", "2"), ("acks", "all")] {
+            set(&mut settings, name.to_owned(), value.to_owned());
+        }
+        assert_eq!(get(&settings, "linger.ms").unwrap(), "2");
+        assert_eq!(settings.len(), 2);
+        set(&mut settings, "topic.request.required.acks".to_owned(), "-1".to_owned());
+        assert_eq!(get(&settings, "acks").unwrap(), "-1");
+        assert_eq!(settings.len(), 2);
     }
 }

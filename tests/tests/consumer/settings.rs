@@ -24,6 +24,8 @@ fn wrong_settings_are_told_at_the_start() {
         handled().tries(0),
         handled().dead_letter_topic("order"),
         handled().set("enable.auto.commit", "true"),
+        handled().set("request.required.acks", "1"),
+        handled().set("topic.delivery.timeout.ms", "1"),
         handled().set("no.such", "s3cret"),
         handled().set("bootstrap.servers", "one:9092, two:9092"),
         Consumer::new("", "billing").topics(["order"]).on_other(|_, _| Ok(())),

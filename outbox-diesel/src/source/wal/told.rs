@@ -49,9 +49,11 @@ impl Told {
     /// A bound has been written, before this place.
     pub(super) fn wrote(&mut self, bound: Lsn, written: Lsn) {
         if written <= self.bound {
-            self.bound = self.bound.max(bound);
+            // Lower than the last one perhaps, if that was written in a burst.
+            self.bound = bound;
         } else {
-            self.next.get_or_insert((bound, written));
+            let (next, _) = self.next.get_or_insert((bound, written));
+            *next = bound.min(*next);
         }
     }
 }
@@ -70,5 +72,15 @@ mod tests {
         assert_eq!(told.may_be(210), 210);
         told.wrote(500, 290);
         assert_eq!((told.may_be(450), told.may_be(600)), (450, 500));
+    }
+
+    #[test]
+    fn no_place_is_told_beyond_the_bound_that_was_written_last() {
+        let mut told = Told::within(1_000);
+        told.wrote(600, 500);
+        assert_eq!(told.may_be(800), 600);
+        told.wrote(2_000, 700);
+        told.wrote(900, 800);
+        assert_eq!(told.may_be(1_500), 900);
     }
 }

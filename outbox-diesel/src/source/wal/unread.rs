@@ -6,7 +6,7 @@ use diesel::connection::{LoadConnection, SimpleConnection};
 use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, SmallInt, Text};
 use diesel_outbox_core::SourceError;
 
 use super::decode::{self, Decoder};
@@ -135,15 +135,15 @@ pub(super) fn mark_others(
     last: i64,
     unsent: &[i64],
 ) -> Result<(), WalError> {
-    let (mut cursor, mut looked_at, mut told) = (from, 0, Some(Instant::now()));
+    let (mut cursor, mut looked_at, mut told) = ((from, i16::MAX), 0, Some(Instant::now()));
     // Numbers come in their order, so that each is counted once.
     let (mut present, mut counted) = (0, None);
     loop {
         let rows = conn.transaction(|conn| {
             conn.batch_execute(ROWS_SETTINGS)?;
-            let rows = Rows::new(cursor, last, ROWS).load::<(i64, bool)>(conn)?;
+            let rows = Rows::new(cursor.0, cursor.1, last, ROWS).load::<(i64, i16, bool)>(conn)?;
             let mut sent = Vec::new();
-            for (seq, is_marked) in &rows {
+            for (seq, _, is_marked) in &rows {
                 if unsent.binary_search(seq).is_ok() {
                     present += usize::from(counted.replace(*seq) != Some(*seq));
                 } else if !is_marked {
@@ -157,7 +157,7 @@ pub(super) fn mark_others(
         })?;
         looked_at += rows.len();
         match rows.last() {
-            Some((seq, _)) if rows.len() as i64 == ROWS => cursor = *seq,
+            Some((seq, shard, _)) if rows.len() as i64 == ROWS => cursor = (*seq, *shard),
             _ => break,
         }
         if is_due(&mut told, TELL_INTERVAL) {
@@ -199,8 +199,14 @@ statement!(
 
 statement!(
     Pg,
-    Rows { after: i64 => BigInt, last: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
-    "SELECT seq, sent_at IS NOT NULL FROM outbox WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+    Rows {
+        after: i64 => BigInt,
+        shard: i16 => SmallInt,
+        last: i64 => BigInt,
+        limit: i64 => BigInt
+    } -> (BigInt, SmallInt, Bool),
+    "SELECT seq, shard, sent_at IS NOT NULL FROM outbox WHERE (seq, shard) > (?, ?) AND seq <= ? \
+     ORDER BY seq, shard LIMIT ?"
 );
 
 statement!(
