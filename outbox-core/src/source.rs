@@ -56,6 +56,12 @@ pub trait Source: Send {
     /// lost its claim too.
     fn abandon(&mut self);
 
+    /// Whether a pass that has caught up goes on for a moment, as long as records keep coming: because claiming anew costs more
+    /// than reading again. Default: no.
+    fn lingers(&self) -> bool {
+        false
+    }
+
     /// Waits until there may be records to claim, but no longer than `limit`: `false` where there is no reason to look
     /// yet.
     ///

@@ -92,6 +92,9 @@ const CHUNK_BYTES: usize = 16 << 20;
 const WAIT: Duration = Duration::from_millis(50);
 /// How often what has come since is read while the broker has records.
 const READ_ON_PAUSE: Duration = Duration::from_millis(1);
+/// A pass that has caught up lingers until it is so old, or nothing has come for so long.
+const LINGER: Duration = Duration::from_millis(50);
+const LINGER_QUIET: Duration = Duration::from_millis(10);
 /// How many records are settled at once where they come one by one.
 const SHORT_CHUNK: usize = 100;
 /// How long what was acknowledged may wait to be settled where the broker is slow.
@@ -154,6 +157,9 @@ impl Pipeline<'_> {
                 let more = source.read(self.limits.chunk, &mut chunk)?;
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut chunk).into();
+                if !pass.unsent.is_empty() {
+                    pass.found = now;
+                }
                 // What is read ahead comes on top of this.
                 pass.reads_ahead = more && in_time && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
@@ -172,7 +178,10 @@ impl Pipeline<'_> {
                 pass.progress = (self.now)();
             }
             let has_more = !pass.unsent.is_empty() || pass.waiting.count() > 0;
-            if pass.in_flight == 0 && !has_more && !(pass.reading && pass.caught_up.is_none()) {
+            let lingers = now.duration_since(pass.began) < LINGER
+                && now.duration_since(pass.found) < LINGER_QUIET
+                && source.lingers();
+            if pass.in_flight == 0 && !has_more && !(pass.reading && (pass.caught_up.is_none() || lingers)) {
                 return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
             }
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
@@ -317,6 +326,8 @@ struct Pass {
     reading: bool,
     /// Whether what comes next is being read, and not to be in vain.
     reads_ahead: bool,
+    /// When a read last gave something.
+    found: Instant,
     /// Since when it is known that all that was there had been read.
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
@@ -343,6 +354,7 @@ impl Pass {
             began: now,
             reading: true,
             reads_ahead: false,
+            found: now,
             caught_up: None,
             unsent: VecDeque::new(),
             waiting: Waiting::default(),

@@ -170,6 +170,10 @@ impl Source for Table {
         self.pending.clear();
     }
 
+    fn lingers(&self) -> bool {
+        self.chance.one_in(2)
+    }
+
     fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
         Ok(true)
     }

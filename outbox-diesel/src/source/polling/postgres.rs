@@ -39,6 +39,9 @@ pub struct PostgresSource {
 /// How long to do without reading ahead where it failed.
 const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
+/// So many records are settled at once without another thread.
+const FEW: usize = 20;
+
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
@@ -94,12 +97,15 @@ impl Source for PostgresSource {
         Ok(())
     }
 
-    /// An error is told by what is called next.
+    /// An error is told by what is called next, where they are many.
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         if tickets.is_empty() {
             return Ok(());
         }
         let tickets = tickets.to_vec();
+        if tickets.len() <= FEW {
+            return self.sessions.ask(move |sessions| sessions.settle(tickets));
+        }
         self.sessions.tell(move |sessions| sessions.settle(tickets))
     }
 
@@ -117,6 +123,10 @@ impl Source for PostgresSource {
         // A database that was away took both connections with it.
         (self.chunks, self.ahead, self.ahead_failed) = (None, None, None);
         self.sessions.abandon();
+    }
+
+    fn lingers(&self) -> bool {
+        true
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {

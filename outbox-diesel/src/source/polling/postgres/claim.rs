@@ -100,13 +100,8 @@ impl Pass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(share as i16, claimed, quiet_since, LOW_STEP, free as i64).load::<(
-            i16,
-            i64,
-            i64,
-            i64,
-            Vec<i64>,
-        )>(conn)?;
+        let shards = Claim::new(share as i16, claimed, workers <= 1, quiet_since, LOW_STEP, free as i64)
+            .load::<(i16, i64, i64, i64, Vec<i64>)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -290,10 +285,12 @@ statement!(
 statement!(
     Pg,
     /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
-    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it.
+    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A single worker
+    /// claims all: what comes to the others later need not be claimed then.
     Claim {
         share: i16 => SmallInt,
         claimed: Vec<i16> => Array<SmallInt>,
+        all: bool => Bool,
         quiet_since: i64 => BigInt,
         step: i64 => BigInt,
         limit: i64 => BigInt
@@ -302,9 +299,9 @@ statement!(
         "WITH unsent AS MATERIALIZED \
          (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first FROM ",
         shards_to_claim!(),
-        " WHERE s.shard <> ALL (?) AND ",
+        " WHERE s.shard <> ALL (?) AND (? OR ",
         is_to_be_claimed!(),
-        ") \
+        ")) \
          SELECT s.shard, s.low, s.high, s.passed, s.open FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )

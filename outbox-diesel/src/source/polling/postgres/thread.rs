@@ -1,8 +1,11 @@
-//! A worker's connection on a thread of its own, so that the relay need not wait for what it only tells.
+//! A worker's connection, and a thread that works on it while the relay does something else.
+//!
+//! What the relay waits for it does itself, unless something else is to be done first: another thread would take as long to
+//! be woken as a short statement takes.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use diesel_outbox_core::SourceError;
@@ -11,16 +14,27 @@ use super::session::Sessions;
 use crate::source::database::Database;
 
 pub(super) struct OnThread {
-    database: Database,
+    shared: Arc<Shared>,
     /// Begun when it is first needed.
     thread: Option<Thread>,
 }
 
-/// Ends, and with it the connection, when it is dropped.
+struct Shared {
+    worked: Mutex<Worked>,
+    /// How many jobs the thread has been given and has not done.
+    waiting: AtomicUsize,
+}
+
+/// What is worked on.
+struct Worked {
+    sessions: Sessions,
+    /// Why something failed that nobody waited for. Nothing is done until that has been told.
+    failed: Option<SourceError>,
+}
+
+/// Ends when it is dropped.
 struct Thread {
     jobs: Option<SyncSender<Job>>,
-    /// Whether something has failed that has not been told.
-    failed: Arc<AtomicBool>,
     handle: Option<JoinHandle<()>>,
 }
 
@@ -29,16 +43,11 @@ const TOLD: usize = 16;
 
 type Job = Box<dyn FnOnce(&mut Worked) + Send>;
 
-/// What the thread works on.
-struct Worked {
-    sessions: Sessions,
-    /// Why something failed that nobody waited for. Nothing is done until that has been told.
-    failed: Option<SourceError>,
-}
-
 impl OnThread {
     pub(super) fn new(database: Database) -> Self {
-        Self { database, thread: None }
+        let worked = Worked { sessions: Sessions::new(database), failed: None };
+        let shared = Shared { worked: Mutex::new(worked), waiting: AtomicUsize::new(0) };
+        Self { shared: Arc::new(shared), thread: None }
     }
 
     /// Does this when all else is done, and waits for its outcome.
@@ -46,16 +55,10 @@ impl OnThread {
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
-        let (answer, answered) = sync_channel(1);
-        self.send(Box::new(move |worked| {
-            let done = match worked.failed.take() {
-                Some(error) => Err(error),
-                None => work(&mut worked.sessions),
-            };
-            // Nobody waits any more where the source was dropped.
-            let _ = answer.send(done);
-        }))?;
-        answered.recv().unwrap_or_else(|_| Err(self.ended()))
+        self.in_turn(|worked| match worked.failed.take() {
+            Some(error) => Err(error),
+            None => work(&mut worked.sessions),
+        })?
     }
 
     /// Does this when all else is done. If it fails, who comes next is told.
@@ -63,10 +66,7 @@ impl OnThread {
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
     ) -> Result<(), SourceError> {
-        if self.thread.as_ref().is_some_and(|thread| thread.failed.load(Ordering::Relaxed)) {
-            return self.ask(work);
-        }
-        self.send(Box::new(move |worked| {
+        self.send(Box::new(|worked| {
             if worked.failed.is_none() {
                 worked.failed = work(&mut worked.sessions).err();
             }
@@ -74,22 +74,34 @@ impl OnThread {
     }
 
     pub(super) fn abandon(&mut self) {
-        let (done, abandoned) = sync_channel(1);
-        let sent = self.send(Box::new(move |worked| {
+        // Where the thread has ended the session has ended too.
+        let _ = self.in_turn(|worked| {
             worked.failed = None;
             worked.sessions.abandon();
-            let _ = done.send(());
-        }));
-        if sent.is_ok() {
-            let _ = abandoned.recv();
+        });
+    }
+
+    fn in_turn<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut Worked) -> T + Send + 'static,
+    ) -> Result<T, SourceError> {
+        if self.shared.waiting.load(Ordering::Acquire) == 0 {
+            return Ok(work(&mut self.shared.worked()));
         }
+        let (answer, answered) = sync_channel(1);
+        self.send(Box::new(move |worked| {
+            // Nobody waits any more where the source was dropped.
+            let _ = answer.send(work(worked));
+        }))?;
+        answered.recv().map_err(|_| self.ended())
     }
 
     fn send(&mut self, job: Job) -> Result<(), SourceError> {
         let thread = match &mut self.thread {
             Some(thread) => thread,
-            none => none.insert(Thread::begin(Sessions::new(self.database.clone()))?),
+            none => none.insert(Thread::begin(self.shared.clone())?),
         };
+        self.shared.waiting.fetch_add(1, Ordering::Relaxed);
         match thread.jobs.as_ref().map(|jobs| jobs.send(job)) {
             Some(Ok(())) => Ok(()),
             _ => Err(self.ended()),
@@ -99,22 +111,28 @@ impl OnThread {
     /// The next one begins anew.
     fn ended(&mut self) -> SourceError {
         self.thread = None;
+        self.shared.waiting.store(0, Ordering::Relaxed);
         SourceError::new("the thread that works on the database has ended: it must have panicked")
     }
 }
 
+impl Shared {
+    /// A session is taken out while it is worked in: none is left where that panicked.
+    fn worked(&self) -> MutexGuard<'_, Worked> {
+        self.worked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Thread {
-    fn begin(sessions: Sessions) -> Result<Self, SourceError> {
+    fn begin(shared: Arc<Shared>) -> Result<Self, SourceError> {
         let (jobs, received) = sync_channel(TOLD);
-        let failed = Arc::new(AtomicBool::new(false));
-        let fails = failed.clone();
         let handle = thread::Builder::new()
             .name("outbox-source".into())
-            .spawn(move || work(Worked { sessions, failed: None }, &received, &fails))
+            .spawn(move || work(&shared, &received))
             .map_err(|error| {
                 SourceError::because(format!("cannot start a thread for the database: {error}"), error)
             })?;
-        Ok(Self { jobs: Some(jobs), failed, handle: Some(handle) })
+        Ok(Self { jobs: Some(jobs), handle: Some(handle) })
     }
 }
 
@@ -128,9 +146,9 @@ impl Drop for Thread {
     }
 }
 
-fn work(mut worked: Worked, jobs: &Receiver<Job>, failed: &AtomicBool) {
+fn work(shared: &Shared, jobs: &Receiver<Job>) {
     for job in jobs {
-        job(&mut worked);
-        failed.store(worked.failed.is_some(), Ordering::Relaxed);
+        job(&mut shared.worked());
+        shared.waiting.fetch_sub(1, Ordering::Release);
     }
 }
