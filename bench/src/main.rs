@@ -15,6 +15,7 @@ mod machine;
 mod measured;
 mod memory;
 mod order;
+mod paced;
 mod processor;
 mod producer;
 mod relays;
@@ -58,6 +59,9 @@ enum Command {
     /// Drains with the bare libraries in a process of its own, whose memory is measured.
     #[command(hide = true)]
     Bare(bare::Bare),
+    /// Sends single records in a process of its own, whose processor time is measured.
+    #[command(hide = true)]
+    Paced(paced::Paced),
     /// Every benchmark with its default options, one after the other; writes bench/RESULTS.md and its plots.
     All,
     /// Writes bench/RESULTS.md and its plots from files that --json has written. Of a benchmark that is in several, the
@@ -85,6 +89,10 @@ fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
     if let Command::Bare(bare) = arguments.command {
         bare.run()
     }
+    if let Command::Paced(paced) = arguments.command {
+        println!("{}", paced.run());
+        return Ok(Vec::new());
+    }
     let rounds = usize::from(arguments.rounds);
     let mut measured = Measured::new(Machine::here());
     let save = |measured: &mut Measured| {
@@ -106,7 +114,7 @@ fn run(arguments: Arguments) -> Result<Vec<Measured>, Box<dyn Error>> {
             measured.reports.iter().for_each(|report| print!("\n{report}"));
             results::write(std::slice::from_ref(&measured))?;
         }
-        Command::Bare(_) => {}
+        Command::Bare(_) | Command::Paced(_) => {}
         Command::Results { .. } if arguments.json.is_some() => {
             let error = "results reads files that --json has written, and writes none";
             Arguments::command().error(ErrorKind::ArgumentConflict, error).exit()

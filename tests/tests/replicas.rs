@@ -1,6 +1,8 @@
 //! Three brokers, two of which come and go: what is settled is on Kafka.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
+use std::thread;
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -11,13 +13,14 @@ use outbox_tests::{Cluster, Database, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const EVENTS: usize = 160;
+const EVENTS_UNDER_LOAD: usize = 600;
 const PARTITIONS: usize = 8;
 
 /// A relay whose producer tries again at once what was refused. Large records in a request each keep several requests on
 /// their way to each partition.
-fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str) -> RelayHandle {
+fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str, stall_time: Duration) -> RelayHandle {
     let mut limits = Limits::default();
-    limits.stall_time = Duration::from_secs(20);
+    limits.stall_time = stall_time;
     let broker = Broker::new(cluster.kafka().brokers())
         .set("batch.num.messages", "1")
         .set("retry.backoff.ms", "5")
@@ -26,12 +29,12 @@ fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str) -> RelayHandle
     Relay::postgres(database.url()).publisher(broker).topics(topics).limits(limits).spawn().unwrap()
 }
 
-fn emit(database: &Database<'_>) {
+fn emit(conn: &mut PgConnection, numbers: Range<usize>) {
     let record = |number: usize| {
         Record::new("order", (number % 40).to_string(), number.to_string()).with_payload(vec![b'x'; 300_000])
     };
-    let records: Vec<Record> = (0..EVENTS).map(record).collect();
-    database.connect().transaction(|c| c.emit_all(&records)).unwrap();
+    let records: Vec<Record> = numbers.map(record).collect();
+    conn.transaction(|c| c.emit_all(&records)).unwrap();
 }
 
 fn settled(database: &Database<'_>) -> usize {
@@ -40,7 +43,7 @@ fn settled(database: &Database<'_>) -> usize {
 }
 
 #[test]
-fn what_is_settled_is_stored_though_it_was_refused_before_replicas_came_back() {
+fn what_is_settled_is_stored_though_replicas_come_and_go() {
     let cluster = Cluster::start();
     let database = Postgres::shared().database();
     Migrations::new().run(&mut database.connect()).unwrap();
@@ -49,18 +52,43 @@ fn what_is_settled_is_stored_though_it_was_refused_before_replicas_came_back() {
     cluster.wait_for_replicas(topic, 3);
     cluster.stop_followers();
     cluster.wait_for_replicas(topic, 1);
-    emit(&database);
+    emit(&mut database.connect(), 0..EVENTS);
     // All is refused at first, by each partition until a second broker has caught up with it.
-    let relay = relay(&database, &cluster, topic);
+    let relay = relay(&database, &cluster, topic, Duration::from_secs(20));
     cluster.start_followers();
     eventually("all to be settled", PATIENCE, || (settled(&database) == EVENTS).then_some(()));
     relay.stop_blocking().unwrap();
+
+    // Under load, with a relay that begins with a new producer each second while replicas are missing, and is restarted.
+    cluster.wait_for_replicas(topic, 3);
+    let all = EVENTS + EVENTS_UNDER_LOAD;
+    let relay = || relay(&database, &cluster, topic, Duration::from_secs(1));
+    thread::scope(|scope| {
+        let first = relay();
+        scope.spawn(|| {
+            let mut conn = database.connect();
+            for number in EVENTS..all {
+                emit(&mut conn, number..number + 1);
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        eventually("some to be settled", PATIENCE, || (settled(&database) > EVENTS + 20).then_some(()));
+        cluster.stop_followers();
+        cluster.wait_for_replicas(topic, 1);
+        // What is in flight by then is never acknowledged.
+        let _ = first.stop_blocking();
+        let second = relay();
+        cluster.start_followers();
+        eventually("all to be settled", PATIENCE, || (settled(&database) == all).then_some(()));
+        second.stop_blocking().unwrap();
+    });
+
     let stored: BTreeSet<usize> = cluster
         .kafka()
         .read_all(topic)
         .iter()
         .map(|received| received.header("eventType").unwrap().parse().unwrap())
         .collect();
-    let lost: Vec<usize> = (0..EVENTS).filter(|number| !stored.contains(number)).collect();
+    let lost: Vec<usize> = (0..all).filter(|number| !stored.contains(number)).collect();
     assert!(lost.is_empty(), "{} are settled and not stored: {lost:?}", lost.len());
 }

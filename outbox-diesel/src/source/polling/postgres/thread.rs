@@ -3,7 +3,7 @@
 //! What the relay waits for it does itself, unless something else is to be done first: another thread would take as long to
 //! be woken as a short statement takes.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -23,6 +23,8 @@ struct Shared {
     worked: Mutex<Worked>,
     /// How many jobs the thread has been given and has not done.
     waiting: AtomicUsize,
+    /// Whether something has failed that has not been told.
+    failed: AtomicBool,
 }
 
 /// What is worked on.
@@ -46,7 +48,11 @@ type Job = Box<dyn FnOnce(&mut Worked) + Send>;
 impl OnThread {
     pub(super) fn new(database: Database) -> Self {
         let worked = Worked { sessions: Sessions::new(database), failed: None };
-        let shared = Shared { worked: Mutex::new(worked), waiting: AtomicUsize::new(0) };
+        let shared = Shared {
+            worked: Mutex::new(worked),
+            waiting: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        };
         Self { shared: Arc::new(shared), thread: None }
     }
 
@@ -55,7 +61,7 @@ impl OnThread {
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<T, SourceError> + Send + 'static,
     ) -> Result<T, SourceError> {
-        self.in_turn(|worked| match worked.failed.take() {
+        self.in_turn(move |worked| match worked.failed.take() {
             Some(error) => Err(error),
             None => work(&mut worked.sessions),
         })?
@@ -66,7 +72,10 @@ impl OnThread {
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
     ) -> Result<(), SourceError> {
-        self.send(Box::new(|worked| {
+        if self.shared.failed.load(Ordering::Relaxed) {
+            return self.ask(work);
+        }
+        self.send(Box::new(move |worked| {
             if worked.failed.is_none() {
                 worked.failed = work(&mut worked.sessions).err();
             }
@@ -86,7 +95,7 @@ impl OnThread {
         work: impl FnOnce(&mut Worked) -> T + Send + 'static,
     ) -> Result<T, SourceError> {
         if self.shared.waiting.load(Ordering::Acquire) == 0 {
-            return Ok(work(&mut self.shared.worked()));
+            return Ok(self.shared.work(work));
         }
         let (answer, answered) = sync_channel(1);
         self.send(Box::new(move |worked| {
@@ -117,6 +126,13 @@ impl OnThread {
 }
 
 impl Shared {
+    fn work<T>(&self, work: impl FnOnce(&mut Worked) -> T) -> T {
+        let mut worked = self.worked();
+        let done = work(&mut worked);
+        self.failed.store(worked.failed.is_some(), Ordering::Relaxed);
+        done
+    }
+
     /// A session is taken out while it is worked in: none is left where that panicked.
     fn worked(&self) -> MutexGuard<'_, Worked> {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner)
@@ -148,7 +164,7 @@ impl Drop for Thread {
 
 fn work(shared: &Shared, jobs: &Receiver<Job>) {
     for job in jobs {
-        job(&mut shared.worked());
+        shared.work(job);
         shared.waiting.fetch_sub(1, Ordering::Release);
     }
 }
