@@ -310,10 +310,16 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Waits for the next event and gives its number.
+/// Waits for the next event and gives its number. Others may come that were sent twice of a backlog.
 fn await_event(consumer: &BaseConsumer) -> usize {
-    let message = consumer.poll(Duration::from_secs(60)).expect("an event").unwrap();
-    std::str::from_utf8(&message.payload().unwrap()[..10]).unwrap().parse().unwrap()
+    loop {
+        let message = consumer.poll(Duration::from_secs(60)).expect("an event").unwrap();
+        let number =
+            message.payload().and_then(|payload| str::from_utf8(payload.get(..10)?).ok()?.parse().ok());
+        if let Some(number) = number {
+            return number;
+        }
+    }
 }
 
 /// The median and the 99th percentile, in milliseconds.

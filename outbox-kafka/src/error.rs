@@ -1,3 +1,4 @@
+use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 /// What librdkafka says of a property that it refuses. Where the value may be a secret, a reason that repeats it is left
@@ -32,6 +33,18 @@ pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
             | Code::InvalidRecord
             | Code::InvalidTimestamp
     )
+}
+
+/// Whether Kafka says that the topic does not exist. librdkafka says so too of one that is being made again, or of which a broker
+/// has not heard yet: before it is believed Kafka is asked again.
+pub(crate) fn is_unknown_topic(code: Code) -> bool {
+    matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition)
+}
+
+/// Why a record that Kafka refused can never be taken, or nothing where trying again can help.
+pub(crate) fn refusal(error: &KafkaError, topic: &str) -> Option<String> {
+    let code = error.rdkafka_error_code().filter(|code| !is_unknown_topic(*code))?;
+    rejection(code, topic)
 }
 
 /// Why Kafka will never take the record, or nothing where trying again can help.

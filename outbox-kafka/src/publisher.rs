@@ -18,10 +18,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use uuid::fmt::Hyphenated;
 
 use self::deliveries::Deliveries;
-use self::gate::Gate;
+use self::gate::{Gate, Wait};
 use self::producer::Producer;
 use self::topics::Topics;
-use crate::error::{refusal_of_property, rejection};
+use crate::error::{refusal, refusal_of_property};
 
 /// Kafka as the relay's broker.
 ///
@@ -187,6 +187,7 @@ impl KafkaPublisher {
 
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
+        let in_flight = self.in_flight;
         let own_headers = if self.kafka.own_headers { record.headers() } else { &[] };
         let (producer, gate, topics) =
             self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
@@ -199,8 +200,12 @@ impl Publisher for KafkaPublisher {
                 (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
             })
         };
-        let passed = gate.pass(ticket, topic, record.aggregate_id().as_bytes(), send);
-        match passed.map_err(|ticket| Refusal::Behind { ticket })? {
+        let passed = gate.pass(in_flight, ticket, topic, record.aggregate_id().as_bytes(), send);
+        let passed = passed.map_err(|wait| match wait {
+            Wait::Behind(ticket) => Refusal::Behind { ticket },
+            Wait::All => Refusal::Full,
+        });
+        match passed? {
             Ok(()) => {
                 self.in_flight += 1;
                 Ok(())
@@ -218,7 +223,7 @@ impl Publisher for KafkaPublisher {
                     Refusal::Full
                 })
             }
-            Err(error) => Err(match error.rdkafka_error_code().and_then(|code| rejection(code, topic)) {
+            Err(error) => Err(match refusal(&error, topic) {
                 Some(reason) => Refusal::Rejected { reason },
                 None => Refusal::Retry { reason: error.to_string() },
             }),

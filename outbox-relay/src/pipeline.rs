@@ -6,6 +6,7 @@ mod names;
 mod simulation;
 mod waiting;
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -61,8 +62,8 @@ impl Default for Limits {
 pub(crate) enum Passed {
     /// There was nothing to claim.
     Idle,
-    /// This many records were published.
-    Published(usize),
+    /// Something was claimed, and released.
+    Worked,
 }
 
 /// Which side failed.
@@ -82,6 +83,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) topics: &'a Topics,
     pub(crate) limits: Limits,
     pub(crate) now: &'a dyn Fn() -> Instant,
+    /// How many records were published is added here, whether the pass fails or not.
+    pub(crate) published: &'a Cell<usize>,
     /// Told between chunks; `true` ends the pass as soon as what is in flight has been acknowledged.
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
@@ -128,8 +131,9 @@ impl Pipeline<'_> {
         match ended {
             Ok(failure) => {
                 observe::published(pass.published);
+                self.published.set(self.published.get() + pass.published);
                 observe::passed(pass.published, (self.now)().duration_since(began));
-                failure.map_or(Ok(Passed::Published(pass.published)), Err)
+                failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
                 source.abandon();
@@ -250,7 +254,13 @@ impl Pipeline<'_> {
                     return Ok(true);
                 }
                 Err(Refusal::Behind { ticket }) => pass.waiting.push(ticket, claimed),
-                Err(Refusal::Rejected { reason }) => self.dead_letter(pass, source, ticket, &reason)?,
+                Err(Refusal::Rejected { reason }) => {
+                    if self.dead_letter(pass, source, ticket, &reason)? {
+                        // What waits came before it.
+                        pass.reading = false;
+                        pass.unsent.clear();
+                    }
+                }
                 Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),
                 Err(_) => pass.fail("not taken".to_owned(), (self.now)()),
             }
@@ -271,7 +281,9 @@ impl Pipeline<'_> {
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
             Outcome::Rejected { reason } => {
-                self.dead_letter(pass, source, acknowledgement.ticket, &reason)?;
+                if self.dead_letter(pass, source, acknowledgement.ticket, &reason)? {
+                    pass.close();
+                }
             }
             Outcome::Retry { reason } => pass.fail(reason, (self.now)()),
             _ => {
@@ -282,21 +294,18 @@ impl Pipeline<'_> {
         Ok(())
     }
 
+    /// Whether the later records of its aggregate are held back: the next pass leaves them out.
     fn dead_letter(
         &self,
         pass: &mut Pass,
         source: &mut dyn Source,
         ticket: u64,
         reason: &str,
-    ) -> Result<(), SourceError> {
+    ) -> Result<bool, SourceError> {
         let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
         let topic = pass.names.topic(self.topics, &aggregate_type).unwrap_or_default();
         observe::dead_lettered(topic, &aggregate_type, &id, reason);
-        if holds_back {
-            // The next pass leaves out what is held back.
-            pass.close();
-        }
-        Ok(())
+        Ok(holds_back)
     }
 }
 

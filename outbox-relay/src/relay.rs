@@ -185,6 +185,7 @@ impl Relay {
             stop: stop.clone(),
             broker_is_away: false,
             upkept: None,
+            published: std::cell::Cell::new(0),
         });
         RelayHandle::start(stop.clone(), workers, self.stop_time)
     }

@@ -1,5 +1,6 @@
 //! A worker: one thread with a connection and a publisher of its own, that makes one pass after the other.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -55,6 +56,8 @@ pub(crate) struct Worker {
     pub(crate) broker_is_away: bool,
     /// When the source was last asked whether something is due.
     pub(crate) upkept: Option<Instant>,
+    /// How many records it has published.
+    pub(crate) published: Cell<usize>,
 }
 
 impl Worker {
@@ -62,13 +65,10 @@ impl Worker {
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let _stop_others = StopOnPanic(self.stop.clone());
         let mut retry = Retry::new();
-        let mut published = 0;
         while !self.stop.is_set() {
+            let before = self.published.get();
             match self.turn() {
-                Ok(count) => {
-                    published += count;
-                    retry.succeeded();
-                }
+                Ok(()) => retry.succeeded(),
                 Err(Failure::Source(error)) if error.is_lasting() => {
                     self.stop.set();
                     observe::gave_up(&error);
@@ -76,16 +76,19 @@ impl Worker {
                 }
                 Err(failure) => {
                     self.broker_is_away |= matches!(failure, Failure::Publisher(_));
+                    if self.published.get() > before {
+                        retry.begin_anew();
+                    }
                     retry.failed(&failure, &self.stop);
                 }
             }
         }
-        observe::stopped(published);
+        observe::stopped(self.published.get());
         Ok(())
     }
 
     /// One pass, or a wait where there is nothing to do.
-    fn turn(&mut self) -> Result<usize, Failure> {
+    fn turn(&mut self) -> Result<(), Failure> {
         if self.broker_is_away {
             // Nothing is claimed then, but how far the relay is behind is of interest.
             self.upkeep()?;
@@ -96,27 +99,25 @@ impl Worker {
             topics: &self.topics,
             limits: self.limits,
             now: &Instant::now,
+            published: &self.published,
             stopping: &|| stop.is_set(),
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
         }
-        match passed {
-            Passed::Published(count) => Ok(count),
-            Passed::Idle => {
-                self.listen()?;
-                let mut listened = Instant::now();
-                while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
-                    self.upkeep()?;
-                    if listened.elapsed() >= IDLE_LISTEN {
-                        self.listen()?;
-                        listened = Instant::now();
-                    }
+        if passed == Passed::Idle {
+            self.listen()?;
+            let mut listened = Instant::now();
+            while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
+                self.upkeep()?;
+                if listened.elapsed() >= IDLE_LISTEN {
+                    self.listen()?;
+                    listened = Instant::now();
                 }
-                Ok(0)
             }
         }
+        Ok(())
     }
 
     /// Nothing is in flight, but a publisher may have something to log.
@@ -160,6 +161,11 @@ impl Retry {
         if let Some(failure) = self.failure.take() {
             observe::recovered(failure);
         }
+        self.begin_anew();
+    }
+
+    /// Something went well before the next failure.
+    fn begin_anew(&mut self) {
         self.wait = FIRST_RETRY;
     }
 
@@ -250,8 +256,9 @@ mod tests {
             stop: Stop::default(),
             broker_is_away: false,
             upkept: None,
+            published: Cell::new(0),
         };
         assert!(matches!(worker.turn(), Err(Failure::Publisher(_))));
-        assert!(matches!(worker.turn(), Ok(0)));
+        assert!(worker.turn().is_ok());
     }
 }

@@ -10,7 +10,7 @@ use rdkafka::producer::ProducerContext;
 
 use super::Batching;
 use super::partitioner::Murmur2;
-use crate::error::{concerns_one_of_a_batch, rejection};
+use crate::error::{concerns_one_of_a_batch, refusal};
 use crate::log::Errors;
 
 /// Receives what librdkafka reports, in the producer's thread, and hands it to the worker.
@@ -94,7 +94,7 @@ impl Deliveries {
                 ),
             };
         }
-        match code.and_then(|code| rejection(code, topic)) {
+        match refusal(error, topic) {
             Some(reason) => Outcome::Rejected { reason },
             None => Outcome::Retry { reason: error.to_string() },
         }

@@ -50,6 +50,8 @@ struct Topic {
     /// The ticket of a record that is on its way without librdkafka having said where it goes, as it does not know the topic
     /// yet.
     sounded_by: Option<u64>,
+    /// Whether it got another number of partitions while records were in flight to those that it had.
+    is_resized: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -66,8 +68,15 @@ struct First {
     topic: usize,
     /// Nothing where the topic was not known.
     partition: Option<usize>,
-    /// Whether the topic has another number of partitions since.
-    is_outdated: bool,
+}
+
+/// What a record waits for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// The outcome of the record with this ticket.
+    Behind(u64),
+    /// Those of all that is in flight.
+    All,
 }
 
 /// The record that this thread hands to librdkafka.
@@ -94,40 +103,41 @@ pub(super) fn partition_of_handed(partitions: i32) -> Option<i32> {
 }
 
 impl Gate {
-    /// Lets `send` hand the record to librdkafka, unless it must wait until another one is acknowledged: then it gives the
-    /// ticket of that.
+    /// Lets `send` hand the record to librdkafka, which has so many in flight, unless it must wait.
     pub(super) fn pass<E>(
         &mut self,
+        in_flight: usize,
         ticket: u64,
         topic: &str,
         key: &[u8],
         mut send: impl FnMut() -> Result<(), (Code, E)>,
-    ) -> Result<Result<(), E>, u64> {
+    ) -> Result<Result<(), E>, Wait> {
         let hash = murmur2(key);
         let now = Instant::now();
         let number = self.number(topic);
         loop {
-            // Records that wait for it may go to any partition now, and must not be overtaken.
-            if let Some(first) = self.firsts.iter().find(|first| first.is_outdated && first.topic == number) {
-                return Err(first.ticket);
-            }
             let topic = &mut self.topics[number];
+            // A record of the same key may be in flight to another partition.
+            if topic.is_resized && in_flight > 0 {
+                return Err(Wait::All);
+            }
+            topic.is_resized = false;
             let expected = topic.partitions.len() as i32;
             let place = partition(hash, expected);
             let its = topic.partitions.get_mut(place as usize);
             // Those that wait for their partition must not be overtaken where the topic is not known any more.
             if let Some(Partition::Waiting(first)) = its {
-                return Err(*first);
+                return Err(Wait::Behind(*first));
             }
             if let Some(first) = topic.sounded_by {
-                return Err(first);
+                return Err(Wait::Behind(first));
             }
             HANDED.set(Some(Handed { partition: place, expected, found: None }));
             let sent = send();
             let found = HANDED.take().and_then(|handed| handed.found);
             match (sent, found, its) {
                 (Err((Code::UnknownPartition, _)), Some(found), _) if found != expected => {
-                    self.resize(number, found);
+                    topic.resize(found);
                 }
                 (Err((_, error)), ..) => return Ok(Err(error)),
                 (Ok(()), Some(_), Some(Partition::Open(handed))) if now.duration_since(*handed) < OPEN => {
@@ -142,7 +152,7 @@ impl Gate {
                     if partition.is_none() {
                         topic.sounded_by = Some(ticket);
                     }
-                    self.firsts.push(First { ticket, topic: number, partition, is_outdated: false });
+                    self.firsts.push(First { ticket, topic: number, partition });
                     return Ok(Ok(()));
                 }
             }
@@ -155,19 +165,18 @@ impl Gate {
                 Some(number) => *number,
                 None => {
                     let name = topic.to_owned();
-                    self.topics.push(Topic { name, partitions: Vec::new(), sounded_by: None });
+                    self.topics.push(Topic {
+                        name,
+                        partitions: Vec::new(),
+                        sounded_by: None,
+                        is_resized: false,
+                    });
                     self.numbers.insert(topic.to_owned(), self.topics.len() - 1);
                     self.topics.len() - 1
                 }
             };
         }
         self.last
-    }
-
-    fn resize(&mut self, number: usize, partitions: i32) {
-        let its = self.firsts.iter_mut().filter(|first| first.topic == number);
-        its.for_each(|first| first.is_outdated = true);
-        self.topics[number].partitions = vec![Partition::Closed; partitions.unsigned_abs() as usize];
     }
 
     /// Opens the partitions whose first record has become durable.
@@ -181,14 +190,15 @@ impl Gate {
         }
         for Acknowledgement { ticket, outcome } in acknowledgements {
             let Some(at) = self.firsts.iter().position(|first| first.ticket == *ticket) else { continue };
-            let First { topic, partition, is_outdated, .. } = self.firsts.swap_remove(at);
+            let First { topic, partition, .. } = self.firsts.swap_remove(at);
             let topic = &mut self.topics[topic];
             match partition {
-                Some(_) if is_outdated => (),
                 Some(partition) => {
-                    let is_durable = *outcome == Outcome::Durable;
-                    topic.partitions[partition] =
-                        if is_durable { Partition::Open(Instant::now()) } else { Partition::Closed };
+                    // It is another one if the topic has another number of them since.
+                    if let Some(its @ Partition::Waiting(_)) = topic.partitions.get_mut(partition) {
+                        let is_durable = *outcome == Outcome::Durable;
+                        *its = if is_durable { Partition::Open(Instant::now()) } else { Partition::Closed };
+                    }
                 }
                 None => topic.sounded_by = None,
             }
@@ -197,6 +207,12 @@ impl Gate {
 }
 
 impl Topic {
+    fn resize(&mut self, partitions: i32) {
+        // Of a topic without any nothing is in flight but what sounded it.
+        self.is_resized = !self.partitions.is_empty();
+        self.partitions = vec![Partition::Closed; partitions.unsigned_abs() as usize];
+    }
+
     fn close(&mut self) {
         for partition in &mut self.partitions {
             if let Partition::Open(_) = partition {
@@ -210,11 +226,16 @@ impl Topic {
 mod tests {
     use super::*;
 
-    const TAKEN: Result<Result<(), ()>, u64> = Ok(Ok(()));
+    const TAKEN: Result<Result<(), ()>, Wait> = Ok(Ok(()));
+
+    fn behind(ticket: u64) -> Result<Result<(), ()>, Wait> {
+        Err(Wait::Behind(ticket))
+    }
 
     /// librdkafka with a topic of so many partitions; with none it does not know the topic.
-    fn hand(gate: &mut Gate, ticket: u64, key: &str, partitions: i32) -> Result<Result<(), ()>, u64> {
-        gate.pass(ticket, "events", key.as_bytes(), || {
+    fn hand(gate: &mut Gate, ticket: u64, key: &str, partitions: i32) -> Result<Result<(), ()>, Wait> {
+        let in_flight = gate.firsts.len();
+        gate.pass(in_flight, ticket, "events", key.as_bytes(), || {
             let chosen = if partitions == 0 { Some(-1) } else { partition_of_handed(partitions) };
             if chosen.unwrap() < partitions { Ok(()) } else { Err((Code::UnknownPartition, ())) }
         })
@@ -232,9 +253,9 @@ mod tests {
     fn a_partition_is_open_after_its_first_acknowledgement() {
         let mut gate = Gate::default();
         assert_eq!(hand(&mut gate, 1, "a", 1), TAKEN);
-        assert_eq!(hand(&mut gate, 2, "a", 1), Err(1));
+        assert_eq!(hand(&mut gate, 2, "a", 1), behind(1));
         learn(&mut gate, 7, Outcome::Durable);
-        assert_eq!(hand(&mut gate, 2, "a", 1), Err(1));
+        assert_eq!(hand(&mut gate, 2, "a", 1), behind(1));
         learn(&mut gate, 1, Outcome::Durable);
         assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
         assert_eq!(hand(&mut gate, 3, "a", 1), TAKEN);
@@ -255,18 +276,18 @@ mod tests {
         learn(&mut gate, 1, Outcome::Durable);
         gate.topics[0].partitions[0] = Partition::Open(Instant::now().checked_sub(OPEN).unwrap());
         assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
-        assert_eq!(hand(&mut gate, 3, "a", 1), Err(2));
+        assert_eq!(hand(&mut gate, 3, "a", 1), behind(2));
     }
 
     #[test]
     fn a_topic_that_is_not_known_yet_gets_one_record() {
         let mut gate = Gate::default();
         assert_eq!(hand(&mut gate, 1, "a", 0), TAKEN);
-        assert_eq!(hand(&mut gate, 2, "b", 0), Err(1));
-        assert_eq!(hand(&mut gate, 2, "b", 3), Err(1));
+        assert_eq!(hand(&mut gate, 2, "b", 0), behind(1));
+        assert_eq!(hand(&mut gate, 2, "b", 3), behind(1));
         learn(&mut gate, 1, Outcome::Durable);
         assert_eq!(hand(&mut gate, 2, "a", 3), TAKEN);
-        assert_eq!(hand(&mut gate, 3, "a", 3), Err(2));
+        assert_eq!(hand(&mut gate, 3, "a", 3), behind(2));
     }
 
     #[test]
@@ -277,7 +298,7 @@ mod tests {
         assert_eq!(hand(&mut gate, 2, "a", 1), TAKEN);
         learn(&mut gate, 2, retry());
         assert_eq!(hand(&mut gate, 3, "a", 1), TAKEN);
-        assert_eq!(hand(&mut gate, 4, "a", 1), Err(3));
+        assert_eq!(hand(&mut gate, 4, "a", 1), behind(3));
         learn(&mut gate, 3, retry());
         assert_eq!(hand(&mut gate, 4, "a", 1), TAKEN);
     }
@@ -294,21 +315,20 @@ mod tests {
     }
 
     #[test]
-    fn nothing_overtakes_what_waits_when_the_partitions_become_others() {
+    fn nothing_is_handed_over_before_all_is_known_when_the_partitions_become_others() {
+        let other =
+            |key: &u32| partition(murmur2(key.to_string().as_bytes()), 3) != partition(murmur2(b"a"), 3);
+        let other = (0..).find(other).unwrap().to_string();
         for partitions in [1, 9] {
             let mut gate = Gate::default();
-            let other = (0..).map(|key: u32| key.to_string()).find(|key| {
-                let of = |key: &str| partition(murmur2(key.as_bytes()), 3);
-                of(key) != of("a")
-            });
             assert_eq!(hand(&mut gate, 1, "a", 3), TAKEN);
-            assert_eq!(hand(&mut gate, 2, "a", 3), Err(1));
-            // Another partition's record is the one that learns of the new number.
-            assert_eq!(hand(&mut gate, 3, &other.unwrap(), partitions), Err(1));
-            assert_eq!(hand(&mut gate, 4, "a", partitions), Err(1));
+            assert_eq!(hand(&mut gate, 2, "a", 3), behind(1));
+            // The record of another partition learns of the new number.
+            assert_eq!(hand(&mut gate, 3, &other, partitions), Err(Wait::All));
+            assert_eq!(hand(&mut gate, 4, "a", partitions), Err(Wait::All));
             learn(&mut gate, 1, Outcome::Durable);
             assert_eq!(hand(&mut gate, 2, "a", partitions), TAKEN);
-            assert_eq!(hand(&mut gate, 4, "a", partitions), Err(2));
+            assert_eq!(hand(&mut gate, 4, "a", partitions), behind(2));
         }
     }
 }

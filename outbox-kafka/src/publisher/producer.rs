@@ -63,6 +63,6 @@ impl Drop for Producer {
     /// The thread ends by itself and takes the producer with it. It is not waited for.
     fn drop(&mut self) {
         self.deliveries().end();
-        self.base.purge(PurgeConfig::default().queue().inflight());
+        self.base.purge(PurgeConfig::default().queue().inflight().non_blocking());
     }
 }

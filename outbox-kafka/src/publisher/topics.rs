@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::types::RDKafkaErrorCode;
 
-use crate::error::rejection;
+use crate::error::{is_unknown_topic, rejection};
 
 /// Topics that Kafka does not have, or does not let us write to. librdkafka waits for such a topic for a long time and
 /// tells nothing meanwhile, so Kafka is asked when a pass got stuck.
@@ -62,10 +62,15 @@ impl Topics {
         self.refused.get(topic).map(|refused| refused.reason.clone())
     }
 
-    /// Asks for all that were in use when a pass got stuck.
+    /// Asks for those that were in use when a pass got stuck, for as long as that takes at most.
     pub(super) fn look_for_cause<C: ClientContext>(&mut self, client: &Client<C>, wait: Duration) {
-        for topic in std::mem::take(&mut self.in_use) {
-            self.ask(&topic, client, wait);
+        let until = Instant::now() + wait;
+        // Those for which there is no time are asked for next time.
+        while let left = until.saturating_duration_since(Instant::now())
+            && !left.is_zero()
+            && let Some(topic) = self.in_use.pop_first()
+        {
+            self.ask(&topic, client, left);
         }
     }
 
@@ -79,9 +84,7 @@ impl Topics {
             return;
         };
         let asked = Instant::now();
-        let is_unknown =
-            matches!(code, RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition);
-        if is_unknown && !was_refused && !self.missing.said(topic, asked) {
+        if is_unknown_topic(code) && !was_refused && !self.missing.said(topic, asked) {
             return;
         }
         self.refused.insert(topic.to_owned(), Refused { reason, asked });
