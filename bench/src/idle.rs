@@ -10,11 +10,11 @@ use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_outbox::Migrations;
-use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+use outbox_tests::{Database, Debezium, Kafka, Postgres, Process, eventually};
 
 use crate::contenders::{Contender, take_turns};
 use crate::latency::wal_options;
-use crate::processor::Times;
+use crate::processor::{Times, spent};
 use crate::relays::{outbox, relay_process};
 use crate::report::{Figure, Report};
 use crate::servers::start_postgres;
@@ -56,9 +56,11 @@ impl Idle {
                 Contender::new("1 idle relay", || relays(1)),
                 Contender::new(&many, || relays(self.instances)),
                 Contender::new("1 idle WAL relay", || self.watch(&postgres, &kafka, 1, true)),
+                Contender::new("idle Debezium", || self.watch_debezium(&postgres, &kafka)),
             ],
         );
-        let [[queries, cpu], [queries_many, cpu_many], [wal_queries, wal_cpu]] = measured.try_into().unwrap();
+        let [[queries, cpu], [queries_many, cpu_many], [wal_queries, wal_cpu], [_, debezium_cpu]] =
+            measured.try_into().unwrap();
         Report {
             benchmark: "idle".into(),
             conditions: format!("watched for {} s, PostgreSQL {}", self.seconds, self.postgres),
@@ -69,6 +71,7 @@ impl Idle {
                 Figure::new(format!("CPU of each of {many}"), "% of a core", cpu_many),
                 Figure::new("queries of 1 idle WAL relay", "queries/s", wal_queries),
                 Figure::new("CPU of 1 idle WAL relay", "% of a core", wal_cpu).at_most(0.05),
+                Figure::new("CPU of idle Debezium", "% of a core", debezium_cpu),
             ],
         }
     }
@@ -103,6 +106,20 @@ impl Idle {
         let (queries, cpu) = (queries(conn, &database) - queries_before, nanoseconds() - cpu_before);
         let seconds = began.elapsed().as_secs_f64();
         [queries as f64 / seconds, cpu as f64 / 1e9 / seconds / count as f64 * 100.0]
+    }
+}
+
+impl Idle {
+    /// CPU in percent of a core.
+    fn watch_debezium(&self, postgres: &Postgres, kafka: &Kafka) -> [f64; 2] {
+        let database = postgres.database();
+        Migrations::new().run(&mut database.connect()).unwrap();
+        let debezium = Debezium::start(&database, kafka, &kafka.unique("bench"), &Debezium::TUNED);
+        let process = debezium.id().expect("Debezium on this machine");
+        std::thread::sleep(SETTLING_DOWN);
+        let (began, before) = (Instant::now(), spent(process));
+        std::thread::sleep(Duration::from_secs(self.seconds));
+        [0.0, (spent(process) - before) / began.elapsed().as_secs_f64() * 100.0]
     }
 }
 

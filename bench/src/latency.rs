@@ -45,7 +45,7 @@ pub(crate) struct Load {
     events: usize,
 }
 
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "relay, 500/s",
     "WAL relay, 500/s",
     "Debezium, 500/s",
@@ -56,6 +56,7 @@ const NAMES: [&str; 12] = [
     "Debezium, 20,000/s",
     "relay, 1/s",
     "WAL relay, 1/s",
+    "Debezium, 1/s",
     "relay, start to first record",
     "WAL relay, start to first record",
 ];
@@ -105,8 +106,9 @@ impl Latency {
                 Contender::new(NAMES[7], || through_debezium(HEAVY)),
                 Contender::new(NAMES[8], || relay(SPARSE)),
                 Contender::new(NAMES[9], || wal_relay(SPARSE)),
-                Contender::new(NAMES[10], || self.first(&polled, &kafka, &[])),
-                Contender::new(NAMES[11], || self.first(&streamed, &kafka, &wal_options(&streamed))),
+                Contender::new(NAMES[10], || through_debezium(SPARSE)),
+                Contender::new(NAMES[11], || self.first(&polled, &kafka, &[])),
+                Contender::new(NAMES[12], || self.first(&streamed, &kafka, &wal_options(&streamed))),
             ],
         );
         let mut figures = Vec::new();

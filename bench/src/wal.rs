@@ -2,6 +2,8 @@
 
 mod backlog;
 
+use std::time::Instant;
+
 use clap::Args;
 use diesel_outbox::Migrations;
 use outbox_tests::Debezium;
@@ -34,6 +36,9 @@ pub(crate) struct Wal {
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
+    /// Measures only `outbox wal drop`, with so many unread events.
+    #[arg(long, value_name = "ROWS")]
+    drop: Option<usize>,
     /// Leave the latency out.
     #[arg(long)]
     without_latency: bool,
@@ -41,6 +46,9 @@ pub(crate) struct Wal {
 
 impl Wal {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if let Some(rows) = self.drop {
+            return self.take_down(rounds, rows);
+        }
         let mut figures = self.drain(rounds);
         if !self.without_latency {
             figures.extend(self.latency(rounds));
@@ -54,6 +62,27 @@ impl Wal {
                 self.rows, self.bytes, self.postgres, self.live
             ),
             figures,
+        }
+    }
+
+    fn take_down(&self, rounds: usize, rows: usize) -> Report {
+        let postgres = start_postgres(self.postgres, SETTINGS);
+        let database = postgres.database();
+        let template = Template::new(&database, &records(AGGREGATES, self.bytes));
+        let drop = || {
+            template.empty();
+            outbox(database.url(), &["wal", "setup", "--slot", database.name()]);
+            template.append_many(rows);
+            let began = Instant::now();
+            outbox(database.url(), &["wal", "drop", "--slot", database.name()]);
+            [began.elapsed().as_secs_f64()]
+        };
+        let name = format!("outbox wal drop, {rows} unread");
+        let [[times]] = take_turns(rounds, vec![Contender::new(&name, drop)]).try_into().unwrap();
+        Report {
+            benchmark: "wal".into(),
+            conditions: format!("{} bytes of payload, PostgreSQL {}", self.bytes, self.postgres),
+            figures: vec![Figure::new(name, "s", times).at_most(15.0 * rows as f64 / 2e6)],
         }
     }
 

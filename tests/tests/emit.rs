@@ -396,8 +396,12 @@ fn on_sqlite_a_transaction_that_reads_first_and_emits_beside_a_relay_must_be_imm
         assert_eq!(relay_once(&mut source), 1, "the relay writes");
         c.emit(&placed("2"))
     });
-    let error = deferred.unwrap_err().to_string();
-    assert!(error.contains("database is locked") && error.contains("immediate_transaction"), "{error}");
+    let error = deferred.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains("database is locked") && text.contains("immediate_transaction"), "{text}");
+    // As a Diesel error it says so too.
+    let text = diesel::result::Error::from(error).to_string();
+    assert!(text.contains("database is locked") && text.contains("immediate_transaction"), "{text}");
 
     let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {

@@ -1,3 +1,5 @@
+use diesel::result::DatabaseErrorInformation;
+
 use crate::RecordError;
 
 /// Why an event was not emitted.
@@ -18,13 +20,22 @@ pub enum EmitError {
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The database refused the insert, or was lost; the transaction must be rolled back.
-    #[error("the event could not be written to the outbox: {0}{hint}", hint = hint(.0))]
+    #[error("the event could not be written to the outbox: {0}{hint}", hint = hint(&.0.to_string()))]
     Database(#[from] diesel::result::Error),
 }
 
 impl From<EmitError> for diesel::result::Error {
     fn from(error: EmitError) -> Self {
         match error {
+            EmitError::Database(Self::DatabaseError(kind, information)) => {
+                let message = information.message().to_owned();
+                let hint = hint(&message);
+                if hint.is_empty() {
+                    Self::DatabaseError(kind, information)
+                } else {
+                    Self::DatabaseError(kind, Box::new(Hinted { information, message: message + hint }))
+                }
+            }
             EmitError::Database(error) => error,
             EmitError::Record(_) => Self::SerializationError(Box::new(error)),
             EmitError::NotInTransaction => Self::QueryBuilderError(Box::new(error)),
@@ -32,8 +43,43 @@ impl From<EmitError> for diesel::result::Error {
     }
 }
 
-fn hint(error: &diesel::result::Error) -> &'static str {
-    let text = error.to_string();
+/// What the database said, and what to do.
+struct Hinted {
+    information: Box<dyn DatabaseErrorInformation + Send + Sync>,
+    message: String,
+}
+
+impl DatabaseErrorInformation for Hinted {
+    fn message(&self) -> &str {
+        &self.message
+    }
+
+    fn details(&self) -> Option<&str> {
+        self.information.details()
+    }
+
+    fn hint(&self) -> Option<&str> {
+        self.information.hint()
+    }
+
+    fn table_name(&self) -> Option<&str> {
+        self.information.table_name()
+    }
+
+    fn column_name(&self) -> Option<&str> {
+        self.information.column_name()
+    }
+
+    fn constraint_name(&self) -> Option<&str> {
+        self.information.constraint_name()
+    }
+
+    fn statement_position(&self) -> Option<i32> {
+        self.information.statement_position()
+    }
+}
+
+fn hint(text: &str) -> &'static str {
     if text.contains("\"outbox\" does not exist") || text.contains("no such table: outbox") {
         " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; tables in a schema of their own must be in \
          the connection's search_path)"
