@@ -1,5 +1,6 @@
 //! What a relay has to live with: a large backlog, a large table, an old snapshot; and who has to live with the relay.
 
+mod pruning;
 mod writer;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -36,6 +37,9 @@ pub(crate) struct Backlog {
     /// Measures only what an open writer costs.
     #[arg(long)]
     writer: bool,
+    /// Measures only what pruning costs.
+    #[arg(long, conflicts_with = "writer")]
+    pruning: bool,
 }
 
 const BATCHES: usize = 4;
@@ -55,21 +59,23 @@ impl Backlog {
         let databases = [postgres.database(), postgres.database()];
         let [small, large] =
             databases.each_ref().map(|each| Template::new(each, &records(AGGREGATES, self.bytes)));
+        let alone = |figures| Report {
+            benchmark: "backlog".into(),
+            conditions: format!("{} bytes of payload, 1 worker, PostgreSQL {}", self.bytes, self.postgres),
+            figures,
+        };
         if self.writer {
-            return Report {
-                benchmark: "backlog".into(),
-                conditions: format!(
-                    "{} bytes of payload, 1 worker, PostgreSQL {}",
-                    self.bytes, self.postgres
-                ),
-                figures: writer::figures(rounds, self.bytes, &kafka, &small),
-            };
+            return alone(writer::figures(rounds, self.bytes, &kafka, &small));
+        }
+        if self.pruning {
+            return alone(pruning::figures(rounds, &kafka, &small));
         }
         let figures = [
             self.waiting(rounds, &kafka, [&small, &large]),
             self.kept(rounds, &kafka, [&small, &large]),
             self.snapshot(rounds, &kafka, &small),
             writer::figures(rounds, self.bytes, &kafka, &small),
+            pruning::figures(rounds, &kafka, &small),
         ];
         Report {
             benchmark: "backlog".into(),
