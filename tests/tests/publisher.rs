@@ -135,6 +135,29 @@ fn a_record_that_is_too_large_for_a_segment_is_rejected() {
     assert!(reason.contains("segment.bytes"), "{reason}");
 }
 
+/// As of a topic that is deleted and made again, or from a broker that has not heard of it yet.
+#[test]
+fn a_topic_that_is_missing_for_a_moment_makes_no_dead_letters() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 1, 1).unwrap();
+    let broker = Broker::new(cluster.bootstrap_servers())
+        .set("topic.metadata.propagation.max.ms", "1")
+        .set("topic.metadata.refresh.interval.ms", "50");
+    let mut publisher = broker.publisher().unwrap();
+    publish(&mut *publisher, 0..1);
+    cluster.topic_error(TOPIC, RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+    let mut tickets = 1..;
+    let refusal = eventually("a refusal", PATIENCE, || {
+        let refusal = publisher.publish(tickets.next()?, TOPIC, &record(0)).err();
+        let mut acknowledgements = Vec::new();
+        publisher.acknowledgements(Duration::from_millis(10), &mut acknowledgements).unwrap();
+        let mut outcomes = acknowledgements.into_iter().map(|acknowledgement| acknowledgement.outcome);
+        assert!(!outcomes.any(|outcome| matches!(outcome, Outcome::Rejected { .. })));
+        refusal.filter(|refusal| !matches!(refusal, Refusal::Full | Refusal::Behind { .. }))
+    });
+    assert!(matches!(refusal, Refusal::Retry { .. }), "{refusal:?}");
+}
+
 #[test]
 fn a_partition_without_a_leader_does_not_stop_the_others() {
     let cluster = MockCluster::new(1).unwrap();

@@ -54,17 +54,17 @@ fn what_is_settled_is_stored_though_replicas_come_and_go() {
     cluster.wait_for_replicas(topic, 1);
     emit(&mut database.connect(), 0..EVENTS);
     // All is refused at first, by each partition until a second broker has caught up with it.
-    let relay = relay(&database, &cluster, topic, Duration::from_secs(20));
+    let patient = relay(&database, &cluster, topic, Duration::from_secs(20));
     cluster.start_followers();
     eventually("all to be settled", PATIENCE, || (settled(&database) == EVENTS).then_some(()));
-    relay.stop_blocking().unwrap();
+    patient.stop_blocking().unwrap();
 
     // Under load, with a relay that begins with a new producer each second while replicas are missing, and is restarted.
     cluster.wait_for_replicas(topic, 3);
     let all = EVENTS + EVENTS_UNDER_LOAD;
-    let relay = || relay(&database, &cluster, topic, Duration::from_secs(1));
+    let restarted = || relay(&database, &cluster, topic, Duration::from_secs(1));
     thread::scope(|scope| {
-        let first = relay();
+        let first = restarted();
         scope.spawn(|| {
             let mut conn = database.connect();
             for number in EVENTS..all {
@@ -77,7 +77,7 @@ fn what_is_settled_is_stored_though_replicas_come_and_go() {
         cluster.wait_for_replicas(topic, 1);
         // What is in flight by then is never acknowledged.
         let _ = first.stop_blocking();
-        let second = relay();
+        let second = restarted();
         cluster.start_followers();
         eventually("all to be settled", PATIENCE, || (settled(&database) == all).then_some(()));
         second.stop_blocking().unwrap();
