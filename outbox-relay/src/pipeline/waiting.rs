@@ -42,3 +42,99 @@ impl Waiting {
         self.bytes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::{Duration, Instant};
+
+    use diesel_outbox_core::wire::Topics;
+    use diesel_outbox_core::{
+        Acknowledgement, Buried, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+    };
+
+    use super::*;
+    use crate::pipeline::{Limits, Passed, Pipeline};
+
+    /// Two records of an aggregate, and a third that is none: the policy is to block.
+    struct Rows {
+        unread: Vec<Claimed>,
+        settled: Vec<u64>,
+    }
+
+    impl Source for Rows {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+
+        fn read(&mut self, _: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            records.append(&mut self.unread);
+            Ok(false)
+        }
+
+        fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+            self.settled.extend(tickets);
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<Buried, SourceError> {
+            Ok(Buried { holds_back: true, ..Buried::default() })
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    struct OneByOne(Option<u64>);
+
+    impl Publisher for OneByOne {
+        fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+            match self.0 {
+                Some(ticket) => Err(Refusal::Behind { ticket }),
+                None => {
+                    self.0 = Some(ticket);
+                    Ok(())
+                }
+            }
+        }
+
+        fn acknowledgements(
+            &mut self,
+            _: Duration,
+            acknowledgements: &mut Vec<Acknowledgement>,
+        ) -> Result<(), PublisherError> {
+            let durable = |ticket| Acknowledgement { ticket, outcome: Outcome::Durable };
+            acknowledgements.extend(self.0.take().map(durable));
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_that_waits_is_sent_though_a_later_one_blocks_its_aggregate() {
+        let record = |ticket| Claimed { ticket, record: Ok(Record::new("order", "1", "OrderPlaced")) };
+        let unreadable = Claimed { ticket: 3, record: Err("unreadable".to_owned()) };
+        let mut rows = Rows { unread: vec![record(1), record(2), unreadable], settled: Vec::new() };
+        let pipeline = Pipeline {
+            topics: &Topics::default(),
+            limits: Limits::default(),
+            now: &Instant::now,
+            published: &Cell::new(0),
+            stopping: &|| false,
+        };
+        assert!(matches!(pipeline.pass(&mut rows, &mut OneByOne(None)), Ok(Passed::Worked)));
+        assert_eq!(rows.settled, [1, 2]);
+    }
+}
