@@ -2,14 +2,18 @@
 
 #[cfg(feature = "postgres-source")]
 mod postgres;
+#[cfg(feature = "sqlite-source")]
+mod sqlite;
 
 use std::time::{Duration, Instant};
 
 #[cfg(feature = "postgres-source")]
 pub(super) use self::postgres::Pruning;
+#[cfg(feature = "sqlite-source")]
+pub(super) use self::sqlite::Pruning as SqlitePruning;
 
-pub(super) const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-pub(super) const PRUNE_CHUNK: i64 = 5_000;
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+const PRUNE_CHUNK: i64 = 5_000;
 
 /// Whether the interval has passed since the last time, which is now where it has.
 pub(super) fn is_due(last: &mut Option<Instant>, interval: Duration) -> bool {

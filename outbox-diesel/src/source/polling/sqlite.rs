@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Bool, Double, Integer, Nullable, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, Source, SourceError};
 use uuid::Uuid;
 
 use crate::backend::sqlite::created_at_ms;
 use crate::observe::Observe;
-use crate::source::prune::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use crate::source::prune::{SqlitePruning, is_due};
 use crate::source::row::{Blocked, StoredRow, is_blocked};
 use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
@@ -36,7 +36,7 @@ pub struct SqliteSource {
     /// How many of the rows that were read in this pass are unsent as yet.
     unsettled: i64,
     blocked: Blocked,
-    pruned: Option<Instant>,
+    pruning: SqlitePruning,
     measured: Option<Instant>,
 }
 
@@ -59,7 +59,7 @@ impl SqliteSource {
             cursor: 0,
             unsettled: 0,
             blocked: Blocked::new(),
-            pruned: None,
+            pruning: SqlitePruning::default(),
             measured: None,
         }
     }
@@ -236,15 +236,8 @@ impl Source for SqliteSource {
         if !self.open()?.owns_lock {
             return Ok(None);
         }
-        if let SentRows::Keep { retention } = self.options.sent_rows
-            && is_due(&mut self.pruned, PRUNE_INTERVAL)
-        {
-            let pruned =
-                self.with("pruning", |conn| Prune::new(retention.as_secs_f64(), PRUNE_CHUNK).execute(conn))?;
-            if pruned as i64 == PRUNE_CHUNK {
-                // There may be more, but what is unsent comes first.
-                self.pruned = None;
-            }
+        if let (SentRows::Keep { retention }, Some(open)) = (self.options.sent_rows, &mut self.open) {
+            self.pruning.run(&mut open.conn, retention).map_err(|error| database_error("pruning", error))?;
         }
         if !is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);
@@ -338,11 +331,4 @@ statement!(
     Sqlite,
     BlockedAggregates {} -> (Text, Text),
     "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter"
-);
-
-statement!(
-    Sqlite,
-    Prune { retention: f64 => Double, limit: i64 => BigInt } -> Bool,
-    "DELETE FROM outbox WHERE seq IN (SELECT seq FROM outbox WHERE sent_at IS NOT NULL \
-     AND sent_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds') ORDER BY seq LIMIT ?)"
 );
