@@ -1,14 +1,17 @@
 //! Pruning holds up neither emitters nor the relay.
 
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::{SourceOptions, SqliteSource};
+use diesel_outbox::source::{PostgresSource, SourceOptions, SqliteSource};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
-use outbox_tests::{Folder, eventually};
+use outbox_tests::load::{self, migrated};
+use outbox_tests::{Database, Folder, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -67,4 +70,72 @@ fn on_sqlite_all_that_has_expired_is_pruned_soon_and_nothing_else() {
         (count(conn, "outbox") == 12).then_some(())
     });
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 2);
+}
+
+/// A relay that has begun to prune rows that were sent long ago, and waits for somebody who holds a lock.
+fn blocked(database: &Database<'_>, lock: &str) -> (PostgresSource, PgConnection) {
+    let (conn, mut stranger) = (&mut database.connect(), database.connect());
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) SELECT gen_random_uuid(), 'order', '1', \
+         'OrderPlaced', n % 16, now() - interval '30 days' FROM generate_series(1, 10) AS n",
+    )
+    .unwrap();
+    stranger.batch_execute(&format!("BEGIN; {lock}")).unwrap();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    source.claim().unwrap();
+    source.release().unwrap();
+    source.upkeep().unwrap();
+    (source, stranger)
+}
+
+/// What it does within a few seconds; the thread is left behind otherwise.
+fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (done, is_done) = channel();
+    thread::spawn(move || done.send(work()));
+    is_done.recv_timeout(Duration::from_secs(10)).unwrap_or_else(|error| panic!("{what}: {error}"))
+}
+
+/// The stranger is passed over, and so is its row.
+#[test]
+fn a_locked_row_holds_up_neither_pruning_nor_a_relay_that_has_lost_its_connection() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let lock = "SELECT FROM outbox ORDER BY seq LIMIT 1 FOR UPDATE";
+    let (mut source, stranger) = blocked(&database, lock);
+    let pruning =
+        "pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox pruning'";
+    // That it waits for a lock can be seen only if it does.
+    eventually("the round to end, or to wait", PATIENCE, || {
+        let waits = load::count(conn, &format!("{pruning} AND wait_event_type = 'Lock'")) > 0;
+        (waits || load::count(conn, "outbox") == 1).then_some(())
+    });
+    conn.batch_execute(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity \
+         WHERE datname = current_database() AND application_name = 'outbox relay'",
+    )
+    .unwrap();
+    conn.transaction(|c| c.emit(&Record::new("order", "1", "New"))).unwrap();
+    let source = soon("a relay that begins anew", move || {
+        assert!(source.claim().is_err());
+        source.abandon();
+        assert!(source.claim().unwrap());
+        source
+    });
+    soon("a relay that stops", move || drop(source));
+    assert_eq!(load::count(conn, "outbox"), 2, "the locked row and the new one are left");
+    drop(stranger);
+}
+
+/// As when an index is made.
+#[test]
+fn a_locked_table_does_not_hold_up_a_relay_that_stops_as_it_prunes() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let (source, stranger) = blocked(&database, "LOCK TABLE outbox IN SHARE MODE");
+    eventually("the round to wait", PATIENCE, || {
+        let waits = "pg_locks WHERE relation = 'outbox'::regclass AND NOT granted";
+        (load::count(conn, waits) > 0).then_some(())
+    });
+    soon("a relay that stops", move || drop(source));
+    drop(stranger);
 }

@@ -22,10 +22,16 @@ const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// It pauses so many times as long as it works, until it has worked for so long.
 const PAUSES: u32 = 3;
 const LEISURE: Duration = Duration::from_secs(30);
-/// How soon a thread that pauses notices that it is to end.
+/// How soon a thread that pauses notices that it is to end, and how often it is asked whether it has.
 const SLICE: Duration = Duration::from_millis(50);
+/// How long the end of a thread is waited for: a chunk, or a lock. One that hangs on its connection ends by itself when that does, and
+/// whoever prunes meanwhile passes over what it has locked.
+const LONGEST_END: Duration = Duration::from_secs(2);
+/// It is no relay's session, for those who count them. Somebody else's lock on the table, as for an index that is made, is waited for
+/// no longer than this.
+const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '1s'";
 
-/// Rounds of pruning. The thread is waited for when this is dropped, for a chunk's time.
+/// Rounds of pruning. The thread is waited for when this is dropped, but not for long: the relay is to stop, or to connect anew.
 #[derive(Default)]
 pub(in super::super) struct Pruning {
     begun: Option<Instant>,
@@ -91,9 +97,9 @@ impl Pruning {
 impl Drop for Pruning {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
-        if let Some(round) = self.round.take() {
-            // Its panic would have been told on its thread.
-            let _ = round.join();
+        let until = Instant::now() + LONGEST_END;
+        while self.round.as_ref().is_some_and(|round| !round.is_finished()) && Instant::now() < until {
+            thread::sleep(SLICE);
         }
     }
 }
@@ -102,9 +108,8 @@ impl Drop for Pruning {
 fn round(database: &Database, mut place: Place, retention: Duration, ends: &AtomicBool) -> Round {
     let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
     let begun = Instant::now();
-    // It is no relay's session, for those who count them.
-    let named = conn.batch_execute("SET application_name = 'outbox pruning'");
-    let mut next = named.and_then(|()| chunk(&mut conn, place.cursor, retention));
+    let set = conn.batch_execute(SETTINGS);
+    let mut next = set.and_then(|()| chunk(&mut conn, place.cursor, retention));
     let mut since = begun;
     loop {
         match next {
@@ -190,7 +195,13 @@ statement!(
 
 statement!(
     Pg,
-    /// By `seq`, as there is no snapshot that keeps these rows in their places; and nothing that has come to such a number since.
+    /// By `seq`, as there is no snapshot that keeps these rows in their places; and nothing that has come to such a number since. Rows
+    /// that somebody has locked are left for a later round.
     Expired { retention: f64 => Double, seqs: Vec<i64> => Array<BigInt> } -> Bool,
-    concat!("DELETE FROM outbox AS o USING outbox_shard AS s WHERE s.shard = o.shard AND ", is_old!(), " AND o.seq = ANY (?)")
+    concat!(
+        "WITH free AS MATERIALIZED (SELECT o.seq, o.shard FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE ",
+        is_old!(),
+        " AND o.seq = ANY (?) FOR UPDATE OF o SKIP LOCKED) \
+         DELETE FROM outbox AS o USING free AS f WHERE o.seq = f.seq AND o.shard = f.shard"
+    )
 );
