@@ -146,6 +146,31 @@ fn what_one_worker_keeps_does_not_starve_the_others() {
     source.release().unwrap();
 }
 
+/// It is not counted, so that the relay would take all the other shards, find nothing in them, and begin anew.
+#[test]
+fn a_shard_that_somebody_else_keeps_locked_is_no_reason_to_claim_the_others() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(!source.claim().unwrap());
+    let stuck = &mut database.connect();
+    stuck.batch_execute("BEGIN; SELECT FROM outbox_shard WHERE shard = 3 FOR UPDATE").unwrap();
+    insert(conn, "3");
+    assert!(!source.claim().unwrap());
+    assert_eq!(free_shards(conn), 0xffff & !(1 << 3));
+    for (shard, expected) in [("5", 1), ("3", 2)] {
+        insert(conn, shard);
+        assert!(source.claim().unwrap());
+        let mut records = Vec::new();
+        assert!(!source.read(100, &mut records).unwrap());
+        assert_eq!(records.len(), expected);
+        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+        source.settle(&tickets).unwrap();
+        source.release().unwrap();
+        stuck.batch_execute("ROLLBACK").unwrap();
+    }
+}
+
 /// It does not wait for the end of a pass, nor the pass for it.
 #[test]
 fn old_rows_are_pruned_while_a_pass_goes_on() {

@@ -87,28 +87,30 @@ impl Pass {
             has_settled: false,
             blocked: block.then(Blocked::new),
         };
-        pass.claim(conn, workers, bounds.passed - LOW_LAG)?;
-        if pass.shards.is_empty() {
+        if !pass.claim(conn, workers, bounds.passed - LOW_LAG)? {
             Self::roll_back(conn)?;
             return Ok(None);
         }
         Ok(Some(pass))
     }
 
-    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved.
-    fn claim(&mut self, conn: &mut PgConnection, workers: usize, quiet_since: i64) -> QueryResult<()> {
+    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved. Whether any of it was wanted: what
+    /// is may all be locked by somebody else, who is not counted as a worker.
+    fn claim(&mut self, conn: &mut PgConnection, workers: usize, quiet_since: i64) -> QueryResult<bool> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
-        let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(()) };
+        let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(share as i16, claimed, workers <= 1, quiet_since, LOW_STEP, free as i64)
-            .load::<(i16, i64, i64, i64, Vec<i64>)>(conn)?;
+        let shards = Claim::new(quiet_since, LOW_STEP, claimed, share as i16, workers <= 1, free as i64)
+            .load::<(i16, i64, i64, i64, Vec<i64>, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
             let claimed = shards.iter().map(|(number, ..)| *number).collect();
             blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
         }
-        for (number, low, high, passed, open) in shards {
+        let mut any_wanted = false;
+        for (number, low, high, passed, open, is_wanted) in shards {
+            any_wanted |= is_wanted;
             self.high = high;
             self.shards.push(Shard {
                 number,
@@ -120,7 +122,7 @@ impl Pass {
                 open_changed: false,
             });
         }
-        Ok(())
+        Ok(any_wanted)
     }
 
     /// Claims and reads what has been committed since the last read: of all that is unsent and was not given yet the
@@ -288,21 +290,21 @@ statement!(
     /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A single worker
     /// claims all: what comes to the others later need not be claimed then.
     Claim {
-        share: i16 => SmallInt,
-        claimed: Vec<i16> => Array<SmallInt>,
-        all: bool => Bool,
         quiet_since: i64 => BigInt,
         step: i64 => BigInt,
+        claimed: Vec<i16> => Array<SmallInt>,
+        share: i16 => SmallInt,
+        all: bool => Bool,
         limit: i64 => BigInt
-    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>),
+    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>, Bool),
     concat!(
-        "WITH unsent AS MATERIALIZED \
-         (SELECT s.shard, oldest.seq, min(oldest.seq) OVER (PARTITION BY s.shard / ?) AS first FROM ",
-        shards_to_claim!(),
-        " WHERE s.shard <> ALL (?) AND (? OR ",
+        "WITH looked AS MATERIALIZED (SELECT s.shard, oldest.seq, ",
         is_to_be_claimed!(),
-        ")) \
-         SELECT s.shard, s.low, s.high, s.passed, s.open FROM outbox_shard AS s JOIN unsent USING (shard) \
+        " AS wanted FROM ",
+        shards_to_claim!(),
+        " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
+         (SELECT shard, seq, wanted, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
+         SELECT s.shard, s.low, s.high, s.passed, s.open, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
