@@ -171,6 +171,25 @@ fn a_shard_that_somebody_else_keeps_locked_is_no_reason_to_claim_the_others() {
     }
 }
 
+/// Whoever has a share of the shards would keep the others' events waiting.
+#[test]
+fn only_a_single_worker_lets_its_pass_linger() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    insert(conn, "3");
+    let lingers = || {
+        let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+        assert!(source.claim().unwrap());
+        let lingers = source.lingers();
+        source.abandon();
+        lingers
+    };
+    assert!(lingers());
+    wait_for_the_relays_end(conn);
+    let _other = others_at_work(&database, 1);
+    assert!(!lingers());
+}
+
 /// It does not wait for the end of a pass, nor the pass for it.
 #[test]
 fn old_rows_are_pruned_while_a_pass_goes_on() {

@@ -34,6 +34,8 @@ pub struct PostgresSource {
     chunks: Option<Chunks>,
     /// When that failed last.
     ahead_failed: Option<Instant>,
+    /// Whether no other worker was at work when this pass began.
+    is_alone: bool,
 }
 
 /// How long to do without reading ahead where it failed.
@@ -47,7 +49,7 @@ impl PostgresSource {
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
         let database = Database { url: database_url.into(), options };
         let sessions = OnThread::new(database.clone());
-        Self { database, sessions, ahead: None, chunks: None, ahead_failed: None }
+        Self { database, sessions, ahead: None, chunks: None, ahead_failed: None, is_alone: false }
     }
 
     /// The next chunk of those that are read ahead, and whether there are more.
@@ -69,7 +71,9 @@ impl PostgresSource {
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
         self.chunks = None;
-        self.sessions.ask(Sessions::claim)
+        let (has_claimed, is_alone) = self.sessions.ask(Sessions::claim)?;
+        self.is_alone = is_alone;
+        Ok(has_claimed)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
@@ -125,8 +129,9 @@ impl Source for PostgresSource {
         self.sessions.abandon();
     }
 
+    /// With a share of the shards only, the events of the others would wait meanwhile.
     fn lingers(&self) -> bool {
-        true
+        self.is_alone
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {

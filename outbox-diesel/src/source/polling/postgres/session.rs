@@ -60,8 +60,12 @@ impl Sessions {
         Ok(done)
     }
 
-    pub(super) fn claim(&mut self) -> Result<bool, SourceError> {
-        self.with("claiming", |session, database| session.claim(&database.options))
+    /// Whether something is claimed, and whether this is the only worker that is at work.
+    pub(super) fn claim(&mut self) -> Result<(bool, bool), SourceError> {
+        self.with("claiming", |session, database| {
+            let has_claimed = session.claim(&database.options)?;
+            Ok((has_claimed, session.wake.workers() <= 1))
+        })
     }
 
     /// The records, and whether there are more.
