@@ -216,3 +216,20 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
         false => Some(()),
     });
 }
+
+/// The lower bound is the number of a row that is done, as after a relay that has read the log.
+#[test]
+fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let conn = &mut database.connect();
+    // The first relay of all looks whether bounds have gone past something unsent.
+    assert!(!source(&database).claim().unwrap());
+    emit(conn, "1", "First");
+    conn.batch_execute(
+        "UPDATE outbox_shard SET low = last, unmarked = last, passed = last, \
+         open = ARRAY[pg_current_xact_id()::text::bigint] FROM (SELECT max(seq) AS last FROM outbox) AS o",
+    )
+    .unwrap();
+    emit(conn, "1", "Second");
+    assert_eq!(pass(&mut source(&database)), ["Second"]);
+}

@@ -49,7 +49,7 @@ statement!(
          THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
          FROM ONLY outbox, (SELECT ?::bigint AS largest) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
-        "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
+        "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
         ") END FROM claimed) AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
     )
