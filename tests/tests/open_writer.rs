@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Nullable};
 use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
@@ -215,6 +215,53 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
         }
         false => Some(()),
     });
+}
+
+/// A transaction that has drawn a number, but has no transaction id as yet.
+fn draw(conn: &mut PgConnection) -> i64 {
+    eventually("a number without a transaction id", PATIENCE, || {
+        // Each 32nd time the sequence is written, which takes an id.
+        let sql = "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN n END FROM nextval('outbox_seq_seq') AS n";
+        conn.batch_execute("BEGIN; DELETE FROM outbox WHERE false").unwrap();
+        let drawn = diesel::dsl::sql::<Nullable<BigInt>>(sql).get_result::<Option<i64>>(conn).unwrap();
+        if drawn.is_none() {
+            conn.batch_execute("ROLLBACK").unwrap();
+        }
+        drawn
+    })
+}
+
+/// What the relay has learnt of open transactions since its start is less than what it knew before.
+#[test]
+fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever_what_another_one_left() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "other", "First")).unwrap();
+    let mut emitted = 0;
+    eventually("a second bound", PATIENCE, || {
+        emitted += 1;
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+        (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
+    });
+    drop(relay);
+    let other = &mut database.connect();
+    draw(other);
+    commit(writer);
+    let mut relay = source(&database);
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+    eventually("nothing to be claimed any more", Duration::from_secs(5), || {
+        let sent = pass(&mut relay);
+        assert!(sent.is_empty(), "{sent:?}");
+        let claimed = relay.claim().unwrap();
+        relay.release().unwrap();
+        (!claimed).then_some(())
+    });
+    other.batch_execute("ROLLBACK").unwrap();
+    emit(conn, "other", "After");
+    assert_eq!(send(&mut relay, "After"), ["After"]);
 }
 
 /// The lower bound is the number of a row that is done, as after a relay that has read the log.

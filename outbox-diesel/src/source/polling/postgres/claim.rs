@@ -71,7 +71,7 @@ impl Pass {
         block: bool,
     ) -> QueryResult<Option<Self>> {
         // Most looks find nothing where events come one by one: this takes one statement, and a pass that is rolled back three.
-        if !IsWanted::new(bounds.passed - LOW_LAG, LOW_STEP).get_result(conn)? {
+        if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, LOW_STEP).get_result(conn)? {
             return Ok(None);
         }
         AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
@@ -87,21 +87,29 @@ impl Pass {
             has_settled: false,
             blocked: block.then(Blocked::new),
         };
-        if !pass.claim(conn, workers, bounds.passed - LOW_LAG)? {
+        if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOW_LAG)? {
             Self::roll_back(conn)?;
             return Ok(None);
         }
         Ok(Some(pass))
     }
 
-    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved. Whether any of it was wanted: what
+    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved; or where a transaction has ended
+    /// that was open, and `passed` has come to what was seen since. Whether any of it was wanted: what
     /// is may all be locked by somebody else, who is not counted as a worker.
-    fn claim(&mut self, conn: &mut PgConnection, workers: usize, quiet_since: i64) -> QueryResult<bool> {
+    fn claim(
+        &mut self,
+        conn: &mut PgConnection,
+        workers: usize,
+        passed: i64,
+        quiet_since: i64,
+    ) -> QueryResult<bool> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards = Claim::new(quiet_since, LOW_STEP, claimed, share as i16, workers <= 1, free as i64)
-            .load::<(i16, i64, i64, i64, Vec<i64>, bool)>(conn)?;
+        let shards =
+            Claim::new(quiet_since, LOW_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
+                .load::<(i16, i64, i64, i64, Vec<i64>, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -139,7 +147,7 @@ impl Pass {
         self.given_up_to_here();
         // What the first read reads was claimed just now.
         if std::mem::replace(&mut self.has_read, true) {
-            self.claim(conn, workers, i64::MIN)?;
+            self.claim(conn, workers, bounds.passed, i64::MIN)?;
         }
         self.bounds.clone_from(bounds);
         let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
@@ -253,11 +261,14 @@ impl Pass {
 statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
 /// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
-/// case, as it begins before its own second bound: only the read looks through all since then.
+/// case, as it begins before its own second bound: only the read looks through all since then. That pass moves the bounds, so that it is
+/// the only one of its kind. It cannot if this fence has not come to the second bound as yet, as after a start beside an open transaction:
+/// each look looks through all since then itself, and finds something or does not.
 macro_rules! shards_to_claim {
     () => {
         concat!(
-            "(SELECT shard, high, start AS begin, greatest(low, passed) AS start FROM ",
+            "(SELECT shard, high, start AS begin, greatest(low, passed) AS second, CASE WHEN greatest(low, passed) <= ? \
+             THEN greatest(low, passed) ELSE start END AS start FROM ",
             shards!(),
             " AS s OFFSET 0) AS s LEFT ",
             oldest_unsent!()
@@ -267,14 +278,14 @@ macro_rules! shards_to_claim {
 
 macro_rules! is_to_be_claimed {
     () => {
-        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.start <= least(?, s.high - ?))"
+        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.second <= least(?, s.high - ?))"
     };
 }
 
 statement!(
     Pg,
     /// Whether there is a shard that `Claim` would claim, if nobody had it.
-    IsWanted { quiet_since: i64 => BigInt, step: i64 => BigInt } -> Bool,
+    IsWanted { passed: i64 => BigInt, quiet_since: i64 => BigInt, step: i64 => BigInt } -> Bool,
     concat!(
         "SELECT EXISTS (SELECT FROM ",
         shards_to_claim!(),
@@ -292,6 +303,7 @@ statement!(
     Claim {
         quiet_since: i64 => BigInt,
         step: i64 => BigInt,
+        passed: i64 => BigInt,
         claimed: Vec<i16> => Array<SmallInt>,
         share: i16 => SmallInt,
         all: bool => Bool,
