@@ -1,6 +1,6 @@
 //! A transaction that emits and stays open costs the relay nothing that grows, and when it ends nothing of it is lost or overtaken.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
@@ -279,4 +279,51 @@ fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
     .unwrap();
     emit(conn, "1", "Second");
     assert_eq!(pass(&mut source(&database)), ["Second"]);
+}
+
+/// As one that deletes nothing, or has not come to what it inserts.
+#[test]
+fn a_transaction_that_has_emitted_nothing_as_yet_holds_nothing_back() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    writer.batch_execute("BEGIN; DELETE FROM outbox WHERE false").unwrap();
+    keep_sent(conn);
+    go_on_until_it_is_forgotten(&mut relay, conn);
+    assert!(!relay.claim().unwrap());
+    for event_type in ["First", "Second"] {
+        writer
+            .batch_execute(&format!(
+                "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+             VALUES (gen_random_uuid(), 'order', 'slow', '{event_type}', 1)"
+            ))
+            .unwrap();
+        emit(conn, "other", "Other");
+        send(&mut relay, "Other");
+    }
+    writer.batch_execute("COMMIT").unwrap();
+    assert_eq!(send(&mut relay, "Second"), ["First", "Second"]);
+}
+
+/// It may insert a row with it at any time, and nothing tells it from others then.
+#[test]
+fn a_transaction_that_has_drawn_a_number_is_waited_for() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let (conn, writer) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    let seq = draw(writer);
+    keep_sent(conn);
+    // Longer than any transaction is waited for before it counts as one that stays open.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(2_500) {
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+    }
+    writer
+        .batch_execute(&format!(
+            "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) \
+             VALUES ({seq}, gen_random_uuid(), 'order', 'slow', 'First', 1); COMMIT"
+        ))
+        .unwrap();
+    assert_eq!(send(&mut relay, "First"), ["First"]);
 }

@@ -9,6 +9,12 @@
 //! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
 //! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
 //! locks would not do for that, as a transaction becomes visible before it lets its locks go.
+//!
+//! One that has the lock may have no transaction id, as after `DELETE FROM outbox WHERE false`, or before the first row of an `INSERT ..
+//! SELECT`. There is nothing to ask snapshots for then. It has inserted nothing; what it inserts later matters only if it has taken the
+//! number already. Who takes a number first locks the sequence, and keeps that lock to its end. So if it has neither an id nor that lock,
+//! looked up after the last number was read, then either it has taken no number up to that one, and its rows will have later ones; or it
+//! has ended in that moment, and every later look sees its rows. It is left out. If it has the sequence's lock it is waited for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
@@ -27,8 +33,9 @@ const INTERVAL: Duration = Duration::from_millis(25);
 /// How long a transaction is waited for before it counts as one that stays open. Other workers' passes, which hold the lock too, end
 /// sooner.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// With more than so many that stay open, all of them are waited for.
-const MOST_OPEN: usize = 100;
+/// With more than so many that stay open, all of them are waited for: each look asks whether one has ended, for each shard. For a thousand
+/// that is some milliseconds' work, and their ids are 8 kB in each shard's row.
+const MOST_OPEN: usize = 1_000;
 
 /// What the names of transactions begin with that wait for COMMIT PREPARED.
 pub(super) const PREPARED: &str = "-1/";
@@ -102,9 +109,12 @@ impl Fence {
         } else if since.elapsed() < PATIENCE {
             self.pending = Some(Pending { last, listed: holders, since });
         } else {
-            // Those that stay open. One without a transaction id has not inserted yet, but may be about to.
-            let ids: BTreeMap<String, Option<i64>> =
-                TransactionIds::new().load::<(String, Option<i64>)>(conn)?.into_iter().collect();
+            // Those that stay open. One without a transaction id that has taken a number may be about to insert.
+            let ids: BTreeMap<String, Option<i64>> = TransactionIds::new()
+                .load::<(String, Option<i64>, bool)>(conn)?
+                .into_iter()
+                .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
+                .collect();
             holders.retain(|name| ids.contains_key(name));
             let open: Option<BTreeMap<String, i64>> =
                 holders.iter().map(|name| Some((name.clone(), ids.get(name).copied().flatten()?))).collect();
@@ -160,14 +170,17 @@ statement!(
 
 statement!(
     Pg,
-    /// The transaction ids of those that hold the lock. Inner transactions have ids too: the snapshot has the outermost.
-    TransactionIds {} -> (Text, Nullable<BigInt>),
+    /// The transaction ids of those that hold the lock, and whether they may have taken a number. Inner transactions have ids too: the
+    /// snapshot has the outermost.
+    TransactionIds {} -> (Text, Nullable<BigInt>, Bool),
     "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
      running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
-     SELECT h.virtualtransaction, min(r.id) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
+     SELECT h.virtualtransaction, min(r.id), EXISTS (SELECT FROM locks AS n WHERE n.locktype = 'relation' \
+     AND n.relation = 'outbox_seq_seq'::regclass AND n.mode <> 'AccessShareLock' AND n.database = h.database \
+     AND n.virtualtransaction = h.virtualtransaction) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
      AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction \
      LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
      WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
      AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
-     GROUP BY h.virtualtransaction"
+     GROUP BY h.virtualtransaction, h.database"
 );

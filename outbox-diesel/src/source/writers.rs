@@ -84,5 +84,6 @@ statement!(
     Who { name: String => Text } -> (Nullable<Integer>, Nullable<Text>, Nullable<Text>, Nullable<Text>),
     "SELECT l.pid, a.usename::text, a.application_name, p.gid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
      LEFT JOIN pg_prepared_xacts AS p ON l.pid IS NULL AND p.transaction = l.transactionid \
-     WHERE l.virtualtransaction = ? AND l.locktype = 'transactionid' ORDER BY p.gid LIMIT 1"
+     WHERE l.virtualtransaction = ? AND (l.locktype = 'transactionid' \
+     OR l.locktype = 'relation' AND l.relation = 'outbox'::regclass) ORDER BY p.gid LIMIT 1"
 );
