@@ -7,7 +7,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Migrations, Record};
-use outbox_tests::load::{migrated, wal_with};
+use outbox_tests::load::{migrated, new_topic, relay, stop, wal_with};
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -90,6 +90,11 @@ fn what_is_printed_is_all_that_debezium_needs() {
     );
     eventually("the slot to move on", PATIENCE, || (one(conn, &moved) == "true").then_some(()));
     debezium_process.stop();
+    // What was made by hand is known as what a relay reads, too.
+    let names = ["--slot", database.name(), "--publication", database.name()];
+    let log = relay(&database, &new_topic("printed"), &[&["--source", "wal"], &names[..]].concat());
+    log.wait_for_line("that it reads", PATIENCE, |line| line.contains("reads the write-ahead log"));
+    stop(&log);
     let topics = Kafka::shared().read_all(&format!("{}.message", database.name()));
     assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
 }

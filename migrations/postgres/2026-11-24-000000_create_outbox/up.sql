@@ -61,7 +61,9 @@ CREATE TABLE outbox_slot (
     -- up to which the slot may have been confirmed, and how many transactions the slot's statistics had.
     system_id    bigint,
     bound_lsn    pg_lsn,
-    transactions bigint NOT NULL DEFAULT 0
+    transactions bigint NOT NULL DEFAULT 0,
+    -- The publication that it is read with: it has shown all inserts as long as its rows in the catalog are these.
+    publication text
 );
 
 -- Events that the broker will never take, with the reason. They left the outbox when they came here.

@@ -13,6 +13,7 @@ mod letters;
 mod options;
 mod origin;
 mod place;
+mod publication;
 mod reader;
 mod role;
 mod slot;
@@ -91,6 +92,7 @@ impl WalSource {
     fn lead(&self, mut conn: Box<Active>) -> Result<State, SourceError> {
         slot::check(&mut conn, &self.wal)?;
         origin::check(&mut conn, &self.wal)?;
+        publication::check(&mut conn, &self.wal)?;
         Found::look(&mut conn, &self.wal)?;
         slot::warn_of_no_limit(&mut conn, &self.wal)?;
         let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));

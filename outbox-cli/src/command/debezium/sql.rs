@@ -8,6 +8,7 @@ pub(super) fn text(outbox: &Outbox) -> String {
     let (role, database, table) =
         (identifier(&server.user), identifier(&server.database), format!("{}.outbox", identifier(schema)));
     let (role_text, slot_text) = (literal(&server.user), literal(slot));
+    let (publication_text, table_text) = (literal(publication), literal(&table));
     format!(
         "-- To be run by an administrator in the database {database}, one statement after the other.
 
@@ -49,8 +50,10 @@ DO $$ BEGIN
     IF EXISTS (SELECT FROM {table}) THEN
         RAISE EXCEPTION 'the outbox has events, some perhaps from before the slot: drop the slot and the publication, and run outbox wal setup';
     END IF;
-    INSERT INTO {schema}.outbox_slot (slot, start_lsn)
-        SELECT slot_name, confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = {slot_text};
+    INSERT INTO {schema}.outbox_slot (slot, start_lsn, publication)
+        SELECT s.slot_name, s.confirmed_flush_lsn, concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
+        FROM pg_replication_slots AS s, pg_publication AS p JOIN pg_publication_rel AS r ON r.prpubid = p.oid
+        WHERE s.slot_name = {slot_text} AND p.pubname = {publication_text} AND r.prrelid = {table_text}::regclass;
     UPDATE {schema}.outbox_shard SET high = 0;
 END $$;
 ",

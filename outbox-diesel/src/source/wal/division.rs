@@ -15,8 +15,8 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use super::options::WalOptions;
 use super::origin;
 use super::place::{Lsn, Place, shown};
-use super::slot::{Publishes, Slot, end_of_log, move_up};
-use super::{role, unread};
+use super::slot::{Slot, end_of_log, move_up};
+use super::{publication, role, unread};
 use crate::backend::postgres::{LOCK_SHARDS, WAKE, oldest_unsent, shards};
 use crate::problem::one_line;
 use crate::source::check::check_table;
@@ -61,7 +61,8 @@ pub enum WalError {
     },
     /// A publication of that name is there, without what is needed.
     #[error(
-        "the publication `{publication}` does not have what is inserted into the table outbox: choose another name"
+        "the publication `{publication}` does not have what is inserted into the table outbox: choose another name, or drop it if \
+         nobody else reads it"
     )]
     Publication {
         /// The publication.
@@ -113,8 +114,9 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
         let healthy = match slot {
-            // Whatever was sent of another slot's log, or of another server's, the table tells what is not known to be sent.
-            Some(slot) if slot.is_lost() || origin::doubt(conn, name)?.is_some() => {
+            // Whatever was sent of another slot's log, or of another server's, or of what a changed publication has shown, the
+            // table tells what is not known to be sent.
+            Some(slot) if !is_reliable(conn, &slot, options)? => {
                 DropSlot::new(name.clone()).execute(conn)?;
                 false
             }
@@ -134,6 +136,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         }
         let (end, _) = locked(conn, |conn, end, last| {
             SetHigh::new(last).execute(conn)?;
+            publication::note(conn, name, &options.publication)?;
             Begin::new(end as i64, name.clone()).execute(conn).map(drop)
         })?;
         // A relay begins there by itself; whoever else reads the slot is to do so too.
@@ -160,10 +163,10 @@ pub fn teardown(
         let slot = own_slot(conn, name)?;
         if is_made(conn)? {
             // What comes after this is unsent, as nobody reads the log now. What came before is unsent if it is in the log
-            // still; where there is no slot any more, if it is not below the shards' lower bounds.
+            // still; where that cannot be relied on, if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
             match &slot {
-                Some(slot) if !slot.is_lost() && origin::doubt(conn, name)?.is_none() => {
+                Some(slot) if is_reliable(conn, slot, options)? => {
                     let mut unsent = unread::unsent_in_log(conn, options, end)?;
                     unsent.retain(|seq| *seq <= last);
                     mark_and_poll_all(conn, name, last, &unsent)?;
@@ -270,6 +273,14 @@ fn own_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>, WalErro
     }
 }
 
+/// Whether the slot shows all that was emitted since its place: it is there, it is the one that was read up to it, and its publication
+/// has had all inserts since the table was divided.
+fn is_reliable(conn: &mut PgConnection, slot: &Slot, options: &WalOptions) -> QueryResult<bool> {
+    Ok(!slot.is_lost()
+        && origin::doubt(conn, &options.slot)?.is_none()
+        && (!is_made(conn)? || publication::is_same(conn, options)?))
+}
+
 /// Moves a slot up to the place from which it is read, and says whether it was behind that.
 fn is_behind(conn: &mut PgConnection, name: &str, slot: &Slot) -> QueryResult<bool> {
     let start = Place::load(conn, name)?.unwrap_or_default().start;
@@ -278,7 +289,7 @@ fn is_behind(conn: &mut PgConnection, name: &str, slot: &Slot) -> QueryResult<bo
 }
 
 fn make_publication(conn: &mut PgConnection, name: &str) -> Result<(), WalError> {
-    if Publishes::new(name.to_owned()).get_result::<bool>(conn)? {
+    if publication::is_whole(conn, name)? {
         return Ok(());
     }
     let publication = quoted(name);

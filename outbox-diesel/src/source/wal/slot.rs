@@ -82,13 +82,6 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
             shown(slot.confirmed)
         )));
     }
-    if !Publishes::new(options.publication.clone()).get_result::<bool>(conn).map_err(failed)? {
-        return Err(SourceError::lasting(format!(
-            "there is no publication `{}` of all inserts into the table outbox, so that the slot shows no events: run \
-             `outbox wal drop` and `outbox wal setup`",
-            options.publication
-        )));
-    }
     Ok(())
 }
 
@@ -186,15 +179,6 @@ statement!(
 );
 
 statement!(Pg, EndOfLog {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
-
-statement!(
-    Pg,
-    /// Whether the publication has all that is inserted into the outbox. From PostgreSQL 15 on it can have a filter (`prqual`).
-    pub(super) Publishes { name: String => Text } -> Bool,
-    "SELECT EXISTS (SELECT FROM pg_publication AS p WHERE p.pubname = ? AND p.pubinsert AND (p.puballtables OR EXISTS \
-     (SELECT FROM pg_publication_rel AS r WHERE r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass \
-     AND to_jsonb(r) ->> 'prqual' IS NULL)))"
-);
 
 statement!(
     Pg,

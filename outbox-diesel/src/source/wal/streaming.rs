@@ -18,7 +18,7 @@ use super::standbys::Standbys;
 use super::stream::Stream;
 use super::told::Told;
 use super::window::Window;
-use super::{decode, division, has_passed, origin, role, slot};
+use super::{decode, division, has_passed, origin, publication, role, slot};
 use crate::source::database::Database;
 use crate::source::fence::Fence;
 use crate::source::prune::{Pruning, is_due};
@@ -357,7 +357,7 @@ impl Streaming {
         let failed = |error| database_error("looking after the table and the slot", error);
         if is_due(&mut self.looked, LOW_INTERVAL) {
             self.catch_up()?;
-            self.move_low().map_err(failed)?;
+            self.move_low()?;
         }
         let retention = match options.sent_rows {
             SentRows::Keep { retention } => retention,
@@ -368,6 +368,7 @@ impl Streaming {
             return Ok(None);
         }
         slot::check(&mut self.conn, &self.wal)?;
+        publication::check(&mut self.conn, &self.wal)?;
         self.lag().map(Some).map_err(failed)
     }
 
@@ -385,11 +386,18 @@ impl Streaming {
     }
 
     /// Rows up to the shards' lower bound are known to be sent. Every row with a number up to the fence's has come, or never
-    /// will, in what the log has by now.
-    fn move_low(&mut self) -> QueryResult<()> {
+    /// will, in what the log has by now; unless the publication kept it back.
+    fn move_low(&mut self) -> Result<(), SourceError> {
+        let failed = |error| database_error("noting what is known to be sent", error);
+        let Some(low) = self.known_to_be_sent().map_err(failed)? else { return Ok(()) };
+        publication::check(&mut self.conn, &self.wal)?;
+        division::sent_up_to(&mut self.conn, low).map_err(failed)
+    }
+
+    fn known_to_be_sent(&mut self) -> QueryResult<Option<i64>> {
         let confirmed = self.window.confirmed();
         if confirmed == self.looked_at && self.numbers.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         self.looked_at = confirmed;
         self.fence.advance(&mut self.conn)?;
@@ -400,7 +408,7 @@ impl Streaming {
         while self.numbers.front().is_some_and(|(_, end)| *end <= confirmed) {
             low = self.numbers.pop_front().map(|(seq, _)| seq);
         }
-        low.map_or(Ok(()), |low| division::sent_up_to(&mut self.conn, low))
+        Ok(low)
     }
 
     /// Keeps all that is known to be sent.

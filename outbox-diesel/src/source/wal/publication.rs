@@ -1,0 +1,79 @@
+//! The publication that the slot is read with. While it does not have all inserts the log shows nothing of them, and says nothing
+//! about it; so it must be the same all along, and unchanged.
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Text};
+use diesel_outbox_core::SourceError;
+
+use super::options::WalOptions;
+use crate::source::database_error;
+use crate::statement::statement;
+
+/// Whether the publication has all that is inserted into the outbox.
+pub(super) fn is_whole(conn: &mut PgConnection, name: &str) -> QueryResult<bool> {
+    look(conn, "", name).map(|(is_whole, _)| is_whole)
+}
+
+/// Whether the publication has all inserts now, and has not been changed since [`note`].
+pub(super) fn is_same(conn: &mut PgConnection, options: &WalOptions) -> QueryResult<bool> {
+    look(conn, &options.slot, &options.publication).map(|(_, is_same)| is_same)
+}
+
+/// Notes which publication the slot is read with from here on. Nobody inserts meanwhile.
+pub(super) fn note(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<()> {
+    Note::new(name.to_owned(), slot.to_owned()).execute(conn).map(drop)
+}
+
+/// An error unless it is the same. Whatever was committed by now came with the publication as it was noted, if this succeeds.
+pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
+    let (slot, name) = (&options.slot, &options.publication);
+    let (is_whole, is_same) =
+        look(conn, slot, name).map_err(|error| database_error("looking for the publication", error))?;
+    if is_same {
+        return Ok(());
+    }
+    let what = if is_whole {
+        format!(
+            "the publication `{name}` is not the one that the slot `{slot}` was set up with: it was changed or made anew since"
+        )
+    } else {
+        format!("there is no publication `{name}` of all inserts into the table outbox any more")
+    };
+    Err(SourceError::lasting(format!(
+        "{what}. The write-ahead log does not show the events that were emitted meanwhile, which are still in the table: stop the \
+         relays that stand by, and run `outbox wal drop` and then `outbox wal setup`, with the same names. What is not known to be \
+         sent is sent then, some of it perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent"
+    )))
+}
+
+fn look(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<(bool, bool)> {
+    Look::new(name.to_owned(), slot.to_owned()).get_result(conn)
+}
+
+/// What is different after any change of the publication, even one that was taken back: its rows in the catalog are other rows
+/// then. Nothing if it does not have all inserts; from PostgreSQL 15 on it can have a filter (`prqual`).
+macro_rules! identity {
+    () => {
+        "(SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \
+         LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass \
+         WHERE p.pubname = ? AND p.pubinsert \
+         AND (p.puballtables OR r.oid IS NOT NULL AND to_jsonb(r) ->> 'prqual' IS NULL))"
+    };
+}
+
+statement!(
+    Pg,
+    Look { name: String => Text, slot: String => Text } -> (Bool, Bool),
+    concat!(
+        "SELECT now.identity IS NOT NULL, coalesce(now.identity = o.publication, false) FROM (SELECT ",
+        identity!(),
+        " AS identity) AS now LEFT JOIN outbox_slot AS o ON o.slot = ?"
+    )
+);
+
+statement!(
+    Pg,
+    Note { name: String => Text, slot: String => Text } -> BigInt,
+    concat!("UPDATE outbox_slot SET publication = ", identity!(), " WHERE slot = ?")
+);

@@ -1,0 +1,107 @@
+//! A publication that is changed under the slot hides events: no relay goes past them, and whoever follows the advice of its error to
+//! the letter loses nothing.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, write};
+use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const WITHOUT_TABLE: &str = "ALTER PUBLICATION outbox DROP TABLE outbox";
+const WITHOUT_PUBLICATION: &str = "DROP PUBLICATION outbox";
+
+fn execute(database: &Database<'_>, sql: &str) {
+    database.connect().batch_execute(sql).unwrap();
+}
+
+fn emit(database: &Database<'_>, events: usize) -> BTreeSet<String> {
+    write(&mut database.connect(), 0, 1, 10, events)
+}
+
+fn arrive(topic: &str, committed: &BTreeSet<String>) {
+    let arrived = || -> BTreeSet<String> {
+        let received = Kafka::shared().read_all(topic);
+        received.iter().map(|event| event.header("id").unwrap().to_owned()).collect()
+    };
+    eventually("all events", PATIENCE, || committed.is_subset(&arrived()).then_some(()));
+}
+
+/// Runs the commands that the relay's last words name, in their order.
+fn follow_advice(database: &Database<'_>, stopped: &Process) {
+    let advice = stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal"));
+    assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
+    let commands: Vec<&str> =
+        advice.split('`').filter_map(|quoted| quoted.strip_prefix("outbox wal ")).collect();
+    assert!(!commands.is_empty(), "no command in {advice}");
+    for command in commands {
+        wal(database, command);
+    }
+}
+
+fn is_changed_under_a_relay(major: u32, change: &str) {
+    let database = migrated_on(Postgres::shared_version(major));
+    let topic = new_topic("publication");
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    let mut committed = emit(&database, 50);
+    arrive(&topic, &committed);
+    execute(&database, change);
+    committed.extend(emit(&database, 20));
+    follow_advice(&database, &log);
+    let log = log_relay(&database, &topic);
+    committed.extend(emit(&database, 10));
+    arrive(&topic, &committed);
+    stop(&log);
+}
+
+macro_rules! under_a_relay {
+    ($($name:ident: $major:literal, $change:expr;)*) => {
+        $(#[test] fn $name() { is_changed_under_a_relay($major, $change); })*
+    };
+}
+
+under_a_relay! {
+    a_table_that_leaves_its_publication_hides_nothing_on_15: 15, WITHOUT_TABLE;
+    a_table_that_leaves_its_publication_hides_nothing_on_18: 18, WITHOUT_TABLE;
+    a_publication_that_is_dropped_hides_nothing_on_15: 15, WITHOUT_PUBLICATION;
+    // Its slots pass over a publication that is not there.
+    a_publication_that_is_dropped_hides_nothing_on_18: 18, WITHOUT_PUBLICATION;
+}
+
+/// By then it has all inserts again.
+#[test]
+fn a_table_that_was_out_of_its_publication_for_a_while_is_noticed() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let topic = new_topic("for-a-while");
+    wal(&database, "setup");
+    let mut committed = emit(&database, 50);
+    let log = log_relay(&database, &topic);
+    arrive(&topic, &committed);
+    stop(&log);
+    execute(&database, WITHOUT_TABLE);
+    committed.extend(emit(&database, 20));
+    execute(&database, "ALTER PUBLICATION outbox ADD TABLE outbox");
+    committed.extend(emit(&database, 10));
+    follow_advice(&database, &log_relay(&database, &topic));
+    let log = log_relay(&database, &topic);
+    arrive(&topic, &committed);
+    stop(&log);
+}
+
+/// Before any relay has noticed it.
+#[test]
+fn a_slot_that_is_dropped_after_its_publication_was_changed_leaves_nothing_unsent() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let topic = new_topic("dropped-after");
+    wal(&database, "setup");
+    let mut committed = emit(&database, 10);
+    execute(&database, WITHOUT_TABLE);
+    committed.extend(emit(&database, 20));
+    wal(&database, "drop");
+    let polling = relay(&database, &topic, &[]);
+    arrive(&topic, &committed);
+    stop(&polling);
+}
