@@ -1,6 +1,7 @@
 //! The active relay's work on the slot: near the end of the log it is streamed, far behind it is read in batches.
 
 use std::collections::VecDeque;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
@@ -171,6 +172,11 @@ impl Streaming {
 
     /// Whether there is something to read, or comes within this time.
     pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        if self.window.is_full() && !self.window.has_more() {
+            // What reads the log waits meanwhile, and it goes on when the oldest row is settled.
+            thread::sleep(limit);
+            return Ok(false);
+        }
         if !self.window.has_more() {
             match self.log.handover().receive(limit) {
                 Ok(Received::Batch(batch)) => {

@@ -13,6 +13,8 @@ pub(super) struct Window {
     /// The ticket of the oldest row here; each later one has the next.
     first: u64,
     rows: VecDeque<Received>,
+    /// How many of them are not settled.
+    unsettled: usize,
     /// The next ticket to be given to the relay.
     next: u64,
     marks: VecDeque<Mark>,
@@ -29,10 +31,13 @@ pub(super) struct Window {
     receiving: Option<(Lsn, u64)>,
 }
 
-struct Received {
-    insert: Insert,
-    settled: bool,
-}
+/// A row that came; nothing of it once it is settled, as one that is older may keep it here for long.
+type Received = Option<Insert>;
+
+/// From so many rows on nothing more is received. What is settled behind a row that is not costs about a hundred bytes, where each has
+/// a transaction of its own, and a look where rows are given again: 50 MB at most, and some milliseconds. Others' events go on for
+/// as many rows while one partition is stuck.
+const MOST_ROWS: usize = 1 << 19;
 
 /// What lies between two rows.
 struct Mark {
@@ -68,7 +73,8 @@ impl Window {
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
             Message::Insert(insert) => {
-                self.rows.push_back(Received { insert, settled: false });
+                self.rows.push_back(Some(insert));
+                self.unsettled += 1;
                 self.receiving.iter_mut().for_each(|(_, events)| *events += 1);
             }
             // It is read again from its beginning.
@@ -101,6 +107,11 @@ impl Window {
         self.next < self.received()
     }
 
+    /// Whether nothing more is to be received until something is settled.
+    pub(super) fn is_full(&self) -> bool {
+        self.rows.len() >= MOST_ROWS
+    }
+
     /// The ticket of the next row to be given.
     pub(super) fn next(&self) -> u64 {
         self.next
@@ -122,7 +133,7 @@ impl Window {
             && let Some(received) = self.find(self.next)
         {
             let ticket = self.next;
-            let row = (!received.settled).then(|| received.insert.row(ticket)).transpose()?;
+            let row = received.as_ref().map(|insert| insert.row(ticket)).transpose()?;
             self.next += 1;
             if row.is_some() {
                 return Ok(row);
@@ -140,14 +151,15 @@ impl Window {
 
     pub(super) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
         match self.find(ticket) {
-            Some(received) => received.insert.row(ticket),
-            None => Err(SourceError::new("the relay settled something that it was not given")),
+            Some(Some(insert)) => insert.row(ticket),
+            _ => Err(SourceError::new("the relay settled something that it was not given")),
         }
     }
 
     pub(super) fn settle(&mut self, ticket: u64) {
-        if let Some(received) = self.index(ticket).and_then(|index| self.rows.get_mut(index)) {
-            received.settled = true;
+        let received = self.index(ticket).and_then(|index| self.rows.get_mut(index));
+        if received.and_then(Option::take).is_some() {
+            self.unsettled -= 1;
         }
         if ticket == self.first {
             self.go_on();
@@ -181,8 +193,7 @@ impl Window {
 
     /// How many rows are not settled, and the oldest of them.
     pub(super) fn unsettled(&self) -> (usize, Option<&Insert>) {
-        let count = self.rows.iter().filter(|received| !received.settled).count();
-        (count, self.rows.front().map(|received| &received.insert))
+        (self.unsettled, self.rows.front().and_then(Option::as_ref))
     }
 
     fn index(&self, ticket: u64) -> Option<usize> {
@@ -206,7 +217,7 @@ impl Window {
                     What::End(lsn) => (self.confirmed, self.open) = (self.confirmed.max(lsn), None),
                 }
             }
-            if !self.rows.front().is_some_and(|received| received.settled) {
+            if !self.rows.front().is_some_and(Option::is_none) {
                 break;
             }
             self.rows.pop_front();
@@ -268,6 +279,31 @@ mod tests {
         [0, 2].into_iter().for_each(|ticket| window.settle(ticket));
         window.give_again();
         assert_eq!(given(&mut window), [(1, 2), (3, 4)]);
+    }
+
+    /// Else one partition that is stuck keeps the payloads of all others.
+    #[test]
+    fn of_what_is_settled_behind_a_row_that_is_not_nothing_is_kept_but_that() {
+        let mut window = window(transaction(10, 1..=4));
+        given(&mut window);
+        [1, 2, 2].into_iter().for_each(|ticket| window.settle(ticket));
+        assert_eq!(window.rows.iter().map(Option::is_some).collect::<Vec<_>>(), [true, false, false, true]);
+        let (unsettled, oldest) = window.unsettled();
+        assert_eq!((unsettled, oldest.map(|insert| insert.row(0).unwrap().seq)), (2, Some(1)));
+        assert!(window.row(1).is_err());
+    }
+
+    #[test]
+    fn a_window_is_full_until_its_oldest_row_is_settled() {
+        let most = MOST_ROWS as i64;
+        let mut window = window(transaction(10, 1..=most));
+        assert!(window.is_full() && window.has_more());
+        while window.give().unwrap().is_some() {}
+        (1..most as u64).for_each(|ticket| window.settle(ticket));
+        assert!(window.is_full() && !window.has_more());
+        window.settle(0);
+        assert!(!window.is_full());
+        assert_eq!((window.confirmed(), window.unsettled().0), (10, 0));
     }
 
     #[test]
