@@ -133,6 +133,51 @@ fn a_copy_without_its_sequence_goes_on_after_its_rows() {
     assert_complete(&send(&mut source(database.url()), 10), 5..15);
 }
 
+/// Two servers that were just made give the same number to its file.
+#[test]
+fn what_came_from_another_server_whose_sequence_has_the_same_file_is_looked_through() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    send_some(&mut source(database.url()), conn);
+    emit(conn, 0..10);
+    conn.batch_execute(
+        "DELETE FROM outbox WHERE seq <= 100; UPDATE outbox SET seq = seq + 1 - \
+         (SELECT min(seq) FROM outbox WHERE sent_at IS NULL) WHERE sent_at IS NULL; \
+         UPDATE outbox_shard SET sequence_origin = pg_relation_filenode('outbox_seq_seq')",
+    )
+    .unwrap();
+    assert_complete(&send(&mut source(database.url()), 10), 0..10);
+}
+
+/// The statements of the page, of which the second block is for those who have not read the first.
+#[test]
+fn rows_that_are_put_back_as_the_page_says_are_sent() {
+    let page = include_str!("../../docs/wal.md");
+    let (_, page) = page.split_once("## Rows that are put back").unwrap();
+    let mut blocks = page.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
+    let (first, second) = (blocks.next().unwrap(), blocks.next().unwrap());
+    let (before, after) = first.split_once("-- load the rows here").unwrap();
+
+    let database = migrated();
+    let conn = &mut database.connect();
+    let relay = &mut source(database.url());
+    emit(conn, 0..10);
+    conn.batch_execute("CREATE TABLE backup AS SELECT * FROM outbox; DELETE FROM outbox").unwrap();
+    send_some(relay, conn);
+
+    conn.batch_execute(before).unwrap();
+    conn.batch_execute("INSERT INTO outbox_back SELECT * FROM backup").unwrap();
+    let (_, after) = after.split_once('\n').unwrap();
+    conn.batch_execute(after).unwrap();
+    assert_complete(&send(relay, 10), 0..10);
+
+    conn.batch_execute("INSERT INTO outbox SELECT * FROM backup").unwrap();
+    conn.batch_execute(second).unwrap();
+    assert_complete(&send(relay, 10), 0..10);
+    emit(conn, 10..15);
+    assert_complete(&send(relay, 5), 10..15);
+}
+
 /// What an error advises, from the word on that it begins with.
 fn advice(error: &str, begins: &str) -> String {
     let start = error.find(begins).unwrap_or_else(|| panic!("no {begins} in: {error}"));

@@ -37,8 +37,8 @@ CREATE TABLE outbox_shard (
     -- The same as low, but for the rows of the transactions in `open` (their xid8), which may still commit.
     passed bigint NOT NULL DEFAULT 0,
     open   bigint[] NOT NULL DEFAULT '{}',
-    -- The file of the sequence that these numbers come from: a sequence that is restarted gets another one.
-    sequence_file bigint,
+    -- The sequence that these numbers come from, made of its file, as one that is restarted gets another, its database and its server.
+    sequence_origin bigint,
     -- Rows up to here were sent from the write-ahead log, which does not mark them: they are not polled again.
     unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= low)
 );

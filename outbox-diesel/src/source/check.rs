@@ -61,9 +61,9 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
         )));
     }
     match look(conn).map_err(failed)? {
-        Look { sequence, is_right: true, is_known, .. } => {
+        Look { sequence, is_right: true, is_known, origin, .. } => {
             if !is_known {
-                Remember::new(sequence.file).execute(conn).map_err(failed)?;
+                Remember::new(origin).execute(conn).map_err(failed)?;
             }
             Ok(sequence)
         }
@@ -75,20 +75,30 @@ struct Look {
     sequence: Sequence,
     /// Whether it gives only numbers that were not given before, and hides nothing unsent.
     is_right: bool,
-    /// Whether its file is the one that was looked at before.
+    /// Which one it is.
+    origin: i64,
+    /// Whether it is one that was looked at before.
     is_known: bool,
     is_polled: bool,
 }
 
 fn look(conn: &mut PgConnection) -> QueryResult<Look> {
-    let (files, highest, is_polled) = Known::new().get_result::<(Vec<i64>, i64, bool)>(conn)?;
+    let (origins, highest, is_polled) = Known::new().get_result::<(Vec<i64>, i64, bool)>(conn)?;
     // After what it is compared with: emitters may be at work.
     let sequence = Sequence::load(conn)?;
-    let is_known = files.contains(&sequence.file);
+    let origin = origin(conn)?;
+    let is_known = origins.contains(&origin);
     // All is well if this is the first look, or if the table was moved with its sequence.
     let is_right =
         sequence.last >= highest && (is_known || !is_polled || !Hidden::new().get_result::<bool>(conn)?);
-    Ok(Look { sequence, is_right, is_known, is_polled })
+    Ok(Look { sequence, is_right, origin, is_known, is_polled })
+}
+
+/// Tells a sequence from one that was restarted, and from one of another database or server. Its file alone does not: servers that were
+/// just made count their files alike. A role that may not know the server tells apart less.
+fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
+    let server = if MayKnowServer::new().get_result(conn)? { Server::new().get_result(conn)? } else { 0 };
+    Origin::new(server).get_result(conn)
 }
 
 /// Numbers go on after all that there are, and what is polled and unsent gets new ones, in the order in which it was emitted: some of
@@ -116,7 +126,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
                 }
             }
             let mended = Sequence::load(conn)?;
-            Remember::new(mended.file).execute(conn)?;
+            Remember::new(origin(conn)?).execute(conn)?;
             Ok((renumbered, mended))
         })
     });
@@ -139,7 +149,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
 /// right by then.
 fn forget(conn: &mut PgConnection) -> QueryResult<()> {
     conn.transaction(|conn| {
-        conn.batch_execute("SET LOCAL lock_timeout = '2s'; UPDATE outbox_shard SET sequence_file = NULL")
+        conn.batch_execute("SET LOCAL lock_timeout = '2s'; UPDATE outbox_shard SET sequence_origin = NULL")
     })
 }
 
@@ -182,13 +192,28 @@ macro_rules! highest {
 
 statement!(
     Pg,
-    /// The files of the sequence that were seen before, the highest number, and whether the whole table is polled.
+    /// The sequences that were seen before, the highest number, and whether the whole table is polled.
     Known {} -> (Array<BigInt>, BigInt, Bool),
     concat!(
-        "SELECT ARRAY(SELECT DISTINCT sequence_file FROM outbox_shard WHERE sequence_file IS NOT NULL), ",
+        "SELECT ARRAY(SELECT DISTINCT sequence_origin FROM outbox_shard WHERE sequence_origin IS NOT NULL), ",
         highest!(),
         ", (SELECT min(high) FROM outbox_shard) = 9223372036854775807"
     )
+);
+
+statement!(
+    Pg,
+    MayKnowServer {} -> Bool,
+    "SELECT has_function_privilege('pg_control_system()', 'EXECUTE')"
+);
+
+statement!(Pg, Server {} -> BigInt, "SELECT system_identifier FROM pg_control_system()");
+
+statement!(
+    Pg,
+    Origin { server: i64 => BigInt } -> BigInt,
+    "SELECT hashtextextended(concat_ws(' ', ?::bigint, (SELECT oid FROM pg_database WHERE datname = current_database()), \
+     pg_relation_filenode('outbox_seq_seq')), 0)"
 );
 
 statement!(
@@ -202,8 +227,8 @@ statement!(
 statement!(
     Pg,
     /// Keeps it in the shards that nobody has claimed: one is enough, and nobody is waited for.
-    Remember { file: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard SET sequence_file = ? WHERE shard IN (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED)"
+    Remember { origin: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard SET sequence_origin = ? WHERE shard IN (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED)"
 );
 
 statement!(
