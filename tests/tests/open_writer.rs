@@ -131,6 +131,46 @@ fn a_writer_that_stays_open_does_not_make_each_look_dear_on_postgres_18() {
     a_look_is_cheap_and_nothing_is_lost(18);
 }
 
+/// Beside another one that stays open, so that the first bound stands still.
+#[test]
+fn what_a_transaction_emitted_that_was_open_for_long_is_gone_past_once() {
+    const EMITTED: i64 = 50_000;
+    let database = migrated_on(Postgres::shared_version(15));
+    let (conn, writer, large) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "slow", "First")).unwrap();
+    large
+        .batch_execute(&format!(
+            "BEGIN; INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
+             SELECT gen_random_uuid(), 'order', 'large', 'Large', n % 16 FROM generate_series(1, {EMITTED}) AS n"
+        ))
+        .unwrap();
+    eventually("the second bound to move", PATIENCE, || {
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+        (count(conn, "SELECT min(passed) FROM outbox_shard") >= EMITTED).then_some(())
+    });
+    large.batch_execute("COMMIT; ANALYZE outbox").unwrap();
+    let unsent = "SELECT count(*) FROM outbox WHERE sent_at IS NULL";
+    eventually("most of it to be sent", PATIENCE, || {
+        assert!(relay.claim().unwrap());
+        let mut records = Vec::new();
+        relay.read(500, &mut records).unwrap();
+        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+        relay.settle(&tickets).unwrap();
+        relay.release().unwrap();
+        (count(conn, unsent) < EMITTED / 5).then_some(())
+    });
+    drop(relay);
+    let entries = entries_read(&database, || {
+        let mut relay = source(&database);
+        assert!(relay.claim().unwrap());
+        relay.read(100, &mut Vec::new()).unwrap();
+    });
+    assert!(entries < EMITTED / 5, "{entries} entries were read for a hundred events");
+}
+
 /// Rows that were written under a savepoint have a transaction id of their own.
 #[test]
 fn what_was_emitted_under_a_savepoint_is_found_when_the_transaction_ends() {

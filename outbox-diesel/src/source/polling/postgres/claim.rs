@@ -109,7 +109,7 @@ impl Pass {
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
         let shards =
             Claim::new(quiet_since, LOW_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
-                .load::<(i16, i64, i64, i64, Vec<i64>, bool)>(conn)?;
+                .load::<(i16, i64, i64, i64, Vec<i64>, bool, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -117,7 +117,7 @@ impl Pass {
             blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
         }
         let mut any_wanted = false;
-        for (number, low, high, passed, open, is_wanted) in shards {
+        for (number, low, high, passed, open, is_wanted, has_ended) in shards {
             any_wanted |= is_wanted;
             self.high = high;
             self.shards.push(Shard {
@@ -125,7 +125,8 @@ impl Pass {
                 low,
                 passed,
                 given: low,
-                given_of_ended: passed,
+                // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
+                given_of_ended: if has_ended { low } else { passed },
                 open,
                 open_changed: false,
             });
@@ -308,15 +309,15 @@ statement!(
         share: i16 => SmallInt,
         all: bool => Bool,
         limit: i64 => BigInt
-    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>, Bool),
+    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>, Bool, Bool),
     concat!(
         "WITH looked AS MATERIALIZED (SELECT s.shard, oldest.seq, ",
         is_to_be_claimed!(),
-        " AS wanted FROM ",
+        " AS wanted, s.begin < s.second AS ended FROM ",
         shards_to_claim!(),
         " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
-         (SELECT shard, seq, wanted, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
-         SELECT s.shard, s.low, s.high, s.passed, s.open, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
+         (SELECT shard, seq, wanted, ended, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
+         SELECT s.shard, s.low, s.high, s.passed, s.open, unsent.wanted, unsent.ended FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
