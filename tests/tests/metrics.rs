@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::source::wal::setup;
 use diesel_outbox::{Emit, Migrations, Record};
@@ -54,6 +55,23 @@ fn lag_published_and_dead_letters_are_metrics() {
         (counted && measured).then_some(())
     };
     eventually("the metrics", Duration::from_secs(60), || look(0.0));
+    let oldest_writer = || {
+        let gauges = snapshotter.snapshot().into_vec().into_iter();
+        gauges.filter(|(key, ..)| key.key().name() == "outbox_oldest_writer_seconds").find_map(
+            |(.., value)| match value {
+                DebugValue::Gauge(value) => Some(value.into_inner()),
+                _ => None,
+            },
+        )
+    };
+    let writer = &mut database.connect();
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&record("Never")).unwrap();
+    eventually("the age of the open writer", Duration::from_secs(60), || {
+        oldest_writer().filter(|age| *age > 0.1)
+    });
+    AnsiTransactionManager::rollback_transaction(writer).unwrap();
+    eventually("no open writer", Duration::from_secs(60), || oldest_writer().filter(|age| *age == 0.0));
     working.stop_blocking().unwrap();
 
     conn.transaction(|c| c.emit(&record("Three"))).unwrap();

@@ -367,3 +367,23 @@ fn a_transaction_that_has_drawn_a_number_is_waited_for() {
         .unwrap();
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
+
+/// Its coordinator is gone, and the server was started anew since.
+#[test]
+fn a_prepared_transaction_that_nobody_ends_holds_nothing_back_and_is_sent_when_somebody_does() {
+    let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
+    let database = migrated_on(&server);
+    let writer = &mut database.connect();
+    writer.batch_execute("SET outbox.notify = 'off'").unwrap();
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.emit(&Record::new("order", "slow", "First")).unwrap();
+    writer.batch_execute("PREPARE TRANSACTION 'orphan'").unwrap();
+    keep_sent(writer);
+    server.restart();
+    let conn = &mut database.connect();
+    let mut relay = source(&database);
+    go_past_what_was_sent(&mut relay, conn);
+    conn.batch_execute("COMMIT PREPARED 'orphan'").unwrap();
+    assert_eq!(send(&mut relay, "First"), ["First"]);
+    go_on_until_it_is_forgotten(&mut relay, conn);
+}

@@ -164,6 +164,11 @@ fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
     for key in 1_869_968_482..1_869_968_487 {
         stranger.batch_execute(&format!("SELECT pg_advisory_lock({key}, {oid})")).unwrap();
     }
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+         VALUES (gen_random_uuid(), 'order', 'old', 'Sent', 0, now() - interval '1 day')",
+    )
+    .unwrap();
     let topic = Kafka::shared().unique("stranger");
     let relay = Relay::postgres(database.url())
         .publisher(Broker::new(Kafka::shared().brokers()))
@@ -180,6 +185,8 @@ fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
                      AND state_change < clock_timestamp() - interval '150 ms'";
         eventually("the relay to be quiet", PATIENCE, || (number(conn, quiet) == 1).then_some(()));
     }
+    let old = "SELECT count(*) FROM outbox WHERE aggregateid = 'old'";
+    eventually("what was sent long ago to be pruned", PATIENCE, || (number(conn, old) == 0).then_some(()));
     drop(stranger);
     drop(relay);
     eventually("the role to be free", PATIENCE, || conn.batch_execute(&format!("DROP ROLE {role}")).ok());

@@ -38,17 +38,26 @@ impl Writers {
         self.open.values().map(Instant::elapsed).max().unwrap_or_default()
     }
 
+    /// Those that have been open for long, and for how many seconds, as far as nobody was told of them of late.
+    fn due(&mut self, now: Instant) -> Vec<(String, u64)> {
+        let mut due = Vec::new();
+        for (name, since) in &self.open {
+            let open = now.saturating_duration_since(*since);
+            let is_known =
+                self.warned.get(name).is_some_and(|warned| now.saturating_duration_since(*warned) < AGAIN);
+            if open >= LONG && !is_known {
+                self.warned.insert(name.clone(), now);
+                due.push((name.clone(), open.as_secs()));
+            }
+        }
+        due
+    }
+
     /// Warns of those that have been open for long.
     pub(super) fn warn(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        for (name, since) in &self.open {
-            let is_known = self.warned.get(name).is_some_and(|warned| warned.elapsed() < AGAIN);
-            if since.elapsed() < LONG || is_known {
-                continue;
-            }
-            self.warned.insert(name.clone(), Instant::now());
-            let seconds = since.elapsed().as_secs();
+        for (name, seconds) in self.due(Instant::now()) {
             let Some((pid, role, application, prepared)) =
-                Who::new(name.clone()).get_result::<Found>(conn).optional()?
+                Who::new(name).get_result::<Found>(conn).optional()?
             else {
                 continue;
             };
@@ -87,3 +96,25 @@ statement!(
      WHERE l.virtualtransaction = ? AND (l.locktype = 'transactionid' \
      OR l.locktype = 'relation' AND l.relation = 'outbox'::regclass) ORDER BY p.gid LIMIT 1"
 );
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_writer_is_told_of_after_a_minute_and_every_ten_minutes() {
+        let mut writers = Writers::default();
+        let long = HashSet::from(["3/45".to_owned()]);
+        writers.watch(&long);
+        let began = Instant::now();
+        let due = |writers: &mut Writers, seconds| writers.due(began + Duration::from_secs(seconds));
+        assert!(due(&mut writers, 59).is_empty());
+        assert_eq!(due(&mut writers, 61), [("3/45".to_owned(), 61)]);
+        assert!(due(&mut writers, 660).is_empty());
+        assert_eq!(due(&mut writers, 661), [("3/45".to_owned(), 661)]);
+        // Another one that has its name is not known.
+        writers.watch(&HashSet::new());
+        writers.watch(&long);
+        assert_eq!(due(&mut writers, 700).len(), 1);
+    }
+}
