@@ -51,16 +51,31 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_polling_relay() {
 
 #[test]
 fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_log() {
+    does_not_exhaust_a_relay_on_the_log("jump-log", false);
+}
+
+#[test]
+fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_that_reads_batches() {
+    does_not_exhaust_a_relay_on_the_log("jump-batches", true);
+}
+
+/// Payloads of one letter leave so little of the log that it is streamed, unless they are stored as they are.
+fn does_not_exhaust_a_relay_on_the_log(topic: &str, in_batches: bool) {
     let database = migrated();
     let conn = &mut database.connect();
+    if in_batches {
+        conn.batch_execute("ALTER TABLE outbox ALTER payload SET STORAGE EXTERNAL").unwrap();
+    }
     wal(&database, "setup");
     insert(conn);
-    let topic = new_topic("jump-log");
+    let topic = new_topic(topic);
     let relay = log_relay(&database, &topic);
     let counter = Kafka::shared().counter(&topic);
     eventually("all events", PATIENCE, || {
         (count(conn, "outbox_dead_letter") == 15 && counter.count() >= 20_800).then_some(())
     });
+    // What other tests write meanwhile is in the log too.
+    assert!(!in_batches || relay.output().contains("in batches"), "{}", relay.output());
     // The rows are kept until they are acknowledged, beside the producer's copy. All of them would take 560 MB.
     assert_peak(&relay, 350);
 }
