@@ -3,6 +3,7 @@
 #[path = "backlog/gate.rs"]
 mod gate;
 
+use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
@@ -162,6 +163,29 @@ fn a_second_connection_that_is_never_made_is_not_waited_for() {
     assert!(source.claim().unwrap());
     drain(&mut source);
     assert_eq!(unsent(&mut database.connect()), 0);
+}
+
+/// It is begun for what was sent long ago.
+#[test]
+fn a_connection_for_pruning_that_is_never_made_does_not_keep_a_relay_from_stopping() {
+    let database = migrated();
+    database
+        .connect()
+        .batch_execute(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+             VALUES (gen_random_uuid(), 'order', '1', 'Old', 0, now() - interval '30 days')",
+        )
+        .unwrap();
+    let gate = Gate::new(database.url());
+    let mut source = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
+    source.claim().unwrap();
+    source.upkeep().unwrap();
+    let (done, stopped) = channel();
+    thread::spawn(move || {
+        drop(source);
+        done.send(())
+    });
+    stopped.recv_timeout(Duration::from_secs(10)).expect("the relay to stop");
 }
 
 /// Others may have sent the rows by then, and their places may have been given to other rows.
