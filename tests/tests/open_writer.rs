@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
@@ -169,6 +169,32 @@ fn what_a_transaction_emitted_that_was_open_for_long_is_gone_past_once() {
         relay.read(100, &mut Vec::new()).unwrap();
     });
     assert!(entries < EMITTED / 5, "{entries} entries were read for a hundred events");
+}
+
+/// Their ids are compared with those in the table, whose old row versions nobody can clean up as long as they stay open.
+#[test]
+fn the_bounds_are_not_written_again_while_the_same_writers_stay_open() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let conn = &mut database.connect();
+    let mut writers: Vec<PgConnection> = (0..4).map(|_| database.connect()).collect();
+    for writer in writers.iter_mut().rev() {
+        AnsiTransactionManager::begin_transaction(writer).unwrap();
+        writer.emit(&Record::new("order", "slow", "First")).unwrap();
+    }
+    keep_sent(conn);
+    let mut relay = source(&database);
+    go_past_what_was_sent(&mut relay, conn);
+    let versions = |conn: &mut PgConnection| -> String {
+        diesel::dsl::sql::<Text>("SELECT string_agg(ctid::text, ' ' ORDER BY shard) FROM outbox_shard")
+            .get_result(conn)
+            .unwrap()
+    };
+    let before = versions(conn);
+    for _ in 0..10 {
+        emit(conn, "other", "Other");
+        send(&mut relay, "Other");
+    }
+    assert_eq!(versions(conn), before);
 }
 
 /// Rows that were written under a savepoint have a transaction id of their own.

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use diesel_outbox::source::wal::{WalError, WalOptions, setup, teardown};
 use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
@@ -69,6 +70,20 @@ under_a_relay! {
     a_publication_that_is_dropped_hides_nothing_on_15: 15, WITHOUT_PUBLICATION;
     // Its slots pass over a publication that is not there.
     a_publication_that_is_dropped_hides_nothing_on_18: 18, WITHOUT_PUBLICATION;
+}
+
+#[test]
+fn a_slot_is_not_given_up_because_its_publication_was_mistyped() {
+    let database = migrated_on(Postgres::shared_version(15));
+    wal(&database, "setup");
+    let (conn, lock) = (&mut database.connect(), &mut database.connect());
+    let mut options = WalOptions::default();
+    (options.slot, options.publication) = (database.name().to_owned(), "other".to_owned());
+    for done in [setup(conn, lock, &options), teardown(conn, lock, &options)] {
+        let error = done.unwrap_err();
+        assert!(matches!(error, WalError::OtherPublication { .. }), "{error}");
+        assert!(error.to_string().contains("`outbox`"), "{error}");
+    }
 }
 
 /// By then it has all inserts again.

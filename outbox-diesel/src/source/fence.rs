@@ -16,7 +16,7 @@
 //! looked up after the last number was read, then either it has taken no number up to that one, and its rows will have later ones; or it
 //! has ended in that moment, and every later look sees its rows. It is left out. If it has the sequence's lock it is waited for.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
@@ -115,6 +115,14 @@ impl Fence {
                 .into_iter()
                 .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
                 .collect();
+            // One that has just been prepared is looked for again under its new name.
+            let is_new = |name: &&String| !holders.contains(*name) && !self.open.contains_key(*name);
+            let prepared: Vec<&String> =
+                ids.keys().filter(|name| name.starts_with(PREPARED)).filter(is_new).collect();
+            if !prepared.is_empty() {
+                self.pending = Some(Pending { last, listed: holders, since });
+                return Ok(Some(workers));
+            }
             holders.retain(|name| ids.contains_key(name));
             let open: Option<BTreeMap<String, i64>> =
                 holders.iter().map(|name| Some((name.clone(), ids.get(name).copied().flatten()?))).collect();
@@ -137,7 +145,7 @@ impl Fence {
         let before = self.open.len();
         self.open.retain(|name, _| holders.contains(name));
         if self.open.len() < before {
-            self.bounds.open = self.open.values().copied().collect();
+            self.bounds.open = self.ids();
             if self.open.is_empty() {
                 self.bounds.safe = self.bounds.passed;
             }
@@ -146,7 +154,13 @@ impl Fence {
 
     fn is_passed(&mut self, last: i64) {
         let safe = if self.open.is_empty() { last } else { self.bounds.safe };
-        self.bounds = Bounds { safe, passed: last, open: self.open.values().copied().collect() };
+        self.bounds = Bounds { safe, passed: last, open: self.ids() };
+    }
+
+    /// In the order in which the table has them: where they are the same it need not be written.
+    fn ids(&self) -> Vec<i64> {
+        let ids: BTreeSet<i64> = self.open.values().copied().collect();
+        ids.into_iter().collect()
     }
 }
 

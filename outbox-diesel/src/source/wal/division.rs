@@ -59,6 +59,14 @@ pub enum WalError {
         /// The other slot.
         slot: String,
     },
+    /// The slot is read with another publication.
+    #[error("the slot `{slot}` is read with the publication `{publication}`: name that")]
+    OtherPublication {
+        /// The slot.
+        slot: String,
+        /// The other publication.
+        publication: String,
+    },
     /// A publication of that name is there, without what is needed.
     #[error(
         "the publication `{publication}` does not have what is inserted into the table outbox: choose another name, or drop it if \
@@ -113,6 +121,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
+        check_publication(conn, options)?;
         let healthy = match slot {
             // Whatever was sent of another slot's log, or of another server's, or of what a changed publication has shown, the
             // table tells what is not known to be sent.
@@ -161,6 +170,7 @@ pub fn teardown(
         check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
         let slot = own_slot(conn, name)?;
+        check_publication(conn, options)?;
         if is_made(conn)? {
             // What comes after this is unsent, as nobody reads the log now. What came before is unsent if it is in the log
             // still; where that cannot be relied on, if it is not below the shards' lower bounds.
@@ -270,6 +280,15 @@ fn own_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>, WalErro
     match Slot::find(conn, name)? {
         Some(slot) if !slot.fits || !is_own => Err(WalError::Taken { slot: name.to_owned() }),
         slot => Ok(slot),
+    }
+}
+
+/// Nobody is to give up a slot because of a name that was mistyped.
+fn check_publication(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
+    let slot = options.slot.clone();
+    match publication::other(conn, &slot, &options.publication)? {
+        Some(publication) => Err(WalError::OtherPublication { slot, publication }),
+        None => Ok(()),
     }
 }
 

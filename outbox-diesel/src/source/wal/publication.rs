@@ -47,6 +47,11 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     )))
 }
 
+/// The publication that the slot was set up with, if it is there under another name than this.
+pub(super) fn other(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<Option<String>> {
+    Other::new(slot.to_owned(), name.to_owned()).get_result(conn).optional()
+}
+
 fn look(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<(bool, bool)> {
     Look::new(name.to_owned(), slot.to_owned()).get_result(conn)
 }
@@ -70,6 +75,13 @@ statement!(
         identity!(),
         " AS identity) AS now LEFT JOIN outbox_slot AS o ON o.slot = ?"
     )
+);
+
+statement!(
+    Pg,
+    Other { slot: String => Text, name: String => Text } -> Text,
+    "SELECT p.pubname::text FROM pg_publication AS p JOIN outbox_slot AS o ON split_part(o.publication, ' ', 1) = p.oid::text \
+     WHERE o.slot = ? AND p.pubname <> ?"
 );
 
 statement!(
