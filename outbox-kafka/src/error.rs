@@ -25,14 +25,13 @@ pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> Stri
 
 /// Whether the error is about one record of a batch, and tells of the whole batch: which one it is cannot be known.
 pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
-    matches!(
-        code,
-        Code::MessageSizeTooLarge
-            | Code::MessageBatchTooLarge
-            | Code::InvalidMessageSize
-            | Code::InvalidRecord
-            | Code::InvalidTimestamp
-    )
+    is_too_large(code)
+        || matches!(code, Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp)
+}
+
+/// Whether the topic has no room for the record: its limit for a batch, or a segment of its log, is too small.
+pub(crate) fn is_too_large(code: Code) -> bool {
+    matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge)
 }
 
 /// Whether Kafka says that the topic does not exist. librdkafka says so too of one that is being made again, or of which a broker

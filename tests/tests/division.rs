@@ -166,6 +166,19 @@ fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nt
     change(&mut conn, &mut database.connect(), options).is_err()
 }
 
+fn set_up_again(database: &Database<'_>, conn: &mut PgConnection, options: &WalOptions, nth: usize) {
+    match setup(conn, &mut database.connect(), options) {
+        // It had come to its end.
+        Ok(()) | Err(WalError::Exists { .. }) => {}
+        Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
+    }
+}
+
+fn tear_down_again(database: &Database<'_>, conn: &mut PgConnection, options: &WalOptions, nth: usize) {
+    teardown(conn, &mut database.connect(), options)
+        .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
+}
+
 /// Each is done again until it succeeds.
 #[test]
 fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
@@ -185,11 +198,7 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         let mut goes_on = interrupted(&database, setup, &options, nth);
         emit(conn);
         if goes_on {
-            match setup(conn, &mut database.connect(), &options) {
-                // It had come to its end.
-                Ok(()) | Err(WalError::Exists { .. }) => {}
-                Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
-            }
+            set_up_again(&database, conn, &options, nth);
         }
         let mut log = WalSource::new(database.url(), SourceOptions::default(), options.clone());
         drain(&mut log, &mut sent, emit(conn));
@@ -199,8 +208,7 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         goes_on |= ended;
         emit(conn);
         if ended {
-            teardown(conn, &mut database.connect(), &options)
-                .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
+            tear_down_again(&database, conn, &options, nth);
         }
         let mut polling = PostgresSource::new(database.url(), SourceOptions::default());
         drain(&mut polling, &mut sent, emit(conn));
@@ -242,11 +250,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         emit(conn);
         let mut goes_on = interrupted(&database, setup, &options, nth);
         emit(conn);
-        match setup(conn, &mut database.connect(), &options) {
-            // It had come to its end.
-            Ok(()) | Err(WalError::Exists { .. }) => {}
-            Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
-        }
+        set_up_again(&database, conn, &options, nth);
         let mut log = WalSource::new(database.url(), SourceOptions::default(), options.clone());
         drain(&mut log, &mut sent, emit(conn));
         drop(log);
@@ -255,8 +259,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         emit(conn);
         goes_on |= interrupted(&database, teardown, &options, nth);
         emit(conn);
-        teardown(conn, &mut database.connect(), &options)
-            .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
+        tear_down_again(&database, conn, &options, nth);
         let mut polling = PostgresSource::new(database.url(), SourceOptions::default());
         drain(&mut polling, &mut sent, emit(conn));
         assert_eq!(count(conn, "outbox_slot"), 0);

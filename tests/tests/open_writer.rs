@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
 use diesel_outbox::{Emit, Record};
-use diesel_outbox_core::Source;
+use diesel_outbox_core::{Claimed, Source};
 use outbox_tests::load::{entries_read, migrated_on};
 use outbox_tests::{Database, Postgres, eventually};
 
@@ -41,12 +41,16 @@ fn pass(source: &mut PostgresSource) -> Vec<String> {
     if source.claim().unwrap() {
         let mut records = Vec::new();
         while source.read(1_000, &mut records).unwrap() {}
-        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
-        source.settle(&tickets).unwrap();
-        source.release().unwrap();
+        settle(source, &records);
         types.extend(records.into_iter().map(|claimed| claimed.record.unwrap().event_type().to_owned()));
     }
     types
+}
+
+fn settle(source: &mut PostgresSource, records: &[Claimed]) {
+    let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+    source.settle(&tickets).unwrap();
+    source.release().unwrap();
 }
 
 /// Passes until this one is sent.
@@ -69,6 +73,17 @@ fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
         (count(conn, "SELECT min(passed) FROM outbox_shard") >= SENT).then_some(())
     });
     assert!(count(conn, "SELECT max(low) FROM outbox_shard") < SENT, "the open transaction was gone past");
+}
+
+/// With less between the bounds than is worth a write by itself.
+fn emit_until_there_is_a_second_bound(relay: &mut PostgresSource, conn: &mut PgConnection) {
+    let mut emitted = 0;
+    eventually("a second bound", PATIENCE, || {
+        emitted += 1;
+        emit(conn, "other", "Other");
+        pass(relay);
+        (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
+    });
 }
 
 /// How many entries of indexes a relay reads for one event, in a session of its own.
@@ -157,9 +172,7 @@ fn what_a_transaction_emitted_that_was_open_for_long_is_gone_past_once() {
         assert!(relay.claim().unwrap());
         let mut records = Vec::new();
         relay.read(500, &mut records).unwrap();
-        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
-        relay.settle(&tickets).unwrap();
-        relay.release().unwrap();
+        settle(&mut relay, &records);
         (count(conn, unsent) < EMITTED / 5).then_some(())
     });
     drop(relay);
@@ -264,13 +277,7 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
     let mut relay = source(&database);
     AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.emit(&Record::new("order", "other", "First")).unwrap();
-    let mut emitted = 0;
-    eventually("a second bound", PATIENCE, || {
-        emitted += 1;
-        emit(conn, "other", "Other");
-        pass(&mut relay);
-        (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
-    });
+    emit_until_there_is_a_second_bound(&mut relay, conn);
     commit(writer);
     assert_eq!(send(&mut relay, "First"), ["First"]);
     eventually("nothing to be claimed any more", Duration::from_secs(5), || match relay.claim().unwrap() {
@@ -305,13 +312,7 @@ fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever_what_anothe
     let mut relay = source(&database);
     AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.emit(&Record::new("order", "other", "First")).unwrap();
-    let mut emitted = 0;
-    eventually("a second bound", PATIENCE, || {
-        emitted += 1;
-        emit(conn, "other", "Other");
-        pass(&mut relay);
-        (emitted > 100 && count(conn, "SELECT max(passed) FROM outbox_shard") > 0).then_some(())
-    });
+    emit_until_there_is_a_second_bound(&mut relay, conn);
     drop(relay);
     let other = &mut database.connect();
     draw(other);

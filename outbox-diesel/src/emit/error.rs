@@ -28,13 +28,12 @@ impl From<EmitError> for diesel::result::Error {
     fn from(error: EmitError) -> Self {
         match error {
             EmitError::Database(Self::DatabaseError(kind, information)) => {
-                let message = information.message().to_owned();
-                let hint = hint(&message);
+                let hint = hint(information.message());
                 if hint.is_empty() {
-                    Self::DatabaseError(kind, information)
-                } else {
-                    Self::DatabaseError(kind, Box::new(Hinted { information, message: message + hint }))
+                    return Self::DatabaseError(kind, information);
                 }
+                let message = information.message().to_owned() + hint;
+                Self::DatabaseError(kind, Box::new(Hinted { information, message }))
             }
             EmitError::Database(error) => error,
             EmitError::Record(_) => Self::SerializationError(Box::new(error)),

@@ -116,10 +116,8 @@ impl Fence {
                 .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
                 .collect();
             // One that has just been prepared is looked for again under its new name.
-            let is_new = |name: &&String| !holders.contains(*name) && !self.open.contains_key(*name);
-            let prepared: Vec<&String> =
-                ids.keys().filter(|name| name.starts_with(PREPARED)).filter(is_new).collect();
-            if !prepared.is_empty() {
+            let is_new = |name: &String| !holders.contains(name) && !self.open.contains_key(name);
+            if ids.keys().any(|name| name.starts_with(PREPARED) && is_new(name)) {
                 self.pending = Some(Pending { last, listed: holders, since });
                 return Ok(Some(workers));
             }
@@ -157,7 +155,7 @@ impl Fence {
         self.bounds = Bounds { safe, passed: last, open: self.ids() };
     }
 
-    /// In the order in which the table has them: where they are the same it need not be written.
+    /// Returns the ids in the table's order, so that the same ids are not written again.
     fn ids(&self) -> Vec<i64> {
         let ids: BTreeSet<i64> = self.open.values().copied().collect();
         ids.into_iter().collect()

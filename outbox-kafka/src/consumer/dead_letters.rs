@@ -13,6 +13,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::warn;
 
 use super::headers;
+use crate::error::is_too_large;
 use crate::log::log;
 use crate::publisher::settings::canonical;
 
@@ -61,10 +62,7 @@ impl DeadLetters {
         let own = headers::without(message, &HEADERS, readable);
         let mut outcome = self.deliver(&topic, message, self.with_ours(own.clone(), message, reason));
         if let Err(error) = &outcome
-            && matches!(
-                error.rdkafka_error_code(),
-                Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge)
-            )
+            && error.rdkafka_error_code().is_some_and(is_too_large)
         {
             outcome = self.deliver(&topic, message, own);
             if outcome.is_ok() {
@@ -83,7 +81,7 @@ impl DeadLetters {
                 "the dead-letter topic `{topic}` does not take the record ({error}): create it if it is missing, or \
                  name another one with `.dead_letter_topic(..)`"
             ),
-            Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => format!(
+            Some(code) if is_too_large(code) => format!(
                 "the dead-letter topic `{topic}` does not take a record as large as this: raise its \
                  `max.message.bytes` and its `segment.bytes` above those of `{}`",
                 message.topic()

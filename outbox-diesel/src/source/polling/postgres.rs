@@ -101,7 +101,7 @@ impl Source for PostgresSource {
         Ok(())
     }
 
-    /// An error is told by what is called next, where they are many.
+    /// If there are many, the next call returns the error.
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         if tickets.is_empty() {
             return Ok(());

@@ -94,9 +94,9 @@ impl Pass {
         Ok(Some(pass))
     }
 
-    /// What has nothing unsent only where its lower bound lies before `quiet_since`, and can be moved; or where a transaction has ended
-    /// that was open, and `passed` has come to what was seen since. Whether any of it was wanted: what
-    /// is may all be locked by somebody else, who is not counted as a worker.
+    /// Claims a shard without unsent rows only if its lower bound lies before `quiet_since` and can be moved, or if a transaction that was
+    /// open has ended and `passed` has reached the shard's second bound. Returns whether any of the claimed shards was wanted: somebody
+    /// who does not count as a worker may have locked those that are.
     fn claim(
         &mut self,
         conn: &mut PgConnection,

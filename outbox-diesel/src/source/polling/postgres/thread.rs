@@ -1,7 +1,7 @@
 //! A worker's connection, and a thread that works on it while the relay does something else.
 //!
-//! What the relay waits for it does itself, unless something else is to be done first: another thread would take as long to
-//! be woken as a short statement takes.
+//! The relay runs what it waits for on its own thread, unless the other thread still has work: waking that one takes as long as a
+//! short statement.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -23,14 +23,14 @@ struct Shared {
     worked: Mutex<Worked>,
     /// How many jobs the thread has been given and has not done.
     waiting: AtomicUsize,
-    /// Whether something has failed that has not been told.
+    /// Whether something has failed that the relay does not know of yet.
     failed: AtomicBool,
 }
 
 /// What is worked on.
 struct Worked {
     sessions: Sessions,
-    /// Why something failed that nobody waited for. Nothing is done until that has been told.
+    /// Why something failed that nobody waited for. Nothing more is done until the relay knows.
     failed: Option<SourceError>,
 }
 
