@@ -173,7 +173,7 @@ pub(crate) const SETTINGS: [Setting; 25] = [
         "stall_time",
         "TIME",
         "5s",
-        "How long the broker may acknowledge nothing before the pass is given up, 20s at most",
+        "How long the broker may acknowledge nothing before the pass is given up, 1s to 20s",
     ),
     relay("stop_time", "TIME", "30s", "How long a graceful stop may take"),
 ];
