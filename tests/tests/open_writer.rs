@@ -253,6 +253,34 @@ fn one_of_two_open_writers_may_end() {
     assert_eq!(send(&mut source(&database), "Second"), ["Second"]);
 }
 
+/// Its rows are looked for among those that came since it began, not since the other one did. Another relay knows that too.
+#[test]
+fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_own_beginning_only() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let conn = &mut database.connect();
+    let (older, younger) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(older).unwrap();
+    older.emit(&Record::new("order", "older", "Older")).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    AnsiTransactionManager::begin_transaction(younger).unwrap();
+    younger.emit(&Record::new("order", "younger", "Younger")).unwrap();
+    eventually("the relay to know of both", PATIENCE, || {
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+        (count(conn, "SELECT min(cardinality(open))::bigint FROM outbox_shard") == 2).then_some(())
+    });
+    drop(relay);
+    commit(younger);
+    let entries = entries_read(&database, || {
+        assert_eq!(send(&mut source(&database), "Younger"), ["Younger"]);
+    });
+    assert!(entries < 10_000, "{entries} entries were read for one event");
+    commit(older);
+    assert_eq!(send(&mut source(&database), "Older"), ["Older"]);
+}
+
 /// It is not deleted before it was sent, whichever way sent rows go.
 #[test]
 fn rows_that_are_deleted_when_sent_do_not_change_that() {

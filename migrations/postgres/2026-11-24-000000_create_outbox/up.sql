@@ -37,6 +37,8 @@ CREATE TABLE outbox_shard (
     -- The same as low, but for the rows of the transactions in `open` (their xid8), which may still commit.
     passed bigint NOT NULL DEFAULT 0,
     open   bigint[] NOT NULL DEFAULT '{}',
+    -- Each of them takes only numbers above this.
+    open_after bigint[] NOT NULL DEFAULT '{}',
     -- The sequence that these numbers come from, made of its file, as one that is restarted gets another, its database and its server.
     sequence_origin bigint,
     -- Rows up to here were sent from the write-ahead log, which does not mark them: they are not polled again.

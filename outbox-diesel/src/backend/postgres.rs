@@ -53,16 +53,34 @@ pub(crate) use has_ended;
 #[cfg(feature = "postgres-source")]
 pub(crate) const LOCK_SHARDS: &str = "SELECT FROM outbox_shard ORDER BY shard FOR UPDATE";
 
+/// The number after which all rows lie of those of the transactions `open` that have ended. Null if none has.
+#[cfg(feature = "postgres-source")]
+macro_rules! first_of_ended {
+    ($open:literal, $after:literal) => {
+        concat!(
+            "(SELECT min(after) FROM unnest(",
+            $open,
+            ", ",
+            $after,
+            ") AS o (x, after) WHERE ",
+            crate::backend::postgres::has_ended!(),
+            ")"
+        )
+    };
+}
+#[cfg(feature = "postgres-source")]
+pub(crate) use first_of_ended;
+
 /// The shards, and after which `seq` each may have unsent rows. That is `passed` as long as none of the transactions that were
-/// open then has ended: what the snapshot cannot see of theirs is not looked for. Once one has ended its rows may be anywhere above
-/// `low`. `OFFSET 0` keeps that from being computed for each row that is compared with it.
+/// open then has ended: what the snapshot cannot see of theirs is not looked for. Once one has ended its rows may be anywhere above the
+/// number that was the last when it began. `OFFSET 0` keeps that from being computed for each row that is compared with it.
 #[cfg(feature = "postgres-source")]
 macro_rules! shards {
     () => {
         concat!(
-            "(SELECT shard, low, high, passed, open, CASE WHEN passed > low AND NOT EXISTS (SELECT FROM unnest(open) AS x WHERE ",
-            crate::backend::postgres::has_ended!(),
-            ") THEN passed ELSE low END AS start FROM outbox_shard OFFSET 0)"
+            "(SELECT shard, low, high, passed, greatest(low, least(passed, ",
+            crate::backend::postgres::first_of_ended!("open", "open_after"),
+            ")) AS start FROM outbox_shard OFFSET 0)"
         )
     };
 }

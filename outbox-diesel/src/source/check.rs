@@ -121,7 +121,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
                     MarkSent::new(sequence.last).execute(conn)?;
                     renumbered = Renumber::new().execute(conn)?;
                     conn.batch_execute(
-                        "UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', unmarked = 0",
+                        "UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', open_after = '{}', unmarked = 0",
                     )?;
                 }
             }

@@ -16,7 +16,7 @@
 //! looked up after the last number was read, then either it has taken no number up to that one, and its rows will have later ones; or it
 //! has ended in that moment, and every later look sees its rows. It is left out. If it has the sequence's lock it is waited for.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
@@ -46,6 +46,7 @@ pub(super) struct Fence {
     bounds: Bounds,
     /// The names of the transactions in `bounds.open`.
     open: BTreeMap<String, i64>,
+    first: First,
     pending: Option<Pending>,
     looked: Option<Instant>,
     writers: Writers,
@@ -58,9 +59,11 @@ pub(super) struct Bounds {
     pub(super) safe: i64,
     /// Every row up to here is visible, or never will be, or belongs to one of `open`.
     pub(super) passed: i64,
-    /// Transaction ids.
-    pub(super) open: Vec<i64>,
+    pub(super) open: Open,
 }
+
+/// Transaction ids, and a number for each: it takes only higher ones. Once it has ended, its rows are looked for after that.
+pub(super) type Open = BTreeMap<i64, i64>;
 
 /// A fence whose transactions have not all ended.
 struct Pending {
@@ -95,6 +98,7 @@ impl Fence {
         let pending = self.pending.take();
         let (mut holders, workers) = holders(conn)?;
         self.writers.watch(&holders);
+        self.first.look(&holders, last);
         self.leave_out_ended(&holders);
         let (last, since) = match &pending {
             // One that was prepared meanwhile has another name since.
@@ -155,10 +159,33 @@ impl Fence {
         self.bounds = Bounds { safe, passed: last, open: self.ids() };
     }
 
-    /// Returns the ids in the table's order, so that the same ids are not written again.
-    fn ids(&self) -> Vec<i64> {
-        let ids: BTreeSet<i64> = self.open.values().copied().collect();
-        ids.into_iter().collect()
+    fn ids(&self) -> Open {
+        self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect()
+    }
+}
+
+/// After which number each of the listed transactions has taken its first. Who is listed now and was not in the look before has taken
+/// its lock since then, and its numbers after its lock: they are higher than the last number of that look, which was read before
+/// that list.
+#[derive(Default)]
+struct First {
+    after: HashMap<String, i64>,
+    last: i64,
+}
+
+impl First {
+    fn look(&mut self, holders: &HashSet<String>, last: i64) {
+        self.after.retain(|name, _| holders.contains(name));
+        for name in holders {
+            // One that was prepared had another name before.
+            let after = if name.starts_with(PREPARED) { 0 } else { self.last };
+            self.after.entry(name.clone()).or_insert(after);
+        }
+        self.last = last;
+    }
+
+    fn after(&self, name: &str) -> i64 {
+        self.after.get(name).copied().unwrap_or_default()
     }
 }
 

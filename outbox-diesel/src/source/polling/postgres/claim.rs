@@ -1,7 +1,5 @@
 //! One pass over the table: a transaction that holds the lock of each claimed shard.
 
-use std::collections::BTreeSet;
-
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -14,7 +12,7 @@ use super::read::{Chunk, Unread};
 use super::unsettled::Unsettled;
 use super::wake;
 use crate::backend::postgres::{oldest_unsent, shards};
-use crate::source::fence::Bounds;
+use crate::source::fence::{Bounds, Open};
 use crate::source::row::{Blocked, ChunkSize};
 use crate::statement::statement;
 
@@ -54,7 +52,7 @@ struct Shard {
     given: i64,
     /// The same, but for the rows of transactions that were open.
     given_of_ended: i64,
-    open: Vec<i64>,
+    open: Open,
     /// Whether the table has other transactions there.
     open_changed: bool,
 }
@@ -109,7 +107,7 @@ impl Pass {
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
         let shards =
             Claim::new(quiet_since, LOW_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
-                .load::<(i16, i64, i64, i64, Vec<i64>, bool, bool)>(conn)?;
+                .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -117,7 +115,7 @@ impl Pass {
             blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
         }
         let mut any_wanted = false;
-        for (number, low, high, passed, open, is_wanted, has_ended) in shards {
+        for (number, low, high, passed, begin, open, open_after, is_wanted) in shards {
             any_wanted |= is_wanted;
             self.high = high;
             self.shards.push(Shard {
@@ -126,8 +124,8 @@ impl Pass {
                 passed,
                 given: low,
                 // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
-                given_of_ended: if has_ended { low } else { passed },
-                open,
+                given_of_ended: begin,
+                open: open.into_iter().zip(open_after).collect(),
                 open_changed: false,
             });
         }
@@ -176,12 +174,13 @@ impl Pass {
     fn unread(&mut self) -> Unread {
         let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
         let given = self.unsettled.tickets().map(TupleId::from).collect();
-        let open: BTreeSet<i64> = self.shards.iter().flat_map(|shard| shard.open.iter().copied()).collect();
+        let mut open = Open::new();
+        self.shards.iter().for_each(|shard| add(&mut open, &shard.open));
         Unread {
             shards: self.shards.iter().map(|shard| shard.number).collect(),
             lows: self.shards.iter().map(|shard| shard.given).collect(),
             passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
-            open: open.into_iter().collect(),
+            open,
             high: self.high,
             given,
             last_given,
@@ -204,8 +203,11 @@ impl Pass {
             shard.given = shard.given.max(given);
             if of_ended >= shard.given_of_ended {
                 shard.given_of_ended = of_ended;
-                shard.open_changed |= shard.open != self.bounds.open;
-                shard.open.clone_from(&self.bounds.open);
+                shard.open_changed |= !shard.open.keys().eq(self.bounds.open.keys());
+                let mut open = self.bounds.open.clone();
+                shard.open.retain(|id, _| open.contains_key(id));
+                add(&mut open, &shard.open);
+                shard.open = open;
             }
         }
     }
@@ -230,8 +232,7 @@ impl Pass {
         self.given_up_to_here();
         // What was given and not settled is unsent.
         let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
-        let (mut shards, mut lows, mut passed, mut open) =
-            (Vec::new(), Vec::new(), Vec::new(), BTreeSet::new());
+        let (mut shards, mut lows, mut passed, mut open) = (Vec::new(), Vec::new(), Vec::new(), Open::new());
         for shard in self.shards {
             let (low, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
             // Where a transaction has ended the next look would begin at `low` again.
@@ -242,11 +243,12 @@ impl Pass {
                 shards.push(shard.number);
                 lows.push(low);
                 passed.push(of_ended);
-                open.extend(shard.open);
+                add(&mut open, &shard.open);
             }
         }
         if !shards.is_empty() {
-            MoveLow::new(shards, lows, passed, open.into_iter().collect()).execute(conn)?;
+            let (open, after) = open.into_iter().unzip();
+            MoveLow::new(shards, lows, passed, open, after).execute(conn)?;
         }
         if call_for_help {
             wake::call_for_help(conn)?;
@@ -259,12 +261,20 @@ impl Pass {
     }
 }
 
+/// Where two numbers are known of one transaction, both hold: the higher one says more.
+fn add(open: &mut Open, more: &Open) {
+    for (&id, &after) in more {
+        let known = open.entry(id).or_insert(after);
+        *known = after.max(*known);
+    }
+}
+
 statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
 /// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
-/// case, as it begins before its own second bound: only the read looks through all since then. That pass moves the bounds, so that it is
+/// case, as it begins before its own second bound: only the read looks through all since that began. That pass moves the bounds, so that it is
 /// the only one of its kind. It cannot if this fence has not come to the second bound as yet, as after a start beside an open transaction:
-/// each look looks through all since then itself, and finds something or does not.
+/// each look looks through all that itself, and finds something or does not.
 macro_rules! shards_to_claim {
     () => {
         concat!(
@@ -309,15 +319,15 @@ statement!(
         share: i16 => SmallInt,
         all: bool => Bool,
         limit: i64 => BigInt
-    } -> (SmallInt, BigInt, BigInt, BigInt, Array<BigInt>, Bool, Bool),
+    } -> (SmallInt, BigInt, BigInt, BigInt, BigInt, Array<BigInt>, Array<BigInt>, Bool),
     concat!(
         "WITH looked AS MATERIALIZED (SELECT s.shard, oldest.seq, ",
         is_to_be_claimed!(),
-        " AS wanted, s.begin < s.second AS ended FROM ",
+        " AS wanted, s.begin FROM ",
         shards_to_claim!(),
         " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
-         (SELECT shard, seq, wanted, ended, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
-         SELECT s.shard, s.low, s.high, s.passed, s.open, unsent.wanted, unsent.ended FROM outbox_shard AS s JOIN unsent USING (shard) \
+         (SELECT shard, seq, wanted, begin, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
+         SELECT s.shard, s.low, s.high, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
@@ -328,11 +338,12 @@ statement!(
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
-        open: Vec<i64> => Array<BigInt>
+        open: Vec<i64> => Array<BigInt>,
+        open_after: Vec<i64> => Array<BigInt>
     } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = moved.open \
-     FROM (SELECT shard, low, passed, open FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open) AS o) \
-     AS moved WHERE s.shard = moved.shard"
+    "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = o.open, open_after = o.open_after \
+     FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
+     WHERE s.shard = moved.shard"
 );
 
 statement!(

@@ -12,7 +12,8 @@ use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
 use super::place::{Tid, TupleId};
-use crate::backend::postgres::{has_ended, oldest_unsent};
+use crate::backend::postgres::{first_of_ended, oldest_unsent};
+use crate::source::fence::Open;
 use crate::source::row::{Blocked, ChunkSize, StoredRow, is_blocked};
 use crate::statement::statement;
 
@@ -30,6 +31,7 @@ statement!(
     pub(super) Unsent {
         high: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
+        open_after: Vec<i64> => Array<BigInt>,
         shards: Vec<i16> => Array<SmallInt>,
         lows: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
@@ -39,10 +41,10 @@ statement!(
         limit: i64 => BigInt
     } -> Columns,
     concat!(
-        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, ended, CASE WHEN ended THEN low ELSE passed END AS start \
-         FROM (SELECT EXISTS (SELECT FROM unnest(?) AS x WHERE ",
-        has_ended!(),
-        ") AS ended) AS open, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
+        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, after IS NOT NULL AS ended, \
+         greatest(low, least(passed, after)) AS start FROM (SELECT ",
+        first_of_ended!("?::bigint[]", "?::bigint[]"),
+        " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
@@ -74,7 +76,7 @@ pub(super) struct Unread {
     pub(super) lows: Vec<i64>,
     /// The same as long as none of the transactions in `open` has ended.
     pub(super) passed: Vec<i64>,
-    pub(super) open: Vec<i64>,
+    pub(super) open: Open,
     /// The last number that is polled.
     pub(super) high: i64,
     /// What was read and may not have been settled, and the last number of it.
@@ -127,7 +129,8 @@ impl Unread {
     ) -> QueryResult<(Packed, Option<usize>)> {
         let query = Unsent::new(
             self.high,
-            self.open.clone(),
+            self.open.keys().copied().collect(),
+            self.open.values().copied().collect(),
             self.shards.clone(),
             self.lows.clone(),
             self.passed.clone(),
