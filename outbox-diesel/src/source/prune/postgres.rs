@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Double};
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Nullable};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::problem::one_line;
@@ -28,8 +29,8 @@ const SLICE: Duration = Duration::from_millis(50);
 /// whoever prunes meanwhile passes over what it has locked.
 const LONGEST_END: Duration = Duration::from_secs(2);
 /// It is no relay's session, for those who count them. Somebody else's lock on the table, as for an index that is made, is waited for
-/// no longer than this.
-const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '1s'";
+/// no longer than this, and neither is one on a row.
+const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '200ms'";
 
 /// Rounds of pruning. The thread is waited for when this is dropped, but not for long: the relay is to stop, or to connect anew.
 #[derive(Default)]
@@ -148,6 +149,24 @@ fn pause(time: Duration, ends: &AtomicBool) {
 /// Deletes the rows of one chunk that are too old: where the next one begins, and whether the round is over. Exactly those rows are
 /// deleted, never a range: a late commit's row would be in it.
 fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<(i64, bool)> {
+    let chunk = Chunk::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result::<(_, _, i64, i64)>(conn);
+    // Perhaps because somebody has locked a row.
+    if let Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) = chunk {
+        return chunk_beside_locks(conn, cursor, retention);
+    }
+    let (last, first_kept, rows, expired): (Option<i64>, Option<i64>, _, _) = chunk?;
+    let last = last.unwrap_or(cursor);
+    // What is kept is looked at again.
+    let next = first_kept.map_or(last, |kept| kept - 1);
+    Ok(if rows == PRUNE_CHUNK && expired > 0 { (last, false) } else { (next, true) })
+}
+
+/// The same, but for rows that somebody has locked. To find them, each is locked before it is deleted, which takes twice as long.
+fn chunk_beside_locks(
+    conn: &mut PgConnection,
+    cursor: i64,
+    retention: Duration,
+) -> QueryResult<(i64, bool)> {
     let chunk = Oldest::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).load::<(i64, bool)>(conn)?;
     let is_full = chunk.len() as i64 == PRUNE_CHUNK;
     // What is kept is looked at again.
@@ -170,21 +189,35 @@ macro_rules! is_old {
     };
 }
 
-/// Rows in their order, and whether each is too old.
+/// Rows in their order, where they lie, and whether each is too old.
 macro_rules! oldest {
     () => {
         concat!(
-            "(SELECT o.seq, ",
+            "(SELECT o.seq, o.ctid AS place, ",
             is_old!(),
-            " AS old FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
+            " AS old FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
         )
     };
 }
 
 statement!(
     Pg,
+    /// One that was changed since the statement began lies elsewhere, and is left alone.
+    Chunk {
+        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt),
+    concat!(
+        "WITH chunk AS MATERIALIZED ",
+        oldest!(),
+        ", expired AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.old) \
+         SELECT max(seq), min(seq) FILTER (WHERE NOT old), count(*), count(*) FILTER (WHERE old) FROM chunk"
+    )
+);
+
+statement!(
+    Pg,
     Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
-    oldest!()
+    concat!("SELECT seq, old FROM ", oldest!(), " AS o")
 );
 
 statement!(
