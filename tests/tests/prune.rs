@@ -72,6 +72,43 @@ fn on_sqlite_all_that_has_expired_is_pruned_soon_and_nothing_else() {
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 2);
 }
 
+/// Those of a partition that Kafka does not take, say: more than a chunk of them lies before what was sent.
+#[test]
+fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_sqlite() {
+    let (_folder, path) = sqlite();
+    let conn = &mut SqliteConnection::establish(&path).unwrap();
+    conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
+    keep_sent(conn, 12_000, 30);
+    conn.batch_execute("UPDATE outbox SET sent_at = NULL").unwrap();
+    keep_sent(conn, 100, 30);
+    let mut source = SqliteSource::new(&path, SourceOptions::default());
+    assert!(source.claim().unwrap());
+    eventually("all old rows to be gone", PATIENCE, || {
+        source.upkeep().unwrap();
+        (count(conn, "outbox") == 12_000).then_some(())
+    });
+}
+
+#[test]
+fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_postgres() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    for (rows, sent_at) in [(12_000, "NULL"), (100, "now() - interval '30 days'")] {
+        conn.batch_execute(&format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) SELECT gen_random_uuid(), 'order', '1', \
+             'OrderPlaced', n % 16, {sent_at} FROM generate_series(1, {rows}) AS n"
+        ))
+        .unwrap();
+    }
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    assert!(source.claim().unwrap());
+    source.release().unwrap();
+    eventually("all old rows to be gone", PATIENCE, || {
+        source.upkeep().unwrap();
+        (load::count(conn, "outbox") == 12_000).then_some(())
+    });
+}
+
 /// A relay that has begun to prune rows that were sent long ago, and waits for somebody who holds a lock.
 fn blocked(database: &Database<'_>, lock: &str) -> (PostgresSource, PgConnection) {
     let (conn, mut stranger) = (&mut database.connect(), database.connect());

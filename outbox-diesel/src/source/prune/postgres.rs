@@ -10,21 +10,23 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{Array, BigInt, Bool, Double, Nullable};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
 use crate::problem::one_line;
 use crate::source::database::Database;
 use crate::statement::statement;
 
-/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that are kept: what lies before is
-/// a late commit's, or an index entry of a row that is gone.
+/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that were sent of late: what lies
+/// before is a late commit's, was unsent then, or is an index entry of a row that is gone.
 const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// It pauses so many times as long as it works, until it has worked for so long.
 const PAUSES: u32 = 3;
 const LEISURE: Duration = Duration::from_secs(30);
 /// How soon a thread that pauses notices that it is to end, and how often it is asked whether it has.
 const SLICE: Duration = Duration::from_millis(50);
+/// After so many chunks that are unsent a round ends; the next one goes on there.
+const UNSENT_CHUNKS: usize = 100;
 /// How long the end of a thread is waited for: a chunk, or a lock. One that hangs on its connection ends by itself when that does, and
 /// whoever prunes meanwhile passes over what it has locked.
 const LONGEST_END: Duration = Duration::from_secs(2);
@@ -46,6 +48,8 @@ pub(in super::super) struct Pruning {
 struct Place {
     cursor: i64,
     was_full: Option<Instant>,
+    /// Whether a round ended there that has not come to what was sent of late.
+    is_on_its_way: bool,
 }
 
 /// What a round has left behind.
@@ -68,19 +72,25 @@ impl Pruning {
         {
             self.place = place;
             if refused {
-                let (cursor, is_over) = chunk(conn, self.place.cursor, retention)?;
-                self.place.cursor = if is_over { 0 } else { cursor };
-                // The next chunk is due at once.
-                self.begun = is_over.then_some(self.begun).flatten();
+                let chunk = chunk(conn, self.place.cursor, retention)?;
+                self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
+                if !chunk.is_last && !chunk.is_unsent {
+                    // The next chunk is due at once.
+                    self.begun = None;
+                }
             }
         }
         if self.round.is_some() || !is_due(&mut self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
-        if self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL) {
-            self.place = Place { cursor: 0, was_full: Some(Instant::now()) };
+        let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
+        if is_long_ago && !self.place.is_on_its_way {
+            self.place = Place { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
         }
-        if !HasOld::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK).get_result::<bool>(conn)? {
+        if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
+            .get_result::<bool>(conn)?
+        {
+            self.place.is_on_its_way = false;
             return Ok(());
         }
         let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
@@ -111,12 +121,14 @@ fn round(database: &Database, mut place: Place, retention: Duration, ends: &Atom
     let begun = Instant::now();
     let set = conn.batch_execute(SETTINGS);
     let mut next = set.and_then(|()| chunk(&mut conn, place.cursor, retention));
-    let mut since = begun;
+    let (mut since, mut unsent) = (begun, 0);
     loop {
         match next {
-            Ok((cursor, is_over)) => {
-                place.cursor = cursor;
-                if is_over || ends.load(Ordering::Relaxed) {
+            Ok(chunk) => {
+                place.cursor = chunk.next;
+                unsent += usize::from(chunk.is_unsent);
+                place.is_on_its_way = !chunk.is_last;
+                if chunk.is_last || unsent == UNSENT_CHUNKS || ends.load(Ordering::Relaxed) {
                     break;
                 }
             }
@@ -146,95 +158,93 @@ fn pause(time: Duration, ends: &AtomicBool) {
     }
 }
 
-/// Deletes the rows of one chunk that are too old: where the next one begins, and whether the round is over. Exactly those rows are
-/// deleted, never a range: a late commit's row would be in it.
-fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<(i64, bool)> {
-    let chunk = Chunk::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result::<(_, _, i64, i64)>(conn);
-    // Perhaps because somebody has locked a row.
-    if let Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) = chunk {
-        return chunk_beside_locks(conn, cursor, retention);
-    }
-    let (last, first_kept, rows, expired): (Option<i64>, Option<i64>, _, _) = chunk?;
-    let last = last.unwrap_or(cursor);
-    // What is kept is looked at again.
-    let next = first_kept.map_or(last, |kept| kept - 1);
-    Ok(if rows == PRUNE_CHUNK && expired > 0 { (last, false) } else { (next, true) })
+/// What came of a chunk.
+struct Chunk {
+    /// Where the next one begins.
+    next: i64,
+    /// Whether the round is over: all that comes after was sent of late, if at all.
+    is_last: bool,
+    /// Whether all of it waits to be sent. The rows of a partition that Kafka does not take may be older than all that is sent.
+    is_unsent: bool,
 }
 
-/// The same, but for rows that somebody has locked. To find them, each is locked before it is deleted, which takes twice as long.
-fn chunk_beside_locks(
-    conn: &mut PgConnection,
-    cursor: i64,
-    retention: Duration,
-) -> QueryResult<(i64, bool)> {
-    let chunk = Oldest::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).load::<(i64, bool)>(conn)?;
-    let is_full = chunk.len() as i64 == PRUNE_CHUNK;
-    // What is kept is looked at again.
-    let next = chunk.iter().take_while(|(_, old)| *old).last().map_or(cursor, |(seq, _)| *seq);
-    let last = chunk.last().map_or(cursor, |(seq, _)| *seq);
-    let expired: Vec<i64> = chunk.into_iter().filter_map(|(seq, old)| old.then_some(seq)).collect();
-    if expired.is_empty() {
-        return Ok((next, true));
+/// The last number, the first one that is not too old, how many rows there are, how many of them are too old, and how many are unsent.
+type Counted = (Option<i64>, Option<i64>, i64, i64, i64);
+
+impl Chunk {
+    fn after(cursor: i64, (last, first_kept, rows, expired, unsent): Counted) -> Self {
+        let last = last.unwrap_or(cursor);
+        let is_unsent = unsent == PRUNE_CHUNK;
+        let is_last = rows < PRUNE_CHUNK || (expired == 0 && !is_unsent);
+        // What is kept is looked at again, if it may be due next time.
+        let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
+        Self { next, is_last, is_unsent }
     }
-    Expired::new(retention.as_secs_f64(), expired).execute(conn)?;
-    Ok(if is_full { (last, false) } else { (next, true) })
 }
 
-/// Whether a row `o` of a shard `s` is too old. What was read from the write-ahead log is sent though nothing marks it: up to its shard's
-/// lower bound while the log is read, and later up to `unmarked`.
-macro_rules! is_old {
+/// Deletes the rows of one chunk that are too old. Exactly those rows are deleted, never a range: a late commit's row would be in it.
+fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+    let secs = retention.as_secs_f64();
+    let counted = match Prune::new(secs, cursor, PRUNE_CHUNK).get_result(conn) {
+        // Perhaps because somebody has locked a row. To find out, each is locked before it is deleted, which takes twice as long.
+        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
+            PruneBesideLocks::new(secs, cursor, PRUNE_CHUNK).get_result(conn)
+        }
+        counted => counted,
+    };
+    Ok(Chunk::after(cursor, counted?))
+}
+
+/// A chunk in the order of `seq`: where each row lies, when it was sent, and whether that is too long ago. What was read from the
+/// write-ahead log is sent though nothing marks it: up to its shard's lower bound while the log is read, and later up to `unmarked`.
+macro_rules! chunk {
     () => {
-        "coalesce(coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 THEN s.low ELSE s.unmarked END \
-         THEN o.created_at AT TIME ZONE 'utc' END) < now() - make_interval(secs => ?), false)"
+        "chunk AS MATERIALIZED (SELECT seq, place, sent, coalesce(sent < now() - make_interval(secs => ?), false) AS old FROM \
+         (SELECT o.seq, o.ctid AS place, coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 \
+         THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent FROM ONLY outbox AS o \
+         JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
     };
 }
 
-/// Rows in their order, where they lie, and whether each is too old.
-macro_rules! oldest {
+macro_rules! counted {
     () => {
-        concat!(
-            "(SELECT o.seq, o.ctid AS place, ",
-            is_old!(),
-            " AS old FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?)"
-        )
+        "SELECT max(seq), min(seq) FILTER (WHERE NOT old), count(*), count(*) FILTER (WHERE old), \
+         count(*) FILTER (WHERE sent IS NULL) FROM chunk"
     };
 }
 
 statement!(
     Pg,
-    /// One that was changed since the statement began lies elsewhere, and is left alone.
-    Chunk {
+    /// Whether a round has something to do: its first chunk has expired rows, or all of it is unsent.
+    IsWanted { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt, all: i64 => BigInt } -> Bool,
+    concat!("WITH ", chunk!(), " SELECT coalesce(bool_or(old), false) OR count(*) FILTER (WHERE sent IS NULL) = ? FROM chunk")
+);
+
+statement!(
+    Pg,
+    /// A row that was changed since the statement began lies elsewhere, and is left alone.
+    Prune {
         retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
-    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt),
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
     concat!(
-        "WITH chunk AS MATERIALIZED ",
-        oldest!(),
-        ", expired AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.old) \
-         SELECT max(seq), min(seq) FILTER (WHERE NOT old), count(*), count(*) FILTER (WHERE old) FROM chunk"
+        "WITH ",
+        chunk!(),
+        ", expired AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.old) ",
+        counted!()
     )
 );
 
 statement!(
     Pg,
-    Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool),
-    concat!("SELECT seq, old FROM ", oldest!(), " AS o")
-);
-
-statement!(
-    Pg,
-    HasOld { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> Bool,
-    concat!("SELECT coalesce(bool_or(old), false) FROM ", oldest!(), " AS o")
-);
-
-statement!(
-    Pg,
-    /// By `seq`, as there is no snapshot that keeps these rows in their places; and nothing that has come to such a number since. Rows
-    /// that somebody has locked are left for a later round.
-    Expired { retention: f64 => Double, seqs: Vec<i64> => Array<BigInt> } -> Bool,
+    /// The same, but for rows that somebody has locked.
+    PruneBesideLocks {
+        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
     concat!(
-        "WITH free AS MATERIALIZED (SELECT o.seq, o.shard FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE ",
-        is_old!(),
-        " AND o.seq = ANY (?) FOR UPDATE OF o SKIP LOCKED) \
-         DELETE FROM outbox AS o USING free AS f WHERE o.seq = f.seq AND o.shard = f.shard"
+        "WITH ",
+        chunk!(),
+        ", free AS MATERIALIZED (SELECT o.ctid AS place FROM ONLY outbox AS o JOIN chunk AS c ON o.ctid = c.place WHERE c.old \
+         FOR UPDATE OF o SKIP LOCKED), expired AS (DELETE FROM ONLY outbox AS o USING free AS f WHERE o.ctid = f.place) ",
+        counted!()
     )
 );

@@ -16,10 +16,17 @@ const CHUNK_BYTES: i64 = 8 * 1024 * 1024;
 const SHARE: u32 = 2;
 const LONGEST: Duration = Duration::from_secs(1);
 
+/// After so many chunks that are unsent a round ends; the next one goes on there.
+const UNSENT_CHUNKS: usize = 10;
+
 /// Rounds of pruning, each from the oldest row on.
 #[derive(Default)]
 pub(in super::super) struct Pruning {
     begun: Option<Instant>,
+    /// Where the next round begins.
+    start: i64,
+    /// How many chunks of this round were unsent.
+    unsent: usize,
     /// Where the next chunk of this round begins. Nothing between rounds.
     cursor: Option<i64>,
     ended: Option<Instant>,
@@ -35,10 +42,13 @@ impl Pruning {
         let began = Instant::now();
         let time = self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / SHARE).min(LONGEST));
         if self.cursor.is_none() && is_due(&mut self.begun, PRUNE_INTERVAL) {
-            self.cursor = Some(0);
+            (self.cursor, self.unsent) = (Some(self.start), 0);
         }
         while let Some(cursor) = self.cursor {
-            self.cursor = chunk(conn, cursor, retention)?;
+            let chunk = chunk(conn, cursor, retention)?;
+            self.unsent += usize::from(chunk.is_unsent);
+            self.start = chunk.next.filter(|_| self.unsent == UNSENT_CHUNKS).unwrap_or_default();
+            self.cursor = chunk.next.filter(|_| self.unsent < UNSENT_CHUNKS);
             if began.elapsed() >= time {
                 break;
             }
@@ -48,14 +58,22 @@ impl Pruning {
     }
 }
 
-/// Deletes the rows of one chunk that are too old: where the next chunk begins, or nothing if the round is over. The write lock is taken
-/// only if there are such rows, and only to delete them.
-fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<Option<i64>> {
+/// What came of a chunk.
+struct Chunk {
+    /// Where the next one begins. Nothing if the round is over: all that comes after was sent of late, if at all.
+    next: Option<i64>,
+    /// Whether all of it waits to be sent. The rows of a partition that Kafka does not take may be older than all that is sent.
+    is_unsent: bool,
+}
+
+/// Deletes the rows of one chunk that are too old. The write lock is taken only if there are such rows, and only to delete them.
+fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
     let retention = retention.as_secs_f64();
-    let (mut expired, mut last, mut rows, mut bytes) = (Vec::new(), cursor, 0, 0);
+    let (mut expired, mut last, mut rows, mut bytes, mut is_unsent) = (Vec::new(), cursor, 0, 0, true);
     let oldest = Oldest::new(retention, cursor, PRUNE_CHUNK);
-    for row in oldest.load_iter::<(i64, bool, i64), DefaultLoadingMode>(conn)? {
-        let (seq, is_old, size) = row?;
+    for row in oldest.load_iter::<(i64, bool, bool, i64), DefaultLoadingMode>(conn)? {
+        let (seq, is_sent, is_old, size) = row?;
+        is_unsent &= !is_sent;
         if is_old {
             expired.push(seq.to_string());
         }
@@ -64,11 +82,12 @@ fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> Query
             break;
         }
     }
-    if expired.is_empty() {
-        return Ok(None);
+    if !expired.is_empty() {
+        Expired::new(format!("[{}]", expired.join(",")), retention).execute(conn)?;
     }
-    Expired::new(format!("[{}]", expired.join(",")), retention).execute(conn)?;
-    Ok((rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES).then_some(last))
+    let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
+    let goes_on = is_full && (is_unsent || !expired.is_empty());
+    Ok(Chunk { next: goes_on.then_some(last), is_unsent })
 }
 
 /// Whether a row was sent too long ago. What is unsent never is.
@@ -80,10 +99,10 @@ macro_rules! is_old {
 
 statement!(
     Sqlite,
-    /// Rows in their order, whether each is too old, and the size of its payload.
-    Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, BigInt),
+    /// Rows in their order, whether each was sent and is too old, and the size of its payload.
+    Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, Bool, BigInt),
     concat!(
-        "SELECT seq, ",
+        "SELECT seq, sent_at IS NOT NULL, ",
         is_old!(),
         ", coalesce(length(payload), 0) FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
     )
