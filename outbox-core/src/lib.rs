@@ -28,6 +28,8 @@
 #[doc(hidden)]
 #[path = "private.rs"]
 pub mod __private;
+#[doc(hidden)]
+pub mod advisory_locks;
 mod event;
 mod publisher;
 mod record;

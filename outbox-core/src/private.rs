@@ -1,4 +1,4 @@
-//! What the code written by `#[derive(OutboxEvent)]` calls. No part of the public interface: it may change in any
+//! What the code written by `#[derive(OutboxEvent)]` calls, and what the crates share. No part of the public interface: it may change in any
 //! release. The traits are there for what the compiler says where one is not implemented.
 
 use std::error::Error;
@@ -7,6 +7,11 @@ use std::fmt::Display;
 pub use serde::Serialize;
 
 use crate::{Record, RecordError};
+
+/// A database's messages have line breaks, which a log line should not have.
+pub fn one_line(message: &str) -> String {
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
 
 /// What an aggregate id or a header can be made from.
 #[diagnostic::on_unimplemented(

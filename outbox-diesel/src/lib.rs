@@ -46,7 +46,6 @@
 //! - [`Inbox`] runs an effect once for each event.
 //! - `Migrations` creates the tables. They are plain SQL, and a contract: other languages may write to them, and Debezium
 //!   reads them with its default column names.
-//! - `observe` tells the lag and the dead letters; [`source`] is what a relay reads.
 //!
 //! # Order
 //!
@@ -63,7 +62,6 @@
 //! | `postgres` | | PostgreSQL, with or without libpq |
 //! | `sqlite` | | SQLite |
 //! | `async` | | `emit` and the inbox on diesel-async's connections |
-//! | `postgres-source`, `sqlite-source`, `postgres-wal` | | what a relay needs; it turns them on |
 //!
 //! # SQLite
 //!
@@ -71,23 +69,14 @@
 //! wait for their turn, and emit in `conn.immediate_transaction(|c| ..)`: a plain `transaction` that reads first fails with "database
 //! is locked" when it emits, whatever the timeout, if another connection has written meanwhile.
 
-// A statement holds what either database needs: with fewer than all some of it is not read.
-#![cfg_attr(
-    not(all(feature = "postgres-source", feature = "sqlite-source")),
-    allow(dead_code, unused_imports)
-)]
-
+// Each database's statements read what they need of these.
+#[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 mod backend;
 mod emit;
 mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
-#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
-pub mod observe;
 mod problem;
-pub mod source;
-#[cfg(any(feature = "postgres-source", feature = "sqlite-source"))]
-mod statement;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;

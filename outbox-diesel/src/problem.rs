@@ -1,4 +1,5 @@
 use diesel::ConnectionError;
+use diesel_outbox_core::__private::one_line;
 
 /// What may be logged of a connection that failed, in one line.
 ///
@@ -32,8 +33,3 @@ pub fn connection_problem(error: &ConnectionError) -> String {
 
 const ESCAPES: &str = "postgres://user:password@host:5432/name, \
                        with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23";
-
-/// A database's messages have line breaks, which a log line should not have.
-pub(crate) fn one_line(message: &str) -> String {
-    message.split_whitespace().collect::<Vec<_>>().join(" ")
-}

@@ -64,14 +64,19 @@
 
 mod error;
 mod handle;
-mod observe;
+mod metrics;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+pub mod operate;
 mod pipeline;
 mod relay;
+pub mod source;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod statement;
 mod worker;
 
 #[cfg(feature = "postgres-wal")]
-pub use diesel_outbox::source::wal::WalOptions;
-pub use diesel_outbox::source::{SentRows, SourceOptions};
+pub use crate::source::wal::WalOptions;
+pub use crate::source::{SentRows, SourceOptions};
 pub use diesel_outbox_core::wire::{TopicError, Topics};
 pub use diesel_outbox_core::{Broker, DeadLetterPolicy, Lag, LogLag, Source};
 #[cfg(feature = "kafka")]

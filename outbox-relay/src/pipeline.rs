@@ -17,7 +17,7 @@ use diesel_outbox_core::{
 
 use self::names::TopicNames;
 use self::waiting::Waiting;
-use crate::observe;
+use crate::metrics;
 
 /// How much a pass takes on. The defaults suit most services.
 ///
@@ -130,9 +130,9 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(failure) => {
-                observe::published(pass.published);
+                metrics::published(pass.published);
                 self.published.set(self.published.get() + pass.published);
-                observe::passed(pass.published, (self.now)().duration_since(began));
+                metrics::passed(pass.published, (self.now)().duration_since(began));
                 failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
@@ -304,7 +304,7 @@ impl Pipeline<'_> {
     ) -> Result<bool, SourceError> {
         let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
         let topic = pass.names.topic(self.topics, &aggregate_type).unwrap_or_default();
-        observe::dead_lettered(topic, &aggregate_type, &id, reason);
+        metrics::dead_lettered(topic, &aggregate_type, &id, reason);
         Ok(holds_back)
     }
 }

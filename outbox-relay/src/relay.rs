@@ -2,8 +2,8 @@ use std::future::Future;
 use std::time::Duration;
 
 #[cfg(feature = "postgres-wal")]
-use diesel_outbox::source::wal::{WalOptions, WalSource};
-use diesel_outbox::source::{SentRows, SourceOptions};
+use crate::source::wal::{WalOptions, WalSource};
+use crate::source::{SentRows, SourceOptions};
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
@@ -51,12 +51,12 @@ impl Relay {
     pub fn postgres(database_url: impl Into<String>) -> Self {
         let database_url = database_url.into();
         Self::from_source(move |options| {
-            Box::new(diesel_outbox::source::PostgresSource::new(database_url.clone(), options))
+            Box::new(crate::source::PostgresSource::new(database_url.clone(), options))
         })
     }
 
     /// A relay for the outbox in this PostgreSQL database that reads the write-ahead log, from the slot that
-    /// [`wal::setup`](diesel_outbox::source::wal::setup) or `outbox wal setup` has made. Of several relays one is active, and
+    /// [`wal::setup`](crate::source::wal::setup) or `outbox wal setup` has made. Of several relays one is active, and
     /// another takes over within two seconds when it is gone.
     ///
     /// The connection's role needs `REPLICATION`; otherwise as for [`postgres`](Self::postgres). Events are sent in the order of
@@ -77,9 +77,7 @@ impl Relay {
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl Into<String>) -> Self {
         let path = path.into();
-        Self::from_source(move |options| {
-            Box::new(diesel_outbox::source::SqliteSource::new(path.clone(), options))
-        })
+        Self::from_source(move |options| Box::new(crate::source::SqliteSource::new(path.clone(), options)))
     }
 
     /// A relay that gets its records from a source of your own; each worker asks for one.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
-use crate::observe;
+use crate::metrics;
 use crate::pipeline::{Failure, Limits, Passed, Pipeline};
 
 /// How long a worker waits before it looks whether it is to stop: after a failure, and where there is nothing to do.
@@ -71,7 +71,7 @@ impl Worker {
                 Ok(()) => retry.succeeded(),
                 Err(Failure::Source(error)) if error.is_lasting() => {
                     self.stop.set();
-                    observe::gave_up(&error);
+                    metrics::gave_up(&error);
                     return Err(error);
                 }
                 Err(failure) => {
@@ -83,7 +83,7 @@ impl Worker {
                 }
             }
         }
-        observe::stopped(self.published.get());
+        metrics::stopped(self.published.get());
         Ok(())
     }
 
@@ -140,7 +140,7 @@ impl Worker {
     fn upkeep(&mut self) -> Result<(), Failure> {
         self.upkept = Some(Instant::now());
         if let Some(lag) = self.source.upkeep()? {
-            observe::lag(lag);
+            metrics::lag(lag);
         }
         Ok(())
     }
@@ -159,7 +159,7 @@ impl Retry {
 
     fn succeeded(&mut self) {
         if let Some(failure) = self.failure.take() {
-            observe::recovered(failure);
+            metrics::recovered(failure);
         }
         self.begin_anew();
     }
@@ -174,7 +174,7 @@ impl Retry {
             Failure::Source(error) => ("database", error as &dyn std::error::Error),
             Failure::Publisher(error) => ("broker", error as &dyn std::error::Error),
         };
-        observe::failed(side, error, self.wait);
+        metrics::failed(side, error, self.wait);
         self.failure = Some(side);
         let until = Instant::now() + self.wait;
         while !stop.is_set() && Instant::now() < until {

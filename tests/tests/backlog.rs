@@ -10,9 +10,9 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_relay::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
 use outbox_tests::{Database, Postgres, eventually};
 
 use self::gate::Gate;

@@ -5,9 +5,9 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::load::{entries_read, migrated, wait_for_the_relays_end};
 use outbox_tests::{Database, eventually};
 

@@ -10,10 +10,10 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::observe::{Observe, Requeue};
-use diesel_outbox::source::{DeadLetterPolicy, PostgresSource, SentRows, SourceOptions, SqliteSource};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_relay::operate::{Operate, Requeue};
+use diesel_outbox_relay::source::{DeadLetterPolicy, PostgresSource, SentRows, SourceOptions, SqliteSource};
 use outbox_tests::{Database, Folder, Postgres, eventually};
 
 /// A database with the tables in it.
@@ -22,7 +22,7 @@ trait Store {
     fn emit(&self, records: &[Record]);
     fn execute(&self, sql: &str);
     fn count(&self, from: &str) -> i64;
-    fn observe(&self) -> Box<dyn Observe + Send>;
+    fn observe(&self) -> Box<dyn Operate + Send>;
     /// Whether a requeue does not wait for a pass.
     fn requeues_at_once(&self) -> bool;
     /// Numbers are given from the first on again.
@@ -49,7 +49,7 @@ impl Store for OnPostgres {
         diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
     }
 
-    fn observe(&self) -> Box<dyn Observe + Send> {
+    fn observe(&self) -> Box<dyn Operate + Send> {
         Box::new(self.0.connect())
     }
 
@@ -93,7 +93,7 @@ impl Store for OnSqlite {
         diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.connect()).unwrap()
     }
 
-    fn observe(&self) -> Box<dyn Observe + Send> {
+    fn observe(&self) -> Box<dyn Operate + Send> {
         Box::new(self.connect())
     }
 

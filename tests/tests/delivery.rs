@@ -7,8 +7,8 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::observe::{Observe, Requeue};
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::operate::{Operate, Requeue};
 use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Limits, Relay, RelayHandle, Topics};
 use outbox_tests::{Database, Folder, Kafka, Postgres, Received, eventually};
 

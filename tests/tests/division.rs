@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
-use diesel_outbox::source::wal::{WalError, WalOptions, WalSource, setup, teardown};
-use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::source::wal::{WalError, WalOptions, WalSource, setup, teardown};
+use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::load::{
     count, log_relay, migrated, new_topic, relay, repetitions, stop, wait_until_confirmed, wal, write,
 };

@@ -12,9 +12,9 @@ use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncPgConnection};
-use diesel_outbox::source::{SourceOptions, SqliteSource};
 use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, OutboxEvent, Record, RecordError};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::source::{SourceOptions, SqliteSource};
 use outbox_tests::{Database, Folder, Postgres, eventually};
 use uuid::Uuid;
 

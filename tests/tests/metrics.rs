@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
-use diesel_outbox::source::wal::setup;
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::source::wal::setup;
 use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics, WalOptions};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use outbox_tests::{Kafka, Postgres, eventually};

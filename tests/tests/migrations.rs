@@ -6,9 +6,9 @@ use diesel::migration::MigrationSource;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
-use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::{Folder, Postgres};
 
 const POSTGRES: &str = "../migrations/postgres";

@@ -8,7 +8,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_outbox::observe::Observe;
+use diesel_outbox_relay::operate::Operate;
 use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, stop, wal, write_until};
 use outbox_tests::{Counter, Database, Debezium, Kafka, Received, eventually};
 

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
-use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
 use outbox_tests::load::{entries_read, migrated_on};
 use outbox_tests::{Database, Postgres, eventually};
 

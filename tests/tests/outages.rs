@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::wal::{WalOptions, setup};
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::source::wal::{WalOptions, setup};
 use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, RelayHandle, Topics};
 use outbox_tests::{Database, Kafka, Postgres, Received, eventually, eventually_ok};
 

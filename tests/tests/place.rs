@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_outbox::source::wal::WalOptions;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
 use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::source::wal::WalOptions;
 use outbox_tests::load::{count, log_relay, migrated, migrated_on, new_topic, stop, wal, write};
 use outbox_tests::{Database, Kafka, Postgres, eventually};
 

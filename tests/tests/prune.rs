@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::source::{PostgresSource, SourceOptions, SqliteSource};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::source::{PostgresSource, SourceOptions, SqliteSource};
 use outbox_tests::load::{self, migrated};
 use outbox_tests::{Database, Folder, eventually};
 

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_outbox::source::wal::{WalError, WalOptions, setup, teardown};
+use diesel_outbox_relay::source::wal::{WalError, WalOptions, setup, teardown};
 use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 

@@ -6,10 +6,10 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::observe::Observe;
-use diesel_outbox::source::{PostgresSource, SourceOptions};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::operate::Operate;
+use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::eventually;
 use outbox_tests::load::migrated;
 

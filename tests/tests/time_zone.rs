@@ -4,10 +4,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_outbox::observe::Observe;
-use diesel_outbox::source::{PostgresSource, SentRows, SourceOptions};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::operate::Operate;
+use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
 use outbox_tests::load::count;
 use outbox_tests::{Database, Postgres, eventually};
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue};
 use clap::{Arg, ArgAction, ArgGroup, ArgMatches, Command, value_parser};
-use diesel_outbox::observe::Requeue;
+use diesel_outbox_relay::operate::Requeue;
 use uuid::Uuid;
 
 #[cfg(feature = "postgres")]

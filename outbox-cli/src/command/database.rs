@@ -12,8 +12,8 @@ use std::fmt;
 
 use diesel::prelude::*;
 use diesel_outbox::Migrations;
-use diesel_outbox::observe::Observe;
 use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::operate::Operate;
 
 use super::config::Config;
 use super::failure::Failure;
@@ -115,7 +115,7 @@ impl Database {
     }
 
     /// A connection on which the tables can be asked.
-    pub(crate) fn observed(&self) -> Result<Box<dyn Observe>, Failure> {
+    pub(crate) fn observed(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {

@@ -23,7 +23,7 @@ pub(crate) enum Failure {
     Query { database: String, source: diesel::result::Error },
     #[cfg(feature = "postgres")]
     #[error("{database}: {source}")]
-    Wal { database: String, source: diesel_outbox::source::wal::WalError },
+    Wal { database: String, source: diesel_outbox_relay::source::wal::WalError },
     #[cfg(feature = "postgres")]
     #[error("Debezium cannot work yet: {wrong} of these are wrong")]
     DebeziumCheck { wrong: usize },

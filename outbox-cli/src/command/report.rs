@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use diesel_outbox::observe::{DeadLetter, Requeue};
+use diesel_outbox_relay::operate::{DeadLetter, Requeue};
 use diesel_outbox_relay::{Lag, LogLag};
 use serde_json::json;
 

@@ -9,26 +9,6 @@ use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 const INSERT: &str =
     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES ";
 
-/// Milliseconds since 1970 from a Julian day.
-#[cfg(feature = "sqlite-source")]
-macro_rules! unix_ms {
-    ($julian_day:literal) => {
-        concat!("CAST(round((", $julian_day, " - 2440587.5) * 86400000.0) AS INTEGER)")
-    };
-}
-#[cfg(feature = "sqlite-source")]
-pub(crate) use unix_ms;
-
-/// A time that SQLite does not understand stops nobody.
-#[cfg(feature = "sqlite-source")]
-macro_rules! created_at_ms {
-    () => {
-        crate::backend::sqlite::unix_ms!("coalesce(julianday(created_at), julianday('now'))")
-    };
-}
-#[cfg(feature = "sqlite-source")]
-pub(crate) use created_at_ms;
-
 impl Statements for Sqlite {
     #[cfg(feature = "migrations")]
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =

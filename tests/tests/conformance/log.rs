@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use diesel_outbox::source::SourceOptions;
-use diesel_outbox::source::wal::{WalOptions, WalSource, setup};
 use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+use diesel_outbox_relay::source::SourceOptions;
+use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
 
-use super::{Database, Observe, OnPostgres, Store, postgres};
+use super::{Database, OnPostgres, Operate, Store, postgres};
 
 /// PostgreSQL, read from a slot that was made when nothing had been emitted.
 pub(super) struct OnLog(OnPostgres);
@@ -41,7 +41,7 @@ impl Store for OnLog {
         self.0.count(from)
     }
 
-    fn observe(&self) -> Box<dyn Observe + Send> {
+    fn observe(&self) -> Box<dyn Operate + Send> {
         self.0.observe()
     }
 

@@ -3,9 +3,9 @@
 #[cfg(feature = "postgres")]
 use diesel::pg::PgConnection;
 #[cfg(feature = "postgres")]
-pub(super) use diesel_outbox::source::wal::{WalError, setup, teardown};
-#[cfg(feature = "postgres")]
 use diesel_outbox_relay::WalOptions;
+#[cfg(feature = "postgres")]
+pub(super) use diesel_outbox_relay::source::wal::{WalError, setup, teardown};
 
 use crate::command::config::Config;
 #[cfg(feature = "sqlite")]

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use diesel_outbox::source::SentRows;
+use diesel_outbox_relay::source::SentRows;
 use diesel_outbox_relay::{DeadLetterPolicy, Kafka, Limits, Relay, Topics};
 
 use crate::command::config::Config;

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use diesel_outbox::source::SourceOptions;
+use diesel_outbox_relay::source::SourceOptions;
 
 use super::*;
 use crate::command::args;

@@ -1,0 +1,108 @@
+//! What an operator asks of the tables: how far behind the relay is, what became a dead letter, and to try those again.
+
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use diesel::QueryResult;
+pub use diesel_outbox_core::Lag;
+use uuid::Uuid;
+
+/// An operator's questions, asked on a plain `PgConnection` or `SqliteConnection`.
+///
+/// ```no_run
+/// # #[cfg(feature = "postgres")]
+/// # fn f(conn: &mut diesel::PgConnection) -> diesel::QueryResult<()> {
+/// use diesel_outbox_relay::operate::{Operate, Requeue};
+///
+/// let lag = conn.lag()?;
+/// println!("{} events wait, the oldest for {:?}", lag.unsent, lag.oldest);
+/// for letter in conn.dead_letters(100)? {
+///     println!("{} of {} {}: {}", letter.event_type, letter.aggregate_type, letter.aggregate_id, letter.reason);
+/// }
+/// conn.requeue(&Requeue::All)?;
+/// # Ok(())
+/// # }
+/// ```
+pub trait Operate {
+    /// How many records wait to be sent, and the age of the oldest. It counts them, which takes about a second for each
+    /// few million.
+    ///
+    /// # Errors
+    /// The database's.
+    fn lag(&mut self) -> QueryResult<Lag>;
+
+    /// The oldest dead letters, up to this many.
+    ///
+    /// # Errors
+    /// The database's.
+    fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>>;
+
+    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. Where the
+    /// write-ahead log is read they come at its end; so do those afterwards that had been read from it. It waits for the
+    /// relays' present passes.
+    ///
+    /// # Errors
+    /// The database's; nothing is changed then.
+    fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
+}
+
+/// An event that the broker would never have taken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DeadLetter {
+    /// Its place in the order.
+    pub seq: i64,
+    /// The event's id.
+    pub id: String,
+    /// The aggregate's type.
+    pub aggregate_type: String,
+    /// The aggregate's id.
+    pub aggregate_id: String,
+    /// The event's type.
+    pub event_type: String,
+    /// When it was emitted, in milliseconds since 1970.
+    pub created_at_ms: i64,
+    /// Why it is here, and what to do about it.
+    pub reason: String,
+    /// When it came here, in milliseconds since 1970.
+    pub failed_at_ms: i64,
+}
+
+/// Which dead letters to try again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Requeue {
+    /// All of them.
+    All,
+    /// The one event with this id.
+    Id(Uuid),
+    /// All of this aggregate.
+    Aggregate {
+        /// The aggregate's type.
+        aggregate_type: String,
+        /// The aggregate's id.
+        aggregate_id: String,
+    },
+}
+
+impl Requeue {
+    /// As three optional conditions: id, aggregate type, aggregate id.
+    fn conditions(&self) -> (Option<Uuid>, Option<String>, Option<String>) {
+        match self {
+            Self::All => (None, None, None),
+            Self::Id(id) => (Some(*id), None, None),
+            Self::Aggregate { aggregate_type, aggregate_id } => {
+                (None, Some(aggregate_type.clone()), Some(aggregate_id.clone()))
+            }
+        }
+    }
+}
+
+type Row = (i64, String, String, String, String, i64, String, i64);
+
+fn dead_letter(row: Row) -> DeadLetter {
+    let (seq, id, aggregate_type, aggregate_id, event_type, created_at_ms, reason, failed_at_ms) = row;
+    DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, created_at_ms, reason, failed_at_ms }
+}

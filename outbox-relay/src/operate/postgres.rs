@@ -1,0 +1,115 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel_outbox_core::{Lag, LogLag};
+use uuid::Uuid;
+
+use super::{DeadLetter, Operate, Requeue, Row, dead_letter};
+use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
+use crate::source::wake;
+use crate::statement::statement;
+
+impl Operate for PgConnection {
+    fn lag(&mut self) -> QueryResult<Lag> {
+        type Row = (i64, f64, Option<i64>, Option<i64>, Option<String>);
+        let (unsent, oldest, bytes, retained, status) = Unsent::new().get_result::<Row>(self)?;
+        Ok(Lag {
+            log: status.map(|status| LogLag {
+                bytes: bytes.unwrap_or_default().unsigned_abs(),
+                time: None,
+                retained_bytes: retained.unwrap_or_default().unsigned_abs(),
+                status,
+            }),
+            oldest_writer: Duration::ZERO,
+            unsent: unsent.unsigned_abs(),
+            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
+        })
+    }
+
+    fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
+        Ok(DeadLetters::new(limit).load::<Row>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
+        let (id, aggregate_type, aggregate_id) = which.conditions();
+        self.transaction(|conn| {
+            // With the shards locked no relay is reading them, and their lower bounds can go back.
+            conn.batch_execute(LOCK_SHARDS)?;
+            let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
+            let mut lows: BTreeMap<i16, i64> = BTreeMap::new();
+            for (shard, seq) in &restored {
+                let low = lows.entry(*shard).or_insert(seq - 1);
+                *low = (*low).min(seq - 1);
+            }
+            if !lows.is_empty() {
+                let (shards, lows) = lows.into_iter().unzip();
+                LowerBounds::new(shards, lows).execute(conn)?;
+                wake(conn)?;
+            }
+            Ok(restored.len())
+        })
+    }
+}
+
+statement!(
+    Pg,
+    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table. And how far the slot is behind
+    /// from which the others are read, if there is one.
+    Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
+    concat!(
+        "SELECT * FROM (SELECT count(*), \
+         coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 FROM outbox \
+         WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
+        shards!(),
+        " AS s ",
+        oldest_unsent!(),
+        ") AND seq <= (SELECT max(high) FROM outbox_shard)) AS unsent LEFT JOIN (SELECT \
+         greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
+         greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
+         FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s ON s.slot_name = o.slot LIMIT 1) AS log ON true"
+    )
+);
+
+statement!(
+    Pg,
+    DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
+    "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000)::bigint, \
+     reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
+);
+
+statement!(
+    Pg,
+    /// Puts them back at their old place if rows are polled. They get new numbers if rows are read from the write-ahead log, which has no
+    /// other order than that of the commits; if nothing marks what was sent among their neighbours; and if another event has the number
+    /// because the sequence was restarted. Later ones of an aggregate stay behind earlier ones.
+    Restore {
+        id: Option<Uuid> => Nullable<SqlUuid>,
+        aggregate_type: Option<String> => Nullable<Text>,
+        aggregate_id: Option<String> => Nullable<Text>
+    } -> (SmallInt, BigInt),
+    "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
+     gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
+     AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
+     AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*), \
+     numbered AS (SELECT g.*, s.high = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
+     (SELECT FROM outbox AS o WHERE o.seq = g.seq AND o.shard = g.shard) \
+     AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
+     FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
+     placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
+     FROM numbered ORDER BY seq) \
+     INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq') END, id, aggregatetype, aggregateid, type, payload, \
+     headers, shard, created_at FROM (SELECT * FROM placed ORDER BY seq) AS placed RETURNING shard, seq"
+);
+
+statement!(
+    Pg,
+    /// A slot that is read has them anyway.
+    LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = least(s.low, restored.low), passed = least(s.passed, restored.low) \
+     FROM unnest(?, ?) AS restored (shard, low) WHERE s.shard = restored.shard AND s.high = 9223372036854775807"
+);

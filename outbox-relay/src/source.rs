@@ -1,0 +1,53 @@
+//! The tables as a source of records: claim, read, settle, release. A relay drives it.
+
+#[cfg(feature = "postgres")]
+pub(crate) mod bounds;
+#[cfg(feature = "postgres")]
+mod check;
+#[cfg(feature = "postgres")]
+mod database;
+#[cfg(feature = "postgres")]
+mod fence;
+#[cfg(feature = "sqlite")]
+pub(crate) mod julian_day;
+mod options;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod polling;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod prune;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod row;
+#[cfg(feature = "postgres")]
+mod sequence;
+#[cfg(feature = "postgres-wal")]
+pub mod wal;
+#[cfg(feature = "postgres")]
+mod writers;
+
+pub use diesel_outbox_core::DeadLetterPolicy;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+use diesel_outbox_core::SourceError;
+
+pub use self::options::{SentRows, SourceOptions};
+#[cfg(feature = "postgres")]
+pub use self::polling::PostgresSource;
+#[cfg(feature = "sqlite")]
+pub use self::polling::SqliteSource;
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+const BLOCKED: &str =
+    "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
+    let message = diesel_outbox_core::__private::one_line(&error.to_string());
+    SourceError::because(format!("the database failed while {doing}: {message}"), error)
+}
+
+/// Wakes the relay that listens, when the open transaction commits, for rows that are brought back to the outbox.
+#[cfg(feature = "postgres")]
+pub(crate) fn wake(conn: &mut diesel::PgConnection) -> diesel::QueryResult<()> {
+    use diesel::RunQueryDsl;
+    let wake = format!("SELECT {}", diesel_outbox_core::advisory_locks::WAKE);
+    diesel::sql_query(wake).execute(conn).map(drop)
+}

@@ -1,0 +1,54 @@
+//! Between which numbers the rows of a shard are looked for.
+
+/// Whether the transaction `x` has ended, as seen by the statement's own snapshot. So it is for one that this server has not begun: the
+/// table comes from another server then.
+macro_rules! has_ended {
+    () => {
+        "(pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) \
+         OR x::text::xid8 >= pg_snapshot_xmax(pg_current_snapshot()))"
+    };
+}
+pub(crate) use has_ended;
+
+/// Locks all shards, until the transaction ends: no worker has claimed anything then.
+pub(crate) const LOCK_SHARDS: &str = "SELECT FROM outbox_shard ORDER BY shard FOR UPDATE";
+
+/// The number after which all rows lie of those of the transactions `open` that have ended. Null if none has.
+macro_rules! first_of_ended {
+    ($open:literal, $after:literal) => {
+        concat!(
+            "(SELECT min(after) FROM unnest(",
+            $open,
+            ", ",
+            $after,
+            ") AS o (x, after) WHERE ",
+            crate::source::bounds::has_ended!(),
+            ")"
+        )
+    };
+}
+pub(crate) use first_of_ended;
+
+/// The shards, and after which `seq` each may have unsent rows. That is `passed` as long as none of the transactions that were
+/// open then has ended: what the snapshot cannot see of theirs is not looked for. Once one has ended its rows may be anywhere above the
+/// number that was the last when it began. `OFFSET 0` keeps that from being computed for each row that is compared with it.
+macro_rules! shards {
+    () => {
+        concat!(
+            "(SELECT shard, low, high, passed, greatest(low, least(passed, ",
+            crate::source::bounds::first_of_ended!("open", "open_after"),
+            ")) AS start FROM outbox_shard OFFSET 0)"
+        )
+    };
+}
+pub(crate) use shards;
+
+/// The oldest unsent row of each shard `s` that is polled. The comparison and the order are of both columns, so that only the index on
+/// (shard, seq) can serve them: along `seq` alone a shard without such a row is looked for in what all the others have sent.
+macro_rules! oldest_unsent {
+    () => {
+        "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.start) \
+         AND (o.shard, o.seq) <= (s.shard, s.high) AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
+    };
+}
+pub(crate) use oldest_unsent;

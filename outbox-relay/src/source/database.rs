@@ -1,0 +1,86 @@
+//! Where a source's connections go, and how they are set.
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_outbox_core::SourceError;
+
+use super::database_error;
+use crate::source::SourceOptions;
+use diesel_outbox::connection_problem;
+
+#[derive(Clone)]
+pub(super) struct Database {
+    pub(super) url: String,
+    pub(super) options: SourceOptions,
+}
+
+impl Database {
+    pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {
+        let mut conn = PgConnection::establish(&with_keepalives(&self.url)).map_err(|error| {
+            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+        })?;
+        prepare(&mut conn, &self.options)
+            .map_err(|error| database_error("preparing the connection", error))?;
+        Ok(conn)
+    }
+}
+
+/// Where it says nothing of them itself: a server that is gone without a word would be waited for for hours.
+pub(super) fn with_keepalives(url: &str) -> String {
+    if url.contains("keepalives") {
+        return url.to_owned();
+    }
+    with_parameters(url, &["keepalives_idle=30", "keepalives_interval=10", "keepalives_count=3"])
+}
+
+pub(super) fn with_parameters(url: &str, parameters: &[&str]) -> String {
+    let has_parameters = url.rsplit('@').next().is_some_and(|address| address.contains('?'));
+    let (first, next) = match (url.contains("://"), has_parameters) {
+        (true, false) => ('?', '&'),
+        (true, true) => ('&', '&'),
+        // `host=.. dbname=..`
+        (false, _) => (' ', ' '),
+    };
+    format!("{url}{first}{}", parameters.join(&next.to_string()))
+}
+
+fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
+    if let Some(schema) = &options.schema {
+        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
+            .bind::<Text, _>(schema)
+            .sql("), false)")
+            .get_result::<String>(conn)?;
+    }
+    // The shards of a process that was stopped are let go of by the first timeout, or by the last one where it was stopped
+    // as it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
+    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
+    // empties.
+    conn.batch_execute(
+        "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
+         SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
+         SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
+         SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
+         SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
+         SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::with_keepalives;
+
+    #[test]
+    fn a_url_gets_keepalives_where_it_has_none() {
+        let ends = "keepalives_idle=30&keepalives_interval=10&keepalives_count=3";
+        assert_eq!(with_keepalives("postgres://u:p?@h/d"), format!("postgres://u:p?@h/d?{ends}"));
+        assert_eq!(
+            with_keepalives("postgres://h/d?sslmode=require"),
+            format!("postgres://h/d?sslmode=require&{ends}")
+        );
+        assert_eq!(with_keepalives("host=h dbname=d"), format!("host=h dbname=d {}", ends.replace('&', " ")));
+        let own = "postgres://h/d?keepalives=0";
+        assert_eq!(with_keepalives(own), own);
+    }
+}

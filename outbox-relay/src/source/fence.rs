@@ -1,0 +1,225 @@
+//! The insert fence: up to which `seq` every row is visible or never will be.
+//!
+//! A transaction that took a low `seq` may commit late. It took its lock on the table before its `seq` and keeps it to
+//! its end. So: read the sequence's last value, then list the transactions that hold that lock. When all of those have
+//! ended, every row up to that value is settled history. Transactions that do not insert into the outbox play no part.
+//!
+//! Some may stay open for hours, and whoever waited for them would pass over all that was sent since in each look. So the
+//! fence has two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
+//! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
+//! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
+//! locks would not do for that, as a transaction becomes visible before it lets its locks go.
+//!
+//! One that has the lock may have no transaction id, as after `DELETE FROM outbox WHERE false`, or before the first row of an `INSERT ..
+//! SELECT`. There is nothing to ask snapshots for then. It has inserted nothing; what it inserts later matters only if it has taken the
+//! number already. Who takes a number first locks the sequence, and keeps that lock to its end. So if it has neither an id nor that lock,
+//! looked up after the last number was read, then either it has taken no number up to that one, and its rows will have later ones; or it
+//! has ended in that moment, and every later look sees its rows. It is left out. If it has the sequence's lock it is waited for.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+
+use super::sequence::Sequence;
+use super::writers::Writers;
+use crate::statement::statement;
+use diesel_outbox_core::advisory_locks;
+
+/// How often a new fence is put up, or the present one looked at.
+const INTERVAL: Duration = Duration::from_millis(25);
+/// How long a transaction is waited for before it counts as one that stays open. Other workers' passes, which hold the lock too, end
+/// sooner.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// With more than so many that stay open, all of them are waited for: each look asks whether one has ended, for each shard. For a thousand
+/// that is some milliseconds' work, and their ids are 8 kB in each shard's row.
+const MOST_OPEN: usize = 1_000;
+
+/// What the names of transactions begin with that wait for COMMIT PREPARED.
+pub(super) const PREPARED: &str = "-1/";
+
+#[derive(Default)]
+pub(super) struct Fence {
+    sequence: Option<Sequence>,
+    bounds: Bounds,
+    /// The names of the transactions in `bounds.open`.
+    open: BTreeMap<String, i64>,
+    first: First,
+    pending: Option<Pending>,
+    looked: Option<Instant>,
+    writers: Writers,
+}
+
+/// Up to where rows can be relied on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Bounds {
+    /// Every row up to here is visible, or never will be.
+    pub(super) safe: i64,
+    /// Every row up to here is visible, or never will be, or belongs to one of `open`.
+    pub(super) passed: i64,
+    pub(super) open: Open,
+}
+
+/// Transaction ids, and a number for each: it takes only higher ones. Once it has ended, its rows are looked for after that.
+pub(super) type Open = BTreeMap<i64, i64>;
+
+/// A fence whose transactions have not all ended.
+struct Pending {
+    last: i64,
+    listed: HashSet<String>,
+    since: Instant,
+}
+
+impl Fence {
+    /// A fence whose numbers come from this sequence.
+    pub(super) fn after(sequence: Sequence) -> Self {
+        Self { sequence: Some(sequence), ..Self::default() }
+    }
+
+    pub(super) fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    pub(super) fn writers(&mut self) -> &mut Writers {
+        &mut self.writers
+    }
+
+    /// Moves on where that is due, and tells how many workers are at work if it looked.
+    pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
+            return Ok(None);
+        }
+        let now = Instant::now();
+        self.looked = Some(now);
+        // Read before the holders are listed: see above.
+        let last = Sequence::load(conn)?.follow(&mut self.sequence)?;
+        let pending = self.pending.take();
+        let (mut holders, workers) = holders(conn)?;
+        self.writers.watch(&holders);
+        self.first.look(&holders, last);
+        self.leave_out_ended(&holders);
+        let (last, since) = match &pending {
+            // One that was prepared meanwhile has another name since.
+            Some(Pending { last, listed, since }) => {
+                holders.retain(|name| listed.contains(name) || name.starts_with(PREPARED));
+                (*last, *since)
+            }
+            None => (last, now),
+        };
+        if holders.iter().all(|name| self.open.contains_key(name)) {
+            self.is_passed(last);
+        } else if since.elapsed() < PATIENCE {
+            self.pending = Some(Pending { last, listed: holders, since });
+        } else {
+            // Those that stay open. One without a transaction id that has taken a number may be about to insert.
+            let ids: BTreeMap<String, Option<i64>> = TransactionIds::new()
+                .load::<(String, Option<i64>, bool)>(conn)?
+                .into_iter()
+                .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
+                .collect();
+            // One that has just been prepared is looked for again under its new name.
+            let is_new = |name: &String| !holders.contains(name) && !self.open.contains_key(name);
+            if ids.keys().any(|name| name.starts_with(PREPARED) && is_new(name)) {
+                self.pending = Some(Pending { last, listed: holders, since });
+                return Ok(Some(workers));
+            }
+            holders.retain(|name| ids.contains_key(name));
+            let open: Option<BTreeMap<String, i64>> =
+                holders.iter().map(|name| Some((name.clone(), ids.get(name).copied().flatten()?))).collect();
+            match open.filter(|open| open.len() <= MOST_OPEN) {
+                Some(open) => {
+                    self.open = open;
+                    self.is_passed(last);
+                }
+                None => self.pending = Some(Pending { last, listed: holders, since }),
+            }
+        }
+        Ok(Some(workers))
+    }
+
+    /// Those of `open` that have ended are visible to every look from now on. One that was prepared may have another name since.
+    fn leave_out_ended(&mut self, holders: &HashSet<String>) {
+        if holders.iter().any(|name| name.starts_with(PREPARED) && !self.open.contains_key(name)) {
+            return;
+        }
+        let before = self.open.len();
+        self.open.retain(|name, _| holders.contains(name));
+        if self.open.len() < before {
+            self.bounds.open = self.ids();
+            if self.open.is_empty() {
+                self.bounds.safe = self.bounds.passed;
+            }
+        }
+    }
+
+    fn is_passed(&mut self, last: i64) {
+        let safe = if self.open.is_empty() { last } else { self.bounds.safe };
+        self.bounds = Bounds { safe, passed: last, open: self.ids() };
+    }
+
+    fn ids(&self) -> Open {
+        self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect()
+    }
+}
+
+/// After which number each of the listed transactions has taken its first. Who is listed now and was not in the look before has taken
+/// its lock since then, and its numbers after its lock: they are higher than the last number of that look, which was read before
+/// that list.
+#[derive(Default)]
+struct First {
+    after: HashMap<String, i64>,
+    last: i64,
+}
+
+impl First {
+    fn look(&mut self, holders: &HashSet<String>, last: i64) {
+        self.after.retain(|name, _| holders.contains(name));
+        for name in holders {
+            // One that was prepared had another name before.
+            let after = if name.starts_with(PREPARED) { 0 } else { self.last };
+            self.after.entry(name.clone()).or_insert(after);
+        }
+        self.last = last;
+    }
+
+    fn after(&self, name: &str) -> i64 {
+        self.after.get(name).copied().unwrap_or_default()
+    }
+}
+
+/// The other transactions that may have inserted into the outbox and are still open, and the number of workers at work.
+pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, usize)> {
+    let rows = Holders::new(advisory_locks::WORKING).load::<(bool, String)>(conn)?;
+    let workers = rows.iter().filter(|(inserting, _)| !inserting).count();
+    let inserting = rows.into_iter().filter_map(|(inserting, id)| inserting.then_some(id)).collect();
+    Ok((inserting, workers))
+}
+
+statement!(
+    Pg,
+    Holders { working: i32 => Integer } -> (Bool, Text),
+    "SELECT locktype = 'relation', virtualtransaction FROM pg_locks \
+     WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND (locktype = 'relation' AND relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' \
+     AND pid IS DISTINCT FROM pg_backend_pid() \
+     OR locktype = 'advisory' AND classid = ?::oid AND objid = 'outbox'::regclass::oid AND objsubid = 2)"
+);
+
+statement!(
+    Pg,
+    /// The transaction ids of those that hold the lock, and whether they may have taken a number. Inner transactions have ids too: the
+    /// snapshot has the outermost.
+    TransactionIds {} -> (Text, Nullable<BigInt>, Bool),
+    "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
+     running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
+     SELECT h.virtualtransaction, min(r.id), EXISTS (SELECT FROM locks AS n WHERE n.locktype = 'relation' \
+     AND n.relation = 'outbox_seq_seq'::regclass AND n.mode <> 'AccessShareLock' AND n.database = h.database \
+     AND n.virtualtransaction = h.virtualtransaction) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
+     AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction \
+     LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
+     WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
+     AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
+     GROUP BY h.virtualtransaction, h.database"
+);

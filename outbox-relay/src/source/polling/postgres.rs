@@ -1,0 +1,146 @@
+//! PostgreSQL, polled. The lock on a shard's row is the claim: no lease, no clock, no token. A worker that dies loses its
+//! connection, and with it the lock.
+
+mod chunk_size;
+mod claim;
+mod place;
+mod prefetch;
+mod read;
+mod session;
+mod thread;
+mod unsettled;
+mod upkeep;
+mod wakeup;
+
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+
+use self::prefetch::{Ahead, Chunks};
+use self::read::Chunk;
+use self::session::Sessions;
+use self::thread::OnThread;
+use crate::source::SourceOptions;
+use crate::source::database::Database;
+
+/// The outbox table of a PostgreSQL database as a source of records, for one worker.
+///
+/// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time.
+/// Each has a connection, and a second one as long as it works off a backlog: while the one settles the other reads on.
+pub struct PostgresSource {
+    database: Database,
+    sessions: OnThread,
+    ahead: Option<Ahead>,
+    /// What is read ahead in this pass.
+    chunks: Option<Chunks>,
+    /// When that failed last.
+    ahead_failed: Option<Instant>,
+    /// Whether no other worker was at work when this pass began.
+    is_alone: bool,
+}
+
+/// How long to do without reading ahead where it failed.
+const AHEAD_RETRY: Duration = Duration::from_secs(30);
+
+/// So many records are settled at once without another thread.
+const FEW: usize = 20;
+
+impl PostgresSource {
+    /// A source that connects to this database when it is first asked for something.
+    pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
+        let database = Database { url: database_url.into(), options };
+        let sessions = OnThread::new(database.clone());
+        Self { database, sessions, ahead: None, chunks: None, ahead_failed: None, is_alone: false }
+    }
+
+    /// The next chunk of those that are read ahead, and whether there are more.
+    fn next_chunk(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
+        let Some(chunks) = &mut self.chunks else { return Ok(None) };
+        let Some(Chunk { records, held_back, given, exhausts }) = chunks.next() else {
+            (self.chunks, self.ahead) = (None, None);
+            self.ahead_failed = Some(Instant::now());
+            return Ok(None);
+        };
+        if exhausts {
+            self.chunks = None;
+        }
+        self.sessions.tell(move |sessions| sessions.give(given, exhausts, held_back))?;
+        Ok(Some((records, !exhausts)))
+    }
+}
+
+impl Source for PostgresSource {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        self.chunks = None;
+        let (has_claimed, is_alone) = self.sessions.ask(Sessions::claim)?;
+        self.is_alone = is_alone;
+        Ok(has_claimed)
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        let (chunk, more) = match self.next_chunk()? {
+            Some(chunk) => chunk,
+            None => self.sessions.ask(move |sessions| sessions.read(limit))?,
+        };
+        records.extend(chunk);
+        Ok(more)
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        if self.chunks.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+            let Some(backlog) = self.sessions.ask(move |sessions| sessions.backlog(limit))? else {
+                return Ok(());
+            };
+            if self.ahead.is_none() {
+                self.ahead = Ahead::begin(self.database.clone()).ok();
+            }
+            self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+        }
+        if let Some(chunks) = &mut self.chunks {
+            chunks.ask();
+        }
+        Ok(())
+    }
+
+    /// If there are many, the next call returns the error.
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        let tickets = tickets.to_vec();
+        if tickets.len() <= FEW {
+            return self.sessions.ask(move |sessions| sessions.settle(tickets));
+        }
+        self.sessions.tell(move |sessions| sessions.settle(tickets))
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+        let reason = reason.to_owned();
+        self.sessions.ask(move |sessions| sessions.dead_letter(ticket, reason))
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        self.chunks = None;
+        self.sessions.ask(Sessions::release)
+    }
+
+    fn abandon(&mut self) {
+        // A database that was away took both connections with it.
+        (self.chunks, self.ahead, self.ahead_failed) = (None, None, None);
+        self.sessions.abandon();
+    }
+
+    /// With a share of the shards only, the events of the others would wait meanwhile.
+    fn lingers(&self) -> bool {
+        self.is_alone
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.ahead = None;
+        self.sessions.ask(move |sessions| sessions.wait(limit))
+    }
+
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        self.sessions.ask(Sessions::upkeep)
+    }
+}

@@ -1,0 +1,354 @@
+//! One pass over the table: a transaction that holds the lock of each claimed shard.
+
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Bool, SmallInt, Text};
+use diesel_outbox_core::SHARDS;
+
+use super::chunk_size::ChunkSize;
+use super::place::TupleId;
+use super::prefetch::Backlog;
+use super::read::{Chunk, Unread};
+use super::unsettled::Unsettled;
+use super::wakeup;
+use crate::source::bounds::{oldest_unsent, shards};
+use crate::source::fence::{Bounds, Open};
+use crate::source::row::Blocked;
+use crate::statement::statement;
+
+/// How far a shard's lower bound may stay behind where the shard has nothing unsent: it is claimed then all the same, so that
+/// the next claims need not pass over what it has sent since.
+const LOW_LAG: i64 = 65_536;
+
+/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
+/// spread evenly.
+const LOW_STEP: i64 = 1_024;
+
+pub(super) struct Pass {
+    shards: Vec<Shard>,
+    /// Up to where rows were visible when the table was last looked at.
+    bounds: Bounds,
+    /// The last number that is polled. It changes only where nothing is claimed.
+    high: i64,
+    /// The last row read; all earlier ones of these shards have been read too.
+    last: i64,
+    /// Whether there was nothing after it.
+    exhausted: bool,
+    has_read: bool,
+    /// Whether it found more than a chunk at once.
+    large: bool,
+    unsettled: Unsettled,
+    has_settled: bool,
+    blocked: Option<Blocked>,
+}
+
+/// A claimed shard.
+struct Shard {
+    number: i16,
+    /// Its bounds, as the table has them.
+    low: i64,
+    passed: i64,
+    /// All of its rows up to here have been given to the relay, or will never be.
+    given: i64,
+    /// The same, but for the rows of transactions that were open.
+    given_of_ended: i64,
+    open: Open,
+    /// Whether the table has other transactions there.
+    open_changed: bool,
+}
+
+/// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
+const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
+
+impl Pass {
+    /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
+    pub(super) fn begin(
+        conn: &mut PgConnection,
+        workers: usize,
+        bounds: &Bounds,
+        block: bool,
+    ) -> QueryResult<Option<Self>> {
+        // Most looks find nothing where events come one by one: this takes one statement, and a pass that is rolled back three.
+        if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, LOW_STEP).get_result(conn)? {
+            return Ok(None);
+        }
+        AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
+        let mut pass = Self {
+            shards: Vec::new(),
+            bounds: bounds.clone(),
+            high: i64::MAX,
+            last: 0,
+            exhausted: false,
+            has_read: false,
+            large: false,
+            unsettled: Unsettled::default(),
+            has_settled: false,
+            blocked: block.then(Blocked::new),
+        };
+        if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOW_LAG)? {
+            Self::roll_back(conn)?;
+            return Ok(None);
+        }
+        Ok(Some(pass))
+    }
+
+    /// Claims a shard without unsent rows only if its lower bound lies before `quiet_since` and can be moved, or if a transaction that was
+    /// open has ended and `passed` has reached the shard's second bound. Returns whether any of the claimed shards was wanted: somebody
+    /// who does not count as a worker may have locked those that are.
+    fn claim(
+        &mut self,
+        conn: &mut PgConnection,
+        workers: usize,
+        passed: i64,
+        quiet_since: i64,
+    ) -> QueryResult<bool> {
+        let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
+        let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
+        let claimed = self.shards.iter().map(|shard| shard.number).collect();
+        let shards =
+            Claim::new(quiet_since, LOW_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
+                .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
+        if let Some(blocked) = &mut self.blocked
+            && !shards.is_empty()
+        {
+            let claimed = shards.iter().map(|(number, ..)| *number).collect();
+            blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
+        }
+        let mut any_wanted = false;
+        for (number, low, high, passed, begin, open, open_after, is_wanted) in shards {
+            any_wanted |= is_wanted;
+            self.high = high;
+            self.shards.push(Shard {
+                number,
+                low,
+                passed,
+                given: low,
+                // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
+                given_of_ended: begin,
+                open: open.into_iter().zip(open_after).collect(),
+                open_changed: false,
+            });
+        }
+        Ok(any_wanted)
+    }
+
+    /// Claims and reads what has been committed since the last read: of all that is unsent and was not given yet the
+    /// oldest, up to so many. A snapshot that holds an aggregate's later event holds its earlier ones too, and each read
+    /// begins anew at the oldest, so that order is kept.
+    pub(super) fn read(
+        &mut self,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+        limit: usize,
+        workers: usize,
+        bounds: &Bounds,
+    ) -> QueryResult<Chunk> {
+        self.given_up_to_here();
+        // What the first read reads was claimed just now.
+        if std::mem::replace(&mut self.has_read, true) {
+            self.claim(conn, workers, bounds.passed, i64::MIN)?;
+        }
+        self.bounds.clone_from(bounds);
+        let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
+        self.large |= !chunk.exhausts;
+        self.give(&chunk.given, chunk.exhausts);
+        Ok(chunk)
+    }
+
+    /// What was not read of all that was claimed, where that is more than a chunk. Another connection does not see what
+    /// this pass has settled, and would read it again.
+    pub(super) fn backlog(
+        &mut self,
+        conn: &mut PgConnection,
+        chunk_size: ChunkSize,
+        limit: usize,
+    ) -> QueryResult<Option<Backlog>> {
+        if self.exhausted || self.has_settled {
+            return Ok(None);
+        }
+        let snapshot = ExportSnapshot::new().get_result(conn)?;
+        let (unread, blocked) = (self.unread(), self.blocked.clone());
+        Ok(Some(Backlog { snapshot, unread, blocked, chunk_size, limit }))
+    }
+
+    fn unread(&mut self) -> Unread {
+        let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
+        let given = self.unsettled.tickets().map(TupleId::from).collect();
+        let mut open = Open::new();
+        self.shards.iter().for_each(|shard| add(&mut open, &shard.open));
+        Unread {
+            shards: self.shards.iter().map(|shard| shard.number).collect(),
+            lows: self.shards.iter().map(|shard| shard.given).collect(),
+            passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
+            open,
+            high: self.high,
+            given,
+            last_given,
+        }
+    }
+
+    /// These were given to the relay, and there were no more after them or there were.
+    pub(super) fn give(&mut self, rows: &[(u64, i64)], exhausts: bool) {
+        self.unsettled.give(rows);
+        self.last = rows.last().map_or(self.last, |(_, seq)| *seq);
+        self.exhausted = exhausts;
+    }
+
+    /// Learns up to where all of the claimed shards has been given. The bounds are from before the last read: what lay below them was
+    /// visible to it, if it ever will be, or belongs to a transaction that was open.
+    fn given_up_to_here(&mut self) {
+        let read = if self.exhausted { self.high } else { self.last };
+        let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
+        for shard in &mut self.shards {
+            shard.given = shard.given.max(given);
+            if of_ended >= shard.given_of_ended {
+                shard.given_of_ended = of_ended;
+                shard.open_changed |= !shard.open.keys().eq(self.bounds.open.keys());
+                let mut open = self.bounds.open.clone();
+                shard.open.retain(|id, _| open.contains_key(id));
+                add(&mut open, &shard.open);
+                shard.open = open;
+            }
+        }
+    }
+
+    /// Whether other workers would have found something to do.
+    pub(super) fn was_large(&self) -> bool {
+        self.large
+    }
+
+    pub(super) fn settled(&mut self, tickets: &[u64]) {
+        self.has_settled = true;
+        self.unsettled.settle(tickets);
+    }
+
+    /// Whether aggregates with dead letters are held back.
+    pub(super) fn holds_back(&self) -> bool {
+        self.blocked.is_some()
+    }
+
+    /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
+    pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
+        self.given_up_to_here();
+        // What was given and not settled is unsent.
+        let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
+        let (mut shards, mut lows, mut passed, mut open) = (Vec::new(), Vec::new(), Vec::new(), Open::new());
+        for shard in self.shards {
+            let (low, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
+            // Where a transaction has ended the next look would begin at `low` again.
+            let has_moved = low >= shard.low + LOW_STEP
+                || of_ended >= shard.low.max(shard.passed) + LOW_STEP
+                || (shard.open_changed && (of_ended > low || shard.passed > shard.low));
+            if has_moved {
+                shards.push(shard.number);
+                lows.push(low);
+                passed.push(of_ended);
+                add(&mut open, &shard.open);
+            }
+        }
+        if !shards.is_empty() {
+            let (open, after) = open.into_iter().unzip();
+            MoveLow::new(shards, lows, passed, open, after).execute(conn)?;
+        }
+        if call_for_help {
+            wakeup::call_for_help(conn)?;
+        }
+        AnsiTransactionManager::commit_transaction(conn)
+    }
+
+    pub(super) fn roll_back(conn: &mut PgConnection) -> QueryResult<()> {
+        AnsiTransactionManager::rollback_transaction(conn)
+    }
+}
+
+/// Where two numbers are known of one transaction, both hold: the higher one says more.
+fn add(open: &mut Open, more: &Open) {
+    for (&id, &after) in more {
+        let known = open.entry(id).or_insert(after);
+        *known = after.max(*known);
+    }
+}
+
+statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
+
+/// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
+/// case, as it begins before its own second bound: only the read looks through all since that began. That pass moves the bounds, so that it is
+/// the only one of its kind. It cannot if this fence has not come to the second bound as yet, as after a start beside an open transaction:
+/// each look looks through all that itself, and finds something or does not.
+macro_rules! shards_to_claim {
+    () => {
+        concat!(
+            "(SELECT shard, high, start AS begin, greatest(low, passed) AS second, CASE WHEN greatest(low, passed) <= ? \
+             THEN greatest(low, passed) ELSE start END AS start FROM ",
+            shards!(),
+            " AS s OFFSET 0) AS s LEFT ",
+            oldest_unsent!()
+        )
+    };
+}
+
+macro_rules! is_to_be_claimed {
+    () => {
+        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.second <= least(?, s.high - ?))"
+    };
+}
+
+statement!(
+    Pg,
+    /// Whether there is a shard that `Claim` would claim, if nobody had it.
+    IsWanted { passed: i64 => BigInt, quiet_since: i64 => BigInt, step: i64 => BigInt } -> Bool,
+    concat!(
+        "SELECT EXISTS (SELECT FROM ",
+        shards_to_claim!(),
+        " WHERE ",
+        is_to_be_claimed!(),
+        ")"
+    )
+);
+
+statement!(
+    Pg,
+    /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
+    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A single worker
+    /// claims all: what comes to the others later need not be claimed then.
+    Claim {
+        quiet_since: i64 => BigInt,
+        step: i64 => BigInt,
+        passed: i64 => BigInt,
+        claimed: Vec<i16> => Array<SmallInt>,
+        share: i16 => SmallInt,
+        all: bool => Bool,
+        limit: i64 => BigInt
+    } -> (SmallInt, BigInt, BigInt, BigInt, BigInt, Array<BigInt>, Array<BigInt>, Bool),
+    concat!(
+        "WITH looked AS MATERIALIZED (SELECT s.shard, oldest.seq, ",
+        is_to_be_claimed!(),
+        " AS wanted, s.begin FROM ",
+        shards_to_claim!(),
+        " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
+         (SELECT shard, seq, wanted, begin, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
+         SELECT s.shard, s.low, s.high, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
+         ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+    )
+);
+
+statement!(
+    Pg,
+    MoveLow {
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        passed: Vec<i64> => Array<BigInt>,
+        open: Vec<i64> => Array<BigInt>,
+        open_after: Vec<i64> => Array<BigInt>
+    } -> BigInt,
+    "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = o.open, open_after = o.open_after \
+     FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
+     WHERE s.shard = moved.shard"
+);
+
+statement!(
+    Pg,
+    BlockedAggregates { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
+    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
+);

@@ -1,0 +1,126 @@
+//! A backlog is read on a connection of its own, ahead of the relay, while the worker's connection settles.
+//!
+//! Where that fails the worker's connection reads all the same, chunk by chunk.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::SourceError;
+
+use super::chunk_size::ChunkSize;
+use super::read::{Chunk, Unread};
+use crate::source::database::Database;
+use crate::source::database_error;
+use crate::source::row::Blocked;
+
+/// Who waits for the whole table waits for the pass: the pass must not wait for them.
+const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
+
+/// What a pass is to read, and all that it takes.
+pub(super) struct Backlog {
+    /// What the pass sees. It can be shared for as long as the pass holds its claim, and on the same server only.
+    pub(super) snapshot: String,
+    pub(super) unread: Unread,
+    pub(super) blocked: Option<Blocked>,
+    pub(super) chunk_size: ChunkSize,
+    pub(super) limit: usize,
+}
+
+/// Ends, and with it the connection, when it is dropped.
+pub(super) struct Ahead {
+    backlogs: Sender<(Backlog, Handing)>,
+}
+
+/// The chunks of a backlog, each of which is read when it is asked for.
+pub(super) struct Chunks {
+    wanted: Sender<()>,
+    is_asked: bool,
+    read: Receiver<Chunk>,
+}
+
+/// The other end.
+struct Handing {
+    wanted: Receiver<()>,
+    read: Sender<Chunk>,
+}
+
+/// How long to wait for a chunk: the connection may never be made, or hang.
+const WAIT: Duration = Duration::from_secs(1);
+
+impl Chunks {
+    /// Has the next one read.
+    pub(super) fn ask(&mut self) {
+        if !self.is_asked {
+            // Where the thread has ended there is no next one.
+            self.is_asked = self.wanted.send(()).is_ok();
+        }
+    }
+
+    /// The next one; the last one says that it is. Nothing where the connection fails.
+    pub(super) fn next(&mut self) -> Option<Chunk> {
+        self.ask();
+        self.is_asked = false;
+        self.read.recv_timeout(WAIT).ok()
+    }
+}
+
+impl Ahead {
+    pub(super) fn begin(database: Database) -> std::io::Result<Self> {
+        let (backlogs, received) = channel();
+        let reader = move || {
+            let mut conn = None;
+            for (backlog, handing) in received {
+                if let Err(error) = read(&mut conn, &database, backlog, &handing) {
+                    conn = None;
+                    tracing::warn!(%error, "a backlog cannot be read ahead; it is read more slowly");
+                }
+            }
+        };
+        thread::Builder::new().name("outbox-ahead".into()).spawn(reader)?;
+        Ok(Self { backlogs })
+    }
+
+    /// The chunks of this backlog.
+    pub(super) fn read(&self, backlog: Backlog) -> Chunks {
+        let ((wanted, asked), (hand, read)) = (channel(), channel());
+        // Where the thread has ended there are no chunks, and the worker's connection reads.
+        let _ = self.backlogs.send((backlog, Handing { wanted: asked, read: hand }));
+        Chunks { wanted, is_asked: false, read }
+    }
+}
+
+fn read(
+    conn: &mut Option<PgConnection>,
+    database: &Database,
+    backlog: Backlog,
+    handing: &Handing,
+) -> Result<(), SourceError> {
+    let conn = match conn {
+        Some(conn) => conn,
+        none => none.insert(database.connect()?),
+    };
+    let failed = |error| database_error("reading ahead", error);
+    conn.batch_execute(LOCK_TIMEOUT).map_err(failed)?;
+    conn.build_transaction()
+        .repeatable_read()
+        .read_only()
+        .run(|conn| read_on(conn, backlog, handing))
+        .map_err(failed)
+}
+
+fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing) -> QueryResult<()> {
+    let Backlog { snapshot, mut unread, blocked, mut chunk_size, limit } = backlog;
+    conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
+    for () in &handing.wanted {
+        let chunk = unread.read(conn, &mut chunk_size, limit, blocked.as_ref())?;
+        unread.go_past(&chunk);
+        if handing.read.send(chunk).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}

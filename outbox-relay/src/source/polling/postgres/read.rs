@@ -1,0 +1,249 @@
+//! Reading the rows of a pass, in their order.
+
+use std::error::Error;
+
+use bytes::Bytes;
+use diesel::connection::{DefaultLoadingMode, LoadConnection};
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::row::{Field, Row};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_outbox_core::Claimed;
+use uuid::Uuid;
+
+use super::chunk_size::ChunkSize;
+use super::place::{Tid, TupleId};
+use crate::source::bounds::{first_of_ended, oldest_unsent};
+use crate::source::fence::Open;
+use crate::source::row::{Blocked, StoredRow, is_blocked};
+use crate::statement::statement;
+
+type Columns =
+    (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz, Nullable<BigInt>);
+
+statement!(
+    Pg,
+    /// The oldest first. A scan along `seq`, as that is how the rows lie in the table: going through the table once for each
+    /// shard costs several times as much. Rows of the shards before the first and after the last are passed over in the
+    /// index, those between them in the table. It begins at the oldest unsent
+    /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
+    /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it. Of a row that is larger than
+    /// expected only the size comes: payloads are measured where they lie.
+    pub(super) Unsent {
+        high: i64 => BigInt,
+        open: Vec<i64> => Array<BigInt>,
+        open_after: Vec<i64> => Array<BigInt>,
+        shards: Vec<i16> => Array<SmallInt>,
+        lows: Vec<i64> => Array<BigInt>,
+        passed: Vec<i64> => Array<BigInt>,
+        largest: i64 => BigInt,
+        last_given: i64 => BigInt,
+        given: Vec<TupleId> => Array<Tid>,
+        limit: i64 => BigInt
+    } -> Columns,
+    concat!(
+        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, after IS NOT NULL AS ended, \
+         greatest(low, least(passed, after)) AS start FROM (SELECT ",
+        first_of_ended!("?::bigint[]", "?::bigint[]"),
+        " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
+        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
+         CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
+         CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
+         THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
+         FROM ONLY outbox, (SELECT ?::bigint AS largest) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
+        "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
+        "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
+        oldest_unsent!(),
+        ") END FROM claimed) AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+    )
+);
+
+/// Rows that were read together.
+#[derive(Default)]
+pub(super) struct Chunk {
+    pub(super) records: Vec<Claimed>,
+    /// The tickets of those whose aggregate is held back.
+    pub(super) held_back: Vec<u64>,
+    /// The tickets and numbers of all.
+    pub(super) given: Vec<(u64, i64)>,
+    /// Whether there are no more after these.
+    pub(super) exhausts: bool,
+}
+
+/// What a pass has claimed and not read.
+pub(super) struct Unread {
+    pub(super) shards: Vec<i16>,
+    /// Up to where all of them was given.
+    pub(super) lows: Vec<i64>,
+    /// The same as long as none of the transactions in `open` has ended.
+    pub(super) passed: Vec<i64>,
+    pub(super) open: Open,
+    /// The last number that is polled.
+    pub(super) high: i64,
+    /// What was read and may not have been settled, and the last number of it.
+    pub(super) given: Vec<TupleId>,
+    pub(super) last_given: i64,
+}
+
+impl Unread {
+    /// The oldest rows, up to so many.
+    pub(super) fn read(
+        &self,
+        conn: &mut PgConnection,
+        chunk_size: &mut ChunkSize,
+        limit: usize,
+        blocked: Option<&Blocked>,
+    ) -> QueryResult<Chunk> {
+        let (rows, exhausts) = loop {
+            let count = chunk_size.rows(limit);
+            let (rows, larger) = self.load(conn, count, chunk_size.largest(count))?;
+            match larger {
+                None => chunk_size.learn(rows.rows.len(), rows.memory.len()),
+                // It is the next one, or is read at once.
+                Some(size) => chunk_size.learn(1, size),
+            }
+            if larger.is_none() || !rows.rows.is_empty() {
+                let exhausts = larger.is_none() && rows.rows.len() < count;
+                break (rows, exhausts);
+            }
+        };
+        let mut chunk = Chunk { exhausts, ..Chunk::default() };
+        for row in rows.unpack() {
+            let ticket = row.ticket;
+            chunk.given.push((ticket, row.seq));
+            let claimed = row.claimed();
+            if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+                chunk.held_back.push(ticket);
+            } else {
+                chunk.records.push(claimed);
+            }
+        }
+        Ok(chunk)
+    }
+
+    /// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
+    fn load(
+        &self,
+        conn: &mut PgConnection,
+        count: usize,
+        largest: usize,
+    ) -> QueryResult<(Packed, Option<usize>)> {
+        let query = Unsent::new(
+            self.high,
+            self.open.keys().copied().collect(),
+            self.open.values().copied().collect(),
+            self.shards.clone(),
+            self.lows.clone(),
+            self.passed.clone(),
+            largest as i64,
+            self.last_given,
+            self.given.clone(),
+            count as i64,
+        );
+        let mut rows = Packed::default();
+        for row in LoadConnection::<DefaultLoadingMode>::load(conn, query)? {
+            let larger = rows.add(&row?).map_err(diesel::result::Error::DeserializationError)?;
+            if larger.is_some() {
+                return Ok((rows, larger));
+            }
+        }
+        Ok((rows, None))
+    }
+
+    /// Goes past what was read: in the same snapshot nothing is missing before it.
+    pub(super) fn go_past(&mut self, chunk: &Chunk) {
+        let Some((_, last)) = chunk.given.last() else { return };
+        self.lows.iter_mut().chain(&mut self.passed).for_each(|low| *low = (*low).max(*last));
+        if *last >= self.last_given {
+            self.given.clear();
+        }
+    }
+}
+
+/// 1 January 2000, from which PostgreSQL counts microseconds.
+const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
+
+/// Rows whose texts and payloads lie one after the other in memory that they share: one allocation for a chunk, and not
+/// some for each row, which another thread would have to give back.
+#[derive(Default)]
+struct Packed {
+    memory: Vec<u8>,
+    rows: Vec<PackedRow>,
+}
+
+/// A row, and how long each of its parts is.
+struct PackedRow {
+    ticket: u64,
+    seq: i64,
+    id: Uuid,
+    aggregate_type: usize,
+    aggregate_id: usize,
+    event_type: usize,
+    payload: Option<usize>,
+    headers: Option<usize>,
+    created_at_ms: i64,
+}
+
+impl Packed {
+    /// The columns from their binary form. This is where most of the time of reading goes: Diesel's conversions, which
+    /// look at each column several times, take half as long again. Returns the size of a row that is too large to have come.
+    fn add<'a>(&mut self, row: &impl Row<'a, Pg>) -> Converted<Option<usize>> {
+        if let Some(size) = nullable_column(row, 9, int8)? {
+            return Ok(Some(usize::try_from(size)?));
+        }
+        let mut pack = |bytes: &[u8]| {
+            self.memory.extend_from_slice(bytes);
+            Ok(bytes.len())
+        };
+        self.rows.push(PackedRow {
+            seq: column(row, 0, int8)?,
+            ticket: column(row, 1, |bytes| Ok(TupleId::from_bytes(bytes.try_into()?)))?.into(),
+            id: column(row, 2, |bytes| Ok(Uuid::from_slice(bytes)?))?,
+            aggregate_type: column(row, 3, &mut pack)?,
+            aggregate_id: column(row, 4, &mut pack)?,
+            event_type: column(row, 5, &mut pack)?,
+            payload: nullable_column(row, 6, &mut pack)?,
+            headers: nullable_column(row, 7, &mut pack)?,
+            created_at_ms: column(row, 8, int8)?.div_euclid(1_000) + POSTGRES_EPOCH_MS,
+        });
+        Ok(None)
+    }
+
+    fn unpack(self) -> impl Iterator<Item = StoredRow> {
+        let mut memory = Bytes::from(self.memory);
+        self.rows.into_iter().map(move |row| StoredRow {
+            ticket: row.ticket,
+            seq: row.seq,
+            id: Ok(row.id),
+            aggregate_type: memory.split_to(row.aggregate_type),
+            aggregate_id: memory.split_to(row.aggregate_id),
+            event_type: memory.split_to(row.event_type),
+            payload: row.payload.map(|length| memory.split_to(length)),
+            headers: row.headers.map(|length| memory.split_to(length)),
+            created_at_ms: row.created_at_ms,
+        })
+    }
+}
+
+type Converted<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+fn column<'a, T>(
+    row: &impl Row<'a, Pg>,
+    position: usize,
+    convert: impl FnOnce(&[u8]) -> Converted<T>,
+) -> Converted<T> {
+    nullable_column(row, position, convert)?.ok_or_else(|| format!("column {position} is null").into())
+}
+
+fn nullable_column<'a, T>(
+    row: &impl Row<'a, Pg>,
+    position: usize,
+    convert: impl FnOnce(&[u8]) -> Converted<T>,
+) -> Converted<Option<T>> {
+    let field = row.get(position).ok_or("a column is missing")?;
+    field.value().map(|value| convert(value.as_bytes())).transpose()
+}
+
+fn int8(bytes: &[u8]) -> Converted<i64> {
+    Ok(i64::from_be_bytes(bytes.try_into()?))
+}

@@ -1,0 +1,240 @@
+//! The connection of one worker, which is begun anew where it was lost.
+
+use std::time::Duration;
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool, Text};
+use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
+
+use super::chunk_size::ChunkSize;
+use super::claim::Pass;
+use super::place::{Tid, TupleId};
+use super::prefetch::Backlog;
+use super::upkeep::Upkeep;
+use super::wakeup::Wake;
+use crate::source::check::check_table;
+use crate::source::database::Database;
+use crate::source::fence::Fence;
+use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
+use crate::statement::statement;
+
+pub(super) struct Sessions {
+    database: Database,
+    /// Nothing where the connection was lost, and all that hung on it.
+    session: Option<Session>,
+}
+
+/// A place in the table says nothing without the pass that read it.
+const NOTHING_CLAIMED: diesel::result::Error = diesel::result::Error::NotInTransaction;
+
+/// A connection, and what is known and held through it.
+struct Session {
+    conn: PgConnection,
+    fence: Fence,
+    wake: Wake,
+    upkeep: Upkeep,
+    chunk_size: ChunkSize,
+    pass: Option<Pass>,
+    /// Whether the last pass found more than a chunk at once.
+    was_large: bool,
+}
+
+impl Sessions {
+    pub(super) fn new(database: Database) -> Self {
+        Self { database, session: None }
+    }
+
+    /// Works in the session, which is begun where there is none, and is over where the database fails.
+    fn with<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut Session, &Database) -> QueryResult<T>,
+    ) -> Result<T, SourceError> {
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => Session::begin(&self.database)?,
+        };
+        let done = work(&mut session, &self.database).map_err(|error| database_error(doing, error))?;
+        self.session = Some(session);
+        Ok(done)
+    }
+
+    /// Whether something is claimed, and whether this is the only worker that is at work.
+    pub(super) fn claim(&mut self) -> Result<(bool, bool), SourceError> {
+        self.with("claiming", |session, database| {
+            let has_claimed = session.claim(&database.options)?;
+            Ok((has_claimed, session.wake.workers() <= 1))
+        })
+    }
+
+    /// The records, and whether there are more.
+    pub(super) fn read(&mut self, limit: usize) -> Result<(Vec<Claimed>, bool), SourceError> {
+        self.with("reading", |session, _| session.read(limit))
+    }
+
+    /// What can be read ahead.
+    pub(super) fn backlog(&mut self, limit: usize) -> Result<Option<Backlog>, SourceError> {
+        self.with("reading", |session, _| session.backlog(limit))
+    }
+
+    /// These were read ahead and given to the relay, but for those that are held back.
+    pub(super) fn give(
+        &mut self,
+        given: Vec<(u64, i64)>,
+        exhausts: bool,
+        held_back: Vec<u64>,
+    ) -> Result<(), SourceError> {
+        self.with("reading", |session, _| session.give(&given, exhausts, held_back))
+    }
+
+    pub(super) fn settle(&mut self, tickets: Vec<u64>) -> Result<(), SourceError> {
+        self.with("settling", |session, database| session.settle(tickets, &database.options))
+    }
+
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<Buried, SourceError> {
+        self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, &reason))
+    }
+
+    pub(super) fn release(&mut self) -> Result<(), SourceError> {
+        self.with("releasing", |session, _| session.release())
+    }
+
+    pub(super) fn abandon(&mut self) {
+        if let Some(session) = &mut self.session
+            && session.pass.take().is_some()
+            && Pass::roll_back(&mut session.conn).is_err()
+        {
+            self.session = None;
+        }
+    }
+
+    pub(super) fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.with("waiting", |session, _| session.wake.wait(&mut session.conn, limit))
+    }
+
+    pub(super) fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        self.with("looking after the table", Session::upkeep)
+    }
+}
+
+impl Session {
+    fn begin(database: &Database) -> Result<Self, SourceError> {
+        let mut conn = database.connect()?;
+        let sequence = check_table(&mut conn)?;
+        let wake = Wake::start(&mut conn, database.options.poll_interval)
+            .map_err(|error| database_error("preparing to listen", error))?;
+        Ok(Self {
+            conn,
+            fence: Fence::after(sequence),
+            wake,
+            upkeep: Upkeep::default(),
+            chunk_size: ChunkSize::new(),
+            pass: None,
+            was_large: false,
+        })
+    }
+
+    fn claim(&mut self, options: &SourceOptions) -> QueryResult<bool> {
+        if let Some(workers) = self.fence.advance(&mut self.conn)? {
+            self.wake.counted(&mut self.conn, workers)?;
+        }
+        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
+        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.bounds(), block)?;
+        if self.pass.is_some() {
+            self.wake.awake(&mut self.conn)?;
+        }
+        Ok(self.pass.is_some())
+    }
+
+    fn read(&mut self, limit: usize) -> QueryResult<(Vec<Claimed>, bool)> {
+        if let Some(workers) = self.fence.advance(&mut self.conn)? {
+            self.wake.counted(&mut self.conn, workers)?;
+        }
+        let (workers, bounds) = (self.wake.workers(), self.fence.bounds());
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, bounds)?;
+        self.hold_back(chunk.held_back)?;
+        Ok((chunk.records, !chunk.exhausts))
+    }
+
+    fn backlog(&mut self, limit: usize) -> QueryResult<Option<Backlog>> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        pass.backlog(&mut self.conn, self.chunk_size, limit)
+    }
+
+    fn give(&mut self, given: &[(u64, i64)], exhausts: bool, held_back: Vec<u64>) -> QueryResult<()> {
+        self.pass.as_mut().ok_or(NOTHING_CLAIMED)?.give(given, exhausts);
+        self.hold_back(held_back)
+    }
+
+    /// These stay among what was given: another connection still sees them.
+    fn hold_back(&mut self, tickets: Vec<u64>) -> QueryResult<()> {
+        for ticket in tickets {
+            bury(&mut self.conn, ticket, BLOCKED)?;
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, tickets: Vec<u64>, options: &SourceOptions) -> QueryResult<()> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let places = tickets.iter().copied().map(TupleId::from).collect();
+        match options.sent_rows {
+            SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
+            SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
+        };
+        pass.settled(&tickets);
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<Buried> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        let (aggregate_type, id) = bury(&mut self.conn, ticket, reason)?;
+        pass.settled(&[ticket]);
+        Ok(Buried { id, aggregate_type, holds_back: pass.holds_back() })
+    }
+
+    fn release(&mut self) -> QueryResult<()> {
+        let Some(pass) = self.pass.take() else { return Ok(()) };
+        self.was_large = pass.was_large();
+        pass.end(&mut self.conn, self.was_large && self.wake.may_call_for_help())
+    }
+
+    fn upkeep(&mut self, database: &Database) -> QueryResult<Option<Lag>> {
+        self.wake.try_to_lead(&mut self.conn)?;
+        if !self.wake.leads() {
+            return Ok(None);
+        }
+        self.upkeep.run(&mut self.conn, database, self.was_large, self.fence.writers())
+    }
+}
+
+/// Its aggregate type and id. A row that somebody changed while it was claimed is not there any more: the next pass reads
+/// it anew.
+fn bury(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
+    Bury::new(ticket.into(), reason.to_owned()).get_result(conn)
+}
+
+statement!(
+    Pg,
+    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
+    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
+);
+
+statement!(
+    Pg,
+    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
+);
+
+statement!(
+    Pg,
+    /// Moves a row to the dead letters and tells whose it was.
+    Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
+    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
+     INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
+     RETURNING aggregatetype, id::text"
+);

@@ -1,0 +1,59 @@
+//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::Lag;
+
+use crate::operate::Operate;
+use crate::source::SentRows;
+use crate::source::database::Database;
+use crate::source::prune::{Pruning, is_due};
+use crate::source::writers::Writers;
+
+/// Measuring the lag takes a fiftieth of the time at most.
+const LONGEST_SHARE: u32 = 50;
+
+#[derive(Default)]
+pub(super) struct Upkeep {
+    measured: Option<Instant>,
+    /// How long it took last.
+    measuring: Duration,
+    told_of_log: bool,
+    pruning: Pruning,
+}
+
+impl Upkeep {
+    pub(super) fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        database: &Database,
+        was_large: bool,
+        writers: &mut Writers,
+    ) -> QueryResult<Option<Lag>> {
+        let options = &database.options;
+        if let SentRows::Keep { retention } = options.sent_rows {
+            self.pruning.run(conn, database, retention)?;
+        }
+        // A relay that begins with a backlog has better things to do first.
+        if was_large {
+            self.measured.get_or_insert_with(Instant::now);
+        }
+        // All unsent rows are counted: with millions of them that is done less often.
+        if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let mut lag = conn.lag()?;
+        self.measuring = began.elapsed();
+        lag.oldest_writer = writers.oldest();
+        writers.warn(conn)?;
+        if lag.log.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
+            tracing::info!(
+                "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
+            );
+        }
+        Ok(Some(lag))
+    }
+}

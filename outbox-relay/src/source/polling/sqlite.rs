@@ -1,0 +1,334 @@
+//! SQLite, polled. SQLite has one writer at a time, so one relay is enough: a lock on a file beside the database keeps a
+//! second one waiting, and the system lets go of it when its holder dies. Nothing is locked in the database while
+//! records are being published.
+
+use std::fs::{File, TryLockError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use diesel::connection::{DefaultLoadingMode, SimpleConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
+use diesel::sqlite::{Sqlite, SqliteConnection};
+use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, Source, SourceError};
+use uuid::Uuid;
+
+use crate::operate::Operate;
+use crate::source::julian_day::created_at_ms;
+use crate::source::prune::{SqlitePruning, is_due};
+use crate::source::row::{Blocked, StoredRow, is_blocked};
+use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
+use crate::statement::statement;
+
+/// How often the file's change counter is looked at.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
+/// How many bytes a chunk has before it is not added to.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// How often a relay that stands by looks whether the other one is gone.
+const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
+
+/// The outbox table of an SQLite database as a source of records.
+pub struct SqliteSource {
+    database_url: String,
+    options: SourceOptions,
+    open: Option<Open>,
+    cursor: i64,
+    /// How many of the rows that were read in this pass are unsent as yet.
+    unsettled: i64,
+    blocked: Blocked,
+    pruning: SqlitePruning,
+    measured: Option<Instant>,
+}
+
+struct Open {
+    conn: SqliteConnection,
+    lock: File,
+    owns_lock: bool,
+    /// The change counter as it was before the table was last looked at.
+    version: i32,
+    looked: Instant,
+}
+
+impl SqliteSource {
+    /// A source that opens this database file when it is first asked for something.
+    pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
+        Self {
+            database_url: database_url.into(),
+            options,
+            open: None,
+            cursor: 0,
+            unsettled: 0,
+            blocked: Blocked::new(),
+            pruning: SqlitePruning::default(),
+            measured: None,
+        }
+    }
+
+    fn open(&mut self) -> Result<&mut Open, SourceError> {
+        if self.open.is_none() {
+            self.open = Some(Open::new(&self.database_url)?);
+        }
+        self.open.as_mut().ok_or_else(|| SourceError::new("the database is not open"))
+    }
+
+    fn with<T>(
+        &mut self,
+        doing: &str,
+        work: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+    ) -> Result<T, SourceError> {
+        work(&mut self.open()?.conn).map_err(|error| database_error(doing, error))
+    }
+}
+
+impl Open {
+    fn new(database_url: &str) -> Result<Self, SourceError> {
+        // Opening it would make it, and a mistyped path would look like a database without tables.
+        let is_path = !database_url.starts_with("file:") && database_url != ":memory:";
+        if is_path && !std::path::Path::new(database_url.trim_start_matches("sqlite://")).exists() {
+            return Err(SourceError::new(format!("there is no database file {database_url}")));
+        }
+        let mut conn = SqliteConnection::establish(database_url)
+            .map_err(|error| SourceError::because(format!("cannot open the database: {error}"), error))?;
+        conn.batch_execute("PRAGMA busy_timeout = 30000")
+            .map_err(|error| database_error("preparing the connection", error))?;
+        let path = diesel::dsl::sql::<Text>("SELECT file FROM pragma_database_list WHERE name = 'main'")
+            .get_result::<String>(&mut conn)
+            .map_err(|error| database_error("looking for the database's file", error))?;
+        if path.is_empty() {
+            return Err(SourceError::new(
+                "the relay needs an SQLite database in a file: one in memory belongs to its own connection alone",
+            ));
+        }
+        let path = format!("{path}-outbox-relay");
+        let lock = File::options().create(true).append(true).open(&path).map_err(|error| {
+            SourceError::because(format!("cannot open the relay's lock file {path}: {error}"), error)
+        })?;
+        Ok(Self { conn, lock, owns_lock: false, version: 0, looked: Instant::now() })
+    }
+
+    fn own_lock(&mut self) -> Result<bool, SourceError> {
+        if !self.owns_lock {
+            match self.lock.try_lock() {
+                Ok(()) => self.owns_lock = true,
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) => {
+                    return Err(SourceError::because(
+                        format!("cannot lock the relay's lock file: {error}"),
+                        error,
+                    ));
+                }
+            }
+        }
+        Ok(self.owns_lock)
+    }
+
+    fn version(&mut self) -> Result<i32, SourceError> {
+        DataVersion::new()
+            .get_result::<i32>(&mut self.conn)
+            .map_err(|error| database_error("looking for changes", error))
+    }
+}
+
+impl Source for SqliteSource {
+    fn claim(&mut self) -> Result<bool, SourceError> {
+        let open = self.open()?;
+        open.looked = Instant::now();
+        // Before the table is looked at, so that no change in between is missed.
+        open.version = open.version()?;
+        if !open.own_lock()? {
+            return Ok(false);
+        }
+        self.cursor = 0;
+        self.unsettled = 0;
+        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
+            self.blocked = self
+                .with("claiming", |conn| BlockedAggregates::new().load::<(String, String)>(conn))?
+                .into_iter()
+                .collect();
+        }
+        self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
+    }
+
+    fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        let (cursor, unsettled) = (self.cursor, self.unsettled);
+        let (rows, more) = self.with("reading", |conn| {
+            conn.transaction(|conn| {
+                // A row that was requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
+                if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
+                    return Ok((Vec::new(), false));
+                }
+                read_chunk(conn, cursor, limit)
+            })
+        })?;
+        self.unsettled += rows.len() as i64;
+        for row in rows {
+            self.cursor = row.seq;
+            let claimed = row.claimed();
+            if is_blocked(&self.blocked, &claimed) {
+                self.dead_letter(claimed.ticket, BLOCKED)?;
+            } else {
+                records.push(claimed);
+            }
+        }
+        Ok(more)
+    }
+
+    fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        let numbers: Vec<String> = tickets.iter().map(u64::to_string).collect();
+        let seqs = format!("[{}]", numbers.join(","));
+        let delete = self.options.sent_rows == SentRows::Delete;
+        let settled = self.with("settling", |conn| {
+            if delete { Delete::new(seqs).execute(conn) } else { MarkSent::new(seqs).execute(conn) }
+        })?;
+        self.unsettled -= settled as i64;
+        Ok(())
+    }
+
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+        let seq = ticket as i64;
+        let buried = self.with("moving a record to the dead letters", |conn| {
+            conn.immediate_transaction(|conn| {
+                let buried =
+                    Bury::new(reason.to_owned(), seq).get_result::<(String, String)>(conn).optional()?;
+                Delete::new(format!("[{seq}]")).execute(conn)?;
+                Ok(buried)
+            })
+        })?;
+        self.unsettled -= 1;
+        let (aggregate_type, id) = buried.unwrap_or_default();
+        let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
+        Ok(Buried { id, aggregate_type, holds_back })
+    }
+
+    fn release(&mut self) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    fn abandon(&mut self) {
+        // What was settled was committed at once; there is nothing to take back. A new connection starts afresh.
+        if let Some(open) = &mut self.open
+            && open.version().is_err()
+        {
+            self.open = None;
+        }
+    }
+
+    fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        let poll_interval = self.options.poll_interval;
+        let open = self.open()?;
+        let until = Instant::now() + limit;
+        loop {
+            // One that stands by has no use for changes: it looks whether the other is gone.
+            let due = open.looked.elapsed() >= if open.owns_lock { poll_interval } else { STAND_BY_PAUSE };
+            if due || (open.owns_lock && open.version()? != open.version) {
+                return Ok(true);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(LOOK_PAUSE.min(left));
+        }
+    }
+
+    fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        // The lock is taken by the claim that follows.
+        if !self.open()?.owns_lock {
+            return Ok(None);
+        }
+        if let (SentRows::Keep { retention }, Some(open)) = (self.options.sent_rows, &mut self.open) {
+            self.pruning.run(&mut open.conn, retention).map_err(|error| database_error("pruning", error))?;
+        }
+        if !is_due(&mut self.measured, self.options.lag_interval) {
+            return Ok(None);
+        }
+        self.with("measuring the lag", |conn| conn.lag()).map(Some)
+    }
+}
+
+/// The next rows, up to this many, and whether there may be more. They are loaded one by one until they have this many bytes, so that
+/// a chunk holds one row more at most, whatever the sizes.
+fn read_chunk(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
+    let (mut rows, mut bytes) = (Vec::new(), 0);
+    for row in Read::new(cursor, limit as i64).load_iter::<Row, DefaultLoadingMode>(conn)? {
+        let row = stored(row?);
+        bytes += row.bytes();
+        rows.push(row);
+        if bytes >= CHUNK_BYTES {
+            return Ok((rows, true));
+        }
+    }
+    let more = rows.len() == limit;
+    Ok((rows, more))
+}
+
+type Row = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
+
+fn stored(row: Row) -> StoredRow {
+    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms) = row;
+    let id = Uuid::parse_str(&id).map_err(|_| format!("the column `id` holds {id:?}, which is not a UUID"));
+    StoredRow {
+        ticket: seq.unsigned_abs(),
+        seq,
+        id,
+        aggregate_type: aggregate_type.into(),
+        aggregate_id: aggregate_id.into(),
+        event_type: event_type.into(),
+        payload: payload.map(Bytes::from),
+        headers: headers.map(Bytes::from),
+        created_at_ms,
+    }
+}
+
+statement!(Sqlite, DataVersion {} -> Integer, "PRAGMA data_version");
+
+statement!(
+    Sqlite,
+    HasUnsent {} -> Bool,
+    "SELECT EXISTS (SELECT 1 FROM outbox WHERE sent_at IS NULL)"
+);
+
+statement!(
+    Sqlite,
+    Read { cursor: i64 => BigInt, limit: i64 => BigInt }
+        -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
+    concat!(
+        "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, ",
+        created_at_ms!(),
+        " FROM outbox WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+    )
+);
+
+statement!(
+    Sqlite,
+    UnsentUpTo { cursor: i64 => BigInt } -> BigInt,
+    "SELECT count(*) FROM outbox WHERE sent_at IS NULL AND seq <= ?"
+);
+
+statement!(
+    Sqlite,
+    MarkSent { seqs: String => Text } -> Bool,
+    "UPDATE outbox SET sent_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now') \
+     WHERE seq IN (SELECT value FROM json_each(?))"
+);
+
+statement!(
+    Sqlite,
+    Delete { seqs: String => Text } -> Bool,
+    "DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?))"
+);
+
+statement!(
+    Sqlite,
+    Bury { reason: String => Text, seq: i64 => BigInt } -> (Text, Text),
+    "INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? \
+     FROM outbox WHERE seq = ? RETURNING aggregatetype, id"
+);
+
+statement!(
+    Sqlite,
+    BlockedAggregates {} -> (Text, Text),
+    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter"
+);

@@ -1,0 +1,250 @@
+//! Pruning on a connection and a thread of its own, which are there while there is something to prune, so that it keeps up with a
+//! relay that is at work and does not hold it up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable};
+
+use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use crate::source::database::Database;
+use crate::statement::statement;
+use diesel_outbox_core::__private::one_line;
+
+/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that were sent of late: what lies
+/// before is a late commit's, was unsent then, or is an index entry of a row that is gone.
+const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// It pauses so many times as long as it works, until it has worked for so long.
+const PAUSES: u32 = 3;
+const LEISURE: Duration = Duration::from_secs(30);
+/// How soon a thread that pauses notices that it is to end, and how often it is asked whether it has.
+const SLICE: Duration = Duration::from_millis(50);
+/// After so many chunks that are unsent a round ends; the next one goes on there.
+const UNSENT_CHUNKS: usize = 100;
+/// How long the end of a thread is waited for: a chunk, or a lock. One that hangs on its connection ends by itself when that does, and
+/// whoever prunes meanwhile passes over what it has locked.
+const LONGEST_END: Duration = Duration::from_secs(2);
+/// It is no relay's session, for those who count them. Somebody else's lock on the table, as for an index that is made, is waited for
+/// no longer than this, and neither is one on a row.
+const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '200ms'";
+
+/// Rounds of pruning. The thread is waited for when this is dropped, but not for long: the relay is to stop, or to connect anew.
+#[derive(Default)]
+pub(in super::super) struct Pruning {
+    begun: Option<Instant>,
+    round: Option<JoinHandle<Round>>,
+    place: Place,
+    ends: Arc<AtomicBool>,
+}
+
+/// Where rounds begin.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    cursor: i64,
+    was_full: Option<Instant>,
+    /// Whether a round ended there that has not come to what was sent of late.
+    is_on_its_way: bool,
+}
+
+/// What a round has left behind.
+struct Round {
+    place: Place,
+    /// Whether it could not have a connection.
+    refused: bool,
+}
+
+impl Pruning {
+    /// Begins a round where one is due. `conn` prunes one chunk instead where no other connection can be had.
+    pub(in super::super) fn run(
+        &mut self,
+        conn: &mut PgConnection,
+        database: &Database,
+        retention: Duration,
+    ) -> QueryResult<()> {
+        if self.round.as_ref().is_some_and(JoinHandle::is_finished)
+            && let Some(Ok(Round { place, refused })) = self.round.take().map(JoinHandle::join)
+        {
+            self.place = place;
+            if refused {
+                let chunk = chunk(conn, self.place.cursor, retention)?;
+                self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
+                if !chunk.is_last && !chunk.is_unsent {
+                    // The next chunk is due at once.
+                    self.begun = None;
+                }
+            }
+        }
+        if self.round.is_some() || !is_due(&mut self.begun, PRUNE_INTERVAL) {
+            return Ok(());
+        }
+        let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
+        if is_long_ago && !self.place.is_on_its_way {
+            self.place = Place { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
+        }
+        if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
+            .get_result::<bool>(conn)?
+        {
+            self.place.is_on_its_way = false;
+            return Ok(());
+        }
+        let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
+        let round = move || round(&database, place, retention, &ends);
+        match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
+            Ok(round) => self.round = Some(round),
+            Err(error) => {
+                tracing::warn!(%error, "no thread to prune sent rows; it is tried again in a minute")
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pruning {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Relaxed);
+        let until = Instant::now() + LONGEST_END;
+        while self.round.as_ref().is_some_and(|round| !round.is_finished()) && Instant::now() < until {
+            thread::sleep(SLICE);
+        }
+    }
+}
+
+/// Deletes what is too old, chunk by chunk.
+fn round(database: &Database, mut place: Place, retention: Duration, ends: &AtomicBool) -> Round {
+    let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
+    let begun = Instant::now();
+    let set = conn.batch_execute(SETTINGS);
+    let mut next = set.and_then(|()| chunk(&mut conn, place.cursor, retention));
+    let (mut since, mut unsent) = (begun, 0);
+    loop {
+        match next {
+            Ok(chunk) => {
+                place.cursor = chunk.next;
+                unsent += usize::from(chunk.is_unsent);
+                place.is_on_its_way = !chunk.is_last;
+                if chunk.is_last || unsent == UNSENT_CHUNKS || ends.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            Err(error) => {
+                let error = one_line(&error.to_string());
+                tracing::warn!(error, "sent rows could not be pruned; it is tried again in a minute");
+                break;
+            }
+        }
+        if begun.elapsed() < LEISURE {
+            pause(since.elapsed() * PAUSES, ends);
+        }
+        since = Instant::now();
+        next = chunk(&mut conn, place.cursor, retention);
+    }
+    Round { place, refused: false }
+}
+
+fn pause(time: Duration, ends: &AtomicBool) {
+    let until = Instant::now() + time;
+    while !ends.load(Ordering::Relaxed) {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        thread::sleep(left.min(SLICE));
+    }
+}
+
+/// What came of a chunk.
+struct Chunk {
+    /// Where the next one begins.
+    next: i64,
+    /// Whether the round is over: all that comes after was sent of late, if at all.
+    is_last: bool,
+    /// Whether all of it waits to be sent. The rows of a partition that Kafka does not take may be older than all that is sent.
+    is_unsent: bool,
+}
+
+/// The last number, the first one that is not too old, how many rows there are, how many of them are too old, and how many are unsent.
+type Counted = (Option<i64>, Option<i64>, i64, i64, i64);
+
+impl Chunk {
+    fn after(cursor: i64, (last, first_kept, rows, expired, unsent): Counted) -> Self {
+        let last = last.unwrap_or(cursor);
+        let is_unsent = unsent == PRUNE_CHUNK;
+        let is_last = rows < PRUNE_CHUNK || (expired == 0 && !is_unsent);
+        // What is kept is looked at again, if it may be due next time.
+        let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
+        Self { next, is_last, is_unsent }
+    }
+}
+
+/// Deletes the rows of one chunk that are too old. Exactly those rows are deleted, never a range: a late commit's row would be in it.
+fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+    let secs = retention.as_secs_f64();
+    let counted = match Prune::new(secs, cursor, PRUNE_CHUNK).get_result(conn) {
+        // Perhaps because somebody has locked a row. To find out, each is locked before it is deleted, which takes twice as long.
+        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
+            PruneBesideLocks::new(secs, cursor, PRUNE_CHUNK).get_result(conn)
+        }
+        counted => counted,
+    };
+    Ok(Chunk::after(cursor, counted?))
+}
+
+/// A chunk in the order of `seq`: where each row lies, when it was sent, and whether that is too long ago. What was read from the
+/// write-ahead log is sent though nothing marks it: up to its shard's lower bound while the log is read, and later up to `unmarked`.
+macro_rules! chunk {
+    () => {
+        "chunk AS MATERIALIZED (SELECT seq, place, sent, coalesce(sent < now() - make_interval(secs => ?), false) AS old FROM \
+         (SELECT o.seq, o.ctid AS place, coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 \
+         THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent FROM ONLY outbox AS o \
+         JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
+    };
+}
+
+macro_rules! counted {
+    () => {
+        "SELECT max(seq), min(seq) FILTER (WHERE NOT old), count(*), count(*) FILTER (WHERE old), \
+         count(*) FILTER (WHERE sent IS NULL) FROM chunk"
+    };
+}
+
+statement!(
+    Pg,
+    /// Whether a round has something to do: its first chunk has expired rows, or all of it is unsent.
+    IsWanted { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt, all: i64 => BigInt } -> Bool,
+    concat!("WITH ", chunk!(), " SELECT coalesce(bool_or(old), false) OR count(*) FILTER (WHERE sent IS NULL) = ? FROM chunk")
+);
+
+statement!(
+    Pg,
+    /// A row that was changed since the statement began lies elsewhere, and is left alone.
+    Prune {
+        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
+    concat!(
+        "WITH ",
+        chunk!(),
+        ", expired AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.old) ",
+        counted!()
+    )
+);
+
+statement!(
+    Pg,
+    /// The same, but for rows that somebody has locked.
+    PruneBesideLocks {
+        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
+    concat!(
+        "WITH ",
+        chunk!(),
+        ", free AS MATERIALIZED (SELECT o.ctid AS place FROM ONLY outbox AS o JOIN chunk AS c ON o.ctid = c.place WHERE c.old \
+         FOR UPDATE OF o SKIP LOCKED), expired AS (DELETE FROM ONLY outbox AS o USING free AS f WHERE o.ctid = f.place) ",
+        counted!()
+    )
+);

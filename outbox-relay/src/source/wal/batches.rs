@@ -1,0 +1,326 @@
+//! The log in batches over ordinary connections, for a relay that is far behind.
+//!
+//! The server's sender of a replication connection makes a system call for each message, which costs more than the decoding. An
+//! ordinary connection decodes a batch as a whole, and sends it as fast as any result. The slot would forget a batch with the
+//! call that reads it, so what is read is a temporary copy of it, which goes with its connection.
+//!
+//! Two connections take turns, so that one decodes while the other's batch is published: each copies the other's copy as it is
+//! after its batch. The slot itself is moved up behind them, as far as all is acknowledged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use diesel::connection::LoadConnection;
+use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
+use diesel::prelude::*;
+use diesel::row::{Field, Row};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text};
+use diesel_outbox_core::SourceError;
+
+use super::decode::{Decoder, Message};
+use super::division::quoted;
+use super::options::WalOptions;
+use super::place::Lsn;
+use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Received, Shared};
+use super::slot::{self, move_up};
+use crate::source::database::Database;
+use crate::source::database_error;
+use crate::statement::statement;
+use diesel_outbox_core::__private::one_line;
+
+/// From so many bytes of the log on a relay is far behind, and so few are left to the stream.
+pub(super) const FAR: u64 = 64 << 20;
+const NEAR: u64 = 16 << 20;
+
+/// A batch ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the log,
+/// which may have nothing of the outbox. The transaction in which it ends is in it as a whole.
+const CHANGES: i32 = 300_000;
+const BYTES: i64 = 256 << 20;
+
+/// While a batch is taken the server keeps a snapshot. One that is not taken by then is left to the stream.
+const TAKEN_WITHIN: Duration = Duration::from_secs(20);
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+
+/// When this is dropped what they wait for is cancelled, again and again, as it may just have ended and something else begun.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+/// They are left to themselves where the server does not answer.
+const ENDED_WITHIN: Duration = Duration::from_secs(5);
+
+/// The two that read. They end when what is left is short enough for the stream, and when this is dropped.
+pub(super) struct Batches {
+    handover: Handover,
+    database: Database,
+    threads: Vec<(JoinHandle<()>, Arc<Session>)>,
+}
+
+/// The number of a connection's process on the server, or zero.
+type Session = AtomicI32;
+
+impl Batches {
+    /// Reads from this place on.
+    pub(super) fn begin(
+        database: &Database,
+        options: &WalOptions,
+        start: Lsn,
+        table: u32,
+    ) -> Result<Self, SourceError> {
+        let (batches, shared, handover) = Handover::new();
+        let ((first, turns_of_first), (second, turns_of_second)) = (channel(), channel());
+        // Their other ends are here.
+        let (done, before) = channel();
+        let _ = done.send(());
+        let _ = first.send(Turn { slot: options.slot.clone(), start: Some(start), before });
+        let mut threads = Vec::new();
+        for (name, turns, next) in [("a", turns_of_first, second), ("b", turns_of_second, first)] {
+            let reader = Reader {
+                name,
+                database: database.clone(),
+                options: options.clone(),
+                table,
+                batches: batches.clone(),
+                shared: shared.clone(),
+                turns,
+                next,
+                copies: 0,
+                session: Arc::default(),
+            };
+            let session = reader.session.clone();
+            let thread = thread::Builder::new()
+                .name("outbox-wal".into())
+                .spawn(move || reader.run())
+                .map_err(|error| {
+                    SourceError::because(format!("cannot start to read the write-ahead log: {error}"), error)
+                })?;
+            threads.push((thread, session));
+        }
+        Ok(Self { handover, database: database.clone(), threads })
+    }
+
+    pub(super) fn handover(&self) -> &Handover {
+        &self.handover
+    }
+}
+
+impl Drop for Batches {
+    /// The server would go on decoding, with the slot or a copy of it, when the relay has ended.
+    fn drop(&mut self) {
+        self.handover.cancel();
+        let (began, mut conn) = (Instant::now(), None);
+        while self.threads.iter().any(|(thread, _)| !thread.is_finished()) {
+            if began.elapsed() >= ENDED_WITHIN {
+                tracing::warn!(
+                    "the server has not ended what reads batches of the write-ahead log: it may have the slot yet"
+                );
+                return;
+            }
+            // Where nothing more can come they are about to end.
+            if matches!(self.handover.receive(Duration::ZERO), Ok(Received::End)) {
+                thread::sleep(FULL_PAUSE);
+                continue;
+            }
+            let sessions = self.threads.iter().filter(|(thread, _)| !thread.is_finished());
+            let sessions = sessions.map(|(_, session)| session.load(Ordering::Relaxed)).collect();
+            if conn.is_none() {
+                conn = self.database.connect().ok();
+            }
+            if let Some(canceling) = &mut conn
+                && Cancel::new(sessions).execute(canceling).is_err()
+            {
+                conn = None;
+            }
+            // What they hand over meanwhile is for nobody.
+            let _ = self.handover.receive(CANCEL_INTERVAL);
+        }
+        for (thread, _) in self.threads.drain(..) {
+            // Its panic was told where something was to be received.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// To read the next batch.
+struct Turn {
+    /// What is copied.
+    slot: String,
+    /// Where the copy is to begin, if not where it is.
+    start: Option<Lsn>,
+    /// Tells when the batch before was handed over, and nothing if it was not.
+    before: Receiver<()>,
+}
+
+struct Reader {
+    name: &'static str,
+    database: Database,
+    options: WalOptions,
+    table: u32,
+    batches: SyncSender<Batch>,
+    shared: Arc<Shared>,
+    turns: Receiver<Turn>,
+    next: Sender<Turn>,
+    copies: usize,
+    session: Arc<Session>,
+}
+
+impl Reader {
+    fn run(mut self) {
+        if let Err(error) = self.take_turns() {
+            // Nobody waits for it where the relay has ended.
+            let _ = self.batches.send(Err(error));
+        }
+    }
+
+    fn take_turns(&mut self) -> Result<(), SourceError> {
+        let mut conn = self.database.connect()?;
+        let pid = slot::session(&mut conn);
+        self.session.store(
+            pid.map_err(|error| database_error("reading a batch of the write-ahead log", error))?,
+            Ordering::Relaxed,
+        );
+        while let Ok(turn) = self.turns.recv() {
+            if self.shared.ends.is_cancelled() {
+                break;
+            }
+            if !self.take_turn(&mut conn, turn)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is to be another.
+    fn take_turn(&mut self, conn: &mut PgConnection, turn: Turn) -> Result<bool, SourceError> {
+        self.move_slot(conn);
+        let copy = match self.copy(conn, &turn) {
+            Ok(copy) => copy,
+            Err(_) if self.shared.ends.is_cancelled() => return Ok(false),
+            Err(error) => {
+                tracing::warn!(
+                    slot = self.options.slot,
+                    error = one_line(&error.to_string()),
+                    "the slot could not be copied, so that the write-ahead log is streamed only, which is slower \
+                     (it takes two free slots: max_replication_slots)"
+                );
+                return Ok(false);
+            }
+        };
+        let failed = |error| database_error("reading a batch of the write-ahead log", error);
+        let (begin, behind) = Left::new(copy.clone()).get_result::<(i64, i64)>(conn).map_err(failed)?;
+        if behind.unsigned_abs() < NEAR {
+            let is_next = turn.before.recv().is_ok();
+            if is_next {
+                self.hand_over(vec![Message::End(begin.unsigned_abs())], Instant::now());
+            }
+            return Ok(false);
+        }
+        let changes = Changes::new(copy.clone(), begin + BYTES, CHANGES, quoted(&self.options.publication));
+        // It returns when the batch has been decoded, and the copy has moved.
+        let changes = LoadConnection::<PgRowByRowLoadingMode>::load(conn, changes).map_err(failed)?;
+        let (done, before) = channel();
+        // The other has ended where this fails, and the one after it where `done` does.
+        let _ = self.next.send(Turn { slot: copy, start: None, before });
+        if turn.before.recv().is_err() || !self.hand_all_over(begin.unsigned_abs(), changes)? {
+            return Ok(false);
+        }
+        let _ = done.send(());
+        Ok(true)
+    }
+
+    /// In place of the one that this connection had.
+    fn copy(&mut self, conn: &mut PgConnection, turn: &Turn) -> QueryResult<String> {
+        DropOwn::new().execute(conn)?;
+        self.copies += 1;
+        let copy = slot::copy(conn, &turn.slot, &format!("{}_{}", self.name, self.copies))?;
+        if let Some(start) = turn.start {
+            move_up(conn, &copy, start)?;
+        }
+        Ok(copy)
+    }
+
+    /// What begins at this place: whether all was taken in time.
+    fn hand_all_over<'a, R: Row<'a, Pg>>(
+        &self,
+        begin: Lsn,
+        changes: impl Iterator<Item = QueryResult<R>>,
+    ) -> Result<bool, SourceError> {
+        let mut decoder = Decoder::new(self.table);
+        // The batches before may have had nothing of the outbox.
+        let (mut batch, mut bytes, since) = (vec![Message::End(begin)], 0, Instant::now());
+        for change in changes {
+            let change =
+                change.map_err(|error| database_error("reading a batch of the write-ahead log", error))?;
+            let change =
+                change.get(0).and_then(|field| Some(Bytes::copy_from_slice(field.value()?.as_bytes())));
+            let Some(change) = change else { continue };
+            bytes += change.len();
+            batch.extend(decoder.decode(change)?);
+            if batch.len() >= BATCH_MESSAGES || bytes >= BATCH_BYTES {
+                bytes = 0;
+                if !self.hand_over(std::mem::take(&mut batch), since) {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(self.hand_over(batch, since))
+    }
+
+    /// Waits until there is room: whether it was taken in time.
+    fn hand_over(&self, batch: Vec<Message>, since: Instant) -> bool {
+        let mut batch = Ok(batch);
+        while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
+            if self.shared.ends.is_cancelled() || since.elapsed() >= TAKEN_WITHIN {
+                return false;
+            }
+            batch = full;
+            thread::sleep(FULL_PAUSE);
+        }
+        !self.shared.ends.is_cancelled()
+    }
+
+    /// So that the server need not keep what was sent. Where it fails, as the stream has not let go of it yet, the next time
+    /// does. An error drops the copies that a connection has, so that this is done when nobody needs this one's any more; and
+    /// only one at a time can do it, who has the turn.
+    fn move_slot(&self, conn: &mut PgConnection) {
+        let confirmed = self.shared.confirmed();
+        if let Err(error) = move_up(conn, &self.options.slot, confirmed) {
+            tracing::debug!(slot = self.options.slot, %error, "the slot was not moved up");
+        }
+    }
+}
+
+statement!(
+    Pg,
+    Cancel { sessions: Vec<i32> => Array<Integer> } -> Bool,
+    "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE pid = ANY (?) AND usename = current_user"
+);
+
+statement!(
+    Pg,
+    /// Drops the copies that this connection has.
+    DropOwn {} -> Bool,
+    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+     WHERE temporary AND active_pid = pg_backend_pid()"
+);
+
+statement!(
+    Pg,
+    /// From where a slot is read, and how many bytes of the log there are from there on.
+    Left { slot: String => Text } -> (BigInt, BigInt),
+    "SELECT (confirmed_flush_lsn - '0/0')::bigint, greatest(pg_current_wal_flush_lsn() - confirmed_flush_lsn, 0)::bigint \
+     FROM pg_replication_slots WHERE slot_name = ?"
+);
+
+statement!(
+    Pg,
+    Changes {
+        slot: String => Text,
+        end: i64 => BigInt,
+        changes: i32 => Integer,
+        publication: String => Text
+    } -> Binary,
+    "SELECT data FROM pg_logical_slot_get_binary_changes(?, '0/0'::pg_lsn + ?::numeric, ?, 'proto_version', '1', \
+     'binary', 'true', 'publication_names', ?)"
+);

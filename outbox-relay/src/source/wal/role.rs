@@ -1,0 +1,147 @@
+//! Which of several relays reads the slot: the one that has locked the view `outbox_reader`, as only a role may that was granted
+//! UPDATE on it. The next in line looks each second whether it is free, and the others much less often, so that more relays do
+//! not mean more queries.
+//!
+//! The lock is held by an open transaction on a connection of its own. That has neither a transaction id nor a snapshot, so that
+//! it holds nothing back however long it lasts, and nobody vacuums or analyzes a view.
+//!
+//! Being the next in line is an advisory lock, which any role may take: where a stranger has it, all look at the longer interval.
+
+use std::ops::{Deref, DerefMut};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Integer};
+use diesel_outbox_core::SourceError;
+
+use super::has_passed;
+use crate::source::database::Database;
+use crate::source::database_error;
+use crate::statement::statement;
+use diesel_outbox_core::advisory_locks;
+
+const NEXT_INTERVAL: Duration = Duration::from_secs(1);
+const OTHERS_INTERVAL: Duration = Duration::from_secs(15);
+
+/// No snapshot is kept between two statements.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE outbox_reader IN EXCLUSIVE MODE NOWAIT";
+/// A process that was frozen loses its lock when it has asked nothing for so long.
+const IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = '30s'";
+
+/// A relay that waits to become the active one.
+pub(super) struct Standby {
+    conn: PgConnection,
+    database: Database,
+    is_next: bool,
+    tried: Option<Instant>,
+}
+
+/// The connection of the active relay, and the one that holds its lock.
+pub(super) struct Active {
+    conn: PgConnection,
+    lock: PgConnection,
+}
+
+pub(super) enum Turn {
+    Active(Box<Active>),
+    StandsBy(Box<Standby>),
+}
+
+impl Standby {
+    pub(super) fn new(conn: PgConnection, database: Database) -> Box<Self> {
+        Box::new(Self { conn, database, is_next: false, tried: None })
+    }
+
+    /// Becomes the active relay if there is none.
+    pub(super) fn take_over(mut self: Box<Self>) -> Result<Turn, SourceError> {
+        self.tried = Some(Instant::now());
+        let failed = |error| database_error("looking whether another relay is active", error);
+        self.is_next = self.is_next
+            || Lock::new(advisory_locks::NEXT_READER).get_result(&mut self.conn).map_err(failed)?;
+        // Its connection is made only where it is likely to be needed.
+        if IsHeld::new().get_result(&mut self.conn).map_err(failed)? {
+            return Ok(Turn::StandsBy(self));
+        }
+        let mut lock = self.database.connect()?;
+        let taken = take(&mut lock).map_err(|error| {
+            database_error("locking outbox_reader, on which the relay's role needs UPDATE", error)
+        })?;
+        if !taken {
+            return Ok(Turn::StandsBy(self));
+        }
+        lock.batch_execute(IDLE_LIMIT).map_err(failed)?;
+        if self.is_next {
+            Unlock::new(advisory_locks::NEXT_READER).get_result::<bool>(&mut self.conn).map_err(failed)?;
+        }
+        Ok(Turn::Active(Box::new(Active { conn: self.conn, lock })))
+    }
+
+    /// Waits, but no longer than `limit`, and becomes the active relay if there is none any more.
+    pub(super) fn wait(self: Box<Self>, limit: Duration) -> Result<Turn, SourceError> {
+        let interval = if self.is_next { NEXT_INTERVAL } else { OTHERS_INTERVAL };
+        if has_passed(self.tried, interval) {
+            return self.take_over();
+        }
+        thread::sleep(limit);
+        Ok(Turn::StandsBy(self))
+    }
+}
+
+impl Deref for Active {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        &self.conn
+    }
+}
+
+impl DerefMut for Active {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        &mut self.conn
+    }
+}
+
+/// Takes the lock of the active relay in a transaction that stays open, unless somebody has it.
+pub(super) fn take(conn: &mut PgConnection) -> QueryResult<bool> {
+    // A lock that is tried in vain is an error in the server's log.
+    if IsHeld::new().get_result(conn)? {
+        return Ok(false);
+    }
+    let Err(error) = conn.batch_execute(BEGIN) else { return Ok(true) };
+    give_back(conn)?;
+    // Another may have been faster.
+    if IsHeld::new().get_result(conn)? { Ok(false) } else { Err(error) }
+}
+
+/// Ends that transaction.
+pub(super) fn give_back(conn: &mut PgConnection) -> QueryResult<()> {
+    conn.batch_execute("ROLLBACK")
+}
+
+/// Lets the server know that this process goes on. An error where the lock was lost.
+pub(super) fn stay(active: &mut Active) -> QueryResult<()> {
+    active.lock.batch_execute("SELECT 1")
+}
+
+statement!(
+    Pg,
+    IsHeld {} -> Bool,
+    "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND relation = 'outbox_reader'::regclass \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
+     AND mode = 'ExclusiveLock' AND granted)"
+);
+
+statement!(
+    Pg,
+    Lock { key: i32 => Integer } -> Bool,
+    "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4)"
+);
+
+statement!(
+    Pg,
+    Unlock { key: i32 => Integer } -> Bool,
+    "SELECT pg_advisory_unlock(?, 'outbox'::regclass::oid::int4)"
+);

@@ -1,0 +1,262 @@
+//! The replication connection, on a thread of its own that reads ahead as far as the relay can keep up.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::task::{Context, Poll, Waker};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use diesel_outbox_core::SourceError;
+use pg_walstream::{PgReplicationConnection, ReplicationError, parse_keepalive_message};
+
+use super::decode::{Decoder, Message, PROTOCOL};
+use super::options::WalOptions;
+use super::place::Lsn;
+use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Shared};
+use crate::source::database::{with_keepalives, with_parameters};
+use diesel_outbox_core::__private::one_line;
+
+/// Ends, and with it the connection, when it is dropped.
+pub(super) struct Stream {
+    handover: Handover,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How often the server is told that all is well where nothing new is to be confirmed.
+const HEARTBEAT: Duration = Duration::from_secs(5);
+/// It answers each time: where it does not for so long it is gone.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long to try to tell it the last.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+const SHORTEST_CONFIRM_INTERVAL: Duration = Duration::from_millis(1);
+/// How often it is looked whether there is room for a batch.
+const FULL_PAUSE: Duration = Duration::from_millis(1);
+/// The server waits so long for the heartbeat of a process that was frozen.
+const SETTINGS: [&str; 2] = ["SET application_name = 'outbox relay'", "SET wal_sender_timeout = '30s'"];
+
+impl Stream {
+    pub(super) fn begin(
+        database_url: &str,
+        options: WalOptions,
+        start: Lsn,
+        table: u32,
+    ) -> Result<Self, SourceError> {
+        let (batches, shared, handover) = Handover::new();
+        let reader = Reader {
+            url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
+            options: WalOptions {
+                confirm_interval: options.confirm_interval.max(SHORTEST_CONFIRM_INTERVAL),
+                ..options
+            },
+            start,
+            decoder: Decoder::new(table),
+            batches,
+            shared,
+            in_transaction: false,
+            end: start,
+            heard: Instant::now(),
+            told: (0, Instant::now()),
+            is_asked: false,
+        };
+        let failed = |error: std::io::Error| {
+            SourceError::because(format!("cannot start to read the write-ahead log: {error}"), error)
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .build()
+            .map_err(failed)?;
+        let thread = thread::Builder::new()
+            .name("outbox-wal".into())
+            .spawn(move || runtime.block_on(reader.run()))
+            .map_err(failed)?;
+        Ok(Self { handover, thread: Some(thread) })
+    }
+
+    pub(super) fn handover(&self) -> &Handover {
+        &self.handover
+    }
+}
+
+impl Drop for Stream {
+    /// What is confirmed is told to the server first.
+    fn drop(&mut self) {
+        self.handover.end();
+        if let Some(thread) = self.thread.take() {
+            // Its panic was told where something was to be received.
+            let _ = thread.join();
+        }
+    }
+}
+
+struct Reader {
+    url: String,
+    options: WalOptions,
+    /// It begins no earlier.
+    start: Lsn,
+    decoder: Decoder,
+    batches: SyncSender<Batch>,
+    shared: Arc<Shared>,
+    in_transaction: bool,
+    /// Up to where something was received.
+    end: Lsn,
+    /// When something came last.
+    heard: Instant,
+    /// What was confirmed to the server last, and when.
+    told: (Lsn, Instant),
+    /// Whether the server waits for an answer.
+    is_asked: bool,
+}
+
+impl Reader {
+    async fn run(mut self) {
+        // The library tells each confirmation.
+        let _silence = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
+        if let Err(error) = self.read().await {
+            // Nobody waits for it where the relay has ended.
+            let _ = self.batches.send(Err(error));
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), SourceError> {
+        let ends = self.shared.ends.clone();
+        let Some(started) = ends.run_until_cancelled(self.start()).await else { return Ok(()) };
+        let mut conn = started?;
+        self.heard = Instant::now();
+        while !ends.is_cancelled() {
+            let next = tokio::time::timeout(self.options.confirm_interval, conn.get_copy_data_async(&ends));
+            let mut batch = Vec::new();
+            let first = next.await;
+            if ends.is_cancelled() {
+                break;
+            }
+            if let Ok(first) = first {
+                self.heard = Instant::now();
+                let mut bytes = self.take(first.map_err(lost)?, &mut batch)?;
+                while batch.len() < BATCH_MESSAGES
+                    && bytes < BATCH_BYTES
+                    && let Poll::Ready(next) =
+                        pin!(conn.get_copy_data_async(&ends)).poll(&mut Context::from_waker(Waker::noop()))
+                {
+                    bytes += self.take(next.map_err(lost)?, &mut batch)?;
+                }
+            }
+            if !batch.is_empty() {
+                self.hand_over(&mut conn, batch).await?;
+            }
+            self.confirm(&mut conn, false).await?;
+            if self.heard.elapsed() > SILENCE {
+                return Err(SourceError::new(
+                    "the server has fallen silent while its write-ahead log was read",
+                ));
+            }
+        }
+        // It is not the only one that knows.
+        let _ = tokio::time::timeout(LAST_WORDS, self.confirm(&mut conn, true)).await;
+        Ok(())
+    }
+
+    async fn start(&self) -> Result<PgReplicationConnection, SourceError> {
+        let WalOptions { slot, publication, .. } = &self.options;
+        let mut conn = PgReplicationConnection::connect_async(&self.url).await.map_err(not_connected)?;
+        for setting in SETTINGS {
+            conn.exec_async(setting).await.map_err(not_connected)?;
+        }
+        let publication = format!("\"{}\"", publication.replace('"', "\"\""));
+        let options = [
+            ("proto_version", PROTOCOL.to_string()),
+            ("publication_names", publication),
+            ("binary", "true".to_owned()),
+        ];
+        let options: Vec<(&str, &str)> =
+            options.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        conn.start_replication_async(slot, self.start, &options).await.map_err(|error| {
+            let message = one_line(&error.to_string());
+            SourceError::because(format!("the slot `{slot}` cannot be read: {message}"), error)
+        })?;
+        Ok(conn)
+    }
+
+    /// Adds what this has to tell, and returns its size.
+    fn take(&mut self, data: Bytes, batch: &mut Vec<Message>) -> Result<usize, SourceError> {
+        let size = data.len();
+        match data.first() {
+            Some(b'w') if size >= WAL_HEADER => {
+                let message = self.decoder.decode(data.slice(WAL_HEADER..))?;
+                match message {
+                    Some(Message::Begin(_)) => self.in_transaction = true,
+                    Some(Message::End(lsn)) => (self.in_transaction, self.end) = (false, self.end.max(lsn)),
+                    _ => {}
+                }
+                batch.extend(message);
+            }
+            Some(b'k') => {
+                let keepalive = parse_keepalive_message(&data).map_err(lost)?;
+                self.is_asked |= keepalive.reply_requested;
+                // In the middle of a transaction it tells nothing of what has been sent.
+                if !self.in_transaction && keepalive.wal_end > self.end {
+                    self.end = keepalive.wal_end;
+                    batch.push(Message::End(keepalive.wal_end));
+                }
+            }
+            _ => return Err(SourceError::new("the server sent something else than its write-ahead log")),
+        }
+        Ok(size)
+    }
+
+    /// Waits until there is room, or the source has ended.
+    async fn hand_over(
+        &mut self,
+        conn: &mut PgReplicationConnection,
+        batch: Vec<Message>,
+    ) -> Result<(), SourceError> {
+        let mut batch = Ok(batch);
+        while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
+            if self.shared.ends.is_cancelled() {
+                break;
+            }
+            batch = full;
+            tokio::time::sleep(FULL_PAUSE).await;
+            self.confirm(conn, false).await?;
+            // It was not listened to.
+            self.heard = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Tells the server up to where it may forget, where that is due.
+    async fn confirm(
+        &mut self,
+        conn: &mut PgReplicationConnection,
+        at_once: bool,
+    ) -> Result<(), SourceError> {
+        let confirmed = self.shared.confirmed();
+        let (told, when) = self.told;
+        let interval = if confirmed == told { HEARTBEAT } else { self.options.confirm_interval };
+        if at_once || std::mem::take(&mut self.is_asked) || when.elapsed() >= interval {
+            self.told = (confirmed, Instant::now());
+            conn.send_standby_status_update(self.end, confirmed, confirmed, confirmed == told)
+                .await
+                .map_err(lost)?;
+        }
+        Ok(())
+    }
+}
+
+/// Before each message there are two places and a time.
+const WAL_HEADER: usize = 25;
+
+fn lost(error: ReplicationError) -> SourceError {
+    let message = one_line(&error.to_string());
+    SourceError::because(format!("the replication connection was lost: {message}"), error)
+}
+
+fn not_connected(error: ReplicationError) -> SourceError {
+    let message = one_line(&error.to_string());
+    SourceError::because(
+        format!("cannot connect for replication: {message} (the role needs REPLICATION)"),
+        error,
+    )
+}

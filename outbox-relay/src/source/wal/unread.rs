@@ -1,0 +1,218 @@
+//! What nobody has read of the log when its slot is dropped: the rows that it has are unsent, and the others were sent.
+
+use std::time::{Duration, Instant};
+
+use diesel::connection::{LoadConnection, SimpleConnection};
+use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
+use diesel::prelude::*;
+use diesel::row::{Field, Row};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, SmallInt, Text};
+use diesel_outbox_core::SourceError;
+
+use super::decode::{self, Decoder};
+use super::division::{DropSlot, WalError, quoted};
+use super::options::WalOptions;
+use super::place::{Lsn, Place};
+use super::slot::{self, move_up};
+use super::window::Window;
+use crate::source::prune::is_due;
+use crate::statement::statement;
+use diesel_outbox_core::__private::one_line;
+
+/// So many messages are read at once, so that the server keeps no more than that, and a person sees that it goes on.
+const CHANGES: i32 = 300_000;
+/// So many rows are looked at in one transaction.
+const ROWS: i64 = 20_000;
+const TELL_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The index along `seq` is right, whatever the statistics say of a table that has just been filled.
+const ROWS_SETTINGS: &str =
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
+
+/// The numbers of the rows that the log has up to this end, and that have not been sent, in their order. The slot stays where it
+/// is, so that this can be done again: a temporary copy of it is read.
+pub(super) fn unsent_in_log(
+    conn: &mut PgConnection,
+    options: &WalOptions,
+    end: Lsn,
+) -> Result<Vec<i64>, WalError> {
+    let slot = &options.slot;
+    let events = MayBeUnsent::new().get_result::<i64>(conn)?;
+    tracing::info!(slot, events, "these events may be unsent: looking for them in the write-ahead log");
+    let place = Place::load(conn, slot)?.unwrap_or_default();
+    move_up(conn, slot, place.start)?;
+    let mut reading = Reading {
+        decoder: Decoder::new(decode::table(conn)?),
+        window: Window::after(place.start, place.part),
+        unsent: Vec::new(),
+        told: Some(Instant::now()),
+    };
+    let (end, publication) = (end as i64, quoted(&options.publication));
+    match slot::copy(conn, slot, "drop") {
+        Ok(copy) => {
+            let read = reading.read_in_parts(conn, slot, &copy, end, &publication);
+            let dropped = DropSlot::new(copy).execute(conn);
+            read?;
+            dropped?;
+        }
+        Err(error) => {
+            tracing::warn!(
+                slot,
+                error = one_line(&error.to_string()),
+                "the slot could not be copied, so that the write-ahead log is read as a whole, of which nothing is told \
+                 meanwhile (it takes a free slot: max_replication_slots)"
+            );
+            let all = Peek::new(slot.clone(), end, publication);
+            reading.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, all)?)?;
+        }
+    }
+    let mut unsent = reading.unsent;
+    unsent.sort_unstable();
+    unsent.dedup();
+    tracing::info!(slot, unsent = unsent.len(), "the write-ahead log was read: these events are unsent");
+    Ok(unsent)
+}
+
+struct Reading {
+    decoder: Decoder,
+    window: Window,
+    unsent: Vec<i64>,
+    told: Option<Instant>,
+}
+
+impl Reading {
+    fn read_in_parts(
+        &mut self,
+        conn: &mut PgConnection,
+        slot: &str,
+        copy: &str,
+        end: i64,
+        publication: &str,
+    ) -> Result<(), WalError> {
+        loop {
+            let part = Part::new(copy.to_owned(), end, CHANGES, publication.to_owned());
+            let taken = self.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, part)?)?;
+            // A part ends only with a transaction.
+            if taken < CHANGES as usize {
+                return Ok(());
+            }
+            if is_due(&mut self.told, TELL_INTERVAL) {
+                tracing::info!(slot, found = self.unsent.len(), "still looking for unsent events");
+            }
+        }
+    }
+
+    /// How many messages those were.
+    fn take<'a, R: Row<'a, Pg>>(
+        &mut self,
+        changes: impl Iterator<Item = QueryResult<R>>,
+    ) -> Result<usize, WalError> {
+        let not_understood = |error: SourceError| WalError::Log(error.to_string());
+        let mut taken = 0;
+        for change in changes {
+            taken += 1;
+            let change =
+                change?.get(0).and_then(|field| field.value().map(|value| value.as_bytes().to_vec()));
+            let Some(change) = change else { continue };
+            if let Some(message) = self.decoder.decode(change.into()).map_err(not_understood)? {
+                self.window.receive(message);
+            }
+            while let Some(row) = self.window.give().map_err(not_understood)? {
+                self.window.settle(row.ticket);
+                self.unsent.push(row.seq);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+/// Marks the rows after `from` up to `last` as sent that were read from the log, but for those that are unsent. What was marked
+/// is right whatever comes next, so that it is done in parts, and can be done again.
+pub(super) fn mark_others(
+    conn: &mut PgConnection,
+    slot: &str,
+    from: i64,
+    last: i64,
+    unsent: &[i64],
+) -> Result<(), WalError> {
+    let (mut cursor, mut looked_at, mut told) = ((from, i16::MAX), 0, Some(Instant::now()));
+    // Numbers come in their order, so that each is counted once.
+    let (mut present, mut counted) = (0, None);
+    loop {
+        let rows = conn.transaction(|conn| {
+            conn.batch_execute(ROWS_SETTINGS)?;
+            let rows = Rows::new(cursor.0, cursor.1, last, ROWS).load::<(i64, i16, bool)>(conn)?;
+            let mut sent = Vec::new();
+            for (seq, _, is_marked) in &rows {
+                if unsent.binary_search(seq).is_ok() {
+                    present += usize::from(counted.replace(*seq) != Some(*seq));
+                } else if !is_marked {
+                    sent.push(*seq);
+                }
+            }
+            if let (Some(first), Some(last)) = (sent.first(), sent.last()) {
+                MarkSent::new(*first, *last, sent.clone()).execute(conn)?;
+            }
+            QueryResult::Ok(rows)
+        })?;
+        looked_at += rows.len();
+        match rows.last() {
+            Some((seq, shard, _)) if rows.len() as i64 == ROWS => cursor = (*seq, *shard),
+            _ => break,
+        }
+        if is_due(&mut told, TELL_INTERVAL) {
+            tracing::info!(slot, looked_at, "still marking what was sent");
+        }
+    }
+    if present < unsent.len() {
+        return Err(WalError::OnlyInLog { count: unsent.len() - present });
+    }
+    Ok(())
+}
+
+statement!(
+    Pg,
+    /// At most: those after what is known to be sent.
+    MayBeUnsent {} -> BigInt,
+    "SELECT count(*) FROM outbox WHERE sent_at IS NULL \
+     AND seq > (SELECT min(greatest(low, high)) FROM outbox_shard)"
+);
+
+statement!(
+    Pg,
+    Part {
+        slot: String => Text,
+        end: i64 => BigInt,
+        changes: i32 => Integer,
+        publication: String => Text
+    } -> Binary,
+    "SELECT data FROM pg_logical_slot_get_binary_changes(?, '0/0'::pg_lsn + ?::numeric, ?, 'proto_version', '1', \
+     'binary', 'true', 'publication_names', ?)"
+);
+
+statement!(
+    Pg,
+    Peek { slot: String => Text, end: i64 => BigInt, publication: String => Text } -> Binary,
+    "SELECT data FROM pg_logical_slot_peek_binary_changes(?, '0/0'::pg_lsn + ?::numeric, NULL, 'proto_version', '1', \
+     'binary', 'true', 'publication_names', ?)"
+);
+
+statement!(
+    Pg,
+    Rows {
+        after: i64 => BigInt,
+        shard: i16 => SmallInt,
+        last: i64 => BigInt,
+        limit: i64 => BigInt
+    } -> (BigInt, SmallInt, Bool),
+    "SELECT seq, shard, sent_at IS NOT NULL FROM outbox WHERE (seq, shard) > (?, ?) AND seq <= ? \
+     ORDER BY seq, shard LIMIT ?"
+);
+
+statement!(
+    Pg,
+    /// Those that are polled tell it themselves.
+    MarkSent { first: i64 => BigInt, last: i64 => BigInt, seqs: Vec<i64> => Array<BigInt> } -> BigInt,
+    "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE o.seq >= ? AND o.seq <= ? \
+     AND o.seq = ANY (?) AND o.sent_at IS NULL AND s.shard = o.shard AND NOT (o.seq > s.low AND o.seq <= s.high)"
+);
