@@ -190,6 +190,63 @@ fn only_a_single_worker_lets_its_pass_linger() {
     assert!(!lingers());
 }
 
+/// The types of all that a pass sends, if anything can be claimed.
+fn pass(source: &mut PostgresSource) -> Vec<String> {
+    let mut records = Vec::new();
+    if source.claim().unwrap() {
+        while source.read(1_000, &mut records).unwrap() {}
+        let tickets: Vec<u64> = records.iter().map(|claimed| claimed.ticket).collect();
+        source.settle(&tickets).unwrap();
+        source.release().unwrap();
+    }
+    records.into_iter().map(|claimed| claimed.record.unwrap().event_type().to_owned()).collect()
+}
+
+/// A claim's snapshot may be older than the shards that it locks: their bounds count as they are then.
+#[test]
+fn a_row_that_is_brought_back_while_a_claim_looks_for_rows_is_sent() {
+    let database = migrated();
+    let (conn, operator) = (&mut database.connect(), &mut database.connect());
+    conn.batch_execute("SELECT setval('outbox_seq_seq', 10000)").unwrap();
+    keep_sent(conn, "n % 16");
+    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+    emit_one(conn);
+    eventually("the shard's bounds to move", Duration::from_secs(30), || {
+        pass(&mut source);
+        emit_one(conn);
+        (count(conn, "SELECT low FROM outbox_shard WHERE shard = 3") > 10_000).then_some(())
+    });
+    // The others make the claim last long enough.
+    conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0 WHERE shard <> 3").unwrap();
+    operator
+        .batch_execute(
+            "BEGIN; SELECT FROM outbox_shard FOR UPDATE; UPDATE outbox_shard SET low = 499, passed = 499 WHERE shard = 3; \
+             INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) OVERRIDING SYSTEM VALUE \
+             VALUES (500, gen_random_uuid(), 'order', '1', 'Requeued', 3)",
+        )
+        .unwrap();
+    emit_one(conn);
+    let claiming = std::thread::spawn(move || {
+        let mut sent = Vec::new();
+        while sent.is_empty() {
+            sent = pass(&mut source);
+        }
+        (source, sent)
+    });
+    eventually("the relay to look for rows", Duration::from_secs(30), || {
+        let looks = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+                     AND application_name = 'outbox relay' AND state = 'active' AND query LIKE 'WITH looked%'";
+        (count(conn, looks) > 0).then_some(())
+    });
+    operator.batch_execute("COMMIT").unwrap();
+    let (mut source, mut sent) = claiming.join().unwrap();
+    eventually("the row to be sent", Duration::from_secs(10), || {
+        sent.extend(pass(&mut source));
+        emit_one(conn);
+        sent.contains(&"Requeued".to_owned()).then_some(())
+    });
+}
+
 /// It does not wait for the end of a pass, nor the pass for it.
 #[test]
 fn old_rows_are_pruned_while_a_pass_goes_on() {

@@ -125,7 +125,8 @@ impl Pass {
                 passed,
                 given: low,
                 // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
-                given_of_ended: begin,
+                // The bounds are those of the locked row. Somebody may have lowered them since the snapshot that `begin` comes from.
+                given_of_ended: begin.min(passed.max(low)),
                 open: open.into_iter().zip(open_after).collect(),
                 open_changed: false,
             });
