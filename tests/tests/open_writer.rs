@@ -281,6 +281,33 @@ fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_ow
     assert_eq!(send(&mut source(&database), "Older"), ["Older"]);
 }
 
+/// Otherwise one could always be open, and nothing that is sent would ever be forgotten.
+#[test]
+fn the_first_bound_comes_to_where_the_oldest_open_transaction_began() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let conn = &mut database.connect();
+    let (older, younger) = (&mut database.connect(), &mut database.connect());
+    let mut relay = source(&database);
+    AnsiTransactionManager::begin_transaction(older).unwrap();
+    older.emit(&Record::new("order", "older", "Older")).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(&mut relay, conn);
+    AnsiTransactionManager::begin_transaction(younger).unwrap();
+    younger.emit(&Record::new("order", "younger", "Younger")).unwrap();
+    eventually("the relay to know of both", PATIENCE, || {
+        emit(conn, "other", "Other");
+        pass(&mut relay);
+        (count(conn, "SELECT min(cardinality(open))::bigint FROM outbox_shard") == 2).then_some(())
+    });
+    commit(older);
+    let mut sent = send(&mut relay, "Older");
+    go_on_until_it_is_forgotten(&mut relay, conn);
+    commit(younger);
+    sent.extend(send(&mut relay, "Younger"));
+    sent.retain(|sent| sent != "Other" && sent != "Last");
+    assert_eq!(sent, ["Older", "Younger"]);
+}
+
 /// It is not deleted before it was sent, whichever way sent rows go.
 #[test]
 fn rows_that_are_deleted_when_sent_do_not_change_that() {

@@ -147,20 +147,15 @@ impl Fence {
         let before = self.open.len();
         self.open.retain(|name, _| holders.contains(name));
         if self.open.len() < before {
-            self.bounds.open = self.ids();
-            if self.open.is_empty() {
-                self.bounds.safe = self.bounds.passed;
-            }
+            self.is_passed(self.bounds.passed);
         }
     }
 
-    fn is_passed(&mut self, last: i64) {
-        let safe = if self.open.is_empty() { last } else { self.bounds.safe };
-        self.bounds = Bounds { safe, passed: last, open: self.ids() };
-    }
-
-    fn ids(&self) -> Open {
-        self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect()
+    /// Every row up to here is visible, or never will be, or belongs to one of `open`; and so none up to where the first of those began.
+    fn is_passed(&mut self, passed: i64) {
+        let open: Open = self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect();
+        let safe = open.values().min().map_or(passed, |first| passed.min(*first));
+        self.bounds = Bounds { safe: safe.max(self.bounds.safe), passed, open };
     }
 }
 
