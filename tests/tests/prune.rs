@@ -72,14 +72,19 @@ fn on_sqlite_all_that_has_expired_is_pruned_soon_and_nothing_else() {
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 2);
 }
 
-/// Those of a partition that Kafka does not take, say: more than a chunk of them lies before what was sent.
+/// Those of a partition that Kafka has not taken for long, say: more than a chunk of them lies before what was sent. One of them was
+/// sent at last.
 #[test]
 fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_sqlite() {
     let (_folder, path) = sqlite();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
     conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
     keep_sent(conn, 12_000, 30);
-    conn.batch_execute("UPDATE outbox SET sent_at = NULL").unwrap();
+    conn.batch_execute(
+        "UPDATE outbox SET sent_at = CASE WHEN seq = 3 THEN strftime('%Y-%m-%dT%H:%M:%fZ', 'now') END, \
+         created_at = strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-40 days')",
+    )
+    .unwrap();
     keep_sent(conn, 100, 30);
     let mut source = SqliteSource::new(&path, SourceOptions::default());
     assert!(source.claim().unwrap());
@@ -93,10 +98,10 @@ fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_sqlite() {
 fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_postgres() {
     let database = migrated();
     let conn = &mut database.connect();
-    for (rows, sent_at) in [(12_000, "NULL"), (100, "now() - interval '30 days'")] {
+    for (rows, sent_at) in [(12_000, "CASE WHEN n = 3 THEN now() END"), (100, "now() - interval '30 days'")] {
         conn.batch_execute(&format!(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) SELECT gen_random_uuid(), 'order', '1', \
-             'OrderPlaced', n % 16, {sent_at} FROM generate_series(1, {rows}) AS n"
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at, created_at) SELECT gen_random_uuid(), \
+             'order', '1', 'OrderPlaced', n % 16, {sent_at}, now() - interval '40 days' FROM generate_series(1, {rows}) AS n"
         ))
         .unwrap();
     }

@@ -25,8 +25,8 @@ const PAUSES: u32 = 3;
 const LEISURE: Duration = Duration::from_secs(30);
 /// How soon a thread that pauses notices that it is to end, and how often it is asked whether it has.
 const SLICE: Duration = Duration::from_millis(50);
-/// After so many chunks that are unsent a round ends; the next one goes on there.
-const UNSENT_CHUNKS: usize = 100;
+/// After so many chunks without an expired row a round ends; the next one goes on there.
+const IDLE_CHUNKS: usize = 100;
 /// How long the end of a thread is waited for: a chunk, or a lock. One that hangs on its connection ends by itself when that does, and
 /// whoever prunes meanwhile passes over what it has locked.
 const LONGEST_END: Duration = Duration::from_secs(2);
@@ -72,9 +72,10 @@ impl Pruning {
         {
             self.place = place;
             if refused {
-                let chunk = chunk(conn, self.place.cursor, retention)?;
+                // The relay waits for nobody.
+                let chunk = chunk_beside_locks(conn, self.place.cursor, retention)?;
                 self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
-                if !chunk.is_last && !chunk.is_unsent {
+                if !chunk.is_last && !chunk.is_idle {
                     // The next chunk is due at once.
                     self.begun = None;
                 }
@@ -121,14 +122,14 @@ fn round(database: &Database, mut place: Place, retention: Duration, ends: &Atom
     let begun = Instant::now();
     let set = conn.batch_execute(SETTINGS);
     let mut next = set.and_then(|()| chunk(&mut conn, place.cursor, retention));
-    let (mut since, mut unsent) = (begun, 0);
+    let (mut since, mut idle) = (begun, 0);
     loop {
         match next {
             Ok(chunk) => {
                 place.cursor = chunk.next;
-                unsent += usize::from(chunk.is_unsent);
+                idle += usize::from(chunk.is_idle);
                 place.is_on_its_way = !chunk.is_last;
-                if chunk.is_last || unsent == UNSENT_CHUNKS || ends.load(Ordering::Relaxed) {
+                if chunk.is_last || idle == IDLE_CHUNKS || ends.load(Ordering::Relaxed) {
                     break;
                 }
             }
@@ -162,62 +163,69 @@ fn pause(time: Duration, ends: &AtomicBool) {
 struct Chunk {
     /// Where the next one begins.
     next: i64,
-    /// Whether the round is over: all that comes after was sent of late, if at all.
+    /// Whether the round is over: what comes after was emitted of late.
     is_last: bool,
-    /// Whether all of it waits to be sent. The rows of a partition that Kafka does not take may be older than all that is sent.
-    is_unsent: bool,
+    /// Whether none of it has expired. The rows of a partition that Kafka does not take may be older than all that is sent.
+    is_idle: bool,
 }
 
-/// The last number, the first one that is not too old, how many rows there are, how many of them are too old, and how many are unsent.
-type Counted = (Option<i64>, Option<i64>, i64, i64, i64);
+/// The last number, the first one that has not expired, how many rows there are, how many of them have expired, and whether all were
+/// emitted long ago.
+type Counted = (Option<i64>, Option<i64>, i64, i64, bool);
 
 impl Chunk {
-    fn after(cursor: i64, (last, first_kept, rows, expired, unsent): Counted) -> Self {
+    fn after(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> Self {
         let last = last.unwrap_or(cursor);
-        let is_unsent = unsent == PRUNE_CHUNK;
-        let is_last = rows < PRUNE_CHUNK || (expired == 0 && !is_unsent);
+        let is_idle = expired == 0;
+        let is_last = rows < PRUNE_CHUNK || (is_idle && !is_old);
         // What is kept is looked at again, if it may be due next time.
         let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
-        Self { next, is_last, is_unsent }
+        Self { next, is_last, is_idle }
     }
 }
 
 /// Deletes the rows of one chunk that are too old. Exactly those rows are deleted, never a range: a late commit's row would be in it.
 fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
-    let secs = retention.as_secs_f64();
-    let counted = match Prune::new(secs, cursor, PRUNE_CHUNK).get_result(conn) {
-        // Perhaps because somebody has locked a row. To find out, each is locked before it is deleted, which takes twice as long.
+    match Prune::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn) {
+        // Perhaps because somebody has locked a row.
         Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
-            PruneBesideLocks::new(secs, cursor, PRUNE_CHUNK).get_result(conn)
+            chunk_beside_locks(conn, cursor, retention)
         }
-        counted => counted,
-    };
-    Ok(Chunk::after(cursor, counted?))
+        counted => Ok(Chunk::after(cursor, counted?)),
+    }
 }
 
-/// A chunk in the order of `seq`: where each row lies, when it was sent, and whether that is too long ago. What was read from the
-/// write-ahead log is sent though nothing marks it: up to its shard's lower bound while the log is read, and later up to `unmarked`.
+/// The same, but for rows that somebody has locked. To find them, each is locked before it is deleted, which takes twice as long.
+fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+    let counted = PruneBesideLocks::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn)?;
+    Ok(Chunk::after(cursor, counted))
+}
+
+/// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted as long ago, which what comes
+/// after it may not be. What was read from the write-ahead log is sent though nothing marks it: up to its shard's lower bound while the
+/// log is read, and later up to `unmarked`.
 macro_rules! chunk {
     () => {
-        "chunk AS MATERIALIZED (SELECT seq, place, sent, coalesce(sent < now() - make_interval(secs => ?), false) AS old FROM \
-         (SELECT o.seq, o.ctid AS place, coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.high < 9223372036854775807 \
-         THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent FROM ONLY outbox AS o \
-         JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
+        "chunk AS MATERIALIZED (SELECT seq, place, coalesce(sent < expiry, false) AS expired, created < expiry AS is_old FROM \
+         (SELECT o.seq, o.ctid AS place, o.created_at AT TIME ZONE 'utc' AS created, coalesce(o.sent_at, CASE WHEN o.seq <= \
+         CASE WHEN s.high < 9223372036854775807 THEN s.low ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent, \
+         now() - make_interval(secs => ?) AS expiry FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
+         WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
     };
 }
 
 macro_rules! counted {
     () => {
-        "SELECT max(seq), min(seq) FILTER (WHERE NOT old), count(*), count(*) FILTER (WHERE old), \
-         count(*) FILTER (WHERE sent IS NULL) FROM chunk"
+        "SELECT max(seq), min(seq) FILTER (WHERE NOT expired), count(*), count(*) FILTER (WHERE expired), \
+         coalesce(bool_and(is_old), false) FROM chunk"
     };
 }
 
 statement!(
     Pg,
-    /// Whether a round has something to do: its first chunk has expired rows, or all of it is unsent.
+    /// Whether a round has something to do: its first chunk has expired rows, or there may be some behind it.
     IsWanted { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt, all: i64 => BigInt } -> Bool,
-    concat!("WITH ", chunk!(), " SELECT coalesce(bool_or(old), false) OR count(*) FILTER (WHERE sent IS NULL) = ? FROM chunk")
+    concat!("WITH ", chunk!(), " SELECT coalesce(bool_or(expired) OR bool_and(is_old) AND count(*) = ?, false) FROM chunk")
 );
 
 statement!(
@@ -225,11 +233,11 @@ statement!(
     /// A row that was changed since the statement began lies elsewhere, and is left alone.
     Prune {
         retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
-    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
     concat!(
         "WITH ",
         chunk!(),
-        ", expired AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.old) ",
+        ", pruned AS (DELETE FROM ONLY outbox AS o USING chunk AS c WHERE o.ctid = c.place AND c.expired) ",
         counted!()
     )
 );
@@ -239,12 +247,12 @@ statement!(
     /// The same, but for rows that somebody has locked.
     PruneBesideLocks {
         retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
-    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, BigInt),
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
     concat!(
         "WITH ",
         chunk!(),
-        ", free AS MATERIALIZED (SELECT o.ctid AS place FROM ONLY outbox AS o JOIN chunk AS c ON o.ctid = c.place WHERE c.old \
-         FOR UPDATE OF o SKIP LOCKED), expired AS (DELETE FROM ONLY outbox AS o USING free AS f WHERE o.ctid = f.place) ",
+        ", free AS MATERIALIZED (SELECT o.ctid AS place FROM ONLY outbox AS o JOIN chunk AS c ON o.ctid = c.place WHERE c.expired \
+         FOR UPDATE OF o SKIP LOCKED), pruned AS (DELETE FROM ONLY outbox AS o USING free AS f WHERE o.ctid = f.place) ",
         counted!()
     )
 );

@@ -16,8 +16,8 @@ const CHUNK_BYTES: i64 = 8 * 1024 * 1024;
 const SHARE: u32 = 2;
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// After so many chunks that are unsent a round ends; the next one goes on there.
-const UNSENT_CHUNKS: usize = 10;
+/// After so many chunks without an expired row a round ends; the next one goes on there.
+const IDLE_CHUNKS: usize = 10;
 
 /// Rounds of pruning, each from the oldest row on.
 #[derive(Default)]
@@ -25,8 +25,8 @@ pub(in super::super) struct Pruning {
     begun: Option<Instant>,
     /// Where the next round begins.
     start: i64,
-    /// How many chunks of this round were unsent.
-    unsent: usize,
+    /// How many chunks of this round had no expired row.
+    idle: usize,
     /// Where the next chunk of this round begins. Nothing between rounds.
     cursor: Option<i64>,
     ended: Option<Instant>,
@@ -42,13 +42,13 @@ impl Pruning {
         let began = Instant::now();
         let time = self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / SHARE).min(LONGEST));
         if self.cursor.is_none() && is_due(&mut self.begun, PRUNE_INTERVAL) {
-            (self.cursor, self.unsent) = (Some(self.start), 0);
+            (self.cursor, self.idle) = (Some(self.start), 0);
         }
         while let Some(cursor) = self.cursor {
             let chunk = chunk(conn, cursor, retention)?;
-            self.unsent += usize::from(chunk.is_unsent);
-            self.start = chunk.next.filter(|_| self.unsent == UNSENT_CHUNKS).unwrap_or_default();
-            self.cursor = chunk.next.filter(|_| self.unsent < UNSENT_CHUNKS);
+            self.idle += usize::from(chunk.is_idle);
+            self.start = chunk.next.filter(|_| self.idle == IDLE_CHUNKS).unwrap_or_default();
+            self.cursor = chunk.next.filter(|_| self.idle < IDLE_CHUNKS);
             if began.elapsed() >= time {
                 break;
             }
@@ -60,21 +60,21 @@ impl Pruning {
 
 /// What came of a chunk.
 struct Chunk {
-    /// Where the next one begins. Nothing if the round is over: all that comes after was sent of late, if at all.
+    /// Where the next one begins. Nothing if the round is over: what comes after was emitted of late.
     next: Option<i64>,
-    /// Whether all of it waits to be sent. The rows of a partition that Kafka does not take may be older than all that is sent.
-    is_unsent: bool,
+    /// Whether none of it has expired. The rows of a partition that Kafka does not take may be older than all that is sent.
+    is_idle: bool,
 }
 
 /// Deletes the rows of one chunk that are too old. The write lock is taken only if there are such rows, and only to delete them.
 fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
     let retention = retention.as_secs_f64();
-    let (mut expired, mut last, mut rows, mut bytes, mut is_unsent) = (Vec::new(), cursor, 0, 0, true);
-    let oldest = Oldest::new(retention, cursor, PRUNE_CHUNK);
+    let (mut expired, mut last, mut rows, mut bytes, mut is_old) = (Vec::new(), cursor, 0, 0, true);
+    let oldest = Oldest::new(retention, retention, cursor, PRUNE_CHUNK);
     for row in oldest.load_iter::<(i64, bool, bool, i64), DefaultLoadingMode>(conn)? {
-        let (seq, is_sent, is_old, size) = row?;
-        is_unsent &= !is_sent;
-        if is_old {
+        let (seq, has_expired, was_emitted_long_ago, size) = row?;
+        is_old &= was_emitted_long_ago;
+        if has_expired {
             expired.push(seq.to_string());
         }
         (last, rows, bytes) = (seq, rows + 1, bytes + size);
@@ -86,24 +86,27 @@ fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> Query
         Expired::new(format!("[{}]", expired.join(",")), retention).execute(conn)?;
     }
     let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
-    let goes_on = is_full && (is_unsent || !expired.is_empty());
-    Ok(Chunk { next: goes_on.then_some(last), is_unsent })
+    let is_idle = expired.is_empty();
+    let goes_on = is_full && (is_old || !is_idle);
+    Ok(Chunk { next: goes_on.then_some(last), is_idle })
 }
 
-/// Whether a row was sent too long ago. What is unsent never is.
+/// Whether a time is longer ago than the retention. That of what is unsent never is.
 macro_rules! is_old {
-    () => {
-        "coalesce(sent_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds'), 0)"
+    ($time:literal) => {
+        concat!("coalesce(", $time, " < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds'), 0)")
     };
 }
 
 statement!(
     Sqlite,
-    /// Rows in their order, whether each was sent and is too old, and the size of its payload.
-    Oldest { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, Bool, BigInt),
+    /// Rows in their order, whether each has expired and was emitted as long ago, and the size of its payload.
+    Oldest { retention: f64 => Double, same_retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, Bool, BigInt),
     concat!(
-        "SELECT seq, sent_at IS NOT NULL, ",
-        is_old!(),
+        "SELECT seq, ",
+        is_old!("sent_at"),
+        ", ",
+        is_old!("created_at"),
         ", coalesce(length(payload), 0) FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
     )
 );
@@ -112,5 +115,5 @@ statement!(
     Sqlite,
     /// Exactly these, and not what has come to such a number since.
     Expired { seqs: String => Text, retention: f64 => Double } -> Bool,
-    concat!("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?)) AND ", is_old!())
+    concat!("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?)) AND ", is_old!("sent_at"))
 );
