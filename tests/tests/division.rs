@@ -98,6 +98,35 @@ fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else
     assert!(refused.contains("unmarked"), "{refused}");
 }
 
+/// Nothing marks it. A new file of the sequence, or a role that may know which server it is, says no more than that the sequence may
+/// have been set back.
+#[test]
+fn what_was_sent_from_the_log_is_not_sent_again_when_the_sequence_is_not_known_any_more() {
+    let database = migrated();
+    let topic = new_topic("unknown");
+    let counter = Kafka::shared().counter(&topic);
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    let conn = &mut database.connect();
+    let mut committed = write(conn, 0, 3, 10, 500);
+    eventually("the events", PATIENCE, || (counter.count() >= 500).then_some(()));
+    wait_until_confirmed(conn, PATIENCE);
+    stop(&log);
+    wal(&database, "drop");
+    conn.batch_execute("UPDATE outbox_shard SET sequence_origin = 1").unwrap();
+    let polling = relay(&database, &topic, &[]);
+    committed.extend(write(conn, 1, 3, 10, 50));
+    eventually("the later events", PATIENCE, || (counter.count() >= 550).then_some(()));
+    stop(&polling);
+    // With a sequence that really was set back.
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
+    committed.extend(write(conn, 2, 3, 10, 50));
+    let polling = relay(&database, &topic, &[]);
+    eventually("the last events", PATIENCE, || (counter.count() >= 600).then_some(()));
+    stop(&polling);
+    assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
+}
+
 /// Its numbers lie among those that are polled, and the log alone has them.
 #[test]
 fn what_came_from_the_log_with_numbers_of_a_restarted_sequence_is_polled_after_the_drop() {

@@ -42,7 +42,9 @@ CREATE TABLE outbox_shard (
     -- The sequence that these numbers come from, made of its file, as one that is restarted gets another, its database and its server.
     sequence_origin bigint,
     -- Rows up to here were sent from the write-ahead log, which does not mark them: they are not polled again.
-    unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= low)
+    unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= low),
+    -- Until when those were emitted: later rows with such numbers come from a sequence that was set back.
+    unmarked_until timestamptz
 );
 
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);

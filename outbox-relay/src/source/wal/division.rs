@@ -395,7 +395,8 @@ statement!(
     Pg,
     /// Where rows were read from a slot that was lost, those between the bounds are sent and not marked.
     SetHigh { high: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard SET high = ?, unmarked = CASE WHEN low > high THEN low ELSE unmarked END"
+    "UPDATE outbox_shard SET high = ?, unmarked = CASE WHEN low > high THEN low ELSE unmarked END, \
+     unmarked_until = CASE WHEN low > high THEN clock_timestamp() ELSE unmarked_until END"
 );
 
 statement!(
@@ -403,8 +404,8 @@ statement!(
     /// Rows after the last that was polled, up to the lower bound, are sent and not marked.
     PollAll { lows_stay: bool => Bool, sent_up_to: i64 => BigInt } -> BigInt,
     "UPDATE outbox_shard AS s SET low = new.low, high = 9223372036854775807, passed = 0, open = '{}', open_after = '{}', \
-     unmarked = CASE WHEN new.low > s.high THEN new.low ELSE least(s.unmarked, new.low) END \
-     FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.low, given.low) ELSE given.low END AS low \
+     unmarked = CASE WHEN new.low > s.high THEN new.low ELSE least(s.unmarked, new.low) END, \
+     unmarked_until = CASE WHEN new.low > s.high THEN clock_timestamp() ELSE s.unmarked_until END FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.low, given.low) ELSE given.low END AS low \
      FROM outbox_shard AS o, (SELECT ?::bool AS lows_stay, ?::bigint AS low) AS given) AS new WHERE new.shard = s.shard"
 );
 
