@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
 
 use diesel::connection::SimpleConnection;
-use diesel::{Connection, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::Integer;
 
 use self::url::Address;
 use crate::docker;
@@ -20,10 +21,10 @@ const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
 
 /// What every server is started with.
 const SETTINGS: [(&str, &str); 5] = [
-    ("max_connections", "200"),
+    ("max_connections", "500"),
     ("wal_level", "logical"),
-    ("max_wal_senders", "50"),
-    ("max_replication_slots", "50"),
+    ("max_wal_senders", "100"),
+    ("max_replication_slots", "100"),
     ("log_line_prefix", "%m [%p] %a %d "),
 ];
 
@@ -47,8 +48,14 @@ impl Postgres {
         })
     }
 
-    /// The server of one major version that the tests of this process share, started on first use.
+    /// The server of one major version that the tests of this process share, started on first use: [`Postgres::shared`], if it is of
+    /// that version.
     pub fn shared_version(major: u32) -> &'static Self {
+        if (env::var_os(ADDRESS).is_some() || local::newest_installed() == Some(major))
+            && Self::shared().major() == major
+        {
+            return Self::shared();
+        }
         static SHARED: Mutex<BTreeMap<u32, &Postgres>> = Mutex::new(BTreeMap::new());
         // A failed start must not hide its message from the other tests.
         let mut shared = SHARED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -132,6 +139,13 @@ impl Postgres {
     /// Connects to the server's own database, as its superuser.
     pub fn connect(&self) -> PgConnection {
         PgConnection::establish(&self.url).expect("connect to PostgreSQL")
+    }
+
+    fn major(&self) -> u32 {
+        let version =
+            diesel::dsl::sql::<Integer>("SELECT current_setting('server_version_num')::integer / 10000");
+        let version: i32 = version.get_result(&mut self.connect()).expect("the server's version");
+        version.unsigned_abs()
     }
 
     /// Shuts the server down: clients are cut off, and what was committed is kept.

@@ -113,7 +113,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
                 "SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
             )?;
             // Another relay may have mended it meanwhile.
-            let Look { sequence, is_right, is_polled, .. } = look(conn)?;
+            let Look { is_right, is_polled, .. } = look(conn)?;
             let mut renumbered = 0;
             if !is_right {
                 Advance::new().get_result::<i64>(conn)?;

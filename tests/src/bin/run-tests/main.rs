@@ -1,0 +1,73 @@
+//! Runs every test of the workspace, several test programs side by side on servers that they share, because most tests wait for
+//! servers most of the time. What a program prints is shown when it has ended, as a whole if a test has failed.
+//!
+//! `scripts/test` calls it. Which programs take longest is known from the run before, and those begin first.
+
+mod durations;
+mod programs;
+
+use std::env;
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::thread;
+use std::time::Instant;
+
+use outbox_tests::{Kafka, Postgres};
+
+use self::durations::Durations;
+use self::programs::Outcome;
+
+/// How many run at once. Each runs as many tests at once as there are processors.
+const SIDE_BY_SIDE: usize = 4;
+
+fn main() -> ExitCode {
+    let began = Instant::now();
+    let mut programs = programs::build();
+    let durations = Durations::load();
+    programs.sort_by_key(|program| durations.of(&program.name));
+    // The one that takes longest is the last, and is taken first.
+    let (count, waiting) = (programs.len(), Mutex::new(programs));
+    let servers = servers();
+    let (outcomes, next) = (Mutex::new(Vec::new()), || waiting.lock().unwrap().pop());
+    thread::scope(|scope| {
+        for _ in 0..SIDE_BY_SIDE {
+            scope.spawn(|| {
+                while let Some(program) = next() {
+                    let outcome = program.run(&servers);
+                    let mut outcomes = outcomes.lock().unwrap();
+                    outcomes.push(outcome);
+                    let outcome: &Outcome = &outcomes[outcomes.len() - 1];
+                    println!("[{}/{count}] {outcome}", outcomes.len());
+                }
+            });
+        }
+    });
+    let outcomes = outcomes.into_inner().unwrap();
+    durations.keep(&outcomes);
+    let failed: Vec<&str> =
+        outcomes.iter().filter(|outcome| !outcome.passed).map(|outcome| &*outcome.name).collect();
+    let seconds = began.elapsed().as_secs();
+    if failed.is_empty() {
+        println!("All {count} test programs passed in {seconds} s.");
+        ExitCode::SUCCESS
+    } else {
+        println!(
+            "After {seconds} s {} of {count} test programs have failed: {}.",
+            failed.len(),
+            failed.join(", ")
+        );
+        ExitCode::FAILURE
+    }
+}
+
+/// The environment that leads the programs to the servers, which run as long as this does.
+fn servers() -> Vec<(String, String)> {
+    let mut variables = Vec::new();
+    if env::var_os("OUTBOX_TEST_POSTGRES_URL").is_none() {
+        variables.push(("OUTBOX_TEST_POSTGRES_URL".to_owned(), Postgres::shared().url().to_owned()));
+    }
+    if env::var_os("OUTBOX_TEST_KAFKA_BROKERS").is_none() {
+        variables.push(("OUTBOX_TEST_KAFKA_BROKERS".to_owned(), Kafka::shared().brokers().to_owned()));
+    }
+    variables
+}
