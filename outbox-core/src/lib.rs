@@ -41,4 +41,4 @@ pub use event::OutboxEvent;
 pub use publisher::{Acknowledgement, Broker, Outcome, Publisher, PublisherError, Refusal};
 pub use record::{Record, RecordError};
 pub use shard::{SHARDS, shard_of};
-pub use source::{Buried, Claimed, DeadLetterPolicy, Lag, LogLag, Source, SourceError};
+pub use source::{Claimed, DeadLetterPolicy, DeadLettered, Lag, LogLag, Source, SourceError};

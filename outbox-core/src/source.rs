@@ -44,7 +44,7 @@ pub trait Source: Send {
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError>;
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError>;
 
     /// Ends the pass and keeps what it did.
     ///
@@ -90,7 +90,7 @@ pub struct Claimed {
 
 /// A record that has become a dead letter.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Buried {
+pub struct DeadLettered {
     /// The event's id.
     pub id: String,
     /// The kind of thing that it happened to.

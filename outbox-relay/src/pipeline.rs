@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{
-    Acknowledgement, Buried, Claimed, Outcome, Publisher, PublisherError, Refusal, Source, SourceError,
+    Acknowledgement, Claimed, DeadLettered, Outcome, Publisher, PublisherError, Refusal, Source, SourceError,
 };
 
 use self::names::TopicNames;
@@ -302,7 +302,7 @@ impl Pipeline<'_> {
         ticket: u64,
         reason: &str,
     ) -> Result<bool, SourceError> {
-        let Buried { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
+        let DeadLettered { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
         let topic = pass.names.topic(self.topics, &aggregate_type).unwrap_or_default();
         metrics::dead_lettered(topic, &aggregate_type, &id, reason);
         Ok(holds_back)

@@ -186,7 +186,7 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use diesel_outbox_core::{Acknowledgement, Buried, Claimed, PublisherError, Record, Refusal};
+    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublisherError, Record, Refusal};
 
     use super::*;
 
@@ -206,8 +206,8 @@ mod tests {
             Ok(())
         }
 
-        fn dead_letter(&mut self, _: u64, _: &str) -> Result<Buried, SourceError> {
-            Ok(Buried::default())
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            Ok(DeadLettered::default())
         }
 
         fn release(&mut self) -> Result<(), SourceError> {

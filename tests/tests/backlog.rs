@@ -273,8 +273,8 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     while read(&mut source, &mut all) {}
     assert!(all.iter().map(number).eq((0..EVENTS).filter(|n| n % AGGREGATES > 0)), "in another order");
     source.release().unwrap();
-    let buried = "SELECT count(*) FROM outbox_dead_letter WHERE aggregateid = '0'";
-    assert_eq!(count(conn, buried) as usize, EVENTS.div_ceil(AGGREGATES));
+    let dead_letters = "SELECT count(*) FROM outbox_dead_letter WHERE aggregateid = '0'";
+    assert_eq!(count(conn, dead_letters) as usize, EVENTS.div_ceil(AGGREGATES));
 }
 
 /// A process that is frozen takes nothing any more from a server that is about to tell it what it reads.

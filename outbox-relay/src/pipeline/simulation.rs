@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{
-    Acknowledgement, Buried, Claimed, Outcome, Publisher, PublisherError, Record, Refusal, Source,
+    Acknowledgement, Claimed, DeadLettered, Outcome, Publisher, PublisherError, Record, Refusal, Source,
     SourceError,
 };
 
@@ -146,10 +146,10 @@ impl Source for Table {
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.may_fail()?;
         self.pending.push((ticket, Some(reason.to_owned())));
-        Ok(Buried { holds_back: self.chance.one_in(3), ..Buried::default() })
+        Ok(DeadLettered { holds_back: self.chance.one_in(3), ..DeadLettered::default() })
     }
 
     fn release(&mut self) -> Result<(), SourceError> {

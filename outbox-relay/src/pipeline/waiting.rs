@@ -50,7 +50,8 @@ mod tests {
 
     use diesel_outbox_core::wire::Topics;
     use diesel_outbox_core::{
-        Acknowledgement, Buried, Outcome, Publisher, PublisherError, Record, Refusal, Source, SourceError,
+        Acknowledgement, DeadLettered, Outcome, Publisher, PublisherError, Record, Refusal, Source,
+        SourceError,
     };
 
     use super::*;
@@ -77,8 +78,8 @@ mod tests {
             Ok(())
         }
 
-        fn dead_letter(&mut self, _: u64, _: &str) -> Result<Buried, SourceError> {
-            Ok(Buried { holds_back: true, ..Buried::default() })
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            Ok(DeadLettered { holds_back: true, ..DeadLettered::default() })
         }
 
         fn release(&mut self) -> Result<(), SourceError> {

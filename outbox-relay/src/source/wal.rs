@@ -7,9 +7,9 @@
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
 
 mod batches;
+mod dead_letters;
 mod decode;
 mod division;
-mod letters;
 mod options;
 mod origin;
 mod place;
@@ -26,7 +26,7 @@ mod window;
 
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
 pub use self::division::{WalError, setup, teardown};
 pub use self::options::WalOptions;
@@ -185,7 +185,7 @@ impl Source for WalSource {
         })
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.dead_letter(ticket, reason),
             State::Streaming(streaming) => streaming.dead_letter(ticket, reason),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 use diesel_outbox_relay::source::SourceOptions;
 use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
 
@@ -90,7 +90,7 @@ impl Source for Patient {
         self.0.settle(tickets)
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.0.dead_letter(ticket, reason)
     }
 

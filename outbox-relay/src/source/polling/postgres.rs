@@ -3,10 +3,13 @@
 
 mod chunk_size;
 mod claim;
+mod connection;
+mod dead_letters;
 mod place;
 mod prefetch;
 mod read;
-mod session;
+
+mod settle;
 mod thread;
 mod unsettled;
 mod upkeep;
@@ -14,11 +17,11 @@ mod wakeup;
 
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::{Buried, Claimed, Lag, Source, SourceError};
+use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
+use self::connection::Sessions;
 use self::prefetch::{Ahead, Chunks};
 use self::read::Chunk;
-use self::session::Sessions;
 use self::thread::OnThread;
 use crate::source::SourceOptions;
 use crate::source::database::Database;
@@ -114,7 +117,7 @@ impl Source for PostgresSource {
         self.sessions.tell(move |sessions| sessions.settle(tickets))
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         let reason = reason.to_owned();
         self.sessions.ask(move |sessions| sessions.dead_letter(ticket, reason))
     }

@@ -10,7 +10,7 @@ use diesel::connection::{DefaultLoadingMode, SimpleConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Integer, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
-use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, Source, SourceError};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, SourceError};
 use uuid::Uuid;
 
 use crate::operate::Operate;
@@ -184,20 +184,21 @@ impl Source for SqliteSource {
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         let seq = ticket as i64;
-        let buried = self.with("moving a record to the dead letters", |conn| {
+        let moved = self.with("moving a record to the dead letters", |conn| {
             conn.immediate_transaction(|conn| {
-                let buried =
-                    Bury::new(reason.to_owned(), seq).get_result::<(String, String)>(conn).optional()?;
+                let moved = MoveToDeadLetters::new(reason.to_owned(), seq)
+                    .get_result::<(String, String)>(conn)
+                    .optional()?;
                 Delete::new(format!("[{seq}]")).execute(conn)?;
-                Ok(buried)
+                Ok(moved)
             })
         })?;
         self.unsettled -= 1;
-        let (aggregate_type, id) = buried.unwrap_or_default();
+        let (aggregate_type, id) = moved.unwrap_or_default();
         let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
-        Ok(Buried { id, aggregate_type, holds_back })
+        Ok(DeadLettered { id, aggregate_type, holds_back })
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -320,7 +321,7 @@ statement!(
 
 statement!(
     Sqlite,
-    Bury { reason: String => Text, seq: i64 => BigInt } -> (Text, Text),
+    MoveToDeadLetters { reason: String => Text, seq: i64 => BigInt } -> (Text, Text),
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? \

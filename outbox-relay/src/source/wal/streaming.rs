@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, SourceError};
 
 use super::batches::{Batches, FAR};
-use super::letters::{Blocked, bury};
+use super::dead_letters::{self, Blocked};
 use super::options::WalOptions;
 use super::place::{Lsn, Place};
 use super::reader::{Handover, Received};
@@ -285,7 +285,7 @@ impl Streaming {
             bytes += row.bytes();
             let ticket = row.ticket;
             if self.blocked.as_mut().is_some_and(|blocked| blocked.holds_back(&row)) {
-                self.bury(ticket, BLOCKED)?;
+                self.give_up(ticket, BLOCKED)?;
             } else {
                 records.push(row.claimed());
             }
@@ -300,13 +300,13 @@ impl Streaming {
         self.keep_on()
     }
 
-    pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<Buried, SourceError> {
-        let (id, aggregate_type) = self.bury(ticket, reason)?;
-        Ok(Buried { id, aggregate_type, holds_back: self.blocks })
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
+        let (id, aggregate_type) = self.give_up(ticket, reason)?;
+        Ok(DeadLettered { id, aggregate_type, holds_back: self.blocks })
     }
 
-    /// Id and aggregate type.
-    fn bury(&mut self, ticket: u64, reason: &str) -> Result<(String, String), SourceError> {
+    /// Makes a dead letter of it: its id and aggregate type.
+    fn give_up(&mut self, ticket: u64, reason: &str) -> Result<(String, String), SourceError> {
         let row = self.window.row(ticket)?;
         let told = (row.id.as_ref().map(ToString::to_string).unwrap_or_default(), row.aggregate_type.clone());
         if let Some(blocked) = &mut self.blocked {
@@ -314,7 +314,7 @@ impl Streaming {
         }
         // Commits might wait for this relay by now.
         self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
-        bury(&mut self.conn, row, reason, self.standbys.are_seen())
+        dead_letters::keep(&mut self.conn, row, reason, self.standbys.are_seen())
             .map_err(|error| database_error("moving a record to the dead letters", error))?;
         self.standbys.wait(&mut self.conn, &self.wal)?;
         self.settle(&[ticket])?;

@@ -7,6 +7,7 @@ use diesel::sql_types::{Array, BigInt, Bool, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
 use super::chunk_size::ChunkSize;
+use super::dead_letters;
 use super::place::TupleId;
 use super::prefetch::Backlog;
 use super::read::{Chunk, Unread};
@@ -113,7 +114,7 @@ impl Pass {
             && !shards.is_empty()
         {
             let claimed = shards.iter().map(|(number, ..)| *number).collect();
-            blocked.extend(BlockedAggregates::new(claimed).load::<(String, String)>(conn)?);
+            blocked.extend(dead_letters::blocked(conn, claimed)?);
         }
         let mut any_wanted = false;
         for (number, low, high, passed, begin, open, open_after, is_wanted) in shards {
@@ -346,10 +347,4 @@ statement!(
     "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = o.open, open_after = o.open_after \
      FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
      WHERE s.shard = moved.shard"
-);
-
-statement!(
-    Pg,
-    BlockedAggregates { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
-    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
 );

@@ -10,7 +10,7 @@ use std::thread::{self, JoinHandle};
 
 use diesel_outbox_core::SourceError;
 
-use super::session::Sessions;
+use super::connection::Sessions;
 use crate::source::database::Database;
 
 pub(super) struct OnThread {

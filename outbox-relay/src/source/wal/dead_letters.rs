@@ -22,7 +22,7 @@ impl Blocked {
     pub(super) fn load(conn: &mut PgConnection) -> QueryResult<Self> {
         let mut blocked = HashMap::<Aggregate, HashMap<Uuid, i64>>::new();
         for (aggregate_type, aggregate_id, id, seq) in
-            Letters::new().load::<(String, String, Uuid, i64)>(conn)?
+            DeadLetters::new().load::<(String, String, Uuid, i64)>(conn)?
         {
             blocked.entry((aggregate_type.into(), aggregate_id.into())).or_default().insert(id, seq);
         }
@@ -40,13 +40,13 @@ impl Blocked {
             return false;
         }
         let aggregate = aggregate(row);
-        let (Some(letters), Ok(id)) = (self.0.get_mut(&aggregate), &row.id) else { return false };
-        // One with its old number is read once more, and has been buried already.
-        let requeued = letters.get(id).is_some_and(|seq| *seq != row.seq);
+        let (Some(dead_letters), Ok(id)) = (self.0.get_mut(&aggregate), &row.id) else { return false };
+        // One with its old number is read once more, and is a dead letter already.
+        let requeued = dead_letters.get(id).is_some_and(|seq| *seq != row.seq);
         if requeued {
-            letters.remove(id);
+            dead_letters.remove(id);
         }
-        if letters.is_empty() {
+        if dead_letters.is_empty() {
             self.0.remove(&aggregate);
         }
         !requeued
@@ -57,9 +57,9 @@ fn aggregate(row: &StoredRow) -> Aggregate {
     (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
 }
 
-/// Moves the row to the dead letters, for good: the log is not asked for it again. The commit waits for synchronous standbys, unless
+/// Keeps the row as a dead letter, for good: the log is not asked for it again. The commit waits for synchronous standbys, unless
 /// the caller does.
-pub(super) fn bury(
+pub(super) fn keep(
     conn: &mut PgConnection,
     row: StoredRow,
     reason: &str,
@@ -72,7 +72,7 @@ pub(super) fn bury(
     conn.transaction(|conn| {
         let commit = if caller_waits { "local" } else { "on" };
         conn.batch_execute(&format!("SET LOCAL synchronous_commit = {commit}"))?;
-        Bury::new(
+        Insert::new(
             row.seq,
             id,
             aggregate_type,
@@ -92,14 +92,14 @@ pub(super) fn bury(
 
 statement!(
     Pg,
-    Letters {} -> (Text, Text, SqlUuid, BigInt),
+    DeadLetters {} -> (Text, Text, SqlUuid, BigInt),
     "SELECT aggregatetype, aggregateid, id, seq FROM outbox_dead_letter"
 );
 
 statement!(
     Pg,
     /// It may be there already, where the log is read once more.
-    Bury {
+    Insert {
         seq: i64 => BigInt,
         id: Uuid => SqlUuid,
         aggregate_type: String => Text,

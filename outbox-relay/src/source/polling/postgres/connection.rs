@@ -2,22 +2,20 @@
 
 use std::time::Duration;
 
-use diesel::pg::{Pg, PgConnection};
+use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool, Text};
-use diesel_outbox_core::{Buried, Claimed, DeadLetterPolicy, Lag, SourceError};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, SourceError};
 
 use super::chunk_size::ChunkSize;
 use super::claim::Pass;
-use super::place::{Tid, TupleId};
 use super::prefetch::Backlog;
 use super::upkeep::Upkeep;
 use super::wakeup::Wake;
+use super::{dead_letters, settle};
 use crate::source::check::check_table;
 use crate::source::database::Database;
 use crate::source::fence::Fence;
-use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
-use crate::statement::statement;
+use crate::source::{BLOCKED, SourceOptions, database_error};
 
 pub(super) struct Sessions {
     database: Database,
@@ -92,7 +90,7 @@ impl Sessions {
         self.with("settling", |session, database| session.settle(tickets, &database.options))
     }
 
-    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<Buried, SourceError> {
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<DeadLettered, SourceError> {
         self.with("moving a record to the dead letters", |session, _| session.dead_letter(ticket, &reason))
     }
 
@@ -171,27 +169,23 @@ impl Session {
     /// These stay among what was given: another connection still sees them.
     fn hold_back(&mut self, tickets: Vec<u64>) -> QueryResult<()> {
         for ticket in tickets {
-            bury(&mut self.conn, ticket, BLOCKED)?;
+            dead_letters::keep(&mut self.conn, ticket, BLOCKED)?;
         }
         Ok(())
     }
 
     fn settle(&mut self, tickets: Vec<u64>, options: &SourceOptions) -> QueryResult<()> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let places = tickets.iter().copied().map(TupleId::from).collect();
-        match options.sent_rows {
-            SentRows::Delete => Delete::new(places).execute(&mut self.conn)?,
-            SentRows::Keep { .. } => MarkSent::new(places).execute(&mut self.conn)?,
-        };
+        settle::settle(&mut self.conn, &tickets, options.sent_rows)?;
         pass.settled(&tickets);
         Ok(())
     }
 
-    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<Buried> {
+    fn dead_letter(&mut self, ticket: u64, reason: &str) -> QueryResult<DeadLettered> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let (aggregate_type, id) = bury(&mut self.conn, ticket, reason)?;
+        let (aggregate_type, id) = dead_letters::keep(&mut self.conn, ticket, reason)?;
         pass.settled(&[ticket]);
-        Ok(Buried { id, aggregate_type, holds_back: pass.holds_back() })
+        Ok(DeadLettered { id, aggregate_type, holds_back: pass.holds_back() })
     }
 
     fn release(&mut self) -> QueryResult<()> {
@@ -208,33 +202,3 @@ impl Session {
         self.upkeep.run(&mut self.conn, database, self.was_large, self.fence.writers())
     }
 }
-
-/// Its aggregate type and id. A row that somebody changed while it was claimed is not there any more: the next pass reads
-/// it anew.
-fn bury(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
-    Bury::new(ticket.into(), reason.to_owned()).get_result(conn)
-}
-
-statement!(
-    Pg,
-    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
-    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
-);
-
-statement!(
-    Pg,
-    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
-);
-
-statement!(
-    Pg,
-    /// Moves a row to the dead letters and tells whose it was.
-    Bury { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
-    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
-     INSERT INTO outbox_dead_letter \
-     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
-     RETURNING aggregatetype, id::text"
-);

@@ -1,0 +1,36 @@
+//! Rows that the broker will never take, and those that are held back because of them.
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, SmallInt, Text};
+
+use super::place::{Tid, TupleId};
+use crate::statement::statement;
+
+/// Keeps a row as a dead letter, and returns its aggregate type and id. A row that somebody changed while it was claimed is not there
+/// any more: the next pass reads it anew.
+pub(super) fn keep(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
+    Move::new(ticket.into(), reason.to_owned()).get_result(conn)
+}
+
+/// The aggregates of these shards that have dead letters.
+pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<Vec<(String, String)>> {
+    BlockedAggregates::new(shards).load(conn)
+}
+
+statement!(
+    Pg,
+    /// Moves a row to the dead letters, and returns whose it was.
+    Move { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
+    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
+     INSERT INTO outbox_dead_letter \
+     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
+     RETURNING aggregatetype, id::text"
+);
+
+statement!(
+    Pg,
+    BlockedAggregates { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
+    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
+);

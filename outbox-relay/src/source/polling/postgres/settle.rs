@@ -1,0 +1,31 @@
+//! Settling: exactly the rows that the broker has acknowledged are marked as sent, or deleted.
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, Bool};
+
+use super::place::{Tid, TupleId};
+use crate::source::SentRows;
+use crate::statement::statement;
+
+pub(super) fn settle(conn: &mut PgConnection, tickets: &[u64], sent_rows: SentRows) -> QueryResult<()> {
+    let places = tickets.iter().copied().map(TupleId::from).collect();
+    match sent_rows {
+        SentRows::Delete => Delete::new(places).execute(conn),
+        SentRows::Keep { .. } => MarkSent::new(places).execute(conn),
+    }
+    .map(drop)
+}
+
+statement!(
+    Pg,
+    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
+    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
+);
+
+statement!(
+    Pg,
+    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
+    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
+);
