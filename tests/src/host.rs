@@ -11,7 +11,7 @@ use crate::process::{Process, Signal};
 use crate::scratch::Folder;
 use crate::wait::{eventually_ok, unless_late};
 
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_secs(180);
 const STOP: Duration = Duration::from_secs(60);
 
 /// A place that runs a server.

@@ -157,7 +157,8 @@ macro_rules! behaves_async {
 
 #[test]
 fn on_a_postgres_connection() {
-    behaves!(&mut postgres().connect());
+    let database = postgres();
+    behaves!(&mut database.connect());
 }
 
 #[test]

@@ -96,7 +96,8 @@ macro_rules! behaves {
 
 #[test]
 fn on_postgres() {
-    behaves!(&mut postgres().connect());
+    let database = postgres();
+    behaves!(&mut database.connect());
 }
 
 #[test]
