@@ -8,14 +8,17 @@ use std::env;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::Integer;
+use diesel::sql_types::{BigInt, Integer};
 
 use self::url::Address;
 use crate::docker;
 use crate::host::{Elsewhere, Host, Local, free_port, wait_until_ready};
+use crate::wait::eventually;
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
 
@@ -124,9 +127,13 @@ impl Postgres {
 
     /// A new, empty database.
     pub fn database(&self) -> Database<'_> {
+        self.database_like("template1")
+    }
+
+    fn database_like(&self, template: &str) -> Database<'_> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("outbox_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let create = format!("create database {name}");
+        let create = format!("create database {name} template {template}");
         self.connect().batch_execute(&create).expect("create a database");
         Database { server: self, url: url::with_database(&self.url, &name), name }
     }
@@ -195,6 +202,16 @@ impl Database<'_> {
     /// Its name on the server.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// A copy of it on the same server. Nobody else may be connected to it meanwhile.
+    pub fn copy(&self) -> Self {
+        let sessions = format!("select count(*) from pg_stat_activity where datname = '{}'", self.name);
+        let mut conn = self.server.connect();
+        eventually("the database's sessions to end", Duration::from_secs(20), || {
+            (sql::<BigInt>(&sessions).get_result::<i64>(&mut conn) == Ok(0)).then_some(())
+        });
+        self.server.database_like(&self.name)
     }
 
     /// Where its server is and who may enter, for a client that takes no URL.

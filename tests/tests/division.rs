@@ -266,7 +266,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         events
     };
     let lose = |conn: &mut PgConnection| {
-        let lose = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = current_database()";
+        let lose = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
         eventually("the slot to be lost", PATIENCE, || conn.batch_execute(lose).ok());
         // What a relay leaves that was killed: a new slot could not be told from this one by its place.
         conn.batch_execute("UPDATE outbox_slot SET bound_lsn = pg_current_wal_insert_lsn() + 1000000")
@@ -277,6 +277,8 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         emit(conn);
         lose(conn);
         emit(conn);
+        // One of another name takes the place of the lost one.
+        options.slot = format!("{}_{nth}", database.name());
         let mut goes_on = interrupted(&database, setup, &options, nth);
         emit(conn);
         set_up_again(&database, conn, &options, nth);

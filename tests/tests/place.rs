@@ -2,6 +2,7 @@
 //! is of another server or another slot.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
 use diesel_outbox_relay::Relay;
-use diesel_outbox_relay::source::wal::WalOptions;
-use outbox_tests::load::{count, log_relay, migrated, migrated_on, new_topic, stop, wal, write};
-use outbox_tests::{Database, Kafka, Postgres, eventually};
+use outbox_tests::load::{
+    count, log_relay, migrated, migrated_on, new_topic, relay, stop, wait_for_the_relays_end, wal, write,
+};
+use outbox_tests::{Database, Kafka, Postgres, Process, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -125,21 +127,56 @@ fn move_to(from: &Database<'_>, to: &Database<'_>) {
     to.connect().batch_execute(publication).unwrap();
 }
 
-/// Follows the advice of a relay that refuses to work, and looks that all of these arrive.
-fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, committed: &BTreeSet<String>) {
-    let topic = new_topic("advised");
-    let refused = log_relay(database, &topic);
-    let advice = refused.wait_for_line("why it refuses", PATIENCE, |line| line.contains(reason));
-    assert_eq!(refused.wait(PATIENCE).code(), Some(1));
-    let command = advice.split('`').find(|part| part.starts_with("outbox wal ")).expect("a command");
-    wal(database, command.trim_start_matches("outbox wal "));
-    let relay = log_relay(database, &topic);
+/// Runs the binary, and gives what it printed and whether it succeeded.
+fn outbox(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
+    let mut outbox = Command::new(workspace_binary("outbox"));
+    let output = outbox.args(arguments).env("OUTBOX_DATABASE_URL", database.url()).output().unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    (String::from_utf8(printed).unwrap(), output.status.success())
+}
+
+/// The first command between backticks that an error has, without the name of the binary.
+#[track_caller]
+fn command_in(error: &str) -> Vec<&str> {
+    let command = error.split('`').find_map(|part| part.strip_prefix("outbox "));
+    command.unwrap_or_else(|| panic!("no command in: {error}")).split(' ').collect()
+}
+
+/// Runs this, and as long as that fails what the error says instead; what it ran at last.
+fn follow(database: &Database<'_>, arguments: &[&str]) -> Vec<String> {
+    let mut arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
+    for _ in 0..3 {
+        let (printed, has_succeeded) = outbox(database, &arguments.iter().map(|a| &**a).collect::<Vec<_>>());
+        if has_succeeded {
+            return arguments;
+        }
+        arguments = command_in(&printed).into_iter().map(str::to_owned).collect();
+    }
+    panic!("still refused: outbox {}", arguments.join(" "));
+}
+
+fn all_arrive(relay: &Process, topic: &str, committed: &BTreeSet<String>) {
     let arrived = || -> BTreeSet<String> {
-        let received = Kafka::shared().read_all(&topic);
+        let received = Kafka::shared().read_all(topic);
         received.iter().map(|event| event.header("id").unwrap().to_owned()).collect()
     };
     eventually("all events", PATIENCE, || committed.is_subset(&arrived()).then_some(()));
-    stop(&relay);
+    stop(relay);
+}
+
+/// Why a relay refuses to work.
+fn refusal(relay: &Process, reason: &str) -> String {
+    let advice = relay.wait_for_line("why it refuses", PATIENCE, |line| line.contains(reason));
+    assert_eq!(relay.wait(PATIENCE).code(), Some(1));
+    advice
+}
+
+/// Follows the advice of a relay that refuses to work, and looks that all of these arrive.
+fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, committed: &BTreeSet<String>) {
+    let topic = new_topic("advised");
+    let advice = refusal(&log_relay(database, &topic), reason);
+    follow(database, &command_in(&advice));
+    all_arrive(&log_relay(database, &topic), &topic, committed);
 }
 
 /// What was sent by a relay, and what was not and waits in the table.
@@ -202,4 +239,105 @@ fn a_slot_that_was_made_anew_by_hand_is_refused_with_advice_that_loses_nothing()
     make_slot_by_hand(&database);
     committed.extend(write(&mut database.connect(), 0, 1, 10, 10));
     is_refused_and_all_arrives_after(&database, "made anew", &committed);
+}
+
+#[test]
+fn a_slot_that_is_gone_is_followed_by_one_of_another_name_and_nothing_is_lost() {
+    let database = migrated();
+    wal(&database, "setup");
+    let mut committed = sent_and_unsent(&database);
+    let drop = format!("SELECT pg_drop_replication_slot('{}')", database.name());
+    database.connect().batch_execute(&drop).unwrap();
+    let slot = format!("{}_next", database.name());
+    follow(&database, &["wal", "setup", "--slot", &slot]);
+    committed.extend(write(&mut database.connect(), 0, 1, 10, 10));
+    let topic = new_topic("next");
+    all_arrive(&relay(&database, &topic, &["--source", "wal", "--slot", &slot]), &topic, &committed);
+    follow(&database, &["wal", "drop"]);
+}
+
+/// A slot belongs to one database, but its name to the server, and a copy of that database has the name in its table. This is what
+/// happens where the default name is kept.
+struct Original<'a> {
+    database: Database<'a>,
+    topic: String,
+    committed: BTreeSet<String>,
+    sent: usize,
+}
+
+const SENT: usize = 50;
+
+impl<'a> Original<'a> {
+    fn new(postgres: &'a Postgres) -> Self {
+        let database = migrated_on(postgres);
+        let topic = new_topic("original");
+        let counter = Kafka::shared().counter(&topic);
+        assert_eq!(follow(&database, &["wal", "setup"]), ["wal", "setup"]);
+        let conn = &mut database.connect();
+        let relay = relay(&database, &topic, &["--source", "wal"]);
+        write(conn, 0, 1, 10, SENT);
+        eventually("the first events", PATIENCE, || (counter.count() >= SENT).then_some(()));
+        stop(&relay);
+        wait_for_the_relays_end(conn);
+        let committed = write(conn, 0, 1, 10, 20);
+        Self { database, topic, committed, sent: SENT }
+    }
+
+    /// A copy, with the events that are unsent there.
+    fn copy(&self) -> (Database<'a>, BTreeSet<String>) {
+        let copy = self.database.copy();
+        let mut committed = self.committed.clone();
+        committed.extend(write(&mut copy.connect(), 0, 1, 10, 10));
+        (copy, committed)
+    }
+
+    /// Its relay goes on, and sends each event once.
+    fn goes_on(mut self) {
+        let relay = relay(&self.database, &self.topic, &["--source", "wal"]);
+        self.committed.extend(write(&mut self.database.connect(), 0, 1, 10, 10));
+        let events = self.sent + self.committed.len();
+        all_arrive(&relay, &self.topic, &self.committed);
+        assert_eq!(Kafka::shared().read_all(&self.topic).len(), events);
+    }
+}
+
+#[test]
+fn a_copy_on_the_same_server_is_given_a_slot_of_its_own_by_what_each_error_says() {
+    let postgres = Postgres::start(15);
+    let original = Original::new(&postgres);
+    for first in [None, Some("wal setup"), Some("wal setup --slot another")] {
+        let (copy, mut committed) = original.copy();
+        let topic = new_topic("copy");
+        let refused = first.is_none().then(|| relay(&copy, &topic, &["--source", "wal"]));
+        let refused = refused.map(|refused| refusal(&refused, "of another database"));
+        let first = first.unwrap_or_else(|| refused.as_deref().unwrap());
+        let first = if refused.is_some() { command_in(first) } else { first.split(' ').collect() };
+        let done = follow(&copy, &first);
+        let [_, "setup", "--slot", slot] = done.iter().map(|a| &**a).collect::<Vec<_>>()[..] else {
+            panic!("{done:?}");
+        };
+        committed.extend(write(&mut copy.connect(), 0, 1, 10, 10));
+        all_arrive(&relay(&copy, &topic, &["--source", "wal", "--slot", slot]), &topic, &committed);
+        // The name that was copied is known to be wrong by now.
+        let refused = relay(&copy, &topic, &["--source", "wal"]);
+        assert!(refusal(&refused, "is read from").contains(&format!("`--slot {slot}`")));
+        assert_eq!(follow(&copy, &["wal", "drop"]), ["wal", "drop", "--slot", slot]);
+    }
+    original.goes_on();
+}
+
+#[test]
+fn a_copy_on_the_same_server_is_polled_by_what_each_error_says() {
+    let postgres = Postgres::start(15);
+    let original = Original::new(&postgres);
+    for first in ["wal drop", "wal drop --slot another"] {
+        let (copy, mut committed) = original.copy();
+        follow(&copy, &first.split(' ').collect::<Vec<_>>());
+        committed.extend(write(&mut copy.connect(), 0, 1, 10, 10));
+        let topic = new_topic("copy");
+        all_arrive(&relay(&copy, &topic, &[]), &topic, &committed);
+        let refused = outbox(&copy, &["wal", "drop"]);
+        assert!(refused.0.contains("nothing is to be dropped") && !refused.1, "{refused:?}");
+    }
+    original.goes_on();
 }

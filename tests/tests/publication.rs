@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel_outbox_relay::source::wal::{WalError, WalOptions, setup, teardown};
-use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, write};
+use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, wal_with, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -38,7 +38,7 @@ fn follow_advice(database: &Database<'_>, stopped: &Process) {
         advice.split('`').filter_map(|quoted| quoted.strip_prefix("outbox wal ")).collect();
     assert!(!commands.is_empty(), "no command in {advice}");
     for command in commands {
-        wal(database, command);
+        wal_with(database, &command.split(' ').collect::<Vec<_>>());
     }
 }
 

@@ -106,7 +106,7 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
     stopped.wait_for_line("what to do", PATIENCE, |line| {
         line.contains("has given up the replication slot")
-            && line.contains("`outbox wal setup` makes a new slot")
+            && line.contains(&format!("run `outbox wal setup --slot {}`", database.name()))
     });
 
     wal(&database, "setup");

@@ -302,7 +302,7 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
     let conn = &mut database.connect();
     let refused = log_relay(&database, &topic);
     assert_eq!(refused.wait(PATIENCE).code(), Some(1));
-    refused.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal setup` first"));
+    refused.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal setup --slot"));
 
     wal(&database, "setup");
     let mut committed = write(conn, 0, 1, 10, 1_000);

@@ -20,6 +20,5 @@ pub(crate) fn setup(config: &Config) -> Result<(), Failure> {
 pub(crate) fn drop(config: &Config) -> Result<(), Failure> {
     let database = Database::chosen(config)?;
     database.drop_wal(config)?;
-    let slot = config.shown("slot");
-    print(&format!("{database}: the slot {slot} is gone, and all events are polled.\n"))
+    print(&format!("{database}: no slot is read any more, and all events are polled.\n"))
 }

@@ -175,7 +175,8 @@ fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &Outbox) -> Finding 
         return finding(
             Wrong,
             format!(
-                "the slot {name} is of another database or another plugin than pgoutput: name another with --slot"
+                "the slot {name} is of another database or another plugin than pgoutput: make one of another name with `outbox wal setup \
+                 --slot ..`, and name it here with --slot"
             ),
         );
     }

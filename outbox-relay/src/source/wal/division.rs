@@ -15,7 +15,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use super::options::WalOptions;
 use super::origin;
 use super::place::{Lsn, Place, shown};
-use super::slot::{Slot, end_of_log, move_up};
+use super::slot::{Slot, end_of_log, free_name, move_up, others};
 use super::{publication, role, unread};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::check_table;
@@ -48,20 +48,39 @@ pub enum WalError {
         /// Up to where it is confirmed.
         confirmed: String,
     },
-    /// A slot of that name is used by somebody else.
-    #[error("the replication slot `{slot}` is not one of this outbox: choose another name")]
+    /// A slot of that name is used by somebody else, as by the database that this one is a copy of.
+    #[error(
+        "the replication slot `{slot}` is not one of this outbox, but of another one, another database or another kind: run \
+         `{command}` and start relays with `--slot {free}`"
+    )]
     Taken {
         /// The slot.
         slot: String,
+        /// A name that no slot has.
+        free: String,
+        /// The command with that name.
+        command: String,
     },
     /// The outbox is read from another slot.
-    #[error("this outbox is read from the slot `{slot}`: name that")]
+    #[error("this outbox is read from the slot `{slot}`: run `{command}`")]
     OtherSlot {
         /// The other slot.
         slot: String,
+        /// The command with its name.
+        command: String,
+    },
+    /// The outbox is read from no slot, and the one of that name is somebody else's.
+    #[error(
+        "the outbox is polled as a whole, and the replication slot `{slot}` is not one of it: nothing is to be dropped"
+    )]
+    NothingToDrop {
+        /// The slot.
+        slot: String,
     },
     /// The slot is read with another publication.
-    #[error("the slot `{slot}` is read with the publication `{publication}`: name that")]
+    #[error(
+        "the slot `{slot}` is read with the publication `{publication}`: name that (`--publication {publication}`)"
+    )]
     OtherPublication {
         /// The slot.
         slot: String,
@@ -104,7 +123,8 @@ const LAST_ONE_ENDS: Duration = Duration::from_secs(5);
 const NO_IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
 
 /// Makes the publication and the slot, and divides the table: rows that are there are polled, by the relay that reads the log
-/// or by one that polls, and later ones are read from the log. Where the slot has been lost a new one takes its place.
+/// or by one that polls, and later ones are read from the log. Where the slot has been lost a new one takes its place, of the same
+/// name or of another. So it does where the slot is of another database, which this one is a copy of; that slot is left alone.
 ///
 /// The other connection, to the same database and schema, holds the lock that keeps relays from the slot meanwhile.
 ///
@@ -121,8 +141,18 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
     exclusively(conn, lock, &options.slot, |conn| {
         check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
-        let slot = own_slot(conn, name)?;
-        check_publication(conn, options)?;
+        let lost = lost_others(conn, options, "setup")?;
+        let slot = match Slot::find(conn, name)? {
+            Some(slot) if !slot.fits || Place::load(conn, name)?.is_none() => {
+                let (slot, free) = (name.clone(), free_name(conn)?);
+                let command = options.command("setup", &free);
+                return Err(WalError::Taken { slot, free, command });
+            }
+            slot => slot,
+        };
+        for named in lost.iter().chain([name]) {
+            check_publication(conn, named, &options.publication)?;
+        }
         let healthy = match slot {
             // Whatever was sent of another slot's log, or of another server's, or of what a changed publication has shown, the
             // table tells what is not known to be sent.
@@ -138,7 +168,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
             slot => slot.is_some(),
         };
         make_publication(conn, &options.publication)?;
-        Own::new(name.clone()).execute(conn)?;
+        own(conn, name, &lost)?;
         if !healthy {
             // Until the table is divided anew nobody is to take it for the slot that was read up to the stored place.
             Unknown::new(name.clone()).execute(conn)?;
@@ -156,7 +186,8 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
 }
 
 /// Takes the division back and drops the slot and the publication: all rows are polled from then on. What was sent from the log is
-/// marked as sent. The relays that read the log must have been stopped.
+/// marked as sent. The relays that read the log must have been stopped. A slot that is of another database is left alone, and all that
+/// is not known to be sent is polled.
 ///
 /// Writers wait for a moment, as for [`setup`], and the other connection is the same.
 ///
@@ -170,9 +201,21 @@ pub fn teardown(
     exclusively(conn, lock, &options.slot, |conn| {
         check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
-        let slot = own_slot(conn, name)?;
-        check_publication(conn, options)?;
-        if is_made(conn)? {
+        let is_named = Place::load(conn, name)?.is_some();
+        let lost = lost_others(conn, options, "drop")?;
+        if let (false, Some(slot)) = (is_named, lost.first()) {
+            let command = options.command("drop", slot);
+            return Err(WalError::OtherSlot { slot: slot.clone(), command });
+        }
+        let found = Slot::find(conn, name)?;
+        let is_made = is_made(conn)?;
+        if !is_named && !is_made && found.is_some() {
+            return Err(WalError::NothingToDrop { slot: name.clone() });
+        }
+        // Somebody else's slot is left alone, and tells nothing of what was sent here.
+        let slot = found.filter(|slot| is_named && slot.fits);
+        check_publication(conn, name, &options.publication)?;
+        if is_made {
             // What comes after this is unsent, as nobody reads the log now. What came before is unsent if it is in the log
             // still; where that cannot be relied on, if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
@@ -188,10 +231,14 @@ pub fn teardown(
         if slot.is_some() {
             DropSlot::new(name.clone()).execute(conn)?;
         }
-        // Only now: a slot that nobody owns could not be dropped where this is run again.
-        Forget::new(name.clone()).execute(conn)?;
+        // Only now, and all at once: what nobody owns could not be dropped where this is run again.
         let publication = quoted(&options.publication);
-        conn.batch_execute(&format!("DROP PUBLICATION IF EXISTS {publication}"))?;
+        conn.transaction(|conn| {
+            for named in lost.iter().chain([name]) {
+                Forget::new(named.clone()).execute(conn)?;
+            }
+            conn.batch_execute(&format!("DROP PUBLICATION IF EXISTS {publication}"))
+        })?;
         Ok(())
     })
 }
@@ -264,7 +311,9 @@ fn exclusively(
         std::thread::sleep(PAUSE);
     }
     // That statement may have the slot. Whoever has it for longer is told of by the server.
-    while Slot::find(conn, slot)?.is_some_and(|slot| slot.is_active) && began.elapsed() < LAST_ONE_ENDS {
+    while Slot::find(conn, slot)?.is_some_and(|slot| slot.fits && slot.is_active)
+        && began.elapsed() < LAST_ONE_ENDS
+    {
         std::thread::sleep(PAUSE);
     }
     let done = lock.batch_execute(NO_IDLE_LIMIT).map_err(WalError::from).and_then(|()| work(conn));
@@ -272,23 +321,41 @@ fn exclusively(
     done.and(role::give_back(lock).map_err(WalError::from))
 }
 
-/// The slot of this outbox, where there is one. One of that name that was not made for it is left alone.
-fn own_slot(conn: &mut PgConnection, name: &str) -> Result<Option<Slot>, WalError> {
-    if let Some(slot) = OtherSlots::new(name.to_owned()).get_result::<String>(conn).optional()? {
-        return Err(WalError::OtherSlot { slot });
-    }
-    let is_own = Place::load(conn, name)?.is_some();
-    match Slot::find(conn, name)? {
-        Some(slot) if !slot.fits || !is_own => Err(WalError::Taken { slot: name.to_owned() }),
-        slot => Ok(slot),
+/// The slots but the given one that the table names, none of which can be read: they are not there, the server has given them up, or
+/// they are of another database. An error if one can be.
+fn lost_others(conn: &mut PgConnection, options: &WalOptions, verb: &str) -> Result<Vec<String>, WalError> {
+    let (usable, lost): (Vec<_>, Vec<_>) = others(conn, &options.slot)?
+        .into_iter()
+        .partition(|(_, slot)| slot.as_ref().is_some_and(Slot::is_usable));
+    match usable.into_iter().next() {
+        Some((slot, _)) => {
+            let command = options.command(verb, &slot);
+            Err(WalError::OtherSlot { slot, command })
+        }
+        None => Ok(lost.into_iter().map(|(slot, _)| slot).collect()),
     }
 }
 
+/// Names this slot in the table, instead of those that are lost. What the server still has of those is dropped first, as nobody would
+/// know of it afterwards.
+fn own(conn: &mut PgConnection, name: &str, lost: &[String]) -> QueryResult<()> {
+    for other in lost {
+        if Slot::find(conn, other)?.is_some_and(|slot| slot.fits) {
+            DropSlot::new(other.clone()).execute(conn)?;
+        }
+    }
+    conn.transaction(|conn| {
+        for other in lost {
+            Forget::new(other.clone()).execute(conn)?;
+        }
+        Own::new(name.to_owned()).execute(conn).map(drop)
+    })
+}
+
 /// Nobody is to give up a slot because of a name that was mistyped.
-fn check_publication(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
-    let slot = options.slot.clone();
-    match publication::other(conn, &slot, &options.publication)? {
-        Some(publication) => Err(WalError::OtherPublication { slot, publication }),
+fn check_publication(conn: &mut PgConnection, slot: &str, name: &str) -> Result<(), WalError> {
+    match publication::other(conn, slot, name)? {
+        Some(publication) => Err(WalError::OtherPublication { slot: slot.to_owned(), publication }),
         None => Ok(()),
     }
 }
@@ -419,12 +486,6 @@ statement!(
     Pg,
     PolledWait {} -> Bool,
     concat!("SELECT EXISTS (SELECT FROM ", shards!(), " AS s ", oldest_unsent!(), ")")
-);
-
-statement!(
-    Pg,
-    OtherSlots { slot: String => Text } -> Text,
-    "SELECT slot FROM outbox_slot WHERE slot <> ? LIMIT 1"
 );
 
 statement!(

@@ -25,3 +25,15 @@ impl Default for WalOptions {
         }
     }
 }
+
+impl WalOptions {
+    /// The command that does this with a slot, for whoever reads an error.
+    pub(super) fn command(&self, verb: &str, slot: &str) -> String {
+        let command = format!("outbox wal {verb} --slot {slot}");
+        if self.publication == Self::default().publication {
+            command
+        } else {
+            format!("{command} --publication {}", self.publication)
+        }
+    }
+}

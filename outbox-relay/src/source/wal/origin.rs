@@ -36,9 +36,10 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     match doubt(conn, &options.slot).map_err(failed)? {
         Some(doubt) => Err(SourceError::lasting(format!(
             "the replication slot `{}` is not the one from which this outbox was read: {doubt}. Events would be overlooked: run \
-             `outbox wal setup`, with the same names. It makes a new slot and sends what is not known to be sent, some of it \
+             `{}`. It makes a new slot and sends what is not known to be sent, some of it \
              perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",
-            options.slot
+            options.slot,
+            options.command("setup", &options.slot)
         ))),
         None => Ok(()),
     }

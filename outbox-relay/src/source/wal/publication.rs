@@ -42,8 +42,10 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     };
     Err(SourceError::lasting(format!(
         "{what}. The write-ahead log does not show the events that were emitted meanwhile, which are still in the table: stop the \
-         relays that stand by, and run `outbox wal drop` and then `outbox wal setup`, with the same names. What is not known to be \
-         sent is sent then, some of it perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent"
+         relays that stand by, and run `{}` and then `{}`. What is not known to be \
+         sent is sent then, some of it perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",
+        options.command("drop", slot),
+        options.command("setup", slot)
     )))
 }
 

@@ -45,40 +45,73 @@ impl Slot {
     pub(super) fn is_lost(&self) -> bool {
         self.status == "lost"
     }
+
+    /// Whether the log can be read from it.
+    pub(super) fn is_usable(&self) -> bool {
+        self.fits && !self.is_lost()
+    }
+}
+
+/// The slots but this one that the table names, if they are there. One of another database came here with a copy of its tables.
+pub(super) fn others(conn: &mut PgConnection, name: &str) -> QueryResult<Vec<(String, Option<Slot>)>> {
+    let names = Others::new(name.to_owned()).load::<String>(conn)?;
+    names.into_iter().map(|other| Slot::find(conn, &other).map(|slot| (other, slot))).collect()
+}
+
+/// A name that no slot of the server has.
+pub(super) fn free_name(conn: &mut PgConnection) -> QueryResult<String> {
+    let name = OwnName::new().get_result::<String>(conn)?;
+    let (mut free, mut n) = (name.clone(), 1);
+    while Slot::find(conn, &free)?.is_some() {
+        n += 1;
+        free = format!("{name}_{n}");
+    }
+    Ok(free)
 }
 
 /// Whether the slot can be read; an error that cannot be mended by trying again where it cannot.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the replication slot", error);
     let name = &options.slot;
+    let setup = options.command("setup", name);
     if !division::is_made(conn).map_err(failed)? {
         return Err(SourceError::lasting(format!(
-            "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `outbox wal setup` \
-             first (slot `{name}`)"
+            "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `{setup}` first"
         )));
     }
+    let resend = "what was not sent by then is still in the table, unless its rows are deleted by the service itself. It makes a \
+                  new slot and sends what is not known to be sent, some of it perhaps twice";
     if Place::load(conn, name).map_err(failed)?.is_none() {
-        return Err(SourceError::lasting(format!(
-            "the slot `{name}` is not the one from which this outbox is read: name that (see the table outbox_slot)"
-        )));
+        let others = others(conn, name).map_err(failed)?;
+        let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(Slot::is_usable));
+        return Err(SourceError::lasting(match usable {
+            Some((other, _)) => format!(
+                "this outbox is read from the slot `{other}`, and not from `{name}`: start the relay with `--slot {other}`"
+            ),
+            None => format!(
+                "the slot `{name}` is not the one from which this outbox was read, and that one is gone: run `{setup}`; {resend}"
+            ),
+        }));
     }
-    let resend = "what was not sent by then is still in the table, unless its rows are deleted by the service itself: \
-                  `outbox wal setup` makes a new slot and sends what is not known to be sent, some of it perhaps twice";
     let Some(slot) = Slot::find(conn, name).map_err(failed)? else {
         return Err(SourceError::lasting(format!(
-            "the replication slot `{name}` does not exist any more: {resend}"
+            "the replication slot `{name}` does not exist any more: run `{setup}`; {resend}"
         )));
     };
     if !slot.fits {
+        let free = free_name(conn).map_err(failed)?;
         return Err(SourceError::lasting(format!(
-            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput): \
-             choose another name"
+            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput), as where this \
+             database is a copy of that one: run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. Either \
+             leaves that slot alone, and what is not known to be sent is sent, some of it perhaps twice",
+            setup = options.command("setup", &free),
+            drop = options.command("drop", name)
         )));
     }
     if slot.is_lost() {
         return Err(SourceError::lasting(format!(
             "the server has given up the replication slot `{name}`, which was confirmed up to {}, as it retained more than \
-             max_slot_wal_keep_size allows or was invalidated: {resend}",
+             max_slot_wal_keep_size allows or was invalidated: run `{setup}`; {resend}",
             shown(slot.confirmed)
         )));
     }
@@ -176,6 +209,19 @@ statement!(
     "SELECT coalesce(slot_type = 'logical' AND plugin = 'pgoutput' AND database = current_database(), false), active, wal_status, \
      coalesce(confirmed_flush_lsn - '0/0', 0)::bigint, \
      coalesce(pg_current_wal_insert_lsn() - restart_lsn, 0)::bigint FROM pg_replication_slots WHERE slot_name = ?"
+);
+
+statement!(
+    Pg,
+    Others { slot: String => Text } -> Text,
+    "SELECT slot FROM outbox_slot WHERE slot <> ? ORDER BY slot"
+);
+
+statement!(
+    Pg,
+    /// Of lower-case letters, digits and underscores, 63 at most, as a slot's name has to be.
+    OwnName {} -> Text,
+    "SELECT 'outbox_' || left(regexp_replace(lower(current_database()), '[^a-z0-9_]', '_', 'g'), 50)"
 );
 
 statement!(Pg, EndOfLog {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
