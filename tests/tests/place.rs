@@ -12,7 +12,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
-use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::{Relay, RelayHandle};
 use outbox_tests::load::{
     count, log_relay, migrated, migrated_on, new_topic, relay, stop, wait_for_the_relays_end, wal, write,
 };
@@ -28,6 +28,7 @@ struct SlowAndSteady {
 }
 
 const PAUSE: Duration = Duration::from_millis(50);
+const MANY: usize = 1_500;
 
 impl Publisher for SlowAndSteady {
     fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
@@ -60,14 +61,8 @@ impl Publisher for SlowAndSteady {
     }
 }
 
-/// Else all of it would be sent again where the relay ends in the middle, and the server would end a session that asks nothing.
-#[test]
-fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
-    let database = migrated();
-    wal(&database, "setup");
-    let conn = &mut database.connect();
-    let events: Vec<Record> = (0..1_500).map(|n| Record::new("order", "1", n.to_string())).collect();
-    conn.transaction(|c| c.emit_all(&events)).unwrap();
+/// A relay whose broker is slow until it is told to be quick.
+fn slow_relay(database: &Database<'_>) -> (RelayHandle, Arc<AtomicBool>) {
     let is_quick = Arc::new(AtomicBool::new(false));
     let is_quick_there = is_quick.clone();
     let mut options = WalOptions::default();
@@ -80,6 +75,34 @@ fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
         })
         .spawn()
         .unwrap();
+    (relay, is_quick)
+}
+
+/// They take longer than a pass may be silent.
+fn emit_many(conn: &mut PgConnection) {
+    let events: Vec<Record> = (0..MANY).map(|n| Record::new("order", "1", n.to_string())).collect();
+    conn.transaction(|c| c.emit_all(&events)).unwrap();
+}
+
+/// The server ends the session that has the lock when it has asked nothing for 30 seconds. It does so each few seconds, though the same
+/// pass goes on.
+fn lock_is_kept(conn: &mut PgConnection) {
+    let is_used = "pg_locks AS l JOIN pg_stat_activity AS a USING (pid) WHERE datname = current_database() \
+                   AND relation = 'outbox_reader'::regclass AND mode = 'ExclusiveLock' \
+                   AND state_change > xact_start + interval '8 seconds'";
+    eventually("the lock's session to be used", Duration::from_secs(25), || {
+        (count(conn, is_used) == 1).then_some(())
+    });
+}
+
+/// Else all of it would be sent again where the relay ends in the middle, and the server would end a session that asks nothing.
+#[test]
+fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
+    let database = migrated();
+    wal(&database, "setup");
+    let conn = &mut database.connect();
+    emit_many(conn);
+    let (relay, is_quick) = slow_relay(&database);
     let is_kept = |conn: &mut PgConnection, sent: usize| {
         eventually("a part to be kept", Duration::from_secs(10), || {
             (count(conn, &format!("outbox_slot WHERE sent > {sent}")) == 1).then_some(())
@@ -88,9 +111,28 @@ fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
     is_kept(conn, 0);
     // And again, which is the same pass still.
     is_kept(conn, 50);
+    lock_is_kept(conn);
+    assert_eq!(count(conn, "outbox_slot WHERE sent > 0"), 1, "the pass has ended");
     is_quick.store(true, Ordering::Relaxed);
     eventually("all to be sent", PATIENCE, || {
         (count(conn, "outbox_slot WHERE sent = 0 AND commit_lsn IS NULL") == 1).then_some(())
+    });
+    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+}
+
+#[test]
+fn the_lock_is_kept_while_a_slow_broker_takes_what_is_polled() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    emit_many(conn);
+    wal(&database, "setup");
+    let (relay, is_quick) = slow_relay(&database);
+    lock_is_kept(conn);
+    // A pass shows what it has sent when it ends.
+    assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), MANY, "the pass has ended");
+    is_quick.store(true, Ordering::Relaxed);
+    eventually("all to be sent", PATIENCE, || {
+        (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
     });
     tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
 }

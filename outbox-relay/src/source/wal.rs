@@ -35,7 +35,7 @@ use self::standbys::Found;
 use self::streaming::{Readiness, Streaming};
 use super::check::check_table;
 use super::database::Database;
-use super::{PostgresSource, SourceOptions, database_error};
+use super::{PostgresSource, SourceOptions};
 
 /// The outbox's part of the write-ahead log as a source of records.
 ///
@@ -127,9 +127,14 @@ impl WalSource {
         Ok(true)
     }
 
-    /// Works in the present state, of which nothing is left where something fails.
+    /// Works in the present state, of which nothing is left where something fails. What is polled has connections of its own, and the
+    /// one of the lock is not to be silent for long meanwhile.
     fn with<T>(&mut self, work: impl FnOnce(&mut State) -> Result<T, SourceError>) -> Result<T, SourceError> {
-        let done = work(&mut self.state);
+        let stayed = match &mut self.state {
+            State::Polling { conn, .. } => role::stay(conn),
+            _ => Ok(()),
+        };
+        let done = stayed.and_then(|()| work(&mut self.state));
         if done.is_err() {
             self.state = State::Away;
         }
@@ -241,10 +246,7 @@ impl Source for WalSource {
         let options = &self.database.options;
         let done = match &mut self.state {
             State::Away | State::StandingBy(_) => Ok(None),
-            State::Polling { polled, conn, .. } => {
-                let stayed = role::stay(conn).map_err(|error| database_error("staying active", error));
-                stayed.and_then(|()| polled.upkeep())
-            }
+            State::Polling { polled, conn, .. } => role::stay(conn).and_then(|()| polled.upkeep()),
             State::Streaming(streaming) => streaming.upkeep(options),
         };
         if done.is_err() {

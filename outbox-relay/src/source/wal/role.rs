@@ -20,6 +20,7 @@ use diesel_outbox_core::SourceError;
 use super::has_passed;
 use crate::source::database::Database;
 use crate::source::database_error;
+use crate::source::prune::is_due;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -28,6 +29,8 @@ const OTHERS_INTERVAL: Duration = Duration::from_secs(15);
 
 /// No snapshot is kept between two statements.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE outbox_reader IN EXCLUSIVE MODE NOWAIT";
+/// How often the server is asked something meanwhile, so that it knows that this process goes on.
+const STAY_INTERVAL: Duration = Duration::from_secs(5);
 /// A process that was frozen loses its lock when it has asked nothing for so long.
 const IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
@@ -43,6 +46,8 @@ pub(super) struct Standby {
 pub(super) struct Active {
     conn: PgConnection,
     lock: PgConnection,
+    /// When that one was used last.
+    stayed: Option<Instant>,
 }
 
 pub(super) enum Turn {
@@ -76,7 +81,7 @@ impl Standby {
         if self.is_next {
             Unlock::new(advisory_locks::NEXT_READER).get_result::<bool>(&mut self.conn).map_err(failed)?;
         }
-        Ok(Turn::Active(Box::new(Active { conn: self.conn, lock })))
+        Ok(Turn::Active(Box::new(Active { conn: self.conn, lock, stayed: None })))
     }
 
     /// Waits, but no longer than `limit`, and becomes the active relay if there is none any more.
@@ -121,9 +126,13 @@ pub(super) fn give_back(conn: &mut PgConnection) -> QueryResult<()> {
     conn.batch_execute("ROLLBACK")
 }
 
-/// Lets the server know that this process goes on. An error where the lock was lost.
-pub(super) fn stay(active: &mut Active) -> QueryResult<()> {
-    active.lock.batch_execute("SELECT 1")
+/// Lets the server know that this process goes on, if it has not done so for a while: a pass may take long where a broker is slow. An
+/// error where the lock was lost.
+pub(super) fn stay(active: &mut Active) -> Result<(), SourceError> {
+    if !is_due(&mut active.stayed, STAY_INTERVAL) {
+        return Ok(());
+    }
+    active.lock.batch_execute("SELECT 1").map_err(|error| database_error("staying active", error))
 }
 
 statement!(

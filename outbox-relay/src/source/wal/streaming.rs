@@ -47,9 +47,7 @@ pub(super) struct Streaming {
     kept_at: Option<Instant>,
     told: Told,
     standbys: Standbys,
-    stayed: Option<Instant>,
-    /// When the lock's connection was used last.
-    alive: Option<Instant>,
+    looked_around: Option<Instant>,
     measured: Option<Instant>,
     pruning: Pruning,
     fence: Fence,
@@ -91,8 +89,8 @@ const STREAM_TIME: Duration = Duration::from_secs(5);
 const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
 /// A transaction with so many events is streamed to its end, as any change of reader begins at its beginning again.
 const LARGE: u64 = 100_000;
-/// How often the server is to be asked something, so that it knows that this process goes on.
-const STAY_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is looked for standbys, and what was sent is kept where nothing else keeps it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what was sent is kept while something is being sent, which lets the server know too.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what is known to be sent is noted in the table.
@@ -158,8 +156,7 @@ impl Streaming {
             kept_at: None,
             told: Told::within(bound),
             standbys,
-            stayed: None,
-            alive: None,
+            looked_around: None,
             measured: None,
             pruning: Pruning::default(),
             fence: Fence::default(),
@@ -222,17 +219,8 @@ impl Streaming {
             return Ok(());
         }
         // The lock has a connection of its own, which keeping the place does not use.
-        self.stay()?;
+        role::stay(&mut self.conn)?;
         self.keep_place()
-    }
-
-    /// Lets the server know that this process goes on, lest it ends the session that has the lock.
-    fn stay(&mut self) -> Result<(), SourceError> {
-        if is_due(&mut self.alive, STAY_INTERVAL / 2) {
-            role::stay(&mut self.conn).map_err(staying_active)
-        } else {
-            Ok(())
-        }
     }
 
     /// Goes on near the end of the log.
@@ -355,8 +343,8 @@ impl Streaming {
     }
 
     pub(super) fn upkeep(&mut self, options: &SourceOptions) -> Result<Option<Lag>, SourceError> {
-        self.stay()?;
-        if is_due(&mut self.stayed, STAY_INTERVAL) {
+        role::stay(&mut self.conn)?;
+        if is_due(&mut self.looked_around, LOOK_INTERVAL) {
             self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
             self.keep_place()?;
         }
@@ -432,10 +420,6 @@ impl Streaming {
             tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");
         }
     }
-}
-
-fn staying_active(error: diesel::result::Error) -> SourceError {
-    database_error("staying active", error)
 }
 
 const CHUNK_BYTES: usize = 8 << 20;
