@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Emit, Migrations, Record};
@@ -74,9 +75,34 @@ pub fn wait_until_confirmed(conn: &mut PgConnection, within: Duration) {
     eventually("all to be confirmed", within, || (count(conn, &confirmed) == 1).then_some(()));
 }
 
+/// A relay process like [`relay`] that connects to this address, as for another role.
+pub fn relay_at(url: &str, topic: &str, arguments: &[&str]) -> Process {
+    let mut command = Command::new(workspace_binary("outbox"));
+    command
+        .args(["relay", "--brokers", Kafka::shared().brokers(), "--topic", topic])
+        .args(arguments)
+        .env("OUTBOX_DATABASE_URL", url);
+    Process::start(&command)
+}
+
 /// A process of the binary `outbox` that reads that slot.
 pub fn log_relay(database: &Database<'_>, topic: &str) -> Process {
     relay(database, topic, &["--source", "wal", "--slot", database.name()])
+}
+
+/// The statements of a page that says what a relay's role needs, for this role.
+pub fn grants(page: &str, role: &str) -> String {
+    let (_, statements) = page.split_once("```sql\n").expect("a page with statements");
+    let (statements, _) = statements.split_once("```").expect("the end of the statements");
+    statements.replace("my_relay", role)
+}
+
+/// Drops roles that have what they were granted in this database only, as soon as nobody uses them.
+#[track_caller]
+pub fn drop_roles(conn: &mut PgConnection, roles: &str) {
+    eventually("the roles to be free", Duration::from_secs(30), || {
+        conn.batch_execute(&format!("DROP OWNED BY {roles}; DROP ROLE {roles}")).ok()
+    });
 }
 
 /// Stops a relay gracefully.

@@ -1,6 +1,7 @@
 //! A sequence that is set back gives numbers again that the relay has gone past. Nothing that was emitted with those is lost or
 //! overtaken, whenever it happened; and whoever follows the advice of an error to the letter loses nothing.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
@@ -10,10 +11,12 @@ use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
-use outbox_tests::eventually;
-use outbox_tests::load::migrated;
+use outbox_tests::load::{drop_roles, grants, log_relay, migrated, new_topic, relay, relay_at, stop, wal};
+use outbox_tests::{Kafka, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// The first half of the key of the advisory lock that the relay holds while it sleeps.
+const ASLEEP: i32 = 1_869_968_482;
 
 fn source(url: &str) -> PostgresSource {
     PostgresSource::new(url, SourceOptions::default())
@@ -233,7 +236,148 @@ fn a_relay_that_may_not_set_the_sequence_says_which_grant_it_needs() {
     let mut relay = source(&url);
     assert_complete(&send(&mut relay, 20), 0..20);
     drop(relay);
-    eventually("the role to be free", PATIENCE, || {
-        conn.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).ok()
-    });
+    drop_roles(conn, &role);
+}
+
+/// It sends, makes a dead letter, prunes, and mends a sequence that was restarted.
+#[test]
+fn a_polling_relay_needs_no_more_than_the_page_grants_to_its_role() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let topic = new_topic("role");
+    let counter = Kafka::shared().counter(&topic);
+    let (role, service) = (format!("{}_relay", database.name()), format!("{}_service", database.name()));
+    let grants = grants(include_str!("../../docs/roles.md"), &role);
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'relay'; {grants}; \
+         CREATE ROLE {service} LOGIN PASSWORD 'service'; GRANT INSERT ON outbox TO {service}"
+    ))
+    .unwrap();
+    let emitting = &mut PgConnection::establish(&database.url_as(&service, "service")).unwrap();
+    let start = |arguments: &[&str]| relay_at(&database.url_as(&role, "relay"), &topic, arguments);
+    conn.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+         VALUES (gen_random_uuid(), 'order', 'old', 'Sent', 0, now() - interval '1 day')",
+    )
+    .unwrap();
+    emit(emitting, 0..5_000);
+    let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);
+    emitting.transaction(|c| c.emit(&large)).unwrap();
+    let relay = start(&["--retention", "1h"]);
+    eventually("all events", PATIENCE, || (counter.count() >= 5_000).then_some(()));
+    for (what, rows) in [
+        ("the dead letter", "SELECT count(*) - 1 FROM outbox_dead_letter"),
+        ("what is old to be pruned", "SELECT count(*) FROM outbox WHERE aggregateid = 'old'"),
+    ] {
+        eventually(what, PATIENCE, || (count(conn, rows) == 0).then_some(()));
+    }
+    stop(&relay);
+    assert!(!relay.output().contains("permission denied"), "{}", relay.output());
+    conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
+    emit(emitting, 0..20);
+    let relay = start(&["--delete-sent"]);
+    eventually("what came after the restart", PATIENCE, || (counter.count() >= 5_020).then_some(()));
+    stop(&relay);
+    assert_eq!(count(conn, "SELECT count(*) FROM outbox"), 0, "{}", relay.output());
+    conn.batch_execute(&format!(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{service}'"
+    ))
+    .unwrap();
+    drop_roles(conn, &format!("{role}, {service}"));
+}
+
+/// It looks at nothing while it sleeps, and the event that wakes it has a low number.
+#[test]
+fn a_restart_under_a_relay_that_sleeps_hides_nothing() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let topic = new_topic("sleeps");
+    let counter = Kafka::shared().counter(&topic);
+    emit(conn, 0..5_000);
+    let relay = relay(&database, &topic, &["--poll-interval", "1h"]);
+    eventually("the first events", PATIENCE, || (counter.count() >= 5_000).then_some(()));
+    let is_asleep = format!(
+        "SELECT count(*) FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid) WHERE locktype = 'advisory' \
+         AND classid = {ASLEEP} AND objid = 'outbox'::regclass AND mode = 'ExclusiveLock' AND datname = current_database() \
+         AND state = 'idle' AND state_change < clock_timestamp() - interval '300 ms'"
+    );
+    eventually("the relay to sleep", PATIENCE, || (count(conn, &is_asleep) > 0).then_some(()));
+    conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
+    emit(conn, 0..1);
+    emit(conn, 1..20);
+    eventually("what came after the restart", PATIENCE, || (counter.count() >= 5_020).then_some(()));
+    stop(&relay);
+}
+
+#[test]
+fn a_restart_under_a_relay_that_reads_the_log_hides_nothing() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let topic = new_topic("log");
+    let counter = Kafka::shared().counter(&topic);
+    emit(conn, 0..5_000);
+    wal(&database, "setup");
+    let log = log_relay(&database, &topic);
+    emit(conn, 5_000..5_100);
+    eventually("the first events", PATIENCE, || (counter.count() >= 5_100).then_some(()));
+    conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
+    emit(conn, 0..20);
+    log.wait_for_line("that it was mended", PATIENCE, |line| line.contains("goes_on_after"));
+    emit(conn, 20..40);
+    eventually("what came after the restart", PATIENCE, || (counter.count() >= 5_140).then_some(()));
+    stop(&log);
+    // Numbers go on after all that there were, so that nothing is passed over when the table is polled again.
+    wal(&database, "drop");
+    emit(conn, 40..60);
+    assert_complete(&send(&mut source(database.url()), 20), 40..60);
+}
+
+/// Sessions take numbers for later, and a sequence counts down: events have numbers that were passed over.
+#[test]
+fn a_sequence_that_counts_otherwise_is_refused_with_advice_that_loses_nothing() {
+    for change in ["CACHE 20", "INCREMENT -1", "CYCLE", "INCREMENT -2 CYCLE CACHE 5"] {
+        let database = migrated();
+        let (conn, other) = (&mut database.connect(), &mut database.connect());
+        let mut relay = source(database.url());
+        send_some(&mut relay, conn);
+        let emitted = Cell::new(0);
+        let emit_some = |conn: &mut PgConnection| {
+            let first = emitted.replace(emitted.get() + 5);
+            emit(conn, first..first + 5);
+        };
+        conn.batch_execute(&format!("DELETE FROM outbox; ALTER SEQUENCE outbox_seq_seq {change}")).unwrap();
+        emit_some(conn);
+        emit_some(other);
+        let mut sent = Vec::new();
+        let refusal = |relay: &mut PostgresSource, sent: &mut Vec<u32>| {
+            eventually("the relay to refuse", PATIENCE, || match pass(relay) {
+                Ok(numbers) => {
+                    sent.extend(numbers);
+                    None
+                }
+                Err(error) => {
+                    relay.abandon();
+                    // At work it notices first that something has happened to the sequence.
+                    Some(error.to_string()).filter(|error| error.contains("run ALTER SEQUENCE"))
+                }
+            })
+        };
+        emit_some(conn);
+        for _ in change.split(" CACHE ") {
+            conn.batch_execute(&advice(&refusal(&mut relay, &mut sent), "ALTER SEQUENCE")).unwrap();
+            // Sessions do not use any more what numbers they have kept. Where it has counted down, some that it gives are there
+            // until a relay has set it.
+            if change.starts_with("CACHE") {
+                emit_some(other);
+                emit_some(conn);
+            }
+        }
+        let missing = emitted.get() as usize - sent.len();
+        sent.extend(send(&mut relay, missing));
+        emit_some(other);
+        emit_some(conn);
+        sent.extend(send(&mut relay, 10));
+        sent.sort_unstable();
+        assert_eq!(sent, (0..emitted.get()).collect::<Vec<_>>(), "{change}");
+    }
 }

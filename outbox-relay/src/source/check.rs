@@ -35,7 +35,8 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
         Some((_, false)) => {
             return Err(SourceError::new(
                 "the sequence of outbox.seq counts down or in a circle, so that later events would come before earlier ones: \
-                 run ALTER SEQUENCE outbox_seq_seq INCREMENT 1 NO CYCLE",
+                 run ALTER SEQUENCE outbox_seq_seq INCREMENT 1 NO CYCLE; the relay sets its next number by itself, and until then \
+                 emitting may fail because the number is there already",
             ));
         }
         None => {
