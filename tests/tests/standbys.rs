@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, wal};
+use outbox_tests::load::{count, grants, log_relay, migrated_on, new_topic, relay, relay_at, stop, wal};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -56,6 +56,67 @@ fn a_relay_that_becomes_a_synchronous_standby_stops_before_it_waits_for_itself()
     set_names(conn, "*");
     conn.transaction(|c| c.emit(&Record::new("not_allowed", "1", "Placed"))).unwrap();
     is_refused(&log);
+    // There is no other standby whose name could be left there.
+    set_names(conn, "");
+    conn.transaction(|c| c.emit(&Record::new(&topic, "1", "Placed"))).unwrap();
+    let log = relay(&database, "{aggregatetype}", &[&slot[..], &["--allow-topics", &topic]].concat());
+    eventually("the second event", PATIENCE, || (counter.count() >= 2).then_some(()));
+    eventually("the dead letter", PATIENCE, || (count(conn, "outbox_dead_letter") == 1).then_some(()));
+    stop(&log);
+}
+
+/// What each of them says is done to the letter, one after the other, until there is nothing to say.
+#[test]
+fn the_advice_on_synchronous_standbys_is_right() {
+    let (primary, standby) = Postgres::start_pair(17);
+    let database = migrated_on(&primary);
+    wal(&database, "setup");
+    let conn = &mut connect_without_waiting(&database);
+    let grants = grants(include_str!("../../docs/wal.md"), "my_relay");
+    conn.batch_execute(&format!("CREATE ROLE my_relay LOGIN PASSWORD 'relay'; {grants}")).unwrap();
+    let topic = new_topic("advice");
+    let counter = Kafka::shared().counter(&topic);
+    let slot = ["--source", "wal", "--slot", database.name(), "--allow-topics", &topic];
+    let start = || relay_at(&database.url_as("my_relay", "relay"), "{aggregatetype}", &slot);
+    let mut events = 0;
+    let mut all_arrive = |conn: &mut PgConnection, log: &Process| {
+        conn.transaction(|c| c.emit(&Record::new(&topic, "1", "Placed"))).unwrap();
+        conn.transaction(|c| c.emit(&Record::new("not_allowed", "1", "Placed"))).unwrap();
+        events += 1;
+        eventually("all events", PATIENCE, || (counter.count() >= events).then_some(()));
+        eventually("the dead letters", PATIENCE, || {
+            (count(conn, "outbox_dead_letter") >= events).then_some(())
+        });
+        stop(log);
+    };
+    set_names(conn, "*");
+    is_refused(&start());
+    let name = "pg_stat_replication WHERE application_name = 'standby'";
+    eventually("the standby", PATIENCE, || (count(conn, name) == 1).then_some(()));
+    set_names(conn, "standby");
+    let log = start();
+    all_arrive(conn, &log);
+    let warned = log.wait_for_line("what to grant", PATIENCE, |line| line.contains("run GRANT "));
+    let grant = warned.split_once("run ").unwrap().1.split(" slot=").next().unwrap();
+    conn.batch_execute(grant).unwrap();
+    let log = start();
+    all_arrive(conn, &log);
+    assert!(!log.output().contains("cannot see how far"), "{}", log.output());
+
+    assert!(log.output().contains("set synchronized_standby_slots to the slots"), "{}", log.output());
+    conn.batch_execute("SELECT pg_create_physical_replication_slot('standby')").unwrap();
+    let standby = &mut standby.connect();
+    standby.batch_execute("ALTER SYSTEM SET primary_slot_name = 'standby'").unwrap();
+    standby.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let is_used = "pg_replication_slots WHERE slot_name = 'standby' AND active";
+    eventually("the standby to use its slot", PATIENCE, || (count(conn, is_used) == 1).then_some(()));
+    conn.batch_execute("ALTER SYSTEM SET synchronized_standby_slots = 'standby'").unwrap();
+    conn.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let is_set = "pg_settings WHERE name = 'synchronized_standby_slots' AND setting = 'standby'";
+    eventually("the setting", PATIENCE, || (count(conn, is_set) == 1).then_some(()));
+    let log = start();
+    all_arrive(conn, &log);
+    assert!(!log.output().contains("synchron"), "{}", log.output());
 }
 
 #[test]
