@@ -79,8 +79,8 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
             "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `{setup}` first"
         )));
     }
-    let resend = "what was not sent by then is still in the table, unless its rows are deleted by the service itself. It makes a \
-                  new slot and sends what is not known to be sent, some of it perhaps twice";
+    let resend = "which makes a new slot and sends what is not known to be sent, some of it perhaps twice; what is not in the table any \
+                  more, as the service deleted it unsent, is not sent";
     if Place::load(conn, name).map_err(failed)?.is_none() {
         let others = others(conn, name).map_err(failed)?;
         let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(Slot::is_usable));
@@ -89,13 +89,13 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
                 "this outbox is read from the slot `{other}`, and not from `{name}`: start the relay with `--slot {other}`"
             ),
             None => format!(
-                "the slot `{name}` is not the one from which this outbox was read, and that one is gone: run `{setup}`; {resend}"
+                "the slot `{name}` is not the one from which this outbox was read, and that one is gone: run `{setup}`, {resend}"
             ),
         }));
     }
     let Some(slot) = Slot::find(conn, name).map_err(failed)? else {
         return Err(SourceError::lasting(format!(
-            "the replication slot `{name}` does not exist any more: run `{setup}`; {resend}"
+            "the replication slot `{name}` does not exist any more: run `{setup}`, {resend}"
         )));
     };
     if !slot.fits {
@@ -111,7 +111,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     if slot.is_lost() {
         return Err(SourceError::lasting(format!(
             "the server has given up the replication slot `{name}`, which was confirmed up to {}, as it retained more than \
-             max_slot_wal_keep_size allows or was invalidated: run `{setup}`; {resend}",
+             max_slot_wal_keep_size allows or was invalidated: run `{setup}`, {resend}",
             shown(slot.confirmed)
         )));
     }
