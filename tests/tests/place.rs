@@ -12,6 +12,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
+use diesel_outbox_relay::source::wal::WalOptions;
 use diesel_outbox_relay::{Relay, RelayHandle};
 use outbox_tests::load::{
     count, log_relay, migrated, migrated_on, new_topic, relay, stop, wait_for_the_relays_end, wal, write,
