@@ -120,6 +120,15 @@ impl Process {
         self.status_kb("VmHWM:")
     }
 
+    /// The processor time of its threads until now, those that have ended too, where the system tells (Linux does).
+    pub fn processor_time(&self) -> Option<Duration> {
+        const TICKS: u64 = 100; // a second
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
+        let after_name = stat.rsplit(')').next()?.split_whitespace();
+        let user_and_system = after_name.skip(11).take(2).map(str::parse::<u64>); // see `man 5 proc`
+        Some(Duration::from_millis(user_and_system.sum::<Result<u64, _>>().ok()? * 1_000 / TICKS))
+    }
+
     fn status_kb(&self, name: &str) -> Option<u64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.id)).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix(name))?; // VmRSS:    1234 kB
