@@ -35,7 +35,7 @@ pub struct Limits {
     pub chunk: usize,
     /// How many records may be with the broker unacknowledged, 1 to 1,000,000. Default: 8,000.
     pub in_flight: usize,
-    /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, 1 MiB to 1 TiB; a single larger
+    /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, 16 MiB to 1 TiB; a single larger
     /// record is held alone. Default: 64 MiB.
     pub in_flight_bytes: usize,
     /// How long a pass goes on reading before it commits what it settled, 1 ms to a day; the chunk that is being read by
@@ -89,8 +89,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
 
-/// About the most that a source reads at once, unless a single record is larger.
-const CHUNK_BYTES: usize = 16 << 20;
+/// About the most that a source reads at once, unless a single record is larger, and so the least that a relay may hold.
+pub(crate) const CHUNK_BYTES: usize = 16 << 20;
 /// How long to wait for acknowledgements where there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
 /// How often what has come since is read while the broker has records.

@@ -7,6 +7,7 @@ use crate::source::{SentRows, SourceOptions};
 use diesel_outbox_core::wire::Topics;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
+use crate::pipeline::CHUNK_BYTES;
 use crate::worker::{Stop, Worker};
 use crate::{Limits, RelayError, RelayHandle};
 
@@ -214,8 +215,8 @@ impl Relay {
         within("workers", self.workers, range, (1..=self.most_workers).contains(&self.workers))?;
         within("chunk", chunk, "1 to 100,000", (1..=100_000).contains(&chunk))?;
         within("in_flight", in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&in_flight))?;
-        let bytes = (1 << 20)..=(1 << 40);
-        within("in_flight_bytes", in_flight_bytes, "1 MiB to 1 TiB", bytes.contains(&in_flight_bytes))?;
+        let bytes = CHUNK_BYTES..=(1 << 40);
+        within("in_flight_bytes", in_flight_bytes, "16 MiB to 1 TiB", bytes.contains(&in_flight_bytes))?;
         if let SentRows::Keep { retention } = self.options.sent_rows
             && retention > LONGEST_RETENTION
         {

@@ -166,7 +166,7 @@ pub(crate) const SETTINGS: [Setting; 25] = [
         "in_flight_bytes",
         "BYTES",
         "67108864",
-        "How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 1048576",
+        "How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 16777216",
     ),
     relay("pass_time", "TIME", "500ms", "How long a pass goes on reading before it commits what it settled"),
     relay(

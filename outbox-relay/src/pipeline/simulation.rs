@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::Topics;
@@ -12,7 +12,7 @@ use diesel_outbox_core::{
     SourceError,
 };
 
-use super::{Failure, Limits, Passed, Pipeline};
+use super::{CHUNK_BYTES, Failure, Limits, Passed, Pipeline, size};
 
 const RECORDS: u64 = 400;
 const AGGREGATES: u64 = 7;
@@ -49,6 +49,46 @@ impl Clock {
     }
 }
 
+/// Small records, larger ones, and some that are larger than a chunk.
+fn record(ticket: u64) -> Record {
+    static RECORDS: LazyLock<[Record; 4]> = LazyLock::new(|| {
+        let sized = |bytes| Record::new("order", "1", "OrderPlaced").with_payload(vec![0; bytes]);
+        [100, 1 << 20, 6 << 20, 20 << 20].map(sized)
+    });
+    let size = match ticket {
+        _ if ticket.is_multiple_of(53) => 3,
+        _ if ticket.is_multiple_of(5) => 2,
+        _ if ticket.is_multiple_of(3) => 1,
+        _ => 0,
+    };
+    RECORDS[size].clone()
+}
+
+/// The sizes of the records that the relay holds: read, read ahead or with the broker.
+#[derive(Clone)]
+struct Held {
+    sizes: Arc<Mutex<BTreeMap<u64, usize>>>,
+    limit: usize,
+}
+
+impl Held {
+    fn add(&self, records: &[Claimed]) {
+        let mut sizes = self.sizes.lock().unwrap();
+        sizes.extend(records.iter().map(|claimed| (claimed.ticket, size(claimed))));
+        let largest = sizes.values().max().copied().unwrap_or_default();
+        let sum: usize = sizes.values().sum();
+        assert!(sum - largest <= self.limit, "{sum} bytes are held, and the largest record has {largest}");
+    }
+
+    fn let_go(&self, ticket: u64) {
+        self.sizes.lock().unwrap().remove(&ticket);
+    }
+
+    fn let_all_go(&self) {
+        self.sizes.lock().unwrap().clear();
+    }
+}
+
 /// What is always so in a history, and not by chance.
 #[derive(Clone, Copy, Default)]
 struct Habits {
@@ -71,6 +111,9 @@ struct Table {
     pending: Vec<(u64, Option<String>)>,
     /// Read in this pass.
     given: BTreeSet<u64>,
+    /// The next chunk, where it has been read ahead, and whether there may be more.
+    ahead: Option<(Vec<Claimed>, bool)>,
+    held: Held,
     claimed: bool,
 }
 
@@ -98,6 +141,25 @@ impl Table {
         }
     }
 
+    /// So many records at most, and so many bytes, unless the first one is larger.
+    fn next_chunk(&mut self, limit: usize) -> (Vec<Claimed>, bool) {
+        let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
+        let (mut chunk, mut bytes, mut more) = (Vec::new(), 0, false);
+        for &ticket in unsent {
+            let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record(ticket)) };
+            let claimed = Claimed { ticket, record };
+            bytes += size(&claimed);
+            more = chunk.len() == limit || (bytes > CHUNK_BYTES && !chunk.is_empty());
+            if more {
+                break;
+            }
+            chunk.push(claimed);
+        }
+        self.given.extend(chunk.iter().map(|claimed| claimed.ticket));
+        self.held.add(&chunk);
+        (chunk, more)
+    }
+
     fn is_open(&self, ticket: u64) -> bool {
         !self.settled.contains(&ticket) && !self.dead.contains_key(&ticket)
     }
@@ -114,6 +176,8 @@ impl Source for Table {
         assert!(!self.claimed, "claimed twice");
         self.commit_some();
         self.given.clear();
+        self.ahead = None;
+        self.held.let_all_go();
         self.claimed = self.committed.iter().any(|ticket| self.is_open(*ticket));
         Ok(self.claimed)
     }
@@ -123,21 +187,15 @@ impl Source for Table {
         self.takes_time();
         assert!(self.claimed, "read without a claim");
         self.commit_some();
-        let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
-        let mut open: Vec<u64> = unsent.take(limit + 1).copied().collect();
-        let more = open.len() > limit;
-        open.truncate(limit);
-        self.given.extend(&open);
-        records.extend(open.into_iter().map(|ticket| {
-            let record = Record::new("order", (ticket % AGGREGATES).to_string(), ticket.to_string());
-            let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record) };
-            Claimed { ticket, record }
-        }));
+        let (chunk, more) = self.ahead.take().unwrap_or_else(|| self.next_chunk(limit));
+        records.extend(chunk);
         Ok(more)
     }
 
-    fn read_ahead(&mut self, _: usize) -> Result<(), SourceError> {
-        self.may_fail()
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        self.may_fail()?;
+        self.ahead = Some(self.next_chunk(limit));
+        Ok(())
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
@@ -149,6 +207,7 @@ impl Source for Table {
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.may_fail()?;
         self.pending.push((ticket, Some(reason.to_owned())));
+        self.held.let_go(ticket);
         Ok(DeadLettered { holds_back: self.chance.one_in(3), ..DeadLettered::default() })
     }
 
@@ -189,6 +248,7 @@ struct Broker {
     asked: bool,
     in_flight: Vec<u64>,
     open: BTreeSet<u64>,
+    held: Held,
     log: Arc<Mutex<Vec<u64>>>,
     hangs: bool,
     /// Takes nothing more until it is abandoned.
@@ -244,14 +304,16 @@ impl Publisher for Broker {
         }
         if self.chance.one_in(100) {
             // The connection is lost: nothing that was in flight is known to have arrived.
-            acknowledgements.extend(self.in_flight.drain(..).map(|ticket| Acknowledgement {
-                ticket,
-                outcome: Outcome::Retry { reason: "lost".to_owned() },
-            }));
+            for ticket in self.in_flight.drain(..) {
+                self.held.let_go(ticket);
+                let outcome = Outcome::Retry { reason: "lost".to_owned() };
+                acknowledgements.push(Acknowledgement { ticket, outcome });
+            }
             return Ok(());
         }
         let count = self.chance.below(self.in_flight.len() as u64 + 1) as usize;
         for ticket in self.in_flight.drain(..count) {
+            self.held.let_go(ticket);
             let outcome = if ticket % 37 == 0 {
                 Outcome::Rejected { reason: "refused later".to_owned() }
             } else {
@@ -283,6 +345,8 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let chance = Chance::new(seed);
     let log = Arc::new(Mutex::new(Vec::new()));
     let clock = Clock::default();
+    let in_flight_bytes = CHUNK_BYTES + chance.below(64 << 20) as usize;
+    let held = Held { sizes: Arc::default(), limit: in_flight_bytes };
     let mut table = Table {
         chance: chance.clone(),
         clock: clock.clone(),
@@ -292,6 +356,8 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         dead: BTreeMap::new(),
         pending: Vec::new(),
         given: BTreeSet::new(),
+        ahead: None,
+        held: held.clone(),
         claimed: false,
     };
     let mut broker = Broker {
@@ -300,6 +366,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         asked: false,
         in_flight: Vec::new(),
         open: BTreeSet::new(),
+        held,
         log: log.clone(),
         hangs: false,
         jammed: false,
@@ -309,7 +376,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let limits = Limits {
         chunk: 1 + chance.below(12) as usize,
         in_flight: 24,
-        in_flight_bytes: Limits::default().in_flight_bytes,
+        in_flight_bytes,
         pass_time: Duration::from_millis(50 + chance.below(400)),
         stall_time: Duration::from_millis(300),
     };
