@@ -37,12 +37,17 @@ pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Proces
 
 /// The same to this broker.
 pub fn relay_to(kafka: &Kafka, database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
+    Process::start(&relay_command(kafka.brokers(), database.url(), topic, arguments))
+}
+
+/// What such a process runs.
+pub fn relay_command(brokers: &str, database_url: &str, topic: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(workspace_binary("outbox"));
     command
-        .args(["relay", "--brokers", kafka.brokers(), "--topic", topic])
+        .args(["relay", "--brokers", brokers, "--topic", topic])
         .args(arguments)
-        .env("OUTBOX_DATABASE_URL", database.url());
-    Process::start(&command)
+        .env("OUTBOX_DATABASE_URL", database_url);
+    command
 }
 
 /// Runs `outbox wal setup` or `outbox wal drop`, and gives what it printed. A slot's name is that of its database, as it is unique

@@ -6,7 +6,6 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Emit, Record};
@@ -385,49 +384,4 @@ fn dead_letters_are_listed_and_requeued() {
     assert_eq!(kafka.read_at_least(&invoices, 3, PATIENCE).len(), 3);
     stopped(&process, Signal::Terminate);
     assert_eq!(done(&at(&["dead-letters"])), "no dead letters\n");
-}
-
-#[test]
-fn a_relay_of_sqlite_takes_a_jump_in_the_size_of_payloads_without_the_memory_for_all_of_them() {
-    let folder = Folder::new("jump");
-    let path = folder.path().join("outbox.db");
-    let path = path.to_str().unwrap();
-    done(&["migrate", "--database-url", path]);
-    let mut conn = SqliteConnection::establish(path).unwrap();
-    conn.batch_execute("PRAGMA synchronous = OFF; PRAGMA busy_timeout = 60000").unwrap();
-    // Small ones, then some that Kafka takes and some that it does not.
-    let sizes = [(2_000, 10), (700, 200_000), (2_000, 10), (16, 10_000_000)];
-    for (count, bytes) in sizes {
-        let insert = format!(
-            "WITH RECURSIVE number (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM number WHERE n < {count}) \
-             INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, shard) \
-             SELECT '01900000-0000-7000-8000-' || printf('%012d', n), 'order', n, 'OrderPlaced', zeroblob({bytes}), 0 FROM number"
-        );
-        conn.batch_execute(&insert).unwrap();
-    }
-    let (kafka, topic) = (Kafka::shared(), Kafka::shared().unique("jump"));
-    kafka.create_topic(&topic, 1);
-    let process = relay(&[
-        "--database-url",
-        path,
-        "--brokers",
-        kafka.brokers(),
-        "--topic",
-        &topic,
-        "--kafka",
-        "compression.type=lz4",
-        "--kafka",
-        "queue.buffering.max.kbytes=16384",
-    ]);
-    let count = |conn: &mut SqliteConnection, from: &str| {
-        diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}")).get_result::<i64>(conn).unwrap()
-    };
-    eventually("all to be sent or dead letters", PATIENCE, || {
-        assert!(process.exited().is_none(), "{}", process.output());
-        (count(&mut conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
-    let peak = process.peak_resident_kb();
-    stopped(&process, Signal::Terminate);
-    assert_eq!((count(&mut conn, "outbox"), count(&mut conn, "outbox_dead_letter")), (4_700, 16));
-    assert!(peak.is_none_or(|peak| peak < 130_000), "{peak:?} KiB");
 }

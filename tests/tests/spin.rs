@@ -1,13 +1,12 @@
 //! A relay that waits leaves the processor alone.
 
-use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{migrated, wal};
-use outbox_tests::{Database, Process, eventually, workspace_binary};
+use outbox_tests::load::{migrated, relay_command, wal};
+use outbox_tests::{Database, Process, eventually};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::mocking::MockCluster;
@@ -42,12 +41,7 @@ fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
             (end == events as i64).then_some(())
         });
     };
-    let mut command = Command::new(workspace_binary("outbox"));
-    command
-        .args(["relay", "--brokers", &brokers, "--topic", TOPIC])
-        .args(options)
-        .env("OUTBOX_DATABASE_URL", database.url());
-    let relay = Process::start(&command);
+    let relay = Process::start(&relay_command(&brokers, database.url(), TOPIC, options));
     let conn = &mut database.connect();
     let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Paced"))).unwrap();
     emit();
