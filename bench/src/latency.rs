@@ -63,7 +63,7 @@ const NAMES: [&str; 13] = [
 ];
 
 /// Where librdkafka alone takes as much, no relay can take less.
-const CPU_LIMIT: &str = "bare producer, 500/s: CPU";
+pub(crate) const CPU_LIMIT: &str = "bare producer, 500/s: CPU";
 
 /// The median and the 99th percentile in milliseconds, and the processor time of who publishes in percent of a core.
 pub(crate) type Measured = [f64; 3];
@@ -88,19 +88,13 @@ impl Latency {
         let relay = |load| self.through(&polled, &kafka, load, &[]);
         let wal_relay = |load| self.through(&streamed, &kafka, load, &wal_options(&streamed));
         let through_debezium = |load| self.through_debezium(&debezium, &logged, &kafka, &topic, load);
-        let through_kafka_alone = |load| {
-            let topic = &new_topic(&kafka);
-            let [p50, p99, _] = self.measure(&kafka, topic, load, None, &|| sender(&kafka, topic));
-            let rate = load.emitters * load.transactions * load.events;
-            [p50, p99, spent_at(&kafka, rate as u32, self.seconds, self.bytes)]
-        };
         let measured = take_turns(
             rounds,
             vec![
                 Contender::new(NAMES[0], || relay(MODERATE)),
                 Contender::new(NAMES[1], || wal_relay(MODERATE)),
                 Contender::new(NAMES[2], || through_debezium(MODERATE)),
-                Contender::new(NAMES[3], || through_kafka_alone(MODERATE)),
+                Contender::new(NAMES[3], || self.through_kafka_alone(&kafka, MODERATE)),
                 Contender::new(NAMES[4], || self.commits(&unread, MODERATE)),
                 Contender::new(NAMES[5], || relay(HEAVY)),
                 Contender::new(NAMES[6], || wal_relay(HEAVY)),
@@ -195,6 +189,14 @@ impl Latency {
         let measured = self.measure(kafka, topic, load, debezium.id(), &|| emitter(database));
         debezium.pause();
         measured
+    }
+
+    /// With nothing but a producer.
+    pub(crate) fn through_kafka_alone(&self, kafka: &Kafka, load: Load) -> Measured {
+        let topic = &new_topic(kafka);
+        let [p50, p99, _] = self.measure(kafka, topic, load, None, &|| sender(kafka, topic));
+        let rate = load.emitters * load.transactions * load.events;
+        [p50, p99, spent_at(kafka, rate as u32, self.seconds, self.bytes)]
     }
 
     /// From just before the commit to the consumer's hands, by this process.
