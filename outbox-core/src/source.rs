@@ -107,7 +107,8 @@ pub struct Lag {
     pub unsent: u64,
     /// The age of the oldest of them; zero where there is none.
     pub oldest: Duration,
-    /// How long the oldest transaction that may have emitted has been open, counted from when the relay first saw it; zero if there is none.
+    /// How long the oldest transaction that may have emitted has been open, or has been prepared; zero if there is none. It is counted from
+    /// when the relay first saw it if the relay's role may not know of other roles' (PostgreSQL tells members of `pg_read_all_stats`).
     pub oldest_writer: Duration,
     /// How far what is sent of the write-ahead log is behind, where a part of the events is read from there.
     pub log: Option<LogLag>,

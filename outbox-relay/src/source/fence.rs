@@ -24,7 +24,6 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 
 use super::sequence::Sequence;
-use super::writers::Writers;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -49,7 +48,6 @@ pub(super) struct Fence {
     first: First,
     pending: Option<Pending>,
     looked: Option<Instant>,
-    writers: Writers,
 }
 
 /// Up to where rows can be relied on.
@@ -82,10 +80,6 @@ impl Fence {
         &self.bounds
     }
 
-    pub(super) fn writers(&mut self) -> &mut Writers {
-        &mut self.writers
-    }
-
     /// Moves on where that is due, and tells how many workers are at work if it looked.
     pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
@@ -97,7 +91,6 @@ impl Fence {
         let last = Sequence::load(conn)?.follow(&mut self.sequence)?;
         let pending = self.pending.take();
         let (mut holders, workers) = holders(conn)?;
-        self.writers.watch(&holders);
         self.first.look(&holders, last);
         self.leave_out_ended(&holders);
         let (last, since) = match &pending {

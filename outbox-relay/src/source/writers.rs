@@ -1,11 +1,11 @@
 //! Transactions that have emitted and stay open. What was sent since cannot be forgotten, and pruning and vacuum wait for them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Integer, Nullable, Text};
+use diesel::sql_types::{Double, Integer, Nullable, Text};
 
 use crate::statement::statement;
 
@@ -13,108 +13,165 @@ use crate::statement::statement;
 const LONG: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(600);
 
+/// Those that were open at the last look.
 #[derive(Default)]
 pub(super) struct Writers {
-    /// Since when each is known.
-    open: HashMap<String, Instant>,
-    warned: HashMap<String, Instant>,
+    known: HashMap<String, Known>,
+}
+
+struct Known {
+    seen: Instant,
+    warned: Option<Instant>,
+}
+
+/// One that is open now.
+struct Open {
+    /// No other transaction has it, of now or later.
+    name: String,
+    /// As the server knows it, which tells no other role's unless ours is a member of `pg_read_all_stats`.
+    age: Option<Duration>,
+    who: Who,
+}
+
+enum Who {
+    Session {
+        pid: i32,
+        role: Option<String>,
+        application: Option<String>,
+    },
+    /// `literal` is the name as SQL has it.
+    Prepared {
+        gid: String,
+        literal: String,
+    },
 }
 
 impl Writers {
-    /// These are open now.
-    pub(super) fn watch(&mut self, names: &HashSet<String>) {
-        let now = Instant::now();
-        self.open.retain(|name, _| names.contains(name));
-        self.warned.retain(|name, _| names.contains(name));
-        for name in names {
-            if !self.open.contains_key(name) {
-                self.open.insert(name.clone(), now);
-            }
+    /// Warns of those that have been open for long, and returns how long the oldest has been.
+    pub(super) fn look(&mut self, conn: &mut PgConnection) -> QueryResult<Duration> {
+        let open = OpenWriters::new().load::<Row>(conn)?.into_iter().filter_map(Open::of_row).collect();
+        let (oldest, due) = self.due(open, Instant::now());
+        for (who, age) in due {
+            who.warn(age.as_secs());
         }
+        Ok(oldest)
     }
 
-    /// How long the oldest has been open, as far as it was watched.
-    pub(super) fn oldest(&self) -> Duration {
-        self.open.values().map(Instant::elapsed).max().unwrap_or_default()
-    }
-
-    /// Those that have been open for long, and for how many seconds, as far as nobody was told of them of late.
-    fn due(&mut self, now: Instant) -> Vec<(String, u64)> {
-        let mut due = Vec::new();
-        for (name, since) in &self.open {
-            let open = now.saturating_duration_since(*since);
-            let is_known =
-                self.warned.get(name).is_some_and(|warned| now.saturating_duration_since(*warned) < AGAIN);
-            if open >= LONG && !is_known {
-                self.warned.insert(name.clone(), now);
-                due.push((name.clone(), open.as_secs()));
+    /// The age of the oldest, and those that somebody is to know of.
+    fn due(&mut self, open: Vec<Open>, now: Instant) -> (Duration, Vec<(Who, Duration)>) {
+        let mut before = std::mem::take(&mut self.known);
+        let (mut oldest, mut due) = (Duration::ZERO, Vec::new());
+        for Open { name, age, who } in open {
+            let mut known = before.remove(&name).unwrap_or(Known { seen: now, warned: None });
+            let age = age.unwrap_or_else(|| now.saturating_duration_since(known.seen));
+            oldest = oldest.max(age);
+            let is_warned = known.warned.is_some_and(|warned| now.saturating_duration_since(warned) < AGAIN);
+            if age >= LONG && !is_warned {
+                known.warned = Some(now);
+                due.push((who, age));
             }
+            self.known.insert(name, known);
         }
-        due
-    }
-
-    /// Warns of those that have been open for long.
-    pub(super) fn warn(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        for (name, seconds) in self.due(Instant::now()) {
-            let Some((pid, role, application, prepared)) =
-                Who::new(name).get_result::<Found>(conn).optional()?
-            else {
-                continue;
-            };
-            match (pid, prepared) {
-                (Some(pid), _) => tracing::warn!(
-                    pid,
-                    role,
-                    application,
-                    seconds,
-                    "a transaction that may have emitted stays open: until it ends the database keeps every version of the \
-                     rows that are sent, and the table grows; look what it waits for, or end it, which rolls it back: \
-                     SELECT pg_terminate_backend({pid})"
-                ),
-                (None, Some(gid)) => tracing::warn!(
-                    gid,
-                    seconds,
-                    "a prepared transaction that may have emitted waits to be ended: until then the database keeps every \
-                     version of the rows that are sent, and the table grows; ask its coordinator, or end it by hand with \
-                     COMMIT PREPARED or ROLLBACK PREPARED"
-                ),
-                (None, None) => {}
-            }
-        }
-        Ok(())
+        (oldest, due)
     }
 }
 
-/// Process, role, application, and the name of a prepared transaction.
-type Found = (Option<i32>, Option<String>, Option<String>, Option<String>);
+impl Who {
+    fn warn(self, seconds: u64) {
+        match self {
+            Self::Session { pid, role, application } => tracing::warn!(
+                pid,
+                role,
+                application,
+                seconds,
+                "a transaction that may have emitted stays open: until it ends the database keeps every version of the \
+                 rows that are sent, and the table grows; look what it waits for, or end it, which rolls it back: \
+                 SELECT pg_terminate_backend({pid})"
+            ),
+            Self::Prepared { gid, literal } => tracing::warn!(
+                gid,
+                seconds,
+                "a prepared transaction that may have emitted waits to be ended: until then the database keeps every \
+                 version of the rows that are sent, and the table grows; ask its coordinator, or end it in this database as \
+                 its owner or a superuser, with what it did: COMMIT PREPARED {literal}; or without: ROLLBACK PREPARED {literal}"
+            ),
+        }
+    }
+}
+
+/// Name, seconds, process, role, application, and the name of a prepared transaction, as it is and as SQL has it.
+type Row = (String, Option<f64>, Option<i32>, Option<String>, Option<String>, Option<String>, Option<String>);
+
+impl Open {
+    fn of_row((name, seconds, pid, role, application, gid, literal): Row) -> Option<Self> {
+        let who = match (pid, gid.zip(literal)) {
+            (Some(pid), _) => Who::Session { pid, role, application },
+            (None, Some((gid, literal))) => Who::Prepared { gid, literal },
+            // It was ended between the server's look at its locks and at its name.
+            (None, None) => return None,
+        };
+        // A clock that was set back makes it negative.
+        let age = seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+        Some(Self { name, age, who })
+    }
+}
 
 statement!(
     Pg,
-    Who { name: String => Text } -> (Nullable<Integer>, Nullable<Text>, Nullable<Text>, Nullable<Text>),
-    "SELECT l.pid, a.usename::text, a.application_name, p.gid FROM pg_locks AS l LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid \
-     LEFT JOIN pg_prepared_xacts AS p ON l.pid IS NULL AND p.transaction = l.transactionid \
-     WHERE l.virtualtransaction = ? AND (l.locktype = 'transactionid' \
-     OR l.locktype = 'relation' AND l.relation = 'outbox'::regclass) ORDER BY p.gid LIMIT 1"
+    /// Those that hold the lock on the table that an insert takes. A prepared one is known by its transaction id, which it has locked
+    /// too; other processes' transactions may have had the same name before they were prepared.
+    OpenWriters {} -> (
+        Text, Nullable<Double>, Nullable<Integer>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>
+    ),
+    "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, pid, virtualtransaction, transactionid FROM pg_locks), \
+     writers AS (SELECT DISTINCT pid, virtualtransaction FROM locks WHERE locktype = 'relation' \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = 'outbox'::regclass \
+     AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()) \
+     SELECT concat_ws(' ', w.virtualtransaction, p.gid), \
+     extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start))::float8, w.pid, a.usename::text, \
+     a.application_name, p.gid, quote_literal(p.gid) FROM writers AS w LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid \
+     LEFT JOIN (locks AS t JOIN pg_prepared_xacts AS p ON p.transaction = t.transactionid AND t.locktype = 'transactionid') \
+     ON w.pid IS NULL AND t.pid IS NULL AND t.virtualtransaction = w.virtualtransaction"
 );
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn open(name: &str, age: Option<u64>) -> Open {
+        let who = Who::Session { pid: 7, role: None, application: None };
+        Open { name: name.to_owned(), age: age.map(Duration::from_secs), who }
+    }
+
+    fn seconds((oldest, due): (Duration, Vec<(Who, Duration)>)) -> (u64, Vec<u64>) {
+        (oldest.as_secs(), due.into_iter().map(|(_, age)| age.as_secs()).collect())
+    }
+
     #[test]
     fn a_writer_is_told_of_after_a_minute_and_every_ten_minutes() {
         let mut writers = Writers::default();
-        let long = HashSet::from(["3/45".to_owned()]);
-        writers.watch(&long);
         let began = Instant::now();
-        let due = |writers: &mut Writers, seconds| writers.due(began + Duration::from_secs(seconds));
-        assert!(due(&mut writers, 59).is_empty());
-        assert_eq!(due(&mut writers, 61), [("3/45".to_owned(), 61)]);
-        assert!(due(&mut writers, 660).is_empty());
-        assert_eq!(due(&mut writers, 661), [("3/45".to_owned(), 661)]);
+        let mut look = |open, after| seconds(writers.due(open, began + Duration::from_secs(after)));
+        let at_age = |age| vec![open("3/45", Some(age)), open("4/1", Some(0))];
+        assert_eq!(look(at_age(59), 0), (59, vec![]));
+        assert_eq!(look(at_age(61), 2), (61, vec![61]));
+        assert_eq!(look(at_age(660), 601), (660, vec![]));
+        assert_eq!(look(at_age(661), 602), (661, vec![661]));
         // Another one that has its name is not known.
-        writers.watch(&HashSet::new());
-        writers.watch(&long);
-        assert_eq!(due(&mut writers, 700).len(), 1);
+        assert_eq!(look(vec![], 603), (0, vec![]));
+        assert_eq!(look(at_age(5_000), 604), (5_000, vec![5_000]));
+    }
+
+    #[test]
+    fn one_whose_age_the_server_does_not_tell_is_as_old_as_it_is_known() {
+        let mut writers = Writers::default();
+        let began = Instant::now();
+        let mut look = |after| {
+            let open = vec![open("3/45", None)];
+            seconds(writers.due(open, began + Duration::from_secs(after)))
+        };
+        assert_eq!(look(0), (0, vec![]));
+        assert_eq!(look(61), (61, vec![61]));
+        assert_eq!(look(62), (62, vec![]));
     }
 }

@@ -23,6 +23,7 @@ use super::{decode, division, has_passed, origin, publication, role, slot};
 use crate::source::database::Database;
 use crate::source::fence::Fence;
 use crate::source::prune::{Pruning, is_due};
+use crate::source::writers::Writers;
 use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
 
 pub(super) struct Streaming {
@@ -50,6 +51,7 @@ pub(super) struct Streaming {
     looked_around: Option<Instant>,
     measured: Option<Instant>,
     pruning: Pruning,
+    writers: Writers,
     fence: Fence,
     /// Up to where the log was confirmed when that was looked at last.
     looked_at: Lsn,
@@ -159,6 +161,7 @@ impl Streaming {
             looked_around: None,
             measured: None,
             pruning: Pruning::default(),
+            writers: Writers::default(),
             fence: Fence::default(),
             looked_at: 0,
             looked: None,
@@ -370,11 +373,10 @@ impl Streaming {
         let log = self.slot.look(&mut self.conn, &self.wal, self.window.confirmed())?;
         let (unsent, oldest) = self.window.unsettled();
         let oldest = oldest.and_then(|insert| insert.row(0).ok()).map(|row| slot::age(row.created_at_ms));
-        self.fence.writers().warn(&mut self.conn)?;
         Ok(Lag {
             unsent: unsent as u64,
             oldest: oldest.unwrap_or_default(),
-            oldest_writer: self.fence.writers().oldest(),
+            oldest_writer: self.writers.look(&mut self.conn)?,
             log: Some(log),
         })
     }

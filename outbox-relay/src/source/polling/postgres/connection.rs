@@ -199,6 +199,6 @@ impl Session {
         if !self.wake.leads() {
             return Ok(None);
         }
-        self.upkeep.run(&mut self.conn, database, self.was_large, self.fence.writers())
+        self.upkeep.run(&mut self.conn, database, self.was_large)
     }
 }

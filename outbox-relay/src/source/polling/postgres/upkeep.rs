@@ -22,6 +22,7 @@ pub(super) struct Upkeep {
     measuring: Duration,
     told_of_log: bool,
     pruning: Pruning,
+    writers: Writers,
 }
 
 impl Upkeep {
@@ -30,7 +31,6 @@ impl Upkeep {
         conn: &mut PgConnection,
         database: &Database,
         was_large: bool,
-        writers: &mut Writers,
     ) -> QueryResult<Option<Lag>> {
         let options = &database.options;
         if let SentRows::Keep { retention } = options.sent_rows {
@@ -47,8 +47,7 @@ impl Upkeep {
         let began = Instant::now();
         let mut lag = conn.lag()?;
         self.measuring = began.elapsed();
-        lag.oldest_writer = writers.oldest();
-        writers.warn(conn)?;
+        lag.oldest_writer = self.writers.look(conn)?;
         if lag.log.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
             tracing::info!(
                 "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
