@@ -27,7 +27,7 @@ use uuid::Uuid;
 /// ```
 pub trait Operate {
     /// How many records wait to be sent, and the age of the oldest. It counts them, which takes about a second for each
-    /// few million.
+    /// few million. On PostgreSQL the role needs SELECT on `outbox`, `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
     ///
     /// # Errors
     /// The database's.

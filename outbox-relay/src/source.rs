@@ -3,7 +3,7 @@
 #[cfg(feature = "postgres")]
 pub(crate) mod bounds;
 #[cfg(feature = "postgres")]
-mod check;
+pub(crate) mod check;
 #[cfg(feature = "postgres")]
 mod database;
 #[cfg(feature = "postgres")]

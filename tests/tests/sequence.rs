@@ -9,8 +9,8 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
-use diesel_outbox_relay::operate::Operate;
-use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
+use diesel_outbox_relay::operate::{Operate, Requeue};
+use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
 use outbox_tests::load::{drop_roles, grants, log_relay, migrated, new_topic, relay, relay_at, stop, wal};
 use outbox_tests::{Kafka, eventually};
 
@@ -86,6 +86,8 @@ fn a_restart_while_no_relay_is_there_hides_nothing() {
     emit(conn, 0..10);
     conn.batch_execute("DELETE FROM outbox WHERE seq < 1000; ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
     emit(conn, 10..30);
+    // An operator sees them before any relay has looked.
+    assert_eq!(conn.lag().unwrap().unsent, 30);
     assert_complete(&send(&mut source(database.url()), 30), 0..30);
     assert_eq!(conn.lag().unwrap().unsent, 0);
     // It has gone on after all that there was.
@@ -102,7 +104,75 @@ fn a_restart_that_has_caught_up_hides_nothing() {
     send_some(&mut source(database.url()), conn);
     conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
     emit(conn, 0..9_000);
+    assert_eq!(conn.lag().unwrap().unsent, 9_000);
     assert_complete(&send(&mut source(database.url()), 9_000), 0..9_000);
+}
+
+/// Rows that were sent from the write-ahead log have no mark, and are not counted; nor does pruning take for one of them what was emitted
+/// with a number of theirs.
+#[test]
+fn what_was_emitted_after_a_restart_is_told_from_what_was_sent_from_the_log() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    send_some(&mut source(database.url()), conn);
+    conn.batch_execute(
+        "UPDATE outbox SET sent_at = NULL WHERE seq <= 1000; UPDATE outbox_shard SET unmarked = 1000; \
+         DELETE FROM outbox WHERE seq < 500",
+    )
+    .unwrap();
+    emit(conn, 0..10);
+    assert_eq!(conn.lag().unwrap().unsent, 10);
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
+    emit(conn, 10..30);
+    assert_eq!(conn.lag().unwrap().unsent, 30);
+
+    let mut options = SourceOptions::default();
+    options.sent_rows = SentRows::Keep { retention: Duration::ZERO };
+    let mut relay = PostgresSource::new(database.url(), options);
+    relay.upkeep().unwrap();
+    eventually("what was sent to be pruned", PATIENCE, || {
+        let sent = count(conn, "SELECT count(*) FROM outbox WHERE seq BETWEEN 1000 AND 4000");
+        (sent == 0).then_some(())
+    });
+    assert_eq!(conn.lag().unwrap().unsent, 30);
+    assert_complete(&send(&mut relay, 30), 0..30);
+}
+
+/// With the same file as before, and by a role that may do no more than an operator needs.
+#[test]
+fn an_operator_sees_what_a_sequence_that_was_set_back_hides() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    send_some(&mut source(database.url()), conn);
+    conn.batch_execute("DELETE FROM outbox WHERE seq < 1000; SELECT setval('outbox_seq_seq', 7)").unwrap();
+    emit(conn, 0..20);
+    let role = format!("{}_operator", database.name());
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'operator'; \
+         GRANT SELECT ON outbox, outbox_shard, outbox_slot, outbox_seq_seq TO {role}"
+    ))
+    .unwrap();
+    let mut operator = PgConnection::establish(&database.url_as(&role, "operator")).unwrap();
+    assert_eq!(operator.lag().unwrap().unsent, 20);
+    drop(operator);
+    conn.batch_execute(&format!("DROP OWNED BY {role}; DROP ROLE {role}")).unwrap();
+}
+
+#[test]
+fn a_dead_letter_that_is_requeued_after_a_restart_hides_nothing() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    send_some(&mut source(database.url()), conn);
+    conn.batch_execute(
+        "INSERT INTO outbox_dead_letter (seq, id, aggregatetype, aggregateid, type, shard, created_at, reason) \
+         SELECT seq, id, aggregatetype, aggregateid, '0', shard, created_at, 'none' FROM outbox WHERE seq = 4001; \
+         DELETE FROM outbox WHERE seq < 1000; ALTER SEQUENCE outbox_seq_seq RESTART",
+    )
+    .unwrap();
+    emit(conn, 1..20);
+    assert_eq!(conn.requeue(&Requeue::All).unwrap(), 1);
+    assert_eq!(conn.lag().unwrap().unsent, 20);
+    assert_complete(&send(&mut source(database.url()), 20), 0..20);
 }
 
 #[test]

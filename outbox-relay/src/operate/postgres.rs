@@ -10,13 +10,18 @@ use uuid::Uuid;
 
 use super::{DeadLetter, Operate, Requeue, Row, dead_letter};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
+use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
 use crate::statement::statement;
 
 impl Operate for PgConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
         type Row = (i64, f64, Option<i64>, Option<i64>, Option<String>);
-        let (unsent, oldest, bytes, retained, status) = Unsent::new().get_result::<Row>(self)?;
+        let (unsent, oldest, bytes, retained, status) = if is_set_back(self)? {
+            UnsentAnywhere::new().get_result::<Row>(self)?
+        } else {
+            Unsent::new().get_result::<Row>(self)?
+        };
         Ok(Lag {
             log: status.map(|status| LogLag {
                 bytes: bytes.unwrap_or_default().unsigned_abs(),
@@ -55,23 +60,42 @@ impl Operate for PgConnection {
     }
 }
 
+/// The number and age of the rows of this part of a query, and how far the slot is behind from which others are read, if there is one.
+macro_rules! lag {
+    ($($rows:expr),+) => {
+        concat!(
+            "SELECT * FROM (SELECT count(*), \
+             coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 ",
+            $($rows,)+
+            ") AS unsent LEFT JOIN (SELECT \
+             greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
+             greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
+             FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s ON s.slot_name = o.slot \
+             AND s.database = current_database() LIMIT 1) AS log ON true"
+        )
+    };
+}
+
 statement!(
     Pg,
-    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table. And how far the slot is behind
-    /// from which the others are read, if there is one.
+    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table.
     Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
-    concat!(
-        "SELECT * FROM (SELECT count(*), \
-         coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 FROM outbox \
-         WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
+    lag!(
+        "FROM outbox WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
         shards!(),
         " AS s ",
         oldest_unsent!(),
-        ") AND seq <= (SELECT max(high) FROM outbox_shard)) AS unsent LEFT JOIN (SELECT \
-         greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
-         greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
-         FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s ON s.slot_name = o.slot \
-         AND s.database = current_database() LIMIT 1) AS log ON true"
+        ") AND seq <= (SELECT max(high) FROM outbox_shard)"
+    )
+);
+
+statement!(
+    Pg,
+    /// The whole table, as the lower bounds say nothing if the sequence was set back.
+    UnsentAnywhere {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
+    lag!(
+        "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",
+        was_sent_from_wal!()
     )
 );
 

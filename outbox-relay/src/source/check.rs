@@ -95,6 +95,13 @@ fn look(conn: &mut PgConnection) -> QueryResult<Look> {
     Ok(Look { sequence, is_right, origin, is_known, is_polled })
 }
 
+/// Whether something unsent may have a number that the lower bounds have gone past, as after a restart of the sequence that no relay
+/// has noticed as yet. A sequence that a relay has seen is not looked behind, so that this costs no more than a few rows.
+pub(crate) fn is_set_back(conn: &mut PgConnection) -> QueryResult<bool> {
+    let Look { is_right, is_polled, .. } = look(conn)?;
+    Ok(!is_right && is_polled)
+}
+
 /// Tells a sequence from one that was restarted, and from one of another database or server. Its file alone does not: servers that were
 /// just made count their files alike. A role that may not know the server tells apart less.
 fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
@@ -223,6 +230,7 @@ macro_rules! was_sent_from_wal {
         "coalesce(o.seq <= s.unmarked AND o.created_at AT TIME ZONE 'utc' <= s.unmarked_until, false)"
     };
 }
+pub(crate) use was_sent_from_wal;
 
 statement!(
     Pg,
