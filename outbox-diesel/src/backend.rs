@@ -30,7 +30,8 @@ pub(crate) mod sealed {
     pub trait Statements: Backend {
         #[cfg(feature = "migrations")]
         const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
-        /// What keeps a second process from migrating at the same time; empty where transactions do.
+        /// What keeps a second process from migrating at the same time, until the transaction ends; empty if transactions do by
+        /// themselves.
         #[cfg(feature = "migrations")]
         const MIGRATION_LOCK: &'static str;
         #[cfg(feature = "migrations")]

@@ -1,5 +1,7 @@
-use diesel::connection::Connection;
+use diesel::connection::{Connection, LoadConnection};
 use diesel::migration::{Migration, MigrationSource};
+use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::sql_types::Integer;
 
 use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 
@@ -45,20 +47,25 @@ impl Migrations {
         self
     }
 
-    /// Runs what has not been run yet, all in one transaction, and returns the names of the migrations it ran.
+    /// Runs what has not been run yet, all in one transaction, and returns the names of the migrations it ran. If there are none it takes
+    /// no lock.
     ///
     /// # Errors
-    /// The database's; nothing is changed then.
+    /// The database's; nothing is changed then. On PostgreSQL another process that migrates is waited for, but no longer than 5 s.
     pub fn run<C>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError>
     where
-        C: Connection<Backend: OutboxBackend> + 'static,
+        C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
+        let lock = <C::Backend as Statements>::MIGRATION_LOCK;
+        // Who holds the lock is not to keep a service from starting whose tables are there.
+        if !lock.is_empty() && self.are_run(conn)? {
+            return Ok(Vec::new());
+        }
         conn.transaction(|c| {
-            if !<C::Backend as Statements>::MIGRATION_LOCK.is_empty() {
-                c.batch_execute(<C::Backend as Statements>::MIGRATION_LOCK)?;
+            if !lock.is_empty() {
+                c.batch_execute(lock)?;
             }
-            if let Some(schema) = &self.schema {
-                let quoted = format!("\"{}\"", schema.replace('"', "\"\""));
+            if let Some(quoted) = self.quoted_schema() {
                 c.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {quoted}"))?;
                 c.batch_execute(&format!("SET LOCAL search_path TO {quoted}"))?;
             }
@@ -66,11 +73,8 @@ impl Migrations {
                 "CREATE TABLE IF NOT EXISTS outbox_migration \
                  (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
             )?;
-            let migrations: Vec<Box<dyn Migration<C::Backend>>> = <C::Backend as Statements>::MIGRATIONS
-                .migrations()
-                .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
             let mut run = Vec::new();
-            for migration in migrations {
+            for migration in embedded::<C::Backend>()? {
                 let name = migration.name().to_string();
                 let version = migration.name().version().to_string();
                 if c.execute_returning_count(&InsertVersion { version: &version })? == 1 {
@@ -83,6 +87,71 @@ impl Migrations {
             Ok(run)
         })
     }
+
+    /// Whether all have been run, for a database with schemas.
+    fn are_run<C>(&self, conn: &mut C) -> Result<bool, MigrationError>
+    where
+        C: Connection<Backend: OutboxBackend> + LoadConnection,
+    {
+        let table = match self.quoted_schema() {
+            Some(quoted) => format!("{quoted}.outbox_migration"),
+            None => "outbox_migration".to_owned(),
+        };
+        // Without a schema it is made in the first of the search_path, whatever others hold.
+        let place = match &self.schema {
+            Some(_) => literal(&table),
+            None => "quote_ident(current_schema()) || '.outbox_migration'".to_owned(),
+        };
+        if count(conn, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL"))? == 0 {
+            return Ok(false);
+        }
+        let migrations = embedded::<C::Backend>()?;
+        let versions: Vec<String> =
+            migrations.iter().map(|migration| literal(&migration.name().version().to_string())).collect();
+        let versions = versions.join(", ");
+        Ok(count(conn, &format!("SELECT 1 FROM {table} WHERE version IN ({versions})"))? == migrations.len())
+    }
+
+    fn quoted_schema(&self) -> Option<String> {
+        self.schema.as_ref().map(|schema| format!("\"{}\"", schema.replace('"', "\"\"")))
+    }
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// How many rows this selects.
+fn count<C>(conn: &mut C, select: &str) -> diesel::QueryResult<usize>
+where
+    C: Connection<Backend: OutboxBackend> + LoadConnection,
+{
+    conn.load(Select(select))?.try_fold(0, |count, row| row.map(|_| count + 1))
+}
+
+/// A query for any database, as the text says; Diesel's own needs a backend that it knows.
+struct Select<'a>(&'a str);
+
+impl<DB: OutboxBackend> QueryFragment<DB> for Select<'_> {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> diesel::QueryResult<()> {
+        out.push_sql(self.0);
+        Ok(())
+    }
+}
+
+impl QueryId for Select<'_> {
+    type QueryId = Select<'static>;
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+impl Query for Select<'_> {
+    type SqlType = Integer;
+}
+
+fn embedded<DB: OutboxBackend>() -> Result<Vec<Box<dyn Migration<DB>>>, MigrationError> {
+    <DB as Statements>::MIGRATIONS
+        .migrations()
+        .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })
 }
 
 /// Why the tables could not be created.

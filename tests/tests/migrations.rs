@@ -1,6 +1,8 @@
 //! The tables: made and removed, beside the user's own migrations, by several processes at the same time, and refused where
 //! they are not as they must be.
 
+use std::time::{Duration, Instant};
+
 use diesel::connection::SimpleConnection;
 use diesel::migration::MigrationSource;
 use diesel::prelude::*;
@@ -114,6 +116,34 @@ fn several_processes_may_migrate_at_the_same_time() {
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(run, 1, "one of them ran it");
+}
+
+/// Any role that may connect can take an advisory lock: it keeps no service from starting whose tables are there.
+#[test]
+fn a_stranger_who_holds_the_lock_stops_nobody_who_has_the_tables_and_is_named_to_others() {
+    let postgres = Postgres::shared();
+    let (database, schema) = (postgres.database(), "events");
+    let (conn, stranger) = (&mut database.connect(), &mut database.connect());
+    Migrations::new().schema(schema).run(conn).unwrap();
+    Migrations::new().run(conn).unwrap();
+    stranger.batch_execute("SELECT pg_advisory_lock(1869968482, 0)").unwrap();
+    conn.batch_execute("SET lock_timeout = '1min'").unwrap();
+    let began = Instant::now();
+    assert!(Migrations::new().run(conn).unwrap().is_empty());
+    assert!(Migrations::new().schema(schema).run(conn).unwrap().is_empty());
+    assert!(began.elapsed() < Duration::from_secs(2), "it has waited for the lock");
+
+    let pid: i64 =
+        diesel::dsl::sql::<BigInt>("SELECT pg_backend_pid()::bigint").get_result(stranger).unwrap();
+    let refusal = Migrations::new().schema("other").run(conn).unwrap_err().to_string();
+    let advice = format!("SELECT pg_terminate_backend({pid})");
+    assert!(refusal.contains(&advice), "{refusal}");
+    conn.batch_execute(&advice).unwrap();
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 1);
+    // The connection's own setting is as it was.
+    let timeout =
+        diesel::dsl::sql::<Text>("SELECT current_setting('lock_timeout')").get_result::<String>(conn);
+    assert_eq!(timeout.unwrap(), "1min");
 }
 
 #[test]

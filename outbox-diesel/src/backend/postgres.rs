@@ -8,12 +8,34 @@ use uuid::Uuid;
 use super::sealed::Statements;
 use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 
+/// Any role that may connect can hold it, so it is waited for no longer than another one's migrations take, and then its holder is named.
+#[cfg(feature = "migrations")]
+const MIGRATION_LOCK: &str = "DO $$
+DECLARE
+    own_timeout text := current_setting('lock_timeout');
+    pid int;
+BEGIN
+    PERFORM set_config('lock_timeout', '5s', true);
+    BEGIN
+        PERFORM pg_advisory_xact_lock(1869968482, 0);
+    EXCEPTION WHEN lock_not_available THEN
+        SELECT l.pid INTO pid FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
+            AND l.classid = 1869968482 AND l.objid = 0
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1;
+        RAISE lock_not_available USING MESSAGE = concat('for 5 s another session has held the lock that keeps two processes from '
+            'migrating at the same time, and nothing was changed: if it is migrating, run this again when it is done; if not, end it, '
+            'which rolls back what it does', CASE WHEN pid IS NULL THEN ' (it is a prepared transaction, in pg_prepared_xacts)'
+            ELSE concat(': SELECT pg_terminate_backend(', pid, ')') END);
+    END;
+    PERFORM set_config('lock_timeout', own_timeout, true);
+END $$";
+
 impl Statements for Pg {
     #[cfg(feature = "migrations")]
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/postgres");
     #[cfg(feature = "migrations")]
-    const MIGRATION_LOCK: &'static str = "SELECT pg_advisory_xact_lock(1869968482, 0)";
+    const MIGRATION_LOCK: &'static str = MIGRATION_LOCK;
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(
