@@ -47,6 +47,9 @@
 //! - **The header `id` or `eventType` is missing or wrong**, or a header's name is not UTF-8: the record goes to the
 //!   dead-letter topic. rdkafka panics at such a name; the consumer catches that, and Rust prints it. In a program with `panic = "abort"`
 //!   it ends the process, as a handler's panic does: keep such names off the topics then.
+//! - **A batch cannot be read**, as one that is damaged, or compressed by zstd in a program that was built without the feature
+//!   `zstd`: its partition waits, and after some seconds an error names topic, partition and offset, and what to do. Others flow.
+//!   Nothing is passed over. (The partition is found by librdkafka's statistics: `statistics.interval.ms` must not be 0.)
 //! - **The dead-letter topic does not take a record**: the partition waits, and an error is logged, until it does.
 //!   Nothing is ever dropped.
 //!
@@ -75,6 +78,7 @@ mod handlers;
 mod headers;
 mod held;
 mod received;
+mod stalls;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -191,10 +195,10 @@ impl<C, H> Consumer<C, H> {
 
     /// Sets any [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), for the
     /// consumer and for the producer of dead letters. `enable.auto.commit`, `enable.auto.offset.store`, `acks`,
-    /// `message.timeout.ms`, `delivery.report.only.error` and `transactional.id` are refused.
+    /// `message.timeout.ms`, `delivery.report.only.error`, `transactional.id` and `check.crcs` are refused.
     ///
-    /// What this crate chooses otherwise: `group.id` is the consumer's name, `auto.offset.reset` is `earliest`, and
-    /// `partition.assignment.strategy` is `cooperative-sticky`, so that a rebalance does not stop the partitions that stay
+    /// What this crate chooses otherwise: `group.id` is the consumer's name, `auto.offset.reset` is `earliest`,
+    /// `statistics.interval.ms` is 5000, and `partition.assignment.strategy` is `cooperative-sticky`, so that a rebalance does not stop the partitions that stay
     /// where they are. All members of a group must agree on that last one.
     pub fn set(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         settings::set(&mut self.settings, name.into(), value.into());
@@ -220,6 +224,7 @@ impl<C, H> Consumer<C, H> {
             ("partition.assignment.strategy", "cooperative-sticky"),
             ("enable.auto.commit", "false"),
             ("enable.auto.offset.store", "false"),
+            ("statistics.interval.ms", stalls::INTERVAL),
         ]);
         let dead_letters = DeadLetters::new(for_dead_letters, self.dead_letter_topic, self.name.clone());
         Ok(Worker {
@@ -272,6 +277,13 @@ impl<C, H> Consumer<C, H> {
                 }
                 "enable.auto.commit" | "enable.auto.offset.store" => {
                     return wrong(name, "cannot be set: an offset is only committed after its transaction");
+                }
+                "check.crcs" if value != "false" => {
+                    return wrong(
+                        name,
+                        "cannot be set: librdkafka passes over a batch whose checksum is wrong, and its events would be lost. \
+                         Leave it out: brokers check what they store",
+                    );
                 }
                 "acks" | "message.timeout.ms" | "delivery.report.only.error" | "transactional.id" => {
                     return wrong(

@@ -18,6 +18,10 @@ pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> Stri
             "{reason} (TLS and SASL need a feature: `tls` or `sasl` of diesel-outbox-kafka, `kafka-tls` or `kafka-sasl` \
              of diesel-outbox-relay)"
         )
+    } else if name.starts_with("compression.") && value == "zstd" {
+        format!(
+            "{reason} (zstd needs a feature: `zstd` of diesel-outbox-kafka, `kafka-zstd` of diesel-outbox-relay)"
+        )
     } else {
         reason.to_owned()
     }

@@ -42,6 +42,7 @@
 //! | `async` | the same for diesel-async's |
 //! | `tls` | TLS, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
 //! | `sasl` | SASL by Kerberos |
+//! | `zstd` | compression by zstd, with a library that is built from source: consumers need it for what others compress so |
 //!
 //! For an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your own manifest.
 

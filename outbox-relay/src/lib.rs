@@ -60,7 +60,8 @@
 //! # Features
 //!
 //! `postgres`, `sqlite`: the databases (none by default). `postgres-wal`: PostgreSQL's write-ahead log. `kafka` (default): Kafka as the broker; `kafka-tls` (the system's
-//! OpenSSL; turn on `ssl-vendored` of `rdkafka` for one built from source) and `kafka-sasl` (Kerberos): how it is reached.
+//! OpenSSL; turn on `ssl-vendored` of `rdkafka` for one built from source) and `kafka-sasl` (Kerberos): how it is reached; `kafka-zstd`:
+//! `compression.type=zstd`.
 
 mod error;
 mod handle;

@@ -25,7 +25,7 @@ use crate::wait::eventually_ok;
 
 pub use cluster::Cluster;
 pub use count::Counter;
-pub use raw::RawRecord;
+pub use raw::{Packing, RawRecord};
 pub use read::Received;
 
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";
@@ -42,7 +42,7 @@ impl Kafka {
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         SHARED.get_or_init(|| match env::var(ADDRESS) {
-            Ok(brokers) => Self::at(brokers),
+            Ok(brokers) => Self::at(&brokers),
             Err(_) => Self::start(),
         })
     }
@@ -82,8 +82,9 @@ impl Kafka {
         kafka
     }
 
-    fn at(brokers: String) -> Self {
-        let kafka = Self { host: Box::new(Elsewhere { variable: ADDRESS }), brokers };
+    /// Brokers that somebody else has started, such as mock brokers.
+    pub fn at(brokers: &str) -> Self {
+        let kafka = Self { host: Box::new(Elsewhere { variable: ADDRESS }), brokers: brokers.to_owned() };
         kafka.wait_until_ready();
         kafka
     }

@@ -36,7 +36,7 @@ mod scratch;
 mod wait;
 
 pub use debezium::Debezium;
-pub use kafka::{Cluster, Counter, Kafka, RawRecord, Received};
+pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, Received};
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;

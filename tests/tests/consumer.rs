@@ -14,3 +14,5 @@ mod outages;
 mod rebalance;
 #[path = "consumer/settings.rs"]
 mod settings;
+#[path = "consumer/unreadable.rs"]
+mod unreadable;

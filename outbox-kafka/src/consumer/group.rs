@@ -2,6 +2,7 @@ use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use rdkafka::Statistics;
 use rdkafka::client::ClientContext;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
@@ -13,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::ConsumerError;
 use super::held::Partition;
+use super::stalls::{Stalls, is_unreadable};
 use crate::log::{Errors, log};
 
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
@@ -41,7 +43,11 @@ impl Group {
             }
             Some(Err(KafkaError::PartitionEOF(_))) | None => Ok(None),
             Some(Err(error)) => {
-                self.consumer.context().errors.report(&error, "it could not be read, and is tried again");
+                let context = self.consumer.context();
+                if let Some(code) = error.rdkafka_error_code().filter(|code| is_unreadable(*code)) {
+                    context.stalls().note(code);
+                }
+                context.errors.report(&error, "it could not be read, and is tried again");
                 Ok(None)
             }
         }
@@ -122,6 +128,7 @@ struct Membership {
     paused: Mutex<HashSet<Partition>>,
     revoked: Mutex<Vec<Partition>>,
     errors: Errors,
+    stalls: Mutex<Stalls>,
 }
 
 impl Membership {
@@ -132,6 +139,10 @@ impl Membership {
     fn revoked(&self) -> MutexGuard<'_, Vec<Partition>> {
         self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn stalls(&self) -> MutexGuard<'_, Stalls> {
+        self.stalls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ClientContext for Membership {
@@ -141,6 +152,10 @@ impl ClientContext for Membership {
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         log(level, facility, message);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        self.stalls().look(&statistics, &self.paused());
     }
 }
 

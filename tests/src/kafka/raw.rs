@@ -23,15 +23,35 @@ pub struct RawRecord {
 impl RawRecord {
     /// How many bytes it takes in a topic, when it is written alone.
     pub fn stored_bytes(&self) -> usize {
-        batch(std::slice::from_ref(self)).len()
+        batch(std::slice::from_ref(self), Packing::Plain).len()
     }
+}
+
+/// How the records of a batch are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Packing {
+    /// As they are.
+    Plain,
+    /// As zstd has it. They do not get smaller, so that nothing is needed to write it.
+    Zstd,
+    /// By a compression that there is none of. Kafka refuses that, mock brokers do not.
+    Unknown,
+    /// So that they seem to end behind the batch. Kafka refuses that, mock brokers do not.
+    Broken,
 }
 
 impl Kafka {
     /// Writes these records to a partition, as one batch.
     #[track_caller]
     pub fn produce_raw(&self, topic: &str, partition: i32, records: &[RawRecord]) {
-        let records = batch(records);
+        self.produce_packed(topic, partition, records, Packing::Plain);
+    }
+
+    /// The same, with the records written in this way.
+    #[track_caller]
+    pub fn produce_packed(&self, topic: &str, partition: i32, records: &[RawRecord], packing: Packing) {
+        let records = batch(records, packing);
         let mut request = Vec::new();
         put_text(&mut request, None); // no transaction
         request.extend((-1_i16).to_be_bytes()); // all replicas
@@ -39,7 +59,7 @@ impl Kafka {
         put_partition(&mut request, topic, partition);
         request.extend((records.len() as i32).to_be_bytes());
         request.extend(records);
-        let answer = self.ask_leader(topic, partition, Api { key: 0, version: 3 }, &request);
+        let answer = self.ask_leader(topic, partition, Api { key: 0, version: 7 }, &request);
         // One topic with its name, one partition with its number.
         let error = &answer[4 + 2 + topic.len() + 4 + 4..][..2];
         assert_eq!(error, [0, 0], "the broker refused a batch for {topic}[{partition}]");
@@ -105,16 +125,34 @@ fn put_partition(request: &mut Vec<u8>, topic: &str, partition: i32) {
 }
 
 /// The records as a batch of format 2.
-fn batch(records: &[RawRecord]) -> Vec<u8> {
+fn batch(records: &[RawRecord], packing: Packing) -> Vec<u8> {
     let first = records.first().map_or(-1, |record| record.timestamp);
     let latest = records.iter().map(|record| record.timestamp).max().unwrap_or(-1);
     let mut checked = Vec::new();
-    checked.extend(0_i16.to_be_bytes()); // not compressed
+    let compression: i16 = match packing {
+        Packing::Plain | Packing::Broken => 0,
+        Packing::Zstd => 4,
+        Packing::Unknown => 7,
+    };
+    checked.extend(compression.to_be_bytes());
     checked.extend((records.len() as i32 - 1).to_be_bytes());
     checked.extend(first.to_be_bytes());
     checked.extend(latest.to_be_bytes());
     checked.extend([0xff; 8 + 2 + 4]); // no producer id, epoch and sequence
     checked.extend((records.len() as i32).to_be_bytes());
+    checked.extend(packed(bodies(records, first), packing));
+    let mut batch = vec![0; 8]; // the first offset is the broker's to give
+    batch.extend((4 + 1 + 4 + checked.len() as i32).to_be_bytes());
+    batch.extend((-1_i32).to_be_bytes());
+    batch.push(2);
+    batch.extend(crc32c(&checked).to_be_bytes());
+    batch.extend(checked);
+    batch
+}
+
+/// What the batch's header is followed by.
+fn bodies(records: &[RawRecord], first: i64) -> Vec<u8> {
+    let mut bodies = Vec::new();
     for (offset, record) in records.iter().enumerate() {
         let mut body = vec![0];
         put_number(&mut body, record.timestamp - first);
@@ -126,16 +164,30 @@ fn batch(records: &[RawRecord]) -> Vec<u8> {
             put_bytes(&mut body, Some(name));
             put_bytes(&mut body, value.as_deref());
         }
-        put_number(&mut checked, body.len() as i64);
-        checked.extend(body);
+        put_number(&mut bodies, body.len() as i64);
+        bodies.extend(body);
     }
-    let mut batch = vec![0; 8]; // the first offset is the broker's to give
-    batch.extend((4 + 1 + 4 + checked.len() as i32).to_be_bytes());
-    batch.extend((-1_i32).to_be_bytes());
-    batch.push(2);
-    batch.extend(crc32c(&checked).to_be_bytes());
-    batch.extend(checked);
-    batch
+    bodies
+}
+
+fn packed(mut bodies: Vec<u8>, packing: Packing) -> Vec<u8> {
+    match packing {
+        Packing::Plain | Packing::Unknown => bodies,
+        Packing::Broken => {
+            bodies.truncate(bodies.len() / 2);
+            bodies
+        }
+        Packing::Zstd => {
+            // A frame of one segment, whose length has four bytes, and in it one block, the last, as it is.
+            let length = bodies.len() as u32;
+            assert!(length <= 128 << 10, "a block has no room for that");
+            let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b1010_0000];
+            frame.extend(length.to_le_bytes());
+            frame.extend(&(length << 3 | 1).to_le_bytes()[..3]);
+            frame.extend(bodies);
+            frame
+        }
+    }
 }
 
 /// A number as a record has it: small ones are short, whatever their sign.

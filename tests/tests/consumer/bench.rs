@@ -9,7 +9,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection};
 use diesel_outbox::Migrations;
 use diesel_outbox_kafka::consumer::{AsyncHandler, Consumer, HandlerError, Received};
 use futures_executor::block_on;
-use outbox_tests::{Database, Kafka, Postgres, eventually, eventually_ok};
+use outbox_tests::{Database, Kafka, Postgres, RawRecord, eventually, eventually_ok};
 use rdkafka::Offset;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
@@ -46,6 +46,18 @@ impl Sent {
     pub(crate) fn with_type(mut self, event_type: &str) -> Self {
         event_type.clone_into(&mut self.headers[1].1);
         self
+    }
+}
+
+/// The event with its body as key and payload.
+pub(crate) fn raw(event: &Sent) -> RawRecord {
+    let header =
+        |(name, value): &(&str, String)| (name.as_bytes().to_vec(), Some(value.clone().into_bytes()));
+    RawRecord {
+        key: Some(event.body.clone().into_bytes()),
+        payload: Some(event.body.clone().into_bytes()),
+        headers: event.headers.iter().map(header).collect(),
+        timestamp: 1_700_000_000_000,
     }
 }
 
@@ -126,12 +138,17 @@ impl Bench<'static> {
 
 impl<'a> Bench<'a> {
     pub(crate) fn with(kafka: &'a Kafka, postgres: &'a Postgres, partitions: i32) -> Self {
+        let topic = kafka.unique("counter");
+        kafka.create_topic(&topic, partitions);
+        Self::of(kafka, postgres, topic, partitions)
+    }
+
+    /// With a topic that is there.
+    pub(crate) fn of(kafka: &'a Kafka, postgres: &'a Postgres, topic: String, partitions: i32) -> Self {
         let database = postgres.database();
         let mut conn = database.connect();
         Migrations::new().run(&mut conn).unwrap();
         conn.batch_execute("create table effect (n serial, id uuid, body text, consumer text)").unwrap();
-        let topic = kafka.unique("counter");
-        kafka.create_topic(&topic, partitions);
         Self { kafka, database, topic, name: kafka.unique("billing"), partitions }
     }
 

@@ -7,21 +7,10 @@ use outbox_tests::{RawRecord, eventually};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use uuid::Uuid;
 
-use super::bench::{Bench, PATIENCE, Sent, insert_effect};
+use super::bench::{Bench, PATIENCE, Sent, insert_effect, raw};
 
 /// The headers that a dead letter has besides the record's own.
 const OURS: usize = 6;
-
-fn raw(event: &Sent) -> RawRecord {
-    let header =
-        |(name, value): &(&str, String)| (name.as_bytes().to_vec(), Some(value.clone().into_bytes()));
-    RawRecord {
-        key: Some(event.body.clone().into_bytes()),
-        payload: Some(event.body.clone().into_bytes()),
-        headers: event.headers.iter().map(header).collect(),
-        timestamp: 1_700_000_000_000,
-    }
-}
 
 /// Waits until all is committed, unless the consumer ends by itself before.
 #[track_caller]

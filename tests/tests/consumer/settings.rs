@@ -27,6 +27,7 @@ fn wrong_settings_are_told_at_the_start() {
         handled().set("request.required.acks", "1"),
         handled().set("topic.delivery.timeout.ms", "1"),
         handled().set("no.such", "s3cret"),
+        handled().set("check.crcs", "true"),
         handled().set("bootstrap.servers", "one:9092, two:9092"),
         Consumer::new("", "billing").topics(["order"]).on_other(|_, _| Ok(())),
     ] {
