@@ -15,7 +15,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::contenders::{Contender, take_turns};
 use crate::paced::spent_at;
-use crate::processor::spent;
+use crate::processor::Times;
 use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::relays::{outbox, relay_process, stop};
 use crate::report::{Figure, Goal, Report};
@@ -67,6 +67,9 @@ pub(crate) const CPU_LIMIT: &str = "bare producer, 500/s: CPU";
 
 /// The median and the 99th percentile in milliseconds, and the processor time of who publishes in percent of a core.
 pub(crate) type Measured = [f64; 3];
+
+/// The processor time of who publishes if nobody watched it, which is another thing than none.
+const UNWATCHED: f64 = f64::NAN;
 
 pub(crate) const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
 pub(crate) const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
@@ -151,7 +154,8 @@ impl Latency {
     ) -> Measured {
         let topic = new_topic(kafka);
         let process = relay_process(database.url(), kafka, &topic, options);
-        let measured = self.measure(kafka, &topic, load, Some(process.id()), &|| emitter(database));
+        let measured =
+            self.measure(kafka, &topic, load, Some((process.id(), "outbox")), &|| emitter(database));
         stop(&process);
         measured
     }
@@ -186,7 +190,8 @@ impl Latency {
         load: Load,
     ) -> Measured {
         debezium.resume();
-        let measured = self.measure(kafka, topic, load, debezium.id(), &|| emitter(database));
+        let process = debezium.id().map(|id| (id, "java"));
+        let measured = self.measure(kafka, topic, load, process, &|| emitter(database));
         debezium.pause();
         measured
     }
@@ -199,20 +204,25 @@ impl Latency {
         [p50, p99, spent_at(kafka, rate as u32, self.seconds, self.bytes)]
     }
 
-    /// From just before the commit to the consumer's hands, by this process.
+    /// From just before the commit to the consumer's hands, by the process of this number and name.
     pub(crate) fn measure<'a>(
         &self,
         kafka: &Kafka,
         topic: &str,
         load: Load,
-        process: Option<u32>,
+        process: Option<(u32, &str)>,
         emitter: &(dyn Fn() -> Emitter<'a> + Sync),
     ) -> Measured {
         let consumer = consumer(kafka, topic);
         // Who has just begun, or was frozen, is awake when the first event has come.
         emitter()(&[self.event(0)]);
         await_event(&consumer);
-        let (began, spent_before) = (Instant::now(), process.map_or(0.0, spent));
+        let mut times = Times::default();
+        let mut nanoseconds = || {
+            let (id, program) = process?;
+            times.look(id, program).then(|| times.total())
+        };
+        let (began, spent_before) = (Instant::now(), nanoseconds());
         let per_emitter = load.transactions * self.seconds as usize;
         let total = load.emitters * per_emitter * load.events;
         let mut came: Vec<(usize, Instant)> = Vec::with_capacity(total);
@@ -227,7 +237,12 @@ impl Latency {
             let emitted = emitters.into_iter().flat_map(|emitter| emitter.join().unwrap());
             emitted.map(|(committing, _)| committing).collect()
         });
-        let cpu = (process.map_or(0.0, spent) - spent_before) / began.elapsed().as_secs_f64() * 100.0;
+        let cpu = match (spent_before, nanoseconds()) {
+            (Some(before), Some(after)) => {
+                (after - before) as f64 / 1e9 / began.elapsed().as_secs_f64() * 100.0
+            }
+            _ => UNWATCHED,
+        };
         let times = came.into_iter().map(|(number, came)| came.saturating_duration_since(committed[number]));
         let [p50, p99] = percentiles(times);
         [p50, p99, cpu]
@@ -238,7 +253,7 @@ impl Latency {
         let emitted = self.emit(load, 0, emitter(database));
         let [p50, p99] =
             percentiles(emitted.into_iter().map(|(committing, committed)| committed - committing));
-        [p50, p99, 0.0]
+        [p50, p99, UNWATCHED]
     }
 
     /// Emits for so long, and gives the time just before and just after each commit.
@@ -264,7 +279,7 @@ impl Latency {
 
 /// The figures of one contender; that of the processor where a process was watched.
 pub(crate) fn figures_of(name: &str, [p50, p99, cpu]: [Vec<f64>; 3]) -> Vec<Figure> {
-    let is_watched = cpu.iter().any(|cpu| *cpu > 0.0);
+    let is_watched = !cpu.iter().any(|cpu| cpu.is_nan());
     let cpu = is_watched.then(|| Figure::new(format!("{name}: CPU"), "% of a core", cpu));
     [("p50", p50), ("p99", p99)]
         .map(|(what, values)| Figure::new(format!("{name}: {what}"), "ms", values))
@@ -352,4 +367,19 @@ fn consumer(kafka: &Kafka, topic: &str) -> BaseConsumer {
     }
     consumer.assign(&partitions).unwrap();
     consumer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_processor_time_of_zero_is_a_figure_and_one_that_nobody_watched_is_none() {
+        let names = |cpu| -> Vec<String> {
+            let figures = figures_of("relay", [vec![1.0], vec![2.0], vec![cpu]]);
+            figures.into_iter().map(|figure| figure.name).collect()
+        };
+        assert_eq!(names(0.0), ["relay: p50", "relay: p99", "relay: CPU"]);
+        assert_eq!(names(UNWATCHED), ["relay: p50", "relay: p99"]);
+    }
 }

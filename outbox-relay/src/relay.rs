@@ -73,8 +73,9 @@ impl Relay {
 
     /// A relay for the outbox in this SQLite file. One relay works at a time; a second one waits its turn.
     ///
-    /// The relay writes to the file too, now and then: set `PRAGMA busy_timeout` on the service's own connections, or they
-    /// may find the database locked.
+    /// The relay writes to the file too, now and then. Set `PRAGMA busy_timeout` on the service's own connections, and emit in
+    /// `conn.immediate_transaction(|c| ..)`: a plain `transaction` that reads first finds the database locked at once, however long
+    /// the timeout is, if the relay has written since.
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl Into<String>) -> Self {
         let path = path.into();

@@ -461,8 +461,8 @@ fn a_prepared_transaction_that_nobody_ends_holds_nothing_back_and_is_sent_when_s
     let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
     let database = migrated_on(&server);
     let writer = &mut database.connect();
-    writer.batch_execute("SET outbox.notify = 'off'").unwrap();
     AnsiTransactionManager::begin_transaction(writer).unwrap();
+    writer.batch_execute("SET LOCAL outbox.notify = 'off'").unwrap();
     writer.emit(&Record::new("order", "slow", "First")).unwrap();
     writer.batch_execute("PREPARE TRANSACTION 'orphan'").unwrap();
     keep_sent(writer);

@@ -138,8 +138,8 @@ fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
     let _relay = relay(&database, &topic);
     wait_until_asleep(conn);
     for gid in ["first", "second"] {
-        conn.batch_execute("SET outbox.notify = 'off'").unwrap();
         AnsiTransactionManager::begin_transaction(conn).unwrap();
+        conn.batch_execute("SET LOCAL outbox.notify = 'off'").unwrap();
         conn.emit(&record(gid)).unwrap();
         conn.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")).unwrap();
         conn.batch_execute(&format!("COMMIT PREPARED '{gid}'")).unwrap();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel_async::AsyncPgConnection;
 use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, Received, UnknownTypes};
 use outbox_tests::eventually;
 use tokio::runtime::Runtime;
@@ -76,36 +77,61 @@ fn insert_slow_marks(bench: &Bench<'_>, count: usize) {
     bench.database.connect().batch_execute(&marks).unwrap();
 }
 
+/// The longest time between two records.
+#[derive(Default)]
+struct Pauses {
+    last: Option<Instant>,
+    longest: Duration,
+}
+
+impl Pauses {
+    fn count(pauses: &Mutex<Self>) {
+        let mut pauses = pauses.lock().unwrap();
+        if let Some(last) = pauses.last.replace(Instant::now()) {
+            pauses.longest = last.elapsed().max(pauses.longest);
+        }
+    }
+}
+
 #[test]
 fn records_do_not_wait_for_the_inbox_to_be_pruned() {
     const MARKS: usize = 60_000;
     let bench = Bench::new(1);
     insert_slow_marks(&bench, MARKS);
     let records: Vec<Sent> = (0..100).map(|n| Sent::new(&n.to_string())).collect();
-    bench.send(records[..50].iter().map(|record| (0, record)));
     let day = Duration::from_secs(24 * 60 * 60);
-    let (pause, last) = (Arc::new(Mutex::new(Duration::ZERO)), Mutex::new(None::<Instant>));
-    let longest = Arc::clone(&pause);
+    let check = |pauses: Arc<Mutex<Pauses>>| {
+        let longest = pauses.lock().unwrap().longest;
+        assert!(longest > Duration::ZERO && longest < Duration::from_secs(1), "{longest:?} without a record");
+    };
+
+    bench.send(records[..50].iter().map(|record| (0, record)));
+    let pauses = Arc::new(Mutex::new(Pauses::default()));
+    let counted = Arc::clone(&pauses);
     let handler = move |c: &mut PgConnection, r: &Received| {
-        if let Some(last) = last.lock().unwrap().replace(Instant::now()) {
-            let mut longest = longest.lock().unwrap();
-            *longest = last.elapsed().max(*longest);
-        }
+        Pauses::count(&counted);
         insert_effect_slowly(c, r, "")
     };
     let consumer = bench.consumer().retention(day).on("Counted", handler).spawn(bench.connect()).unwrap();
     bench.wait_for_effects(50);
     consumer.stop().unwrap();
+    check(pauses);
+
     bench.send(records[50..].iter().map(|record| (0, record)));
-    let consumer = bench.async_consumer().retention(day).on("Counted", insert_effect_async);
+    let pauses = Arc::new(Mutex::new(Pauses::default()));
+    let counted = Arc::clone(&pauses);
+    let handler = async move |c: &mut AsyncPgConnection, r: &Received| {
+        Pauses::count(&counted);
+        insert_effect_async(c, r).await
+    };
+    let consumer = bench.async_consumer().retention(day).on("Counted", handler);
     let runtime = Runtime::new().unwrap();
     let entered = runtime.enter();
     let consumer = consumer.spawn(bench.connect_async()).unwrap();
     bench.wait_for_effects(100);
     drop(entered);
     consumer.stop().unwrap();
+    check(pauses);
     let left = bench.marks() as usize - bench.effects().len();
     assert!((1..MARKS).contains(&left), "{left} of {MARKS} marks are left to prune");
-    let pause = *pause.lock().unwrap();
-    assert!(pause < Duration::from_secs(1), "{pause:?} without a record");
 }
