@@ -1,4 +1,4 @@
-//! The binary `outbox`: the relay as a process, and the operations around it.
+//! The binary `outbox`: it runs the relay as a process, and does the operations around it.
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod command;
