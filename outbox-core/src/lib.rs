@@ -1,9 +1,9 @@
 //! The parts of a transactional outbox that know neither a database nor a broker: what an [event](OutboxEvent) is,
-//! how it looks as a stored [record](Record), how that record looks [on the wire](wire), and the two small traits
+//! how it looks as a stored [record](Record), how that record looks [on Kafka](wire), and the two small traits
 //! between which a relay works, a [`Source`] of records and a [`Publisher`].
 //!
-//! A service that emits events depends on `diesel-outbox`, which re-exports what it needs from here. Depend on this
-//! crate alone to write a source or a publisher of your own.
+//! In a service that emits events, depend on `diesel-outbox`, which re-exports what you need from here. Depend on
+//! this crate alone if you write a source or a publisher of your own.
 //!
 //! ```
 //! use diesel_outbox_core::{OutboxEvent, Record, RecordError};

@@ -1,5 +1,6 @@
-//! `#[derive(OutboxEvent)]` for diesel-outbox, which re-exports it: depend on that crate. Everything that the derive
-//! understands is described [on the derive itself](macro@OutboxEvent).
+//! `#[derive(OutboxEvent)]` for diesel-outbox, which re-exports it: depend on that crate.
+//!
+//! [The derive's own page](macro@OutboxEvent) describes every attribute.
 
 mod ast;
 mod attr;

@@ -1,8 +1,8 @@
 //! A transactional outbox and inbox for Diesel: emit events in the transaction that caused them.
 //!
-//! A service changes its tables and must tell others about it. The event is written to the table `outbox` in the same
-//! transaction, and a relay (`diesel-outbox-relay`) brings it to the broker afterwards, at least once and in order for
-//! each aggregate. Consumers protect themselves with the [`Inbox`].
+//! Your service changes its tables and must tell others about it. [`emit`](Emit::emit) writes the event to the table
+//! `outbox` in the same transaction, and a relay (`diesel-outbox-relay`) brings it to the broker afterwards, at least
+//! once and in order for each aggregate. Consumers protect themselves with the [`Inbox`].
 //!
 //! ```
 //! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
@@ -23,7 +23,7 @@
 //! let conn = &mut SqliteConnection::establish(":memory:")?;
 //! Migrations::new().run(conn)?;
 //!
-//! // In the service: the change and the event that tells of it, both or neither.
+//! // In the service: the change and its event, both or neither.
 //! let event_id = conn.transaction(|c| {
 //!     // diesel::insert_into(orders::table).values(&order).execute(c)?;
 //!     c.emit(&OrderPlaced { order_id, total_cents: 990 })
@@ -42,16 +42,18 @@
 //! # What there is
 //!
 //! - [`Emit`] and `AsyncEmit` put `emit` and `emit_all` on every Diesel and diesel-async connection, pooled or not.
-//! - [`OutboxEvent`] is derived on domain types; a [`Record`] is built by hand where a type would be in the way.
+//! - [`OutboxEvent`] makes a domain type an event: derive it. If a type would be in the way, build a [`Record`] by hand.
 //! - [`Inbox`] runs an effect once for each event.
-//! - `Migrations` creates the tables. They are plain SQL, and a contract: other languages may write to them, and Debezium
-//!   reads them with its default column names.
+//! - `Migrations` creates the tables. They are plain SQL, and a contract: programs in other languages may write to them,
+//!   and Debezium reads them with its default column names.
 //!
 //! # Order
 //!
-//! Events are sent in the order of the column `seq`, which the database hands out at the insert. For one aggregate that is the
-//! order of its commits if its writers wait for each other before they emit, as they do when each updates or locks the
-//! aggregate's row first. Do that, and then emit.
+//! Update or lock the aggregate's row first, and then emit. Then each aggregate's events are sent in the order of its
+//! commits.
+//!
+//! The relay sends events in the order of the column `seq`, which the database hands out at the insert. For one aggregate
+//! that is the order of the commits only if its writers wait for each other before they emit.
 //!
 //! # Features
 //!
@@ -65,9 +67,11 @@
 //!
 //! # SQLite
 //!
-//! The relay writes too, now and then, and SQLite has one writer at a time. Set a `busy_timeout` on your connections, so that they
-//! wait for their turn, and emit in `conn.immediate_transaction(|c| ..)`: a plain `transaction` that reads first fails with "database
-//! is locked" when it emits, whatever the timeout, if another connection has written meanwhile.
+//! Set a `busy_timeout` on your connections, and emit in `conn.immediate_transaction(|c| ..)`.
+//!
+//! SQLite has one writer at a time, and the relay writes too, now and then. With the timeout, connections wait for their
+//! turn. A plain `transaction` that reads first fails with "database is locked" when it emits, whatever the timeout, if
+//! another connection has written meanwhile.
 
 // Each database's statements read what they need of these.
 #[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code))]

@@ -1,7 +1,7 @@
-//! Everything that touches Kafka: the [`Kafka`] broker, whose publishers bring outbox records there, and, with the
-//! feature `consumer`, the loop that brings them from there into a database, each once.
+//! Everything that touches Kafka: the [`Kafka`] broker, whose publishers send outbox records there, and, with the
+//! feature `consumer`, the consumer that handles them in a database, each once.
 //!
-//! The publisher is what `diesel-outbox-relay` works with, which re-exports it:
+//! Give the broker to a relay. `diesel-outbox-relay` re-exports it:
 //!
 //! ```
 //! use diesel_outbox_kafka::Kafka;
@@ -9,7 +9,7 @@
 //! let kafka = Kafka::new("localhost:9092").set("compression.type", "lz4");
 //! ```
 //!
-//! The consumer is what the other service needs:
+//! Run a consumer in the service that receives the events:
 //!
 //! ```no_run
 //! # #[cfg(feature = "consumer")]
@@ -38,13 +38,13 @@
 //!
 //! | feature | |
 //! |---|---|
-//! | `consumer` | the consumer loop, for Diesel's connections |
-//! | `async` | the same for diesel-async's |
+//! | `consumer` | the consumer, on Diesel's connections |
+//! | `async` | the same on diesel-async's |
 //! | `tls` | TLS, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
 //! | `sasl` | SASL by Kerberos |
 //! | `zstd` | compression by zstd, with a library that is built from source: consumers need it for what others compress so |
 //!
-//! For an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your own manifest.
+//! If you want an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your manifest.
 
 #[cfg(feature = "consumer")]
 pub mod consumer;

@@ -12,37 +12,47 @@
 //! # }
 //! ```
 //!
-//! Or, for as long as a future runs: `Relay::postgres(..).publisher(..).run(shutdown).await`. As a process of its own it is
-//! the binary `outbox` of `diesel-outbox-cli`.
+//! To run the relay until a future ends, write `Relay::postgres(..).publisher(..).run(shutdown).await`. To run it as a
+//! process of its own, use the binary `outbox` of `diesel-outbox-cli`.
 //!
 //! # A pass
 //!
-//! Each worker makes one pass after the other: it **claims** free shards of the table by locking their rows, **reads** the
-//! unsent records in order, **publishes** them while it reads on, **settles** exactly those that the broker acknowledged, and
-//! **releases** the shards with a commit after half a second at most. The lock is the claim: a worker that dies loses its
-//! connection, and with it the lock. No lease, no clock.
+//! Each worker makes one pass after the other. It
+//!
+//! 1. **claims** free shards of the table by locking their rows,
+//! 2. **reads** the unsent records in order,
+//! 3. **publishes** them while it reads on,
+//! 4. **settles** exactly those that the broker acknowledged, and
+//! 5. **releases** the shards with a commit; after half a second it reads nothing more ([`Limits::pass_time`]).
+//!
+//! The lock is the claim: a worker that dies loses its connection, and with it the lock. There is no lease and no clock.
 //!
 //! # When something is away
 //!
-//! When the broker acknowledges nothing for a while, the pass is given up, and no transaction is kept open until the broker
-//! answers again. When the database is away, the relay connects again. In both cases it waits a little longer each
-//! time, up to 5 s, logs a warning, and goes on by itself.
+//! You need not do anything: the relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
+//!
+//! If the broker acknowledges nothing for a while ([`Limits::stall_time`]), the relay gives the pass up, and keeps no
+//! transaction open until the broker answers again. If the database is away, the relay connects again.
 //!
 //! # Several relays
 //!
-//! Run as many as you like, for example one in each instance of the service. One of them listens for the emitters'
-//! notifications; it calls the others when there is a backlog, and they share it. Idle ones send the database a few short
-//! statements each `poll_interval`, which is also how long it may take until another one listens when that one has died. On SQLite one relay works and the others wait for its end.
+//! Run as many as you like, for example one in each instance of the service. On SQLite one relay works, and the others
+//! wait for its end.
+//!
+//! On PostgreSQL one of them listens for the emitters' notifications. It calls the others when there is a backlog, and
+//! they share it. An idle relay sends the database a few short statements each `poll_interval`. That is also how long it
+//! may take until another relay listens after the listening one has died.
 //!
 //! # The write-ahead log
 //!
-//! `Relay::wal` reads PostgreSQL's log instead of the table, from a slot that `outbox wal setup` has made: nothing is settled in the table
-//! then. One relay is active, others stand by. A slot that is lost stops the relay with [`RelayError::Source`]. See `docs/wal.md` in the
-//! repository for what it needs, and for the way from polling to the log and back.
+//! `Relay::wal` reads PostgreSQL's write-ahead log instead of the table, from a slot that `outbox wal setup` has made.
+//! Nothing is settled in the table then. One relay is active, and the others stand by. If the slot is lost, the relay stops
+//! with [`RelayError::Source`]. `docs/wal.md` in the repository says what it needs, and how to move from polling to the
+//! write-ahead log and back.
 //!
 //! # Metrics
 //!
-//! Through the [`metrics`](https://docs.rs/metrics) facade; install any recorder.
+//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder.
 //!
 //! | metric | kind | |
 //! |---|---|---|
@@ -59,9 +69,17 @@
 //!
 //! # Features
 //!
-//! `postgres`, `sqlite`: the databases (none by default). `postgres-wal`: PostgreSQL's write-ahead log. `kafka` (default): Kafka as the broker; `kafka-tls` (the system's
-//! OpenSSL; turn on `ssl-vendored` of `rdkafka` for one built from source) and `kafka-sasl` (Kerberos): how it is reached; `kafka-zstd`:
-//! `compression.type=zstd`.
+//! | feature | default | |
+//! |---|---|---|
+//! | `postgres` | | PostgreSQL, polled |
+//! | `postgres-wal` | | PostgreSQL, polled or read from its write-ahead log |
+//! | `sqlite` | | SQLite |
+//! | `kafka` | yes | Kafka as the broker |
+//! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
+//! | `kafka-sasl` | | Kerberos for Kafka |
+//! | `kafka-zstd` | | `compression.type=zstd` |
+//!
+//! If you want an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your manifest.
 
 mod error;
 mod handle;
