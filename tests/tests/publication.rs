@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel_outbox_relay::source::wal::{WalError, WalOptions, setup, teardown};
-use outbox_tests::load::{log_relay, migrated_on, new_topic, relay, stop, wal, wal_with, write};
+use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, stop, wal, wal_with, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -84,6 +84,31 @@ fn a_slot_is_not_given_up_because_its_publication_was_mistyped() {
         assert!(matches!(error, WalError::OtherPublication { .. }), "{error}");
         assert!(error.to_string().contains("`outbox`"), "{error}");
     }
+}
+
+/// Nothing is given up before the error, and its advice loses nothing.
+#[test]
+fn a_setup_over_a_publication_that_was_changed_leaves_the_slot_alone_and_says_what_to_do() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let topic = new_topic("setup-again");
+    wal(&database, "setup");
+    let mut committed = emit(&database, 20);
+    execute(&database, WITHOUT_TABLE);
+    committed.extend(emit(&database, 20));
+    let (conn, lock) = (&mut database.connect(), &mut database.connect());
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    let error = setup(conn, lock, &options).unwrap_err();
+    assert!(matches!(error, WalError::Publication { .. }), "{error}");
+    let slot = format!("pg_replication_slots WHERE slot_name = '{}'", database.name());
+    assert_eq!(count(conn, &slot), 1, "the slot is gone");
+    for command in error.to_string().split('`').filter_map(|quoted| quoted.strip_prefix("outbox wal ")) {
+        wal_with(&database, &command.split(' ').collect::<Vec<_>>());
+    }
+    let log = log_relay(&database, &topic);
+    committed.extend(emit(&database, 10));
+    arrive(&topic, &committed);
+    stop(&log);
 }
 
 /// By then it has all inserts again.

@@ -88,13 +88,12 @@ pub enum WalError {
         publication: String,
     },
     /// A publication of that name is there, without what is needed.
-    #[error(
-        "the publication `{publication}` does not have what is inserted into the table outbox: choose another name, or drop it if \
-         nobody else reads it"
-    )]
+    #[error("the publication `{publication}` does not have what is inserted into the table outbox: {advice}")]
     Publication {
         /// The publication.
         publication: String,
+        /// What to do, and what that costs.
+        advice: String,
     },
     /// Some events are in the log only, as their rows were deleted.
     #[error(
@@ -153,6 +152,8 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         for named in lost.iter().chain([name]) {
             check_publication(conn, named, &options.publication)?;
         }
+        // Before anything is given up.
+        make_publication(conn, options)?;
         let healthy = match slot {
             // Whatever was sent of another slot's log, or of another server's, or of what a changed publication has shown, the
             // table tells what is not known to be sent.
@@ -167,7 +168,6 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
             }
             slot => slot.is_some(),
         };
-        make_publication(conn, &options.publication)?;
         own(conn, name, &lost)?;
         if !healthy {
             // Until the table is divided anew nobody is to take it for the slot that was read up to the stored place.
@@ -375,15 +375,26 @@ fn is_behind(conn: &mut PgConnection, name: &str, slot: &Slot) -> QueryResult<bo
     Ok(slot.confirmed < start)
 }
 
-fn make_publication(conn: &mut PgConnection, name: &str) -> Result<(), WalError> {
+fn make_publication(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
+    let name = &options.publication;
     if publication::is_whole(conn, name)? {
         return Ok(());
     }
+    let advice = if is_made(conn)? {
+        format!(
+            "the write-ahead log does not show what was emitted since it was changed, and nothing was done. Stop the relays that stand by, \
+             and run `{}` and then `{}`: what is not known to be sent is sent then, some of it perhaps twice",
+            options.command("drop", &options.slot),
+            options.command("setup", &options.slot)
+        )
+    } else {
+        "choose another one (`--publication NAME`), or drop it if nobody else reads it".to_owned()
+    };
     let publication = quoted(name);
     let make = format!("CREATE PUBLICATION {publication} FOR TABLE outbox WITH (publish = 'insert')");
     conn.batch_execute(&make).map_err(|error| match error {
         DieselError::DatabaseError(_, information) if information.message().contains("already exists") => {
-            WalError::Publication { publication: name.to_owned() }
+            WalError::Publication { publication: name.clone(), advice }
         }
         error => error.into(),
     })
