@@ -110,9 +110,12 @@ pub fn drop_roles(conn: &mut PgConnection, roles: &str) {
     });
 }
 
-/// Stops a relay gracefully.
+/// Stops a relay gracefully, as soon as it listens to signals.
 #[track_caller]
 pub fn stop(relay: &Process) {
+    relay.wait_for_line("that it has started", Duration::from_secs(30), |line| {
+        line.contains("the relay has started")
+    });
     relay.signal(Signal::Terminate);
     assert!(relay.wait(Duration::from_secs(30)).success(), "{}", relay.output());
 }

@@ -116,7 +116,7 @@ fn what_was_emitted_after_a_restart_is_told_from_what_was_sent_from_the_log() {
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
     conn.batch_execute(
-        "UPDATE outbox SET sent_at = NULL WHERE seq <= 1000; UPDATE outbox_shard SET unmarked = 1000; \
+        "UPDATE outbox SET sent_at = NULL WHERE seq <= 1000; UPDATE outbox_shard SET unmarked = 1000, unmarked_until = now(); \
          DELETE FROM outbox WHERE seq < 500",
     )
     .unwrap();

@@ -8,10 +8,10 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{
-    count, log_relay, migrated, new_topic, relay, repetitions, stop, wait_until_confirmed, wal, write,
-    write_together,
+    count, log_relay, migrated, migrated_on, new_topic, relay, repetitions, stop, wait_until_confirmed, wal,
+    write, write_together,
 };
-use outbox_tests::{Kafka, Process, Signal, eventually};
+use outbox_tests::{Kafka, Postgres, Process, Signal, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -112,7 +112,9 @@ fn random(below: usize) -> usize {
 /// Twice: as a relay begins, and as it was frozen for a while. The first is killed in the middle of it.
 #[test]
 fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
-    let database = migrated();
+    // Of its own: how far it is behind is told from all that the server writes.
+    let server = Postgres::start(15);
+    let database = migrated_on(&server);
     let topic = new_topic("behind");
     let counter = Kafka::shared().counter(&topic);
     let conn = &mut database.connect();

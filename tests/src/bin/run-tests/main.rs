@@ -18,7 +18,7 @@ use self::durations::Durations;
 use self::programs::Outcome;
 
 /// How many run at once. Each runs as many tests at once as there are processors.
-const SIDE_BY_SIDE: usize = 4;
+const SIDE_BY_SIDE: usize = 3;
 
 fn main() -> ExitCode {
     let began = Instant::now();
