@@ -7,7 +7,7 @@
 //! ```
 //! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # use diesel::prelude::*;
+//! use diesel::prelude::*;
 //! use diesel_outbox::{Emit, Inbox, Migrations, Once, OutboxEvent};
 //! use uuid::Uuid;
 //!
@@ -44,8 +44,9 @@
 //! - [`Emit`] and `AsyncEmit` put `emit` and `emit_all` on every Diesel and diesel-async connection, pooled or not.
 //! - [`OutboxEvent`] makes a domain type an event: derive it. If a type would be in the way, build a [`Record`] by hand.
 //! - [`Inbox`] runs an effect once for each event.
-//! - `Migrations` creates the tables. They are plain SQL, and a contract: programs in other languages may write to them,
-//!   and Debezium reads them with its default column names.
+//! - `Migrations` creates the tables. They are plain SQL, and a contract: Debezium reads them with its default column names,
+//!   and programs in other languages may write to them. Those must compute `shard` as [`diesel_outbox_core::shard_of`] does,
+//!   or an aggregate's events lose their order.
 //!
 //! # Order
 //!
@@ -61,7 +62,7 @@
 //! |---|---|---|
 //! | `derive` | yes | `#[derive(OutboxEvent)]` |
 //! | `migrations` | yes | the embedded migrations |
-//! | `postgres` | | PostgreSQL, with or without libpq |
+//! | `postgres` | | PostgreSQL. It needs no libpq itself; Diesel's feature `postgres` does |
 //! | `sqlite` | | SQLite |
 //! | `async` | | `emit` and the inbox on diesel-async's connections |
 //!

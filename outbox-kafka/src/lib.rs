@@ -17,8 +17,12 @@
 //! use diesel::prelude::*;
 //! use diesel_outbox_kafka::consumer::Consumer;
 //!
-//! # #[derive(serde::Deserialize)] struct Order { id: String }
-//! # let url = "postgres://localhost/billing";
+//! #[derive(serde::Deserialize)]
+//! struct Order {
+//!     id: String,
+//! }
+//!
+//! let url = "postgres://localhost/billing";
 //! let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing")
 //!     .topics(["outbox.event.order"])
 //!     .on_json("OrderPlaced", |c, order: Order| {

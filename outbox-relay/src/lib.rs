@@ -12,8 +12,10 @@
 //! # }
 //! ```
 //!
-//! To run the relay until a future ends, write `Relay::postgres(..).publisher(..).run(shutdown).await`. To run it as a
-//! process of its own, use the binary `outbox` of `diesel-outbox-cli`.
+//! The relay ends by itself only if it cannot go on: ask [`is_finished`](RelayHandle::is_finished) in your health check. Or
+//! run the relay until a future ends, with `Relay::postgres(..).publisher(..).run(shutdown).await`: it returns when either
+//! ends. Without tokio, stop it by [`stop_blocking`](RelayHandle::stop_blocking). To run it as a process of its own, use the
+//! binary `outbox` of `diesel-outbox-cli`.
 //!
 //! # A pass
 //!
@@ -52,11 +54,12 @@
 //!
 //! # Metrics
 //!
-//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder.
+//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder. Of several relays only
+//! the leading one sets the gauges.
 //!
 //! | metric | kind | |
 //! |---|---|---|
-//! | `outbox_unsent` | gauge | records that wait to be sent |
+//! | `outbox_unsent` | gauge | records that wait to be sent; if the write-ahead log is read, only what the relay has received of it: watch `outbox_log_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
 //! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared; counted from when the relay first saw it if its role is not a member of `pg_read_all_stats` |
 //! | `outbox_log_lag_bytes`, `outbox_log_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
