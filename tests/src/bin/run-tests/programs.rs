@@ -66,7 +66,7 @@ fn program(message: &str) -> Option<Program> {
 
 impl Program {
     /// Runs it to its end.
-    pub(crate) fn run(mut self, environment: &[(String, String)]) -> Outcome {
+    pub(crate) fn run(&mut self, environment: &[(String, String)]) -> Outcome {
         let began = Instant::now();
         self.command.envs(environment.iter().map(|(name, value)| (name, value)));
         let ran = self.command.stdin(Stdio::null()).output();
@@ -77,7 +77,7 @@ impl Program {
             }
             Err(error) => (false, format!("it could not be started: {error}\n")),
         };
-        Outcome { name: self.name, passed, took: began.elapsed(), output }
+        Outcome { name: self.name.clone(), passed, took: began.elapsed(), output }
     }
 }
 
