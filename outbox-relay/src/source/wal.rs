@@ -24,6 +24,7 @@ mod told;
 mod unread;
 mod window;
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
@@ -61,8 +62,8 @@ enum State {
     Polling {
         polled: Box<PostgresSource>,
         conn: Box<Active>,
-        /// Whether it was told that somebody else reads the slot.
-        waits: bool,
+        /// Since when it is known that somebody else reads the slot.
+        waits: Option<Instant>,
     },
     Streaming(Box<Streaming>),
 }
@@ -97,7 +98,7 @@ impl WalSource {
         slot::warn_of_no_limit(&mut conn, &self.wal)?;
         let polled = Box::new(PostgresSource::new(self.database.url.clone(), self.database.options.clone()));
         tracing::info!(slot = self.wal.slot, "this relay is the active one");
-        Ok(State::Polling { polled, conn, waits: false })
+        Ok(State::Polling { polled, conn, waits: None })
     }
 
     /// Goes over from what is polled to the log, if nothing of that is left and nobody else reads the slot.
@@ -106,7 +107,8 @@ impl WalSource {
         let may_begin = self.with(|state| match state {
             State::Polling { conn, waits, .. } => {
                 let readiness = Readiness::look(conn, &name)?;
-                if readiness == Readiness::SlotIsRead && !std::mem::replace(waits, true) {
+                if readiness == Readiness::SlotIsRead && waits.is_none() {
+                    *waits = Some(Instant::now());
                     tracing::info!(
                         slot = name,
                         "somebody else reads the slot: this relay waits until that ends"
@@ -141,6 +143,11 @@ impl WalSource {
         done
     }
 }
+
+/// The server notices within a moment that the relay before this one has ended, and nobody reads the slot any more. Whoever reads it for
+/// longer is looked at less often.
+const LAST_ONE_ENDS: Duration = Duration::from_secs(2);
+const LAST_ONE_PAUSE: Duration = Duration::from_millis(10);
 
 fn nothing_claimed() -> SourceError {
     SourceError::new("nothing of the write-ahead log is claimed")
@@ -228,8 +235,12 @@ impl Source for WalSource {
                 Ok(leads)
             }
             mut state @ State::Polling { .. } => {
-                if let State::Polling { polled, .. } = &mut state {
-                    polled.wait(limit)?;
+                match &mut state {
+                    State::Polling { waits: Some(since), .. } if since.elapsed() < LAST_ONE_ENDS => {
+                        thread::sleep(limit.min(LAST_ONE_PAUSE));
+                    }
+                    State::Polling { polled, .. } => _ = polled.wait(limit)?,
+                    _ => {}
                 }
                 self.state = state;
                 Ok(true)
