@@ -1,6 +1,8 @@
 //! The tables as a source of records: claim, read, settle, release. A relay drives it.
 
 #[cfg(feature = "postgres")]
+mod advisory_lock;
+#[cfg(feature = "postgres")]
 pub(crate) mod bounds;
 #[cfg(feature = "postgres")]
 pub(crate) mod check;

@@ -258,24 +258,30 @@ fn one_of_two_open_writers_may_end() {
     assert_eq!(send(&mut source(&database), "Second"), ["Second"]);
 }
 
+/// Two that stay open, with much that was sent between them, when the relay knows of both.
+fn an_older_and_a_younger_writer(database: &Database<'_>, relay: &mut PostgresSource) -> [PgConnection; 2] {
+    let conn = &mut database.connect();
+    let [mut older, mut younger] = [database.connect(), database.connect()];
+    AnsiTransactionManager::begin_transaction(&mut older).unwrap();
+    older.emit(&Record::new("order", "older", "Older")).unwrap();
+    keep_sent(conn);
+    go_past_what_was_sent(relay, conn);
+    AnsiTransactionManager::begin_transaction(&mut younger).unwrap();
+    younger.emit(&Record::new("order", "younger", "Younger")).unwrap();
+    eventually("the relay to know of both", PATIENCE, || {
+        emit(conn, "other", "Other");
+        pass(relay);
+        (count(conn, "SELECT min(cardinality(open))::bigint FROM outbox_shard") == 2).then_some(())
+    });
+    [older, younger]
+}
+
 /// Its rows are looked for among those that came since it began, not since the other one did. Another relay knows that too.
 #[test]
 fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_own_beginning_only() {
     let database = migrated_on(Postgres::shared_version(15));
-    let conn = &mut database.connect();
-    let (older, younger) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
-    AnsiTransactionManager::begin_transaction(older).unwrap();
-    older.emit(&Record::new("order", "older", "Older")).unwrap();
-    keep_sent(conn);
-    go_past_what_was_sent(&mut relay, conn);
-    AnsiTransactionManager::begin_transaction(younger).unwrap();
-    younger.emit(&Record::new("order", "younger", "Younger")).unwrap();
-    eventually("the relay to know of both", PATIENCE, || {
-        emit(conn, "other", "Other");
-        pass(&mut relay);
-        (count(conn, "SELECT min(cardinality(open))::bigint FROM outbox_shard") == 2).then_some(())
-    });
+    let [older, younger] = &mut an_older_and_a_younger_writer(&database, &mut relay);
     drop(relay);
     commit(younger);
     let entries = entries_read(&database, || {
@@ -291,19 +297,8 @@ fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_ow
 fn the_first_bound_comes_to_where_the_oldest_open_transaction_began() {
     let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
-    let (older, younger) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
-    AnsiTransactionManager::begin_transaction(older).unwrap();
-    older.emit(&Record::new("order", "older", "Older")).unwrap();
-    keep_sent(conn);
-    go_past_what_was_sent(&mut relay, conn);
-    AnsiTransactionManager::begin_transaction(younger).unwrap();
-    younger.emit(&Record::new("order", "younger", "Younger")).unwrap();
-    eventually("the relay to know of both", PATIENCE, || {
-        emit(conn, "other", "Other");
-        pass(&mut relay);
-        (count(conn, "SELECT min(cardinality(open))::bigint FROM outbox_shard") == 2).then_some(())
-    });
+    let [older, younger] = &mut an_older_and_a_younger_writer(&database, &mut relay);
     commit(older);
     let mut sent = send(&mut relay, "Older");
     go_on_until_it_is_forgotten(&mut relay, conn);

@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Integer};
+use diesel::sql_types::Bool;
 use diesel_outbox_core::SourceError;
 
 use super::has_passed;
+use crate::source::advisory_lock::{Lock, Unlock};
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::prune::is_due;
@@ -141,16 +142,4 @@ statement!(
     "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND relation = 'outbox_reader'::regclass \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
      AND mode = 'ExclusiveLock' AND granted)"
-);
-
-statement!(
-    Pg,
-    Lock { key: i32 => Integer } -> Bool,
-    "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4)"
-);
-
-statement!(
-    Pg,
-    Unlock { key: i32 => Integer } -> Bool,
-    "SELECT pg_advisory_unlock(?, 'outbox'::regclass::oid::int4)"
 );

@@ -207,10 +207,8 @@ impl Pass {
             if of_ended >= shard.given_of_ended {
                 shard.given_of_ended = of_ended;
                 shard.open_changed |= !shard.open.keys().eq(self.bounds.open.keys());
-                let mut open = self.bounds.open.clone();
-                shard.open.retain(|id, _| open.contains_key(id));
-                add(&mut open, &shard.open);
-                shard.open = open;
+                shard.open.retain(|id, _| self.bounds.open.contains_key(id));
+                add(&mut shard.open, &self.bounds.open);
             }
         }
     }

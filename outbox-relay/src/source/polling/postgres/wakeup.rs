@@ -16,6 +16,7 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Integer, Text};
 
+use crate::source::advisory_lock::{Lock, LockShared, Unlock, UnlockShared};
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::fence::{PREPARED, holders};
 use crate::source::sequence::Sequence;
@@ -380,24 +381,4 @@ statement!(
         oldest_unsent!(),
         ")"
     )
-);
-statement!(
-    Pg,
-    Lock { key: i32 => Integer } -> Bool,
-    "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4)"
-);
-statement!(
-    Pg,
-    LockShared { key: i32 => Integer } -> Bool,
-    "SELECT pg_try_advisory_lock_shared(?, 'outbox'::regclass::oid::int4)"
-);
-statement!(
-    Pg,
-    Unlock { key: i32 => Integer } -> Bool,
-    "SELECT pg_advisory_unlock(?, 'outbox'::regclass::oid::int4)"
-);
-statement!(
-    Pg,
-    UnlockShared { key: i32 => Integer } -> Bool,
-    "SELECT pg_advisory_unlock_shared(?, 'outbox'::regclass::oid::int4)"
 );
