@@ -260,8 +260,7 @@ fn another_relay_takes_over_within_two_seconds() {
     eventually("the second event", PATIENCE, || (counter.count() >= 2).then_some(()));
     let took = killed.elapsed();
     println!("taken over after {took:?}");
-    // Within two seconds, if nothing else keeps the machine busy.
-    assert!(took < Duration::from_secs(5), "it took {took:?}");
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
     stop(&second);
 }
 
