@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use diesel_outbox_relay::{Limits, Relay};
+use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
 use crate::bare::{self, Part};
@@ -32,10 +32,10 @@ pub(crate) struct Drain {
     #[arg(long, default_value_t = 15)]
     postgres: u32,
     /// How many records the relay reads at once.
-    #[arg(long, default_value_t = Limits::default().chunk)]
+    #[arg(long, default_value_t = 2_000)]
     chunk: usize,
     /// How many records may be with the broker unacknowledged.
-    #[arg(long, default_value_t = Limits::default().in_flight)]
+    #[arg(long, default_value_t = 8_000)]
     in_flight: usize,
     /// How long the relay goes on before it commits, in milliseconds.
     #[arg(long, default_value_t = 500)]
@@ -137,10 +137,11 @@ impl Drain {
     fn drain(&self, database: &Database<'_>, kafka: &Kafka, options: fn(Relay) -> Relay) -> f64 {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
-        let mut limits = Limits::default();
-        (limits.chunk, limits.in_flight) = (self.chunk, self.in_flight);
-        limits.pass_time = Duration::from_millis(self.pass_ms);
-        let relay = relay(database, kafka, &topic).workers(self.workers).limits(limits);
+        let relay = relay(database, kafka, &topic)
+            .workers(self.workers)
+            .batch_size(self.chunk)
+            .max_in_flight(self.in_flight)
+            .max_pass_duration(Duration::from_millis(self.pass_ms));
         self.speed(|| {
             let handle = options(relay).spawn().unwrap();
             eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));

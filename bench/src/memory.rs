@@ -1,7 +1,6 @@
 //! How much memory a relay process takes, whatever waits.
 
 use clap::Args;
-use diesel_outbox_relay::Limits;
 use outbox_tests::{Counter, Database, Kafka, Process, eventually};
 
 use crate::bare::Bare;
@@ -55,7 +54,7 @@ impl Memory {
         let drain_bare = |rows| {
             few.fill(rows);
             let topic = new_topic(&kafka);
-            let bare = Bare::start(&small, &kafka, &topic, rows, Limits::default().in_flight);
+            let bare = Bare::start(&small, &kafka, &topic, rows, 8_000);
             [peak(&bare, &kafka.counter(&topic), rows)]
         };
         let measured = take_turns(

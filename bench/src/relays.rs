@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use diesel_outbox_relay::{Kafka as Broker, Relay, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::{Counter, Database, Kafka, Process, Signal, eventually};
 
 use crate::rows::Template;
@@ -13,9 +13,7 @@ use crate::servers::{PATIENCE, new_topic};
 
 /// A relay as it is by default, to one topic.
 pub(crate) fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> Relay {
-    Relay::postgres(database.url())
-        .publisher(Broker::new(kafka.brokers()))
-        .topics(Topics::pattern(topic).unwrap())
+    Relay::postgres(database.url()).broker(Broker::new(kafka.brokers())).topic_naming(topic.parse().unwrap())
 }
 
 /// What came to Kafka in a time that begins with the first arrival, so that no relay's start is in it.

@@ -69,7 +69,7 @@ impl<'a> Template<'a> {
     }
 
     pub(crate) fn empty(&self) {
-        self.execute("TRUNCATE outbox; UPDATE outbox_shard SET low = 0, unmarked = 0");
+        self.execute("TRUNCATE outbox; UPDATE outbox_shard SET sent_through = 0, unmarked = 0");
     }
 
     pub(crate) fn append(&self) {
@@ -104,7 +104,7 @@ impl<'a> Template<'a> {
     /// The same, but the rows were sent a minute ago, and the lower bounds have gone past them.
     pub(crate) fn append_sent(&self, rows: usize) {
         self.repeat(rows, "clock_timestamp() - interval '1 minute'");
-        self.execute("UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox)");
+        self.execute("UPDATE outbox_shard SET sent_through = (SELECT max(seq) FROM outbox)");
     }
 
     fn repeat(&self, rows: usize, sent_at: &str) {

@@ -38,7 +38,7 @@ mod source;
 pub mod wire;
 
 pub use event::OutboxEvent;
-pub use publisher::{Acknowledgement, Broker, Outcome, Publisher, PublisherError, Refusal};
+pub use publisher::{Acknowledgement, Broker, Outcome, PublishError, Publisher, Refusal};
 pub use record::{Record, RecordError};
 pub use shard::{SHARDS, shard_of};
-pub use source::{Claimed, DeadLetterPolicy, DeadLettered, Lag, LogLag, Source, SourceError};
+pub use source::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, SourceError, WalLag};

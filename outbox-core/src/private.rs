@@ -1,9 +1,14 @@
 //! What the code written by `#[derive(OutboxEvent)]` calls, and what the crates share. No part of the public interface: it may change in any
 //! release. The traits are there for what the compiler says where one is not implemented.
 
+#[path = "private/running.rs"]
+mod running;
+
 use std::error::Error;
 use std::fmt::Display;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub use self::running::{Running, Stop, panic_message};
 pub use serde::Serialize;
 
 use crate::{Record, RecordError};
@@ -11,6 +16,25 @@ use crate::{Record, RecordError};
 /// A database's messages have line breaks, which a log line should not have.
 pub fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Milliseconds since 1970 as a time. One that the system cannot express becomes 1970.
+pub fn from_unix_ms(ms: i64) -> SystemTime {
+    let distance = Duration::from_millis(ms.unsigned_abs());
+    let time = if ms < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
+    time.unwrap_or(UNIX_EPOCH)
+}
+
+/// A time as milliseconds since 1970, rounded down.
+pub fn unix_ms(time: SystemTime) -> i64 {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
+        Err(before) => {
+            let before = before.duration();
+            let started = i64::from(before.subsec_nanos() % 1_000_000 != 0);
+            i64::try_from(before.as_millis()).map_or(i64::MIN, |ms| -ms - started)
+        }
+    }
 }
 
 /// What an aggregate id or a header can be made from.
@@ -77,5 +101,18 @@ impl Payload for Vec<u8> {
 impl<E: Into<Box<dyn Error + Send + Sync>>> Payload for Result<Vec<u8>, E> {
     fn into_bytes(self) -> Result<Vec<u8>, RecordError> {
         self.map_err(RecordError::encode)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_in_milliseconds_comes_back_as_it_was() {
+        for ms in [0, 1, -1, 1_764_000_000_123, -62_135_596_800_000, 253_402_300_799_999] {
+            assert_eq!(unix_ms(from_unix_ms(ms)), ms);
+        }
+        assert_eq!(unix_ms(UNIX_EPOCH - Duration::from_nanos(1)), -1);
     }
 }

@@ -3,13 +3,13 @@ use std::time::Duration;
 
 use crate::Record;
 
-/// Brings records to a broker. Implemented for Kafka by `diesel-outbox-kafka`, and by a few lines in a test.
+/// Brings records to a broker. `diesel-outbox-kafka` implements it for Kafka; in a test a few lines do.
 ///
-/// Records of one aggregate are handed over in their order and must become durable in that order. A publisher never
-/// gives up on a record by itself: it tells the relay, which still has the row.
+/// The relay hands the records of one aggregate over in their order, and they must become durable in that order. A publisher never
+/// gives up on a record by itself: it reports to the relay, which still has the row.
 pub trait Publisher: Send {
-    /// Hands one record over, without waiting until it is durable. Its outcome is told later by
-    /// [`acknowledgements`](Self::acknowledgements) under the same ticket, exactly once.
+    /// Takes one record, without waiting until it is durable. [`acknowledgements`](Self::acknowledgements) reports its outcome
+    /// later, under the same ticket and exactly once.
     ///
     /// # Errors
     /// The record was not taken, and no outcome will follow: see [`Refusal`].
@@ -18,50 +18,58 @@ pub trait Publisher: Send {
     /// Adds the outcomes that have become known, waiting up to `wait` for the first one.
     ///
     /// # Errors
-    /// The publisher as a whole has failed: everything in flight is to be abandoned.
+    /// The publisher as a whole has failed. The relay abandons everything in flight.
     fn acknowledgements(
         &mut self,
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
-    ) -> Result<(), PublisherError>;
+    ) -> Result<(), PublishError>;
 
-    /// Forgets everything in flight and whatever error there was. Some of it may become durable all the same; no
-    /// outcome is told for it any more.
+    /// Forgets everything in flight and whatever error there was. Some of it may become durable all the same, but its outcome
+    /// is no longer reported.
     fn abandon(&mut self);
 
     /// Waits up to `wait` until the broker answers.
     ///
     /// # Errors
     /// It does not answer, or refuses us.
-    fn ready(&mut self, wait: Duration) -> Result<(), PublisherError>;
+    fn ready(&mut self, wait: Duration) -> Result<(), PublishError>;
 }
 
-/// A broker to which publishers can be connected, one for each of the relay's workers: Kafka's address and settings, for
-/// example, or any closure that returns a publisher.
+/// A broker that a relay can publish to, with a publisher for each of its workers: Kafka's address and settings, for example,
+/// or any closure that returns a publisher.
 pub trait Broker: Send + Sync {
-    /// A publisher of its own for one worker. It need not wait until the broker answers.
+    /// Makes a publisher for one worker. It need not wait until the broker answers.
     ///
     /// # Errors
     /// The settings are wrong, so that trying again cannot help.
-    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError>;
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError>;
 }
 
 impl<F> Broker for F
 where
-    F: Fn() -> Result<Box<dyn Publisher>, PublisherError> + Send + Sync,
+    F: Fn() -> Result<Box<dyn Publisher>, PublishError> + Send + Sync,
 {
-    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError> {
         self()
     }
 }
 
 /// What became of one record that was handed to a [`Publisher`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Acknowledgement {
     /// The ticket under which it was handed over.
     pub ticket: u64,
     /// What became of it.
     pub outcome: Outcome,
+}
+
+impl Acknowledgement {
+    /// The outcome of the record with this ticket.
+    pub fn new(ticket: u64, outcome: Outcome) -> Self {
+        Self { ticket, outcome }
+    }
 }
 
 /// What became of a record.
@@ -107,23 +115,24 @@ pub enum Refusal {
     },
 }
 
-/// A publisher that cannot go on: the broker is away, or refuses the connection.
+/// Why a publisher cannot go on: the broker is away, or refuses the connection.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
-pub struct PublisherError {
+pub struct PublishError {
     message: String,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
-impl PublisherError {
-    /// An error that says this.
+impl PublishError {
+    /// An error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
     }
 
-    /// An error that says this and was caused by that.
-    pub fn because(message: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { message: message.into(), source: Some(source.into()) }
+    /// Adds the error that caused this one.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { source: Some(source.into()), ..self }
     }
 }

@@ -1,6 +1,7 @@
 use std::error::Error;
 use std::fmt;
 use std::str::Utf8Error;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -32,7 +33,7 @@ pub struct Record {
     event_type: ByteString,
     headers: Vec<(String, String)>,
     payload: Option<Bytes>,
-    created_at_ms: Option<i64>,
+    created_at: Option<SystemTime>,
 }
 
 impl Record {
@@ -64,7 +65,7 @@ impl Record {
             event_type: event_type.into().into(),
             headers: Vec::new(),
             payload: None,
-            created_at_ms: None,
+            created_at: None,
         }
     }
 
@@ -87,7 +88,7 @@ impl Record {
             event_type: event_type.try_into()?,
             headers: Vec::new(),
             payload,
-            created_at_ms: None,
+            created_at: None,
         })
     }
 
@@ -127,17 +128,17 @@ impl Record {
         self
     }
 
-    /// Sets when the event was emitted, in milliseconds since 1970. The database does this for a stored record.
+    /// Sets when the event was emitted, to the millisecond. The source of a relay does this for a stored record.
     #[must_use]
-    pub fn with_created_at_ms(mut self, created_at_ms: i64) -> Self {
-        self.created_at_ms = Some(created_at_ms);
+    pub fn with_created_at(mut self, created_at: SystemTime) -> Self {
+        self.created_at = Some(created_at);
         self
     }
 
-    /// When the event was emitted, in milliseconds since 1970, by the database's clock; `None` before it was. It is the
-    /// timestamp of the record on Kafka.
-    pub fn created_at_ms(&self) -> Option<i64> {
-        self.created_at_ms
+    /// Returns when the event was emitted, by the database's clock; `None` if it has not been. It is the timestamp of the
+    /// record on Kafka.
+    pub fn created_at(&self) -> Option<SystemTime> {
+        self.created_at
     }
 
     /// The event's id, by which consumers recognise a duplicate. Header `id`.

@@ -7,10 +7,10 @@
 //! uses by default.
 
 mod headers;
-mod topics;
+mod topic_naming;
 
 pub use headers::{HeadersError, decode_headers, encode_headers};
-pub use topics::{TopicError, Topics};
+pub use topic_naming::{TopicError, TopicNaming};
 
 /// The header that carries the event's id, a UUID as text.
 pub const ID_HEADER: &str = "id";

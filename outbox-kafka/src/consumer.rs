@@ -38,11 +38,11 @@
 //!
 //! # When something fails
 //! - **The handler returns an error or panics**: everything is rolled back, and the record is tried again after 100 ms,
-//!   200 ms and so on up to 10 s ([`Consumer::back_off`]). Its partition waits meanwhile, so that the order is kept;
-//!   others flow. After 5 tries ([`Consumer::tries`]), or at once where the error is a [`Rejected`], the record goes to
+//!   200 ms and so on up to 10 s ([`Consumer::backoff`]). Its partition waits meanwhile, so that the order is kept;
+//!   others flow. After 5 attempts ([`Consumer::max_attempts`]), or at once where the error is a [`Rejected`], the record goes to
 //!   the dead-letter topic, and the partition flows again. After a panic the connection is given up too.
 //! - **The database is away**, refuses the connection or the inbox, or cuts the connection while the handler is at work:
-//!   this is not the record's fault and does not count as a try. The consumer connects again, for as long as it takes,
+//!   this is not the record's fault and does not count as an attempt. The consumer connects again, for as long as it takes,
 //!   and stays in its group.
 //! - **The header `id` or `eventType` is missing or wrong**, or a header's name is not UTF-8: the record goes to the
 //!   dead-letter topic. rdkafka panics at such a name; the consumer catches that, and Rust prints it. In a program with `panic = "abort"`
@@ -67,7 +67,7 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
-mod back_off;
+mod backoff;
 mod blocking;
 mod database;
 mod dead_letters;
@@ -97,7 +97,7 @@ pub use self::handle::ConsumerHandle;
 pub use self::handlers::{HandlerError, UnknownTypes};
 pub use self::received::{Received, Rejected};
 
-use self::back_off::BackOff;
+use self::backoff::Backoff;
 use self::database::Database;
 use self::dead_letters::{DeadLetters, topic_of};
 use self::group::Group;
@@ -106,7 +106,7 @@ use self::held::Held;
 use self::worker::{Options, Worker};
 use crate::publisher::settings::{self, problem_of_brokers};
 
-const LONGEST_BACK_OFF: Duration = Duration::from_secs(24 * 60 * 60);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(24 * 60 * 60);
 /// Databases cannot count back much further.
 const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
@@ -138,8 +138,8 @@ impl<C, H> Consumer<C, H> {
             dead_letter_topic: "{topic}.dead-letter".to_owned(),
             options: Options {
                 unknown_types: UnknownTypes::default(),
-                tries: 5,
-                back_off: BackOff { first: Duration::from_millis(100), longest: Duration::from_secs(10) },
+                max_attempts: 5,
+                backoff: Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(10) },
                 retention: Some(Duration::from_secs(14 * 24 * 60 * 60)),
             },
         }
@@ -161,15 +161,15 @@ impl<C, H> Consumer<C, H> {
     /// How often the handler may fail on a record before it becomes a dead letter, at least 1. Default: 5. A
     /// deadlock or a serialization failure counts too. With `u32::MAX` no record does because of that, and its partition
     /// waits until the handler succeeds.
-    pub fn tries(mut self, tries: u32) -> Self {
-        self.options.tries = tries;
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.options.max_attempts = attempts;
         self
     }
 
     /// How long to wait after a first failure, and at most after many: the wait doubles each time. It applies to records,
     /// connections and dead letters alike. Default: 100 ms and 10 s.
-    pub fn back_off(mut self, first: Duration, longest: Duration) -> Self {
-        self.options.back_off = BackOff { first, longest };
+    pub fn backoff(mut self, first: Duration, longest: Duration) -> Self {
+        self.options.backoff = Backoff { first, longest };
         self
     }
 
@@ -188,7 +188,7 @@ impl<C, H> Consumer<C, H> {
     /// It must be longer than the longest time after which an event may be delivered again, or it has its effect again.
     /// That is safe to say where it is longer than the topics keep their records, for which Kafka's default is 7 days
     /// (`retention.ms`). For compacted topics, or those that keep records for ever, say `None`.
-    pub fn retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
+    pub fn inbox_retention(mut self, retention: impl Into<Option<Duration>>) -> Self {
         self.options.retention = retention.into();
         self
     }
@@ -231,7 +231,7 @@ impl<C, H> Consumer<C, H> {
             dead_letters: dead_letters.map_err(ConsumerError::settings)?,
             group: Group::join(&for_group, &self.topics).map_err(ConsumerError::settings)?,
             inbox: Inbox::new(self.name),
-            database: Database::new(connect, self.options.back_off),
+            database: Database::new(connect, self.options.backoff),
             handlers: self.handlers,
             options: self.options,
             held: Held::new(),
@@ -255,15 +255,17 @@ impl<C, H> Consumer<C, H> {
                 "is empty: give the consumer a name, by which its group and its inbox are known",
             );
         }
-        if self.options.tries == 0 {
-            return wrong("tries", "is 0: it must be at least 1");
+        if self.options.max_attempts == 0 {
+            return wrong("max_attempts", "is 0: it must be at least 1");
         }
-        if self.options.back_off.longest > LONGEST_BACK_OFF || self.options.back_off.first > LONGEST_BACK_OFF
-        {
-            return wrong("back_off", "is longer than a day: make it shorter");
+        if self.options.backoff.longest > LONGEST_BACKOFF || self.options.backoff.first > LONGEST_BACKOFF {
+            return wrong("backoff", "is longer than a day: make it shorter");
         }
         if self.options.retention.is_some_and(|retention| retention > LONGEST_RETENTION) {
-            return wrong("retention", "is longer than 100 years: use `None` to keep the inbox for ever");
+            return wrong(
+                "inbox_retention",
+                "is longer than 100 years: use `None` to keep the inbox for ever",
+            );
         }
         if self.topics.iter().any(|topic| self.topics.contains(&topic_of(&self.dead_letter_topic, topic))) {
             return wrong("dead_letter_topic", "names a topic that the consumer reads: name another one");

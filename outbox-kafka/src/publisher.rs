@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use diesel_outbox_core::{Acknowledgement, Broker, Publisher, PublisherError, Record, Refusal, wire};
+use diesel_outbox_core::__private::unix_ms;
+use diesel_outbox_core::{Acknowledgement, Broker, PublishError, Publisher, Record, Refusal, wire};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -40,7 +41,7 @@ use crate::error::{refusal, refusal_of_property};
 #[derive(Clone)]
 pub struct Kafka {
     settings: BTreeMap<String, String>,
-    own_headers: bool,
+    event_headers: bool,
 }
 
 impl Kafka {
@@ -60,7 +61,7 @@ impl Kafka {
             (QUEUE_KBYTES, "65536"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { settings: settings.into(), own_headers: true }
+        Self { settings: settings.into(), event_headers: true }
     }
 
     /// Sets a [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
@@ -78,8 +79,8 @@ impl Kafka {
     /// Whether an event's own headers are sent, after `id` and `eventType`; `eventVersion` is one of them. Without them a
     /// record is byte for byte what Debezium's Outbox Event Router makes of it, as that cannot send them. Default: true.
     #[must_use]
-    pub fn own_headers(mut self, sent: bool) -> Self {
-        self.own_headers = sent;
+    pub fn event_headers(mut self, sent: bool) -> Self {
+        self.event_headers = sent;
         self
     }
 
@@ -90,7 +91,7 @@ impl Kafka {
         kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
     }
 
-    fn producer(&self, batching: Batching) -> Result<Producer, PublisherError> {
+    fn producer(&self, batching: Batching) -> Result<Producer, PublishError> {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
             config.set(name, value);
@@ -100,18 +101,16 @@ impl Kafka {
         }
         match Producer::start(&config, Deliveries::new(batching)) {
             Ok(Ok(producer)) => Ok(producer),
-            Ok(Err(error)) => Err(PublisherError::because(
-                format!("the Kafka producer's thread could not be started: {error}"),
-                error,
-            )),
-            Err(KafkaError::ClientConfig(_, reason, name, value)) => Err(PublisherError::new(format!(
+            Ok(Err(error)) => {
+                Err(PublishError::new(format!("the Kafka producer's thread could not be started: {error}"))
+                    .with_source(error))
+            }
+            Err(KafkaError::ClientConfig(_, reason, name, value)) => Err(PublishError::new(format!(
                 "the Kafka property `{name}` is refused: {}",
                 refusal_of_property(&name, &value, &reason)
             ))),
-            Err(error) => Err(PublisherError::because(
-                format!("the Kafka producer's settings are wrong: {error}"),
-                error,
-            )),
+            Err(error) => Err(PublishError::new(format!("the Kafka producer's settings are wrong: {error}"))
+                .with_source(error)),
         }
     }
 }
@@ -122,13 +121,13 @@ impl fmt::Debug for Kafka {
         f.debug_struct("Kafka")
             .field("brokers", &settings::get(&self.settings, "bootstrap.servers"))
             .field("settings", &self.settings.keys().collect::<Vec<_>>())
-            .field("own_headers", &self.own_headers)
+            .field("event_headers", &self.event_headers)
             .finish()
     }
 }
 
 impl Broker for Kafka {
-    fn publisher(&self) -> Result<Box<dyn Publisher>, PublisherError> {
+    fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError> {
         settings::check(&self.settings)?;
         let producer = Some(self.producer(Batching::Many)?);
         Ok(Box::new(KafkaPublisher {
@@ -176,7 +175,7 @@ const _: () = assert!(usize::BITS >= u64::BITS, "the publisher needs a machine w
 
 impl KafkaPublisher {
     /// The producer, which is made where there is none, what it has on its way, and what is known of topics.
-    fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut Topics), PublisherError> {
+    fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut Topics), PublishError> {
         let producer = match &mut self.producer {
             Some(producer) => producer,
             none => none.insert(self.kafka.producer(self.batching)?),
@@ -188,14 +187,14 @@ impl KafkaPublisher {
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
         let in_flight = self.in_flight;
-        let own_headers = if self.kafka.own_headers { record.headers() } else { &[] };
+        let event_headers = if self.kafka.event_headers { record.headers() } else { &[] };
         let (producer, gate, topics) =
             self.producer().map_err(|error| Refusal::Retry { reason: error.to_string() })?;
         if let Some(reason) = topics.refusal(topic, producer.client()) {
             return Err(Refusal::Rejected { reason });
         }
         let send = || {
-            let message = message(ticket, topic, record, own_headers);
+            let message = message(ticket, topic, record, event_headers);
             producer.base().send(message).map_err(|(error, _)| {
                 (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
             })
@@ -234,7 +233,7 @@ impl Publisher for KafkaPublisher {
         &mut self,
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
-    ) -> Result<(), PublisherError> {
+    ) -> Result<(), PublishError> {
         let (known, in_flight) = (acknowledgements.len(), self.in_flight);
         let (producer, gate, _) = self.producer()?;
         producer.deliveries().wait(wait, in_flight, acknowledgements);
@@ -253,7 +252,7 @@ impl Publisher for KafkaPublisher {
         match fatal_error {
             // What became known before it failed is told first.
             Some((code, message)) if new == 0 => {
-                Err(PublisherError::new(format!("the Kafka producer failed for good ({code}): {message}")))
+                Err(PublishError::new(format!("the Kafka producer failed for good ({code}): {message}")))
             }
             Some(_) => Ok(()),
             None => {
@@ -276,10 +275,10 @@ impl Publisher for KafkaPublisher {
         self.delivered = 0;
     }
 
-    fn ready(&mut self, wait: Duration) -> Result<(), PublisherError> {
+    fn ready(&mut self, wait: Duration) -> Result<(), PublishError> {
         let (producer, _, topics) = self.producer()?;
         if producer.client().fetch_cluster_id(wait).is_none() {
-            return Err(PublisherError::new(format!("Kafka does not answer within {wait:?}")));
+            return Err(PublishError::new(format!("Kafka does not answer within {wait:?}")));
         }
         topics.look_for_cause(producer.client(), wait);
         Ok(())
@@ -299,19 +298,19 @@ fn message<'a>(
     ticket: u64,
     topic: &'a str,
     record: &'a Record,
-    own_headers: &[(String, String)],
+    event_headers: &[(String, String)],
 ) -> BaseRecord<'a, str, [u8], usize> {
     let mut id = [0; Hyphenated::LENGTH];
     let id: &str = record.id().as_hyphenated().encode_lower(&mut id);
-    let mut headers = OwnedHeaders::new_with_capacity(own_headers.len() + 2)
+    let mut headers = OwnedHeaders::new_with_capacity(event_headers.len() + 2)
         .insert(Header { key: wire::ID_HEADER, value: Some(id) })
         .insert(Header { key: wire::EVENT_TYPE_HEADER, value: Some(record.event_type()) });
-    for (key, value) in own_headers {
+    for (key, value) in event_headers {
         headers = headers.insert(Header { key, value: Some(value) });
     }
     let mut message =
         BaseRecord::with_opaque_to(topic, ticket as usize).key(record.aggregate_id()).headers(headers);
     message.payload = record.payload();
-    message.timestamp = record.created_at_ms();
+    message.timestamp = record.created_at().map(unix_ms);
     message
 }

@@ -1,13 +1,13 @@
 use std::time::Duration;
 
-use diesel_outbox_core::{PublisherError, SourceError};
+use diesel_outbox_core::{PublishError, SourceError};
 
 /// Why a relay could not be started, or did not stop well.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayError {
-    /// It was not told where to send records.
-    #[error("the relay has no broker: name one with `.publisher(Kafka::new(\"host:9092\"))`")]
+    /// It has no broker to send records to.
+    #[error("the relay has no broker: name one with `.broker(Kafka::new(\"host:9092\"))`")]
     NoBroker,
     /// A setting is out of its range.
     #[error("the relay's setting `{setting}` is {value}: it must be {range}")]
@@ -21,7 +21,7 @@ pub enum RelayError {
     },
     /// The broker's settings are wrong.
     #[error("the relay cannot make a publisher: {0}")]
-    Broker(#[from] PublisherError),
+    Broker(#[from] PublishError),
     /// A worker's thread could not be started.
     #[error("a worker's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
@@ -34,5 +34,5 @@ pub enum RelayError {
     Panicked(String),
     /// The workers did not stop in time. They end with the process; what they had in flight may be sent again.
     #[error("the relay did not stop within {0:?}: records in flight may be sent again")]
-    StopTimeout(Duration),
+    ShutdownTimeout(Duration),
 }

@@ -1,115 +1,94 @@
-use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::sync::oneshot;
+use diesel_outbox_core::__private::{Running, Stop};
 
 use crate::RelayError;
-use crate::worker::{Stop, Worker};
+use crate::worker::Worker;
 
-/// A running relay. Dropping it tells the relay to stop, without waiting for it.
-#[must_use = "dropping the handle stops the relay"]
+/// A running relay.
+///
+/// Keep it for as long as the relay should work, then [stop](Self::stop) it. Dropping the handle stops the relay too, without
+/// waiting for it, and logs a warning. Call [`detach`](Self::detach) if the relay should work until the process ends.
+#[derive(Debug)]
+#[must_use = "the relay stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct RelayHandle {
-    stop: Stop,
-    stop_time: Duration,
-    ended: oneshot::Receiver<Result<(), RelayError>>,
-    outcome: Option<Result<(), RelayError>>,
+    /// Taken when it is stopped.
+    running: Option<Running<RelayError>>,
+    shutdown_timeout: Duration,
 }
 
 impl RelayHandle {
-    /// Starts a thread for each worker, and one that joins them, so that nobody has to wait for a thread in an async
-    /// function.
+    /// Starts a thread for each worker.
     pub(crate) fn start(
         stop: Stop,
         workers: impl Iterator<Item = Worker>,
-        stop_time: Duration,
+        shutdown_timeout: Duration,
     ) -> Result<Self, RelayError> {
-        let (sender, ended) = oneshot::channel();
-        // Dropped where a thread cannot be started, which stops those that were.
-        let handle = Self { stop, stop_time, ended, outcome: None };
-        let thread = |name: String| std::thread::Builder::new().name(name);
-        let mut threads = Vec::new();
-        for (number, worker) in workers.enumerate() {
-            threads.push(thread(format!("outbox-relay-{number}")).spawn(move || worker.run())?);
-        }
-        thread("outbox-relay-end".to_owned()).spawn(move || {
-            let mut outcome = Ok(());
-            for worker in threads {
-                match worker.join() {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => outcome = Err(RelayError::Source(error)),
-                    Err(panic) => outcome = Err(RelayError::Panicked(message(panic.as_ref()))),
-                }
-            }
-            // Nobody may be waiting any more.
-            let _ = sender.send(outcome);
-        })?;
-        Ok(handle)
+        let work = workers.enumerate().map(|(number, worker)| {
+            (format!("outbox-relay-{number}"), move || worker.run().map_err(RelayError::Source))
+        });
+        let running = Running::start(stop, work, RelayError::Panicked)?;
+        Ok(Self { running: Some(running), shutdown_timeout })
     }
 
-    /// Stops gracefully: what is in flight is acknowledged and settled, nothing new is begun, the connections are
-    /// closed. Nothing is sent twice because of it.
+    /// Stops the relay gracefully: what is in flight is acknowledged and settled, nothing new is begun, and the connections
+    /// are closed. Nothing is sent twice because of it. It works on any async runtime.
     ///
     /// # Errors
-    /// [`RelayError::StopTimeout`] where that took longer than the relay's stop time, [`RelayError::Panicked`] where a
-    /// worker had panicked, [`RelayError::Source`] where the source could not go on.
+    /// Returns [`RelayError::ShutdownTimeout`] if that took longer than [`Relay::shutdown_timeout`](crate::Relay::shutdown_timeout).
+    /// If the relay had ended by itself, returns why: [`RelayError::Source`] or [`RelayError::Panicked`].
     pub async fn stop(mut self) -> Result<(), RelayError> {
-        self.stop.set();
-        let time = self.stop_time;
-        let ended = std::future::poll_fn(|context| self.poll_ended(context));
-        match tokio::time::timeout(time, ended).await {
-            Ok(()) => self.outcome.take().unwrap_or(Ok(())),
-            Err(_) => Err(RelayError::StopTimeout(time)),
+        match self.running.take() {
+            Some(running) => self.outcome(running.stop(self.shutdown_timeout).await),
+            None => Ok(()),
         }
     }
 
-    /// [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
+    /// Does the same as [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
     ///
     /// # Errors
     /// As for [`stop`](Self::stop).
     pub fn stop_blocking(mut self) -> Result<(), RelayError> {
-        self.stop.set();
-        let until = Instant::now() + self.stop_time;
-        while !self.is_finished() {
-            if Instant::now() >= until {
-                return Err(RelayError::StopTimeout(self.stop_time));
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        match self.running.take() {
+            Some(running) => self.outcome(running.stop_blocking(self.shutdown_timeout)),
+            None => Ok(()),
         }
-        self.outcome.take().unwrap_or(Ok(()))
     }
 
-    /// Whether the relay has ended by itself, which it does only where a worker panics or the source cannot go on.
-    /// [`stop`](Self::stop) tells why.
-    pub fn is_finished(&mut self) -> bool {
-        if self.outcome.is_none()
-            && let Ok(outcome) = self.ended.try_recv()
-        {
-            self.outcome = Some(outcome);
-        }
-        self.outcome.is_some()
+    /// Lets the relay work until the process ends, without a handle.
+    ///
+    /// Nothing stops it gracefully then: the records in flight at the end are sent again by the next relay.
+    pub fn detach(mut self) {
+        self.running = None;
     }
 
-    /// Waits until the relay has ended by itself.
-    pub(crate) fn poll_ended(&mut self, context: &mut Context<'_>) -> Poll<()> {
-        if self.outcome.is_some() {
-            return Poll::Ready(());
+    /// Returns whether the relay has ended by itself. It does so only if it cannot go on; [`stop`](Self::stop) returns why.
+    pub fn is_finished(&self) -> bool {
+        self.running.as_ref().is_none_or(Running::is_finished)
+    }
+
+    /// Waits until the relay has ended by itself, or the future ends.
+    pub(crate) async fn until(&self, shutdown: impl Future<Output = ()>) {
+        if let Some(running) = &self.running {
+            running.until(shutdown).await;
         }
-        std::pin::Pin::new(&mut self.ended).poll(context).map(|outcome| {
-            self.outcome = Some(outcome.unwrap_or(Ok(())));
-        })
+    }
+
+    fn outcome(&self, ended: Option<Result<(), RelayError>>) -> Result<(), RelayError> {
+        ended.unwrap_or(Err(RelayError::ShutdownTimeout(self.shutdown_timeout)))
     }
 }
 
 impl Drop for RelayHandle {
     fn drop(&mut self) {
-        self.stop.set();
-    }
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_owned(),
-        (_, Some(text)) => text.clone(),
-        _ => "no message".to_owned(),
+        if let Some(running) = &self.running {
+            if !running.is_finished() {
+                tracing::warn!(
+                    "the relay's handle was dropped, so the relay stops: keep the handle for as long as the relay should work, or \
+                     call `detach` on it"
+                );
+            }
+            running.signal_stop();
+        }
     }
 }

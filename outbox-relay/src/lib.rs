@@ -5,7 +5,7 @@
 //! # async fn f(database_url: String) -> Result<(), diesel_outbox_relay::RelayError> {
 //! use diesel_outbox_relay::{Kafka, Relay};
 //!
-//! let relay = Relay::postgres(&database_url).publisher(Kafka::new("localhost:9092")).spawn()?;
+//! let relay = Relay::postgres(&database_url).broker(Kafka::new("localhost:9092")).spawn()?;
 //! // ... the service does its work ...
 //! relay.stop().await?; // flush, settle, leave
 //! # Ok(())
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! The relay ends by itself only if it cannot go on: ask [`is_finished`](RelayHandle::is_finished) in your health check. Or
-//! run the relay until a future ends, with `Relay::postgres(..).publisher(..).run(shutdown).await`: it returns when either
+//! run the relay until a future ends, with `Relay::postgres(..).broker(..).run(shutdown).await`: it returns when either
 //! ends. Without tokio, stop it by [`stop_blocking`](RelayHandle::stop_blocking). To run it as a process of its own, use the
 //! binary `outbox` of `diesel-outbox-cli`.
 //!
@@ -25,7 +25,7 @@
 //! 2. **reads** the unsent records in order,
 //! 3. **publishes** them while it reads on,
 //! 4. **settles** exactly those that the broker acknowledged, and
-//! 5. **releases** the shards with a commit; after half a second it reads nothing more ([`Limits::pass_time`]).
+//! 5. **releases** the shards with a commit; after half a second it reads nothing more ([`Relay::max_pass_duration`]).
 //!
 //! The lock is the claim: a worker that dies loses its connection, and with it the lock. There is no lease and no clock.
 //!
@@ -33,7 +33,7 @@
 //!
 //! You need not do anything: the relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
 //!
-//! If the broker acknowledges nothing for a while ([`Limits::stall_time`]), the relay gives the pass up, and keeps no
+//! If the broker acknowledges nothing for a while ([`Relay::stall_timeout`]), the relay gives the pass up, and keeps no
 //! transaction open until the broker answers again. If the database is away, the relay connects again.
 //!
 //! # Several relays
@@ -47,28 +47,29 @@
 //!
 //! # The write-ahead log
 //!
-//! `Relay::wal` reads PostgreSQL's write-ahead log instead of the table, from a slot that `outbox wal setup` has made.
+//! `Relay::postgres_wal` reads PostgreSQL's write-ahead log instead of the table, from a slot that `outbox wal setup` has made.
 //! Nothing is settled in the table then. One relay is active, and the others stand by. If the slot is lost, the relay stops
 //! with [`RelayError::Source`]. `docs/wal.md` in the repository says what it needs, and how to move from polling to the
 //! write-ahead log and back.
 //!
 //! # Metrics
 //!
-//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder. Of several relays only
-//! the leading one sets the gauges.
+//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder before you start the relay. Of several
+//! relays only the leading one sets the gauges. Each metric has the label `outbox`, such as `shop.public` for the tables in the
+//! schema `public` of the database `shop`, so that several outboxes in one process stay apart.
 //!
 //! | metric | kind | |
 //! |---|---|---|
-//! | `outbox_unsent` | gauge | records that wait to be sent; if the write-ahead log is read, only what the relay has received of it: watch `outbox_log_lag_bytes` then |
+//! | `outbox_unsent` | gauge | records that wait to be sent; if the write-ahead log is read, only what the relay has received of it: watch `outbox_wal_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
 //! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared; counted from when the relay first saw it if its role is not a member of `pg_read_all_stats` |
-//! | `outbox_log_lag_bytes`, `outbox_log_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
-//! | `outbox_slot_retained_bytes` | gauge | how much of its log the server keeps for the slot |
-//! | `outbox_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
+//! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
+//! | `outbox_wal_retained_bytes` | gauge | how much of its log the server keeps for the slot |
+//! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |
-//! | `outbox_failures_total` | counter | failed passes, by `in` = `database` or `broker` |
-//! | `outbox_pass_seconds`, `outbox_pass_records` | histogram | how long passes take, and how much they publish |
+//! | `outbox_failures_total` | counter | failed passes, by `component`: `database` or `broker` |
+//! | `outbox_pass_duration_seconds`, `outbox_pass_records` | histogram | how long passes take, and how much they publish |
 //!
 //! # Features
 //!
@@ -96,15 +97,19 @@ pub mod source;
 mod statement;
 mod worker;
 
-#[cfg(feature = "postgres-wal")]
-pub use crate::source::wal::WalOptions;
-pub use crate::source::{SentRows, SourceOptions};
-pub use diesel_outbox_core::wire::{TopicError, Topics};
-pub use diesel_outbox_core::{Broker, DeadLetterPolicy, Lag, LogLag, Source};
+pub use diesel_outbox_core::wire::{TopicError, TopicNaming};
+pub use diesel_outbox_core::{
+    Acknowledgement, Broker, Claimed, DeadLetterPolicy, DeadLettered, Lag, Outcome, PublishError, Publisher,
+    Record, Refusal, Source, SourceError, WalLag,
+};
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;
 
 pub use self::error::RelayError;
 pub use self::handle::RelayHandle;
-pub use self::pipeline::Limits;
 pub use self::relay::Relay;
+#[cfg(feature = "postgres")]
+pub use self::source::DatabaseUrl;
+#[cfg(feature = "postgres-wal")]
+pub use self::source::wal::{self, WalOptions};
+pub use self::source::{SentRows, SourceOptions};

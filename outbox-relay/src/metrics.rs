@@ -1,65 +1,133 @@
-//! What the relay tells of itself: metrics through the `metrics` facade, and log lines through `tracing`.
+//! What the relay reports of itself: metrics through the `metrics` facade, and log lines through `tracing`.
 
+use std::sync::Once;
 use std::time::Duration;
 
 use diesel_outbox_core::Lag;
-use metrics::{counter, gauge, histogram};
+use metrics::{
+    SharedString, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram,
+};
 use tracing::{error, info, warn};
 
-pub(crate) fn published(count: usize) {
-    counter!("outbox_published_total").increment(count as u64);
+/// A worker's metrics. Their label `outbox` tells several outboxes of one process apart.
+pub(crate) struct Metrics {
+    outbox: SharedString,
 }
 
-pub(crate) fn dead_lettered(topic: &str, aggregate_type: &str, id: &str, reason: &str) {
-    counter!("outbox_dead_letters_total").increment(1);
-    warn!(id, aggregate_type, topic, reason, "a record became a dead letter");
-}
+/// Whoever installs a recorder does so before the first relay starts.
+static DESCRIBED: Once = Once::new();
 
-pub(crate) fn passed(count: usize, took: Duration) {
-    histogram!("outbox_pass_seconds").record(took.as_secs_f64());
-    histogram!("outbox_pass_records").record(count as f64);
-}
-
-pub(crate) fn lag(lag: Lag) {
-    gauge!("outbox_unsent").set(lag.unsent as f64);
-    gauge!("outbox_oldest_unsent_seconds").set(lag.oldest.as_secs_f64());
-    gauge!("outbox_oldest_writer_seconds").set(lag.oldest_writer.as_secs_f64());
-    let oldest = lag.oldest.as_secs_f64();
-    let Some(log) = lag.log else {
-        return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
-    };
-    gauge!("outbox_log_lag_bytes").set(log.bytes as f64);
-    if let Some(time) = log.time {
-        gauge!("outbox_log_lag_seconds").set(time.as_secs_f64());
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        DESCRIBED.call_once(describe);
+        Self { outbox: SharedString::const_str("") }
     }
-    gauge!("outbox_slot_retained_bytes").set(log.retained_bytes as f64);
-    for status in ["reserved", "extended", "unreserved", "lost"] {
-        gauge!("outbox_slot_status", "status" => status).set(f64::from(u8::from(status == log.status)));
+
+    /// Names the outbox as soon as the source knows which it is.
+    pub(crate) fn name(&mut self, outbox: Option<&str>) {
+        if self.outbox.is_empty()
+            && let Some(outbox) = outbox
+        {
+            self.outbox = outbox.to_owned().into();
+        }
     }
-    info!(
-        unsent = lag.unsent,
-        oldest_seconds = oldest,
-        log_bytes = log.bytes,
-        log_seconds = log.time.map(|time| time.as_secs_f64()),
-        retained_bytes = log.retained_bytes,
-        slot_status = log.status,
-        "outbox lag"
-    );
+
+    fn outbox(&self) -> SharedString {
+        self.outbox.clone()
+    }
+
+    pub(crate) fn published(&self, count: usize) {
+        counter!("outbox_published_total", "outbox" => self.outbox()).increment(count as u64);
+    }
+
+    pub(crate) fn dead_lettered(&self, topic: &str, aggregate_type: &str, id: &str, reason: &str) {
+        counter!("outbox_dead_letters_total", "outbox" => self.outbox()).increment(1);
+        warn!(id, aggregate_type, topic, reason, "a record became a dead letter");
+    }
+
+    pub(crate) fn passed(&self, count: usize, took: Duration) {
+        histogram!("outbox_pass_duration_seconds", "outbox" => self.outbox()).record(took.as_secs_f64());
+        histogram!("outbox_pass_records", "outbox" => self.outbox()).record(count as f64);
+    }
+
+    pub(crate) fn lag(&self, lag: Lag) {
+        let set = |name: &'static str, value: f64| gauge!(name, "outbox" => self.outbox()).set(value);
+        let oldest = lag.oldest.as_secs_f64();
+        set("outbox_unsent", lag.unsent as f64);
+        set("outbox_oldest_unsent_seconds", oldest);
+        set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
+        let Some(wal) = lag.wal else {
+            return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
+        };
+        set("outbox_wal_lag_bytes", wal.bytes as f64);
+        if let Some(time) = wal.time {
+            set("outbox_wal_lag_seconds", time.as_secs_f64());
+        }
+        set("outbox_wal_retained_bytes", wal.retained_bytes as f64);
+        for status in ["reserved", "extended", "unreserved", "lost"] {
+            let is_it = f64::from(u8::from(status == wal.status));
+            gauge!("outbox_wal_slot_status", "outbox" => self.outbox(), "status" => status).set(is_it);
+        }
+        info!(
+            unsent = lag.unsent,
+            oldest_seconds = oldest,
+            wal_bytes = wal.bytes,
+            wal_seconds = wal.time.map(|time| time.as_secs_f64()),
+            retained_bytes = wal.retained_bytes,
+            slot_status = wal.status,
+            "outbox lag"
+        );
+    }
+
+    pub(crate) fn failed(&self, component: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
+        counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component).increment(1);
+        warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {component} failed; trying again");
+    }
 }
 
 pub(crate) fn stopped(published: usize) {
     info!(published, "a relay worker stopped");
 }
 
-pub(crate) fn failed(failure: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
-    counter!("outbox_failures_total", "in" => failure).increment(1);
-    warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {failure} failed; trying again");
-}
-
 pub(crate) fn gave_up(error: &dyn std::error::Error) {
     error!(error = %error, "the relay cannot go on and has stopped");
 }
 
-pub(crate) fn recovered(failure: &'static str) {
-    info!("the {failure} works again");
+pub(crate) fn recovered(component: &'static str) {
+    info!("the {component} works again");
+}
+
+fn describe() {
+    describe_gauge!(
+        "outbox_unsent",
+        Unit::Count,
+        "Records that wait to be sent; if the WAL is read, those that the relay has received"
+    );
+    describe_gauge!(
+        "outbox_oldest_unsent_seconds",
+        Unit::Seconds,
+        "Age of the oldest record that waits to be sent"
+    );
+    describe_gauge!(
+        "outbox_oldest_writer_seconds",
+        Unit::Seconds,
+        "How long the oldest transaction that may have emitted has been open or prepared"
+    );
+    describe_gauge!(
+        "outbox_wal_lag_bytes",
+        Unit::Bytes,
+        "How far what is confirmed is behind the end of the WAL"
+    );
+    describe_gauge!(
+        "outbox_wal_lag_seconds",
+        Unit::Seconds,
+        "How long ago the WAL ended where it is confirmed now"
+    );
+    describe_gauge!("outbox_wal_retained_bytes", Unit::Bytes, "How much WAL the server keeps for the slot");
+    describe_gauge!("outbox_wal_slot_status", Unit::Count, "1 for the slot's status, 0 for the others");
+    describe_counter!("outbox_published_total", Unit::Count, "Records that were published and settled");
+    describe_counter!("outbox_dead_letters_total", Unit::Count, "Records that became dead letters");
+    describe_counter!("outbox_failures_total", Unit::Count, "Failed passes, by the component that failed");
+    describe_histogram!("outbox_pass_duration_seconds", Unit::Seconds, "How long passes take");
+    describe_histogram!("outbox_pass_records", Unit::Count, "How many records passes publish");
 }

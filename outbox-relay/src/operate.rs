@@ -5,7 +5,10 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+use std::time::SystemTime;
+
 use diesel::QueryResult;
+use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
@@ -18,8 +21,8 @@ use uuid::Uuid;
 ///
 /// let lag = conn.lag()?;
 /// println!("{} events wait, the oldest for {:?}", lag.unsent, lag.oldest);
-/// for letter in conn.dead_letters(100)? {
-///     println!("{} of {} {}: {}", letter.event_type, letter.aggregate_type, letter.aggregate_id, letter.reason);
+/// for dead in conn.dead_letters(100)? {
+///     println!("{} of {} {}: {}", dead.event_type, dead.aggregate_type, dead.aggregate_id, dead.reason);
 /// }
 /// conn.requeue(&Requeue::All)?;
 /// # Ok(())
@@ -62,12 +65,12 @@ pub struct DeadLetter {
     pub aggregate_id: String,
     /// The event's type.
     pub event_type: String,
-    /// When it was emitted, in milliseconds since 1970.
-    pub created_at_ms: i64,
+    /// When it was emitted.
+    pub created_at: SystemTime,
     /// Why it is here, and what to do about it.
     pub reason: String,
-    /// When it came here, in milliseconds since 1970.
-    pub failed_at_ms: i64,
+    /// When it came here.
+    pub failed_at: SystemTime,
 }
 
 /// Which dead letters to try again.
@@ -103,6 +106,7 @@ impl Requeue {
 type Row = (i64, String, String, String, String, i64, String, i64);
 
 fn dead_letter(row: Row) -> DeadLetter {
-    let (seq, id, aggregate_type, aggregate_id, event_type, created_at_ms, reason, failed_at_ms) = row;
-    DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, created_at_ms, reason, failed_at_ms }
+    let (seq, id, aggregate_type, aggregate_id, event_type, created_at, reason, failed_at) = row;
+    let (created_at, failed_at) = (from_unix_ms(created_at), from_unix_ms(failed_at));
+    DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, created_at, reason, failed_at }
 }

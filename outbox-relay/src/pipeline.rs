@@ -10,49 +10,33 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, DeadLettered, Outcome, Publisher, PublisherError, Refusal, Source, SourceError,
+    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Refusal, Source, SourceError,
 };
 
 use self::names::TopicNames;
 use self::waiting::Waiting;
-use crate::metrics;
+use crate::metrics::Metrics;
 
-/// How much a pass takes on. The defaults suit most services.
-///
-/// ```
-/// use diesel_outbox_relay::Limits;
-///
-/// let mut limits = Limits::default();
-/// limits.in_flight = 4_000;
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Limits {
-    /// How many records are read at once, and settled at once, 1 to 100,000. Default: 2,000; large payloads make it fewer
-    /// by themselves.
-    pub chunk: usize,
-    /// How many records may be with the broker unacknowledged, 1 to 1,000,000. Default: 8,000.
-    pub in_flight: usize,
-    /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, 16 MiB to 1 TiB; a single larger
-    /// record is held alone. Default: 64 MiB.
-    pub in_flight_bytes: usize,
-    /// How long a pass goes on reading before it commits what it settled, 1 ms to a day; the chunk that is being read by
-    /// then is sent too. Default: 500 ms.
-    pub pass_time: Duration,
-    /// How long the broker may acknowledge nothing before the pass is given up, 1 s to 20 s. Default: 5 s.
-    pub stall_time: Duration,
+/// How much a pass takes on: the settings of these names on [`Relay`](crate::Relay).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) batch_size: usize,
+    pub(crate) max_in_flight: usize,
+    pub(crate) max_in_flight_bytes: usize,
+    pub(crate) max_pass_duration: Duration,
+    pub(crate) stall_timeout: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            chunk: 2_000,
-            in_flight: 8_000,
-            in_flight_bytes: 64 << 20,
-            pass_time: Duration::from_millis(500),
-            stall_time: Duration::from_secs(5),
+            batch_size: 2_000,
+            max_in_flight: 8_000,
+            max_in_flight_bytes: 64 << 20,
+            max_pass_duration: Duration::from_millis(500),
+            stall_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -70,7 +54,7 @@ pub(crate) enum Passed {
 #[derive(Debug)]
 pub(crate) enum Failure {
     Source(SourceError),
-    Publisher(PublisherError),
+    Publisher(PublishError),
 }
 
 impl From<SourceError> for Failure {
@@ -80,11 +64,12 @@ impl From<SourceError> for Failure {
 }
 
 pub(crate) struct Pipeline<'a> {
-    pub(crate) topics: &'a Topics,
+    pub(crate) topic_naming: &'a TopicNaming,
     pub(crate) limits: Limits,
     pub(crate) now: &'a dyn Fn() -> Instant,
     /// How many records were published is added here, whether the pass fails or not.
     pub(crate) published: &'a Cell<usize>,
+    pub(crate) metrics: &'a Metrics,
     /// Told between chunks; `true` ends the pass as soon as what is in flight has been acknowledged.
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
@@ -130,9 +115,9 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(failure) => {
-                metrics::published(pass.published);
+                self.metrics.published(pass.published);
                 self.published.set(self.published.get() + pass.published);
-                metrics::passed(pass.published, (self.now)().duration_since(began));
+                self.metrics.passed(pass.published, (self.now)().duration_since(began));
                 failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
@@ -155,10 +140,10 @@ impl Pipeline<'_> {
                 pass.close();
             }
             let now = (self.now)();
-            let in_time = now.duration_since(pass.began) < self.limits.pass_time;
+            let in_time = now.duration_since(pass.began) < self.limits.max_pass_duration;
             pass.reading &= in_time || pass.reads_ahead;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
-                let more = source.read(self.limits.chunk, &mut chunk)?;
+                let more = source.read(self.limits.batch_size, &mut chunk)?;
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut chunk).into();
                 if !pass.unsent.is_empty() {
@@ -167,7 +152,7 @@ impl Pipeline<'_> {
                 // What is read ahead comes on top of this.
                 pass.reads_ahead = more && in_time && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
-                    source.read_ahead(self.limits.chunk)?;
+                    source.read_ahead(self.limits.batch_size)?;
                 }
                 // The broker was not listened to meanwhile.
                 pass.progress += (self.now)().duration_since(now);
@@ -193,10 +178,10 @@ impl Pipeline<'_> {
             let now = (self.now)();
             if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
                 pass.progress = now;
-            } else if now.duration_since(pass.progress) >= self.limits.stall_time {
-                return Err(Failure::Publisher(PublisherError::new(format!(
+            } else if now.duration_since(pass.progress) >= self.limits.stall_timeout {
+                return Err(Failure::Publisher(PublishError::new(format!(
                     "the broker acknowledged nothing for {:?}",
-                    self.limits.stall_time
+                    self.limits.stall_timeout
                 ))));
             }
             for acknowledgement in acknowledgements.drain(..) {
@@ -207,8 +192,11 @@ impl Pipeline<'_> {
             if let Some(failing) = pass.failing.take_if(is_over) {
                 return Err(failing.failure());
             }
-            let enough =
-                if pass.caught_up.is_some() { SHORT_CHUNK.min(self.limits.chunk) } else { self.limits.chunk };
+            let enough = if pass.caught_up.is_some() {
+                SHORT_CHUNK.min(self.limits.batch_size)
+            } else {
+                self.limits.batch_size
+            };
             if pass.acknowledged.len() >= enough || now.duration_since(pass.settled) >= LONGEST_UNSETTLED {
                 pass.settle(source, now)?;
             }
@@ -217,7 +205,8 @@ impl Pipeline<'_> {
 
     fn may_read(&self, pass: &Pass) -> bool {
         let taken = pass.in_flight + pass.waiting.count();
-        let has_room = taken + self.limits.chunk <= self.limits.in_flight.max(self.limits.chunk);
+        let has_room =
+            taken + self.limits.batch_size <= self.limits.max_in_flight.max(self.limits.batch_size);
         pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
     }
 
@@ -225,7 +214,8 @@ impl Pipeline<'_> {
     /// reckoned for it.
     fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
         let unsent: usize = pass.unsent.iter().map(size).sum();
-        pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * CHUNK_BYTES <= self.limits.in_flight_bytes
+        pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * CHUNK_BYTES
+            <= self.limits.max_in_flight_bytes
     }
 
     /// Hands over what was read, in order, for as long as the publisher takes it. `true`: it takes no more for now.
@@ -238,7 +228,7 @@ impl Pipeline<'_> {
         while let Some(claimed) = pass.unsent.pop_front() {
             let ticket = claimed.ticket;
             let taken = match &claimed.record {
-                Ok(record) => match pass.names.topic(self.topics, record.aggregate_type()) {
+                Ok(record) => match pass.names.topic(self.topic_naming, record.aggregate_type()) {
                     Ok(topic) => publisher.publish(ticket, topic, record),
                     Err(error) => Err(Refusal::Rejected { reason: error.to_string() }),
                 },
@@ -302,9 +292,9 @@ impl Pipeline<'_> {
         ticket: u64,
         reason: &str,
     ) -> Result<bool, SourceError> {
-        let DeadLettered { id, aggregate_type, holds_back } = source.dead_letter(ticket, reason)?;
-        let topic = pass.names.topic(self.topics, &aggregate_type).unwrap_or_default();
-        metrics::dead_lettered(topic, &aggregate_type, &id, reason);
+        let DeadLettered { id, aggregate_type, holds_back, .. } = source.dead_letter(ticket, reason)?;
+        let topic = pass.names.topic(self.topic_naming, &aggregate_type).unwrap_or_default();
+        self.metrics.dead_lettered(topic, &aggregate_type, &id, reason);
         Ok(holds_back)
     }
 }
@@ -324,7 +314,7 @@ struct Failing {
 
 impl Failing {
     fn failure(self) -> Failure {
-        Failure::Publisher(PublisherError::new(self.reason))
+        Failure::Publisher(PublishError::new(self.reason))
     }
 }
 

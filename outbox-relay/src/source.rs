@@ -9,6 +9,8 @@ pub(crate) mod check;
 #[cfg(feature = "postgres")]
 mod database;
 #[cfg(feature = "postgres")]
+mod database_url;
+#[cfg(feature = "postgres")]
 mod fence;
 #[cfg(feature = "sqlite")]
 pub(crate) mod julian_day;
@@ -30,6 +32,8 @@ pub use diesel_outbox_core::DeadLetterPolicy;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel_outbox_core::SourceError;
 
+#[cfg(feature = "postgres")]
+pub use self::database_url::DatabaseUrl;
 pub use self::options::{SentRows, SourceOptions};
 #[cfg(feature = "postgres")]
 pub use self::polling::PostgresSource;
@@ -43,7 +47,7 @@ const BLOCKED: &str =
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
-    SourceError::because(format!("the database failed while {doing}: {message}"), error)
+    SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
 }
 
 /// Wakes the relay that listens, when the open transaction commits, for rows that are brought back to the outbox.

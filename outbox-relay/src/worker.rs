@@ -1,14 +1,13 @@
 //! A worker: one thread with a connection and a publisher of its own, that makes one pass after the other.
 
 use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::__private::Stop;
+use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
-use crate::metrics;
+use crate::metrics::{self, Metrics};
 use crate::pipeline::{Failure, Limits, Passed, Pipeline};
 
 /// How long a worker waits before it looks whether it is to stop: after a failure, and where there is nothing to do.
@@ -22,35 +21,11 @@ const READY_WAIT: Duration = Duration::from_secs(2);
 /// than passes are made.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Set once, when the relay is to stop.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Stop(Arc<AtomicBool>);
-
-impl Stop {
-    pub(crate) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    pub(crate) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// A relay whose worker has panicked is not whole: the others stop too, and the relay's owner is told.
-struct StopOnPanic(Stop);
-
-impl Drop for StopOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.set();
-        }
-    }
-}
-
+/// A thread's work, and what it knows from pass to pass.
 pub(crate) struct Worker {
     pub(crate) source: Box<dyn Source>,
     pub(crate) publisher: Box<dyn Publisher>,
-    pub(crate) topics: Topics,
+    pub(crate) topic_naming: TopicNaming,
     pub(crate) limits: Limits,
     pub(crate) stop: Stop,
     pub(crate) broker_is_away: bool,
@@ -58,18 +33,18 @@ pub(crate) struct Worker {
     pub(crate) upkept: Option<Instant>,
     /// How many records it has published.
     pub(crate) published: Cell<usize>,
+    pub(crate) metrics: Metrics,
 }
 
 impl Worker {
     /// Works until it is to stop. An error is one that trying again cannot mend.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
-        let _stop_others = StopOnPanic(self.stop.clone());
         let mut retry = Retry::new();
         while !self.stop.is_set() {
             let before = self.published.get();
             match self.turn() {
                 Ok(()) => retry.succeeded(),
-                Err(Failure::Source(error)) if error.is_lasting() => {
+                Err(Failure::Source(error)) if error.is_permanent() => {
                     self.stop.set();
                     metrics::gave_up(&error);
                     return Err(error);
@@ -79,7 +54,7 @@ impl Worker {
                     if self.published.get() > before {
                         retry.begin_anew();
                     }
-                    retry.failed(&failure, &self.stop);
+                    retry.failed(&failure, &self.stop, &self.metrics);
                 }
             }
         }
@@ -96,10 +71,11 @@ impl Worker {
         }
         let stop = self.stop.clone();
         let pipeline = Pipeline {
-            topics: &self.topics,
+            topic_naming: &self.topic_naming,
             limits: self.limits,
             now: &Instant::now,
             published: &self.published,
+            metrics: &self.metrics,
             stopping: &|| stop.is_set(),
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
@@ -138,9 +114,10 @@ impl Worker {
     }
 
     fn upkeep(&mut self) -> Result<(), Failure> {
+        self.metrics.name(self.source.outbox());
         self.upkept = Some(Instant::now());
         if let Some(lag) = self.source.upkeep()? {
-            metrics::lag(lag);
+            self.metrics.lag(lag);
         }
         Ok(())
     }
@@ -169,13 +146,13 @@ impl Retry {
         self.wait = FIRST_RETRY;
     }
 
-    fn failed(&mut self, failure: &Failure, stop: &Stop) {
-        let (side, error) = match failure {
+    fn failed(&mut self, failure: &Failure, stop: &Stop, metrics: &Metrics) {
+        let (component, error) = match failure {
             Failure::Source(error) => ("database", error as &dyn std::error::Error),
             Failure::Publisher(error) => ("broker", error as &dyn std::error::Error),
         };
-        metrics::failed(side, error, self.wait);
-        self.failure = Some(side);
+        metrics.failed(component, error, self.wait);
+        self.failure = Some(component);
         let until = Instant::now() + self.wait;
         while !stop.is_set() && Instant::now() < until {
             std::thread::sleep(SLICE.min(self.wait));
@@ -186,7 +163,7 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublisherError, Record, Refusal};
+    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublishError, Record, Refusal};
 
     use super::*;
 
@@ -233,15 +210,15 @@ mod tests {
             &mut self,
             _: Duration,
             _: &mut Vec<Acknowledgement>,
-        ) -> Result<(), PublisherError> {
-            if self.0 { Err(PublisherError::new("failed for good")) } else { Ok(()) }
+        ) -> Result<(), PublishError> {
+            if self.0 { Err(PublishError::new("failed for good")) } else { Ok(()) }
         }
 
         fn abandon(&mut self) {
             self.0 = false;
         }
 
-        fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
             Ok(())
         }
     }
@@ -251,12 +228,13 @@ mod tests {
         let mut worker = Worker {
             source: Box::new(Nothing),
             publisher: Box::new(Failed(true)),
-            topics: Topics::default(),
+            topic_naming: TopicNaming::default(),
             limits: Limits::default(),
             stop: Stop::default(),
             broker_is_away: false,
             upkept: None,
             published: Cell::new(0),
+            metrics: Metrics::new(),
         };
         assert!(matches!(worker.turn(), Err(Failure::Publisher(_))));
         assert!(worker.turn().is_ok());

@@ -79,7 +79,7 @@ fn one_busy_shard_does_not_make_a_claim_dear() {
     assert!(!PostgresSource::new(database.url(), SourceOptions::default()).claim().unwrap());
     keep_sent(conn, "5");
     conn.batch_execute(
-        "UPDATE outbox_shard SET low = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox",
+        "UPDATE outbox_shard SET sent_through = (SELECT max(seq) FROM outbox) WHERE shard = 5; ANALYZE outbox",
     )
     .unwrap();
     emit_one(conn);
@@ -214,13 +214,13 @@ fn a_row_that_is_brought_back_while_a_claim_looks_for_rows_is_sent() {
     eventually("the shard's bounds to move", Duration::from_secs(30), || {
         pass(&mut source);
         emit_one(conn);
-        (count(conn, "SELECT low FROM outbox_shard WHERE shard = 3") > 10_000).then_some(())
+        (count(conn, "SELECT sent_through FROM outbox_shard WHERE shard = 3") > 10_000).then_some(())
     });
     // The others make the claim last long enough.
-    conn.batch_execute("UPDATE outbox_shard SET low = 0, passed = 0 WHERE shard <> 3").unwrap();
+    conn.batch_execute("UPDATE outbox_shard SET sent_through = 0, passed = 0 WHERE shard <> 3").unwrap();
     operator
         .batch_execute(
-            "BEGIN; SELECT FROM outbox_shard FOR UPDATE; UPDATE outbox_shard SET low = 499, passed = 499 WHERE shard = 3; \
+            "BEGIN; SELECT FROM outbox_shard FOR UPDATE; UPDATE outbox_shard SET sent_through = 499, passed = 499 WHERE shard = 3; \
              INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) OVERRIDING SYSTEM VALUE \
              VALUES (500, gen_random_uuid(), 'order', '1', 'Requeued', 3)",
         )

@@ -187,7 +187,7 @@ fn a_relay_that_is_stopped_in_the_middle_sends_nothing_twice() {
 }
 
 /// A relay that waits for a broker which never answers.
-fn waiting(database: &Database<'_>, stop_time: &str) -> (Process, TcpListener) {
+fn waiting(database: &Database<'_>, shutdown_timeout: &str) -> (Process, TcpListener) {
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let broker = deaf.local_addr().unwrap().to_string();
     let mut conn = database.connect();
@@ -200,7 +200,7 @@ fn waiting(database: &Database<'_>, stop_time: &str) -> (Process, TcpListener) {
         "--stall-time",
         "20s",
         "--stop-time",
-        stop_time,
+        shutdown_timeout,
     ]);
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
                    and application_name = 'outbox relay' and state = 'idle in transaction' \

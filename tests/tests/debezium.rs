@@ -108,7 +108,7 @@ fn the_check_tells_what_waits_and_what_was_sent_before() {
     wal_with(&database, &["setup", "--slot", database.name(), "--publication", database.name()]);
     let (sql, _) = debezium(&database, &["sql"]);
     // Publication, slot and division are there.
-    let made = ["PUBLICATION", "_slot(", "high = 0"];
+    let made = ["PUBLICATION", "_slot(", "polled_through = 0"];
     for statement in sql.split("\n\n").skip(1).filter(|sql| !made.iter().any(|made| sql.contains(made))) {
         conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
     }

@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::operate::{Operate, Requeue};
-use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Limits, Relay, RelayHandle, Topics};
+use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Relay, RelayHandle, TopicNaming};
 use outbox_tests::{Database, Folder, Kafka, Postgres, Received, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -22,8 +22,8 @@ fn migrated() -> Database<'static> {
 
 /// A relay for the database, whose topics all begin with a prefix of this test's own.
 fn relay(database: &Database<'_>, prefix: &str) -> Relay {
-    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}")).unwrap();
-    Relay::postgres(database.url()).publisher(Broker::new(Kafka::shared().brokers())).topics(topics)
+    let topics: TopicNaming = format!("{prefix}.{{aggregatetype}}").parse().unwrap();
+    Relay::postgres(database.url()).broker(Broker::new(Kafka::shared().brokers())).topic_naming(topics)
 }
 
 fn stop(relay: RelayHandle) {
@@ -155,8 +155,8 @@ fn what_arrives_is_what_was_emitted_on_sqlite() {
     let topic = Kafka::shared().unique("sqlite");
     let start = || {
         Relay::sqlite(&path)
-            .publisher(Broker::new(Kafka::shared().brokers()))
-            .topics(Topics::pattern(&topic).unwrap())
+            .broker(Broker::new(Kafka::shared().brokers()))
+            .topic_naming(topic.parse().unwrap())
             .spawn()
             .unwrap()
     };
@@ -195,9 +195,7 @@ fn a_late_commit_is_sent() {
     let database = migrated();
     let prefix = Kafka::shared().unique("late");
     let topic = format!("{prefix}.order");
-    let mut limits = Limits::default();
-    limits.pass_time = Duration::from_millis(50);
-    let relay = relay(&database, &prefix).limits(limits).spawn().unwrap();
+    let relay = relay(&database, &prefix).max_pass_duration(Duration::from_millis(50)).spawn().unwrap();
     let conn = &mut database.connect();
     let late = &mut database.connect();
     let late_record = record("late", "Late");
@@ -219,7 +217,7 @@ fn a_late_commit_is_sent() {
     // Once nobody can commit late any more, the lower bounds do move.
     eventually("the lower bounds to move", PATIENCE, || {
         emit(conn, &record("after", "After"));
-        (number(conn, "SELECT max(low) FROM outbox_shard") > 15_000).then_some(())
+        (number(conn, "SELECT max(sent_through) FROM outbox_shard") > 15_000).then_some(())
     });
     stop(relay);
 }
@@ -242,7 +240,7 @@ fn an_unrelated_open_transaction_delays_nothing() {
     assert_eq!(Kafka::shared().read_at_least(&topic, 20_000, PATIENCE).len(), 20_000);
     eventually("the lower bounds to move beside the open transaction", PATIENCE, || {
         emit(conn, &record("after", "After"));
-        (number(conn, "SELECT max(low) FROM outbox_shard") > 15_000).then_some(())
+        (number(conn, "SELECT max(sent_through) FROM outbox_shard") > 15_000).then_some(())
     });
     unrelated.batch_execute("COMMIT").unwrap();
     stop(relay);
@@ -254,10 +252,11 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
     let prefix = Kafka::shared().unique("dead");
     let broker_limit = format!("{prefix}.small");
     Kafka::shared().create_topic_with(&broker_limit, 1, &[("max.message.bytes", "1000")]);
-    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}"))
+    let topics = format!("{prefix}.{{aggregatetype}}")
+        .parse::<TopicNaming>()
         .unwrap()
         .allow([format!("{prefix}.order"), broker_limit.clone()]);
-    let relay = relay(&database, &prefix).topics(topics).spawn().unwrap();
+    let relay = relay(&database, &prefix).topic_naming(topics).spawn().unwrap();
     let conn = &mut database.connect();
     // Random, so that no compression makes it fit.
     let large: Vec<u8> = (0..2_000_000_u64).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
@@ -294,7 +293,7 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
         ("TooLargeForTheProducer", "message.max.bytes"),
         ("TooLargeForTheTopic", "max.message.bytes"),
         ("NotAllowed", "is not in the relay's allow-list"),
-        ("BadName", "is no topic name"),
+        ("BadName", "is not a name for a topic"),
     ] {
         assert!(reasons[event_type].contains(reason), "{event_type}: {}", reasons[event_type]);
     }
@@ -308,10 +307,14 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     let conn = &mut database.connect();
     let allow = |names: &[&str]| {
         let pattern = format!("{prefix}.{{aggregatetype}}");
-        Topics::pattern(&pattern).unwrap().allow(names.iter().map(|name| format!("{prefix}.{name}")))
+        pattern.parse::<TopicNaming>().unwrap().allow(names.iter().map(|name| format!("{prefix}.{name}")))
     };
     let blocking = |topics| {
-        relay(&database, &prefix).topics(topics).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap()
+        relay(&database, &prefix)
+            .topic_naming(topics)
+            .dead_letter_policy(DeadLetterPolicy::Block)
+            .spawn()
+            .unwrap()
     };
     let first = blocking(allow(&["other"]));
     emit(conn, &record(1, "1"));
@@ -343,13 +346,11 @@ fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
     let database = migrated();
     let prefix = kafka.unique("missing");
     kafka.create_topic(&format!("{prefix}.order"), 3);
-    let topics = Topics::pattern(&format!("{prefix}.{{aggregatetype}}")).unwrap();
-    let mut limits = Limits::default();
-    limits.stall_time = Duration::from_secs(1);
+    let topics: TopicNaming = format!("{prefix}.{{aggregatetype}}").parse().unwrap();
     let relay = Relay::postgres(database.url())
-        .publisher(Broker::new(kafka.brokers()))
-        .topics(topics)
-        .limits(limits)
+        .broker(Broker::new(kafka.brokers()))
+        .topic_naming(topics)
+        .stall_timeout(Duration::from_secs(1))
         .spawn()
         .unwrap();
     let conn = &mut database.connect();
@@ -381,7 +382,7 @@ fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
     let broker = Broker::new(Kafka::shared().brokers())
         .set("queue.buffering.max.kbytes", "100")
         .set("message.max.bytes", "1000000");
-    let relay = relay(&database, &prefix).publisher(broker).spawn().unwrap();
+    let relay = relay(&database, &prefix).broker(broker).spawn().unwrap();
     let conn = &mut database.connect();
     let large = record(1, "Large").with_payload(vec![b'x'; 500_000]);
     conn.transaction(|c| c.emit_all([record(1, "Before"), large, record(1, "After")])).unwrap();
@@ -420,7 +421,7 @@ fn partitions_are_those_that_java_clients_choose() {
     let database = migrated();
     let topic = Kafka::shared().unique("partitions");
     Kafka::shared().create_topic(&topic, 7);
-    let relay = relay(&database, &topic).topics(Topics::pattern(&topic).unwrap()).spawn().unwrap();
+    let relay = relay(&database, &topic).topic_naming(topic.parse().unwrap()).spawn().unwrap();
     let keys: [(&str, i32); 4] = [
         ("21", -973_932_308),
         ("foobar", -790_332_482),

@@ -8,7 +8,7 @@ use diesel::connection::{InstrumentationEvent, SimpleConnection};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
-use diesel_outbox_relay::source::wal::{WalError, WalOptions, WalSource, setup, teardown};
+use diesel_outbox_relay::source::wal::{self, WalError, WalOptions, WalSource, setup};
 use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::load::{
     count, drop_roles, grants, log_relay, migrated, new_topic, relay, relay_at, repetitions, stop,
@@ -56,7 +56,7 @@ fn a_slot_with_much_that_is_unread_is_dropped_in_linear_time_after_an_interrupte
     assert!(again.wait(BOUND).success(), "{}", again.output());
     assert!(again.output().contains(&format!("unsent={MANY}")), "{}", again.output());
     assert_eq!(
-        count(conn, "outbox WHERE sent_at IS NULL AND seq > (SELECT max(low) FROM outbox_shard)"),
+        count(conn, "outbox WHERE sent_at IS NULL AND seq > (SELECT max(sent_through) FROM outbox_shard)"),
         MANY
     );
 }
@@ -95,7 +95,7 @@ fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else
     let received = Kafka::shared().read_all(&topic);
     assert_eq!(received.len(), committed.len() + 1, "events were sent again");
 
-    let refused = conn.batch_execute("UPDATE outbox_shard SET low = 0").unwrap_err().to_string();
+    let refused = conn.batch_execute("UPDATE outbox_shard SET sent_through = 0").unwrap_err().to_string();
     assert!(refused.contains("unmarked"), "{refused}");
 }
 
@@ -140,7 +140,7 @@ fn what_came_from_the_log_with_numbers_of_a_restarted_sequence_is_polled_after_t
     eventually("the first events", PATIENCE, || (counter.count() >= 500).then_some(()));
     stop(&deleting);
     conn.batch_execute(
-        "DELETE FROM outbox; UPDATE outbox_shard SET low = (SELECT last_value FROM outbox_seq_seq)",
+        "DELETE FROM outbox; UPDATE outbox_shard SET sent_through = (SELECT last_value FROM outbox_seq_seq)",
     )
     .unwrap();
     wal(&database, "setup");
@@ -205,7 +205,7 @@ fn set_up_again(database: &Database<'_>, conn: &mut PgConnection, options: &WalO
 }
 
 fn tear_down_again(database: &Database<'_>, conn: &mut PgConnection, options: &WalOptions, nth: usize) {
-    teardown(conn, &mut database.connect(), options)
+    wal::drop(conn, &mut database.connect(), options)
         .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
 }
 
@@ -234,7 +234,7 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
         drain(&mut log, &mut sent, emit(conn));
         drop(log);
         emit(conn);
-        let ended = interrupted(&database, teardown, &options, nth);
+        let ended = interrupted(&database, wal::drop, &options, nth);
         goes_on |= ended;
         emit(conn);
         if ended {
@@ -289,7 +289,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         emit(conn);
         lose(conn);
         emit(conn);
-        goes_on |= interrupted(&database, teardown, &options, nth);
+        goes_on |= interrupted(&database, wal::drop, &options, nth);
         emit(conn);
         tear_down_again(&database, conn, &options, nth);
         let mut polling = PostgresSource::new(database.url(), SourceOptions::default());

@@ -7,7 +7,7 @@ use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::source::wal::setup;
-use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, Topics, WalOptions};
+use diesel_outbox_relay::{Kafka as Broker, Relay, WalOptions};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use outbox_tests::{Kafka, Postgres, eventually};
 
@@ -20,13 +20,11 @@ fn lag_published_and_dead_letters_are_metrics() {
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("metrics");
-    let mut limits = Limits::default();
-    limits.stall_time = Duration::from_secs(1);
     let relay = |brokers: &str| {
         Relay::postgres(database.url())
-            .publisher(Broker::new(brokers))
-            .topics(Topics::pattern(&topic).unwrap())
-            .limits(limits)
+            .broker(Broker::new(brokers))
+            .topic_naming(topic.parse().unwrap())
+            .stall_timeout(Duration::from_secs(1))
             .lag_interval(Duration::from_millis(50))
             .spawn()
             .unwrap()
@@ -82,9 +80,9 @@ fn lag_published_and_dead_letters_are_metrics() {
     let mut wal = WalOptions::default();
     wal.slot = database.name().to_owned();
     setup(conn, &mut database.connect(), &wal).unwrap();
-    let reading = Relay::wal(database.url(), wal)
-        .publisher(Broker::new(Kafka::shared().brokers()))
-        .topics(Topics::pattern(&topic).unwrap())
+    let reading = Relay::postgres_wal(database.url(), wal)
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
         .lag_interval(Duration::from_millis(50))
         .spawn()
         .unwrap();
@@ -96,12 +94,12 @@ fn lag_published_and_dead_letters_are_metrics() {
                 seen.insert(format!("{}{labels}", key.key().name()), value.into_inner());
             }
         }
-        ["outbox_log_lag_bytes", "outbox_log_lag_seconds", "outbox_slot_retained_bytes"]
+        ["outbox_wal_lag_bytes", "outbox_wal_lag_seconds", "outbox_wal_retained_bytes"]
             .iter()
             .all(|name| seen.contains_key(*name))
             .then_some(())
     });
     reading.stop_blocking().unwrap();
-    assert_eq!(seen.get("outbox_slot_status reserved"), Some(&1.0));
-    assert_eq!(seen.get("outbox_slot_status lost"), Some(&0.0));
+    assert_eq!(seen.get("outbox_wal_slot_status reserved"), Some(&1.0));
+    assert_eq!(seen.get("outbox_wal_slot_status lost"), Some(&0.0));
 }

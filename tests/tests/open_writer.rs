@@ -73,7 +73,10 @@ fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
         pass(source);
         (count(conn, "SELECT min(passed) FROM outbox_shard") >= SENT).then_some(())
     });
-    assert!(count(conn, "SELECT max(low) FROM outbox_shard") < SENT, "the open transaction was gone past");
+    assert!(
+        count(conn, "SELECT max(sent_through) FROM outbox_shard") < SENT,
+        "the open transaction was gone past"
+    );
 }
 
 /// With less between the bounds than is worth a write by itself.
@@ -126,7 +129,7 @@ fn go_on_until_it_is_forgotten(relay: &mut PostgresSource, conn: &mut PgConnecti
     eventually("the first bound to move", PATIENCE, || {
         emit(conn, "other", "Last");
         pass(relay);
-        (count(conn, "SELECT min(low) FROM outbox_shard") >= SENT).then_some(())
+        (count(conn, "SELECT min(sent_through) FROM outbox_shard") >= SENT).then_some(())
     });
     while relay.claim().unwrap() {
         relay.release().unwrap();
@@ -395,7 +398,7 @@ fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
     assert!(!source(&database).claim().unwrap());
     emit(conn, "1", "First");
     conn.batch_execute(
-        "UPDATE outbox_shard SET low = last, unmarked = last, passed = last, \
+        "UPDATE outbox_shard SET sent_through = last, unmarked = last, passed = last, \
          open = ARRAY[pg_current_xact_id()::text::bigint] FROM (SELECT max(seq) AS last FROM outbox) AS o",
     )
     .unwrap();
@@ -542,14 +545,17 @@ fn a_relay_names_the_writers_that_stay_open_as_soon_as_it_starts_and_its_advice_
 
     let of_the_session = warning(&relay, "pid", &pid.into());
     let of_the_orphan = warning(&relay, "gid", &"nobody's \\ orphan".into());
-    assert!(count(conn, "SELECT max(low) FROM outbox_shard") < SENT, "the open transactions were gone past");
+    assert!(
+        count(conn, "SELECT max(sent_through) FROM outbox_shard") < SENT,
+        "the open transactions were gone past"
+    );
     follow(conn, &of_the_session, "SELECT pg_terminate_backend(");
     follow(conn, &of_the_orphan, "ROLLBACK PREPARED ");
     let mut emitted = 0;
     eventually("the first bound to move", PATIENCE, || {
         emitted += 1;
         emit(conn, "other", "Other");
-        (count(conn, "SELECT min(low) FROM outbox_shard") >= SENT).then_some(())
+        (count(conn, "SELECT min(sent_through) FROM outbox_shard") >= SENT).then_some(())
     });
     eventually("all to be sent", PATIENCE, || {
         (count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0).then_some(())

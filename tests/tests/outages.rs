@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::source::wal::{WalOptions, setup};
-use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, RelayHandle, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
 use outbox_tests::{Database, Kafka, Postgres, Received, eventually, eventually_ok};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -26,13 +26,11 @@ fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> RelayHandle {
 }
 
 fn start(relay: Relay, kafka: &Kafka, topic: &str) -> RelayHandle {
-    let mut limits = Limits::default();
-    limits.pass_time = Duration::from_millis(100);
-    limits.stall_time = Duration::from_secs(1);
     relay
-        .publisher(Broker::new(kafka.brokers()))
-        .topics(Topics::pattern(topic).unwrap())
-        .limits(limits)
+        .broker(Broker::new(kafka.brokers()))
+        .topic_naming(topic.parse().unwrap())
+        .max_pass_duration(Duration::from_millis(100))
+        .stall_timeout(Duration::from_secs(1))
         .spawn()
         .unwrap()
 }
@@ -248,7 +246,7 @@ fn what_the_log_has_survives_whatever_goes_away() {
     let wal = WalOptions::default();
     setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
-    let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
+    let relay = start(Relay::postgres_wal(database.url(), wal), &kafka, &topic);
     let has_come = |events| {
         eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
     };
@@ -287,7 +285,7 @@ fn a_broker_may_be_away_for_a_minute_while_the_log_grows() {
     wal.slot = database.name().to_owned();
     setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
-    let relay = start(Relay::wal(database.url(), wal), &kafka, &topic);
+    let relay = start(Relay::postgres_wal(database.url(), wal), &kafka, &topic);
     let has_come = |events| {
         eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
     };

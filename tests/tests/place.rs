@@ -11,7 +11,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Record};
-use diesel_outbox_core::{Acknowledgement, Outcome, Publisher, PublisherError, Refusal};
+use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Refusal};
 use diesel_outbox_relay::source::wal::WalOptions;
 use diesel_outbox_relay::{Relay, RelayHandle};
 use outbox_tests::load::{
@@ -41,13 +41,13 @@ impl Publisher for SlowAndSteady {
         &mut self,
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
-    ) -> Result<(), PublisherError> {
+    ) -> Result<(), PublishError> {
         std::thread::sleep(wait.min(PAUSE));
         let is_quick = self.is_quick.load(Ordering::Relaxed);
         if is_quick || self.acknowledged.elapsed() >= PAUSE {
             self.acknowledged = Instant::now();
             let due = if is_quick { self.in_flight.len() } else { self.in_flight.len().min(1) };
-            let durable = |ticket| Acknowledgement { ticket, outcome: Outcome::Durable };
+            let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
             acknowledgements.extend(self.in_flight.drain(..due).map(durable));
         }
         Ok(())
@@ -57,7 +57,7 @@ impl Publisher for SlowAndSteady {
         self.in_flight.clear();
     }
 
-    fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+    fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
         Ok(())
     }
 }
@@ -68,8 +68,8 @@ fn slow_relay(database: &Database<'_>) -> (RelayHandle, Arc<AtomicBool>) {
     let is_quick_there = is_quick.clone();
     let mut options = WalOptions::default();
     options.slot = database.name().to_owned();
-    let relay = Relay::wal(database.url(), options)
-        .publisher(move || {
+    let relay = Relay::postgres_wal(database.url(), options)
+        .broker(move || {
             let (in_flight, acknowledged) = (VecDeque::new(), Instant::now());
             let is_quick = is_quick_there.clone();
             Ok(Box::new(SlowAndSteady { in_flight, acknowledged, is_quick }) as Box<dyn Publisher>)
@@ -106,17 +106,17 @@ fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
     let (relay, is_quick) = slow_relay(&database);
     let is_kept = |conn: &mut PgConnection, sent: usize| {
         eventually("a part to be kept", Duration::from_secs(10), || {
-            (count(conn, &format!("outbox_slot WHERE sent > {sent}")) == 1).then_some(())
+            (count(conn, &format!("outbox_slot WHERE sent_events > {sent}")) == 1).then_some(())
         });
     };
     is_kept(conn, 0);
     // And again, which is the same pass still.
     is_kept(conn, 50);
     lock_is_kept(conn);
-    assert_eq!(count(conn, "outbox_slot WHERE sent > 0"), 1, "the pass has ended");
+    assert_eq!(count(conn, "outbox_slot WHERE sent_events > 0"), 1, "the pass has ended");
     is_quick.store(true, Ordering::Relaxed);
     eventually("all to be sent", PATIENCE, || {
-        (count(conn, "outbox_slot WHERE sent = 0 AND commit_lsn IS NULL") == 1).then_some(())
+        (count(conn, "outbox_slot WHERE sent_events = 0 AND commit_lsn IS NULL") == 1).then_some(())
     });
     tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
 }

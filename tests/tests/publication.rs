@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use diesel_outbox_relay::source::wal::{WalError, WalOptions, setup, teardown};
+use diesel_outbox_relay::source::wal::{self, WalError, WalOptions, setup};
 use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, stop, wal, wal_with, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
@@ -79,7 +79,7 @@ fn a_slot_is_not_given_up_because_its_publication_was_mistyped() {
     let (conn, lock) = (&mut database.connect(), &mut database.connect());
     let mut options = WalOptions::default();
     (options.slot, options.publication) = (database.name().to_owned(), "other".to_owned());
-    for done in [setup(conn, lock, &options), teardown(conn, lock, &options)] {
+    for done in [setup(conn, lock, &options), wal::drop(conn, lock, &options)] {
         let error = done.unwrap_err();
         assert!(matches!(error, WalError::OtherPublication { .. }), "{error}");
         assert!(error.to_string().contains("`outbox`"), "{error}");

@@ -56,7 +56,7 @@ fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<
         }
         let mut acknowledgements = Vec::new();
         publisher.acknowledgements(Duration::from_millis(50), &mut acknowledgements).unwrap();
-        for Acknowledgement { ticket, outcome } in acknowledgements {
+        for Acknowledgement { ticket, outcome, .. } in acknowledgements {
             assert_eq!(outcome, Outcome::Durable);
             durable.push(ticket);
         }
@@ -170,7 +170,7 @@ fn a_partition_without_a_leader_does_not_stop_the_others() {
     let records: Vec<Record> = (0..10).map(stuck).chain((0..100).map(flowing)).collect();
     database.connect().transaction(|c| c.emit_all(&records)).unwrap();
 
-    let relay = Relay::postgres(database.url()).publisher(Broker::new(cluster.bootstrap_servers())).spawn();
+    let relay = Relay::postgres(database.url()).broker(Broker::new(cluster.bootstrap_servers())).spawn();
     let unsent = || -> Vec<String> {
         diesel::dsl::sql::<Text>("SELECT DISTINCT aggregateid FROM outbox WHERE sent_at IS NULL")
             .get_results(&mut database.connect())
@@ -201,7 +201,7 @@ fn what_would_break_a_promise_is_refused_at_the_start() {
     assert_eq!(
         refusal(broker().set("delivery.timeout.ms", "120000")),
         "the Kafka property `delivery.timeout.ms` is refused: a record that times out in the producer leaves a gap in \
-         its aggregate's order: leave it out, and set the relay's `stall_time` for how long Kafka may be silent"
+         its aggregate's order: leave it out, and set the relay's `stall_timeout` for how long Kafka may be silent"
     );
     assert!(refusal(broker().set("acks", "1")).contains("`acks` is refused"));
     assert!(refusal(Broker::new(",")).contains("`bootstrap.servers` is refused: `,` has a comma"));

@@ -8,7 +8,7 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Limits, Relay, RelayHandle, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
 use outbox_tests::{Cluster, Database, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -18,15 +18,18 @@ const PARTITIONS: usize = 8;
 
 /// A relay whose producer tries again at once what was refused. Large records in a request each keep several requests on
 /// their way to each partition.
-fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str, stall_time: Duration) -> RelayHandle {
-    let mut limits = Limits::default();
-    limits.stall_time = stall_time;
+fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str, stall_timeout: Duration) -> RelayHandle {
     let broker = Broker::new(cluster.kafka().brokers())
         .set("batch.num.messages", "1")
         .set("retry.backoff.ms", "5")
         .set("retry.backoff.max.ms", "5");
-    let topics = Topics::pattern(topic).unwrap();
-    Relay::postgres(database.url()).publisher(broker).topics(topics).limits(limits).spawn().unwrap()
+    let topics = topic.parse().unwrap();
+    Relay::postgres(database.url())
+        .broker(broker)
+        .topic_naming(topics)
+        .stall_timeout(stall_timeout)
+        .spawn()
+        .unwrap()
 }
 
 fn emit(conn: &mut PgConnection, numbers: Range<usize>) {

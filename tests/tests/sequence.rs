@@ -74,7 +74,7 @@ fn send_some(source: &mut PostgresSource, conn: &mut PgConnection) {
     eventually("the bounds to move", PATIENCE, || {
         emit(conn, 5_000..5_010);
         send(source, 10);
-        (count(conn, "SELECT max(low) FROM outbox_shard") > 3_000).then_some(())
+        (count(conn, "SELECT max(sent_through) FROM outbox_shard") > 3_000).then_some(())
     });
 }
 

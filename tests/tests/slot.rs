@@ -93,7 +93,7 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     // Only what has been told to the table is known where the slot is lost.
     eventually("it to be known", PATIENCE, || {
-        (count(conn, "outbox WHERE seq > (SELECT min(low) FROM outbox_shard)") == 0).then_some(())
+        (count(conn, "outbox WHERE seq > (SELECT min(sent_through) FROM outbox_shard)") == 0).then_some(())
     });
     stop(&relay);
     committed.extend(large_events(conn, 120));

@@ -6,7 +6,7 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool};
 use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle, Topics};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
 use outbox_tests::{Database, Kafka, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -17,8 +17,8 @@ fn record(event_type: &str) -> Record {
 
 fn relay(database: &Database<'_>, topic: &str) -> RelayHandle {
     Relay::postgres(database.url())
-        .publisher(Broker::new(Kafka::shared().brokers()))
-        .topics(Topics::pattern(topic).unwrap())
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
         // Only a wake-up brings an event to Kafka within the test's patience.
         .poll_interval(Duration::from_secs(3_600))
         .lag_interval(Duration::from_secs(3_600))
@@ -112,8 +112,8 @@ fn the_fallback_poll_finds_what_nobody_was_notified_of() {
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("fallback");
     let _relay = Relay::postgres(database.url())
-        .publisher(Broker::new(Kafka::shared().brokers()))
-        .topics(Topics::pattern(&topic).unwrap())
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
         .poll_interval(Duration::from_secs(1))
         .spawn()
         .unwrap();
@@ -171,10 +171,10 @@ fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
     .unwrap();
     let topic = Kafka::shared().unique("stranger");
     let relay = Relay::postgres(database.url())
-        .publisher(Broker::new(Kafka::shared().brokers()))
-        .topics(Topics::pattern(&topic).unwrap())
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
         .poll_interval(Duration::from_secs(3_600))
-        .retention(Duration::ZERO)
+        .keep_sent(Duration::ZERO)
         .spawn()
         .unwrap();
     for count in 1..=3 {

@@ -42,7 +42,7 @@ fn work(kafka: &Kafka, template: &Template<'_>, retention: Duration) -> [f64; 2]
     template.empty();
     template.append_sent(SENT);
     template.vacuum();
-    let speed = drain_batches(template, kafka, |relay| relay.retention(retention), BATCHES, DRAINED);
+    let speed = drain_batches(template, kafka, |relay| relay.keep_sent(retention), BATCHES, DRAINED);
     let rows = diesel::select(sql::<BigInt>("(SELECT count(*) FROM outbox)"));
     let left: i64 = rows.get_result(&mut template.database.connect()).unwrap();
     let drained = BATCHES * DRAINED;

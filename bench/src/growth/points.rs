@@ -1,7 +1,7 @@
 //! Which points the curves have.
 
 use diesel_outbox_core::SHARDS;
-use diesel_outbox_relay::{Limits, Relay};
+use diesel_outbox_relay::Relay;
 
 use super::events::Events;
 
@@ -50,15 +50,13 @@ pub(super) fn points(rows: usize) -> Vec<Point> {
 }
 
 fn usual(name: String) -> Point {
-    let chunk = Limits::default().chunk;
+    let chunk = 2_000;
     Point { name, events: Events::USUAL, rows: ROWS, batches: 1, chunk, workers: 1 }
 }
 
 impl Point {
     pub(super) fn set_up(&self, relay: Relay) -> Relay {
-        let mut limits = Limits::default();
-        (limits.chunk, limits.in_flight) = (self.chunk, 4 * self.chunk);
-        relay.workers(self.workers).limits(limits)
+        relay.workers(self.workers).batch_size(self.chunk).max_in_flight(4 * self.chunk)
     }
 }
 

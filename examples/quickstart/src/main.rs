@@ -132,7 +132,7 @@ fn place_order(c: &mut SqliteConnection, id: i64, total_cents: i64) -> QueryResu
 }
 
 fn start_relay(database: &str, brokers: &str) -> Outcome<RelayHandle> {
-    Ok(Relay::sqlite(database).publisher(Kafka::new(brokers)).spawn()?)
+    Ok(Relay::sqlite(database).broker(Kafka::new(brokers)).spawn()?)
 }
 
 fn create(database: &str, table: &str) -> Outcome<SqliteConnection> {

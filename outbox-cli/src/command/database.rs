@@ -77,7 +77,7 @@ impl Database {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 let relay = if from_wal {
-                    Relay::wal(url.as_str(), wal::options(config)?)
+                    Relay::postgres_wal(url.as_str(), wal::options(config)?)
                 } else {
                     Relay::postgres(url.as_str())
                 };
@@ -143,9 +143,7 @@ impl Database {
     pub(crate) fn drop_wal(&self, config: &Config) -> Result<(), Failure> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
-                self.change_wal(config, url, schema.as_deref(), wal::teardown)
-            }
+            Self::Postgres { url, schema, .. } => self.change_wal(config, url, schema.as_deref(), wal::drop),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(config)),
         }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel_outbox_relay::operate::{DeadLetter, Requeue};
-use diesel_outbox_relay::{Lag, LogLag};
+use diesel_outbox_relay::{Lag, WalLag};
 use serde_json::json;
 
 use super::config::Config;
@@ -21,22 +21,22 @@ pub(crate) fn lag(config: &Config, json: bool) -> Result<(), Failure> {
 
 fn lag_json(lag: &Lag) -> String {
     let mut told = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
-    if let Some(LogLag { bytes, retained_bytes, status, .. }) = &lag.log {
+    if let Some(WalLag { bytes, retained_bytes, status, .. }) = &lag.wal {
         told["log"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
     }
     format!("{told}\n")
 }
 
 fn lag_text(lag: &Lag) -> String {
-    let log = lag.log.as_ref().map_or(String::new(), |log| {
-        let LogLag { bytes, retained_bytes, status, .. } = log;
+    let log = lag.wal.as_ref().map_or(String::new(), |log| {
+        let WalLag { bytes, retained_bytes, status, .. } = log;
         format!(
             "the write-ahead log: {bytes} bytes to be read, of all tables' changes; the server keeps {retained_bytes} for \
              the slot, which is {status}\n"
         )
     });
     let polled = match lag.unsent {
-        0 if lag.log.is_some() => "no event waits to be polled\n".to_owned(),
+        0 if lag.wal.is_some() => "no event waits to be polled\n".to_owned(),
         0 => "no event waits to be sent\n".to_owned(),
         unsent => {
             let oldest = humantime::format_duration(Duration::from_millis(whole_millis(lag.oldest)));
@@ -73,9 +73,9 @@ fn letters_json(letters: &[DeadLetter]) -> String {
                 "aggregate_type": letter.aggregate_type,
                 "aggregate_id": letter.aggregate_id,
                 "event_type": letter.event_type,
-                "created_at": moment(letter.created_at_ms),
+                "created_at": moment(letter.created_at),
                 "reason": letter.reason,
-                "failed_at": moment(letter.failed_at_ms),
+                "failed_at": moment(letter.failed_at),
             })
         })
         .collect();
@@ -89,7 +89,7 @@ fn letters_text(letters: &[DeadLetter]) -> String {
     let mut text = String::new();
     for letter in letters {
         let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = letter;
-        let (created_at, failed_at) = (moment(letter.created_at_ms), moment(letter.failed_at_ms));
+        let (created_at, failed_at) = (moment(letter.created_at), moment(letter.failed_at));
         // Writing to a string cannot fail.
         let _ = write!(
             text,
@@ -100,17 +100,13 @@ fn letters_text(letters: &[DeadLetter]) -> String {
     text
 }
 
-fn moment(ms_since_1970: i64) -> String {
-    let since_1970 = Duration::from_millis(ms_since_1970.unsigned_abs());
-    let moment = if ms_since_1970 < 0 {
-        UNIX_EPOCH.checked_sub(since_1970)
+/// In UTC, to the millisecond.
+fn moment(moment: SystemTime) -> String {
+    if in_range(&moment) {
+        humantime::format_rfc3339_millis(moment).to_string()
     } else {
-        UNIX_EPOCH.checked_add(since_1970)
-    };
-    moment.filter(in_range).map_or_else(
-        || format!("{ms_since_1970} ms since 1970"),
-        |moment| humantime::format_rfc3339_millis(moment).to_string(),
-    )
+        format!("{moment:?}")
+    }
 }
 
 /// What can be written with a year of four digits.
@@ -150,10 +146,11 @@ mod tests {
 
     #[test]
     fn any_moment_can_be_told() {
-        assert_eq!(moment(0), "1970-01-01T00:00:00.000Z");
-        assert_eq!(moment(1_700_000_000_123), "2023-11-14T22:13:20.123Z");
-        for odd in [i64::MIN, -1, 253_402_300_800_000, i64::MAX] {
-            assert_eq!(moment(odd), format!("{odd} ms since 1970"));
+        let after = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+        assert_eq!(moment(after(0)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(moment(after(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");
+        for odd in [UNIX_EPOCH - Duration::from_millis(1), after(253_402_300_800_000)] {
+            assert_eq!(moment(odd), format!("{odd:?}"));
         }
     }
 }

@@ -9,14 +9,14 @@ use diesel_outbox::{Inbox, Once, Pruning};
 use tracing::{info, warn};
 
 use super::Received;
-use super::back_off::BackOff;
+use super::backoff::Backoff;
 use super::handlers::{Handler, HandlerError};
 
 /// The consumer's connection to the database, made again whenever it is lost.
 pub(super) struct Database<C> {
     connect: Box<dyn FnMut() -> Result<C, String> + Send>,
     conn: Option<C>,
-    back_off: BackOff,
+    backoff: Backoff,
     /// How often connecting has failed in a row, and when it is tried again.
     failures: u32,
     not_before: Instant,
@@ -25,24 +25,21 @@ pub(super) struct Database<C> {
 /// What became of a record that was handed to the database.
 pub(super) enum Attempt {
     Done(Once<()>),
-    /// The handler failed, so that it counts as one of the record's tries.
+    /// The handler failed, so that it counts as one of the record's attempts.
     Failed(HandlerError),
     /// The database is away or refuses the inbox, which is not the record's fault.
     Unavailable,
 }
 
 impl<C> Database<C> {
-    pub(super) fn new<E>(
-        mut connect: impl FnMut() -> Result<C, E> + Send + 'static,
-        back_off: BackOff,
-    ) -> Self
+    pub(super) fn new<E>(mut connect: impl FnMut() -> Result<C, E> + Send + 'static, backoff: Backoff) -> Self
     where
         E: Error + 'static,
     {
         Self {
             connect: Box::new(move || connect().map_err(|error| describe(&error))),
             conn: None,
-            back_off,
+            backoff,
             failures: 0,
             not_before: Instant::now(),
         }
@@ -113,7 +110,7 @@ impl<C> Database<C> {
                 }
                 Err(error) => {
                     self.failures = self.failures.saturating_add(1);
-                    let wait = self.back_off.after(self.failures);
+                    let wait = self.backoff.after(self.failures);
                     warn!(error, ?wait, "cannot connect to the database");
                     self.not_before = Instant::now() + wait;
                 }

@@ -14,7 +14,7 @@ pub(super) type Partition = (String, i32);
 pub(super) struct Item {
     pub(super) task: Task,
     /// How often something was tried with it, for the back-off.
-    pub(super) tries: u32,
+    pub(super) attempts: u32,
     /// How many of those its handler failed.
     pub(super) failures: u32,
 }
@@ -39,7 +39,7 @@ impl Item {
             },
             Err(reason) => Task::DeadLetter { message, readable: false, reason },
         };
-        Self { task, tries: 0, failures: 0 }
+        Self { task, attempts: 0, failures: 0 }
     }
 
     pub(super) fn message(&self) -> &OwnedMessage {
@@ -55,7 +55,7 @@ impl Item {
             Task::Handle(received) => (received.into_message(), true),
             Task::DeadLetter { message, readable, .. } => (message, readable),
         };
-        Self { task: Task::DeadLetter { message, readable, reason }, tries: 0, failures: self.failures }
+        Self { task: Task::DeadLetter { message, readable, reason }, attempts: 0, failures: self.failures }
     }
 
     pub(super) fn partition(&self) -> Partition {

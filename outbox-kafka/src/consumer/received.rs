@@ -1,7 +1,9 @@
 use std::any::type_name;
 use std::error::Error;
 use std::fmt;
+use std::time::SystemTime;
 
+use diesel_outbox_core::__private::from_unix_ms;
 use diesel_outbox_core::wire;
 use rdkafka::Message;
 use rdkafka::message::{Headers, OwnedMessage};
@@ -69,7 +71,7 @@ impl Received {
             // serde's own words may quote the payload, so they are the source, which is never logged.
             let place = format!("line {}, column {}", error.line(), error.column());
             let reason = format!("the payload is not the JSON of a {} ({place})", type_name::<T>());
-            Rejected::because(reason, error)
+            Rejected::new(reason).with_source(error)
         })
     }
 
@@ -99,9 +101,9 @@ impl Received {
         self.message.offset()
     }
 
-    /// When the event was emitted, in milliseconds since 1970. A relay other than ours may have set the time of sending.
-    pub fn timestamp_ms(&self) -> Option<i64> {
-        self.message.timestamp().to_millis()
+    /// Returns when the event was emitted. A relay other than ours may have set the time of sending.
+    pub fn timestamp(&self) -> Option<SystemTime> {
+        self.message.timestamp().to_millis().map(from_unix_ms)
     }
 }
 
@@ -166,8 +168,9 @@ impl Rejected {
         Self { reason: reason.into(), source: None }
     }
 
-    /// A rejection for this reason that was caused by that error, which is kept with the dead letter but not logged.
-    pub fn because(reason: impl Into<String>, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { reason: reason.into(), source: Some(source.into()) }
+    /// Adds the error that caused the rejection. It is kept with the dead letter, but not logged.
+    #[must_use]
+    pub fn with_source(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { source: Some(source.into()), ..self }
     }
 }

@@ -6,7 +6,7 @@ use rdkafka::Message;
 use rdkafka::message::OwnedMessage;
 use tracing::{debug, error, info, info_span, warn};
 
-use super::back_off::BackOff;
+use super::backoff::Backoff;
 use super::database::{Attempt, Database};
 use super::dead_letters::{DeadLetters, full_text};
 use super::group::Group;
@@ -39,8 +39,8 @@ pub(super) struct Worker<C, H> {
 #[derive(Clone, Copy)]
 pub(super) struct Options {
     pub(super) unknown_types: UnknownTypes,
-    pub(super) tries: u32,
-    pub(super) back_off: BackOff,
+    pub(super) max_attempts: u32,
+    pub(super) backoff: Backoff,
     pub(super) retention: Option<Duration>,
 }
 
@@ -99,11 +99,11 @@ impl<C, H: Handler<C>> Worker<C, H> {
     }
 
     fn work_on(&mut self, mut item: Item) {
-        item.tries = item.tries.saturating_add(1);
+        item.attempts = item.attempts.saturating_add(1);
         let outcome = match &item.task {
-            Task::Handle(received) => self.handle(received, item.tries, &mut item.failures),
+            Task::Handle(received) => self.handle(received, item.attempts, &mut item.failures),
             Task::DeadLetter { message, readable, reason } => {
-                self.dead_letter(message, *readable, reason, item.tries)
+                self.dead_letter(message, *readable, reason, item.attempts)
             }
         };
         let partition = item.partition();
@@ -123,7 +123,7 @@ impl<C, H: Handler<C>> Worker<C, H> {
         }
     }
 
-    fn handle(&mut self, received: &Received, tries: u32, failures: &mut u32) -> Outcome {
+    fn handle(&mut self, received: &Received, attempts: u32, failures: &mut u32) -> Outcome {
         let (id, event_type) = (received.id(), received.event_type());
         let (topic, partition, offset) = (received.topic(), received.partition(), received.offset());
         let _span = info_span!("record", topic, partition, offset, %id, event_type).entered();
@@ -151,13 +151,13 @@ impl<C, H: Handler<C>> Worker<C, H> {
                 return Outcome::Done;
             }
             Attempt::Unavailable => {
-                let wait = self.options.back_off.after(tries).max(self.database.wait());
+                let wait = self.options.backoff.after(attempts).max(self.database.wait());
                 return Outcome::TryAgain { wait };
             }
             Attempt::Failed(error) => error,
         };
         *failures += 1;
-        if error.is::<Rejected>() || *failures >= self.options.tries {
+        if error.is::<Rejected>() || *failures >= self.options.max_attempts {
             if error.is::<Rejected>() {
                 error!(%error, "the handler rejected the record");
             } else {
@@ -165,12 +165,12 @@ impl<C, H: Handler<C>> Worker<C, H> {
             }
             return Outcome::DeadLetter { reason: full_text(&*error) };
         }
-        let wait = self.options.back_off.after(*failures);
+        let wait = self.options.backoff.after(*failures);
         warn!(%error, failures, ?wait, "the handler failed; the record is tried again");
         Outcome::TryAgain { wait }
     }
 
-    fn dead_letter(&self, message: &OwnedMessage, readable: bool, reason: &str, tries: u32) -> Outcome {
+    fn dead_letter(&self, message: &OwnedMessage, readable: bool, reason: &str, attempts: u32) -> Outcome {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         match self.dead_letters.send(message, readable, reason) {
             Ok(()) => {
@@ -184,7 +184,7 @@ impl<C, H: Handler<C>> Worker<C, H> {
                 Outcome::Done
             }
             Err(error) => {
-                let wait = self.options.back_off.after(tries);
+                let wait = self.options.backoff.after(attempts);
                 error!(topic, partition, offset, ?wait, "{error}");
                 Outcome::TryAgain { wait }
             }

@@ -123,7 +123,7 @@ impl ProducerContext<Murmur2> for Deliveries {
             Err((error, message)) => self.outcome(error, message.topic()),
         };
         let mut inbox = self.inbox();
-        inbox.acknowledgements.push(Acknowledgement { ticket: ticket as u64, outcome });
+        inbox.acknowledgements.push(Acknowledgement::new(ticket as u64, outcome));
         let is_wanted = inbox.acknowledgements.len() == inbox.wanted;
         drop(inbox);
         if is_wanted {

@@ -188,7 +188,7 @@ impl Gate {
         if self.firsts.is_empty() {
             return;
         }
-        for Acknowledgement { ticket, outcome } in acknowledgements {
+        for Acknowledgement { ticket, outcome, .. } in acknowledgements {
             let Some(at) = self.firsts.iter().position(|first| first.ticket == *ticket) else { continue };
             let First { topic, partition, .. } = self.firsts.swap_remove(at);
             let topic = &mut self.topics[topic];
@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn learn(gate: &mut Gate, ticket: u64, outcome: Outcome) {
-        gate.learn(&[Acknowledgement { ticket, outcome }]);
+        gate.learn(&[Acknowledgement::new(ticket, outcome)]);
     }
 
     fn retry() -> Outcome {

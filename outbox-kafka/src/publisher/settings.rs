@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use diesel_outbox_core::PublisherError;
+use diesel_outbox_core::PublishError;
 
 /// What a property may be.
 enum Allowed {
@@ -39,13 +39,13 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
         "message.timeout.ms",
         Only(&["0"]),
         "a record that times out in the producer leaves a gap in its aggregate's order: leave it out, and set the \
-         relay's `stall_time` for how long Kafka may be silent",
+         relay's `stall_timeout` for how long Kafka may be silent",
     ),
     (
         "retries",
         Only(&["2147483647"]),
         "a record that the producer gives up leaves a gap in its aggregate's order: leave it out, and set the relay's \
-         `stall_time` for how long Kafka may be silent",
+         `stall_timeout` for how long Kafka may be silent",
     ),
     (
         "max.in.flight.requests.per.connection",
@@ -72,7 +72,7 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
     (
         "linger.ms",
         UpTo(500),
-        "the relay gives a pass up when Kafka acknowledges nothing for its `stall_time`, and would send the same \
+        "the relay gives a pass up when Kafka acknowledges nothing for its `stall_timeout`, and would send the same \
          records again and again: use 500 or less",
     ),
     (
@@ -112,14 +112,14 @@ pub(crate) fn get<'a>(settings: &'a BTreeMap<String, String>, canonical_name: &s
 }
 
 /// Whether the settings keep what the relay promises.
-pub(super) fn check(settings: &BTreeMap<String, String>) -> Result<(), PublisherError> {
+pub(super) fn check(settings: &BTreeMap<String, String>) -> Result<(), PublishError> {
     for (name, value) in settings {
         let problem = match canonical(name) {
             "bootstrap.servers" => problem_of_brokers(value),
             property => problem_of(property, value).map(str::to_owned),
         };
         if let Some(problem) = problem {
-            return Err(PublisherError::new(format!("the Kafka property `{name}` is refused: {problem}")));
+            return Err(PublishError::new(format!("the Kafka property `{name}` is refused: {problem}")));
         }
     }
     Ok(())

@@ -5,7 +5,7 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::{Lag, LogLag};
+use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, Operate, Requeue, Row, dead_letter};
@@ -22,17 +22,17 @@ impl Operate for PgConnection {
         } else {
             Unsent::new().get_result::<Row>(self)?
         };
-        Ok(Lag {
-            log: status.map(|status| LogLag {
-                bytes: bytes.unwrap_or_default().unsigned_abs(),
-                time: None,
-                retained_bytes: retained.unwrap_or_default().unsigned_abs(),
-                status,
-            }),
-            oldest_writer: Duration::ZERO,
-            unsent: unsent.unsigned_abs(),
-            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
-        })
+        let mut lag = Lag::default();
+        lag.unsent = unsent.unsigned_abs();
+        lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        lag.wal = status.map(|status| {
+            let mut wal = WalLag::default();
+            wal.bytes = bytes.unwrap_or_default().unsigned_abs();
+            wal.retained_bytes = retained.unwrap_or_default().unsigned_abs();
+            wal.status = status;
+            wal
+        });
+        Ok(lag)
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
@@ -47,8 +47,8 @@ impl Operate for PgConnection {
             let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
             let mut lows: BTreeMap<i16, i64> = BTreeMap::new();
             for (shard, seq) in &restored {
-                let low = lows.entry(*shard).or_insert(seq - 1);
-                *low = (*low).min(seq - 1);
+                let sent_through = lows.entry(*shard).or_insert(seq - 1);
+                *sent_through = (*sent_through).min(seq - 1);
             }
             if !lows.is_empty() {
                 let (shards, lows) = lows.into_iter().unzip();
@@ -85,7 +85,7 @@ statement!(
         shards!(),
         " AS s ",
         oldest_unsent!(),
-        ") AND seq <= (SELECT max(high) FROM outbox_shard)"
+        ") AND seq <= (SELECT max(polled_through) FROM outbox_shard)"
     )
 );
 
@@ -120,7 +120,7 @@ statement!(
      gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
      AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
      AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*), \
-     numbered AS (SELECT g.*, s.high = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
+     numbered AS (SELECT g.*, s.polled_through = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
      (SELECT FROM outbox AS o WHERE o.seq = g.seq AND o.shard = g.shard) \
      AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
      FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
@@ -135,6 +135,6 @@ statement!(
     Pg,
     /// A slot that is read has them anyway.
     LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = least(s.low, restored.low), passed = least(s.passed, restored.low) \
-     FROM unnest(?, ?) AS restored (shard, low) WHERE s.shard = restored.shard AND s.high = 9223372036854775807"
+    "UPDATE outbox_shard AS s SET sent_through = least(s.sent_through, restored.sent_through), passed = least(s.passed, restored.sent_through) \
+     FROM unnest(?, ?) AS restored (shard, sent_through) WHERE s.shard = restored.shard AND s.polled_through = 9223372036854775807"
 );

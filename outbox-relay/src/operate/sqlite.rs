@@ -12,12 +12,10 @@ use crate::statement::statement;
 impl Operate for SqliteConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
         let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
-        Ok(Lag {
-            oldest_writer: Duration::ZERO,
-            log: None,
-            unsent: unsent.unsigned_abs(),
-            oldest: Duration::try_from_secs_f64(oldest).unwrap_or_default(),
-        })
+        let mut lag = Lag::default();
+        lag.unsent = unsent.unsigned_abs();
+        lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        Ok(lag)
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {

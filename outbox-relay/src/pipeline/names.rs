@@ -1,6 +1,6 @@
 use std::collections::HashMap;
 
-use diesel_outbox_core::wire::{TopicError, Topics};
+use diesel_outbox_core::wire::{TopicError, TopicNaming};
 
 /// The topics of the aggregate types that a pass has met, so that each name is made once.
 #[derive(Default)]
@@ -9,9 +9,9 @@ pub(super) struct TopicNames {
 }
 
 impl TopicNames {
-    pub(super) fn topic(&mut self, topics: &Topics, aggregate_type: &str) -> Result<&str, &TopicError> {
+    pub(super) fn topic(&mut self, naming: &TopicNaming, aggregate_type: &str) -> Result<&str, &TopicError> {
         if !self.known.contains_key(aggregate_type) {
-            self.known.insert(aggregate_type.to_owned(), topics.topic(aggregate_type));
+            self.known.insert(aggregate_type.to_owned(), naming.topic(aggregate_type));
         }
         match &self.known[aggregate_type] {
             Ok(topic) => Ok(topic),

@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::wire::Topics;
+use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, DeadLettered, Outcome, Publisher, PublisherError, Record, Refusal, Source,
+    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source,
     SourceError,
 };
+
+use crate::metrics::Metrics;
 
 use super::{CHUNK_BYTES, Failure, Limits, Passed, Pipeline, size};
 
@@ -147,7 +149,7 @@ impl Table {
         let (mut chunk, mut bytes, mut more) = (Vec::new(), 0, false);
         for &ticket in unsent {
             let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record(ticket)) };
-            let claimed = Claimed { ticket, record };
+            let claimed = Claimed::new(ticket, record);
             bytes += size(&claimed);
             more = chunk.len() == limit || (bytes > CHUNK_BYTES && !chunk.is_empty());
             if more {
@@ -208,7 +210,7 @@ impl Source for Table {
         self.may_fail()?;
         self.pending.push((ticket, Some(reason.to_owned())));
         self.held.let_go(ticket);
-        Ok(DeadLettered { holds_back: self.chance.one_in(3), ..DeadLettered::default() })
+        Ok(DeadLettered::default().holding_back(self.chance.one_in(3)))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -291,9 +293,9 @@ impl Publisher for Broker {
         &mut self,
         _: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
-    ) -> Result<(), PublisherError> {
+    ) -> Result<(), PublishError> {
         if self.chance.one_in(80) {
-            return Err(PublisherError::new("the broker failed by chance"));
+            return Err(PublishError::new("the broker failed by chance"));
         }
         if !std::mem::replace(&mut self.asked, true) {
             return Ok(());
@@ -307,7 +309,7 @@ impl Publisher for Broker {
             for ticket in self.in_flight.drain(..) {
                 self.held.let_go(ticket);
                 let outcome = Outcome::Retry { reason: "lost".to_owned() };
-                acknowledgements.push(Acknowledgement { ticket, outcome });
+                acknowledgements.push(Acknowledgement::new(ticket, outcome));
             }
             return Ok(());
         }
@@ -321,7 +323,7 @@ impl Publisher for Broker {
                 self.open.insert(partition(ticket));
                 Outcome::Durable
             };
-            acknowledgements.push(Acknowledgement { ticket, outcome });
+            acknowledgements.push(Acknowledgement::new(ticket, outcome));
         }
         Ok(())
     }
@@ -336,7 +338,7 @@ impl Publisher for Broker {
         self.jammed = false;
     }
 
-    fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+    fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
         Ok(())
     }
 }
@@ -345,8 +347,8 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let chance = Chance::new(seed);
     let log = Arc::new(Mutex::new(Vec::new()));
     let clock = Clock::default();
-    let in_flight_bytes = CHUNK_BYTES + chance.below(64 << 20) as usize;
-    let held = Held { sizes: Arc::default(), limit: in_flight_bytes };
+    let max_in_flight_bytes = CHUNK_BYTES + chance.below(64 << 20) as usize;
+    let held = Held { sizes: Arc::default(), limit: max_in_flight_bytes };
     let mut table = Table {
         chance: chance.clone(),
         clock: clock.clone(),
@@ -374,15 +376,16 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let start = Instant::now();
     let now = || start + Duration::from_millis(clock.advance(5));
     let limits = Limits {
-        chunk: 1 + chance.below(12) as usize,
-        in_flight: 24,
-        in_flight_bytes,
-        pass_time: Duration::from_millis(50 + chance.below(400)),
-        stall_time: Duration::from_millis(300),
+        batch_size: 1 + chance.below(12) as usize,
+        max_in_flight: 24,
+        max_in_flight_bytes,
+        max_pass_duration: Duration::from_millis(50 + chance.below(400)),
+        stall_timeout: Duration::from_millis(300),
     };
     let stops = chance.clone();
     let pipeline = Pipeline {
-        topics: &Topics::default(),
+        topic_naming: &TopicNaming::default(),
+        metrics: &Metrics::new(),
         limits,
         now: &now,
         published: &Cell::new(0),

@@ -48,13 +48,13 @@ mod tests {
     use std::cell::Cell;
     use std::time::{Duration, Instant};
 
-    use diesel_outbox_core::wire::Topics;
+    use diesel_outbox_core::wire::TopicNaming;
     use diesel_outbox_core::{
-        Acknowledgement, DeadLettered, Outcome, Publisher, PublisherError, Record, Refusal, Source,
-        SourceError,
+        Acknowledgement, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source, SourceError,
     };
 
     use super::*;
+    use crate::metrics::Metrics;
     use crate::pipeline::{Limits, Passed, Pipeline};
 
     /// Two records of an aggregate, and a third that is none: the policy is to block.
@@ -79,7 +79,7 @@ mod tests {
         }
 
         fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
-            Ok(DeadLettered { holds_back: true, ..DeadLettered::default() })
+            Ok(DeadLettered::default().holding_back(true))
         }
 
         fn release(&mut self) -> Result<(), SourceError> {
@@ -110,26 +110,27 @@ mod tests {
             &mut self,
             _: Duration,
             acknowledgements: &mut Vec<Acknowledgement>,
-        ) -> Result<(), PublisherError> {
-            let durable = |ticket| Acknowledgement { ticket, outcome: Outcome::Durable };
+        ) -> Result<(), PublishError> {
+            let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
             acknowledgements.extend(self.0.take().map(durable));
             Ok(())
         }
 
         fn abandon(&mut self) {}
 
-        fn ready(&mut self, _: Duration) -> Result<(), PublisherError> {
+        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
             Ok(())
         }
     }
 
     #[test]
     fn a_record_that_waits_is_sent_though_a_later_one_blocks_its_aggregate() {
-        let record = |ticket| Claimed { ticket, record: Ok(Record::new("order", "1", "OrderPlaced")) };
-        let unreadable = Claimed { ticket: 3, record: Err("unreadable".to_owned()) };
+        let record = |ticket| Claimed::new(ticket, Ok(Record::new("order", "1", "OrderPlaced")));
+        let unreadable = Claimed::new(3, Err("unreadable".to_owned()));
         let mut rows = Rows { unread: vec![record(1), record(2), unreadable], settled: Vec::new() };
         let pipeline = Pipeline {
-            topics: &Topics::default(),
+            topic_naming: &TopicNaming::default(),
+            metrics: &Metrics::new(),
             limits: Limits::default(),
             now: &Instant::now,
             published: &Cell::new(0),

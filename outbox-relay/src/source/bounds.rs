@@ -35,7 +35,7 @@ pub(crate) use first_of_ended;
 macro_rules! shards {
     () => {
         concat!(
-            "(SELECT shard, low, high, passed, greatest(low, least(passed, ",
+            "(SELECT shard, sent_through, polled_through, passed, greatest(sent_through, least(passed, ",
             crate::source::bounds::first_of_ended!("open", "open_after"),
             ")) AS start FROM outbox_shard OFFSET 0)"
         )
@@ -48,7 +48,7 @@ pub(crate) use shards;
 macro_rules! oldest_unsent {
     () => {
         "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.start) \
-         AND (o.shard, o.seq) <= (s.shard, s.high) AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
+         AND (o.shard, o.seq) <= (s.shard, s.polled_through) AND o.sent_at IS NULL ORDER BY o.shard, o.seq LIMIT 1) AS oldest ON true"
     };
 }
 pub(crate) use oldest_unsent;

@@ -56,7 +56,7 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
     if shards != i64::from(SHARDS) {
         return Err(SourceError::new(format!(
             "the table outbox_shard has {shards} of the {SHARDS} shards, and events of the others would not be sent: run \
-             INSERT INTO outbox_shard (shard, high) SELECT n, coalesce((SELECT min(high) FROM outbox_shard), \
+             INSERT INTO outbox_shard (shard, polled_through) SELECT n, coalesce((SELECT min(polled_through) FROM outbox_shard), \
              9223372036854775807) FROM generate_series(0, {last}) AS n ON CONFLICT DO NOTHING",
             last = SHARDS - 1
         )));
@@ -129,7 +129,7 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
                     MarkSent::new().execute(conn)?;
                     renumbered = Renumber::new().execute(conn)?;
                     conn.batch_execute(
-                        "UPDATE outbox_shard SET low = 0, passed = 0, open = '{}', open_after = '{}', unmarked = 0",
+                        "UPDATE outbox_shard SET sent_through = 0, passed = 0, open = '{}', open_after = '{}', unmarked = 0",
                     )?;
                 }
             }
@@ -194,7 +194,7 @@ statement!(Pg, Shards {} -> BigInt, "SELECT count(*) FROM outbox_shard WHERE sha
 macro_rules! highest {
     () => {
         "greatest((SELECT max(seq) FROM outbox), \
-         (SELECT max(greatest(low, passed, CASE WHEN high < 9223372036854775807 THEN high END)) FROM outbox_shard))"
+         (SELECT max(greatest(sent_through, passed, CASE WHEN polled_through < 9223372036854775807 THEN polled_through END)) FROM outbox_shard))"
     };
 }
 
@@ -205,7 +205,7 @@ statement!(
     concat!(
         "SELECT ARRAY(SELECT DISTINCT sequence_origin FROM outbox_shard WHERE sequence_origin IS NOT NULL), ",
         highest!(),
-        ", (SELECT min(high) FROM outbox_shard) = 9223372036854775807"
+        ", (SELECT min(polled_through) FROM outbox_shard) = 9223372036854775807"
     )
 );
 
@@ -238,8 +238,8 @@ statement!(
     /// look for each shard takes twenty times as long. So it is not for each connection.
     Hidden {} -> Bool,
     concat!(
-        "SELECT EXISTS (SELECT FROM outbox AS o WHERE o.sent_at IS NULL AND o.seq <= (SELECT max(low) FROM outbox_shard) \
-         AND (SELECT o.seq <= s.low AND NOT ",
+        "SELECT EXISTS (SELECT FROM outbox AS o WHERE o.sent_at IS NULL AND o.seq <= (SELECT max(sent_through) FROM outbox_shard) \
+         AND (SELECT o.seq <= s.sent_through AND NOT ",
         was_sent_from_wal!(),
         " FROM outbox_shard AS s WHERE s.shard = o.shard))"
     )

@@ -1,33 +1,49 @@
 //! Where a source's connections go, and how they are set.
 
+use std::sync::{Arc, OnceLock};
+
 use diesel::connection::SimpleConnection;
-use diesel::pg::PgConnection;
+use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{Nullable, Text};
 use diesel_outbox_core::SourceError;
 
-use super::database_error;
+use super::{DatabaseUrl, database_error};
 use crate::source::SourceOptions;
+use crate::statement::statement;
 use diesel_outbox::connection_problem;
 
 #[derive(Clone)]
 pub(super) struct Database {
-    pub(super) url: String,
+    pub(super) url: DatabaseUrl,
     pub(super) options: SourceOptions,
+    /// The database and the schema, once they are known.
+    pub(super) outbox: Arc<OnceLock<String>>,
 }
 
 impl Database {
+    pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
+        Self { url, options, outbox: Arc::default() }
+    }
+
     pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {
-        let mut conn = PgConnection::establish(&with_keepalives(&self.url)).map_err(|error| {
+        let mut conn = PgConnection::establish(&with_keepalives(&self.url.get()?)).map_err(|error| {
             SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
         })?;
         prepare(&mut conn, &self.options)
             .map_err(|error| database_error("preparing the connection", error))?;
+        if self.outbox.get().is_none()
+            && let Some(outbox) = Outbox::new()
+                .get_result(&mut conn)
+                .map_err(|error| database_error("looking for the outbox", error))?
+        {
+            let _ = self.outbox.set(outbox);
+        }
         Ok(conn)
     }
 }
 
-/// Where it says nothing of them itself: a server that is gone without a word would be waited for for hours.
+/// Adds keepalives to a URL that has none of its own: without them, a server that is gone without a word is waited for for hours.
 pub(super) fn with_keepalives(url: &str) -> String {
     if url.contains("keepalives") {
         return url.to_owned();
@@ -45,6 +61,13 @@ pub(super) fn with_parameters(url: &str, parameters: &[&str]) -> String {
     };
     format!("{url}{first}{}", parameters.join(&next.to_string()))
 }
+
+statement!(
+    Pg,
+    /// The database and the schema of the tables, if those are there.
+    Outbox {} -> Nullable<Text>,
+    "SELECT (SELECT current_database() || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox'))"
+);
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
     if let Some(schema) = &options.schema {

@@ -8,17 +8,54 @@ use diesel_outbox_core::DeadLetterPolicy;
 pub struct SourceOptions {
     /// The schema that holds the tables (PostgreSQL). Default: what the connection's `search_path` says.
     pub schema: Option<String>,
-    /// What becomes of rows that were sent. Default: kept for 7 days.
+    /// What becomes of rows that were sent. Default: they are kept for 7 days.
     pub sent_rows: SentRows,
-    /// What happens to the later records of an aggregate one of whose records became a dead letter. Default: go on.
+    /// What happens to the later records of an aggregate after one of its records became a dead letter. Default: they are sent.
     pub dead_letter_policy: DeadLetterPolicy,
     /// How often a source that is not notified looks at the table, and how often one that stands by looks whether the
     /// listening relay is gone. Default: 15 s on PostgreSQL; SQLite looks at the file's change counter every 10 ms in
     /// any case.
     pub poll_interval: Duration,
-    /// How often the number and age of the unsent rows is measured. Default: 15 s. On PostgreSQL it is less often where
+    /// How often the number and age of the unsent rows is measured. Default: 15 s. On PostgreSQL it is less often if
     /// counting them would take more than a fiftieth of the time.
     pub lag_interval: Duration,
+}
+
+impl SourceOptions {
+    /// Sets the schema that holds the tables.
+    #[must_use]
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = Some(schema.into());
+        self
+    }
+
+    /// Sets what becomes of rows that were sent.
+    #[must_use]
+    pub fn sent_rows(mut self, sent_rows: SentRows) -> Self {
+        self.sent_rows = sent_rows;
+        self
+    }
+
+    /// Sets what happens to the later records of an aggregate after one of its records became a dead letter.
+    #[must_use]
+    pub fn dead_letter_policy(mut self, policy: DeadLetterPolicy) -> Self {
+        self.dead_letter_policy = policy;
+        self
+    }
+
+    /// Sets how often a source that is not notified looks at the table.
+    #[must_use]
+    pub fn poll_interval(mut self, interval: Duration) -> Self {
+        self.poll_interval = interval;
+        self
+    }
+
+    /// Sets how often the lag is measured.
+    #[must_use]
+    pub fn lag_interval(mut self, interval: Duration) -> Self {
+        self.lag_interval = interval;
+        self
+    }
 }
 
 impl Default for SourceOptions {

@@ -1,6 +1,7 @@
 use std::collections::HashSet;
 
 use bytes::Bytes;
+use diesel_outbox_core::__private::from_unix_ms;
 use diesel_outbox_core::{Claimed, Record, wire};
 use uuid::Uuid;
 
@@ -25,14 +26,14 @@ impl StoredRow {
     }
 
     pub(super) fn claimed(self) -> Claimed {
-        Claimed { ticket: self.ticket, record: self.record() }
+        Claimed::new(self.ticket, self.record())
     }
 
     fn record(self) -> Result<Record, String> {
         let Self { aggregate_type, aggregate_id, event_type, payload, .. } = self;
         let record = Record::from_bytes(self.id?, aggregate_type, aggregate_id, event_type, payload)
             .map_err(|error| format!("a text is not UTF-8: {error}"))?
-            .with_created_at_ms(self.created_at_ms);
+            .with_created_at(from_unix_ms(self.created_at_ms));
         let Some(headers) = &self.headers else { return Ok(record) };
         let json = str::from_utf8(headers).map_err(|error| format!("the headers are not UTF-8: {error}"))?;
         let headers = wire::decode_headers(json).map_err(|error| error.to_string())?;

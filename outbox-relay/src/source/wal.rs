@@ -1,7 +1,7 @@
 //! The write-ahead log as a source of records: the inserts of the outbox table from a logical replication slot, in the order
 //! of their commits.
 //!
-//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the log. [`teardown`]
+//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the log. [`drop`]
 //! takes it back, so that all rows are polled again. Neither loses an event or sends one twice, on a live system too.
 //!
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
@@ -29,14 +29,14 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
-pub use self::division::{WalError, setup, teardown};
+pub use self::division::{WalError, drop, setup};
 pub use self::options::WalOptions;
 use self::role::{Active, Standby, Turn};
 use self::standbys::Found;
 use self::streaming::{Readiness, Streaming};
 use super::check::check_table;
 use super::database::Database;
-use super::{PostgresSource, SourceOptions};
+use super::{DatabaseUrl, PostgresSource, SourceOptions};
 
 /// The outbox's part of the write-ahead log as a source of records.
 ///
@@ -70,8 +70,8 @@ enum State {
 
 impl WalSource {
     /// A source that connects to this database when it is first asked for something.
-    pub fn new(database_url: impl Into<String>, options: SourceOptions, wal: WalOptions) -> Self {
-        let database = Database { url: database_url.into(), options };
+    pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions, wal: WalOptions) -> Self {
+        let database = Database::new(database_url.into(), options);
         Self { database, wal, state: State::Away }
     }
 
@@ -251,6 +251,10 @@ impl Source for WalSource {
                 Ok(came)
             }
         }
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        self.database.outbox.get().map(String::as_str)
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {

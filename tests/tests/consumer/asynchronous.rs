@@ -16,7 +16,7 @@ async fn async_handlers_have_the_same_guarantees() {
     let [first, flaky, poison, last] = ["first", "flaky", "poison", "last"].map(Sent::new);
     bench.send([(0, &first), (0, &flaky), (0, &poison), (0, &first), (0, &last), (0, &flaky)]);
     let mut failures = 0;
-    let consumer = bench.async_consumer().tries(2).on("Counted", async move |c, r| {
+    let consumer = bench.async_consumer().max_attempts(2).on("Counted", async move |c, r| {
         insert_effect_async(c, r).await?;
         match r.payload() {
             Some(b"poison") => panic!("it is poison"),
@@ -49,7 +49,7 @@ fn a_runtime_that_shuts_down_costs_no_record_a_try() {
     };
     let consumer = {
         let _entered = runtime.enter();
-        let consumer = bench.async_consumer().tries(1).on("Counted", insert_effect_async);
+        let consumer = bench.async_consumer().max_attempts(1).on("Counted", insert_effect_async);
         consumer.spawn(connect).unwrap()
     };
     bench.send([(0, &Sent::new("before"))]);

@@ -123,7 +123,7 @@ pub(crate) fn consumer(brokers: &str, name: &str, topic: &str) -> Consumer<PgCon
 /// The same, but quick to notice changes.
 fn quick<C, H>(consumer: Consumer<C, H>) -> Consumer<C, H> {
     consumer
-        .back_off(Duration::from_millis(10), Duration::from_millis(200))
+        .backoff(Duration::from_millis(10), Duration::from_millis(200))
         .set("heartbeat.interval.ms", "100")
         .set("session.timeout.ms", "6000")
         .set("fetch.wait.max.ms", "50")

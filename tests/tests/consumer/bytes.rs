@@ -210,7 +210,7 @@ fn shown(
 fn show(conn: &mut PgConnection, received: &Received) -> Result<(), HandlerError> {
     let headers: Vec<_> = received.headers().collect();
     let shown = shown(received.event_type(), received.key(), received.payload(), &headers);
-    let _ = (received.json::<serde_json::Value>(), received.event_version(), received.timestamp_ms());
+    let _ = (received.json::<serde_json::Value>(), received.event_version(), received.timestamp());
     diesel::sql_query("insert into effect (id, body, consumer) values ($1, $2, '')")
         .bind::<SqlUuid, _>(received.id())
         .bind::<Text, _>(shown)

@@ -28,7 +28,8 @@ fn a_failing_handler_is_tried_again_while_other_partitions_flow_and_the_order_st
         }
         Ok(())
     };
-    let consumer = bench.consumer().tries(u32::MAX).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer =
+        bench.consumer().max_attempts(u32::MAX).on("Counted", handler).spawn(bench.connect()).unwrap();
     eventually("tries", PATIENCE, || (tried.load(Ordering::Relaxed) >= 3).then_some(()));
     assert!(bench.effects().is_empty(), "what a failed try did was rolled back, and those behind it wait");
     bench.send([(1, &other)]);
@@ -55,7 +56,7 @@ fn a_poison_record_becomes_a_dead_letter_after_n_tries_and_the_rest_flows() {
         }
         Ok(())
     };
-    let consumer = bench.consumer().tries(3).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().max_attempts(3).on("Counted", handler).spawn(bench.connect()).unwrap();
     bench.wait_for_effects(1);
     bench.wait_until_all_is_committed();
     consumer.stop().unwrap();
@@ -90,7 +91,7 @@ fn a_handler_that_panics_has_failed() {
         assert!(r.payload() != Some(b"poison"), "the handler cannot take it");
         Ok(())
     };
-    let consumer = bench.consumer().tries(2).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().max_attempts(2).on("Counted", handler).spawn(bench.connect()).unwrap();
     bench.wait_for_effects(1);
     consumer.stop().unwrap();
     assert_eq!(bench.bodies(), ["rest"]);
@@ -109,7 +110,7 @@ fn a_payload_that_cannot_be_read_is_a_dead_letter_at_once() {
         Ok(())
     };
     // With a back-off as long as this, a second try would not come in time.
-    let consumer = bench.consumer().back_off(PATIENCE * 2, PATIENCE * 2).on_json("Counted", handler);
+    let consumer = bench.consumer().backoff(PATIENCE * 2, PATIENCE * 2).on_json("Counted", handler);
     let consumer = consumer.spawn(bench.connect()).unwrap();
     bench.wait_for_effects(1);
     consumer.stop().unwrap();

@@ -31,7 +31,8 @@ fn a_record_that_waits_at_a_stop_is_delivered_again() {
         }
         Ok(())
     };
-    let consumer = bench.consumer().tries(u32::MAX).on("Counted", failing).spawn(bench.connect()).unwrap();
+    let consumer =
+        bench.consumer().max_attempts(u32::MAX).on("Counted", failing).spawn(bench.connect()).unwrap();
     eventually("two tries", PATIENCE, || (tries.load(Ordering::Relaxed) >= 2).then_some(()));
     consumer.stop().unwrap();
     assert_eq!((bench.bodies(), bench.committed()), (vec!["a".to_owned()], vec![1]));
@@ -93,7 +94,7 @@ fn a_database_that_is_restarted_costs_no_record_a_try() {
     };
     let handler = |c: &mut PgConnection, r: &Received| insert_effect_slowly(c, r, "");
     // A single try: any failure that counted would make a dead letter.
-    let consumer = bench.consumer().tries(1).on("Counted", handler).spawn(connect).unwrap();
+    let consumer = bench.consumer().max_attempts(1).on("Counted", handler).spawn(connect).unwrap();
     for (effects, crash) in [(100, false), (300, true)] {
         bench.wait_for_effects(effects);
         if crash {
@@ -127,7 +128,7 @@ fn an_inbox_that_refuses_costs_no_record_a_try() {
         counted.fetch_add(1, Ordering::Relaxed);
         connect()
     };
-    let consumer = bench.consumer().tries(1).on("Counted", insert_effect).spawn(connect).unwrap();
+    let consumer = bench.consumer().max_attempts(1).on("Counted", insert_effect).spawn(connect).unwrap();
     eventually("connections", PATIENCE, || (connections.load(Ordering::Relaxed) >= 4).then_some(()));
     conn.batch_execute("alter table away rename to inbox").unwrap();
     bench.wait_for_effects(1);
@@ -150,7 +151,7 @@ fn a_dead_letter_topic_that_refuses_stops_its_partition_and_loses_nothing() {
         insert_effect(c, r)
     };
     let consumer =
-        || bench.consumer().tries(2).on("Counted", handler.clone()).spawn(bench.connect()).unwrap();
+        || bench.consumer().max_attempts(2).on("Counted", handler.clone()).spawn(bench.connect()).unwrap();
     let first = consumer();
     eventually("the tries", PATIENCE, || (tries.load(Ordering::Relaxed) == 2).then_some(()));
     first.stop().unwrap();

@@ -67,7 +67,7 @@ fn a_partition_that_waits_is_taken_away_and_comes_back() {
             partitions.lock().unwrap().push(r.partition());
             if broken.load(Ordering::Relaxed) { Err("not yet".into()) } else { insert_effect(c, r) }
         };
-        let consumer = bench.consumer().tries(u32::MAX).on("Counted", handler);
+        let consumer = bench.consumer().max_attempts(u32::MAX).on("Counted", handler);
         (consumer.spawn(bench.connect()).unwrap(), tried)
     };
     let wait_for_tries = |tried: &Mutex<Vec<i32>>, partition, count| {

@@ -22,7 +22,7 @@ fn wrong_settings_are_told_at_the_start() {
     assert!(matches!(spawn(consumer()), ConsumerError::NoTopics));
     assert!(matches!(spawn(consumer().topics(["order"])), ConsumerError::NoHandlers));
     for wrong in [
-        handled().tries(0),
+        handled().max_attempts(0),
         handled().dead_letter_topic("order"),
         handled().set("enable.auto.commit", "true"),
         handled().set("request.required.acks", "1"),
@@ -47,7 +47,7 @@ fn marks_older_than_the_retention_are_pruned() {
         bench.name
     );
     conn.batch_execute(&mark).unwrap();
-    let consumer = bench.consumer().retention(Duration::from_secs(24 * 60 * 60));
+    let consumer = bench.consumer().inbox_retention(Duration::from_secs(24 * 60 * 60));
     let consumer = consumer.on("Counted", insert_effect).spawn(bench.connect()).unwrap();
     eventually("the mark to go", PATIENCE, || (bench.marks() == 0).then_some(()));
     consumer.stop().unwrap();
@@ -112,7 +112,8 @@ fn records_do_not_wait_for_the_inbox_to_be_pruned() {
         Pauses::count(&counted);
         insert_effect_slowly(c, r, "")
     };
-    let consumer = bench.consumer().retention(day).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer =
+        bench.consumer().inbox_retention(day).on("Counted", handler).spawn(bench.connect()).unwrap();
     bench.wait_for_effects(50);
     consumer.stop().unwrap();
     check(pauses);
@@ -124,7 +125,7 @@ fn records_do_not_wait_for_the_inbox_to_be_pruned() {
         Pauses::count(&counted);
         insert_effect_async(c, r).await
     };
-    let consumer = bench.async_consumer().retention(day).on("Counted", handler);
+    let consumer = bench.async_consumer().inbox_retention(day).on("Counted", handler);
     let runtime = Runtime::new().unwrap();
     let entered = runtime.enter();
     let consumer = consumer.spawn(bench.connect_async()).unwrap();

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::task::spawn_blocking(move || migrate(&url)).await??;
     let pool =
         Pool::builder(AsyncDieselConnectionManager::<AsyncPgConnection>::new(&database_url)).build()?;
-    let relay = Relay::postgres(&database_url).publisher(Kafka::new(brokers)).spawn()?;
+    let relay = Relay::postgres(&database_url).broker(Kafka::new(brokers)).spawn()?;
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {

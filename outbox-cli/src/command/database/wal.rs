@@ -5,7 +5,7 @@ use diesel::pg::PgConnection;
 #[cfg(feature = "postgres")]
 use diesel_outbox_relay::WalOptions;
 #[cfg(feature = "postgres")]
-pub(super) use diesel_outbox_relay::source::wal::{WalError, setup, teardown};
+pub(super) use diesel_outbox_relay::source::wal::{WalError, drop, setup};
 
 use crate::command::config::Config;
 #[cfg(feature = "sqlite")]
@@ -38,7 +38,7 @@ pub(super) fn options(config: &Config) -> Result<WalOptions, ConfigError> {
         options.confirm_interval = interval;
     }
     if let Some(bytes) = config.number("retained_warning")? {
-        options.retained_warning = bytes as u64;
+        options.slot_size_warning = bytes as u64;
     }
     Ok(options)
 }

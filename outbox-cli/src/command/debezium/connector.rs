@@ -1,6 +1,6 @@
 //! `outbox debezium connector`
 
-use diesel_outbox_relay::Topics;
+use diesel_outbox_relay::TopicNaming;
 
 use super::Outbox;
 use super::properties::Properties;
@@ -81,7 +81,7 @@ pub(super) fn connector(
 /// The router's pattern for the relay's. Whatever else a relay's pattern can hold stands for itself.
 fn topic(config: &Config) -> Result<String, ConfigError> {
     let check =
-        |text: &str| Topics::pattern(text).map(|_| text.to_owned()).map_err(|error| error.to_string());
+        |text: &str| text.parse::<TopicNaming>().map(|_| text.to_owned()).map_err(|error| error.to_string());
     let pattern = config.parsed("topic", check)?.unwrap_or_else(|| config.shown("topic").to_owned());
     Ok(pattern.replace(PLACEHOLDERS[0], PLACEHOLDERS[1]))
 }

@@ -54,7 +54,7 @@ DO $$ BEGIN
         SELECT s.slot_name, s.confirmed_flush_lsn, concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
         FROM pg_replication_slots AS s, pg_publication AS p JOIN pg_publication_rel AS r ON r.prpubid = p.oid
         WHERE s.slot_name = {slot_text} AND p.pubname = {publication_text} AND r.prrelid = {table_text}::regclass;
-    UPDATE {schema}.outbox_shard SET high = 0;
+    UPDATE {schema}.outbox_shard SET polled_through = 0;
 END $$;
 ",
         schema = identifier(schema),

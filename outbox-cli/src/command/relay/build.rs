@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use diesel_outbox_relay::source::SentRows;
-use diesel_outbox_relay::{DeadLetterPolicy, Kafka, Limits, Relay, Topics};
+use diesel_outbox_relay::{DeadLetterPolicy, Kafka, Relay, TopicNaming};
 
 use crate::command::config::Config;
 use crate::command::database::Database;
@@ -12,15 +12,19 @@ use crate::command::value::ConfigError;
 
 /// The relay, ready to run.
 pub(super) fn relay(config: &Config, database: &Database) -> Result<Relay, Failure> {
-    let relay =
-        database.relay(config)?.publisher(kafka(config)?).topics(topics(config)?).limits(limits(config)?);
+    let relay = database.relay(config)?.broker(kafka(config)?).topic_naming(topics(config)?);
     let relay = set(relay, config.number("workers")?, Relay::workers);
+    let relay = set(relay, config.number("chunk")?, Relay::batch_size);
+    let relay = set(relay, config.number("in_flight")?, Relay::max_in_flight);
+    let relay = set(relay, config.number("in_flight_bytes")?, Relay::max_in_flight_bytes);
+    let relay = set(relay, config.duration("pass_time")?, Relay::max_pass_duration);
+    let relay = set(relay, config.duration("stall_time")?, Relay::stall_timeout);
     let relay = set(relay, config.duration("poll_interval")?, Relay::poll_interval);
     let relay = set(relay, config.duration("lag_interval")?, Relay::lag_interval);
-    let relay = set(relay, config.duration("stop_time")?, Relay::stop_time);
+    let relay = set(relay, config.duration("stop_time")?, Relay::shutdown_timeout);
     let relay = set(relay, dead_letter_policy(config)?, Relay::dead_letter_policy);
     Ok(match sent_rows(config)? {
-        SentRows::Keep { retention } => relay.retention(retention),
+        SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),
     })
 }
@@ -45,13 +49,14 @@ fn kafka(config: &Config) -> Result<Kafka, ConfigError> {
         kafka = kafka.set(name, value.text());
     }
     Ok(match config.switch("own_headers")? {
-        Some(sent) => kafka.own_headers(sent),
+        Some(sent) => kafka.event_headers(sent),
         None => kafka,
     })
 }
 
-fn topics(config: &Config) -> Result<Topics, ConfigError> {
-    let topics = config.parsed("topic", |text| Topics::pattern(text).map_err(|error| error.to_string()))?;
+fn topics(config: &Config) -> Result<TopicNaming, ConfigError> {
+    let topics =
+        config.parsed("topic", |text| text.parse::<TopicNaming>().map_err(|error| error.to_string()))?;
     let topics = topics.unwrap_or_default();
     match config.get("allow_topics") {
         Some(names) if names.texts.is_empty() => {
@@ -62,19 +67,9 @@ fn topics(config: &Config) -> Result<Topics, ConfigError> {
     }
 }
 
-fn limits(config: &Config) -> Result<Limits, ConfigError> {
-    let mut limits = Limits::default();
-    limits.chunk = config.number("chunk")?.unwrap_or(limits.chunk);
-    limits.in_flight = config.number("in_flight")?.unwrap_or(limits.in_flight);
-    limits.in_flight_bytes = config.number("in_flight_bytes")?.unwrap_or(limits.in_flight_bytes);
-    limits.pass_time = config.duration("pass_time")?.unwrap_or(limits.pass_time);
-    limits.stall_time = config.duration("stall_time")?.unwrap_or(limits.stall_time);
-    Ok(limits)
-}
-
 fn dead_letter_policy(config: &Config) -> Result<Option<DeadLetterPolicy>, ConfigError> {
     config.parsed("dead_letter_policy", |text| match text {
-        "go-on" => Ok(DeadLetterPolicy::GoOn),
+        "go-on" => Ok(DeadLetterPolicy::Continue),
         "block" => Ok(DeadLetterPolicy::Block),
         _ => Err("it must be go-on or block".into()),
     })

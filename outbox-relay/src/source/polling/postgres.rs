@@ -23,6 +23,7 @@ use self::connection::Sessions;
 use self::prefetch::{Ahead, Chunks};
 use self::read::Chunk;
 use self::thread::OnThread;
+use crate::source::DatabaseUrl;
 use crate::source::SourceOptions;
 use crate::source::database::Database;
 
@@ -50,8 +51,8 @@ const FEW: usize = 20;
 
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
-    pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
-        let database = Database { url: database_url.into(), options };
+    pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
+        let database = Database::new(database_url.into(), options);
         let sessions = OnThread::new(database.clone());
         Self { database, sessions, ahead: None, chunks: None, ahead_failed: None, is_alone: false }
     }
@@ -141,6 +142,10 @@ impl Source for PostgresSource {
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
         self.ahead = None;
         self.sessions.ask(move |sessions| sessions.wait(limit))
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        self.database.outbox.get().map(String::as_str)
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {

@@ -87,8 +87,9 @@ impl Open {
         if is_path && !std::path::Path::new(database_url.trim_start_matches("sqlite://")).exists() {
             return Err(SourceError::new(format!("there is no database file {database_url}")));
         }
-        let mut conn = SqliteConnection::establish(database_url)
-            .map_err(|error| SourceError::because(format!("cannot open the database: {error}"), error))?;
+        let mut conn = SqliteConnection::establish(database_url).map_err(|error| {
+            SourceError::new(format!("cannot open the database: {error}")).with_source(error)
+        })?;
         conn.batch_execute("PRAGMA busy_timeout = 30000")
             .map_err(|error| database_error("preparing the connection", error))?;
         let path = diesel::dsl::sql::<Text>("SELECT file FROM pragma_database_list WHERE name = 'main'")
@@ -101,7 +102,7 @@ impl Open {
         }
         let path = format!("{path}-outbox-relay");
         let lock = File::options().create(true).append(true).open(&path).map_err(|error| {
-            SourceError::because(format!("cannot open the relay's lock file {path}: {error}"), error)
+            SourceError::new(format!("cannot open the relay's lock file {path}: {error}")).with_source(error)
         })?;
         Ok(Self { conn, lock, owns_lock: false, version: 0, looked: Instant::now() })
     }
@@ -112,10 +113,8 @@ impl Open {
                 Ok(()) => self.owns_lock = true,
                 Err(TryLockError::WouldBlock) => {}
                 Err(TryLockError::Error(error)) => {
-                    return Err(SourceError::because(
-                        format!("cannot lock the relay's lock file: {error}"),
-                        error,
-                    ));
+                    return Err(SourceError::new(format!("cannot lock the relay's lock file: {error}"))
+                        .with_source(error));
                 }
             }
         }
@@ -198,7 +197,7 @@ impl Source for SqliteSource {
         self.unsettled -= 1;
         let (aggregate_type, id) = moved.unwrap_or_default();
         let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
-        Ok(DeadLettered { id, aggregate_type, holds_back })
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(holds_back))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -230,6 +229,10 @@ impl Source for SqliteSource {
             }
             std::thread::sleep(LOOK_PAUSE.min(left));
         }
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        Some(&self.database_url)
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {

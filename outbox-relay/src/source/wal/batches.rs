@@ -93,7 +93,8 @@ impl Batches {
                 .name("outbox-wal".into())
                 .spawn(move || reader.run())
                 .map_err(|error| {
-                    SourceError::because(format!("cannot start to read the write-ahead log: {error}"), error)
+                    SourceError::new(format!("cannot start to read the write-ahead log: {error}"))
+                        .with_source(error)
                 })?;
             threads.push((thread, session));
         }

@@ -165,7 +165,7 @@ impl Values {
 }
 
 fn not_understood(error: pg_walstream::ReplicationError) -> SourceError {
-    SourceError::because(format!("the write-ahead log is not understood: {error}"), error)
+    SourceError::new(format!("the write-ahead log is not understood: {error}")).with_source(error)
 }
 
 #[cfg(test)]

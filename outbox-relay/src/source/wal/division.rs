@@ -175,9 +175,9 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
             make_slot(conn, name)?;
         }
         let (end, _) = locked(conn, |conn, end, last| {
-            SetHigh::new(last).execute(conn)?;
+            SetPolledThrough::new(last).execute(conn)?;
             publication::note(conn, name, &options.publication)?;
-            Begin::new(end as i64, name.clone()).execute(conn).map(drop)
+            Begin::new(end as i64, name.clone()).execute(conn).map(|_| ())
         })?;
         // A relay begins there by itself; whoever else reads the slot is to do so too.
         move_up(conn, name, end)?;
@@ -193,11 +193,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
 ///
 /// # Errors
 /// See [`WalError`]. It can be run again.
-pub fn teardown(
-    conn: &mut PgConnection,
-    lock: &mut PgConnection,
-    options: &WalOptions,
-) -> Result<(), WalError> {
+pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     exclusively(conn, lock, &options.slot, |conn| {
         check_table(conn).map_err(|error| WalError::Log(error.to_string()))?;
         let name = &options.slot;
@@ -250,7 +246,8 @@ fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i
     loop {
         let rows_wait = polled_rows_wait(conn)?;
         // The lower bounds stay where they are then, and all that was read from the log lies behind them.
-        let from = if rows_wait { sent_up_to.min(High::new().get_result(conn)?) } else { sent_up_to };
+        let from =
+            if rows_wait { sent_up_to.min(PolledThrough::new().get_result(conn)?) } else { sent_up_to };
         unread::mark_others(conn, slot, from, last, unsent)?;
         if poll_all(conn, sent_up_to, rows_wait)? {
             return Ok(());
@@ -274,7 +271,7 @@ fn poll_all(conn: &mut PgConnection, sent_up_to: i64, lows_stay: bool) -> QueryR
 
 /// Whether a part of the table is read from the log.
 pub(super) fn is_made(conn: &mut PgConnection) -> QueryResult<bool> {
-    High::new().get_result::<i64>(conn).map(|high| high < i64::MAX)
+    PolledThrough::new().get_result::<i64>(conn).map(|polled_through| polled_through < i64::MAX)
 }
 
 /// Whether some of the rows that are polled are unsent, or claimed by somebody.
@@ -284,13 +281,13 @@ pub(super) fn polled_rows_wait(conn: &mut PgConnection) -> QueryResult<bool> {
 
 /// All of them are sent.
 pub(super) fn polled_rows_are_sent(conn: &mut PgConnection) -> QueryResult<()> {
-    let high = High::new().get_result(conn)?;
-    sent_up_to(conn, high)
+    let polled_through = PolledThrough::new().get_result(conn)?;
+    sent_up_to(conn, polled_through)
 }
 
 /// No row up to this number is unsent, or ever will be.
-pub(super) fn sent_up_to(conn: &mut PgConnection, low: i64) -> QueryResult<()> {
-    RaiseLow::new(low).execute(conn).map(drop)
+pub(super) fn sent_up_to(conn: &mut PgConnection, sent_through: i64) -> QueryResult<()> {
+    RaiseSentThrough::new(sent_through).execute(conn).map(|_| ())
 }
 
 /// Does this while no relay reads the log: the other connection holds the lock of the active relay.
@@ -348,7 +345,7 @@ fn own(conn: &mut PgConnection, name: &str, lost: &[String]) -> QueryResult<()> 
         for other in lost {
             Forget::new(other.clone()).execute(conn)?;
         }
-        Own::new(name.to_owned()).execute(conn).map(drop)
+        Own::new(name.to_owned()).execute(conn).map(|_| ())
     })
 }
 
@@ -467,30 +464,30 @@ statement!(
 
 statement!(Pg, pub(super) DropSlot { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
 
-statement!(Pg, High {} -> BigInt, "SELECT coalesce(min(high), 9223372036854775807) FROM outbox_shard");
+statement!(Pg, PolledThrough {} -> BigInt, "SELECT coalesce(min(polled_through), 9223372036854775807) FROM outbox_shard");
 
 statement!(
     Pg,
     /// Where rows were read from a slot that was lost, those between the bounds are sent and not marked.
-    SetHigh { high: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard SET high = ?, unmarked = CASE WHEN low > high THEN low ELSE unmarked END, \
-     unmarked_until = CASE WHEN low > high THEN clock_timestamp() ELSE unmarked_until END"
+    SetPolledThrough { polled_through: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard SET polled_through = ?, unmarked = CASE WHEN sent_through > polled_through THEN sent_through ELSE unmarked END, \
+     unmarked_until = CASE WHEN sent_through > polled_through THEN clock_timestamp() ELSE unmarked_until END"
 );
 
 statement!(
     Pg,
     /// Rows after the last that was polled, up to the lower bound, are sent and not marked.
     PollAll { lows_stay: bool => Bool, sent_up_to: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = new.low, high = 9223372036854775807, passed = 0, open = '{}', open_after = '{}', \
-     unmarked = CASE WHEN new.low > s.high THEN new.low ELSE least(s.unmarked, new.low) END, \
-     unmarked_until = CASE WHEN new.low > s.high THEN clock_timestamp() ELSE s.unmarked_until END FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.low, given.low) ELSE given.low END AS low \
-     FROM outbox_shard AS o, (SELECT ?::bool AS lows_stay, ?::bigint AS low) AS given) AS new WHERE new.shard = s.shard"
+    "UPDATE outbox_shard AS s SET sent_through = new.sent_through, polled_through = 9223372036854775807, passed = 0, open = '{}', open_after = '{}', \
+     unmarked = CASE WHEN new.sent_through > s.polled_through THEN new.sent_through ELSE least(s.unmarked, new.sent_through) END, \
+     unmarked_until = CASE WHEN new.sent_through > s.polled_through THEN clock_timestamp() ELSE s.unmarked_until END FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.sent_through, given.sent_through) ELSE given.sent_through END AS sent_through \
+     FROM outbox_shard AS o, (SELECT ?::bool AS lows_stay, ?::bigint AS sent_through) AS given) AS new WHERE new.shard = s.shard"
 );
 
 statement!(
     Pg,
-    RaiseLow { low: i64 => BigInt } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = given.low FROM (SELECT ?::bigint AS low) AS given WHERE s.low < given.low"
+    RaiseSentThrough { sent_through: i64 => BigInt } -> BigInt,
+    "UPDATE outbox_shard AS s SET sent_through = given.sent_through FROM (SELECT ?::bigint AS sent_through) AS given WHERE s.sent_through < given.sent_through"
 );
 
 statement!(
@@ -514,7 +511,7 @@ statement!(
 statement!(
     Pg,
     Begin { start: i64 => BigInt, slot: String => Text } -> BigInt,
-    "UPDATE outbox_slot SET start_lsn = place, commit_lsn = NULL, sent = 0, bound_lsn = place, transactions = 0, \
+    "UPDATE outbox_slot SET start_lsn = place, commit_lsn = NULL, sent_events = 0, bound_lsn = place, transactions = 0, \
      system_id = (SELECT system_identifier FROM pg_control_system()) \
      FROM (SELECT '0/0'::pg_lsn + ?::numeric AS place) AS given WHERE slot = ?"
 );

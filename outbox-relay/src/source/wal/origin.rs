@@ -34,7 +34,7 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking where the slot comes from", error);
     match doubt(conn, &options.slot).map_err(failed)? {
-        Some(doubt) => Err(SourceError::lasting(format!(
+        Some(doubt) => Err(SourceError::permanent(format!(
             "the replication slot `{}` is not the one from which this outbox was read: {doubt}. Events would be overlooked: run \
              `{}`. It makes a new slot and sends what is not known to be sent, some of it \
              perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",

@@ -50,7 +50,7 @@ impl Place {
 statement!(
     Pg,
     Load { slot: String => Text } -> (BigInt, Nullable<BigInt>, BigInt),
-    "SELECT (start_lsn - '0/0')::bigint, (commit_lsn - '0/0')::bigint, sent FROM outbox_slot WHERE slot = ?"
+    "SELECT (start_lsn - '0/0')::bigint, (commit_lsn - '0/0')::bigint, sent_events FROM outbox_slot WHERE slot = ?"
 );
 
 statement!(
@@ -63,6 +63,6 @@ statement!(
         slot: String => Text
     } -> BigInt,
     "UPDATE outbox_slot SET start_lsn = greatest(start_lsn, '0/0'::pg_lsn + ?::numeric), \
-     commit_lsn = '0/0'::pg_lsn + ?::numeric, sent = ?, bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
+     commit_lsn = '0/0'::pg_lsn + ?::numeric, sent_events = ?, bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
      coalesce((SELECT total_txns FROM pg_stat_replication_slots WHERE slot_name = slot), 0) WHERE slot = ?"
 );

@@ -40,7 +40,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     } else {
         format!("there is no publication `{name}` of all inserts into the table outbox any more")
     };
-    Err(SourceError::lasting(format!(
+    Err(SourceError::permanent(format!(
         "{what}. The write-ahead log does not show the events that were emitted meanwhile, which are still in the table: stop the \
          relays that stand by, and run `{}` and then `{}`. What is not known to be \
          sent is sent then, some of it perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
-use diesel_outbox_core::{LogLag, SourceError};
+use diesel_outbox_core::{SourceError, WalLag};
 
 use super::division;
 use super::options::WalOptions;
@@ -75,7 +75,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     let name = &options.slot;
     let setup = options.command("setup", name);
     if !division::is_made(conn).map_err(failed)? {
-        return Err(SourceError::lasting(format!(
+        return Err(SourceError::permanent(format!(
             "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `{setup}` first"
         )));
     }
@@ -84,7 +84,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     if Place::load(conn, name).map_err(failed)?.is_none() {
         let others = others(conn, name).map_err(failed)?;
         let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(Slot::is_usable));
-        return Err(SourceError::lasting(match usable {
+        return Err(SourceError::permanent(match usable {
             Some((other, _)) => format!(
                 "this outbox is read from the slot `{other}`, and not from `{name}`: start the relay with `--slot {other}`"
             ),
@@ -94,13 +94,13 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
         }));
     }
     let Some(slot) = Slot::find(conn, name).map_err(failed)? else {
-        return Err(SourceError::lasting(format!(
+        return Err(SourceError::permanent(format!(
             "the replication slot `{name}` does not exist any more: run `{setup}`, {resend}"
         )));
     };
     if !slot.fits {
         let free = free_name(conn).map_err(failed)?;
-        return Err(SourceError::lasting(format!(
+        return Err(SourceError::permanent(format!(
             "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput), as where this \
              database is a copy of that one: run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. Either \
              leaves that slot alone, and what is not known to be sent is sent, some of it perhaps twice",
@@ -109,7 +109,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
         )));
     }
     if slot.is_lost() {
-        return Err(SourceError::lasting(format!(
+        return Err(SourceError::permanent(format!(
             "the server has given up the replication slot `{name}`, which was confirmed up to {}, as it retained more than \
              max_slot_wal_keep_size allows or was invalidated: run `{setup}`, {resend}",
             shown(slot.confirmed)
@@ -174,7 +174,7 @@ impl Watch {
         conn: &mut PgConnection,
         options: &WalOptions,
         confirmed: Lsn,
-    ) -> QueryResult<LogLag> {
+    ) -> QueryResult<WalLag> {
         let (end, now) = (end_of_log(conn)?, Instant::now());
         let slot = Slot::find(conn, &options.slot)?;
         let confirmed = confirmed.max(slot.as_ref().map_or(0, |slot| slot.confirmed));
@@ -184,7 +184,7 @@ impl Watch {
         }
         let since = self.ends.front().filter(|(then, _)| *then < end && confirmed < end);
         let (status, retained) = slot.map_or(("lost".to_owned(), 0), |slot| (slot.status, slot.retained));
-        let too_much = retained >= options.retained_warning || matches!(&*status, "unreserved" | "lost");
+        let too_much = retained >= options.slot_size_warning || matches!(&*status, "unreserved" | "lost");
         if too_much && !self.warned {
             tracing::warn!(
                 slot = options.slot,
@@ -194,12 +194,12 @@ impl Watch {
             );
         }
         self.warned = too_much;
-        Ok(LogLag {
-            bytes: end.saturating_sub(confirmed),
-            time: Some(since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then))),
-            retained_bytes: retained,
-            status,
-        })
+        let mut lag = WalLag::default();
+        lag.bytes = end.saturating_sub(confirmed);
+        lag.time = Some(since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then)));
+        lag.retained_bytes = retained;
+        lag.status = status;
+        Ok(lag)
     }
 }
 

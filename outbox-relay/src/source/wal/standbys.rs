@@ -201,7 +201,7 @@ impl Found {
             .map_err(|error| database_error("looking for synchronous standbys", error))?;
         let names = Names::of(&setting);
         if is_standby || names.includes_relay {
-            return Err(SourceError::lasting(format!(
+            return Err(SourceError::permanent(format!(
                 "synchronous_standby_names is `{setting}`, so that commits wait for this relay as for a standby, and its own for \
                  itself: write the names of the standbys there (their application_name), without `*` and `{OWN_NAME}`, and \
                  run SELECT pg_reload_conf(). Nothing is lost meanwhile, but commits may wait until then"

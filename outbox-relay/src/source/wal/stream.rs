@@ -61,7 +61,7 @@ impl Stream {
             is_asked: false,
         };
         let failed = |error: std::io::Error| {
-            SourceError::because(format!("cannot start to read the write-ahead log: {error}"), error)
+            SourceError::new(format!("cannot start to read the write-ahead log: {error}")).with_source(error)
         };
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -174,7 +174,7 @@ impl Reader {
             options.iter().map(|(name, value)| (*name, value.as_str())).collect();
         conn.start_replication_async(slot, self.start, &options).await.map_err(|error| {
             let message = one_line(&error.to_string());
-            SourceError::because(format!("the slot `{slot}` cannot be read: {message}"), error)
+            SourceError::new(format!("the slot `{slot}` cannot be read: {message}")).with_source(error)
         })?;
         Ok(conn)
     }
@@ -250,13 +250,11 @@ const WAL_HEADER: usize = 25;
 
 fn lost(error: ReplicationError) -> SourceError {
     let message = one_line(&error.to_string());
-    SourceError::because(format!("the replication connection was lost: {message}"), error)
+    SourceError::new(format!("the replication connection was lost: {message}")).with_source(error)
 }
 
 fn not_connected(error: ReplicationError) -> SourceError {
     let message = one_line(&error.to_string());
-    SourceError::because(
-        format!("cannot connect for replication: {message} (the role needs REPLICATION)"),
-        error,
-    )
+    SourceError::new(format!("cannot connect for replication: {message} (the role needs REPLICATION)"))
+        .with_source(error)
 }

@@ -140,7 +140,7 @@ impl Streaming {
         let log = if end.saturating_sub(start) > FAR {
             Log::in_batches(database, wal, start, table)?
         } else {
-            Log::Stream(Stream::begin(&database.url, wal.clone(), start, table)?)
+            Log::Stream(Stream::begin(&database.url.get()?, wal.clone(), start, table)?)
         };
         Ok(Self {
             conn,
@@ -235,7 +235,8 @@ impl Streaming {
         let is_near = self.behind()? <= FAR;
         self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
         tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
-        let stream = Stream::begin(&self.database.url, self.wal.clone(), self.window.end(), self.table)?;
+        let stream =
+            Stream::begin(&self.database.url.get()?, self.wal.clone(), self.window.end(), self.table)?;
         self.go_on(Log::Stream(stream));
         Ok(())
     }
@@ -293,7 +294,7 @@ impl Streaming {
 
     pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         let (id, aggregate_type) = self.give_up(ticket, reason)?;
-        Ok(DeadLettered { id, aggregate_type, holds_back: self.blocks })
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(self.blocks))
     }
 
     /// Makes a dead letter of it: its id and aggregate type.
@@ -370,24 +371,23 @@ impl Streaming {
     }
 
     fn lag(&mut self) -> QueryResult<Lag> {
-        let log = self.slot.look(&mut self.conn, &self.wal, self.window.confirmed())?;
         let (unsent, oldest) = self.window.unsettled();
         let oldest = oldest.and_then(|insert| insert.row(0).ok()).map(|row| slot::age(row.created_at_ms));
-        Ok(Lag {
-            unsent: unsent as u64,
-            oldest: oldest.unwrap_or_default(),
-            oldest_writer: self.writers.look(&mut self.conn)?,
-            log: Some(log),
-        })
+        let mut lag = Lag::default();
+        lag.unsent = unsent as u64;
+        lag.oldest = oldest.unwrap_or_default();
+        lag.wal = Some(self.slot.look(&mut self.conn, &self.wal, self.window.confirmed())?);
+        lag.oldest_writer = self.writers.look(&mut self.conn)?;
+        Ok(lag)
     }
 
     /// Rows up to the shards' lower bound are known to be sent. Every row with a number up to the fence's has come, or never
     /// will, in what the log has by now; unless the publication kept it back.
     fn move_low(&mut self) -> Result<(), SourceError> {
         let failed = |error| database_error("noting what is known to be sent", error);
-        let Some(low) = self.known_to_be_sent().map_err(failed)? else { return Ok(()) };
+        let Some(sent_through) = self.known_to_be_sent().map_err(failed)? else { return Ok(()) };
         publication::check(&mut self.conn, &self.wal)?;
-        division::sent_up_to(&mut self.conn, low).map_err(failed)
+        division::sent_up_to(&mut self.conn, sent_through).map_err(failed)
     }
 
     fn known_to_be_sent(&mut self) -> QueryResult<Option<i64>> {
@@ -400,11 +400,11 @@ impl Streaming {
         if self.numbers.back().is_none_or(|(seq, _)| *seq < self.fence.bounds().safe) {
             self.numbers.push_back((self.fence.bounds().safe, slot::end_of_log(&mut self.conn)?));
         }
-        let mut low = None;
+        let mut sent_through = None;
         while self.numbers.front().is_some_and(|(_, end)| *end <= confirmed) {
-            low = self.numbers.pop_front().map(|(seq, _)| seq);
+            sent_through = self.numbers.pop_front().map(|(seq, _)| seq);
         }
-        Ok(low)
+        Ok(sent_through)
     }
 
     /// Keeps all that is known to be sent.

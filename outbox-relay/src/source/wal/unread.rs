@@ -175,7 +175,7 @@ statement!(
     /// At most: those after what is known to be sent.
     MayBeUnsent {} -> BigInt,
     "SELECT count(*) FROM outbox WHERE sent_at IS NULL \
-     AND seq > (SELECT min(greatest(low, high)) FROM outbox_shard)"
+     AND seq > (SELECT min(greatest(sent_through, polled_through)) FROM outbox_shard)"
 );
 
 statement!(
@@ -214,5 +214,5 @@ statement!(
     /// Those that are polled tell it themselves.
     MarkSent { first: i64 => BigInt, last: i64 => BigInt, seqs: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE o.seq >= ? AND o.seq <= ? \
-     AND o.seq = ANY (?) AND o.sent_at IS NULL AND s.shard = o.shard AND NOT (o.seq > s.low AND o.seq <= s.high)"
+     AND o.seq = ANY (?) AND o.sent_at IS NULL AND s.shard = o.shard AND NOT (o.seq > s.sent_through AND o.seq <= s.polled_through)"
 );

@@ -107,8 +107,8 @@ impl Table {
     fn division(conn: &mut PgConnection, schema: &str) -> QueryResult<Division> {
         let schema = schema.replace('"', "\"\"");
         diesel::sql_query(format!(
-            "SELECT min(s.high) < 9223372036854775807 AS is_divided, bool_or(EXISTS (SELECT FROM \"{schema}\".outbox AS o \
-             WHERE o.shard = s.shard AND o.seq > s.low AND o.seq <= s.high AND o.sent_at IS NULL)) AS waiting \
+            "SELECT min(s.polled_through) < 9223372036854775807 AS is_divided, bool_or(EXISTS (SELECT FROM \"{schema}\".outbox AS o \
+             WHERE o.shard = s.shard AND o.seq > s.sent_through AND o.seq <= s.polled_through AND o.sent_at IS NULL)) AS waiting \
              FROM \"{schema}\".outbox_shard AS s"
         ))
         .get_result(conn)

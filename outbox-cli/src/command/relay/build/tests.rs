@@ -20,20 +20,25 @@ fn problem<T>(result: Result<T, ConfigError>) -> String {
 fn the_defaults_of_the_help_are_those_of_the_relay() {
     let told = |key| setting(key).expect("a setting").default;
     let time = |key| humantime::parse_duration(told(key)).expect("a time");
-    let limits = Limits::default();
-    assert_eq!(told("chunk"), limits.chunk.to_string());
-    assert_eq!(told("in_flight"), limits.in_flight.to_string());
-    assert_eq!(told("in_flight_bytes"), limits.in_flight_bytes.to_string());
-    assert_eq!(time("pass_time"), limits.pass_time);
-    assert_eq!(time("stall_time"), limits.stall_time);
-    assert_eq!(Topics::pattern(told("topic")), Ok(Topics::default()));
+    let relay = format!("{:?}", Relay::from_source(|_| unreachable!("it is not started")));
+    let shown = |name: &str, value: String| {
+        assert!(relay.contains(&format!("{name}: {value}")), "{name}: {value} is not in {relay}");
+    };
+    shown("batch_size", told("chunk").to_owned());
+    shown("max_in_flight", told("in_flight").to_owned());
+    shown("max_in_flight_bytes", told("in_flight_bytes").to_owned());
+    shown("max_pass_duration", format!("{:?}", time("pass_time")));
+    shown("stall_timeout", format!("{:?}", time("stall_time")));
+    shown("shutdown_timeout", format!("{:?}", time("stop_time")));
+    shown("workers", told("workers").to_owned());
+    assert_eq!(told("topic").parse(), Ok(TopicNaming::default()));
     let kafka = format!("{:?}", Kafka::new("localhost:9092"));
-    assert!(kafka.contains(&format!("own_headers: {}", told("own_headers"))), "{kafka}");
+    assert!(kafka.contains(&format!("event_headers: {}", told("own_headers"))), "{kafka}");
     let options = SourceOptions::default();
     assert_eq!(SentRows::Keep { retention: time("retention") }, options.sent_rows);
     assert_eq!(time("poll_interval"), options.poll_interval);
     assert_eq!(time("lag_interval"), options.lag_interval);
-    assert_eq!(options.dead_letter_policy, DeadLetterPolicy::GoOn);
+    assert_eq!(options.dead_letter_policy, DeadLetterPolicy::Continue);
 }
 
 #[test]

@@ -24,14 +24,14 @@ const LOW_LAG: i64 = 65_536;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
 /// spread evenly.
-const LOW_STEP: i64 = 1_024;
+const BOUND_STEP: i64 = 1_024;
 
 pub(super) struct Pass {
     shards: Vec<Shard>,
     /// Up to where rows were visible when the table was last looked at.
     bounds: Bounds,
     /// The last number that is polled. It changes only where nothing is claimed.
-    high: i64,
+    polled_through: i64,
     /// The last row read; all earlier ones of these shards have been read too.
     last: i64,
     /// Whether there was nothing after it.
@@ -48,7 +48,7 @@ pub(super) struct Pass {
 struct Shard {
     number: i16,
     /// Its bounds, as the table has them.
-    low: i64,
+    sent_through: i64,
     passed: i64,
     /// All of its rows up to here have been given to the relay, or will never be.
     given: i64,
@@ -71,14 +71,14 @@ impl Pass {
         block: bool,
     ) -> QueryResult<Option<Self>> {
         // Most looks find nothing where events come one by one: this takes one statement, and a pass that is rolled back three.
-        if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, LOW_STEP).get_result(conn)? {
+        if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, BOUND_STEP).get_result(conn)? {
             return Ok(None);
         }
         AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
         let mut pass = Self {
             shards: Vec::new(),
             bounds: bounds.clone(),
-            high: i64::MAX,
+            polled_through: i64::MAX,
             last: 0,
             exhausted: false,
             has_read: false,
@@ -108,7 +108,7 @@ impl Pass {
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
         let shards =
-            Claim::new(quiet_since, LOW_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
+            Claim::new(quiet_since, BOUND_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
                 .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
@@ -117,17 +117,17 @@ impl Pass {
             blocked.extend(dead_letters::blocked(conn, claimed)?);
         }
         let mut any_wanted = false;
-        for (number, low, high, passed, begin, open, open_after, is_wanted) in shards {
+        for (number, sent_through, polled_through, passed, begin, open, open_after, is_wanted) in shards {
             any_wanted |= is_wanted;
-            self.high = high;
+            self.polled_through = polled_through;
             self.shards.push(Shard {
                 number,
-                low,
+                sent_through,
                 passed,
-                given: low,
+                given: sent_through,
                 // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
                 // The bounds are those of the locked row. Somebody may have lowered them since the snapshot that `begin` comes from.
-                given_of_ended: begin.min(passed.max(low)),
+                given_of_ended: begin.min(passed.max(sent_through)),
                 open: open.into_iter().zip(open_after).collect(),
                 open_changed: false,
             });
@@ -184,7 +184,7 @@ impl Pass {
             lows: self.shards.iter().map(|shard| shard.given).collect(),
             passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
             open,
-            high: self.high,
+            polled_through: self.polled_through,
             given,
             last_given,
         }
@@ -200,7 +200,7 @@ impl Pass {
     /// Learns up to where all of the claimed shards has been given. The bounds are from before the last read: what lay below them was
     /// visible to it, if it ever will be, or belongs to a transaction that was open.
     fn given_up_to_here(&mut self) {
-        let read = if self.exhausted { self.high } else { self.last };
+        let read = if self.exhausted { self.polled_through } else { self.last };
         let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
         for shard in &mut self.shards {
             shard.given = shard.given.max(given);
@@ -235,14 +235,14 @@ impl Pass {
         let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
         let (mut shards, mut lows, mut passed, mut open) = (Vec::new(), Vec::new(), Vec::new(), Open::new());
         for shard in self.shards {
-            let (low, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
-            // Where a transaction has ended the next look would begin at `low` again.
-            let has_moved = low >= shard.low + LOW_STEP
-                || of_ended >= shard.low.max(shard.passed) + LOW_STEP
-                || (shard.open_changed && (of_ended > low || shard.passed > shard.low));
+            let (sent_through, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
+            // Where a transaction has ended the next look would begin at `sent_through` again.
+            let has_moved = sent_through >= shard.sent_through + BOUND_STEP
+                || of_ended >= shard.sent_through.max(shard.passed) + BOUND_STEP
+                || (shard.open_changed && (of_ended > sent_through || shard.passed > shard.sent_through));
             if has_moved {
                 shards.push(shard.number);
-                lows.push(low);
+                lows.push(sent_through);
                 passed.push(of_ended);
                 add(&mut open, &shard.open);
             }
@@ -279,8 +279,8 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 macro_rules! shards_to_claim {
     () => {
         concat!(
-            "(SELECT shard, high, start AS begin, greatest(low, passed) AS second, CASE WHEN greatest(low, passed) <= ? \
-             THEN greatest(low, passed) ELSE start END AS start FROM ",
+            "(SELECT shard, polled_through, start AS begin, greatest(sent_through, passed) AS second, CASE WHEN greatest(sent_through, passed) <= ? \
+             THEN greatest(sent_through, passed) ELSE start END AS start FROM ",
             shards!(),
             " AS s OFFSET 0) AS s LEFT ",
             oldest_unsent!()
@@ -290,7 +290,7 @@ macro_rules! shards_to_claim {
 
 macro_rules! is_to_be_claimed {
     () => {
-        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.second <= least(?, s.high - ?))"
+        "(oldest.seq IS NOT NULL OR s.begin < s.start OR s.second <= least(?, s.polled_through - ?))"
     };
 }
 
@@ -328,7 +328,7 @@ statement!(
         shards_to_claim!(),
         " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
          (SELECT shard, seq, wanted, begin, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
-         SELECT s.shard, s.low, s.high, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
+         SELECT s.shard, s.sent_through, s.polled_through, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
          ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
@@ -342,7 +342,7 @@ statement!(
         open: Vec<i64> => Array<BigInt>,
         open_after: Vec<i64> => Array<BigInt>
     } -> BigInt,
-    "UPDATE outbox_shard AS s SET low = moved.low, passed = moved.passed, open = o.open, open_after = o.open_after \
-     FROM unnest(?, ?, ?) AS moved (shard, low, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
+    "UPDATE outbox_shard AS s SET sent_through = moved.sent_through, passed = moved.passed, open = o.open, open_after = o.open_after \
+     FROM unnest(?, ?, ?) AS moved (shard, sent_through, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
      WHERE s.shard = moved.shard"
 );

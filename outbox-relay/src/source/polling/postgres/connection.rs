@@ -185,7 +185,7 @@ impl Session {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let (aggregate_type, id) = dead_letters::keep(&mut self.conn, ticket, reason)?;
         pass.settled(&[ticket]);
-        Ok(DeadLettered { id, aggregate_type, holds_back: pass.holds_back() })
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.holds_back()))
     }
 
     fn release(&mut self) -> QueryResult<()> {

@@ -30,7 +30,7 @@ statement!(
     /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it. Of a row that is larger than
     /// expected only the size comes: payloads are measured where they lie.
     pub(super) Unsent {
-        high: i64 => BigInt,
+        polled_through: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
         open_after: Vec<i64> => Array<BigInt>,
         shards: Vec<i16> => Array<SmallInt>,
@@ -42,10 +42,10 @@ statement!(
         limit: i64 => BigInt
     } -> Columns,
     concat!(
-        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS high, after IS NOT NULL AS ended, \
-         greatest(low, least(passed, after)) AS start FROM (SELECT ",
+        "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS polled_through, after IS NOT NULL AS ended, \
+         greatest(sent_through, least(passed, after)) AS start FROM (SELECT ",
         first_of_ended!("?::bigint[]", "?::bigint[]"),
-        " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, low, passed)) ",
+        " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, sent_through, passed)) ",
         "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
@@ -54,7 +54,7 @@ statement!(
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") END FROM claimed) AND seq <= (SELECT max(high) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
     )
 );
 
@@ -79,7 +79,7 @@ pub(super) struct Unread {
     pub(super) passed: Vec<i64>,
     pub(super) open: Open,
     /// The last number that is polled.
-    pub(super) high: i64,
+    pub(super) polled_through: i64,
     /// What was read and may not have been settled, and the last number of it.
     pub(super) given: Vec<TupleId>,
     pub(super) last_given: i64,
@@ -129,7 +129,7 @@ impl Unread {
         largest: usize,
     ) -> QueryResult<(Packed, Option<usize>)> {
         let query = Unsent::new(
-            self.high,
+            self.polled_through,
             self.open.keys().copied().collect(),
             self.open.values().copied().collect(),
             self.shards.clone(),
@@ -153,7 +153,10 @@ impl Unread {
     /// Goes past what was read: in the same snapshot nothing is missing before it.
     pub(super) fn go_past(&mut self, chunk: &Chunk) {
         let Some((_, last)) = chunk.given.last() else { return };
-        self.lows.iter_mut().chain(&mut self.passed).for_each(|low| *low = (*low).max(*last));
+        self.lows
+            .iter_mut()
+            .chain(&mut self.passed)
+            .for_each(|sent_through| *sent_through = (*sent_through).max(*last));
         if *last >= self.last_given {
             self.given.clear();
         }

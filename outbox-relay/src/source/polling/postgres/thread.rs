@@ -146,7 +146,8 @@ impl Thread {
             .name("outbox-source".into())
             .spawn(move || work(&shared, &received))
             .map_err(|error| {
-                SourceError::because(format!("cannot start a thread for the database: {error}"), error)
+                SourceError::new(format!("cannot start a thread for the database: {error}"))
+                    .with_source(error)
             })?;
         Ok(Self { jobs: Some(jobs), handle: Some(handle) })
     }

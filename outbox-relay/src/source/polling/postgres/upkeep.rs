@@ -48,7 +48,7 @@ impl Upkeep {
         let mut lag = conn.lag()?;
         self.measuring = began.elapsed();
         lag.oldest_writer = self.writers.look(conn)?;
-        if lag.log.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
+        if lag.wal.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
             tracing::info!(
                 "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
             );

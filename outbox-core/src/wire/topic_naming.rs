@@ -1,19 +1,25 @@
-/// Which topic a record goes to, and which topics it may go to at all.
+use std::str::FromStr;
+
+/// Names the topic that a record goes to, and says which topics it may go to at all.
+///
+/// Parse it from a pattern in which `{aggregatetype}` stands for the record's aggregate type. A pattern without it sends
+/// everything to one topic.
 ///
 /// ```
-/// use diesel_outbox_core::wire::Topics;
+/// use diesel_outbox_core::wire::TopicNaming;
 ///
-/// assert_eq!(Topics::default().topic("order")?, "outbox.event.order");
+/// assert_eq!(TopicNaming::default().topic("order")?, "outbox.event.order");
 ///
-/// let topics = Topics::pattern("shop.{aggregatetype}.v1")?.allow(["shop.order.*", "shop.customer.v1"]);
-/// assert_eq!(topics.topic("order")?, "shop.order.v1");
-/// assert!(topics.topic("invoice").is_err());
+/// let naming: TopicNaming = "shop.{aggregatetype}.v1".parse()?;
+/// let naming = naming.allow(["shop.order.*", "shop.customer.v1"]);
+/// assert_eq!(naming.topic("order")?, "shop.order.v1");
+/// assert!(naming.topic("invoice").is_err());
 /// # Ok::<(), diesel_outbox_core::wire::TopicError>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Topics {
+pub struct TopicNaming {
     before: String,
-    // What follows the aggregate type; nothing where the pattern has no place for one.
+    // What follows the aggregate type; nothing if the pattern has no place for one.
     after: Option<String>,
     allowed: Option<Vec<String>>,
 }
@@ -21,44 +27,27 @@ pub struct Topics {
 const PLACEHOLDER: &str = "{aggregatetype}";
 const NAME_LIMIT: usize = 249;
 
-impl Default for Topics {
+impl Default for TopicNaming {
     /// `outbox.event.{aggregatetype}`, and every topic is allowed.
     fn default() -> Self {
         Self { before: "outbox.event.".into(), after: Some(String::new()), allowed: None }
     }
 }
 
-impl Topics {
-    /// Topics named by a pattern in which `{aggregatetype}` stands for the record's aggregate type. A pattern
-    /// without it sends everything to one topic.
-    ///
-    /// # Errors
-    /// [`TopicError::Pattern`]: the pattern holds another placeholder, or a character that no topic name can have.
-    pub fn pattern(pattern: &str) -> Result<Self, TopicError> {
-        let (before, after) = match pattern.split_once(PLACEHOLDER) {
-            Some((before, after)) => (before, Some(after)),
-            None => (pattern, None),
-        };
-        let literal = [before, after.unwrap_or_default()].concat();
-        if pattern.is_empty() || !literal.chars().all(is_topic_character) {
-            return Err(TopicError::Pattern { pattern: pattern.to_owned() });
-        }
-        Ok(Self { before: before.to_owned(), after: after.map(str::to_owned), allowed: None })
-    }
-
-    /// Only these topics may be written to; a record for any other becomes a dead letter. A name that ends in `*`
-    /// allows every topic that begins with what stands before it. By default every topic is allowed.
+impl TopicNaming {
+    /// Allows only these topics. A record for any other becomes a dead letter. A name that ends in `*` allows every topic that
+    /// begins with what stands before it. By default every topic is allowed.
     #[must_use]
     pub fn allow<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
         self.allowed = Some(names.into_iter().map(Into::into).collect());
         self
     }
 
-    /// The topic of a record with this aggregate type.
+    /// Returns the topic of a record with this aggregate type.
     ///
     /// # Errors
-    /// [`TopicError::Name`]: Kafka cannot have a topic of that name. [`TopicError::NotAllowed`]: the allow-list does
-    /// not have it.
+    /// Returns [`TopicError::Name`] if Kafka cannot have a topic of that name, and [`TopicError::NotAllowed`] if the
+    /// allow-list does not have it.
     pub fn topic(&self, aggregate_type: &str) -> Result<String, TopicError> {
         let topic = match &self.after {
             Some(after) => [&self.before, aggregate_type, after].concat(),
@@ -81,6 +70,27 @@ impl Topics {
     }
 }
 
+impl FromStr for TopicNaming {
+    type Err = TopicError;
+
+    /// Reads a pattern such as `shop.{aggregatetype}.v1`.
+    ///
+    /// # Errors
+    /// Returns [`TopicError::Pattern`] if the pattern has another placeholder, or a character that no topic's name can
+    /// have.
+    fn from_str(pattern: &str) -> Result<Self, TopicError> {
+        let (before, after) = match pattern.split_once(PLACEHOLDER) {
+            Some((before, after)) => (before, Some(after)),
+            None => (pattern, None),
+        };
+        let literal = [before, after.unwrap_or_default()].concat();
+        if pattern.is_empty() || !literal.chars().all(is_topic_character) {
+            return Err(TopicError::Pattern { pattern: pattern.to_owned() });
+        }
+        Ok(Self { before: before.to_owned(), after: after.map(str::to_owned), allowed: None })
+    }
+}
+
 fn is_topic_character(character: char) -> bool {
     character.is_ascii_alphanumeric() || matches!(character, '.' | '_' | '-')
 }
@@ -98,7 +108,7 @@ fn matches(pattern: &str, topic: &str) -> bool {
 pub enum TopicError {
     /// The naming pattern is wrong.
     #[error(
-        "`{pattern}` is no topic pattern: use letters, digits, `.`, `_`, `-`, and `{{aggregatetype}}` once"
+        "`{pattern}` is not a pattern for topics: use letters, digits, `.`, `_`, `-`, and `{{aggregatetype}}` once"
     )]
     Pattern {
         /// The pattern that was given.
@@ -106,7 +116,7 @@ pub enum TopicError {
     },
     /// The name is not one that Kafka can have.
     #[error(
-        "`{topic}` is no topic name: Kafka takes 1 to 249 letters, digits, `.`, `_` and `-`; change the aggregate type or the relay's topic pattern"
+        "`{topic}` is not a name for a topic: Kafka takes 1 to 249 letters, digits, `.`, `_` and `-`; change the aggregate type or the relay's topic pattern"
     )]
     Name {
         /// The name that the pattern gave.
@@ -126,7 +136,7 @@ mod tests {
 
     #[test]
     fn names_that_kafka_cannot_have_are_refused() {
-        let topics = Topics::default();
+        let topics = TopicNaming::default();
         for bad in ["an order", "ordér", &"x".repeat(250)] {
             assert!(matches!(topics.topic(bad), Err(TopicError::Name { .. })), "{bad}");
         }
@@ -134,13 +144,13 @@ mod tests {
 
     #[test]
     fn a_pattern_without_placeholder_is_one_topic() {
-        assert_eq!(Topics::pattern("events").unwrap().topic("order").unwrap(), "events");
+        assert_eq!("events".parse::<TopicNaming>().unwrap().topic("order").unwrap(), "events");
     }
 
     #[test]
     fn bad_patterns_are_refused() {
         for bad in ["", "a{b}", "a b", "{aggregatetype}{aggregatetype}"] {
-            assert!(Topics::pattern(bad).is_err(), "{bad}");
+            assert!(bad.parse::<TopicNaming>().is_err(), "{bad}");
         }
     }
 }
