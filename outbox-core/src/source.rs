@@ -176,20 +176,33 @@ pub enum DeadLetterPolicy {
 #[error("{message}")]
 pub struct SourceError {
     message: String,
-    is_permanent: bool,
+    remedy: Remedy,
     #[source]
     source: Option<Box<dyn Error + Send + Sync>>,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Remedy {
+    Time,
+    Operator,
+    None,
+}
+
 impl SourceError {
-    /// An error with this message. The relay tries again after it.
+    /// An error that may pass. The relay logs a warning and tries again.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), is_permanent: false, source: None }
+        Self { message: message.into(), remedy: Remedy::Time, source: None }
+    }
+
+    /// An error that lasts until somebody does something, such as running the migrations. The relay logs an error and tries
+    /// again. If it is stopped before that, it returns this error.
+    pub fn misconfigured(message: impl Into<String>) -> Self {
+        Self { remedy: Remedy::Operator, ..Self::new(message) }
     }
 
     /// An error that trying again cannot mend. The relay stops with it.
     pub fn permanent(message: impl Into<String>) -> Self {
-        Self { is_permanent: true, ..Self::new(message) }
+        Self { remedy: Remedy::None, ..Self::new(message) }
     }
 
     /// Adds the error that caused this one.
@@ -198,8 +211,13 @@ impl SourceError {
         Self { source: Some(source.into()), ..self }
     }
 
+    /// Returns whether it lasts until somebody does something.
+    pub fn is_misconfigured(&self) -> bool {
+        self.remedy == Remedy::Operator
+    }
+
     /// Returns whether trying again cannot mend it.
     pub fn is_permanent(&self) -> bool {
-        self.is_permanent
+        self.remedy == Remedy::None
     }
 }

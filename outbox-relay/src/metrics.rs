@@ -79,9 +79,20 @@ impl Metrics {
         );
     }
 
-    pub(crate) fn failed(&self, component: &'static str, error: &dyn std::error::Error, retry_in: Duration) {
+    pub(crate) fn failed(
+        &self,
+        component: &'static str,
+        error: &dyn std::error::Error,
+        is_misconfigured: bool,
+        retry_in: Duration,
+    ) {
         counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component).increment(1);
-        warn!(error = %error, retry_in_ms = retry_in.as_millis() as u64, "the {component} failed; trying again");
+        let retry_in_ms = retry_in.as_millis() as u64;
+        if is_misconfigured {
+            error!(error = %error, retry_in_ms, "nothing is sent until somebody mends the {component}; trying again");
+        } else {
+            warn!(error = %error, retry_in_ms, "the {component} failed; trying again");
+        }
     }
 }
 

@@ -202,8 +202,9 @@ impl Relay {
 
     /// Starts the relay on threads of its own. It works until its handle is stopped or dropped.
     ///
-    /// The database and the broker need not be there yet: the relay waits for them. The tables must be, see
-    /// `diesel_outbox::Migrations`: if they are missing the relay logs an error that says so, until they are there.
+    /// The database and the broker need not be there yet: the relay waits for them. It needs the tables: run
+    /// `diesel_outbox::Migrations` first. While they are missing the relay logs errors that say so, and if it is stopped then it returns
+    /// [`RelayError::Source`].
     ///
     /// # Errors
     /// A setting is missing or wrong, one of the broker's too, or the system has no more threads.

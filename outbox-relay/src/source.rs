@@ -45,6 +45,10 @@ const BLOCKED: &str =
     "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
+const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
+                        `Migrations::new().run(..)`), or name the schema if the tables live in one of their own";
+
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
     SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)

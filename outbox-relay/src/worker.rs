@@ -37,13 +37,17 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Works until it is to stop. An error is one that trying again cannot mend.
+    /// Works until it should stop. Returns an error that trying again cannot mend, or one that nobody has mended by then.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let mut retry = Retry::new();
+        let mut unmended = None;
         while !self.stop.is_set() {
             let before = self.published.get();
             match self.turn() {
-                Ok(()) => retry.succeeded(),
+                Ok(()) => {
+                    unmended = None;
+                    retry.succeeded();
+                }
                 Err(Failure::Source(error)) if error.is_permanent() => {
                     self.stop.set();
                     metrics::gave_up(&error);
@@ -55,11 +59,15 @@ impl Worker {
                         retry.begin_anew();
                     }
                     retry.failed(&failure, &self.stop, &self.metrics);
+                    unmended = match failure {
+                        Failure::Source(error) if error.is_misconfigured() => Some(error),
+                        _ => None,
+                    };
                 }
             }
         }
         metrics::stopped(self.published.get());
-        Ok(())
+        unmended.map_or(Ok(()), Err)
     }
 
     /// One pass, or a wait where there is nothing to do.
@@ -147,11 +155,11 @@ impl Retry {
     }
 
     fn failed(&mut self, failure: &Failure, stop: &Stop, metrics: &Metrics) {
-        let (component, error) = match failure {
-            Failure::Source(error) => ("database", error as &dyn std::error::Error),
-            Failure::Publisher(error) => ("broker", error as &dyn std::error::Error),
+        let (component, error, is_misconfigured) = match failure {
+            Failure::Source(error) => ("database", error as &dyn std::error::Error, error.is_misconfigured()),
+            Failure::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
         };
-        metrics.failed(component, error, self.wait);
+        metrics.failed(component, error, is_misconfigured, self.wait);
         self.failure = Some(component);
         let until = Instant::now() + self.wait;
         while !stop.is_set() && Instant::now() < until {

@@ -17,7 +17,7 @@ use crate::operate::Operate;
 use crate::source::julian_day::created_at_ms;
 use crate::source::prune::{SqlitePruning, is_due};
 use crate::source::row::{Blocked, StoredRow, is_blocked};
-use crate::source::{BLOCKED, SentRows, SourceOptions, database_error};
+use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
@@ -96,9 +96,15 @@ impl Open {
             .get_result::<String>(&mut conn)
             .map_err(|error| database_error("looking for the database's file", error))?;
         if path.is_empty() {
-            return Err(SourceError::new(
+            return Err(SourceError::permanent(
                 "the relay needs an SQLite database in a file: one in memory belongs to its own connection alone",
             ));
+        }
+        if !HasTable::new()
+            .get_result(&mut conn)
+            .map_err(|error| database_error("looking for the outbox", error))?
+        {
+            return Err(SourceError::misconfigured(NO_TABLE));
         }
         let path = format!("{path}-outbox-relay");
         let lock = File::options().create(true).append(true).open(&path).map_err(|error| {
@@ -285,6 +291,12 @@ fn stored(row: Row) -> StoredRow {
 }
 
 statement!(Sqlite, DataVersion {} -> Integer, "PRAGMA data_version");
+
+statement!(
+    Sqlite,
+    HasTable {} -> Bool,
+    "SELECT EXISTS (SELECT 1 FROM sqlite_schema WHERE name = 'outbox')"
+);
 
 statement!(
     Sqlite,
