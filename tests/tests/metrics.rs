@@ -1,4 +1,4 @@
-//! What the relay tells of itself through the `metrics` facade.
+//! What the relay reports of itself through the `metrics` facade.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -29,6 +29,7 @@ fn lag_published_and_dead_letters_are_metrics() {
             .spawn()
             .unwrap()
     };
+    let outbox = format!("{}.public", database.name());
     let working = relay(Kafka::shared().brokers());
     let record = |event_type: &str| Record::new("order", "1", event_type);
     let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
@@ -37,8 +38,12 @@ fn lag_published_and_dead_letters_are_metrics() {
     // Counters are drained by each look, so they are added up.
     let (mut counters, mut gauges) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
     let mut look = |unsent: f64| {
-        for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+        for (key, unit, description, value) in snapshotter.snapshot().into_vec() {
             let name = key.key().name().to_owned();
+            assert!(unit.is_some() && description.is_some(), "{name} has no unit or no description");
+            if key.key().labels().all(|label| (label.key(), label.value()) != ("outbox", &*outbox)) {
+                continue;
+            }
             match value {
                 DebugValue::Counter(count) => *counters.entry(name).or_default() += count,
                 DebugValue::Gauge(value) => _ = gauges.insert(name, value.into_inner()),
@@ -87,7 +92,7 @@ fn lag_published_and_dead_letters_are_metrics() {
         .spawn()
         .unwrap();
     let mut seen = BTreeMap::new();
-    eventually("the metrics of the log", Duration::from_secs(60), || {
+    eventually("the metrics of the WAL", Duration::from_secs(60), || {
         for (key, _, _, value) in snapshotter.snapshot().into_vec() {
             let labels: String = key.key().labels().map(|label| format!(" {}", label.value())).collect();
             if let DebugValue::Gauge(value) = value {
@@ -96,10 +101,10 @@ fn lag_published_and_dead_letters_are_metrics() {
         }
         ["outbox_wal_lag_bytes", "outbox_wal_lag_seconds", "outbox_wal_retained_bytes"]
             .iter()
-            .all(|name| seen.contains_key(*name))
+            .all(|name| seen.contains_key(&format!("{name} {outbox}")))
             .then_some(())
     });
     reading.stop_blocking().unwrap();
-    assert_eq!(seen.get("outbox_wal_slot_status reserved"), Some(&1.0));
-    assert_eq!(seen.get("outbox_wal_slot_status lost"), Some(&0.0));
+    assert_eq!(seen.get(&format!("outbox_wal_slot_status {outbox} reserved")), Some(&1.0));
+    assert_eq!(seen.get(&format!("outbox_wal_slot_status {outbox} lost")), Some(&0.0));
 }
