@@ -12,10 +12,14 @@
 //! # }
 //! ```
 //!
-//! The relay ends by itself only if it cannot go on: ask [`is_finished`](RelayHandle::is_finished) in your health check. Or
-//! run the relay until a future ends, with `Relay::postgres(..).broker(..).run(shutdown).await`: it returns when either
-//! ends. Without tokio, stop it by [`stop_blocking`](RelayHandle::stop_blocking). To run it as a process of its own, use the
-//! binary `outbox` of `diesel-outbox-cli`.
+//! Keep the handle: dropping it stops the relay. The relay works on threads of its own and needs no async runtime; `stop` can be
+//! awaited on any, and [`stop_blocking`](RelayHandle::stop_blocking) needs none. The relay ends by itself only if it cannot go on: ask
+//! [`is_finished`](RelayHandle::is_finished) in your health check, or run the relay until a future ends, with
+//! `Relay::postgres(..).broker(..).run(shutdown).await`, which returns when either ends. To run the relay as a process of its own, use
+//! the binary `outbox` of `diesel-outbox-cli`.
+//!
+//! What the relay has to report it logs with [`tracing`](https://docs.rs/tracing): install a subscriber, such as
+//! `tracing_subscriber::fmt::init()`, to see it.
 //!
 //! # A pass
 //!
@@ -44,6 +48,57 @@
 //! On PostgreSQL one of them listens for the emitters' notifications. It calls the others when there is a backlog, and
 //! they share it. An idle relay sends the database a few short statements each `poll_interval`. That is also how long it
 //! may take until another relay listens after the listening one has died.
+//!
+//! # A broker of your own
+//!
+//! A relay publishes to anything that implements [`Publisher`], in a test for example to the test itself:
+//!
+//! ```
+//! use std::sync::mpsc::{Sender, channel};
+//! use std::time::Duration;
+//!
+//! use diesel_outbox_relay::{Acknowledgement, Outcome, PublishError, Publisher, Record, Refusal, Relay};
+//!
+//! struct InProcess {
+//!     events: Sender<Record>,
+//!     in_flight: Vec<u64>,
+//! }
+//!
+//! impl Publisher for InProcess {
+//!     fn publish(&mut self, ticket: u64, _topic: &str, record: &Record) -> Result<(), Refusal> {
+//!         let _ = self.events.send(record.clone());
+//!         self.in_flight.push(ticket);
+//!         Ok(())
+//!     }
+//!
+//!     fn acknowledgements(&mut self, _: Duration, known: &mut Vec<Acknowledgement>) -> Result<(), PublishError> {
+//!         known.extend(self.in_flight.drain(..).map(|ticket| Acknowledgement::new(ticket, Outcome::Durable)));
+//!         Ok(())
+//!     }
+//!
+//!     fn abandon(&mut self) {
+//!         self.in_flight.clear();
+//!     }
+//!
+//!     fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # #[cfg(feature = "sqlite")]
+//! # fn f() -> Result<(), diesel_outbox_relay::RelayError> {
+//! let (events, received) = channel();
+//! let relay = Relay::sqlite("shop.db")
+//!     .broker(move || {
+//!         let publisher = InProcess { events: events.clone(), in_flight: Vec::new() };
+//!         Ok(Box::new(publisher) as Box<dyn Publisher>)
+//!     })
+//!     .spawn()?;
+//! // ... emit, and look for the event in `received` ...
+//! # drop(received);
+//! relay.stop_blocking()
+//! # }
+//! ```
 //!
 //! # The write-ahead log
 //!

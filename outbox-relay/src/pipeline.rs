@@ -76,16 +76,16 @@ pub(crate) struct Pipeline<'a> {
 
 /// About the most that a source reads at once, unless a single record is larger, and so the least that a relay may hold.
 pub(crate) const CHUNK_BYTES: usize = 16 << 20;
-/// How long to wait for acknowledgements where there is nothing else to do.
+/// How long to wait for acknowledgements if there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
 /// How often what has come since is read while the broker has records.
 const READ_ON_PAUSE: Duration = Duration::from_millis(1);
 /// A pass that has caught up lingers until it is so old, or nothing has come for so long.
 const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
-/// How many records are settled at once where they come one by one.
+/// How many records are settled at once if they come one by one.
 const SHORT_CHUNK: usize = 100;
-/// How long what was acknowledged may wait to be settled where the broker is slow.
+/// How long an acknowledged record may wait to be settled if the broker is slow.
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(1);
 /// How long a pass that is about to fail still listens to the broker.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -343,7 +343,7 @@ struct Pass {
     acknowledged: Vec<u64>,
     settled: Instant,
     published: usize,
-    /// The publisher takes no more until it has been abandoned, but may still tell what became of what it has.
+    /// The publisher takes no more until it has been abandoned, but it may still report the outcomes of what it has.
     failing: Option<Failing>,
 }
 

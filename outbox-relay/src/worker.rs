@@ -10,7 +10,7 @@ use diesel_outbox_core::{Publisher, Source, SourceError};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Failure, Limits, Passed, Pipeline};
 
-/// How long a worker waits before it looks whether it is to stop: after a failure, and where there is nothing to do.
+/// How long a worker waits before it looks whether it should stop: after a failure, and if there is nothing to do.
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
@@ -70,7 +70,7 @@ impl Worker {
         unmended.map_or(Ok(()), Err)
     }
 
-    /// One pass, or a wait where there is nothing to do.
+    /// Makes one pass, or waits if there is nothing to do.
     fn turn(&mut self) -> Result<(), Failure> {
         if self.broker_is_away {
             // Nothing is claimed then, but how far the relay is behind is of interest.
@@ -131,7 +131,7 @@ impl Worker {
     }
 }
 
-/// Waits twice as long after each failure in a row, and tells when it is over.
+/// Waits twice as long after each failure in a row, and reports when they are over.
 struct Retry {
     wait: Duration,
     failure: Option<&'static str>,

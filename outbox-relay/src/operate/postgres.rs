@@ -78,7 +78,7 @@ macro_rules! lag {
 
 statement!(
     Pg,
-    /// A scan along `seq` from the oldest unsent row on, as that is how the rows lie in the table.
+    /// Scans along `seq` from the oldest unsent row on, because the rows lie in that order in the table.
     Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
     lag!(
         "FROM outbox WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
@@ -91,7 +91,7 @@ statement!(
 
 statement!(
     Pg,
-    /// The whole table, as the lower bounds say nothing if the sequence was set back.
+    /// Counts in the whole table, because the lower bounds say nothing if the sequence was set back.
     UnsentAnywhere {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
     lag!(
         "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",

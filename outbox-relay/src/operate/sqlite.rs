@@ -53,7 +53,7 @@ statement!(
 
 statement!(
     Sqlite,
-    /// At their old place, or anew where another event has the number, as the sequence was restarted.
+    /// Puts them back at their old place, or under a new number if another event has the old one because the sequence was restarted.
     Restore {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,

@@ -113,7 +113,7 @@ struct Table {
     pending: Vec<(u64, Option<String>)>,
     /// Read in this pass.
     given: BTreeSet<u64>,
-    /// The next chunk, where it has been read ahead, and whether there may be more.
+    /// The next chunk, if it has been read ahead, and whether there may be more.
     ahead: Option<(Vec<Claimed>, bool)>,
     held: Held,
     claimed: bool,
