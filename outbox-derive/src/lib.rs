@@ -2,6 +2,8 @@
 //!
 //! [The derive's own page](macro@OutboxEvent) describes every attribute.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod ast;
 mod attr;
 mod expand;

@@ -74,6 +74,8 @@
 //! turn. A plain `transaction` that reads first fails with "database is locked" when it emits, whatever the timeout, if
 //! another connection has written meanwhile.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 // Each database's statements read what they need of these.
 #[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 mod backend;

@@ -50,6 +50,8 @@
 //!
 //! If you want an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your manifest.
 
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 #[cfg(feature = "consumer")]
 pub mod consumer;
 mod error;
