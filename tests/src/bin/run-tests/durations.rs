@@ -7,6 +7,19 @@ use std::{env, fs};
 
 use crate::programs::Outcome;
 
+/// Those that take longest, in about as many seconds, for the first run in a new checkout.
+const LONG: [(&str, u64); 9] = [
+    ("tests/consumer", 72),
+    ("tests/division", 82),
+    ("tests/drain", 158),
+    ("tests/memory", 105),
+    ("tests/moving", 135),
+    ("tests/outages", 189),
+    ("tests/place", 73),
+    ("tests/slot", 177),
+    ("tests/wal", 196),
+];
+
 pub(crate) struct Durations {
     file: PathBuf,
     /// In milliseconds.
@@ -14,21 +27,22 @@ pub(crate) struct Durations {
 }
 
 impl Durations {
-    /// Those of the last run. Nothing is known before the first one.
+    /// Those of the last run. Before the first one only the longest are known.
     pub(crate) fn load() -> Self {
         let program = env::current_exe().expect("the path of this program");
         let file = program.with_file_name("test-durations");
         let known = fs::read_to_string(&file).unwrap_or_default();
-        let known = known.lines().filter_map(|line| {
+        let measured = known.lines().filter_map(|line| {
             let (time, name) = line.split_once(' ')?;
             Some((name.to_owned(), time.parse().ok()?))
         });
-        Self { known: known.collect(), file }
+        let long = LONG.map(|(name, seconds)| (name.to_owned(), Duration::from_secs(seconds).as_millis()));
+        Self { known: long.into_iter().chain(measured).collect(), file }
     }
 
-    /// A program that is not known is taken for a long one.
+    /// A program that is not known is taken for one of average length.
     pub(crate) fn of(&self, name: &str) -> u128 {
-        self.known.get(name).copied().unwrap_or(Duration::from_secs(60).as_millis())
+        self.known.get(name).copied().unwrap_or(Duration::from_secs(40).as_millis())
     }
 
     /// Keeps these for the next run, which goes on without them if they cannot be kept.

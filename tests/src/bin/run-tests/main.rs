@@ -5,9 +5,11 @@
 //! `scripts/test` calls it. Which programs take longest is known from the run before, and those begin first.
 
 mod durations;
+mod processors;
 mod programs;
 
 use std::env;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::thread;
@@ -16,11 +18,17 @@ use std::time::Instant;
 use outbox_tests::{Kafka, Postgres};
 
 use self::durations::Durations;
+use self::processors::Processors;
 
-/// How many run at once. Each runs as many tests at once as there are processors.
+/// How many run at once, unless `OUTBOX_TEST_SIDE_BY_SIDE` has another number. Each runs as many tests at once as there are
+/// processors.
 const SIDE_BY_SIDE: usize = 3;
 
 fn main() -> ExitCode {
+    let side_by_side = match env::var("OUTBOX_TEST_SIDE_BY_SIDE") {
+        Ok(number) => number.parse::<NonZeroUsize>().expect("a number in OUTBOX_TEST_SIDE_BY_SIDE").get(),
+        Err(_) => SIDE_BY_SIDE,
+    };
     let began = Instant::now();
     let mut programs = programs::build();
     let durations = Durations::load();
@@ -30,8 +38,10 @@ fn main() -> ExitCode {
     let servers = servers();
     let (outcomes, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     let next = || waiting.lock().unwrap().pop();
+    let (built, processors) = (began.elapsed().as_secs(), Processors::now());
+    println!("Built in {built} s; running {count} test programs, {side_by_side} at once.");
     thread::scope(|scope| {
-        for _ in 0..SIDE_BY_SIDE {
+        for _ in 0..side_by_side {
             scope.spawn(|| {
                 while let Some(mut program) = next() {
                     let outcome = program.run(&servers);
@@ -45,6 +55,10 @@ fn main() -> ExitCode {
             });
         }
     });
+    if let (Some(before), Some(after)) = (processors, Processors::now()) {
+        let (seconds, busy) = (began.elapsed().as_secs() - built, after.busy_since(&before));
+        println!("They ran for {seconds} s, in which the processors were busy for {busy} % of the time.");
+    }
     durations.keep(&outcomes.into_inner().unwrap());
     let (mut unstable, mut failures) = (Vec::new(), Vec::new());
     for mut program in failed.into_inner().unwrap() {
