@@ -31,10 +31,10 @@ CREATE INDEX outbox_shard_seq ON outbox (shard, seq);
 CREATE TABLE outbox_shard (
     shard smallint PRIMARY KEY,
     -- No row of the shard with a seq up to this one is unsent, or ever will be.
-    low   bigint NOT NULL DEFAULT 0,
+    sent_through   bigint NOT NULL DEFAULT 0,
     -- Rows with a higher seq are read from the write-ahead log, and not polled. The same for all shards.
-    high  bigint NOT NULL DEFAULT 9223372036854775807,
-    -- The same as low, but for the rows of the transactions in `open` (their xid8), which may still commit.
+    polled_through  bigint NOT NULL DEFAULT 9223372036854775807,
+    -- The same as sent_through, but for the rows of the transactions in `open` (their xid8), which may still commit.
     passed bigint NOT NULL DEFAULT 0,
     open   bigint[] NOT NULL DEFAULT '{}',
     -- Each of them takes only numbers above this.
@@ -42,7 +42,7 @@ CREATE TABLE outbox_shard (
     -- The sequence that these numbers come from, made of its file, as one that is restarted gets another, its database and its server.
     sequence_origin bigint,
     -- Rows up to here were sent from the write-ahead log, which does not mark them: they are not polled again.
-    unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= low),
+    unmarked bigint NOT NULL DEFAULT 0 CONSTRAINT outbox_shard_unmarked CHECK (unmarked <= sent_through),
     -- Until when those were emitted: later rows with such numbers come from a sequence that was set back.
     unmarked_until timestamptz
 );
@@ -60,7 +60,7 @@ CREATE TABLE outbox_slot (
     start_lsn  pg_lsn NOT NULL,
     -- The transaction that commits here has been sent in part: so many of its first events.
     commit_lsn pg_lsn,
-    sent       bigint NOT NULL DEFAULT 0,
+    sent_events bigint NOT NULL DEFAULT 0,
     -- What tells this slot from one of another server, or one that was made anew under its name: the server's identifier, a place
     -- up to which the slot may have been confirmed, and how many transactions the slot's statistics had.
     system_id    bigint,
