@@ -32,6 +32,8 @@
 pub mod __private;
 #[doc(hidden)]
 pub mod advisory_locks;
+mod decode_error;
+mod encoded;
 mod event;
 mod publisher;
 mod record;
@@ -39,6 +41,8 @@ mod shard;
 mod source;
 pub mod wire;
 
+pub use decode_error::DecodeError;
+pub use encoded::{EncodedEvent, InboxEvent};
 pub use event::OutboxEvent;
 pub use publisher::{Acknowledgement, Broker, Outcome, PublishError, Publisher, Refusal};
 pub use record::{Record, RecordError};

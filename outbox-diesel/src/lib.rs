@@ -87,7 +87,7 @@ mod problem;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;
-pub use diesel_outbox_core::{OutboxEvent, Record, RecordError, wire};
+pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent, Record, RecordError, wire};
 #[cfg(feature = "derive")]
 pub use diesel_outbox_derive::OutboxEvent;
 

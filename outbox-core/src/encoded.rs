@@ -1,0 +1,183 @@
+use std::fmt;
+
+use serde::de::DeserializeOwned;
+
+use crate::{DecodeError, Record, wire};
+
+/// An event that can be read again from what was sent: the counterpart of [`OutboxEvent`](crate::OutboxEvent).
+///
+/// Derive it with `#[derive(InboxEvent)]`, on the same type as `OutboxEvent` or on one of the consumer's own.
+///
+/// ```
+/// use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent};
+///
+/// #[derive(serde::Deserialize)]
+/// struct OrderPlaced { order_id: u64 }
+///
+/// // By hand, it is a few lines; the derive also knows versions, variants and tombstones.
+/// impl InboxEvent for OrderPlaced {
+///     const EVENT_TYPES: &'static [&'static str] = &["OrderPlaced"];
+///
+///     fn decode(event: &EncodedEvent<'_>) -> Result<Self, DecodeError> {
+///         match event.event_type() {
+///             "OrderPlaced" => event.json(),
+///             _ => Err(event.unknown_type(Self::EVENT_TYPES)),
+///         }
+///     }
+/// }
+///
+/// let event = EncodedEvent::new("OrderPlaced").payload(Some(br#"{"order_id":7}"#));
+/// assert_eq!(OrderPlaced::decode(&event)?.order_id, 7);
+/// # Ok::<(), DecodeError>(())
+/// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be decoded from what was sent of an event",
+    label = "this does not implement `InboxEvent`",
+    note = "put `#[derive(InboxEvent)]` on `{Self}`, beside `#[derive(serde::Deserialize)]`"
+)]
+pub trait InboxEvent: Sized {
+    /// The event types that this type decodes, each once.
+    const EVENT_TYPES: &'static [&'static str];
+
+    /// Decodes the event, by its type and version.
+    ///
+    /// # Errors
+    /// [`DecodeError::UnknownType`] and [`DecodeError::UnknownVersion`] for an event that this type does not know, and
+    /// the others for one that is not as it should be.
+    fn decode(event: &EncodedEvent<'_>) -> Result<Self, DecodeError>;
+}
+
+/// What a consumer receives of an event, as far as decoding needs it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct EncodedEvent<'a> {
+    event_type: &'a str,
+    version: Option<u32>,
+    payload: Option<&'a [u8]>,
+    aggregate_id: Option<&'a str>,
+}
+
+impl<'a> EncodedEvent<'a> {
+    /// An event of this type, the header [`eventType`](wire::EVENT_TYPE_HEADER), without anything else.
+    #[must_use]
+    pub fn new(event_type: &'a str) -> Self {
+        Self { event_type, version: None, payload: None, aggregate_id: None }
+    }
+
+    /// Sets the version, the header [`eventVersion`](wire::EVENT_VERSION_HEADER).
+    #[must_use]
+    pub fn version(mut self, version: Option<u32>) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Sets the payload, the value on Kafka; `None` is a tombstone.
+    #[must_use]
+    pub fn payload(mut self, payload: Option<&'a [u8]>) -> Self {
+        self.payload = payload;
+        self
+    }
+
+    /// Sets the aggregate id, the key on Kafka.
+    #[must_use]
+    pub fn aggregate_id(mut self, aggregate_id: Option<&'a str>) -> Self {
+        self.aggregate_id = aggregate_id;
+        self
+    }
+
+    /// Returns the event type.
+    pub fn event_type(&self) -> &'a str {
+        self.event_type
+    }
+
+    /// Returns the version, if one was sent.
+    pub fn get_version(&self) -> Option<u32> {
+        self.version
+    }
+
+    /// Returns the payload; a tombstone has none.
+    pub fn get_payload(&self) -> Option<&'a [u8]> {
+        self.payload
+    }
+
+    /// Returns the aggregate id.
+    pub fn get_aggregate_id(&self) -> Option<&'a str> {
+        self.aggregate_id
+    }
+
+    /// Decodes the payload from JSON.
+    ///
+    /// # Errors
+    /// [`DecodeError::NoPayload`] for a tombstone, and [`DecodeError::Payload`] if the payload is not such JSON.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
+        serde_json::from_slice(self.require_payload()?).map_err(|error| self.not_json::<T>(error))
+    }
+
+    /// Returns the error for an event whose type is none of these.
+    pub fn unknown_type(&self, known: &'static [&'static str]) -> DecodeError {
+        DecodeError::UnknownType { event_type: self.event_type.to_owned(), known }
+    }
+
+    /// Returns the error for an event whose version is none of these.
+    pub fn unknown_version(&self, known: &'static [u32]) -> DecodeError {
+        let (event_type, version) = (self.event_type.to_owned(), self.version);
+        DecodeError::UnknownVersion { event_type, version, known }
+    }
+
+    pub(crate) fn require_payload(&self) -> Result<&'a [u8], DecodeError> {
+        self.payload.ok_or_else(|| DecodeError::NoPayload { event_type: self.event_type.to_owned() })
+    }
+
+    pub(crate) fn not_json<T>(&self, error: serde_json::Error) -> DecodeError {
+        DecodeError::Payload {
+            event_type: self.event_type.to_owned(),
+            target: std::any::type_name::<T>(),
+            position: (error.line() > 0).then(|| (error.line(), error.column())),
+            source: error.into(),
+        }
+    }
+}
+
+/// What a consumer will receive of this record: for tests without a broker.
+impl<'a> From<&'a Record> for EncodedEvent<'a> {
+    fn from(record: &'a Record) -> Self {
+        let version = record.headers().iter().find(|(name, _)| name == wire::EVENT_VERSION_HEADER);
+        Self::new(record.event_type())
+            .version(version.and_then(|(_, version)| version.parse().ok()))
+            .payload(record.payload())
+            .aggregate_id(Some(record.aggregate_id()))
+    }
+}
+
+/// Shows the payload's size only, because the payload may be confidential.
+impl fmt::Debug for EncodedEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EncodedEvent")
+            .field("event_type", &self.event_type)
+            .field("version", &self.version)
+            .field("payload_bytes", &self.payload.map(<[u8]>::len))
+            .field("aggregate_id", &self.aggregate_id)
+            .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_place_and_the_type_and_never_the_payload() {
+        let event = EncodedEvent::new("Placed").payload(Some(b"{\n \"s3cret\": 1}"));
+        let error = event.json::<Vec<u8>>().unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("`Placed`") && text.contains("Vec<u8>") && text.contains("line 1, column"),
+            "{text}"
+        );
+        let event = EncodedEvent::new("Placed").payload(Some(b"[\"s3cret\"]"));
+        let error = event.json::<Vec<u8>>().unwrap_err();
+        assert!(!error.to_string().contains("s3cret") && !format!("{event:?}").contains("s3cret"));
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains("s3cret"), "{source}");
+    }
+}
