@@ -4,12 +4,14 @@
 mod asynchronous;
 mod error;
 
+use diesel::QueryResult;
 use diesel::connection::{Connection, TransactionManager, TransactionManagerStatus};
 use uuid::Uuid;
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncEmit;
 pub use self::error::EmitError;
+use self::error::explained;
 use crate::backend::{InsertMany, InsertOne, OutboxBackend};
 use crate::{OutboxEvent, Record};
 
@@ -49,17 +51,17 @@ pub trait Emit: Connection {
     /// one round trip. What is rolled back, be it to a savepoint, was never emitted.
     ///
     /// # Errors
-    /// [`EmitError::NotInTransaction`] outside a transaction, and [`EmitError::Record`] for an event that cannot be
-    /// stored: in both cases nothing was sent to the database and the transaction can go on.
-    /// [`EmitError::Database`] where the insert failed.
-    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> Result<Uuid, EmitError>;
+    /// An error that holds an [`EmitError`], for which see [`EmitError::of`], outside a transaction and for an event that
+    /// cannot be stored: in both cases nothing was sent to the database and the transaction can go on. If the insert
+    /// failed, the database's error, with what to do about it.
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid>;
 
     /// Writes any number of events, in their order, in as few statements as their size allows (up to 1,000 events
     /// each), and returns their ids. All are checked before the first is written.
     ///
     /// # Errors
     /// As for [`emit`](Self::emit).
-    fn emit_all<I>(&mut self, events: I) -> Result<Vec<Uuid>, EmitError>
+    fn emit_all<I>(&mut self, events: I) -> QueryResult<Vec<Uuid>>
     where
         I: IntoIterator<Item: OutboxEvent>;
 }
@@ -68,21 +70,21 @@ impl<C> Emit for C
 where
     C: Connection<Backend: OutboxBackend>,
 {
-    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> Result<Uuid, EmitError> {
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid> {
         require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
         let record = checked(event)?;
-        self.execute_returning_count(&InsertOne::new(&record))?;
+        self.execute_returning_count(&InsertOne::new(&record)).map_err(explained)?;
         Ok(record.id())
     }
 
-    fn emit_all<I>(&mut self, events: I) -> Result<Vec<Uuid>, EmitError>
+    fn emit_all<I>(&mut self, events: I) -> QueryResult<Vec<Uuid>>
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
         require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
         let records = all_checked(events)?;
         for chunk in chunks(&records) {
-            self.execute_returning_count(&InsertMany::new(chunk))?;
+            self.execute_returning_count(&InsertMany::new(chunk)).map_err(explained)?;
         }
         Ok(records.iter().map(Record::id).collect())
     }

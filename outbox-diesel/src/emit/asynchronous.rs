@@ -1,9 +1,10 @@
 use std::future::Future;
 
+use diesel::QueryResult;
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
-use super::{EmitError, all_checked, checked, chunks, require_transaction};
+use super::{all_checked, checked, chunks, explained, require_transaction};
 use crate::backend::{InsertMany, InsertOne, OutboxBackend};
 use crate::{OutboxEvent, Record};
 
@@ -27,16 +28,13 @@ pub trait AsyncEmit: AsyncConnection {
     ///
     /// # Errors
     /// As there.
-    fn emit<E: OutboxEvent + ?Sized>(
-        &mut self,
-        event: &E,
-    ) -> impl Future<Output = Result<Uuid, EmitError>> + Send;
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send;
 
     /// Writes any number of events: see [`Emit::emit_all`](crate::Emit::emit_all).
     ///
     /// # Errors
     /// As there.
-    fn emit_all<I>(&mut self, events: I) -> impl Future<Output = Result<Vec<Uuid>, EmitError>> + Send
+    fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
     where
         I: IntoIterator<Item: OutboxEvent>;
 }
@@ -45,21 +43,18 @@ impl<C> AsyncEmit for C
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    fn emit<E: OutboxEvent + ?Sized>(
-        &mut self,
-        event: &E,
-    ) -> impl Future<Output = Result<Uuid, EmitError>> + Send {
+    fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send {
         // Done before the future starts: neither the event nor what it borrows has to be Sync.
         let record = require_transaction(C::TransactionManager::transaction_manager_status_mut(self))
             .and_then(|()| checked(event));
         async move {
             let record = record?;
-            self.execute_returning_count(InsertOne::new(&record)).await?;
+            self.execute_returning_count(InsertOne::new(&record)).await.map_err(explained)?;
             Ok(record.id())
         }
     }
 
-    fn emit_all<I>(&mut self, events: I) -> impl Future<Output = Result<Vec<Uuid>, EmitError>> + Send
+    fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
@@ -68,7 +63,7 @@ where
         async move {
             let records = records?;
             for chunk in chunks(&records) {
-                self.execute_returning_count(InsertMany::new(chunk)).await?;
+                self.execute_returning_count(InsertMany::new(chunk)).await.map_err(explained)?;
             }
             Ok(records.iter().map(Record::id).collect())
         }

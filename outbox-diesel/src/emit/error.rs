@@ -1,44 +1,78 @@
-use diesel::result::DatabaseErrorInformation;
+use diesel::result::{DatabaseErrorInformation, Error as DieselError};
 
 use crate::RecordError;
 
-/// Why an event was not emitted.
+/// Why an event was refused before anything was sent to the database. The transaction can go on.
 ///
-/// It turns into [`diesel::result::Error`] by `?`, so that it can be used in a transaction's closure whatever error
-/// that returns.
+/// `emit` returns [`diesel::result::Error`], so that `?` works in every closure in which it works for Diesel's own calls.
+/// [`EmitError::of`] finds this error in it. If the database itself refused, the error is Diesel's own, such as
+/// `DatabaseError(UniqueViolation, ..)`.
+///
+/// ```
+/// # use diesel::prelude::*;
+/// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use diesel_outbox::{Emit, EmitError, Record};
+///
+/// # let conn = &mut SqliteConnection::establish(":memory:")?;
+/// # diesel_outbox::Migrations::new().run(conn)?;
+/// let error = conn.emit(&Record::new("order", "7", "OrderPlaced")).unwrap_err();
+/// assert!(matches!(EmitError::of(&error), Some(EmitError::NotInTransaction)));
+/// # Ok(())
+/// # }
+/// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
+/// # fn main() {}
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
-    /// No transaction is open. The event would be stored even if the change that it tells of is not.
+    /// No transaction is open. The event would be stored even if the change that it reports is not.
     #[error(
         "emit was called outside a transaction: put the change and the emit into one \
          `conn.transaction(|c| {{ ...; c.emit(&event)?; diesel::QueryResult::Ok(()) }})`, and emit on the `c` that the \
          closure is given (Diesel must have opened the transaction: it does not know of a BEGIN sent by hand)"
     )]
     NotInTransaction,
-    /// The event cannot be stored; the transaction can go on.
+    /// The event cannot be stored.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// The database refused the insert, or was lost; the transaction must be rolled back.
-    #[error("the event could not be written to the outbox: {0}{hint}", hint = hint(&.0.to_string()))]
-    Database(#[from] diesel::result::Error),
 }
 
-impl From<EmitError> for diesel::result::Error {
+impl EmitError {
+    /// Returns this crate's error that an error of Diesel's holds, if it holds one.
+    pub fn of(error: &DieselError) -> Option<&Self> {
+        match error {
+            DieselError::QueryBuilderError(inner) | DieselError::SerializationError(inner) => {
+                inner.downcast_ref()
+            }
+            _ => None,
+        }
+    }
+}
+
+/// [`NotInTransaction`](EmitError::NotInTransaction) becomes a `QueryBuilderError`, and [`Record`](EmitError::Record) a
+/// `SerializationError`.
+impl From<EmitError> for DieselError {
     fn from(error: EmitError) -> Self {
         match error {
-            EmitError::Database(Self::DatabaseError(kind, information)) => {
-                let hint = hint(information.message());
-                if hint.is_empty() {
-                    return Self::DatabaseError(kind, information);
-                }
-                let message = information.message().to_owned() + hint;
-                Self::DatabaseError(kind, Box::new(Hinted { information, message }))
-            }
-            EmitError::Database(error) => error,
-            EmitError::Record(_) => Self::SerializationError(Box::new(error)),
             EmitError::NotInTransaction => Self::QueryBuilderError(Box::new(error)),
+            EmitError::Record(_) => Self::SerializationError(Box::new(error)),
         }
+    }
+}
+
+/// The same error with what to do, if that is known.
+pub(super) fn explained(error: DieselError) -> DieselError {
+    match error {
+        DieselError::DatabaseError(kind, information) => {
+            let hint = hint(information.message());
+            if hint.is_empty() {
+                return DieselError::DatabaseError(kind, information);
+            }
+            let message = information.message().to_owned() + hint;
+            DieselError::DatabaseError(kind, Box::new(Hinted { information, message }))
+        }
+        error => error,
     }
 }
 
