@@ -39,6 +39,7 @@ mod publisher;
 mod record;
 mod shard;
 mod source;
+mod variant;
 pub mod wire;
 
 pub use decode_error::DecodeError;

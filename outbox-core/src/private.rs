@@ -1,6 +1,8 @@
-//! What the code written by `#[derive(OutboxEvent)]` calls, and what the crates share. No part of the public interface: it may change in any
+//! What the code written by the derives calls, and what the crates share. No part of the public interface: it may change in any
 //! release. The traits are there for what the compiler says where one is not implemented.
 
+#[path = "decoding.rs"]
+mod decoding;
 #[path = "private/running.rs"]
 mod running;
 
@@ -8,10 +10,15 @@ use std::error::Error;
 use std::fmt::Display;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-pub use self::running::{Running, Stop, panic_message};
 pub use serde::Serialize;
+pub use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
-use crate::{Record, RecordError};
+pub use self::decoding::{
+    Decoded, FromJson, FromText, check, decode, from_id, id_part, id_parts, upcast, version,
+};
+pub use self::running::{Running, Stop, panic_message};
+use crate::{Record, RecordError, variant};
 
 /// A database's messages have line breaks, which a log line should not have.
 pub fn one_line(message: &str) -> String {
@@ -68,12 +75,22 @@ pub trait Json {
     /// # Errors
     /// [`RecordError::Encode`] with serde's error.
     fn json(&self, record: Record) -> Result<Record, RecordError>;
+
+    /// The record with this as its payload, without the name of the variant.
+    ///
+    /// # Errors
+    /// [`RecordError::Encode`] with serde's error.
+    fn content(&self, record: Record) -> Result<Record, RecordError>;
 }
 
 #[diagnostic::do_not_recommend]
 impl<T: Serialize + ?Sized> Json for T {
     fn json(&self, record: Record) -> Result<Record, RecordError> {
         record.json(self)
+    }
+
+    fn content(&self, record: Record) -> Result<Record, RecordError> {
+        variant::to_content(self).map(|bytes| record.with_payload(bytes)).map_err(RecordError::encode)
     }
 }
 
@@ -101,6 +118,42 @@ impl Payload for Vec<u8> {
 impl<E: Into<Box<dyn Error + Send + Sync>>> Payload for Result<Vec<u8>, E> {
     fn into_bytes(self) -> Result<Vec<u8>, RecordError> {
         self.map_err(RecordError::encode)
+    }
+}
+
+/// What an event's own id can be.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be the id of an event",
+    label = "this is not a `Uuid`",
+    note = "an event's id is a `uuid::Uuid`, unique to the event: make the field one, or write `#[outbox(event_id = \
+            path::to::function)]` on the type"
+)]
+pub trait EventId {
+    /// The id.
+    fn event_id(&self) -> Uuid;
+}
+
+impl EventId for Uuid {
+    fn event_id(&self) -> Uuid {
+        *self
+    }
+}
+
+/// What a function may return for headers.
+#[diagnostic::on_unimplemented(
+    message = "a function that makes headers cannot return `{Self}`",
+    label = "this function makes the headers",
+    note = "let it return an iterator or a collection of pairs of texts, such as `Vec<(String, String)>`"
+)]
+pub trait Headers {
+    /// The record with these headers too.
+    fn add_to(self, record: Record) -> Record;
+}
+
+#[diagnostic::do_not_recommend]
+impl<N: Into<String>, V: Into<String>, I: IntoIterator<Item = (N, V)>> Headers for I {
+    fn add_to(self, record: Record) -> Record {
+        self.into_iter().fold(record, |record, (name, value)| record.header(name, value))
     }
 }
 

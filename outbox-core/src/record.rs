@@ -48,18 +48,8 @@ impl Record {
         aggregate_id: impl Into<String>,
         event_type: impl Into<String>,
     ) -> Self {
-        Self::with_id(Uuid::now_v7(), aggregate_type, aggregate_id, event_type)
-    }
-
-    /// The same with an id of your own, which consumers use to recognise duplicates: it must be unique to the event.
-    pub fn with_id(
-        id: Uuid,
-        aggregate_type: impl Into<String>,
-        aggregate_id: impl Into<String>,
-        event_type: impl Into<String>,
-    ) -> Self {
         Self {
-            id,
+            id: Uuid::now_v7(),
             aggregate_type: aggregate_type.into().into(),
             aggregate_id: aggregate_id.into().into(),
             event_type: event_type.into().into(),
@@ -90,6 +80,13 @@ impl Record {
             payload,
             created_at: None,
         })
+    }
+
+    /// Sets the id, by which consumers recognise a duplicate: it must be unique to the event.
+    #[must_use]
+    pub fn with_id(mut self, id: Uuid) -> Self {
+        self.id = id;
+        self
     }
 
     /// Sets the payload to these bytes.

@@ -5,6 +5,7 @@ use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, Generics, Ident, Member, Path, Result, Type};
 
 use crate::attr::{FieldSettings, Place, Settings};
+use crate::serde_attr;
 
 pub(crate) struct Input<'a> {
     pub(crate) ident: &'a Ident,
@@ -14,11 +15,18 @@ pub(crate) struct Input<'a> {
     pub(crate) defaults: Settings,
     /// The struct, or the enum's variants.
     pub(crate) events: Vec<Event<'a>>,
+    pub(crate) is_enum: bool,
+    /// Whether serde writes an enum as it is in the payload; if not, it names the variant, which the event type does.
+    pub(crate) is_written_whole: bool,
+    /// The same for reading.
+    pub(crate) is_read_whole: bool,
 }
 
 pub(crate) struct Event<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) is_variant: bool,
+    /// Whether serde never reads the variant.
+    pub(crate) is_skipped: bool,
     pub(crate) settings: Settings,
     pub(crate) fields: Vec<Field<'a>>,
 }
@@ -28,6 +36,8 @@ pub(crate) struct Field<'a> {
     pub(crate) ty: &'a Type,
     /// What the generated code calls it, a name that no path of the user's can mean, at the type's place.
     pub(crate) binding: Ident,
+    /// Where it stands.
+    pub(crate) span: Span,
     pub(crate) settings: FieldSettings,
 }
 
@@ -39,7 +49,10 @@ impl<'a> Input<'a> {
         let (defaults, events) = match &node.data {
             Data::Struct(data) => {
                 let fields = Field::parse_all(&data.fields)?;
-                (Settings::default(), vec![Event { ident, is_variant: false, settings, fields }])
+                (
+                    Settings::default(),
+                    vec![Event { ident, is_variant: false, is_skipped: false, settings, fields }],
+                )
             }
             Data::Enum(data) => {
                 (settings, data.variants.iter().map(Event::parse_variant).collect::<Result<_>>()?)
@@ -49,7 +62,18 @@ impl<'a> Input<'a> {
                 return Err(Error::new_spanned(data.union_token, advice));
             }
         };
-        Ok(Self { ident, generics, krate, defaults, events })
+        let is_enum = matches!(node.data, Data::Enum(_));
+        let is_whole = !is_enum || serde_attr::is_untagged(node);
+        Ok(Self {
+            ident,
+            generics,
+            krate,
+            defaults,
+            events,
+            is_enum,
+            is_written_whole: is_whole || serde_attr::says(&node.attrs, &["into"]),
+            is_read_whole: is_whole || serde_attr::says(&node.attrs, &["from", "try_from"]),
+        })
     }
 }
 
@@ -58,6 +82,7 @@ impl<'a> Event<'a> {
         Ok(Self {
             ident: &node.ident,
             is_variant: true,
+            is_skipped: serde_attr::says(&node.attrs, &["skip", "skip_deserializing"]),
             settings: Settings::parse(&node.attrs, Place::Variant)?,
             fields: Field::parse_all(&node.fields)?,
         })
@@ -69,7 +94,9 @@ impl<'a> Field<'a> {
         let parse = |(position, (member, node)): (usize, (Member, &'a syn::Field))| {
             let span = Span::mixed_site().located_at(node.ty.span());
             let binding = Ident::new(&format!("field_{position}"), span);
-            Ok(Self { member, ty: &node.ty, binding, settings: FieldSettings::parse(&node.attrs)? })
+            let place = node.ident.as_ref().map_or_else(|| node.ty.span(), Ident::span);
+            let settings = FieldSettings::parse(&node.attrs)?;
+            Ok(Self { member, ty: &node.ty, binding, span: place, settings })
         };
         fields.members().zip(fields).enumerate().map(parse).collect()
     }

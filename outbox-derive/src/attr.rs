@@ -16,7 +16,12 @@ pub(crate) struct Settings {
     pub(crate) id: Option<Id>,
     pub(crate) separator: Option<LitStr>,
     pub(crate) headers: Vec<Constant>,
+    /// A function that makes headers.
+    pub(crate) header_function: Option<ExprPath>,
+    pub(crate) event_id: Option<ExprPath>,
     pub(crate) payload: Option<Payload>,
+    pub(crate) decode: Option<ExprPath>,
+    pub(crate) upcasts: Vec<Upcast>,
     pub(crate) krate: Option<Path>,
 }
 
@@ -25,6 +30,8 @@ pub(crate) struct Settings {
 pub(crate) struct FieldSettings {
     /// Where `id` stands.
     pub(crate) id: Option<Span>,
+    /// Where `event_id` stands.
+    pub(crate) event_id: Option<Span>,
     pub(crate) header: Option<FieldHeader>,
 }
 
@@ -38,7 +45,7 @@ pub(crate) enum Payload {
     Tombstone,
 }
 
-/// A header with the same value in every event: `"name" = value`.
+/// A header that the type names: `"name" = value`.
 pub(crate) struct Constant {
     pub(crate) name: LitStr,
     pub(crate) value: Value,
@@ -47,6 +54,20 @@ pub(crate) struct Constant {
 pub(crate) enum Value {
     Text(LitStr),
     Path(ExprPath),
+    Nested(Nested),
+}
+
+/// A value within one of the event's fields: `self.context.tenant`.
+pub(crate) struct Nested {
+    pub(crate) field: Member,
+    pub(crate) rest: Vec<Member>,
+}
+
+/// How an event of an older version is read: `1 = path::to::function`.
+pub(crate) struct Upcast {
+    pub(crate) version: u32,
+    pub(crate) span: Span,
+    pub(crate) function: ExprPath,
 }
 
 /// A header from a field: `header`, or `header = "name"`.
@@ -66,11 +87,12 @@ impl Place {
     fn known(self) -> &'static str {
         match self {
             Self::Type => {
-                "on a type: `aggregate`, `type`, `version`, `id`, `separator`, `header`, `payload`, `tombstone`, \
-                 `crate`"
+                "on a type: `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
+                 `payload`, `tombstone`, `decode`, `upcast`, `crate`"
             }
             Self::Variant => {
-                "on a variant: `aggregate`, `type`, `version`, `id`, `separator`, `header`, `payload`, `tombstone`"
+                "on a variant: `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
+                 `payload`, `tombstone`, `decode`, `upcast`"
             }
         }
     }
@@ -92,6 +114,13 @@ impl Settings {
             "separator" => set(&mut self.separator, meta, text(meta, "-")?),
             "header" => {
                 self.headers.extend(constants(meta)?);
+                Ok(())
+            }
+            "headers" => set(&mut self.header_function, meta, function(meta)?),
+            "event_id" => set(&mut self.event_id, meta, function(meta)?),
+            "decode" => set(&mut self.decode, meta, function(meta)?),
+            "upcast" => {
+                self.upcasts.extend(upcasts(meta)?);
                 Ok(())
             }
             "payload" => self.set_payload(meta, Payload::Function(function(meta)?)),
@@ -124,8 +153,12 @@ impl FieldSettings {
                 alone(meta)?;
                 set(&mut settings.id, meta, meta.path.span())
             }
+            "event_id" => {
+                alone(meta)?;
+                set(&mut settings.event_id, meta, meta.path.span())
+            }
             "header" => set(&mut settings.header, meta, field_header(meta)?),
-            _ => Err(unknown(meta, "on a field: `id`, `header`")),
+            _ => Err(unknown(meta, "on a field: `id`, `event_id`, `header`")),
         })?;
         Ok(settings)
     }
@@ -194,8 +227,18 @@ fn id(meta: &ParseNestedMeta) -> Result<Id> {
 }
 
 fn constants(meta: &ParseNestedMeta) -> Result<Punctuated<Constant, Token![,]>> {
+    let advice = "write a name and a value, `header(\"source\" = \"web\")`; the value may be the path of a constant, or a field's \
+         `self.context.tenant`";
+    if meta.input.peek(token::Paren) {
+        parenthesized(meta, advice)
+    } else {
+        Err(Error::new_spanned(&meta.path, advice))
+    }
+}
+
+fn upcasts(meta: &ParseNestedMeta) -> Result<Punctuated<Upcast, Token![,]>> {
     let advice =
-        "write a name and a value, `header(\"source\" = \"web\")`; the value may be the path of a constant";
+        "write an older version and the path of a function, without quotes: `upcast(1 = path::to::function)`";
     if meta.input.peek(token::Paren) {
         parenthesized(meta, advice)
     } else {
@@ -245,8 +288,35 @@ impl Parse for Constant {
     fn parse(input: ParseStream) -> Result<Self> {
         let name = input.parse()?;
         input.parse::<Token![=]>()?;
-        let value =
-            if input.peek(LitStr) { Value::Text(input.parse()?) } else { Value::Path(input.parse()?) };
+        let value = if input.peek(LitStr) {
+            Value::Text(input.parse()?)
+        } else if input.peek(Token![self]) {
+            Value::Nested(input.parse()?)
+        } else {
+            Value::Path(input.parse()?)
+        };
         Ok(Self { name, value })
+    }
+}
+
+impl Parse for Nested {
+    fn parse(input: ParseStream) -> Result<Self> {
+        input.parse::<Token![self]>()?;
+        input.parse::<Token![.]>()?;
+        let field = input.parse()?;
+        let mut rest = Vec::new();
+        while input.peek(Token![.]) {
+            input.parse::<Token![.]>()?;
+            rest.push(input.parse()?);
+        }
+        Ok(Self { field, rest })
+    }
+}
+
+impl Parse for Upcast {
+    fn parse(input: ParseStream) -> Result<Self> {
+        let literal: LitInt = input.parse()?;
+        input.parse::<Token![=]>()?;
+        Ok(Self { version: literal.base10_parse()?, span: literal.span(), function: input.parse()? })
     }
 }

@@ -1,6 +1,7 @@
 //! The fourth stage: the implementation.
 
 mod bounds;
+mod decode;
 
 use std::collections::BTreeMap;
 
@@ -10,9 +11,10 @@ use syn::Path;
 use syn::spanned::Spanned;
 
 use self::bounds::{bounds, inside_option};
+pub(crate) use self::decode::expand as expand_decoding;
 use crate::ast::{Field, Input};
 use crate::attr::Value;
-use crate::valid::{Event, Header, Id, Payload, Source};
+use crate::valid::{Event, EventId, Header, Id, Payload, Source};
 
 pub(crate) fn expand(input: &Input, events: &[Event]) -> TokenStream {
     let Input { ident, generics, .. } = input;
@@ -47,14 +49,21 @@ fn arm(event: &Event, ident: &Ident, krate: Krate) -> TokenStream {
     // A name that no path of the user's can mean.
     let record = Ident::new("record", Span::mixed_site());
     let id = id(&event.id, krate);
+    let event_id = event_id(&event.event_id, krate).map(|id| quote!(let #record = #record.with_id(#id);));
     let version = event.version.map(|version| quote!(let #record = #record.version(#version);));
     let headers = event.headers.iter().map(|each| header(each, &record, krate));
+    let more_headers = event.header_function.map(|function| {
+        let (span, krate) = (place(function), krate.at(function));
+        quote_spanned!(span=> let #record = #krate::__private::Headers::add_to(#function(self), #record);)
+    });
     let payload = payload(&event.payload, ident, &record, krate);
     quote! {
         Self #variant { #(#members: ref #bindings,)* .. } => {
             let #record = #krate::Record::new(#aggregate, #id, #event_type);
+            #event_id
             #version
             #(#headers)*
+            #more_headers
             #payload
         }
     }
@@ -76,12 +85,32 @@ fn id(id: &Id, krate: Krate) -> TokenStream {
     }
 }
 
+fn event_id(id: &EventId, krate: Krate) -> Option<TokenStream> {
+    match id {
+        EventId::New => None,
+        EventId::Function(function) => {
+            let (span, krate) = (place(function), krate.at(function));
+            Some(quote_spanned!(span=> #krate::__private::EventId::event_id(&#function(self))))
+        }
+        EventId::Field(Field { ty, binding, .. }) => {
+            let (span, krate) = (place(ty), krate.at(ty));
+            Some(quote_spanned!(span=> #krate::__private::EventId::event_id(#binding)))
+        }
+    }
+}
+
 fn header(header: &Header, record: &Ident, krate: Krate) -> TokenStream {
     let Header { name, source, .. } = header;
     let value = match source {
         Source::Constant(Value::Text(text)) => text.to_token_stream(),
         Source::Constant(Value::Path(path)) => text(path, &quote!(&#path), krate),
+        // Such a value is of a field, and never comes here.
+        Source::Constant(Value::Nested(_)) => TokenStream::new(),
         Source::Field(Field { ty, binding, .. }) => text(ty, binding, krate),
+        Source::Nested(Field { binding, .. }, rest) => {
+            let last = rest.last().map_or_else(|| binding.to_token_stream(), ToTokens::to_token_stream);
+            text(&last, &quote!(&#binding #(.#rest)*), krate)
+        }
     };
     match source {
         Source::Field(Field { ty, binding, .. }) if inside_option(ty).is_some() => quote! {
@@ -99,6 +128,10 @@ fn payload(payload: &Payload, ident: &Ident, record: &Ident, krate: Krate) -> To
         Payload::Json => {
             let (span, krate) = (place(ident), krate.at(ident));
             quote_spanned!(span=> #krate::__private::Json::json(self, #record))
+        }
+        Payload::Content => {
+            let (span, krate) = (place(ident), krate.at(ident));
+            quote_spanned!(span=> #krate::__private::Json::content(self, #record))
         }
         Payload::Function(function) => {
             let (span, krate) = (place(function), krate.at(function));

@@ -6,23 +6,41 @@ use quote::quote;
 use syn::parse::{ParseStream, Parser};
 use syn::{DeriveInput, Error, Meta, Path, Token};
 
-use crate::attr;
 use crate::expand::Krate;
+use crate::{Derived, attr};
 
-pub(crate) fn expand(input: &DeriveInput, error: &Error) -> TokenStream {
+pub(crate) fn expand(input: &DeriveInput, error: &Error, derived: Derived) -> TokenStream {
     let error = error.to_compile_error();
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
     let krate = find_krate(input);
     let krate = Krate(krate.as_ref());
+    let (name, items) = match derived {
+        Derived::Outbox => (
+            quote!(OutboxEvent),
+            quote! {
+                fn to_record(&self) -> ::core::result::Result<#krate::Record, #krate::RecordError> {
+                    ::core::unreachable!()
+                }
+            },
+        ),
+        Derived::Inbox => (
+            quote!(InboxEvent),
+            quote! {
+                const EVENT_TYPES: &'static [&'static str] = &[];
+
+                fn decode(_: &#krate::EncodedEvent<'_>) -> ::core::result::Result<Self, #krate::DecodeError> {
+                    ::core::unreachable!()
+                }
+            },
+        ),
+    };
     quote! {
         #error
 
         #[automatically_derived]
-        impl #impl_generics #krate::OutboxEvent for #ident #ty_generics #where_clause {
-            fn to_record(&self) -> ::core::result::Result<#krate::Record, #krate::RecordError> {
-                ::core::unreachable!()
-            }
+        impl #impl_generics #krate::#name for #ident #ty_generics #where_clause {
+            #items
         }
     }
 }

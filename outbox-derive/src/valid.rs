@@ -1,13 +1,17 @@
 //! The third stage: what each event's record is made of, with defaults filled in and every mistake found.
 
+mod decoding;
+mod event_id;
 mod headers;
 mod id;
 
 use syn::ext::IdentExt;
 use syn::{Error, ExprPath, Ident, LitStr, Result};
 
+pub(crate) use self::decoding::{Arm, How, check as check_decoding};
+pub(crate) use self::event_id::EventId;
 pub(crate) use self::headers::{Header, Source};
-pub(crate) use self::id::Id;
+pub(crate) use self::id::{Id, name_of};
 use crate::ast::{self, Field, Input};
 use crate::attr::{self, Settings};
 
@@ -22,19 +26,26 @@ pub(crate) struct Event<'a> {
     pub(crate) event_type: String,
     pub(crate) version: Option<u32>,
     pub(crate) id: Id<'a>,
+    pub(crate) event_id: EventId<'a>,
     pub(crate) headers: Vec<Header<'a>>,
+    /// A function that makes more of them.
+    pub(crate) header_function: Option<&'a ExprPath>,
     pub(crate) payload: Payload<'a>,
 }
 
 impl<'a> Event<'a> {
     /// The fields that the record is made of; one may come twice.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &'a Field<'a>> {
-        self.id.fields().iter().copied().chain(self.headers.iter().filter_map(Header::field))
+        let headers = self.headers.iter().filter_map(Header::field);
+        self.id.fields().iter().copied().chain(self.event_id.field()).chain(headers)
     }
 }
 
 pub(crate) enum Payload<'a> {
+    /// What serde makes of the whole value.
     Json,
+    /// The same without the name of the variant.
+    Content,
     Function(&'a ExprPath),
     Tombstone,
 }
@@ -65,9 +76,12 @@ fn check_event<'a>(input: &'a Input<'a>, event: &'a ast::Event<'a>) -> Result<Ev
         event_type: event_type.map_or_else(|| event.ident.unraw().to_string(), LitStr::value),
         version,
         id,
+        event_id: event_id::check(defaults, event)?,
         headers: headers::check(defaults, event, version)?,
+        header_function: own.header_function.as_ref().or(defaults.header_function.as_ref()),
         payload: match own.payload.as_ref().or(defaults.payload.as_ref()) {
-            None => Payload::Json,
+            None if input.is_written_whole => Payload::Json,
+            None => Payload::Content,
             Some(attr::Payload::Function(function)) => Payload::Function(function),
             Some(attr::Payload::Tombstone) => Payload::Tombstone,
         },

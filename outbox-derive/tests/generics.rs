@@ -35,7 +35,7 @@ fn bounds_are_those_that_the_record_needs() {
             note: Option<T>,
         },
     }
-    assert_eq!(json(&Event::Placed { key: 1, data: "x" }), r#"{"Placed":{"key":1,"data":"x"}}"#);
+    assert_eq!(json(&Event::Placed { key: 1, data: "x" }), r#"{"key":1,"data":"x"}"#);
     let noted = Event::Noted { key: "k", note: Some(2.5) };
     assert_eq!(noted.to_record().unwrap().headers(), [("note".to_owned(), "2.5".to_owned())]);
 }

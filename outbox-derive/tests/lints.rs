@@ -29,8 +29,8 @@
 #![deny(clippy::all, clippy::pedantic)]
 #![forbid(unsafe_code)]
 
-use diesel_outbox_derive::OutboxEvent;
-use serde::Serialize;
+use diesel_outbox_derive::{InboxEvent, OutboxEvent};
+use serde::{Deserialize, Serialize};
 
 /// A struct that says everything.
 #[derive(Debug, Serialize, OutboxEvent)]
@@ -83,6 +83,100 @@ pub enum OrderEvent<'a, K: Copy, T, const N: usize> {
 
 const fn id<E>(_: &E) -> &'static str {
     "all"
+}
+
+/// An enum that is decoded.
+#[derive(Debug, Serialize, Deserialize, OutboxEvent, InboxEvent)]
+#[outbox(aggregate = "order", event_id = fresh, header("tenant" = self.context.0), headers = more)]
+pub enum Both<K, T> {
+    /// By name, of an older version.
+    #[outbox(version = 2, upcast(1 = older))]
+    Placed {
+        /// Its id.
+        #[outbox(id)]
+        key: K,
+        /// Its content.
+        content: Option<T>,
+        /// Its context.
+        context: (String,),
+    },
+    /// Of an id in two parts.
+    #[outbox(tombstone)]
+    Gone {
+        /// Its id.
+        #[outbox(id)]
+        key: K,
+        /// Its context.
+        #[outbox(id)]
+        context: Text,
+    },
+    /// A thing of the past.
+    #[deprecated]
+    #[outbox(tombstone)]
+    Old {
+        /// Its id.
+        #[deprecated]
+        #[outbox(id)]
+        context: Text,
+    },
+    /// By functions.
+    #[outbox(payload = encode, decode = decode)]
+    Encoded {
+        /// Its id.
+        #[outbox(id)]
+        context: Text,
+    },
+}
+
+/// A text in a place of its own.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Text(String, String);
+
+impl std::fmt::Display for Text {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::str::FromStr for Text {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned(), String::new()))
+    }
+}
+
+fn fresh<E>(_: &E) -> uuid::Uuid {
+    uuid::Uuid::nil()
+}
+
+fn more<E>(_: &E) -> [(String, String); 0] {
+    []
+}
+
+fn encode<E>(_: &E) -> Vec<u8> {
+    Vec::new()
+}
+
+fn decode<K, T>(payload: &[u8]) -> Result<Both<K, T>, std::str::Utf8Error> {
+    let text = std::str::from_utf8(payload)?.to_owned();
+    Ok(Both::Encoded { context: Text(text, String::new()) })
+}
+
+fn older<K, T>(text: String) -> Both<K, T> {
+    Both::Encoded { context: Text(text, String::new()) }
+}
+
+/// A struct that is decoded.
+#[derive(Debug, Serialize, Deserialize, OutboxEvent, InboxEvent)]
+#[outbox(aggregate = "order", version = 2)]
+pub struct Changed {
+    /// Its id.
+    #[outbox(id)]
+    pub order_id: u64,
+    /// The event's.
+    #[outbox(event_id)]
+    pub event_id: uuid::Uuid,
 }
 
 /// Without anything.

@@ -4,22 +4,23 @@
 
 extern crate diesel_outbox as renamed;
 
-use diesel_outbox_derive::OutboxEvent;
-use renamed::{OutboxEvent, Record, RecordError};
+use diesel_outbox_derive::{InboxEvent, OutboxEvent};
+use renamed::{EncodedEvent, InboxEvent, OutboxEvent, Record, RecordError};
 
 #[test]
 fn the_crate_may_have_another_name() {
-    #[derive(OutboxEvent)]
+    #[derive(OutboxEvent, InboxEvent)]
     #[outbox(aggregate = "order", id(0), tombstone, crate = renamed)]
     struct ByPath(u8);
 
-    #[derive(OutboxEvent)]
+    #[derive(OutboxEvent, InboxEvent)]
     #[outbox(aggregate = "order", id(0), tombstone, crate = "crate::reexported::outbox")]
     struct ByText<T>(T);
 
     let record: Result<Record, RecordError> = ByPath(1).to_record();
     assert_eq!(record.unwrap().aggregate_id(), "1");
     assert_eq!(ByText(2).to_record().unwrap().aggregate_id(), "2");
+    assert_eq!(ByPath::decode(&EncodedEvent::new("ByPath").aggregate_id(Some("3"))).unwrap().0, 3);
 }
 
 mod reexported {
@@ -33,11 +34,17 @@ fn names_of_the_standard_library_may_mean_something_else() {
 
 #[allow(dead_code)]
 mod hostile {
-    use diesel_outbox_derive::OutboxEvent;
+    use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
     pub(crate) struct Result;
     pub(crate) struct Record;
     pub(crate) struct RecordError;
+    pub(crate) struct Err;
+    pub(crate) struct EncodedEvent;
+    pub(crate) struct DecodeError;
+    pub(crate) trait FromJson {}
+    pub(crate) trait FromText {}
+    pub(crate) trait FromStr {}
     pub(crate) struct String;
     pub(crate) struct Some;
     pub(crate) struct None;
@@ -65,6 +72,25 @@ mod hostile {
 
         fn text(&self) -> u8 {
             self.id
+        }
+    }
+
+    #[derive(InboxEvent)]
+    #[outbox(type = "a", tombstone)]
+    pub(crate) enum Decoded {
+        A {
+            #[outbox(id)]
+            event: u8,
+            #[outbox(id)]
+            value: u16,
+        },
+        #[outbox(type = "b", payload = Self::b, decode = Self::b)]
+        B,
+    }
+
+    impl Decoded {
+        fn b(_: &[u8]) -> Self {
+            Self::B
         }
     }
 }

@@ -72,7 +72,7 @@ fn each_variant_is_an_event_type_of_its_own() {
         expected(
             ["order", text, "Placed"],
             &[],
-            Some(r#"{"Placed":{"order_id":"00000000-0000-0000-0000-000000000000","total_cents":990}}"#),
+            Some(r#"{"order_id":"00000000-0000-0000-0000-000000000000","total_cents":990}"#),
         ),
     );
     assert_eq!(
@@ -80,7 +80,7 @@ fn each_variant_is_an_event_type_of_its_own() {
         expected(
             ["order", text, "OrderPaid"],
             &[("eventVersion", "2"), ("currency", "EUR")],
-            Some(r#"{"Paid":{"order_id":"00000000-0000-0000-0000-000000000000","currency":"EUR"}}"#),
+            Some(r#"{"order_id":"00000000-0000-0000-0000-000000000000","currency":"EUR"}"#),
         ),
     );
     assert_eq!(parts(&OrderEvent::Dropped(order_id)), expected(["cart", text, "Dropped"], &[], None));
@@ -339,4 +339,152 @@ fn references_boxes_and_records_are_events_too() {
     let record: Record = boxed.to_record().unwrap();
     assert_eq!(parts(&record), parts(&&Small(1)));
     assert_eq!(record.to_record().unwrap().id(), record.id());
+}
+
+#[test]
+fn a_payload_is_what_is_in_the_variant_without_its_name() {
+    #[derive(Serialize)]
+    struct Line(u8);
+    #[derive(Serialize, OutboxEvent)]
+    #[serde(rename_all = "kebab-case", rename_all_fields = "camelCase")]
+    #[outbox(aggregate = "order", id = all)]
+    enum Event {
+        Placed {
+            total_cents: u8,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            note: Option<u8>,
+        },
+        Newtype(Line),
+        Tuple(u8, Option<u8>),
+        Unit,
+        #[serde(serialize_with = "twice")]
+        With(u8),
+        Nested(Result<u8, u8>),
+    }
+    fn twice<S: serde::Serializer>(value: &u8, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(value * 2)
+    }
+    fn all(_: &Event) -> &'static str {
+        "all"
+    }
+    let payload = |event: Event| parts(&event).4.unwrap();
+    assert_eq!(payload(Event::Placed { total_cents: 9, note: None }), r#"{"totalCents":9}"#);
+    assert_eq!(payload(Event::Newtype(Line(1))), "1");
+    assert_eq!(payload(Event::Tuple(1, None)), "[1,null]");
+    assert_eq!(payload(Event::Unit), "null");
+    assert_eq!(payload(Event::With(2)), "4");
+    assert_eq!(payload(Event::Nested(Ok(1))), r#"{"Ok":1}"#, "only the event's own name is left out");
+}
+
+#[test]
+fn an_enum_that_serde_does_not_tag_by_the_variants_name_is_written_as_serde_does() {
+    #[derive(Serialize)]
+    enum Inner {
+        A(u8),
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[serde(untagged)]
+    #[outbox(aggregate = "order", id = id)]
+    enum Untagged {
+        Fields { a: u8 },
+        Inner(Inner),
+        Unit,
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[serde(tag = "t")]
+    #[outbox(aggregate = "order", id = id)]
+    enum Internal {
+        Fields { a: u8 },
+        Unit,
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[serde(tag = "t", content = "c")]
+    #[outbox(aggregate = "order", id = id)]
+    enum Adjacent {
+        Newtype(u8),
+    }
+    fn id<E>(_: &E) -> u8 {
+        1
+    }
+    fn payload(event: impl OutboxEvent) -> String {
+        parts(&event).4.unwrap()
+    }
+    assert_eq!(payload(Untagged::Fields { a: 1 }), r#"{"a":1}"#);
+    assert_eq!(payload(Untagged::Inner(Inner::A(1))), r#"{"A":1}"#);
+    assert_eq!(payload(Untagged::Unit), "null");
+    assert_eq!(payload(Internal::Fields { a: 1 }), r#"{"t":"Fields","a":1}"#);
+    assert_eq!(payload(Internal::Unit), r#"{"t":"Unit"}"#);
+    assert_eq!(payload(Adjacent::Newtype(1)), r#"{"t":"Newtype","c":1}"#);
+}
+
+#[test]
+fn an_event_may_have_an_id_of_its_own() {
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order", event_id = Self::other)]
+    enum Event {
+        ByField {
+            #[outbox(id)]
+            order_id: u8,
+            #[outbox(event_id)]
+            #[serde(skip)]
+            event: Uuid,
+        },
+        ByFunction(#[outbox(id)] u8),
+    }
+    impl Event {
+        fn other(&self) -> Uuid {
+            Uuid::from_u128(9)
+        }
+    }
+    let event = Event::ByField { order_id: 1, event: Uuid::from_u128(7) };
+    for _ in 0..2 {
+        assert_eq!(event.to_record().unwrap().id(), Uuid::from_u128(7));
+        assert_eq!(Event::ByFunction(1).to_record().unwrap().id(), Uuid::from_u128(9));
+    }
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), tombstone)]
+    struct New(u8);
+    assert_ne!(New(1).to_record().unwrap().id(), New(1).to_record().unwrap().id());
+}
+
+#[test]
+fn headers_come_from_within_fields_and_from_functions() {
+    #[derive(Serialize)]
+    struct Context {
+        tenant: &'static str,
+        user: (u8, &'static str),
+    }
+    impl Context {
+        fn headers(&self) -> Vec<(String, String)> {
+            vec![("trace".to_owned(), format!("trace of {}", self.tenant))]
+        }
+    }
+    #[derive(Serialize, OutboxEvent)]
+    #[outbox(aggregate = "order", header("tenant" = self.context.tenant, "user" = self.context.user.1))]
+    #[outbox(headers = more)]
+    struct Placed {
+        #[outbox(id)]
+        order_id: u8,
+        context: Context,
+    }
+    fn more(event: &Placed) -> Vec<(String, String)> {
+        event.context.headers()
+    }
+    let event = Placed { order_id: 1, context: Context { tenant: "acme", user: (1, "me") } };
+    let headers = [("tenant", "acme"), ("user", "me"), ("trace", "trace of acme")];
+    assert_eq!(parts(&event).3, headers.map(|(name, value)| (name.to_owned(), value.to_owned())));
+
+    #[derive(OutboxEvent)]
+    #[outbox(aggregate = "order", id(0), tombstone, header("tenant" = self.1.tenant))]
+    enum Event {
+        Placed(u8, Context),
+        #[outbox(headers = fixed)]
+        Paid(u8, Context),
+    }
+    fn fixed(_: &Event) -> [(&'static str, &'static str); 1] {
+        [("fixed", "yes")]
+    }
+    let context = || Context { tenant: "acme", user: (1, "me") };
+    assert_eq!(parts(&Event::Placed(1, context())).3.len(), 1);
+    assert_eq!(parts(&Event::Paid(1, context())).3[1], ("fixed".to_owned(), "yes".to_owned()));
 }

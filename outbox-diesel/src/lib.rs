@@ -89,7 +89,7 @@ mod problem;
 pub use diesel_outbox_core::__private;
 pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent, Record, RecordError, wire};
 #[cfg(feature = "derive")]
-pub use diesel_outbox_derive::OutboxEvent;
+pub use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
 pub use self::backend::OutboxBackend;
 #[cfg(feature = "async")]

@@ -5,35 +5,56 @@ use quote::{ToTokens, quote};
 use syn::{GenericArgument, GenericParam, Generics, PathArguments, Type};
 
 use super::Krate;
-use crate::valid::{Event, Header, Payload};
+use crate::valid::{Arm, Event, Header, How, Payload};
 
 /// What the implementation needs of a generic type; what does not depend on a parameter is for the compiler to check.
 pub(super) fn bounds(generics: &Generics, events: &[Event], krate: Krate) -> Vec<TokenStream> {
-    let parameters: BTreeSet<String> = generics
-        .params
-        .iter()
-        .filter_map(|parameter| match parameter {
-            GenericParam::Type(parameter) => Some(parameter.ident.to_string()),
-            GenericParam::Const(parameter) => Some(parameter.ident.to_string()),
-            GenericParam::Lifetime(_) => None,
-        })
-        .collect();
-    let serialized =
-        !parameters.is_empty() && events.iter().any(|event| matches!(event.payload, Payload::Json));
+    let parameters = parameters(generics);
+    let is_json = |event: &Event| matches!(event.payload, Payload::Json | Payload::Content);
+    let serialized = !parameters.is_empty() && events.iter().any(is_json);
     let serialize = serialized.then(|| quote!(Self: #krate::__private::Serialize));
 
-    let displayed = events.iter().flat_map(displayed).map(ToTokens::to_token_stream);
+    let displays = each(events.iter().flat_map(displayed), &parameters);
+    serialize.into_iter().chain(displays.into_iter().map(|ty| quote!(#ty: ::core::fmt::Display))).collect()
+}
+
+/// The same for decoding.
+pub(super) fn decoding_bounds(generics: &Generics, arms: &[Arm], krate: Krate) -> Vec<TokenStream> {
+    let parameters = parameters(generics);
+    let is_json = |arm: &Arm| matches!(arm.how, How::Json | How::Content(_));
+    let deserialized = !parameters.is_empty() && arms.iter().any(is_json);
+    let deserialize = deserialized.then(|| quote!(Self: #krate::__private::DeserializeOwned));
+
+    let parsed = arms.iter().flat_map(|arm| match &arm.how {
+        How::Id { fields, .. } => fields.as_slice(),
+        _ => &[],
+    });
+    let parses = each(parsed.map(|field| field.ty), &parameters);
+    deserialize.into_iter().chain(parses.into_iter().map(|ty| quote!(#ty: ::core::str::FromStr))).collect()
+}
+
+fn parameters(generics: &Generics) -> BTreeSet<String> {
+    let name = |parameter: &GenericParam| match parameter {
+        GenericParam::Type(parameter) => Some(parameter.ident.to_string()),
+        GenericParam::Const(parameter) => Some(parameter.ident.to_string()),
+        GenericParam::Lifetime(_) => None,
+    };
+    generics.params.iter().filter_map(name).collect()
+}
+
+/// Each of these types once, if it depends on a parameter.
+fn each<'a>(types: impl Iterator<Item = &'a Type>, parameters: &BTreeSet<String>) -> Vec<TokenStream> {
     let mut seen = BTreeSet::new();
-    let displays = displayed
-        .filter(|ty| mentions(ty.clone(), &parameters) && seen.insert(ty.to_string()))
-        .map(|ty| quote!(#ty: ::core::fmt::Display));
-    serialize.into_iter().chain(displays).collect()
+    types
+        .map(ToTokens::to_token_stream)
+        .filter(|ty| mentions(ty.clone(), parameters) && seen.insert(ty.to_string()))
+        .collect()
 }
 
 /// The types whose values become text.
 fn displayed<'a>(event: &'a Event<'a>) -> impl Iterator<Item = &'a Type> {
     let ids = event.id.fields().iter().map(|field| field.ty);
-    let headers = event.headers.iter().filter_map(Header::field).map(|field| field.ty);
+    let headers = event.headers.iter().filter_map(Header::whole_field).map(|field| field.ty);
     ids.chain(headers.map(|ty| inside_option(ty).unwrap_or(ty)))
 }
 

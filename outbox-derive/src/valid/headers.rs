@@ -1,9 +1,9 @@
 use proc_macro2::Span;
 use syn::{Error, Member, Result};
 
-use super::id::name_of;
+use super::id::{find, name_of};
 use crate::ast::{Event, Field};
-use crate::attr::{FieldHeader, Settings, Value};
+use crate::attr::{Constant, FieldHeader, Nested, Settings, Value};
 
 /// Header names that the wire format uses itself.
 const RESERVED: [&str; 2] = ["id", "eventType"];
@@ -19,8 +19,16 @@ pub(crate) struct Header<'a> {
 impl<'a> Header<'a> {
     pub(crate) fn field(&self) -> Option<&'a Field<'a>> {
         match self.source {
-            Source::Field(field) => Some(field),
+            Source::Field(field) | Source::Nested(field, _) => Some(field),
             Source::Constant(_) => None,
+        }
+    }
+
+    /// The field whose whole value is the header's.
+    pub(crate) fn whole_field(&self) -> Option<&'a Field<'a>> {
+        match self.source {
+            Source::Field(field) => Some(field),
+            Source::Constant(_) | Source::Nested(..) => None,
         }
     }
 }
@@ -29,6 +37,8 @@ impl<'a> Header<'a> {
 pub(crate) enum Source<'a> {
     Constant(&'a Value),
     Field(&'a Field<'a>),
+    /// What these members lead to within the field.
+    Nested(&'a Field<'a>, &'a [Member]),
 }
 
 /// The enum's headers that the event does not replace, then the event's own, then those of its fields.
@@ -37,7 +47,7 @@ pub(super) fn check<'a>(
     event: &'a Event<'a>,
     version: Option<u32>,
 ) -> Result<Vec<Header<'a>>> {
-    let mut own: Vec<Header> = constants(&event.settings).collect();
+    let mut own: Vec<Header> = named(&event.settings, event).collect::<Result<_>>()?;
     for field in &event.fields {
         if let Some(header) = &field.settings.header {
             own.push(from_field(field, header)?);
@@ -46,7 +56,8 @@ pub(super) fn check<'a>(
     check_names(&own)?;
 
     let replaced = |header: &Header| own.iter().any(|other| other.name == header.name);
-    let mut headers: Vec<Header> = constants(defaults).filter(|header| !replaced(header)).collect();
+    let mut headers: Vec<Header> = named(defaults, event).collect::<Result<_>>()?;
+    headers.retain(|header| !replaced(header));
     headers.append(&mut own);
     match headers.iter().find(|header| header.name == VERSION) {
         Some(header) if version.is_some() => {
@@ -58,15 +69,27 @@ pub(super) fn check<'a>(
 }
 
 pub(super) fn check_defaults(defaults: &Settings) -> Result<()> {
-    check_names(&constants(defaults).collect::<Vec<_>>())
+    let header = |constant: &'_ Constant| (constant.name.value(), constant.name.span(), false);
+    check_each(&defaults.headers.iter().map(header).collect::<Vec<_>>())
 }
 
-fn constants(settings: &Settings) -> impl Iterator<Item = Header<'_>> {
-    settings.headers.iter().map(|constant| Header {
-        name: constant.name.value(),
-        source: Source::Constant(&constant.value),
-        span: constant.name.span(),
+/// What the attributes of the type or the variant name.
+fn named<'a>(settings: &'a Settings, event: &'a Event<'a>) -> impl Iterator<Item = Result<Header<'a>>> {
+    settings.headers.iter().map(|Constant { name, value }| {
+        let source = match value {
+            Value::Nested(Nested { field, rest }) => {
+                let found = find(event, field).ok_or_else(|| missing(event, field))?;
+                Source::Nested(found, rest)
+            }
+            Value::Text(_) | Value::Path(_) => Source::Constant(value),
+        };
+        Ok(Header { name: name.value(), source, span: name.span() })
     })
+}
+
+fn missing(event: &Event, field: &Member) -> Error {
+    let advice = format!("`{}` has no field `{}`: name one that it has", event.ident, name_of(field));
+    Error::new_spanned(field, advice)
 }
 
 fn from_field<'a>(field: &'a Field<'a>, header: &'a FieldHeader) -> Result<Header<'a>> {
@@ -82,16 +105,20 @@ fn from_field<'a>(field: &'a Field<'a>, header: &'a FieldHeader) -> Result<Heade
 }
 
 fn check_names(headers: &[Header]) -> Result<()> {
-    for (position, Header { name, source, span }) in headers.iter().enumerate() {
+    let header =
+        |Header { name, source, span }: &Header| (name.clone(), *span, matches!(source, Source::Field(_)));
+    check_each(&headers.iter().map(header).collect::<Vec<_>>())
+}
+
+/// Each header's name, where it stands, and whether it is a field's.
+fn check_each(headers: &[(String, Span, bool)]) -> Result<()> {
+    for (position, (name, span, is_field)) in headers.iter().enumerate() {
         let advice = if name.is_empty() {
             "this header has an empty name: write at least one character".to_owned()
         } else if RESERVED.contains(&name.as_str()) {
-            let advice = match source {
-                Source::Constant(_) => "write another name",
-                Source::Field(_) => "write `header = \"another name\"`",
-            };
+            let advice = if *is_field { "write `header = \"another name\"`" } else { "write another name" };
             format!("the header name `{name}` is reserved for the wire format: {advice}")
-        } else if headers[..position].iter().any(|other| other.name == *name) {
+        } else if headers[..position].iter().any(|(other, _, _)| other == name) {
             format!("the header `{name}` is set twice: give each a name of its own")
         } else {
             continue;

@@ -55,12 +55,12 @@ pub(super) fn check<'a>(defaults: &'a Settings, event: &'a Event<'a>) -> Result<
     }
 }
 
-fn find<'a>(event: &'a Event<'a>, member: &Member) -> Option<&'a Field<'a>> {
+pub(super) fn find<'a>(event: &'a Event<'a>, member: &Member) -> Option<&'a Field<'a>> {
     event.fields.iter().find(|field| name_of(&field.member) == name_of(member))
 }
 
 /// A field's name or position as text; `r#type` is `type`.
-pub(super) fn name_of(member: &Member) -> String {
+pub(crate) fn name_of(member: &Member) -> String {
     match member {
         Member::Named(ident) => ident.unraw().to_string(),
         Member::Unnamed(index) => index.index.to_string(),

@@ -5,7 +5,6 @@ use uuid::Uuid;
 /// What other services learn about orders, on the topic `outbox.event.order`.
 #[derive(Serialize, OutboxEvent)]
 #[outbox(aggregate = "order")]
-#[serde(untagged)]
 pub(crate) enum OrderEvent<'a> {
     #[outbox(type = "OrderPlaced")]
     Placed {

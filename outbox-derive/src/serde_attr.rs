@@ -1,0 +1,66 @@
+//! What serde's own attributes say of how a variant is named in JSON. Mistakes in them are for serde to report.
+
+use proc_macro2::{TokenStream, TokenTree};
+use syn::{Attribute, Data, DeriveInput, Meta};
+
+/// Whether serde does not put an enum's content under the name of its variant.
+pub(crate) fn is_untagged(node: &DeriveInput) -> bool {
+    let Data::Enum(data) = &node.data else { return false };
+    says(&node.attrs, &["untagged", "tag"])
+        || data.variants.iter().any(|variant| says(&variant.attrs, &["untagged"]))
+}
+
+/// Whether a `#[serde(..)]` has one of these keys.
+pub(crate) fn says(attributes: &[Attribute], keys: &[&str]) -> bool {
+    attributes.iter().any(|attribute| match &attribute.meta {
+        Meta::List(list) if list.path.is_ident("serde") => {
+            found(list.tokens.clone()).any(|key| keys.contains(&key.as_str()))
+        }
+        _ => false,
+    })
+}
+
+/// The keys: what stands first, and behind each comma.
+fn found(tokens: TokenStream) -> impl Iterator<Item = String> {
+    let mut is_key = true;
+    tokens.into_iter().filter_map(move |token| {
+        let was_key = std::mem::replace(
+            &mut is_key,
+            matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ','),
+        );
+        match token {
+            TokenTree::Ident(ident) if was_key => Some(ident.to_string()),
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use syn::{DeriveInput, parse_quote};
+
+    #[test]
+    fn keys_are_found_beside_others_and_values_are_none() {
+        let untagged: DeriveInput = parse_quote!(
+            #[serde(rename_all = "a", untagged)]
+            enum Event {}
+        );
+        let tagged: DeriveInput = parse_quote!(
+            #[serde(deny_unknown_fields)]
+            #[serde(tag = "type")]
+            enum Event {}
+        );
+        let partly: DeriveInput = parse_quote!(
+            enum Event {
+                #[serde(untagged)]
+                A(u8),
+            }
+        );
+        let plain: DeriveInput = parse_quote! {
+            #[serde(rename(serialize = "tag", deserialize = "untagged"))]
+            enum Event { #[serde(rename = "tag")] A }
+        };
+        assert!(super::is_untagged(&untagged) && super::is_untagged(&tagged) && super::is_untagged(&partly));
+        assert!(!super::is_untagged(&plain));
+    }
+}

@@ -1,0 +1,139 @@
+use std::collections::BTreeMap;
+
+use proc_macro2::Span;
+use syn::ext::IdentExt;
+use syn::{Error, ExprPath, Ident, LitStr, Result};
+
+use super::id::{self, Id, name_of};
+use super::{check_separator, check_texts};
+use crate::ast::{Event, Field, Input};
+use crate::attr::Payload;
+
+/// What an event without a version counts as.
+const FIRST_VERSION: u32 = 1;
+
+/// How an event of one type and version is decoded.
+pub(crate) struct Arm<'a> {
+    /// The variant's name; a struct has none.
+    pub(crate) variant: Option<&'a Ident>,
+    pub(crate) event_type: String,
+    pub(crate) version: u32,
+    pub(crate) how: How<'a>,
+    span: Span,
+}
+
+pub(crate) enum How<'a> {
+    /// The payload is the whole value's JSON.
+    Json,
+    /// The payload is the JSON of what is in the variant, at this index among those that serde knows.
+    Content(u32),
+    Function(&'a ExprPath),
+    /// A function takes an older event that is JSON.
+    Upcast(&'a ExprPath),
+    /// A function takes a tombstone's aggregate id.
+    FromId(&'a ExprPath),
+    /// The parts of a tombstone's aggregate id are the fields.
+    Id {
+        fields: Vec<&'a Field<'a>>,
+        separator: String,
+    },
+}
+
+/// An arm for each event and each of its older versions.
+pub(crate) fn check<'a>(input: &'a Input<'a>) -> Result<Vec<Arm<'a>>> {
+    check_texts(&input.defaults)?;
+    if let (Some(upcast), true) = (input.defaults.upcasts.first(), input.is_enum) {
+        let advice = "an older version is one of a variant: write `upcast` there";
+        return Err(Error::new(upcast.span, advice));
+    }
+    let mut arms = Vec::new();
+    let mut index = 0;
+    for event in &input.events {
+        check_event(input, event, index, &mut arms)?;
+        index += u32::from(!event.is_skipped);
+    }
+    check_each_once(&arms)?;
+    Ok(arms)
+}
+
+fn check_event<'a>(
+    input: &'a Input<'a>,
+    event: &'a Event<'a>,
+    index: u32,
+    arms: &mut Vec<Arm<'a>>,
+) -> Result<()> {
+    let (own, defaults) = (&event.settings, &input.defaults);
+    check_texts(own)?;
+    let event_type = own.event_type.as_ref().or(defaults.event_type.as_ref());
+    let event_type = event_type.map_or_else(|| event.ident.unraw().to_string(), LitStr::value);
+    let version = own.version.or(defaults.version).unwrap_or(FIRST_VERSION);
+    let variant = event.is_variant.then_some(event.ident);
+    let function = own.decode.as_ref();
+    // A variant that is encoded in another way than the enum is decoded in another way too.
+    let any_function = function.or(defaults.decode.as_ref().filter(|_| own.payload.is_none()));
+    let how = match own.payload.as_ref().or(defaults.payload.as_ref()) {
+        Some(Payload::Tombstone) => {
+            Some(function.map_or_else(|| tombstone(input, event), |it| Ok(How::FromId(it)))?)
+        }
+        Some(Payload::Function(_)) if any_function.is_none() => return Err(no_counterpart(event)),
+        _ if any_function.is_some() => any_function.map(How::Function),
+        _ if event.is_skipped => None,
+        _ if input.is_read_whole => Some(How::Json),
+        _ => Some(How::Content(index)),
+    };
+    let arm = |version, how, span| Arm { variant, event_type: event_type.clone(), version, how, span };
+    arms.extend(how.map(|how| arm(version, how, event.ident.span())));
+    for upcast in &own.upcasts {
+        let how = match any_function {
+            Some(_) => How::Function(&upcast.function),
+            None => How::Upcast(&upcast.function),
+        };
+        arms.push(arm(upcast.version, how, upcast.span));
+    }
+    Ok(())
+}
+
+/// A tombstone is decoded from its aggregate id, which must be all that it has.
+fn tombstone<'a>(input: &'a Input<'a>, event: &'a Event<'a>) -> Result<How<'a>> {
+    if event.fields.is_empty() {
+        return Ok(How::Id { fields: Vec::new(), separator: String::new() });
+    }
+    let id = id::check(&input.defaults, event)?;
+    check_separator(&event.settings, id.is_joined())?;
+    let in_id = |field: &Field| id.fields().iter().any(|other| other.member == field.member);
+    if let Some(field) = event.fields.iter().find(|field| !in_id(field)) {
+        let advice = format!(
+            "a tombstone has nothing to decode the field `{}` from: mark it `#[outbox(id)]`, remove it, or write \
+             `decode = path::to::function`, which takes the aggregate id",
+            name_of(&field.member),
+        );
+        return Err(Error::new(field.span, advice));
+    }
+    match id {
+        Id::Fields { fields, separator } => Ok(How::Id { fields, separator }),
+        Id::Function(_) => Ok(How::Id { fields: Vec::new(), separator: String::new() }),
+    }
+}
+
+fn no_counterpart(event: &Event) -> Error {
+    let advice = format!(
+        "`{}` has a payload of its own making and cannot be decoded: write the counterpart of `payload`, \
+         `decode = path::to::function`",
+        event.ident,
+    );
+    Error::new(event.ident.span(), advice)
+}
+
+fn check_each_once(arms: &[Arm]) -> Result<()> {
+    let mut seen = BTreeMap::new();
+    for Arm { variant, event_type, version, span, .. } in arms {
+        if seen.insert((event_type, version), variant).is_some() {
+            let advice = format!(
+                "events of type `{event_type}` and version {version} are decoded twice: give one another `type` or \
+                 `version` (without one, an event has version {FIRST_VERSION})"
+            );
+            return Err(Error::new(*span, advice));
+        }
+    }
+    Ok(())
+}
