@@ -20,8 +20,21 @@ pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('of
                         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \
                         WHEN NOT pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) THEN NULL END";
 
+/// [`WAKE`] for the table in this schema, which is quoted already.
+pub fn wake_in(schema: &str) -> String {
+    let table = format!("'{}.outbox'::regclass", schema.replace('\'', "''"));
+    WAKE.replace("'outbox'::regclass", &table)
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_schema_stands_before_each_mention_of_the_table() {
+        let wake = super::wake_in("\"o'ne\"");
+        assert_eq!(wake.matches("'\"o''ne\".outbox'::regclass::oid").count(), 3);
+        assert_eq!(wake.matches("regclass").count(), 3);
+    }
+
     #[test]
     fn the_emitter_tries_the_lock_that_the_relay_holds() {
         for function in ["pg_try_advisory_lock_shared", "pg_advisory_unlock_shared"] {

@@ -150,7 +150,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// A value may lie within a field: `header("tenant" = self.context.tenant)`, for a struct as for a variant. A function for
 /// headers takes the event by reference and returns pairs of names and values, such as a `Vec<(String, String)>`. Use it
 /// if there are headers only now and then. For headers that every event of a request carries, see
-/// `EmitContext` of diesel-outbox, which needs nothing of the event.
+/// `Outbox` of diesel-outbox, which needs nothing of the event.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};

@@ -16,7 +16,8 @@ use crate::{Record, wire};
 /// A database that can hold an outbox: `Pg` and `Sqlite`, with the features of those names.
 #[diagnostic::on_unimplemented(
     message = "diesel-outbox cannot work with the database `{Self}`",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox"
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
+            `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxBackend: Backend + sealed::Statements {}
 
@@ -58,6 +59,25 @@ macro_rules! statement {
     };
 }
 
+/// A statement that names a schema: its text is not always the same, so that it is no key by itself.
+pub(crate) struct InSchema<S>(pub(crate) S);
+
+impl<DB: OutboxBackend, S: QueryFragment<DB>> QueryFragment<DB> for InSchema<S> {
+    fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
+        self.0.walk_ast(out)
+    }
+}
+
+impl<S> QueryId for InSchema<S> {
+    type QueryId = ();
+    const HAS_STATIC_QUERY_ID: bool = false;
+}
+
+/// A schema's name as SQL has it.
+pub(crate) fn quoted(schema: &str) -> String {
+    format!("\"{}\"", schema.replace('"', "\"\""))
+}
+
 statement!(InsertOne, insert_one, cached: true);
 statement!(InsertMany, insert_many, cached: false);
 statement!(InsertMark, insert_mark, cached: true);
@@ -68,28 +88,32 @@ statement!(InsertVersion, insert_version, cached: true);
 /// Inserts one record into the outbox.
 pub struct InsertOne<'a> {
     row: Row<'a>,
+    /// Quoted already.
+    pub(crate) schema: Option<&'a str>,
 }
 
 impl<'a> InsertOne<'a> {
-    pub(crate) fn new(record: &'a Record) -> Self {
-        Self { row: Row::new(record) }
+    pub(crate) fn new(record: &'a Record, schema: Option<&'a str>) -> Self {
+        Self { row: Row::new(record), schema }
     }
 }
 
 /// Inserts several records into the outbox, in their order.
 pub struct InsertMany<'a> {
     rows: Vec<Row<'a>>,
+    pub(crate) schema: Option<&'a str>,
     #[cfg(feature = "postgres")]
     columns: postgres::Columns<'a>,
 }
 
 impl<'a> InsertMany<'a> {
-    pub(crate) fn new(records: &'a [Record]) -> Self {
+    pub(crate) fn new(records: &'a [Record], schema: Option<&'a str>) -> Self {
         let rows: Vec<Row<'a>> = records.iter().map(Row::new).collect();
         Self {
             #[cfg(feature = "postgres")]
             columns: postgres::Columns::new(&rows),
             rows,
+            schema,
         }
     }
 }
@@ -97,19 +121,21 @@ impl<'a> InsertMany<'a> {
 /// Inserts one event's id into the inbox, unless it is there.
 pub struct InsertMark<'a> {
     pub(crate) consumer: &'a str,
+    pub(crate) schema: Option<&'a str>,
     event_id: Uuid,
     event_id_text: String,
 }
 
 impl<'a> InsertMark<'a> {
-    pub(crate) fn new(consumer: &'a str, event_id: Uuid) -> Self {
-        Self { consumer, event_id, event_id_text: event_id.to_string() }
+    pub(crate) fn new(consumer: &'a str, event_id: Uuid, schema: Option<&'a str>) -> Self {
+        Self { consumer, schema, event_id, event_id_text: event_id.to_string() }
     }
 }
 
 /// Deletes some of the inbox's rows that are older than retention, the oldest first.
 pub struct PruneMarks<'a> {
     pub(crate) consumer: &'a str,
+    pub(crate) schema: Option<&'a str>,
     pub(crate) retention_seconds: f64,
     /// Rows older than this are passed over.
     pub(crate) oldest_seconds: f64,

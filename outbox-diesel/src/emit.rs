@@ -3,19 +3,20 @@
 #[cfg(feature = "async")]
 mod asynchronous;
 mod error;
+mod outbox;
 
 use diesel::QueryResult;
-use diesel::connection::{Connection, TransactionManager, TransactionManagerStatus};
+use diesel::connection::{Connection, TransactionManagerStatus};
 use uuid::Uuid;
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncEmit;
 pub use self::error::EmitError;
-use self::error::explained;
-use crate::backend::{InsertMany, InsertOne, OutboxBackend};
-use crate::{OutboxEvent, Record};
+pub use self::outbox::Outbox;
+use crate::{OutboxConnection, OutboxEvent, Record};
 
-/// Emits events from a synchronous Diesel connection, pooled or not.
+/// Emits events from a synchronous Diesel connection, pooled or not. See [`Outbox`] for headers that many events share, and for
+/// an outbox in a schema that the connection's `search_path` does not have.
 ///
 /// In tests, a connection on which `begin_test_transaction` was called is always in a transaction: there an `emit` that has
 /// none of its own is not noticed.
@@ -66,27 +67,16 @@ pub trait Emit: Connection {
         I: IntoIterator<Item: OutboxEvent>;
 }
 
-impl<C> Emit for C
-where
-    C: Connection<Backend: OutboxBackend>,
-{
+impl<C: OutboxConnection> Emit for C {
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid> {
-        require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
-        let record = checked(event)?;
-        self.execute_returning_count(&InsertOne::new(&record)).map_err(explained)?;
-        Ok(record.id())
+        Outbox::new().emit(self, event)
     }
 
     fn emit_all<I>(&mut self, events: I) -> QueryResult<Vec<Uuid>>
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
-        require_transaction(C::TransactionManager::transaction_manager_status_mut(self))?;
-        let records = all_checked(events)?;
-        for chunk in chunks(&records) {
-            self.execute_returning_count(&InsertMany::new(chunk)).map_err(explained)?;
-        }
-        Ok(records.iter().map(Record::id).collect())
+        Outbox::new().emit_all(self, events)
     }
 }
 
@@ -99,16 +89,6 @@ fn require_transaction(status: &TransactionManagerStatus) -> Result<(), EmitErro
         // A broken transaction is the database's to report.
         _ => Ok(()),
     }
-}
-
-fn checked<E: OutboxEvent + ?Sized>(event: &E) -> Result<Record, EmitError> {
-    let record = event.to_record()?;
-    record.check()?;
-    Ok(record)
-}
-
-fn all_checked<I: IntoIterator<Item: OutboxEvent>>(events: I) -> Result<Vec<Record>, EmitError> {
-    events.into_iter().map(|event| checked(&event)).collect()
 }
 
 const CHUNK_RECORDS: usize = 1_000;

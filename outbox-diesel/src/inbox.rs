@@ -7,11 +7,11 @@ mod pruning;
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
-use diesel::connection::Connection;
 use uuid::Uuid;
 
 pub use self::pruning::Pruning;
-use crate::backend::{InsertMark, OutboxBackend, PruneMarks};
+use crate::OutboxConnection;
+use crate::backend::{InsertMark, PruneMarks, quoted};
 
 /// One consumer's memory of the events that it has handled.
 ///
@@ -40,6 +40,8 @@ use crate::backend::{InsertMark, OutboxBackend, PruneMarks};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inbox {
     consumer: String,
+    /// Quoted already.
+    schema: Option<String>,
 }
 
 /// Whether an event was handled now or earlier.
@@ -57,7 +59,15 @@ const PRUNE_CHUNK: i64 = 10_000;
 impl Inbox {
     /// The inbox of the consumer of this name. Consumers with different names each handle every event.
     pub fn new(consumer: impl Into<String>) -> Self {
-        Self { consumer: consumer.into() }
+        Self { consumer: consumer.into(), schema: None }
+    }
+
+    /// Sets the schema that the table `inbox` is in (PostgreSQL), if the connection's `search_path` does not have it. On SQLite
+    /// each call is an error then.
+    #[must_use]
+    pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
+        self.schema = Some(quoted(schema.as_ref()));
+        self
     }
 
     /// The consumer's name.
@@ -79,10 +89,10 @@ impl Inbox {
         effect: impl FnOnce(&mut C) -> Result<T, E>,
     ) -> Result<Once<T>, E>
     where
-        C: Connection<Backend: OutboxBackend>,
+        C: OutboxConnection,
         E: From<diesel::result::Error>,
     {
-        conn.transaction(|c| match c.execute_returning_count(&InsertMark::new(&self.consumer, event_id))? {
+        conn.transaction(|c| match c.execute_statement((&self.mark(event_id)).into())? {
             0 => Ok(Once::Duplicate),
             _ => effect(c).map(Once::First),
         })
@@ -95,11 +105,11 @@ impl Inbox {
     /// The database's error; what was deleted before stays deleted, unless a transaction is open.
     pub fn prune<C>(&self, conn: &mut C, retention: Duration) -> QueryResult<usize>
     where
-        C: Connection<Backend: OutboxBackend>,
+        C: OutboxConnection,
     {
         let mut pruned = 0;
         loop {
-            let count = conn.execute_returning_count(&self.prune_chunk(retention))?;
+            let count = conn.execute_statement((&self.prune_chunk(retention)).into())?;
             pruned += count;
             if (count as i64) < PRUNE_CHUNK {
                 return Ok(pruned);
@@ -114,20 +124,29 @@ impl Inbox {
     /// The database's error; the step has deleted nothing.
     pub fn prune_step<C>(&self, conn: &mut C, pruning: &mut Pruning) -> QueryResult<bool>
     where
-        C: Connection<Backend: OutboxBackend>,
+        C: OutboxConnection,
     {
         let began = Instant::now();
-        let deleted = conn.execute_returning_count(&self.prune_part(pruning, began))?;
+        let deleted = conn.execute_statement((&self.prune_part(pruning, began)).into())?;
         Ok(pruning.stepped(deleted, began.elapsed()))
+    }
+
+    fn mark(&self, event_id: Uuid) -> InsertMark<'_> {
+        InsertMark::new(&self.consumer, event_id, self.schema.as_deref())
     }
 
     fn prune_chunk(&self, retention: Duration) -> PruneMarks<'_> {
         let (retention_seconds, oldest_seconds, _) = Pruning::new(retention).step(Instant::now());
-        PruneMarks { consumer: &self.consumer, retention_seconds, oldest_seconds, limit: PRUNE_CHUNK }
+        self.prune_marks(retention_seconds, oldest_seconds, PRUNE_CHUNK)
     }
 
     fn prune_part(&self, pruning: &mut Pruning, now: Instant) -> PruneMarks<'_> {
         let (retention_seconds, oldest_seconds, limit) = pruning.step(now);
-        PruneMarks { consumer: &self.consumer, retention_seconds, oldest_seconds, limit }
+        self.prune_marks(retention_seconds, oldest_seconds, limit)
+    }
+
+    fn prune_marks(&self, retention_seconds: f64, oldest_seconds: f64, limit: i64) -> PruneMarks<'_> {
+        let schema = self.schema.as_deref();
+        PruneMarks { consumer: &self.consumer, schema, retention_seconds, oldest_seconds, limit }
     }
 }

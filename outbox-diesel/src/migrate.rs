@@ -3,7 +3,8 @@ use diesel::migration::{Migration, MigrationSource};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::Integer;
 
-use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
+use crate::MigrateConnection;
+use crate::backend::{InsertVersion, OutboxBackend, quoted, sealed::Statements};
 
 /// Creates the outbox's and the inbox's tables, or brings them up to date.
 ///
@@ -11,8 +12,8 @@ use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 /// record and your `schema.rs` are not touched. Running it again does nothing, and several processes may run it at
 /// the same time.
 ///
-/// It takes a synchronous connection. Where there is none, diesel-async's `AsyncConnectionWrapper` is one, within
-/// `tokio::task::spawn_blocking`.
+/// It takes a synchronous connection. If there is none, diesel-async's `AsyncConnectionWrapper` is one: see the
+/// [crate](crate#migrations-on-an-async-connection).
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -21,7 +22,7 @@ use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 /// use diesel_outbox::Migrations;
 ///
 /// let conn = &mut SqliteConnection::establish(":memory:")?;
-/// assert_eq!(Migrations::new().run(conn)?.len(), 1);
+/// assert_eq!(Migrations::new().run(conn)?.len(), 2);
 /// assert!(Migrations::new().run(conn)?.is_empty());
 /// # Ok(())
 /// # }
@@ -32,6 +33,27 @@ use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 #[must_use]
 pub struct Migrations {
     schema: Option<String>,
+    part: Part,
+}
+
+/// Whose tables are made.
+#[derive(Debug, Clone, Copy, Default)]
+enum Part {
+    #[default]
+    Both,
+    Outbox,
+    Inbox,
+}
+
+impl Part {
+    /// Whether a migration of this name belongs to it; the name says whose tables it makes.
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::Both => true,
+            Self::Outbox => !name.ends_with("_inbox"),
+            Self::Inbox => name.ends_with("_inbox"),
+        }
+    }
 }
 
 impl Migrations {
@@ -40,8 +62,21 @@ impl Migrations {
         Self::default()
     }
 
+    /// The migrations of the inbox alone, for a service that consumes and does not emit. Others may be run later in the same
+    /// database.
+    pub fn inbox_only() -> Self {
+        Self { part: Part::Inbox, ..Self::default() }
+    }
+
+    /// The migrations of the outbox alone, for a service that emits and does not consume. Others may be run later in the same
+    /// database.
+    pub fn outbox_only() -> Self {
+        Self { part: Part::Outbox, ..Self::default() }
+    }
+
     /// Puts the tables into this schema, which is made where it is missing (PostgreSQL). The service that emits and the
-    /// relay must then have the schema in their `search_path`.
+    /// relay must then have the schema in their `search_path`, or name it: [`Outbox::schema`](crate::Outbox::schema) and
+    /// [`Inbox::schema`](crate::Inbox::schema).
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = Some(schema.into());
         self
@@ -52,7 +87,11 @@ impl Migrations {
     ///
     /// # Errors
     /// The database's; nothing is changed then. On PostgreSQL another process that migrates is waited for, but no longer than 5 s.
-    pub fn run<C>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError>
+    pub fn run<C: MigrateConnection>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError> {
+        conn.migrate(self)
+    }
+
+    pub(crate) fn run_on<C>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError>
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
@@ -74,7 +113,7 @@ impl Migrations {
                  (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
             )?;
             let mut run = Vec::new();
-            for migration in embedded::<C::Backend>()? {
+            for migration in self.embedded::<C::Backend>()? {
                 let name = migration.name().to_string();
                 let version = migration.name().version().to_string();
                 if c.execute_returning_count(&InsertVersion { version: &version })? == 1 {
@@ -105,7 +144,7 @@ impl Migrations {
         if count(conn, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL"))? == 0 {
             return Ok(false);
         }
-        let migrations = embedded::<C::Backend>()?;
+        let migrations = self.embedded::<C::Backend>()?;
         let versions: Vec<String> =
             migrations.iter().map(|migration| literal(&migration.name().version().to_string())).collect();
         let versions = versions.join(", ");
@@ -113,7 +152,15 @@ impl Migrations {
     }
 
     fn quoted_schema(&self) -> Option<String> {
-        self.schema.as_ref().map(|schema| format!("\"{}\"", schema.replace('"', "\"\"")))
+        self.schema.as_deref().map(quoted)
+    }
+
+    fn embedded<DB: OutboxBackend>(&self) -> Result<Vec<Box<dyn Migration<DB>>>, MigrationError> {
+        let mut migrations = <DB as Statements>::MIGRATIONS
+            .migrations()
+            .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
+        migrations.retain(|migration: &Box<dyn Migration<DB>>| self.part.has(&migration.name().to_string()));
+        Ok(migrations)
     }
 }
 
@@ -146,12 +193,6 @@ impl QueryId for Select<'_> {
 
 impl Query for Select<'_> {
     type SqlType = Integer;
-}
-
-fn embedded<DB: OutboxBackend>() -> Result<Vec<Box<dyn Migration<DB>>>, MigrationError> {
-    <DB as Statements>::MIGRATIONS
-        .migrations()
-        .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })
 }
 
 /// Why the tables could not be created.

@@ -94,13 +94,76 @@ fn the_users_own_migrations_are_not_touched() {
 fn a_schema_of_their_own_holds_all_tables_and_leaves_the_search_path_alone() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
-    assert_eq!(Migrations::new().schema("events").run(conn).unwrap().len(), 1);
+    assert_eq!(Migrations::new().schema("events").run(conn).unwrap().len(), 2);
     assert!(Migrations::new().schema("events").run(conn).unwrap().is_empty());
     assert!(postgres_tables(conn).iter().all(|table| table.starts_with("events.")));
     let path = diesel::dsl::sql::<Text>("SELECT current_setting('search_path')").get_result::<String>(conn);
     assert_eq!(path.unwrap(), "\"$user\", public");
     // Another service's, in the same database.
-    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 1);
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
+}
+
+/// A consumer needs no outbox, and its database may get one later.
+#[test]
+fn the_inbox_alone_is_made_and_the_rest_may_follow_in_either_order() {
+    let names = |run: Vec<String>| -> Vec<String> {
+        run.iter().map(|name| name.rsplit_once("_create_").unwrap().1.to_owned()).collect()
+    };
+    let record = "outbox_migration";
+    let (inbox, outbox) = (Migrations::inbox_only(), Migrations::outbox_only());
+
+    for schema in [None, Some("events")] {
+        let database = Postgres::shared().database();
+        let conn = &mut database.connect();
+        let of = |migrations: &Migrations| match schema {
+            Some(schema) => migrations.clone().schema(schema),
+            None => migrations.clone(),
+        };
+        let place = schema.unwrap_or("public");
+        assert_eq!(names(of(&inbox).run(conn).unwrap()), ["inbox"]);
+        assert_eq!(postgres_tables(conn), [format!("{place}.inbox"), format!("{place}.{record}")]);
+        assert!(of(&inbox).run(conn).unwrap().is_empty());
+        assert_eq!(names(of(&Migrations::new()).run(conn).unwrap()), ["outbox"]);
+        assert!(
+            of(&outbox).run(conn).unwrap().is_empty() && of(&Migrations::new()).run(conn).unwrap().is_empty()
+        );
+        assert!(of(&inbox).run(conn).unwrap().is_empty());
+    }
+    let database = Postgres::shared().database();
+    let conn = &mut database.connect();
+    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox"]);
+    assert!(!postgres_tables(conn).contains(&"public.inbox".to_owned()));
+    conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+    assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
+    assert!(Migrations::new().run(conn).unwrap().is_empty());
+
+    let conn = &mut SqliteConnection::establish(":memory:").unwrap();
+    assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
+    assert_eq!(sqlite_tables(conn), ["inbox", record]);
+    assert_eq!(names(Migrations::new().run(conn).unwrap()), ["outbox"]);
+    let conn = &mut SqliteConnection::establish(":memory:").unwrap();
+    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox"]);
+    assert_eq!(sqlite_tables(conn), ["outbox", "outbox_dead_letter", record]);
+    assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
+    assert!(Migrations::new().run(conn).unwrap().is_empty());
+}
+
+/// A service that has diesel-async alone.
+#[tokio::test]
+async fn an_async_connection_in_its_wrapper_migrates_and_emits() {
+    use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
+
+    type Wrapper = AsyncConnectionWrapper<diesel_async::AsyncPgConnection>;
+
+    let database = Postgres::shared().database();
+    let url = database.url().to_owned();
+    let migrate = move || {
+        let mut conn = <Wrapper as Connection>::establish(&url).unwrap();
+        assert_eq!(Migrations::new().run(&mut conn).unwrap().len(), 2);
+        assert!(Migrations::new().run(&mut conn).unwrap().is_empty());
+        Connection::transaction(&mut conn, |c| Emit::emit(c, &Record::new("order", "1", "Placed"))).unwrap();
+    };
+    tokio::task::spawn_blocking(migrate).await.unwrap();
 }
 
 #[test]
@@ -115,7 +178,7 @@ fn several_processes_may_migrate_at_the_same_time() {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(run, 1, "one of them ran it");
+    assert_eq!(run, 2, "one of them ran both");
 }
 
 /// Any role that may connect can take an advisory lock: it keeps no service from starting whose tables are there.
@@ -139,7 +202,7 @@ fn a_stranger_who_holds_the_lock_stops_nobody_who_has_the_tables_and_is_named_to
     let advice = format!("SELECT pg_terminate_backend({pid})");
     assert!(refusal.contains(&advice), "{refusal}");
     conn.batch_execute(&advice).unwrap();
-    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 1);
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
     // The connection's own setting is as it was.
     let timeout =
         diesel::dsl::sql::<Text>("SELECT current_setting('lock_timeout')").get_result::<String>(conn);
@@ -152,7 +215,7 @@ fn a_migration_that_fails_changes_nothing() {
     let conn = &mut database.connect();
     conn.batch_execute("CREATE TABLE inbox (mine int)").unwrap();
     let error = Migrations::new().run(conn).unwrap_err().to_string();
-    assert!(error.contains("create_outbox") && error.contains("inbox"), "{error}");
+    assert!(error.contains("create_inbox") && error.contains("inbox"), "{error}");
     assert_eq!(postgres_tables(conn), ["public.inbox"]);
     let count: i64 = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM inbox").get_result(conn).unwrap();
     assert_eq!(count, 0);

@@ -1,3 +1,2 @@
-DROP TABLE inbox;
 DROP TABLE outbox_dead_letter;
 DROP TABLE outbox;

@@ -34,14 +34,3 @@ CREATE TABLE outbox_dead_letter (
     -- A sequence that was restarted gives a number twice.
     PRIMARY KEY (seq, id)
 );
-
--- The events that each consumer has handled.
-CREATE TABLE inbox (
-    consumer    TEXT NOT NULL,
-    event_id    TEXT NOT NULL,
-    received_at TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    PRIMARY KEY (consumer, event_id)
-) WITHOUT ROWID;
-
--- For pruning, which looks at nothing but what it deletes.
-CREATE INDEX inbox_received_at ON inbox (consumer, received_at);

@@ -50,9 +50,9 @@ impl Statements for Pg {
 
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         let Row { record, id, payload, headers, shard, .. } = &insert.row;
-        out.push_sql(
-            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (",
-        );
+        out.push_sql("INSERT INTO ");
+        push_schema(insert.schema, &mut out);
+        out.push_sql("outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (");
         out.push_bind_param::<SqlUuid, Uuid>(id)?;
         out.push_sql(", ");
         out.push_bind_param::<Text, str>(record.aggregate_type())?;
@@ -67,14 +67,16 @@ impl Statements for Pg {
         out.push_sql("::json, ");
         out.push_bind_param::<SmallInt, i16>(shard)?;
         out.push_sql(") RETURNING ");
-        out.push_sql(advisory_locks::WAKE);
+        push_wake(insert.schema, &mut out);
         Ok(())
     }
 
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         let columns = &insert.columns;
+        out.push_sql("WITH emitted AS (INSERT INTO ");
+        push_schema(insert.schema, &mut out);
         out.push_sql(
-            "WITH emitted AS (INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
+            "outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
              SELECT id, aggregatetype, aggregateid, type, payload, headers::json, shard FROM unnest(",
         );
         out.push_bind_param::<Array<SqlUuid>, Vec<Uuid>>(&columns.ids)?;
@@ -94,12 +96,14 @@ impl Statements for Pg {
             "::smallint[]) WITH ORDINALITY \
              AS event (id, aggregatetype, aggregateid, type, payload, headers, shard, position) ORDER BY position) SELECT ",
         );
-        out.push_sql(advisory_locks::WAKE);
+        push_wake(insert.schema, &mut out);
         Ok(())
     }
 
     fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
-        out.push_sql("INSERT INTO inbox (consumer, event_id) VALUES (");
+        out.push_sql("INSERT INTO ");
+        push_schema(mark.schema, &mut out);
+        out.push_sql("inbox (consumer, event_id) VALUES (");
         out.push_bind_param::<Text, str>(mark.consumer)?;
         out.push_sql(", ");
         out.push_bind_param::<SqlUuid, Uuid>(&mark.event_id)?;
@@ -108,7 +112,11 @@ impl Statements for Pg {
     }
 
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
-        out.push_sql("DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox WHERE consumer = ");
+        out.push_sql("DELETE FROM ");
+        push_schema(prune.schema, &mut out);
+        out.push_sql("inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM ");
+        push_schema(prune.schema, &mut out);
+        out.push_sql("inbox WHERE consumer = ");
         out.push_bind_param::<Text, str>(prune.consumer)?;
         out.push_sql(" AND received_at < now() - make_interval(secs => ");
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
@@ -119,6 +127,20 @@ impl Statements for Pg {
         out.push_bind_param::<BigInt, i64>(&prune.limit)?;
         out.push_sql("))");
         Ok(())
+    }
+}
+
+fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {
+    if let Some(schema) = schema {
+        out.push_sql(schema);
+        out.push_sql(".");
+    }
+}
+
+fn push_wake(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {
+    match schema {
+        None => out.push_sql(advisory_locks::WAKE),
+        Some(schema) => out.push_sql(&advisory_locks::wake_in(schema)),
     }
 }
 

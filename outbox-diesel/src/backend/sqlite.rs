@@ -5,6 +5,7 @@ use diesel::sqlite::Sqlite;
 
 use super::sealed::Statements;
 use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+use crate::EmitError;
 
 const INSERT: &str =
     "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES ";
@@ -28,11 +29,13 @@ impl Statements for Sqlite {
     }
 
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(insert.schema)?;
         out.push_sql(INSERT);
         push_row(&insert.row, out.reborrow())
     }
 
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(insert.schema)?;
         // The text differs with the number of rows: kept statements would pile up.
         out.unsafe_to_cache_prepared();
         out.push_sql(INSERT);
@@ -46,6 +49,7 @@ impl Statements for Sqlite {
     }
 
     fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(mark.schema)?;
         out.push_sql("INSERT INTO inbox (consumer, event_id) VALUES (");
         out.push_bind_param::<Text, str>(mark.consumer)?;
         out.push_sql(", ");
@@ -55,6 +59,7 @@ impl Statements for Sqlite {
     }
 
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(prune.schema)?;
         out.push_sql("DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE consumer = ");
         out.push_bind_param::<Text, str>(prune.consumer)?;
         out.push_sql(" AND received_at < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ");
@@ -67,6 +72,10 @@ impl Statements for Sqlite {
         out.push_sql(")");
         Ok(())
     }
+}
+
+fn refuse_schema(schema: Option<&str>) -> QueryResult<()> {
+    schema.map_or(Ok(()), |_| Err(EmitError::NoSchemas.into()))
 }
 
 fn push_row<'b>(row: &'b Row<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {

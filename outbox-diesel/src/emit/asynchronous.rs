@@ -4,8 +4,9 @@ use diesel::QueryResult;
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
-use super::{all_checked, checked, chunks, explained, require_transaction};
-use crate::backend::{InsertMany, InsertOne, OutboxBackend};
+use super::error::explained;
+use super::{EmitError, Outbox, chunks, require_transaction};
+use crate::backend::{InSchema, InsertMany, InsertOne, OutboxBackend};
 use crate::{OutboxEvent, Record};
 
 /// Emits events from a diesel-async connection, pooled or not: [`Emit`](crate::Emit) with `.await`.
@@ -44,28 +45,115 @@ where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send {
-        // Done before the future starts: neither the event nor what it borrows has to be Sync.
-        let record = require_transaction(C::TransactionManager::transaction_manager_status_mut(self))
-            .and_then(|()| checked(event));
-        async move {
-            let record = record?;
-            self.execute_returning_count(InsertOne::new(&record)).await.map_err(explained)?;
-            Ok(record.id())
-        }
+        let outbox = Outbox::new();
+        let record = outbox.ready(self, |outbox| outbox.checked(event));
+        insert_one(self, record, None)
     }
 
     fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
-        let records = require_transaction(C::TransactionManager::transaction_manager_status_mut(self))
-            .and_then(|()| all_checked(events));
-        async move {
-            let records = records?;
-            for chunk in chunks(&records) {
-                self.execute_returning_count(InsertMany::new(chunk)).await.map_err(explained)?;
-            }
-            Ok(records.iter().map(Record::id).collect())
+        let outbox = Outbox::new();
+        let records = outbox.ready(self, |outbox| outbox.all_checked(events));
+        insert_all(self, records, None)
+    }
+}
+
+impl Outbox {
+    /// [`emit`](Self::emit) on a diesel-async connection.
+    ///
+    /// ```no_run
+    /// use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// use diesel_outbox::{Outbox, Record};
+    ///
+    /// # async fn f(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
+    /// let outbox = Outbox::new().header("tenant", "acme").schema("events");
+    /// conn.transaction(async |c| {
+    ///     outbox.emit_async(c, &Record::new("order", "7", "OrderPlaced")).await?;
+    ///     diesel::QueryResult::Ok(())
+    /// })
+    /// .await
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As there.
+    pub fn emit_async<C, E>(&self, conn: &mut C, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        E: OutboxEvent + ?Sized,
+    {
+        let record = self.ready(conn, |outbox| outbox.checked(event));
+        insert_one(conn, record, self.quoted_schema())
+    }
+
+    /// [`emit_all`](Self::emit_all) on a diesel-async connection.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn emit_all_async<C, I>(
+        &self,
+        conn: &mut C,
+        events: I,
+    ) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        I: IntoIterator<Item: OutboxEvent>,
+    {
+        let records = self.ready(conn, |outbox| outbox.all_checked(events));
+        insert_all(conn, records, self.quoted_schema())
+    }
+
+    /// What is done before a future starts: neither the event nor what it borrows has to be Sync.
+    fn ready<C: AsyncConnection, T>(
+        &self,
+        conn: &mut C,
+        check: impl FnOnce(&Self) -> Result<T, EmitError>,
+    ) -> Result<T, EmitError> {
+        require_transaction(C::TransactionManager::transaction_manager_status_mut(conn))
+            .and_then(|()| check(self))
+    }
+}
+
+fn insert_one<C>(
+    conn: &mut C,
+    record: Result<Record, EmitError>,
+    schema: Option<String>,
+) -> impl Future<Output = QueryResult<Uuid>> + Send
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    async move {
+        let record = record?;
+        let insert = InsertOne::new(&record, schema.as_deref());
+        let inserted = match schema {
+            None => conn.execute_returning_count(insert).await,
+            Some(_) => conn.execute_returning_count(InSchema(insert)).await,
+        };
+        inserted.map_err(explained)?;
+        Ok(record.id())
+    }
+}
+
+fn insert_all<C>(
+    conn: &mut C,
+    records: Result<Vec<Record>, EmitError>,
+    schema: Option<String>,
+) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    async move {
+        let records = records?;
+        for chunk in chunks(&records) {
+            let insert = InsertMany::new(chunk, schema.as_deref());
+            let inserted = match schema {
+                None => conn.execute_returning_count(insert).await,
+                Some(_) => conn.execute_returning_count(InSchema(insert)).await,
+            };
+            inserted.map_err(explained)?;
         }
+        Ok(records.iter().map(Record::id).collect())
     }
 }

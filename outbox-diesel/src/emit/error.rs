@@ -36,6 +36,14 @@ pub enum EmitError {
     /// The event cannot be stored.
     #[error(transparent)]
     Record(#[from] RecordError),
+    /// A schema was named, but the database has none.
+    #[error("SQLite has no schemas: leave out `.schema(..)` for a connection to it")]
+    NoSchemas,
+    /// The connection is an enum, and `multi_connection!` does not name the variant that it is.
+    #[error(
+        "this connection is to a database that cannot hold an outbox: `diesel_outbox::multi_connection!` does not name its variant"
+    )]
+    NoOutbox,
 }
 
 impl EmitError {
@@ -50,13 +58,14 @@ impl EmitError {
     }
 }
 
-/// [`NotInTransaction`](EmitError::NotInTransaction) becomes a `QueryBuilderError`, and [`Record`](EmitError::Record) a
-/// `SerializationError`.
+/// [`Record`](EmitError::Record) becomes a `SerializationError`, and all others a `QueryBuilderError`.
 impl From<EmitError> for DieselError {
     fn from(error: EmitError) -> Self {
         match error {
-            EmitError::NotInTransaction => Self::QueryBuilderError(Box::new(error)),
             EmitError::Record(_) => Self::SerializationError(Box::new(error)),
+            EmitError::NotInTransaction | EmitError::NoSchemas | EmitError::NoOutbox => {
+                Self::QueryBuilderError(Box::new(error))
+            }
         }
     }
 }
@@ -113,9 +122,10 @@ impl DatabaseErrorInformation for Hinted {
 }
 
 fn hint(text: &str) -> &'static str {
-    if text.contains("\"outbox\" does not exist") || text.contains("no such table: outbox") {
-        " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; tables in a schema of their own must be in \
-         the connection's search_path)"
+    let is_missing = ["\"outbox\" does not exist", ".outbox\" does not exist", "no such table: outbox"];
+    if is_missing.iter().any(|missing| text.contains(missing)) {
+        " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; a schema of their own must be in the \
+         connection's search_path, or be named: `Outbox::new().schema(..)`)"
     } else if text == "database is locked" {
         " (SQLite has one writer at a time, and the relay is one now and then: a transaction that reads before it emits must be an \
          `conn.immediate_transaction(|c| ..)`, as it fails at once if another one has written since it began to read; set a \

@@ -1,11 +1,12 @@
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
+use diesel::query_builder::{QueryFragment, QueryId};
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
 use super::{Inbox, Once, PRUNE_CHUNK, Pruning};
-use crate::backend::{InsertMark, OutboxBackend};
+use crate::backend::{InSchema, OutboxBackend};
 
 impl Inbox {
     /// [`once`](Self::once) on a diesel-async connection.
@@ -63,7 +64,7 @@ impl Inbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: From<diesel::result::Error>,
     {
-        match conn.execute_returning_count(InsertMark::new(self.consumer(), event_id)).await? {
+        match self.execute(conn, self.mark(event_id)).await? {
             0 => Ok(Once::Duplicate),
             _ => effect(conn).await.map(Once::First),
         }
@@ -79,7 +80,7 @@ impl Inbox {
     {
         let mut pruned = 0;
         loop {
-            let count = conn.execute_returning_count(self.prune_chunk(retention)).await?;
+            let count = self.execute(conn, self.prune_chunk(retention)).await?;
             pruned += count;
             if (count as i64) < PRUNE_CHUNK {
                 return Ok(pruned);
@@ -96,7 +97,18 @@ impl Inbox {
         C: AsyncConnection<Backend: OutboxBackend>,
     {
         let began = Instant::now();
-        let deleted = conn.execute_returning_count(self.prune_part(pruning, began)).await?;
+        let deleted = self.execute(conn, self.prune_part(pruning, began)).await?;
         Ok(pruning.stepped(deleted, began.elapsed()))
+    }
+
+    async fn execute<'a, C, S>(&'a self, conn: &mut C, statement: S) -> QueryResult<usize>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        S: QueryFragment<C::Backend> + QueryId + Send + 'a,
+    {
+        match self.schema {
+            None => conn.execute_returning_count(statement).await,
+            Some(_) => conn.execute_returning_count(InSchema(statement)).await,
+        }
     }
 }

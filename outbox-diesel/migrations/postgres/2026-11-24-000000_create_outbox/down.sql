@@ -1,4 +1,3 @@
-DROP TABLE inbox;
 DROP TABLE outbox_dead_letter;
 DROP TABLE outbox_slot;
 DROP VIEW outbox_reader;

@@ -1,0 +1,198 @@
+//! The synchronous connections: Diesel's own, pooled or not, and enums of them.
+
+use diesel::QueryResult;
+use diesel::connection::Connection;
+#[cfg(feature = "migrations")]
+use diesel::connection::LoadConnection;
+
+use crate::backend::{InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks};
+#[cfg(feature = "migrations")]
+use crate::{MigrationError, Migrations};
+
+/// A synchronous connection to a database that can hold an outbox and an inbox.
+///
+/// Each connection to PostgreSQL or SQLite is one, pooled or not. An enum with `#[derive(MultiConnection)]` becomes one by
+/// [`multi_connection!`](crate::multi_connection).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no connection to a database that can hold an outbox",
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
+            `diesel_outbox::multi_connection!`"
+)]
+pub trait OutboxConnection: Connection {
+    /// Runs a statement of this crate's and returns the number of rows.
+    ///
+    /// # Errors
+    /// The database's.
+    #[doc(hidden)]
+    fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize>;
+}
+
+/// A statement of this crate's.
+#[doc(hidden)]
+#[derive(Clone, Copy)]
+pub struct Statement<'a>(Kind<'a>);
+
+#[derive(Clone, Copy)]
+enum Kind<'a> {
+    InsertOne(&'a InsertOne<'a>),
+    InsertMany(&'a InsertMany<'a>),
+    InsertMark(&'a InsertMark<'a>),
+    PruneMarks(&'a PruneMarks<'a>),
+}
+
+impl std::fmt::Debug for Statement<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Statement")
+    }
+}
+
+macro_rules! statements {
+    ($($name:ident),*) => {
+        $(impl<'a> From<&'a $name<'a>> for Statement<'a> {
+            fn from(statement: &'a $name<'a>) -> Self {
+                Self(Kind::$name(statement))
+            }
+        })*
+
+        impl<C: Connection<Backend: OutboxBackend>> OutboxConnection for C {
+            fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize> {
+                match statement.0 {
+                    $(
+                        Kind::$name(statement) if statement.schema.is_some() => {
+                            self.execute_returning_count(&InSchema(statement))
+                        }
+                        Kind::$name(statement) => self.execute_returning_count(statement),
+                    )*
+                }
+            }
+        }
+    };
+}
+
+statements!(InsertOne, InsertMany, InsertMark, PruneMarks);
+
+/// A synchronous connection on which [`Migrations`] can be run. See [`OutboxConnection`].
+#[cfg(feature = "migrations")]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no connection to a database that can hold an outbox",
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
+            `diesel_outbox::multi_connection!`"
+)]
+pub trait MigrateConnection: Connection {
+    /// Runs the migrations.
+    ///
+    /// # Errors
+    /// As for [`Migrations::run`].
+    #[doc(hidden)]
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError>;
+}
+
+#[cfg(feature = "migrations")]
+impl<C> MigrateConnection for C
+where
+    C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
+{
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError> {
+        migrations.run_on(self)
+    }
+}
+
+/// Makes an enum of connections, with `#[derive(MultiConnection)]` of Diesel's, a connection that emits, has an
+/// [`Inbox`](crate::Inbox) and runs `Migrations`.
+///
+/// Name the variants that hold a connection to PostgreSQL or SQLite. If there are others, write `..` behind them: on those, an
+/// emit is an error. Attributes such as `#[cfg(..)]` may stand before a variant.
+///
+/// ```
+/// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// # mod example {
+/// use diesel::prelude::*;
+/// use diesel_outbox::{Emit, Migrations, Record};
+///
+/// #[derive(diesel::MultiConnection)]
+/// pub enum DbConn {
+///     Sqlite(SqliteConnection),
+/// #   #[cfg(any())]
+///     Pg(PgConnection),
+/// }
+///
+/// diesel_outbox::multi_connection!(DbConn {
+///     Sqlite,
+/// #   #[cfg(any())]
+///     Pg,
+/// });
+///
+/// # pub fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let conn = &mut DbConn::establish(":memory:")?;
+/// Migrations::new().run(conn)?;
+/// conn.transaction(|c| c.emit(&Record::new("order", "7", "OrderPlaced")))?;
+/// # Ok(())
+/// # }
+/// # }
+/// # fn main() {
+/// #     #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// #     example::main().unwrap();
+/// # }
+/// ```
+#[macro_export]
+macro_rules! multi_connection {
+    ($name:ident { $($(#[$attribute:meta])* $variant:ident),+ $(,)? }) => {
+        $crate::__multi_connection!($name { $($(#[$attribute])* $variant),+ });
+    };
+    ($name:ident { $($(#[$attribute:meta])* $variant:ident,)* .. }) => {
+        $crate::__multi_connection!($name { $($(#[$attribute])* $variant),* } _);
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __multi_connection {
+    ($name:ident { $($(#[$attribute:meta])* $variant:ident),* } $($rest:tt)?) => {
+        impl $crate::OutboxConnection for $name {
+            fn execute_statement(
+                &mut self,
+                statement: $crate::Statement<'_>,
+            ) -> ::diesel::QueryResult<usize> {
+                match self {
+                    $($(#[$attribute])* Self::$variant(c) => {
+                        $crate::OutboxConnection::execute_statement(c, statement)
+                    })*
+                    $($rest => ::core::result::Result::Err($crate::EmitError::NoOutbox.into()),)?
+                }
+            }
+        }
+
+        $crate::__if_migrations! {
+            impl $crate::MigrateConnection for $name {
+                fn migrate(
+                    &mut self,
+                    migrations: &$crate::Migrations,
+                ) -> ::core::result::Result<::std::vec::Vec<::std::string::String>, $crate::MigrationError> {
+                    match self {
+                        $($(#[$attribute])* Self::$variant(c) => {
+                            $crate::MigrateConnection::migrate(c, migrations)
+                        })*
+                        $($rest => {
+                            let error: ::diesel::result::Error = $crate::EmitError::NoOutbox.into();
+                            ::core::result::Result::Err(error.into())
+                        })?
+                    }
+                }
+            }
+        }
+    };
+}
+
+#[doc(hidden)]
+#[macro_export]
+#[cfg(feature = "migrations")]
+macro_rules! __if_migrations {
+    ($($item:item)*) => { $($item)* };
+}
+
+#[doc(hidden)]
+#[macro_export]
+#[cfg(not(feature = "migrations"))]
+macro_rules! __if_migrations {
+    ($($item:item)*) => {};
+}
