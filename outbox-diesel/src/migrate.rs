@@ -156,11 +156,10 @@ impl Migrations {
     }
 
     fn embedded<DB: OutboxBackend>(&self) -> Result<Vec<Box<dyn Migration<DB>>>, MigrationError> {
-        let mut migrations = <DB as Statements>::MIGRATIONS
+        let all: Vec<Box<dyn Migration<DB>>> = <DB as Statements>::MIGRATIONS
             .migrations()
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
-        migrations.retain(|migration: &Box<dyn Migration<DB>>| self.part.has(&migration.name().to_string()));
-        Ok(migrations)
+        Ok(all.into_iter().filter(|migration| self.part.has(&migration.name().to_string())).collect())
     }
 }
 

@@ -116,44 +116,40 @@ impl Outbox {
     }
 }
 
-fn insert_one<C>(
+async fn insert_one<C>(
     conn: &mut C,
     record: Result<Record, EmitError>,
     schema: Option<String>,
-) -> impl Future<Output = QueryResult<Uuid>> + Send
+) -> QueryResult<Uuid>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    async move {
-        let record = record?;
-        let insert = InsertOne::new(&record, schema.as_deref());
+    let record = record?;
+    let insert = InsertOne::new(&record, schema.as_deref());
+    let inserted = match schema {
+        None => conn.execute_returning_count(insert).await,
+        Some(_) => conn.execute_returning_count(InSchema(insert)).await,
+    };
+    inserted.map_err(explained)?;
+    Ok(record.id())
+}
+
+async fn insert_all<C>(
+    conn: &mut C,
+    records: Result<Vec<Record>, EmitError>,
+    schema: Option<String>,
+) -> QueryResult<Vec<Uuid>>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let records = records?;
+    for chunk in chunks(&records) {
+        let insert = InsertMany::new(chunk, schema.as_deref());
         let inserted = match schema {
             None => conn.execute_returning_count(insert).await,
             Some(_) => conn.execute_returning_count(InSchema(insert)).await,
         };
         inserted.map_err(explained)?;
-        Ok(record.id())
     }
-}
-
-fn insert_all<C>(
-    conn: &mut C,
-    records: Result<Vec<Record>, EmitError>,
-    schema: Option<String>,
-) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
-where
-    C: AsyncConnection<Backend: OutboxBackend>,
-{
-    async move {
-        let records = records?;
-        for chunk in chunks(&records) {
-            let insert = InsertMany::new(chunk, schema.as_deref());
-            let inserted = match schema {
-                None => conn.execute_returning_count(insert).await,
-                Some(_) => conn.execute_returning_count(InSchema(insert)).await,
-            };
-            inserted.map_err(explained)?;
-        }
-        Ok(records.iter().map(Record::id).collect())
-    }
+    Ok(records.iter().map(Record::id).collect())
 }
