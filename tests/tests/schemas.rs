@@ -38,7 +38,7 @@ fn a_relay_of_the_named_schema_is_woken_and_sends_what_was_emitted_into_it() {
     let topic = format!("outbox.event.{kind}");
     let _relay = Relay::postgres(database.url())
         .schema(SCHEMA)
-        .publisher(Broker::new(Kafka::shared().brokers()))
+        .broker(Broker::new(Kafka::shared().brokers()))
         // Only a wake-up brings an event to Kafka within the test's patience.
         .poll_interval(Duration::from_secs(3_600))
         .lag_interval(Duration::from_secs(3_600))
