@@ -1,60 +1,59 @@
 //! The commands, from the arguments to the exit code.
 
 mod args;
-mod config;
 mod database;
 #[cfg(feature = "postgres")]
 mod debezium;
 mod failure;
+mod invocation;
 mod layers;
 mod log;
 mod migrate;
+mod origin;
 mod output;
 mod relay;
 mod report;
 mod settings;
-mod value;
 mod wal;
 
 use std::process::ExitCode;
 
 use self::args::Action;
-use self::config::Config;
 use self::failure::Failure;
+use self::invocation::{Invocation, Refusal};
 
 /// Runs what the arguments of the process ask for.
 pub(crate) fn run() -> ExitCode {
-    let invocation = match args::parse(std::env::args_os()) {
+    let invocation = match Invocation::read(std::env::args_os(), std::env::vars_os()) {
         Ok(invocation) => invocation,
-        Err(error) => {
-            // Nobody is left to tell where even this cannot be printed.
+        Err(Refusal::CommandLine(error)) => {
+            // If even this cannot be printed, nobody is left to read why.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
+        Err(Refusal::Setting(error)) => return failed(&error.into()),
     };
-    let done = Config::load(&invocation.flags, std::env::vars_os())
-        .map_err(Failure::from)
-        .and_then(|config| perform(&invocation.action, &config));
-    match done {
+    match perform(&invocation) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            output::tell(&failure::in_one_line(&failure));
-            ExitCode::from(failure.exit_code())
-        }
+        Err(failure) => failed(&failure),
     }
 }
 
-fn perform(action: &Action, config: &Config) -> Result<(), Failure> {
-    log::start(config.log_format()?);
+fn failed(failure: &Failure) -> ExitCode {
+    output::say(&failure::in_one_line(failure));
+    ExitCode::from(failure.exit_code())
+}
+
+fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
+    log::start(action.common().log_format);
     match action {
-        Action::Migrate => migrate::run(config),
-        Action::Relay => relay::run(config),
-        Action::Lag { json } => report::lag(config, *json),
-        Action::DeadLetters { json, limit } => report::dead_letters(config, *json, *limit),
-        Action::Requeue(which) => report::requeue(config, which),
-        Action::WalSetup => wal::setup(config),
-        Action::WalDrop => wal::drop(config),
+        Action::Migrate(common) => migrate::run(common, origins),
+        Action::Relay(settings) => relay::run(settings, origins),
+        Action::Lag { json, common } => report::lag(common, origins, *json),
+        Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
+        Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Wal(action) => wal::run(action, origins),
         #[cfg(feature = "postgres")]
-        Action::Debezium(what) => debezium::run(config, what),
+        Action::Debezium(action) => debezium::run(action, origins),
     }
 }

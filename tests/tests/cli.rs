@@ -72,7 +72,7 @@ fn stopped(process: &Process, signal: Signal) -> String {
     process.signal(signal);
     let status = process.wait(PATIENCE);
     assert!(status.success(), "{status}:\n{}", process.output());
-    assert!(process.output().contains("the relay stopped"), "{}", process.output());
+    assert!(process.output().contains("the relay has stopped"), "{}", process.output());
     process.output()
 }
 
@@ -114,8 +114,7 @@ fn flags_start_a_relay() {
 
     let log = stopped(&process, Signal::Terminate);
     let start = log.lines().find(|line| line.contains("the relay has started")).unwrap();
-    for part in
-        ["0.1.0", "PostgreSQL at", database.name(), "events", kafka.brokers(), &pattern, "workers=\"2\""]
+    for part in ["0.1.0", "PostgreSQL at", database.name(), "events", kafka.brokers(), &pattern, "workers=2"]
     {
         assert!(start.contains(part), "{part} is not in {start}");
     }
@@ -153,7 +152,7 @@ fn a_file_starts_a_relay() {
     let path = folder.path().join("outbox.toml");
     let (url, brokers) = (database.url(), kafka.brokers());
     let text = format!(
-        "database_url = '{url}'\nbrokers = ['{brokers}']\ntopic = '{topic}'\nretention = '1h'\nstop_time = '20s'\n\
+        "database_url = '{url}'\nbrokers = ['{brokers}']\ntopic = '{topic}'\nkeep_sent = '1h'\nshutdown_timeout = '20s'\n\
          dead_letter_policy = 'block'\n\n[kafka]\nlinger.ms = 2\n'compression.type' = 'gzip'\n"
     );
     std::fs::write(&path, text).unwrap();
@@ -172,8 +171,10 @@ fn a_relay_that_is_stopped_in_the_middle_sends_nothing_twice() {
     kafka.create_topic(&topic, 3);
     let place = ["--database-url", database.url(), "--brokers", kafka.brokers(), "--topic", &topic];
     // Small steps, so that it is not done before it is stopped.
-    let process =
-        relay(&[&place[..], &["--chunk", "10", "--in-flight", "10", "--pass-time", "50ms"]].concat());
+    let process = relay(
+        &[&place[..], &["--batch-size", "10", "--max-in-flight", "10", "--max-pass-duration", "50ms"]]
+            .concat(),
+    );
     let sent = "select count(*) from outbox where sent_at is not null";
     eventually("a record to be sent", PATIENCE, || (number(&mut conn, sent) > 0).then_some(()));
     stopped(&process, Signal::Terminate);
@@ -193,9 +194,9 @@ fn waiting(database: &Database<'_>, shutdown_timeout: &str) -> (Process, TcpList
         database.url(),
         "--brokers",
         &broker,
-        "--stall-time",
+        "--stall-timeout",
         "20s",
-        "--stop-time",
+        "--shutdown-timeout",
         shutdown_timeout,
     ]);
     let waiting = "select count(*) from pg_stat_activity where datname = current_database() \
@@ -210,7 +211,7 @@ fn a_second_signal_ends_the_relay_at_once() {
     let database = migrated();
     let (process, _deaf) = waiting(&database, "10m");
     process.signal(Signal::Terminate);
-    process.wait_for_line("that it stops", PATIENCE, |line| line.contains("the relay stops"));
+    process.wait_for_line("that it stops", PATIENCE, |line| line.contains("the relay is stopping"));
     process.signal(Signal::Terminate);
     assert_eq!(process.wait(PATIENCE).code(), Some(143));
 }
@@ -223,7 +224,7 @@ fn a_stop_that_takes_too_long_is_a_failure() {
     assert_eq!(process.wait(PATIENCE).code(), Some(1));
     let output = process.output();
     assert!(output.contains("outbox: the relay did not stop within 100ms"), "{output}");
-    assert!(!output.contains("the relay stopped"), "{output}");
+    assert!(!output.contains("the relay has stopped"), "{output}");
 }
 
 #[test]
@@ -292,11 +293,11 @@ fn a_connector_is_printed_without_the_password() {
         properties.contains("\ntransforms.outbox.route.topic.replacement=outbox.event.${routedByValue}\n")
     );
 
-    let sql = done(&[&["debezium", "sql"], &database[..], &["--schema", "shop \"events\""]].concat());
+    let sql = done(&[&["debezium", "setup-sql"], &database[..], &["--schema", "shop \"events\""]].concat());
     assert!(sql.contains("GRANT SELECT ON \"shop \"\"events\"\"\".outbox TO \"ann\";"), "{sql}");
     let text = failed(&["debezium", "connector", "--database-url", "postgres://ann:s3cret@one,two/shop"], 2);
     assert!(text.starts_with("outbox: --database-url: name one host") && !text.contains("s3cret"), "{text}");
-    let text = failed(&["debezium", "sql", "--database-url", "shop.db"], 2);
+    let text = failed(&["debezium", "setup-sql", "--database-url", "shop.db"], 2);
     assert!(text.contains("SQLite has no write-ahead log"), "{text}");
     assert!(
         failed(&["debezium", "check", "--database-url", "postgres://ann@127.0.0.1:1/shop"], 1)
@@ -305,13 +306,16 @@ fn a_connector_is_printed_without_the_password() {
 }
 
 #[test]
-fn wrong_settings_are_told_with_their_place() {
+fn the_error_of_a_wrong_setting_says_where_it_was_given() {
     let folder = Folder::new("wrong");
     let path = folder.path().join("outbox.toml");
     std::fs::write(&path, "brokerz = 'one:9092'\n").unwrap();
     let path = path.to_str().unwrap();
     let text = failed(&["relay", "--config", path], 2);
-    assert!(text.starts_with(&format!("outbox: `brokerz` in {path} is no setting; those are ")), "{text}");
+    assert!(
+        text.starts_with(&format!("outbox: `brokerz` in {path} is not a setting. The settings are ")),
+        "{text}"
+    );
     assert!(text.contains("brokers, kafka, topic"), "{text}");
 
     let settings = ["relay", "--database-url", "postgres://localhost/shop", "--brokers", "localhost:9092"];
@@ -322,7 +326,7 @@ fn wrong_settings_are_told_with_their_place() {
 }
 
 #[test]
-fn what_is_not_there_is_told_with_what_to_do() {
+fn the_error_about_what_is_missing_says_what_to_do() {
     let folder = Folder::new("missing");
     let path = folder.path().join("none.db");
     let text = failed(&["lag", "--database-url", path.to_str().unwrap()], 1);

@@ -33,8 +33,8 @@ fn debezium(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
     (if text.is_empty() { errors } else { text }, output.status.success())
 }
 
-fn wrong(report: &str) -> Vec<&str> {
-    report.lines().filter(|line| line.starts_with("WRONG")).collect()
+fn failures(report: &str) -> Vec<&str> {
+    report.lines().filter(|line| line.starts_with("FAIL")).collect()
 }
 
 fn one(conn: &mut PgConnection, sql: &str) -> String {
@@ -51,17 +51,17 @@ fn what_is_printed_is_all_that_debezium_needs() {
     let (report, good) = debezium(&database, &["check"]);
     assert!(!good, "{report}");
     for part in ["may not replicate", "may not read public.outbox", "no publication", "no slot"] {
-        assert!(wrong(&report).iter().any(|line| line.contains(part)), "{part} is not in\n{report}");
+        assert!(failures(&report).iter().any(|line| line.contains(part)), "{part} is not in\n{report}");
     }
 
-    let (sql, _) = debezium(&database, &["sql"]);
+    let (sql, _) = debezium(&database, &["setup-sql"]);
     for statement in sql.split("\n\n").skip(1) {
         conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
     }
     let (report, good) = debezium(&database, &["check"]);
-    assert!(good && wrong(&report).is_empty(), "{report}");
+    assert!(good && failures(&report).is_empty(), "{report}");
     assert!(
-        report.contains("nothing waits to be polled") && report.contains("mind  max_slot_wal_keep_size"),
+        report.contains("no event waits to be polled") && report.contains("warn max_slot_wal_keep_size"),
         "{report}"
     );
 
@@ -101,12 +101,12 @@ fn what_is_printed_is_all_that_debezium_needs() {
 
 /// The table is divided by `outbox wal setup`, and a relay has read the log before.
 #[test]
-fn the_check_tells_what_waits_and_what_was_sent_before() {
+fn the_check_reports_what_waits_and_what_was_sent_before() {
     let database = migrated();
     let conn = &mut database.connect();
     conn.transaction(|c| c.emit(&Record::new("order", "7", "Waits"))).unwrap();
     wal_with(&database, &["setup", "--slot", database.name(), "--publication", database.name()]);
-    let (sql, _) = debezium(&database, &["sql"]);
+    let (sql, _) = debezium(&database, &["setup-sql"]);
     // Publication, slot and division are there.
     let made = ["PUBLICATION", "_slot(", "polled_through = 0"];
     for statement in sql.split("\n\n").skip(1).filter(|sql| !made.iter().any(|made| sql.contains(made))) {
@@ -114,7 +114,7 @@ fn the_check_tells_what_waits_and_what_was_sent_before() {
     }
     let (report, good) = debezium(&database, &["check"]);
     assert!(good && report.contains("events wait to be polled"), "{report}");
-    assert!(!report.contains("MB of the log wait") && !report.contains("_advance("), "{report}");
+    assert!(!report.contains("MB of the WAL wait") && !report.contains("_advance("), "{report}");
 
     conn.batch_execute(
         "SELECT pg_logical_emit_message(false, 'noise', repeat('x', 100 << 20)) FROM generate_series(1, 3); \
@@ -122,7 +122,7 @@ fn the_check_tells_what_waits_and_what_was_sent_before() {
     )
     .unwrap();
     let (report, good) = debezium(&database, &["check"]);
-    assert!(good && report.contains("MB of the log wait"), "{report}");
+    assert!(good && report.contains("MB of the WAL wait"), "{report}");
     let advance = format!("run SELECT pg_replication_slot_advance('{}', '", database.name());
     assert!(report.contains(&advance), "{report}");
 }

@@ -48,8 +48,11 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
     let counter = Kafka::shared().counter(&topic);
     let mut in_flight = 0;
     for kill in 0..5 {
-        let relay =
-            relay(&database, &topic, &["--pass-time", "50ms", "--in-flight", "2000", "--chunk", "500"]);
+        let relay = relay(
+            &database,
+            &topic,
+            &["--max-pass-duration", "50ms", "--max-in-flight", "2000", "--batch-size", "500"],
+        );
         let target = counter.count() + 25_000 + 1_000 * kill;
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         relay.signal(Signal::Kill);

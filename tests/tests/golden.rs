@@ -113,8 +113,8 @@ fn all_relays_send_the_same_bytes() {
 
     let slot = |way: &Way| way.database.name().to_owned();
     let relays = [
-        polling.relay(&["--own-headers=false"]),
-        log.relay(&["--own-headers=false", "--source", "wal", "--slot", &slot(&log)]),
+        polling.relay(&["--event-headers=false"]),
+        log.relay(&["--event-headers=false", "--source", "wal", "--slot", &slot(&log)]),
         polling_all.relay(&[]),
         log_all.relay(&["--source", "wal", "--slot", &slot(&log_all)]),
     ];

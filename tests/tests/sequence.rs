@@ -333,7 +333,7 @@ fn a_polling_relay_needs_no_more_than_the_page_grants_to_its_role() {
     emit(emitting, 0..5_000);
     let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);
     emitting.transaction(|c| c.emit(&large)).unwrap();
-    let relay = start(&["--retention", "1h"]);
+    let relay = start(&["--keep-sent", "1h"]);
     eventually("all events", PATIENCE, || (counter.count() >= 5_000).then_some(()));
     for (what, rows) in [
         ("the dead letter", "SELECT count(*) - 1 FROM outbox_dead_letter"),

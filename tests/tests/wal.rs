@@ -344,7 +344,7 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     let topic = new_topic("idle");
     wal(&database, "setup");
     let watched =
-        ["--source", "wal", "--slot", database.name(), "--lag-interval", "100ms", "--retained-warning", "1"];
+        ["--source", "wal", "--slot", database.name(), "--lag-interval", "100ms", "--slot-size-warning", "1"];
     let relay = relay(&database, &topic, &watched);
     relay.wait_for_line("a warning", PATIENCE, |line| line.contains("max_slot_wal_keep_size is not set"));
     let conn = &mut database.connect();
@@ -374,7 +374,7 @@ fn rows_are_pruned_without_having_been_marked() {
     });
     stop(&keeping);
     assert_eq!((count(conn, "outbox"), count(conn, "outbox WHERE sent_at IS NOT NULL")), (500, 0));
-    let options = ["--source", "wal", "--slot", database.name(), "--retention", "1s"];
+    let options = ["--source", "wal", "--slot", database.name(), "--keep-sent", "1s"];
     let pruning = relay(&database, &topic, &options);
     eventually("the rows to be pruned", PATIENCE, || (count(conn, "outbox") == 0).then_some(()));
     stop(&pruning);

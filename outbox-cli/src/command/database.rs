@@ -15,71 +15,73 @@ use diesel_outbox::Migrations;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
 
-use super::config::Config;
 use super::failure::Failure;
-use super::value::ConfigError;
+use super::origin::{ConfigError, Origins};
+use super::settings::{DatabaseSettings, ReadFrom, Secret, SourceSettings, WalSettings};
 
-/// The database that holds the outbox. It has no `Debug`, as the URL may hold a password.
-pub(crate) enum Database {
+/// The database that holds the outbox.
+#[derive(Debug)]
+pub(crate) enum OutboxDatabase {
     #[cfg(feature = "postgres")]
-    Postgres { url: String, address: String, schema: Option<String> },
+    Postgres { url: Secret, address: String, schema: Option<String> },
     #[cfg(feature = "sqlite")]
-    Sqlite { url: String, file: file::DatabaseFile },
+    Sqlite { url: Secret, file: file::DatabaseFile },
 }
 
-impl Database {
-    /// The one that the settings name.
-    pub(crate) fn chosen(config: &Config) -> Result<Self, ConfigError> {
-        let value = config
-            .get("database_url")
+impl OutboxDatabase {
+    /// The database that the settings name.
+    pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Self, ConfigError> {
+        let url = settings
+            .database_url
+            .as_ref()
             .ok_or(ConfigError::Missing { what: "no database is named", key: "database_url" })?;
-        let wrong = |problem: String| value.origin.wrong(problem);
-        let url = value.text().to_owned();
-        let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+        let wrong = |problem: String| origins.of("database_url").wrong(problem);
+        let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
         match scheme {
-            Some("postgres" | "postgresql") => Self::postgres(url, config).map_err(wrong),
+            Some("postgres" | "postgresql") => Self::postgres(url, settings).map_err(wrong),
             None | Some("sqlite" | "file") => {
-                if let Some(schema) = config.get("schema") {
-                    return Err(schema.origin.wrong("SQLite has no schemas: leave it out"));
+                if settings.schema.is_some() {
+                    return Err(origins.of("schema").wrong("SQLite has no schemas: leave it out"));
                 }
                 Self::sqlite(url).map_err(wrong)
             }
-            Some(_) => Err(wrong("it is neither a postgres:// nor an sqlite:// URL, nor a path".into())),
+            Some(_) => Err(wrong("it is neither a postgres:// or sqlite:// URL nor a path".into())),
         }
     }
 
     #[cfg(feature = "postgres")]
-    fn postgres(url: String, config: &Config) -> Result<Self, String> {
-        let address = address::without_credentials(&url)?;
-        Ok(Self::Postgres { url, address, schema: config.text("schema").map(str::to_owned) })
+    fn postgres(url: &Secret, settings: &DatabaseSettings) -> Result<Self, String> {
+        let address = address::without_credentials(url.reveal())?;
+        Ok(Self::Postgres { url: url.clone(), address, schema: settings.schema.clone() })
     }
 
     #[cfg(not(feature = "postgres"))]
-    fn postgres(_url: String, _config: &Config) -> Result<Self, String> {
-        Err("this binary knows no PostgreSQL: build it with the feature `postgres`".into())
+    fn postgres(_url: &Secret, _settings: &DatabaseSettings) -> Result<Self, String> {
+        Err("this binary was built without PostgreSQL: build it with the feature `postgres`".into())
     }
 
     #[cfg(feature = "sqlite")]
-    fn sqlite(url: String) -> Result<Self, String> {
-        let file = file::DatabaseFile::named_by(&url)?;
-        Ok(Self::Sqlite { url, file })
+    fn sqlite(url: &Secret) -> Result<Self, String> {
+        let file = file::DatabaseFile::named_by(url.reveal())?;
+        Ok(Self::Sqlite { url: url.clone(), file })
     }
 
     #[cfg(not(feature = "sqlite"))]
-    fn sqlite(_url: String) -> Result<Self, String> {
-        Err("this binary knows no SQLite: build it with the feature `sqlite`".into())
+    fn sqlite(_url: &Secret) -> Result<Self, String> {
+        Err("this binary was built without SQLite: build it with the feature `sqlite`".into())
     }
 
-    /// A relay for it.
-    pub(crate) fn relay(&self, config: &Config) -> Result<Relay, Failure> {
-        let from_wal = wal::is_source(config)?;
+    /// A relay for this database.
+    pub(crate) fn relay(&self, settings: &SourceSettings, origins: &Origins) -> Result<Relay, Failure> {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
-                let relay = if from_wal {
-                    Relay::postgres_wal(url.as_str(), wal::options(config)?)
-                } else {
-                    Relay::postgres(url.as_str())
+                let relay = match settings.source {
+                    ReadFrom::Polling => Relay::postgres(url.reveal()),
+                    ReadFrom::Wal => Relay::postgres_wal(
+                        url.reveal(),
+                        wal::reading_options(&settings.wal, &settings.reading),
+                    ),
                 };
                 Ok(match schema {
                     Some(schema) => relay.schema(schema.as_str()),
@@ -88,16 +90,16 @@ impl Database {
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
-                if from_wal {
-                    return Err(wal::not_here(config));
+                if settings.source == ReadFrom::Wal {
+                    return Err(wal::not_here(origins, "source"));
                 }
                 file.require()?;
-                Ok(Relay::sqlite(url.as_str()))
+                Ok(Relay::sqlite(url.reveal()))
             }
         }
     }
 
-    /// Runs the migrations that have not been run, and tells which those were.
+    /// Runs the migrations that have not been run, and returns their names.
     pub(crate) fn migrate(&self) -> Result<Vec<String>, Failure> {
         let failed = |source| Failure::Migrate { database: self.to_string(), source };
         match self {
@@ -114,8 +116,8 @@ impl Database {
         }
     }
 
-    /// A connection on which the tables can be asked.
-    pub(crate) fn observed(&self) -> Result<Box<dyn Operate>, Failure> {
+    /// A connection for lag, dead letters and requeue.
+    pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
@@ -129,70 +131,72 @@ impl Database {
         }
     }
 
-    /// Has PostgreSQL's write-ahead log read from now on.
-    pub(crate) fn set_up_wal(&self, config: &Config) -> Result<(), Failure> {
+    /// Makes the publication and the slot, so that later events are read from the WAL.
+    pub(crate) fn set_up_wal(&self, settings: &WalSettings, origins: &Origins) -> Result<(), Failure> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => self.change_wal(config, url, schema.as_deref(), wal::setup),
+            Self::Postgres { url, schema, .. } => {
+                self.change_wal(settings, url, schema.as_deref(), wal::setup)
+            }
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { .. } => Err(wal::not_here(config)),
+            Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
     }
 
-    /// Has the whole table polled again.
-    pub(crate) fn drop_wal(&self, config: &Config) -> Result<(), Failure> {
+    /// Drops them, so that the whole table is polled again.
+    pub(crate) fn drop_wal(&self, settings: &WalSettings, origins: &Origins) -> Result<(), Failure> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => self.change_wal(config, url, schema.as_deref(), wal::drop),
+            Self::Postgres { url, schema, .. } => {
+                self.change_wal(settings, url, schema.as_deref(), wal::drop)
+            }
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { .. } => Err(wal::not_here(config)),
+            Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
     }
 
     #[cfg(feature = "postgres")]
     fn change_wal(
         &self,
-        config: &Config,
-        url: &str,
+        settings: &WalSettings,
+        url: &Secret,
         schema: Option<&str>,
         change: wal::Change,
     ) -> Result<(), Failure> {
         let mut conn = self.connect_postgres(url, schema)?;
         let mut lock = self.connect_postgres(url, schema)?;
-        change(&mut conn, &mut lock, &wal::options(config)?)
+        change(&mut conn, &mut lock, &wal::options(settings))
             .map_err(|source| Failure::Wal { database: self.to_string(), source })
     }
 
-    /// Where the server is and who enters there.
+    /// Where the server is, and as which role the relay connects to it.
     #[cfg(feature = "postgres")]
-    pub(crate) fn server(&self, config: &Config) -> Result<server::Server, Failure> {
+    pub(crate) fn server(&self, origins: &Origins) -> Result<server::Server, Failure> {
         match self {
-            Self::Postgres { url, .. } => Ok(server::Server::named_by(url).map_err(|problem| {
-                let given = config.get("database_url").map(|value| value.origin.wrong(problem));
-                given.unwrap_or(ConfigError::Missing { what: "no database is named", key: "database_url" })
-            })?),
+            Self::Postgres { url, .. } => Ok(server::Server::named_by(url.reveal())
+                .map_err(|problem| origins.of("database_url").wrong(problem))?),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { .. } => Err(wal::not_here(config)),
+            Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
     }
 
-    /// A connection to the server, with the schema of the tables in its search_path.
+    /// A connection to the server, whose search_path is the schema of the tables.
     #[cfg(feature = "postgres")]
-    pub(crate) fn postgres_connection(&self, config: &Config) -> Result<PgConnection, Failure> {
+    pub(crate) fn postgres_connection(&self, origins: &Origins) -> Result<PgConnection, Failure> {
         match self {
             Self::Postgres { url, schema, .. } => self.connect_postgres(url, schema.as_deref()),
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { .. } => Err(wal::not_here(config)),
+            Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
     }
 
-    /// The failure of a question to the tables.
+    /// The failure of a query.
     pub(crate) fn failed(&self, source: diesel::result::Error) -> Failure {
         Failure::Query { database: self.to_string(), source }
     }
 
     #[cfg(feature = "postgres")]
-    fn connect_postgres(&self, url: &str, schema: Option<&str>) -> Result<PgConnection, Failure> {
+    fn connect_postgres(&self, url: &Secret, schema: Option<&str>) -> Result<PgConnection, Failure> {
         let mut conn = self.connect::<PgConnection>(url)?;
         if let Some(schema) = schema {
             use_schema(&mut conn, schema).map_err(|error| self.failed(error))?;
@@ -201,7 +205,7 @@ impl Database {
     }
 
     #[cfg(feature = "sqlite")]
-    fn connect_sqlite(&self, url: &str) -> Result<SqliteConnection, Failure> {
+    fn connect_sqlite(&self, url: &Secret) -> Result<SqliteConnection, Failure> {
         let mut conn = self.connect::<SqliteConnection>(url)?;
         diesel::sql_query("PRAGMA busy_timeout = 5000")
             .execute(&mut conn)
@@ -209,8 +213,8 @@ impl Database {
         Ok(conn)
     }
 
-    fn connect<C: Connection>(&self, url: &str) -> Result<C, Failure> {
-        C::establish(url).map_err(|source| Failure::Connect { database: self.to_string(), source })
+    fn connect<C: Connection>(&self, url: &Secret) -> Result<C, Failure> {
+        C::establish(url.reveal()).map_err(|source| Failure::Connect { database: self.to_string(), source })
     }
 }
 
@@ -224,7 +228,7 @@ fn use_schema(conn: &mut PgConnection, schema: &str) -> QueryResult<usize> {
         .execute(conn)
 }
 
-impl fmt::Display for Database {
+impl fmt::Display for OutboxDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             #[cfg(feature = "postgres")]

@@ -1,42 +1,45 @@
-//! `outbox debezium`: what is needed for Debezium to relay this outbox.
+//! `outbox debezium`: all that Debezium needs to relay this outbox.
 
 mod check;
 mod connector;
 mod properties;
-mod sql;
+mod setup_sql;
 
+pub(crate) use self::connector::connector_name;
 pub(crate) use self::properties::Format;
-use super::config::Config;
-use super::database::Database;
+use super::args::DebeziumAction;
+use super::database::OutboxDatabase;
 use super::database::server::Server;
 use super::failure::Failure;
-use super::output::{print, tell};
+use super::origin::Origins;
+use super::output::{print, say};
+use super::settings::{CommonSettings, WalSettings};
 
-/// What is asked for.
-pub(crate) enum Debezium {
-    Connector { name: String, format: Format },
-    Sql,
-    Check,
-}
-
-pub(crate) fn run(config: &Config, what: &Debezium) -> Result<(), Failure> {
-    let outbox = Outbox::chosen(config)?;
-    match what {
-        Debezium::Connector { name, format } => {
-            let (connector, notes) = connector::connector(config, &outbox, name)?;
+pub(crate) fn run(action: &DebeziumAction, origins: &Origins) -> Result<(), Failure> {
+    match action {
+        DebeziumAction::Connector { name, format, common, wal, topics } => {
+            let outbox = DebeziumOutbox::chosen(common, wal, origins)?;
+            let connector = connector::connector(&outbox, name, &topics.topic.text);
+            let notes = connector::notes(origins);
             // JSON has no place for notes.
             if *format == Format::Json {
-                notes.iter().for_each(|note| tell(note));
+                notes.iter().for_each(|note| say(note));
             }
             print(&format.text(name, &connector, &notes))
         }
-        Debezium::Sql => print(&sql::text(&outbox)),
-        Debezium::Check => check::run(config, &outbox),
+        DebeziumAction::SetupSql { common, wal } => {
+            print(&setup_sql::text(&DebeziumOutbox::chosen(common, wal, origins)?))
+        }
+        DebeziumAction::Check { common, wal } => {
+            let outbox = DebeziumOutbox::chosen(common, wal, origins)?;
+            check::run(&OutboxDatabase::chosen(&common.database, origins)?, &outbox, origins)
+        }
     }
 }
 
-/// The outbox as Debezium is told of it.
-struct Outbox {
+/// The outbox as Debezium needs to know it.
+#[derive(Debug)]
+struct DebeziumOutbox {
     server: Server,
     /// The schema of the table `outbox`.
     schema: String,
@@ -44,22 +47,26 @@ struct Outbox {
     publication: String,
 }
 
-impl Outbox {
-    fn chosen(config: &Config) -> Result<Self, Failure> {
-        let server = Database::chosen(config)?.server(config)?;
-        let schema = config.text("schema").unwrap_or("public").to_owned();
-        let plain = |key| {
-            let name = config.shown(key);
-            let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
-                && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
-            match config.get(key) {
-                Some(given) if !is_plain => Err(given.origin.wrong(format!(
-                    "`{name}` is wrong: Debezium takes small letters, digits and `_`, and no digit first"
-                ))),
-                _ => Ok(name.to_owned()),
+impl DebeziumOutbox {
+    fn chosen(common: &CommonSettings, wal: &WalSettings, origins: &Origins) -> Result<Self, Failure> {
+        let server = OutboxDatabase::chosen(&common.database, origins)?.server(origins)?;
+        let schema = common.database.schema.clone().unwrap_or_else(|| "public".to_owned());
+        for (key, name) in [("slot", &wal.slot), ("publication", &wal.publication)] {
+            if !is_plain(name) {
+                return Err(origins
+                    .of(key)
+                    .wrong(format!(
+                        "`{name}` is wrong: Debezium takes small letters, digits and `_`, and no digit first"
+                    ))
+                    .into());
             }
-        };
-        let (slot, publication) = (plain("slot")?, plain("publication")?);
-        Ok(Self { server, schema, slot, publication })
+        }
+        Ok(Self { server, schema, slot: wal.slot.clone(), publication: wal.publication.clone() })
     }
+}
+
+/// Whether PostgreSQL takes the name without quotes. Debezium does not quote it.
+fn is_plain(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }

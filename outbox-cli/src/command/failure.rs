@@ -5,7 +5,7 @@ use std::error::Error;
 use diesel_outbox::MigrationError;
 use diesel_outbox_relay::RelayError;
 
-use super::value::ConfigError;
+use super::origin::ConfigError;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -15,32 +15,32 @@ pub(crate) enum Failure {
     #[error("cannot connect to {database}: {source}")]
     Connect { database: String, source: diesel::ConnectionError },
     #[cfg(feature = "sqlite")]
-    #[error("there is no database file {0}: correct the path, or make it with `outbox migrate`")]
+    #[error("there is no database file {0}: correct the path, or make the file with `outbox migrate`")]
     NoFile(String),
-    #[error("{database} cannot be migrated: {source}")]
+    #[error("cannot migrate {database}: {source}")]
     Migrate { database: String, source: MigrationError },
-    #[error("the outbox in {database} cannot be worked with: {source}{}", hint(source))]
+    #[error("cannot query the outbox in {database}: {source}{}", hint(source))]
     Query { database: String, source: diesel::result::Error },
     #[cfg(feature = "postgres")]
     #[error("{database}: {source}")]
     Wal { database: String, source: diesel_outbox_relay::source::wal::WalError },
     #[cfg(feature = "postgres")]
-    #[error("Debezium cannot work yet: {wrong} of these are wrong")]
-    DebeziumCheck { wrong: usize },
-    #[error("no dead letter matches: see `outbox dead-letters`")]
+    #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
+    DebeziumCheck { failed: usize },
+    #[error("no dead letter matches: `outbox dead-letters` lists them")]
     NoDeadLetter,
     #[error("{0}")]
     Broker(String),
     #[error(transparent)]
     Relay(#[from] RelayError),
-    #[error("the process cannot be prepared for signals: {0}")]
+    #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
-    #[error("the output cannot be written: {0}")]
+    #[error("cannot write the output: {0}")]
     Output(std::io::Error),
 }
 
 impl Failure {
-    /// 2 where the command was not used as it should be, so that trying again cannot help; else 1.
+    /// 2 if the command was used wrongly, so that trying again cannot help; else 1.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Broker(_) => 2,
@@ -49,7 +49,7 @@ impl Failure {
     }
 }
 
-/// What to do about it, where that is likely.
+/// What to do about the error, if we can guess it.
 fn hint(error: &diesel::result::Error) -> &'static str {
     let text = error.to_string();
     if text.contains("does not exist") || text.contains("no such table") {
@@ -59,7 +59,7 @@ fn hint(error: &diesel::result::Error) -> &'static str {
     }
 }
 
-/// The error and what caused it. A cause that the text already tells is not told again.
+/// The error and its causes. A cause that the text already has is not repeated.
 pub(crate) fn in_one_line(error: &dyn Error) -> String {
     let mut line = flat(&error.to_string());
     let mut cause = error.source();

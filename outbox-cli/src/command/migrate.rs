@@ -1,13 +1,14 @@
 //! `outbox migrate`
 
-use super::config::Config;
-use super::database::Database;
+use super::database::OutboxDatabase;
 use super::failure::Failure;
+use super::origin::Origins;
 use super::output::print;
+use super::settings::CommonSettings;
 
-/// Runs the migrations and tells which it ran.
-pub(crate) fn run(config: &Config) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
+/// Runs the migrations, and prints which it ran.
+pub(crate) fn run(common: &CommonSettings, origins: &Origins) -> Result<(), Failure> {
+    let database = OutboxDatabase::chosen(&common.database, origins)?;
     let run = database.migrate()?;
     if run.is_empty() {
         return print(&format!("{database} is up to date\n"));

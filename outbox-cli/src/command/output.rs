@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use super::failure::Failure;
 
-/// Writes to standard output. That its reader has left is no failure.
+/// Writes to standard output. If its reader has left, that is no failure.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut output = io::stdout().lock();
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
@@ -14,6 +14,6 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 }
 
 /// Writes a line to standard error, if anybody reads that.
-pub(crate) fn tell(line: &str) {
+pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "outbox: {line}");
 }

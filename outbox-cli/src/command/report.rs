@@ -7,32 +7,33 @@ use diesel_outbox_relay::operate::{DeadLetter, Requeue};
 use diesel_outbox_relay::{Lag, WalLag};
 use serde_json::json;
 
-use super::config::Config;
-use super::database::Database;
+use super::database::OutboxDatabase;
 use super::failure::Failure;
-use super::output::{print, tell};
+use super::origin::Origins;
+use super::output::{print, say};
+use super::settings::CommonSettings;
 
-/// Tells how far behind the relay is.
-pub(crate) fn lag(config: &Config, json: bool) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    let lag = database.observed()?.lag().map_err(|error| database.failed(error))?;
+/// Prints how far behind the relay is.
+pub(crate) fn lag(common: &CommonSettings, origins: &Origins, json: bool) -> Result<(), Failure> {
+    let database = OutboxDatabase::chosen(&common.database, origins)?;
+    let lag = database.operations()?.lag().map_err(|error| database.failed(error))?;
     print(&if json { lag_json(&lag) } else { lag_text(&lag) })
 }
 
 fn lag_json(lag: &Lag) -> String {
-    let mut told = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
+    let mut object = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
     if let Some(WalLag { bytes, retained_bytes, status, .. }) = &lag.wal {
-        told["log"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
+        object["wal"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
     }
-    format!("{told}\n")
+    format!("{object}\n")
 }
 
 fn lag_text(lag: &Lag) -> String {
-    let log = lag.wal.as_ref().map_or(String::new(), |log| {
-        let WalLag { bytes, retained_bytes, status, .. } = log;
+    let wal = lag.wal.as_ref().map_or(String::new(), |wal| {
+        let WalLag { bytes, retained_bytes, status, .. } = wal;
         format!(
-            "the write-ahead log: {bytes} bytes to be read, of all tables' changes; the server keeps {retained_bytes} for \
-             the slot, which is {status}\n"
+            "WAL:    {bytes} bytes to be read, with the changes of all tables\n\
+             slot:   {status}, retains {retained_bytes} bytes of the WAL\n"
         )
     });
     let polled = match lag.unsent {
@@ -43,7 +44,7 @@ fn lag_text(lag: &Lag) -> String {
             format!("unsent: {unsent}\noldest: {oldest}\n")
         }
     };
-    format!("{polled}{log}")
+    format!("{polled}{wal}")
 }
 
 fn whole_millis(time: Duration) -> u64 {
@@ -51,14 +52,19 @@ fn whole_millis(time: Duration) -> u64 {
 }
 
 /// Lists the dead letters, the oldest first.
-pub(crate) fn dead_letters(config: &Config, json: bool, limit: i64) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    let mut conn = database.observed()?;
+pub(crate) fn dead_letters(
+    common: &CommonSettings,
+    origins: &Origins,
+    json: bool,
+    limit: i64,
+) -> Result<(), Failure> {
+    let database = OutboxDatabase::chosen(&common.database, origins)?;
+    let mut conn = database.operations()?;
     let mut letters = conn.dead_letters(limit.saturating_add(1)).map_err(|error| database.failed(error))?;
     let shown = usize::try_from(limit).unwrap_or(usize::MAX);
     if letters.len() > shown {
         letters.truncate(shown);
-        tell(&format!("there are more than {limit}: see --limit"));
+        say(&format!("there are more than {limit}: see --limit"));
     }
     print(&if json { letters_json(&letters) } else { letters_text(&letters) })
 }
@@ -109,16 +115,16 @@ fn moment(moment: SystemTime) -> String {
     }
 }
 
-/// What can be written with a year of four digits.
+/// Whether the year has four digits, as the format wants.
 fn in_range(moment: &SystemTime) -> bool {
     const YEAR_10_000: Duration = Duration::from_secs(253_402_300_800);
     moment.duration_since(UNIX_EPOCH).is_ok_and(|since_1970| since_1970 < YEAR_10_000)
 }
 
 /// Brings dead letters back to the outbox.
-pub(crate) fn requeue(config: &Config, which: &Requeue) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    let count = database.observed()?.requeue(which).map_err(|error| database.failed(error))?;
+pub(crate) fn requeue(common: &CommonSettings, origins: &Origins, which: &Requeue) -> Result<(), Failure> {
+    let database = OutboxDatabase::chosen(&common.database, origins)?;
+    let count = database.operations()?.requeue(which).map_err(|error| database.failed(error))?;
     if count == 0 && *which != Requeue::All {
         return Err(Failure::NoDeadLetter);
     }
@@ -133,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lag_is_told_in_words_and_in_json() {
+    fn the_lag_is_printed_in_words_and_in_json() {
         let lag = |unsent, ms| {
             let mut lag = Lag::default();
             (lag.unsent, lag.oldest) = (unsent, Duration::from_millis(ms));
@@ -145,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn any_moment_can_be_told() {
+    fn any_moment_can_be_printed() {
         let after = |ms| UNIX_EPOCH + Duration::from_millis(ms);
         assert_eq!(moment(after(0)), "1970-01-01T00:00:00.000Z");
         assert_eq!(moment(after(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");

@@ -1,195 +1,227 @@
-//! Every setting, once. Its names follow from its key: `poll_interval` in the file, `--poll-interval` on the command
-//! line, `OUTBOX_POLL_INTERVAL` in the environment.
+//! Every setting, once. A field is a setting: its name is the key in the file, and the flag and the variable follow from
+//! it. `poll_interval` is `--poll-interval` on the command line and `OUTBOX_POLL_INTERVAL` in the environment.
 
-/// One setting.
-pub(crate) struct Setting {
-    /// Its key in the file, from which its other names follow.
-    pub(crate) key: &'static str,
-    pub(crate) shape: Shape,
-    pub(crate) scope: Scope,
-    /// What stands for its value in the help.
-    pub(crate) value: &'static str,
-    pub(crate) help: &'static str,
-    /// What it is where it is not set, as it would be written; empty where there is no such text.
-    pub(crate) default: &'static str,
-}
+mod values;
 
-/// How a value is written.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
-    /// One text or number.
-    One,
-    /// Yes or no.
-    Switch,
-    /// Any number of texts.
-    List,
-    /// Any number of names with values.
-    Properties,
-}
+use std::path::PathBuf;
 
-/// Which commands have it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Scope {
-    Every,
-    /// Those that are about the write-ahead log.
-    Wal,
-    /// Those that say where events go, too.
-    Topic,
-    Relay,
-}
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Arg, Args, Command, ValueEnum};
+use diesel_outbox_relay::DeadLetterPolicy;
 
-impl Setting {
-    pub(crate) fn flag(&self) -> String {
-        format!("--{}", self.key.replace('_', "-"))
-    }
+pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
+use self::values::{switch, trimmed, whole};
+use super::log::LogFormat;
 
-    pub(crate) fn variable(&self) -> String {
-        format!("{PREFIX}{}", self.key.to_uppercase())
-    }
-}
-
-/// What the names of the environment's variables begin with.
+/// What the names of variables begin with.
 pub(crate) const PREFIX: &str = "OUTBOX_";
 
-/// The setting with this key.
-pub(crate) fn setting(key: &str) -> Option<&'static Setting> {
-    SETTINGS.iter().find(|setting| setting.key == key)
+/// The key of the settings that are librdkafka's properties.
+pub(crate) const PROPERTIES: &str = "kafka";
+
+/// Settings of every command.
+#[derive(Debug, Args)]
+pub(crate) struct CommonSettings {
+    /// Reads settings from this TOML file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// How log lines are written to standard error
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "human")]
+    pub(crate) log_format: LogFormat,
+    #[command(flatten)]
+    pub(crate) database: DatabaseSettings,
 }
 
-const fn every(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, shape: Shape::One, scope: Scope::Every, value, help, default }
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Database")]
+pub(crate) struct DatabaseSettings {
+    /// The database that holds the outbox: a postgres:// URL, or an SQLite file as a path, sqlite:// or file: URL. Set the
+    /// variable rather than the flag: everybody on the machine can see a command's arguments. If nothing sets it,
+    /// DATABASE_URL is used
+    #[arg(long, value_name = "URL")]
+    pub(crate) database_url: Option<Secret>,
+    /// The schema that holds the tables (PostgreSQL). Without it, the connection's search_path decides
+    #[arg(long, value_name = "NAME")]
+    pub(crate) schema: Option<String>,
 }
 
-const fn wal(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, shape: Shape::One, scope: Scope::Wal, value, help, default }
+/// Settings of the commands that are about the write-ahead log.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Write-ahead log (WAL)")]
+pub(crate) struct WalSettings {
+    /// The replication slot that is read. Its name is unique on the server
+    #[arg(long, value_name = "NAME", default_value = "outbox")]
+    pub(crate) slot: String,
+    /// The publication that the slot is read with
+    #[arg(long, value_name = "NAME", default_value = "outbox")]
+    pub(crate) publication: String,
 }
 
-const fn relay(key: &'static str, value: &'static str, default: &'static str, help: &'static str) -> Setting {
-    Setting { key, shape: Shape::One, scope: Scope::Relay, value, help, default }
+/// The setting of the commands that name topics.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct TopicSettings {
+    /// How topics are named. {aggregatetype} stands for the event's aggregate type; without it all events go to one topic
+    #[arg(long, value_name = "PATTERN", default_value = "outbox.event.{aggregatetype}")]
+    pub(crate) topic: TopicPattern,
 }
 
-impl Setting {
-    const fn shaped(self, shape: Shape) -> Self {
-        Self { shape, ..self }
-    }
-
-    const fn scoped(self, scope: Scope) -> Self {
-        Self { scope, ..self }
-    }
+/// Settings of `outbox relay`, which has all that there are.
+#[derive(Debug, Args)]
+pub(crate) struct RelaySettings {
+    #[command(flatten)]
+    pub(crate) common: CommonSettings,
+    #[command(flatten)]
+    pub(crate) kafka: KafkaSettings,
+    #[command(flatten)]
+    pub(crate) source: SourceSettings,
+    #[command(flatten)]
+    pub(crate) after: AfterSettings,
+    #[command(flatten)]
+    pub(crate) work: WorkSettings,
 }
 
-/// All of them, in the order of the help.
-pub(crate) const SETTINGS: [Setting; 25] = [
-    every(
-        "database_url",
-        "URL",
-        "",
-        "The database that holds the outbox: a postgres:// URL, or an SQLite file as a path, sqlite:// or file: URL. \
-         Prefer the environment: arguments are seen by everybody on the machine. Where nothing else names a database, \
-         DATABASE_URL does",
-    ),
-    every("schema", "NAME", "", "The schema that holds the tables (PostgreSQL); else the connection's search_path"),
-    every("log_format", "FORMAT", "human", "How log lines are written to standard error: human or json"),
-    wal("slot", "NAME", "outbox", "The replication slot that is read (source wal, Debezium); its name is unique on the server"),
-    wal("publication", "NAME", "outbox", "The publication that the slot is read with (source wal, Debezium)"),
-    relay(
-        "source",
-        "SOURCE",
-        "polling",
-        "Where events are read: polling (the table) or wal (PostgreSQL's write-ahead log, after `outbox wal setup`)",
-    ),
-    relay(
-        "confirm_interval",
-        "TIME",
-        "100ms",
-        "How often what was sent is confirmed to the server, at least 1ms (source wal). What was not confirmed is sent again \
-         after a crash",
-    ),
-    relay(
-        "retained_warning",
-        "BYTES",
-        "1073741824",
-        "A warning is logged where the slot retains more of the write-ahead log than this (source wal)",
-    ),
-    relay("brokers", "HOST:PORT,..", "", "Kafka's addresses").shaped(Shape::List),
-    relay(
-        "kafka",
-        "NAME=VALUE",
-        "",
-        "A property of librdkafka, such as compression.type=lz4; any number of times. Give secrets by the environment \
-         or the file: OUTBOX_KAFKA_SASL_PASSWORD sets sasl.password",
-    )
-    .shaped(Shape::Properties),
-    relay(
-        "topic",
-        "PATTERN",
-        "outbox.event.{aggregatetype}",
-        "How topics are named; {aggregatetype} stands for the record's aggregate type",
-    )
-    .scoped(Scope::Topic),
-    relay(
-        "allow_topics",
-        "NAME,..",
-        "",
-        "The only topics that may be written to, where given; a name that ends in * allows all that begin so. Records \
-         for other topics become dead letters",
-    )
-    .shaped(Shape::List),
-    relay(
-        "own_headers",
-        "BOOL",
-        "true",
-        "Sends an event's own headers after id and eventType; with =false a record is what Debezium makes of it",
-    )
-    .shaped(Shape::Switch),
-    relay(
-        "workers",
-        "NUMBER",
-        "1",
-        "How many workers, each a thread with a connection and a producer of its own, 1 to 16 (source polling)",
-    ),
-    relay("retention", "TIME", "7d", "How long sent rows are kept"),
-    relay("delete_sent", "BOOL", "false", "Deletes rows as soon as they are sent, instead of keeping them")
-        .shaped(Shape::Switch),
-    relay(
-        "dead_letter_policy",
-        "POLICY",
-        "go-on",
-        "What happens to the later records of an aggregate that has a dead letter: go-on (they are sent) or block (they \
-         join the dead letters until the aggregate is requeued)",
-    ),
-    relay("poll_interval", "TIME", "15s", "How often a relay that is not notified looks at the table"),
-    relay("lag_interval", "TIME", "15s", "How often the lag is measured and logged"),
-    relay("chunk", "NUMBER", "2000", "How many records are read and settled at once, 1 to 100,000"),
-    relay("in_flight", "NUMBER", "8000", "How many records may be unacknowledged at once, 1 to 1,000,000"),
-    relay(
-        "in_flight_bytes",
-        "BYTES",
-        "67108864",
-        "How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 16777216",
-    ),
-    relay("pass_time", "TIME", "500ms", "How long a pass goes on reading before it commits what it settled"),
-    relay(
-        "stall_time",
-        "TIME",
-        "5s",
-        "How long the broker may acknowledge nothing before the pass is given up, 1s to 20s",
-    ),
-    relay("stop_time", "TIME", "30s", "How long a graceful stop may take"),
-];
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct KafkaSettings {
+    /// Kafka's addresses
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',', value_parser = trimmed)]
+    pub(crate) brokers: Vec<String>,
+    /// Sets a property of librdkafka, such as compression.type=lz4. Can be repeated. Put secrets into the environment or the
+    /// file: OUTBOX_KAFKA_SASL_PASSWORD sets sasl.password
+    #[arg(long = PROPERTIES, id = PROPERTIES, value_name = "NAME=VALUE")]
+    pub(crate) properties: Vec<Property>,
+    #[command(flatten)]
+    pub(crate) topics: TopicSettings,
+    /// The only topics that the relay may write to; a name that ends in * allows all topics that begin so. An event for
+    /// another topic becomes a dead letter. Without this setting all topics are allowed
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = trimmed)]
+    pub(crate) allow_topics: Option<Vec<String>>,
+    /// Sends an event's own headers after id and eventType. With =false a record is what Debezium makes of it
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = switch,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "true"
+    )]
+    pub(crate) event_headers: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Source")]
+pub(crate) struct SourceSettings {
+    /// Where events are read: polling reads the table, wal reads PostgreSQL's write-ahead log, after `outbox wal setup`
+    #[arg(long, value_name = "SOURCE", value_enum, default_value = "polling")]
+    pub(crate) source: ReadFrom,
+    /// How often the relay looks at the table if nothing wakes it
+    #[arg(long, value_name = "TIME", default_value = "15s")]
+    pub(crate) poll_interval: Time,
+    #[command(flatten)]
+    pub(crate) wal: WalSettings,
+    #[command(flatten)]
+    pub(crate) reading: WalReadingSettings,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Write-ahead log (WAL)")]
+pub(crate) struct WalReadingSettings {
+    /// How often the relay confirms to the server what it has sent, at least 1ms. After a crash it sends again what it had
+    /// not confirmed
+    #[arg(long, value_name = "TIME", default_value = "100ms")]
+    pub(crate) confirm_interval: Time,
+    /// How many bytes of the WAL the slot may retain before the relay logs a warning
+    #[arg(long, value_name = "BYTES", default_value = "1073741824", value_parser = whole::<u64>)]
+    pub(crate) slot_size_warning: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sent rows and dead letters")]
+pub(crate) struct AfterSettings {
+    /// How long sent rows stay in the table
+    #[arg(long, value_name = "TIME", default_value = "7d")]
+    pub(crate) keep_sent: Time,
+    /// Deletes rows as soon as they are sent, instead of keeping them
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = switch,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    pub(crate) delete_sent: bool,
+    /// What happens to the later events of an aggregate that has a dead letter: continue sends them, block makes them dead
+    /// letters too, until the aggregate is requeued
+    #[arg(
+        long,
+        value_name = "POLICY",
+        default_value = "continue",
+        value_parser = PossibleValuesParser::new(["continue", "block"]).map(policy)
+    )]
+    pub(crate) dead_letter_policy: DeadLetterPolicy,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Workers and limits")]
+pub(crate) struct WorkSettings {
+    /// How many workers the relay has, 1 to 16 (1 with --source wal). Each is a thread with its own connection and producer
+    #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = whole::<usize>)]
+    pub(crate) workers: usize,
+    /// How many records are read and settled at once, 1 to 100,000
+    #[arg(long, value_name = "NUMBER", default_value = "2000", value_parser = whole::<usize>)]
+    pub(crate) batch_size: usize,
+    /// How many records may wait for Kafka's acknowledgement at once, 1 to 1,000,000
+    #[arg(long, value_name = "NUMBER", default_value = "8000", value_parser = whole::<usize>)]
+    pub(crate) max_in_flight: usize,
+    /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 16777216
+    #[arg(long, value_name = "BYTES", default_value = "67108864", value_parser = whole::<usize>)]
+    pub(crate) max_in_flight_bytes: usize,
+    /// How long a pass goes on reading before it commits what it has settled
+    #[arg(long, value_name = "TIME", default_value = "500ms")]
+    pub(crate) max_pass_duration: Time,
+    /// How long Kafka may acknowledge nothing before the relay gives the pass up and tries again, 1s to 20s
+    #[arg(long, value_name = "TIME", default_value = "5s")]
+    pub(crate) stall_timeout: Time,
+    /// How long a graceful stop may take. What is in flight after that may be sent again
+    #[arg(long, value_name = "TIME", default_value = "30s")]
+    pub(crate) shutdown_timeout: Time,
+    /// How often the relay measures the lag and logs it
+    #[arg(long, value_name = "TIME", default_value = "15s")]
+    pub(crate) lag_interval: Time,
+}
+
+/// What the relay reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ReadFrom {
+    Polling,
+    Wal,
+}
+
+fn policy(text: String) -> DeadLetterPolicy {
+    if text == "block" { DeadLetterPolicy::Block } else { DeadLetterPolicy::Continue }
+}
+
+/// All settings, in the order of the help.
+pub(crate) fn all() -> Vec<Arg> {
+    let relay = RelaySettings::augment_args(Command::new("outbox"));
+    relay.get_arguments().filter(|argument| argument.get_id() != "config").cloned().collect()
+}
+
+/// The flag of the setting with this key.
+pub(crate) fn flag(key: &str) -> String {
+    format!("--{}", key.replace('_', "-"))
+}
+
+/// The variable of the setting with this key.
+pub(crate) fn variable(key: &str) -> String {
+    format!("{PREFIX}{}", key.to_uppercase())
+}
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_readme_tells_every_setting() {
-        let readme = include_str!("../../README.md");
-        for setting in &SETTINGS {
-            let row = readme.lines().find(|line| line.contains(&format!("| `{}", setting.flag())));
-            let row = row.unwrap_or_else(|| panic!("no row for {}", setting.key));
-            assert!(row.contains(&format!("`{}", setting.variable())), "{row}");
-            assert!(row.contains(setting.key) && row.contains(setting.default), "{row}");
-        }
-    }
-}
+mod tests;

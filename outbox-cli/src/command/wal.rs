@@ -1,24 +1,26 @@
 //! `outbox wal setup` and `outbox wal drop`
 
-use super::config::Config;
-use super::database::Database;
+use super::args::WalAction;
+use super::database::OutboxDatabase;
 use super::failure::Failure;
+use super::origin::Origins;
 use super::output::print;
 
-/// Makes the publication and the slot.
-pub(crate) fn setup(config: &Config) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    database.set_up_wal(config)?;
-    let slot = config.shown("slot");
-    print(&format!(
-        "{database}: events from now on are read from the slot {slot}. What was emitted before is polled.\n\
-         Start a relay with --source wal. It sends both, one after the other.\n"
-    ))
-}
-
-/// Drops them.
-pub(crate) fn drop(config: &Config) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    database.drop_wal(config)?;
-    print(&format!("{database}: no slot is read any more, and all events are polled.\n"))
+pub(crate) fn run(action: &WalAction, origins: &Origins) -> Result<(), Failure> {
+    match action {
+        WalAction::Setup { common, wal } => {
+            let database = OutboxDatabase::chosen(&common.database, origins)?;
+            database.set_up_wal(wal, origins)?;
+            let slot = &wal.slot;
+            print(&format!(
+                "{database}: later events are read from the slot {slot}, earlier ones are polled.\n\
+                 Start a relay with --source wal. It sends both, one after the other.\n"
+            ))
+        }
+        WalAction::Drop { common, wal } => {
+            let database = OutboxDatabase::chosen(&common.database, origins)?;
+            database.drop_wal(wal, origins)?;
+            print(&format!("{database}: no slot is read any more, and all events are polled.\n"))
+        }
+    }
 }

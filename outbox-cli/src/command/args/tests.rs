@@ -1,7 +1,16 @@
 use super::*;
+use crate::command::invocation::{Invocation, Refusal, command};
+use crate::command::settings;
+
+fn read(arguments: &[&str]) -> Result<Invocation, Refusal> {
+    Invocation::read(["outbox"].iter().chain(arguments), std::iter::empty())
+}
 
 fn refused(arguments: &[&str]) -> clap::Error {
-    parse(["outbox"].iter().chain(arguments)).err().expect("arguments that are refused")
+    match read(arguments) {
+        Err(Refusal::CommandLine(error)) => error,
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
@@ -11,11 +20,10 @@ fn the_command_line_is_consistent() {
 
 #[test]
 fn requeue_needs_to_know_what() {
-    let which =
-        |arguments: &[&str]| match parse(["outbox", "requeue"].iter().chain(arguments)).map(|i| i.action) {
-            Ok(Action::Requeue(which)) => Some(which),
-            _ => None,
-        };
+    let which = |arguments: &[&str]| match read(&[&["requeue"], arguments].concat()) {
+        Ok(Invocation { action: Action::Requeue { which, .. }, .. }) => Some(Requeue::from(&which)),
+        _ => None,
+    };
     let id = "0198c0de-0000-7000-8000-000000000001";
     assert_eq!(which(&["--all"]), Some(Requeue::All));
     assert_eq!(which(&["--id", id]), Uuid::parse_str(id).ok().map(Requeue::Id));
@@ -40,9 +48,15 @@ fn an_argument_in_the_wrong_place_is_not_repeated_in_full() {
 }
 
 #[test]
-fn the_help_tells_every_name_of_a_setting() {
+fn the_help_has_every_name_of_a_setting_and_its_default() {
     let help = refused(&["relay", "--help"]).render().to_string();
-    for setting in &SETTINGS {
-        assert!(help.contains(&setting.flag()) && help.contains(&setting.variable()), "{}", setting.key);
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for setting in settings::all() {
+        let key = setting.get_id().as_str();
+        assert!(help.contains(&settings::flag(key)), "{key}");
+        assert!(help.contains(&format!("[env: {}", settings::variable(key))), "{key}");
+        for default in setting.get_default_values() {
+            assert!(help.contains(&format!("[default: {}]", default.display())), "{key}");
+        }
     }
 }

@@ -1,9 +1,9 @@
-//! The parts of a PostgreSQL URL. What libpq would not understand is refused here already: its own messages repeat what
-//! they do not understand, and that can be a part of a password.
+//! The parts of a PostgreSQL URL. A URL that libpq would not understand is refused here already: libpq's messages repeat what
+//! it does not understand, and that can be a part of a password.
 
 /// A URL's parts as they are written there.
 pub(super) struct Parts<'a> {
-    /// User and password; neither is to be shown.
+    /// User and password. Nobody is shown them.
     pub(super) credentials: &'a str,
     /// Hosts with their ports.
     pub(super) hosts: &'a str,
@@ -30,7 +30,7 @@ pub(super) fn without_credentials(url: &str) -> Result<String, String> {
 pub(super) fn parts(url: &str) -> Result<Parts<'_>, String> {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     if !percent_encoded(rest) {
-        return refused("a `%` is written %25");
+        return refused("write a `%` as %25");
     }
     // As libpq does it: credentials end at the first `@` that stands before any `/`.
     let end = rest.find(['@', '/']).filter(|&end| rest.as_bytes().get(end) == Some(&b'@'));
@@ -38,17 +38,17 @@ pub(super) fn parts(url: &str) -> Result<Parts<'_>, String> {
     let (credentials, rest) = split.unwrap_or(("", rest));
     let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
     if location.contains('@') {
-        return refused("an `@` or `/` in the user name or the password is written %40 or %2F");
+        return refused("write an `@` or `/` in the user name or the password as %40 or %2F");
     }
     let (hosts, name) = location.split_once('/').unwrap_or((location, ""));
     if !hosts.split(',').all(port_is_number) {
-        return refused("a port is not a number; a `:` or `/` in a password is written %3A or %2F");
+        return refused("a port is not a number; write a `:` or `/` in a password as %3A or %2F");
     }
     Ok(Parts { credentials, hosts, name, parameters: parameters(query)? })
 }
 
 fn refused<T>(rule: &str) -> Result<T, String> {
-    Err(format!("this is no URL of PostgreSQL, postgres://user:password@host:port/database: {rule}"))
+    Err(format!("this is not a PostgreSQL URL, postgres://user:password@host:port/database: {rule}"))
 }
 
 fn percent_encoded(text: &str) -> bool {
@@ -69,8 +69,8 @@ fn parameters(query: &str) -> Result<Vec<(&str, &str)>, String> {
         .map(|parameter| match parameter.split_once('=') {
             Some((name, value)) if !value.contains('=') => Ok((name, value)),
             _ => refused(
-                "what follows the `?` is name=value&..; a `&`, `=` or `?` in a value or a password is \
-                          written %26, %3D or %3F",
+                "after the `?` come name=value&..; write a `&`, `=` or `?` in a value or a password as %26, %3D or \
+                 %3F",
             ),
         })
         .collect()

@@ -6,6 +6,7 @@ use std::path::Path;
 use crate::command::failure::Failure;
 
 /// An SQLite database's file.
+#[derive(Debug)]
 pub(crate) struct DatabaseFile(String);
 
 impl DatabaseFile {
@@ -14,7 +15,7 @@ impl DatabaseFile {
         let in_url = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("file:"));
         if in_url.is_none() && is_connection_string(url) {
             return Err(
-                "a PostgreSQL database is named by a URL, postgres://user:password@host:port/database".into(),
+                "name a PostgreSQL database by a URL, postgres://user:password@host:port/database".into()
             );
         }
         // What follows the path are parameters, and those may hold a key.
@@ -23,9 +24,9 @@ impl DatabaseFile {
         if path.is_empty() { Err("it names no file".into()) } else { Ok(Self(path.to_owned())) }
     }
 
-    /// SQLite makes a file that is not there: right for migrations, and else a mistake in the path.
+    /// Fails if there is no such file. SQLite would make it, which is right for migrations and else hides a mistake in the path.
     pub(super) fn require(&self) -> Result<(), Failure> {
-        // One that is written percent-encoded is SQLite's to find.
+        // SQLite decodes a path with `%` itself.
         if Path::new(&self.0).exists() || self.0.contains('%') {
             Ok(())
         } else {
@@ -40,7 +41,7 @@ impl fmt::Display for DatabaseFile {
     }
 }
 
-/// Whether it looks like `host=.. password=..`, which libpq knows too.
+/// Whether it looks like `host=.. password=..`, which libpq takes too.
 fn is_connection_string(text: &str) -> bool {
     text.split_once('=').is_some_and(|(name, _)| {
         let name = name.trim();

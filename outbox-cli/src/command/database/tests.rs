@@ -1,10 +1,13 @@
 use super::*;
-use crate::command::args;
+use crate::command::args::Action;
+use crate::command::invocation::Invocation;
 
-fn chosen(arguments: &[&str]) -> Result<Database, String> {
-    let invocation = args::parse(["outbox", "migrate"].iter().chain(arguments)).expect("good arguments");
-    let config = Config::load(&invocation.flags, std::iter::empty()).expect("good settings");
-    Database::chosen(&config).map_err(|error| error.to_string())
+fn chosen(arguments: &[&str]) -> Result<OutboxDatabase, String> {
+    let arguments = ["outbox", "migrate"].iter().chain(arguments);
+    let Invocation { action, origins } =
+        Invocation::read(arguments, std::iter::empty()).expect("good arguments");
+    let Action::Migrate(common) = action else { panic!("{action:?}") };
+    OutboxDatabase::chosen(&common.database, &origins).map_err(|error| error.to_string())
 }
 
 fn problem(arguments: &[&str]) -> String {

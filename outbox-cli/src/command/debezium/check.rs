@@ -5,54 +5,58 @@ mod facts;
 use diesel::pg::PgConnection;
 
 use self::facts::{Facts, Publication, Slot, Table};
-use super::Outbox;
-use crate::command::config::Config;
-use crate::command::database::Database;
+use super::DebeziumOutbox;
+use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
+use crate::command::origin::Origins;
 use crate::command::output::print;
 
-/// One thing that was looked at.
+/// One thing that was checked.
+#[derive(Debug)]
 struct Finding {
     verdict: Verdict,
     text: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Good,
-    /// Debezium runs, but not everything is as it should be.
-    Mind,
+    /// Debezium can run, but something is not as it should be.
+    Warn,
     /// Debezium cannot do its work.
-    Wrong,
+    Fail,
 }
 
-use self::Verdict::{Good, Mind, Wrong};
+use self::Verdict::{Fail, Good, Warn};
 
-/// Looks at everything, as the role that Debezium connects as, and tells what is to be done.
-pub(super) fn run(config: &Config, outbox: &Outbox) -> Result<(), Failure> {
-    let database = Database::chosen(config)?;
-    let mut conn = database.postgres_connection(config)?;
+/// Checks everything, as the role that Debezium connects as, and prints what to do.
+pub(super) fn run(
+    database: &OutboxDatabase,
+    outbox: &DebeziumOutbox,
+    origins: &Origins,
+) -> Result<(), Failure> {
+    let mut conn = database.postgres_connection(origins)?;
     let findings = findings(&mut conn, outbox).map_err(|error| database.failed(error))?;
     let lines: String = findings.iter().map(Finding::line).collect();
     print(&lines)?;
-    match findings.iter().filter(|finding| finding.verdict == Wrong).count() {
+    match findings.iter().filter(|finding| finding.verdict == Fail).count() {
         0 => Ok(()),
-        wrong => Err(Failure::DebeziumCheck { wrong }),
+        failed => Err(Failure::DebeziumCheck { failed }),
     }
 }
 
 impl Finding {
     fn line(&self) -> String {
         let mark = match self.verdict {
-            Good => "ok   ",
-            Mind => "mind ",
-            Wrong => "WRONG",
+            Good => "ok  ",
+            Warn => "warn",
+            Fail => "FAIL",
         };
         format!("{mark} {}\n", self.text)
     }
 }
 
-fn findings(conn: &mut PgConnection, outbox: &Outbox) -> diesel::QueryResult<Vec<Finding>> {
+fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryResult<Vec<Finding>> {
     let facts = Facts::look(conn)?;
     let table = Table::look(conn, &outbox.schema)?;
     let publication = Publication::look(conn, &outbox.publication, &outbox.schema)?;
@@ -79,33 +83,33 @@ fn level(facts: &Facts) -> Finding {
         return finding(Good, "wal_level is logical");
     }
     finding(
-        Wrong,
+        Fail,
         format!(
-            "wal_level is {level}: run ALTER SYSTEM SET wal_level = 'logical' and restart the server (on a managed server \
-             its logical replication setting)"
+            "wal_level is {level}: run ALTER SYSTEM SET wal_level = 'logical' and restart the server (a managed server \
+             has a setting of its own for logical replication)"
         ),
     )
 }
 
-fn role(facts: &Facts, outbox: &Outbox) -> Finding {
+fn role(facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
     let role = &outbox.server.user;
     if facts.may_replicate {
         finding(Good, format!("the role {role} may replicate"))
     } else {
         finding(
-            Wrong,
+            Fail,
             format!(
-                "the role {role} may not replicate: run ALTER ROLE .. REPLICATION, see `outbox debezium sql`"
+                "the role {role} may not replicate: run ALTER ROLE .. REPLICATION, see `outbox debezium setup-sql`"
             ),
         )
     }
 }
 
-fn table_findings(table: &Table, outbox: &Outbox) -> Vec<Finding> {
+fn table_findings(table: &Table, outbox: &DebeziumOutbox) -> Vec<Finding> {
     let name = format!("{}.outbox", outbox.schema);
     if !table.is_there {
         return vec![finding(
-            Wrong,
+            Fail,
             format!(
                 "there is no table {name} that this role can see: name the schema with --schema, or grant USAGE on it"
             ),
@@ -114,85 +118,89 @@ fn table_findings(table: &Table, outbox: &Outbox) -> Vec<Finding> {
     let readable = if table.may_select {
         finding(Good, format!("the role may read {name}"))
     } else {
-        finding(Wrong, format!("the role may not read {name}: grant SELECT, see `outbox debezium sql`"))
+        finding(Fail, format!("the role may not read {name}: grant SELECT, see `outbox debezium setup-sql`"))
     };
     let columns = if table.wrong_columns.is_empty() {
         finding(Good, format!("the columns of {name} are those that the router reads"))
     } else {
         let wrong = table.wrong_columns.join(", ");
         finding(
-            Wrong,
+            Fail,
             format!(
-                "{name} has no {wrong}: run `outbox migrate` for a new table; a created_at with time zone is changed by \
-                 ALTER TABLE .. ALTER created_at TYPE timestamp(3) USING created_at AT TIME ZONE 'utc'"
+                "{name} has no {wrong}: run `outbox migrate` for a new table. To change a created_at with time zone, run ALTER TABLE \
+                 {name} ALTER created_at TYPE timestamp(3) USING created_at AT TIME ZONE 'utc'"
             ),
         )
     };
     vec![readable, columns]
 }
 
-fn publication_finding(publication: Option<&Publication>, outbox: &Outbox) -> Finding {
+fn publication_finding(publication: Option<&Publication>, outbox: &DebeziumOutbox) -> Finding {
     let name = &outbox.publication;
     let Some(publication) = publication else {
         return finding(
-            Wrong,
-            format!("there is no publication {name}: run `outbox wal setup`, or see `outbox debezium sql`"),
+            Fail,
+            format!(
+                "there is no publication {name}: run `outbox wal setup`, or see `outbox debezium setup-sql`"
+            ),
         );
     };
     if !publication.has_table || !publication.inserts {
         return finding(
-            Wrong,
+            Fail,
             format!(
-                "the publication {name} does not have what is inserted into {}.outbox: name another",
+                "the publication {name} does not publish what is inserted into {}.outbox: name another with --publication",
                 outbox.schema
             ),
         );
     }
     if publication.has_more || publication.more_than_inserts {
         return finding(
-            Mind,
+            Warn,
             format!(
-                "the publication {name} has more than what is inserted into the outbox, all of which Debezium is sent and \
-                 throws away: run ALTER PUBLICATION {name} SET TABLE {}.outbox and SET (publish = 'insert')",
+                "the publication {name} publishes more than what is inserted into the outbox. The server sends all of it to Debezium, \
+                 which throws it away: run ALTER PUBLICATION {name} SET TABLE {}.outbox and SET (publish = 'insert')",
                 outbox.schema
             ),
         );
     }
-    finding(Good, format!("the publication {name} has the outbox's inserts, and nothing else"))
+    finding(Good, format!("the publication {name} publishes the outbox's inserts, and nothing else"))
 }
 
-fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &Outbox) -> Finding {
+fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
     let name = &outbox.slot;
     let Some(slot) = slot else {
         let free =
-            if facts.free_slots > 0 { "" } else { ", after raising max_replication_slots, as none is free" };
+            if facts.free_slots > 0 { "" } else { ". No slot is free: raise max_replication_slots first" };
         return finding(
-            Wrong,
-            format!("there is no slot {name}: run `outbox wal setup`, or see `outbox debezium sql`{free}"),
+            Fail,
+            format!(
+                "there is no slot {name}: run `outbox wal setup`, or see `outbox debezium setup-sql`{free}"
+            ),
         );
     };
     if !slot.fits {
         return finding(
-            Wrong,
+            Fail,
             format!(
-                "the slot {name} is of another database or another plugin than pgoutput: make one of another name with `outbox wal setup \
-                 --slot ..`, and name it here with --slot"
+                "the slot {name} belongs to another database or to another plugin than pgoutput: make one with another name by \
+                 `outbox wal setup --slot ..`, and name it here with --slot"
             ),
         );
     }
     match (slot.status.as_str(), &slot.reader) {
         ("lost", _) => finding(
-            Wrong,
+            Fail,
             format!(
-                "the server has given up the slot {name}, as it kept more than max_slot_wal_keep_size allows: run `outbox wal \
-                 setup`, and delete the connector's offsets before it starts"
+                "the server has given up the slot {name}, because it retained more than max_slot_wal_keep_size allows: run `outbox \
+                 wal setup`, and delete the connector's offsets before it starts"
             ),
         ),
         (_, Some(reader)) if reader.contains("outbox relay") => {
-            finding(Wrong, format!("a relay reads the slot {name}: stop it before Debezium starts"))
+            finding(Fail, format!("a relay reads the slot {name}: stop it before Debezium starts"))
         }
         ("unreserved", _) => finding(
-            Mind,
+            Warn,
             format!(
                 "the slot {name} is about to be lost: start Debezium now, or raise max_slot_wal_keep_size"
             ),
@@ -200,35 +208,39 @@ fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &Outbox) -> Finding 
         (_, Some(reader)) => finding(Good, format!("the slot {name} is read by {reader}")),
         (status, None) => finding(
             Good,
-            format!("the slot {name} is there and free, {status}, confirmed up to {}", slot.confirmed),
+            format!(
+                "the slot {name} exists, nobody reads it, it is {status}, and confirmed up to {}",
+                slot.confirmed
+            ),
         ),
     }
 }
 
-/// A relay may know more than it could tell the server.
-fn behind(slot: &Slot, outbox: &Outbox) -> Option<Finding> {
+/// A relay may have sent more than it could confirm to the server.
+fn behind(slot: &Slot, outbox: &DebeziumOutbox) -> Option<Finding> {
     let sent = slot.sent_up_to.as_ref().filter(|_| slot.reader.is_none())?;
     let name = &outbox.slot;
     Some(finding(
-        Mind,
+        Warn,
         format!(
-            "a relay has sent what is in the slot {name} up to {sent}: run SELECT pg_replication_slot_advance('{name}', \
-             '{sent}'), else Debezium sends it again"
+            "a relay has sent the slot's events up to {sent}: run SELECT pg_replication_slot_advance('{name}', '{sent}'), or \
+             Debezium sends them again"
         ),
     ))
 }
 
-/// So much may take longer to read than Debezium waits until its first heartbeat, which names the log's end where nothing has come.
+/// So much may take longer to read than Debezium waits until its first heartbeat. That heartbeat names the WAL's end if no
+/// event has come yet.
 const MUCH: i64 = 256 << 20;
 
 fn far_behind(slot: &Slot) -> Option<Finding> {
     let megabytes = slot.behind >> 20;
     (slot.behind > MUCH && slot.reader.is_none()).then(|| {
         finding(
-            Mind,
+            Warn,
             format!(
-                "{megabytes} MB of the log wait in the slot: where this is the connector's first start leave out the lines \
-                 heartbeat.* and message.* until its first event has come, else events can be lost where it is killed before that"
+                "{megabytes} MB of the WAL wait in the slot: if the connector starts for the first time, leave out the lines \
+                 heartbeat.* and message.* until its first event has come. Otherwise events are lost if it is killed before that"
             ),
         )
     })
@@ -236,37 +248,37 @@ fn far_behind(slot: &Slot) -> Option<Finding> {
 
 fn senders(facts: &Facts, slot: Option<&Slot>) -> Finding {
     if facts.free_senders > 0 || slot.is_some_and(|slot| slot.reader.is_some()) {
-        return finding(Good, "a sender is free");
+        return finding(Good, "a WAL sender is free");
     }
-    finding(Wrong, "no sender is free: raise max_wal_senders and restart the server")
+    finding(Fail, "no WAL sender is free: raise max_wal_senders and restart the server")
 }
 
 fn limit(facts: &Facts) -> Finding {
     match facts.keep_megabytes {
         ..0 => finding(
-            Mind,
-            "max_slot_wal_keep_size is not set: while Debezium is away the server keeps all of its log, until the disk is full",
+            Warn,
+            "max_slot_wal_keep_size is not set: while Debezium is away the server retains all of its WAL, until the disk is full",
         ),
         limit => {
-            finding(Good, format!("a slot keeps {limit} MB of the log at most (max_slot_wal_keep_size)"))
+            finding(Good, format!("a slot retains {limit} MB of the WAL at most (max_slot_wal_keep_size)"))
         }
     }
 }
 
-/// Debezium sends what comes from the slot, and nothing that was in the table before.
+/// Debezium sends what comes from the slot, and no event that was in the table before.
 fn waiting(table: &Table) -> Option<Finding> {
     match (table.is_divided?, table.waiting?) {
         (true, true) => Some(finding(
-            Mind,
-            "events wait to be polled that Debezium does not send: let a relay run until `outbox lag` tells of none, and \
-             start Debezium then",
+            Warn,
+            "events wait to be polled, which Debezium does not do: let a relay run until `outbox lag` reports none, and then start \
+             Debezium",
         )),
         (false, true) => Some(finding(
-            Mind,
-            "the table is polled as a whole, and has events that no relay has marked as sent: if they were in it before the \
-             slot was made Debezium does not send them (`outbox wal setup` is the way from polling), and a relay that is \
-             started by mistake would send all of them",
+            Warn,
+            "the whole table is polled, and has events that no relay has marked as sent. If they are older than the slot, \
+             Debezium does not send them: `outbox wal setup` is the way from polling. If they are younger, a relay that \
+             somebody starts by mistake sends all of them again",
         )),
-        (_, false) => Some(finding(Good, "nothing waits to be polled")),
+        (_, false) => Some(finding(Good, "no event waits to be polled")),
     }
 }

@@ -1,27 +1,30 @@
 //! `outbox debezium connector`
 
-use diesel_outbox_relay::TopicNaming;
-
-use super::Outbox;
+use super::DebeziumOutbox;
 use super::properties::Properties;
-use crate::command::config::Config;
-use crate::command::value::ConfigError;
+use crate::command::origin::Origins;
 
 /// What stands for the aggregate type in a relay's pattern, and in the router's.
 const PLACEHOLDERS: [&str; 2] = ["{aggregatetype}", "${routedByValue}"];
 
-/// Stands where a worker puts in what its environment has.
+/// A worker replaces it by the variable of its environment.
 const PASSWORD: &str = "${env:OUTBOX_DATABASE_PASSWORD}";
 
-/// Marks the messages by which the slot moves on where the outbox is idle and others write.
+/// Marks the messages that move the slot on while the outbox is idle and other tables change.
 const HEARTBEAT: &str = "outbox-heartbeat";
 
-/// The connector's properties, and what is to be said about them.
-pub(super) fn connector(
-    config: &Config,
-    outbox: &Outbox,
-    name: &str,
-) -> Result<(Properties, Vec<String>), ConfigError> {
+/// Refuses what cannot be part of a topic's name.
+pub(crate) fn connector_name(name: &str) -> Result<String, &'static str> {
+    let is_good = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if !name.is_empty() && name.chars().all(is_good) {
+        Ok(name.to_owned())
+    } else {
+        Err("use letters, digits, `.`, `_` and `-`")
+    }
+}
+
+/// The connector's properties, for a relay's pattern of topics.
+pub(super) fn connector(outbox: &DebeziumOutbox, name: &str, topic: &str) -> Properties {
     let server = &outbox.server;
     let given = |text: &str| text.to_owned();
     let mut properties: Properties = vec![
@@ -63,7 +66,7 @@ pub(super) fn connector(
         ("header.converter", given("org.apache.kafka.connect.storage.StringConverter")),
         ("transforms", given("outbox")),
         ("transforms.outbox.type", given("io.debezium.transforms.outbox.EventRouter")),
-        ("transforms.outbox.route.topic.replacement", topic(config)?),
+        ("transforms.outbox.route.topic.replacement", topic.replace(PLACEHOLDERS[0], PLACEHOLDERS[1])),
         ("transforms.outbox.table.field.event.timestamp", given("created_at")),
         ("transforms.outbox.table.fields.additional.placement", given("type:header:eventType")),
         ("poll.interval.ms", given("5")),
@@ -75,18 +78,10 @@ pub(super) fn connector(
         ("producer.override.max.in.flight.requests.per.connection", given("5")),
         ("producer.override.linger.ms", given("0")),
     ]);
-    Ok((properties, notes(config)))
+    properties
 }
 
-/// The router's pattern for the relay's. Whatever else a relay's pattern can hold stands for itself.
-fn topic(config: &Config) -> Result<String, ConfigError> {
-    let check =
-        |text: &str| text.parse::<TopicNaming>().map(|_| text.to_owned()).map_err(|error| error.to_string());
-    let pattern = config.parsed("topic", check)?.unwrap_or_else(|| config.shown("topic").to_owned());
-    Ok(pattern.replace(PLACEHOLDERS[0], PLACEHOLDERS[1]))
-}
-
-/// A regular expression, in a list with commas, for this name alone.
+/// A regular expression that matches this name alone, in a list with commas.
 fn pattern(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for character in name.chars() {
@@ -98,22 +93,22 @@ fn pattern(name: &str) -> String {
     text
 }
 
-fn notes(config: &Config) -> Vec<String> {
+/// What whoever starts the connector must know.
+pub(super) fn notes(origins: &Origins) -> Vec<String> {
     let mut notes = vec![
-        "The worker takes the password from its environment where it has config.providers=env and \
+        "The worker reads the password from its environment if it has config.providers=env and \
          config.providers.env.class=org.apache.kafka.common.config.provider.EnvVarConfigProvider."
             .to_owned(),
-        "The worker lets a connector override its producer's settings where it has \
+        "The worker lets a connector override its producer's settings if it has \
          connector.client.config.override.policy=All, the default from Kafka 4 on."
             .to_owned(),
-        "Make the publication and the slot first: see `outbox debezium sql`, and `outbox debezium check`."
+        "Make the publication and the slot first: see `outbox debezium setup-sql` and `outbox debezium check`."
             .to_owned(),
     ];
-    if let Some(given) = config.get("allow_topics") {
+    if let Some(origin) = origins.given("allow_topics") {
         notes.push(format!(
-            "{}: Debezium has no list of allowed topics; restrict those by Kafka's ACLs, and mind that a record which \
-             is refused stops the connector.",
-            given.origin
+            "{origin}: Debezium has no list of allowed topics. Restrict the topics by Kafka's ACLs; a record that Kafka \
+             refuses stops the connector.",
         ));
     }
     notes
@@ -122,15 +117,19 @@ fn notes(config: &Config) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::args;
+    use crate::command::args::{Action, DebeziumAction};
+    use crate::command::invocation::Invocation;
 
     fn printed(arguments: &[&str]) -> Result<(Properties, Vec<String>), String> {
         let url = ["outbox", "debezium", "connector", "--database-url", "postgres://ann:s3cret@db/shop"];
-        let flags = args::parse(url.iter().chain(arguments)).expect("good arguments").flags;
         let variables = [("OUTBOX_ALLOW_TOPICS".into(), "shop.*".into())];
-        let config = Config::load(&flags, variables.into_iter()).expect("good settings");
-        let outbox = Outbox::chosen(&config).map_err(|error| error.to_string())?;
-        connector(&config, &outbox, "shop").map_err(|error| error.to_string())
+        let invocation = Invocation::read(url.iter().chain(arguments), variables.into_iter());
+        let Invocation { action, origins } = invocation.map_err(|error| format!("{error:?}"))?;
+        let Action::Debezium(DebeziumAction::Connector { name, common, wal, topics, .. }) = action else {
+            panic!("{action:?}");
+        };
+        let outbox = DebeziumOutbox::chosen(&common, &wal, &origins).map_err(|error| error.to_string())?;
+        Ok((connector(&outbox, &name, &topics.topic.text), notes(&origins)))
     }
 
     #[track_caller]
@@ -147,8 +146,6 @@ mod tests {
         assert_eq!(topic(&[]), "outbox.event.${routedByValue}");
         assert_eq!(topic(&["--topic", "a-b_C.{aggregatetype}.v1"]), "a-b_C.${routedByValue}.v1");
         assert_eq!(topic(&["--topic", "events"]), "events");
-        let problem = printed(&["--topic", "a{b}"]).expect_err("no pattern");
-        assert!(problem.starts_with("--topic: `a{b}` is wrong"), "{problem}");
     }
 
     #[test]
@@ -160,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_of_allowed_topics_is_told_to_be_lost_and_the_password_is_not_printed() {
+    fn a_note_says_that_the_list_of_allowed_topics_is_lost_and_the_password_is_not_printed() {
         let (properties, notes) = printed(&[]).expect("properties");
         assert!(notes.iter().any(|note| note.starts_with("OUTBOX_ALLOW_TOPICS: ")), "{notes:?}");
         assert!(!format!("{properties:?}{notes:?}").contains("s3cret"));

@@ -1,18 +1,19 @@
-//! A connector's properties as they are written.
+//! How a connector's properties are written.
 
 use std::fmt::Write;
 
+use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
-/// Names and values in the order in which they are to be read.
+/// Names and values, in the order in which people read them.
 pub(super) type Properties = Vec<(&'static str, String)>;
 
 /// How they are written.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// The body of a request that makes a connector.
+    // The body of a request that makes a connector.
     Json,
-    /// A file for a standalone worker.
+    // A file for a standalone worker.
     Properties,
 }
 
@@ -40,7 +41,7 @@ fn file(name: &str, properties: &Properties, notes: &[String]) -> String {
     text
 }
 
-/// As Java reads it: a backslash escapes, and other characters than those of Latin-1 are written by their code.
+/// The value as Java reads it: a backslash escapes, and characters beyond ASCII are written by their code.
 fn escaped(value: &str) -> String {
     let mut text = String::with_capacity(value.len());
     for (place, character) in value.char_indices() {

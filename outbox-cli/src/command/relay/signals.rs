@@ -4,27 +4,27 @@ use std::io;
 #[cfg(unix)]
 use std::task::Poll;
 
-/// One that was received.
+/// A signal that stops the relay.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Received {
+pub(super) struct StopSignal {
     pub(super) name: &'static str,
-    /// That of a process which this signal ended.
+    /// The exit code of a process that this signal ended.
     pub(super) exit_code: i32,
 }
 
 #[cfg(unix)]
-const TERMINATE: Received = Received { name: "SIGTERM", exit_code: 143 };
-const INTERRUPT: Received = Received { name: "SIGINT", exit_code: 130 };
+const TERMINATE: StopSignal = StopSignal { name: "SIGTERM", exit_code: 143 };
+const INTERRUPT: StopSignal = StopSignal { name: "SIGINT", exit_code: 130 };
 
-/// The signals that are received from now on.
+/// Receives the signals from now on, instead of letting them end the process.
 #[cfg(unix)]
-pub(super) struct Signals {
+pub(super) struct StopSignals {
     terminate: tokio::signal::unix::Signal,
     interrupt: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
-impl Signals {
+impl StopSignals {
     pub(super) fn new() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,7 +32,7 @@ impl Signals {
     }
 
     /// Waits for the next one.
-    pub(super) async fn next(&mut self) -> Received {
+    pub(super) async fn next(&mut self) -> StopSignal {
         std::future::poll_fn(|context| {
             if self.terminate.poll_recv(context).is_ready() {
                 return Poll::Ready(TERMINATE);
@@ -43,20 +43,20 @@ impl Signals {
     }
 }
 
-/// The signals that are received from now on.
+/// Receives the signals from now on, instead of letting them end the process.
 #[cfg(windows)]
-pub(super) struct Signals {
+pub(super) struct StopSignals {
     interrupt: tokio::signal::windows::CtrlC,
 }
 
 #[cfg(windows)]
-impl Signals {
+impl StopSignals {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
     }
 
     /// Waits for the next one.
-    pub(super) async fn next(&mut self) -> Received {
+    pub(super) async fn next(&mut self) -> StopSignal {
         self.interrupt.recv().await;
         INTERRUPT
     }

@@ -1,10 +1,10 @@
-//! What the server tells about itself, the table, the publication and the slot.
+//! What the server reports about itself, the table, the publication and the slot.
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 pub(super) struct Facts {
     #[diesel(sql_type = Text)]
     pub(super) wal_level: String,
@@ -35,18 +35,19 @@ impl Facts {
 }
 
 /// The table `outbox`.
+#[derive(Debug)]
 pub(super) struct Table {
     pub(super) is_there: bool,
     pub(super) may_select: bool,
-    /// Those that the router reads and that are not there as it needs them.
+    /// Columns that the router reads, and that are missing or of another type.
     pub(super) wrong_columns: Vec<String>,
-    /// Whether later rows are read from the log; nothing where the role may not look.
+    /// Whether later rows are read from the WAL. `None` if the role may not see that.
     pub(super) is_divided: Option<bool>,
     /// Whether a relay that polls would send something.
     pub(super) waiting: Option<bool>,
 }
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 struct TableRow {
     #[diesel(sql_type = Bool)]
     may_select: bool,
@@ -56,7 +57,7 @@ struct TableRow {
     may_look_at_shards: bool,
 }
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 struct Division {
     #[diesel(sql_type = Bool)]
     is_divided: bool,
@@ -115,7 +116,7 @@ impl Table {
     }
 }
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 pub(super) struct Publication {
     #[diesel(sql_type = Bool)]
     pub(super) inserts: bool,
@@ -143,20 +144,21 @@ impl Publication {
     }
 }
 
+#[derive(Debug)]
 pub(super) struct Slot {
-    /// Whether it is one of this database and of the right kind.
+    /// Whether it is a slot of this database and of the right kind.
     pub(super) fits: bool,
     pub(super) status: String,
     pub(super) confirmed: String,
     /// Who reads it.
     pub(super) reader: Option<String>,
-    /// How many bytes of the log wait in it.
+    /// How many bytes of the WAL wait in it.
     pub(super) behind: i64,
-    /// Up to where a relay has sent what it has, where that is past what is confirmed.
+    /// Up to where a relay has sent its events, if that is past what is confirmed.
     pub(super) sent_up_to: Option<String>,
 }
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 struct SlotRow {
     #[diesel(sql_type = Bool)]
     fits: bool,
@@ -172,7 +174,7 @@ struct SlotRow {
     may_look_at_slots: bool,
 }
 
-#[derive(QueryableByName)]
+#[derive(Debug, QueryableByName)]
 struct SentUpTo {
     #[diesel(sql_type = Text)]
     start: String,
