@@ -28,6 +28,8 @@ pub(crate) enum OutboxDatabase {
     Sqlite { url: Secret, file: file::DatabaseFile },
 }
 
+// A binary for one database needs fewer of the parameters.
+#[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(unused_variables))]
 impl OutboxDatabase {
     /// The database that the settings name.
     pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Self, ConfigError> {

@@ -11,7 +11,7 @@ fn chosen(arguments: &[&str]) -> Result<OutboxDatabase, String> {
 }
 
 fn problem(arguments: &[&str]) -> String {
-    chosen(arguments).err().expect("a database that is refused")
+    chosen(arguments).expect_err("a database that is refused")
 }
 
 #[cfg(feature = "postgres")]

@@ -93,8 +93,7 @@ pub(super) fn whole<N: FromStr>(text: &str) -> Result<N, &'static str> {
     text.parse().map_err(|_| "it must be a whole number")
 }
 
-/// Reads an item of a list. That it may be empty is for whoever takes the list: `a, ` has one item.
-#[allow(clippy::unnecessary_wraps)] // clap takes only functions that can fail
+/// Reads an item of a list. Whoever takes the list skips empty items: `a, ` has one item.
 pub(super) fn trimmed(text: &str) -> Result<String, std::convert::Infallible> {
     Ok(text.trim().to_owned())
 }
