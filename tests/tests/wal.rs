@@ -353,7 +353,7 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     wait_until_confirmed(conn, PATIENCE);
     relay.wait_for_line("a warning", PATIENCE, |line| line.contains("the slot retains much"));
     relay.wait_for_line("the lag", PATIENCE, |line| {
-        ["outbox lag", "log_bytes=", "log_seconds=", "retained_bytes=", "slot_status=\"reserved\""]
+        ["outbox lag", "wal_bytes=", "wal_seconds=", "retained_bytes=", "slot_status=\"reserved\""]
             .iter()
             .all(|part| line.contains(part))
     });
