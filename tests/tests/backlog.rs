@@ -1,4 +1,5 @@
-//! A backlog is read on a second connection: a pass that cannot have it, or must wait for it, reads all the same.
+//! The relay reads a backlog on a second connection. If a pass cannot have that connection, or would have to wait for it, it
+//! still reads.
 
 #[path = "backlog/gate.rs"]
 mod gate;
@@ -18,7 +19,7 @@ use outbox_tests::{Database, Postgres, eventually};
 use self::gate::Gate;
 
 const EVENTS: usize = 1_000;
-/// Enough for all shards.
+/// Enough aggregates that every shard has some.
 const AGGREGATES: usize = 101;
 const CHUNK: usize = 50;
 
@@ -34,7 +35,7 @@ fn with_backlog() -> Database<'static> {
     database
 }
 
-/// Numbered by their types.
+/// The event type of each event is its number.
 fn emit_backlog(conn: &mut PgConnection) {
     let record = |n: usize| Record::new("order", (n % AGGREGATES).to_string(), n.to_string());
     conn.transaction(|c| c.emit_all((0..EVENTS).map(record))).unwrap();
@@ -79,7 +80,7 @@ fn unsent(conn: &mut PgConnection) -> i64 {
     count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL")
 }
 
-/// Takes the connection away that holds the claim.
+/// Terminates the connection that holds the claim.
 fn end_pass(conn: &mut PgConnection) {
     let terminated = "SELECT count(pg_terminate_backend(pid)) FROM pg_locks JOIN pg_database d ON d.oid = database \
                       WHERE d.datname = current_database() AND relation = 'outbox_shard'::regclass \
@@ -96,9 +97,9 @@ fn reads_ahead(conn: &mut PgConnection) {
     });
 }
 
-/// It waits for the pass, and the second connection would wait for it.
+/// The lock request waits for the pass to end, and a second connection would have to wait behind it.
 #[test]
-fn who_waits_for_the_whole_table_does_not_hold_up_the_pass() {
+fn a_session_that_waits_to_lock_the_table_does_not_hold_up_the_pass() {
     let database = with_backlog();
     let (conn, waiting) = (&mut database.connect(), &mut database.connect());
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -117,7 +118,7 @@ fn who_waits_for_the_whole_table_does_not_hold_up_the_pass() {
 }
 
 #[test]
-fn a_relay_that_may_have_one_connection_only_reads_the_backlog_with_it() {
+fn a_relay_that_may_have_only_one_connection_still_reads_the_backlog() {
     let database = with_backlog();
     let conn = &mut database.connect();
     let role = format!("{}_relay", database.name());
@@ -136,9 +137,9 @@ fn a_relay_that_may_have_one_connection_only_reads_the_backlog_with_it() {
     });
 }
 
-/// While it reads on from the second connection nothing waits for the first one.
+/// While the pass reads from the second connection, it does not wait for anything on the first one.
 #[test]
-fn a_pass_whose_connection_is_lost_learns_of_it_though_it_reads_on() {
+fn a_pass_that_reads_on_the_second_connection_notices_that_the_first_is_lost() {
     let database = with_backlog();
     let conn = &mut database.connect();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -156,7 +157,7 @@ fn a_pass_whose_connection_is_lost_learns_of_it_though_it_reads_on() {
 }
 
 #[test]
-fn a_second_connection_that_is_never_made_is_not_waited_for() {
+fn a_pass_does_not_wait_for_a_second_connection_that_never_opens() {
     let database = with_backlog();
     let gate = Gate::new(database.url());
     let mut source = PostgresSource::new(gate.url(database.url()), SourceOptions::default());
@@ -165,9 +166,9 @@ fn a_second_connection_that_is_never_made_is_not_waited_for() {
     assert_eq!(unsent(&mut database.connect()), 0);
 }
 
-/// It is begun for what was sent long ago.
+/// The expired row makes the relay open the connection.
 #[test]
-fn a_connection_for_pruning_that_is_never_made_does_not_keep_a_relay_from_stopping() {
+fn a_relay_stops_although_its_connection_for_pruning_never_opens() {
     let database = migrated();
     database
         .connect()
@@ -188,9 +189,9 @@ fn a_connection_for_pruning_that_is_never_made_does_not_keep_a_relay_from_stoppi
     stopped.recv_timeout(Duration::from_secs(10)).expect("the relay to stop");
 }
 
-/// Others may have sent the rows by then, and their places may have been given to other rows.
+/// By then another relay may have sent the rows, and other rows may have taken their places in the table.
 #[test]
-fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
+fn the_second_connection_reads_nothing_for_a_pass_that_has_lost_its_claim() {
     let database = with_backlog();
     let conn = &mut database.connect();
     let gate = Gate::new(database.url());
@@ -206,9 +207,9 @@ fn the_second_connection_reads_nothing_for_a_pass_that_is_gone() {
     drain(&mut other);
 }
 
-/// The first event's transaction commits behind what is being read, and the second event is emitted then.
+/// The transaction of the first event commits behind the point that the pass reads. Only then is the second event emitted.
 #[test]
-fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
+fn an_event_that_commits_while_the_backlog_is_read_ahead_is_not_overtaken() {
     let database = migrated();
     let (conn, late) = (&mut database.connect(), &mut database.connect());
     let slow = |event_type: usize| Record::new("order", "slow", event_type.to_string());
@@ -227,14 +228,14 @@ fn a_commit_while_the_backlog_is_read_ahead_is_not_overtaken() {
     while read(&mut source, &mut all) {}
     let tickets: Vec<u64> = all.iter().map(|claimed| claimed.ticket).collect();
     source.settle(&tickets).unwrap();
-    // What has come since is read by the same pass.
+    // The same pass also reads what was committed since.
     read(&mut source, &mut all);
     assert!(all.iter().map(number).eq(0..EVENTS + 2), "in another order");
 }
 
-/// The backlog lies before what was read first.
+/// The numbers of the backlog are lower than that of the event that is read first.
 #[test]
-fn a_backlog_that_is_committed_late_does_not_bring_back_what_was_read() {
+fn a_backlog_that_commits_late_does_not_make_the_pass_read_an_event_twice() {
     let database = migrated();
     let (conn, late) = (&mut database.connect(), &mut database.connect());
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -253,7 +254,7 @@ fn a_backlog_that_is_committed_late_does_not_bring_back_what_was_read() {
 }
 
 #[test]
-fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
+fn records_that_were_read_ahead_are_held_back_if_their_aggregate_is_blocked() {
     let database = with_backlog();
     let conn = &mut database.connect();
     let mut options = SourceOptions::default();
@@ -266,7 +267,7 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     source.release().unwrap();
     all.clear();
     assert!(source.claim().unwrap());
-    // The next one of the aggregate is among these.
+    // These include the next event of the blocked aggregate.
     source.read(AGGREGATES, &mut all).unwrap();
     source.read_ahead(CHUNK).unwrap();
     reads_ahead(conn);
@@ -277,9 +278,9 @@ fn what_is_read_ahead_is_held_back_where_its_aggregate_is_blocked() {
     assert_eq!(count(conn, dead_letters) as usize, EVENTS.div_ceil(AGGREGATES));
 }
 
-/// A process that is frozen takes nothing any more from a server that is about to tell it what it reads.
+/// A frozen process does not receive what the server sends for its query.
 #[test]
-fn who_takes_nothing_of_what_it_reads_does_not_keep_its_claim() {
+fn a_relay_that_does_not_receive_what_it_reads_loses_its_claim() {
     let database = migrated();
     let conn = &mut database.connect();
     let large = |n: usize| Record::new("order", n.to_string(), "Large").with_payload(vec![b'x'; 60_000]);

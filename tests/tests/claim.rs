@@ -1,4 +1,4 @@
-//! A claim costs the same whatever was sent before and is still kept, and whatever there is for other workers.
+//! A claim costs the same, however many sent rows are kept, and however much work there is for other workers.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use outbox_tests::{Database, eventually};
 
 const SENT: usize = 200_000;
 
-/// Rows that were sent and are kept, with their shard as the expression says.
+/// Inserts rows that were sent and are kept. The expression gives their shard.
 fn keep_sent(conn: &mut PgConnection, shard: &str) {
     conn.batch_execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
@@ -22,7 +22,7 @@ fn keep_sent(conn: &mut PgConnection, shard: &str) {
     .unwrap();
 }
 
-/// As when so many other workers were at work.
+/// Takes the locks that this many other workers hold while they work.
 fn others_at_work(database: &Database<'_>, count: usize) -> Vec<PgConnection> {
     let at_work = |_| {
         let mut conn = database.connect();
@@ -33,7 +33,7 @@ fn others_at_work(database: &Database<'_>, count: usize) -> Vec<PgConnection> {
     (0..count).map(at_work).collect()
 }
 
-/// Those that nobody has claimed, a bit for each.
+/// The shards that nobody has claimed, with one bit for each.
 fn free_shards(conn: &mut PgConnection) -> i64 {
     let free = "SELECT coalesce(bit_or(1 << shard), 0)::bigint \
                 FROM (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED) AS s";
@@ -52,7 +52,7 @@ fn emit_one(conn: &mut PgConnection) {
     conn.transaction(|c| c.emit(&Record::new("order", "1", "OrderPlaced"))).unwrap();
 }
 
-/// Sends what is unsent, in a session of its own, and tells how many entries of indexes that has read.
+/// Sends what is unsent in a session of its own, and returns how many index entries that session has read.
 fn entries_of_a_look(database: &Database<'_>) -> i64 {
     entries_read(database, || {
         let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -70,12 +70,12 @@ fn count(conn: &mut PgConnection, sql: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
 }
 
-/// The others have never been claimed: each would be looked for in all that the busy one has sent.
+/// The other shards have never been claimed. A bad plan would search everything that the busy one has sent for each of them.
 #[test]
-fn one_busy_shard_does_not_make_a_claim_dear() {
+fn one_busy_shard_does_not_make_a_claim_expensive() {
     let database = migrated();
     let conn = &mut database.connect();
-    // The first relay of all looks whether bounds have gone past something unsent.
+    // The very first relay checks whether the bounds have passed unsent rows. This one does that.
     assert!(!PostgresSource::new(database.url(), SourceOptions::default()).claim().unwrap());
     keep_sent(conn, "5");
     conn.batch_execute(
@@ -87,9 +87,9 @@ fn one_busy_shard_does_not_make_a_claim_dear() {
     assert!(entries < 1_000, "{entries} entries were read for one event");
 }
 
-/// As when they were sent while an old transaction could still have inserted events before them.
+/// The bounds are still at the beginning, as if an old transaction could have inserted earlier events when the rows were sent.
 #[test]
-fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
+fn shards_that_have_become_quiet_do_not_make_each_claim_expensive() {
     let database = migrated();
     let conn = &mut database.connect();
     keep_sent(conn, "n % 16");
@@ -101,10 +101,10 @@ fn shards_that_are_quiet_now_do_not_make_each_claim_dear() {
     assert!(entries < 10_000, "{entries} entries were read for one event, {first} before");
 }
 
-/// Four shards that lie together, the one with the oldest event among them; the rows of the others are passed over in the
+/// Its share is four neighbouring shards, including the one with the oldest event. It skips the rows of the others in the
 /// index.
 #[test]
-fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
+fn a_worker_claims_its_share_of_the_shards_and_does_not_read_other_rows() {
     let database = migrated();
     let conn = &mut database.connect();
     insert(conn, "6");
@@ -128,10 +128,10 @@ fn a_worker_takes_its_share_and_does_not_look_at_other_rows() {
     assert!(looked_at < 3_000, "{looked_at} rows were looked at for 2,001 of the worker's own");
 }
 
-/// The first part has the oldest event as long as that worker does not get on. The others must not wait for it: the oldest of the
-/// rest are next.
+/// While the first worker is stuck, its shards hold the oldest event. The other workers must not wait for that: they take the
+/// oldest of the rest.
 #[test]
-fn what_one_worker_keeps_does_not_starve_the_others() {
+fn a_worker_that_is_stuck_does_not_starve_the_others() {
     let database = migrated();
     let conn = &mut database.connect();
     for shards in ["0", "15", "n FROM generate_series(0, 14) AS n"] {
@@ -146,9 +146,10 @@ fn what_one_worker_keeps_does_not_starve_the_others() {
     source.release().unwrap();
 }
 
-/// It is not counted, so that the relay would take all the other shards, find nothing in them, and begin anew.
+/// That session does not count as a worker. A relay that did not notice it would claim all other shards, find nothing there,
+/// and start again.
 #[test]
-fn a_shard_that_somebody_else_keeps_locked_is_no_reason_to_claim_the_others() {
+fn a_relay_does_not_claim_the_other_shards_because_a_stranger_has_locked_one() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -171,9 +172,9 @@ fn a_shard_that_somebody_else_keeps_locked_is_no_reason_to_claim_the_others() {
     }
 }
 
-/// Whoever has a share of the shards would keep the others' events waiting.
+/// A worker that has only a share of the shards would make the others' events wait.
 #[test]
-fn only_a_single_worker_lets_its_pass_linger() {
+fn only_a_worker_that_is_alone_keeps_its_pass_open() {
     let database = migrated();
     let conn = &mut database.connect();
     insert(conn, "3");
@@ -190,7 +191,7 @@ fn only_a_single_worker_lets_its_pass_linger() {
     assert!(!lingers());
 }
 
-/// The types of all that a pass sends, if anything can be claimed.
+/// Makes a pass and returns the types of the events that it sends, or nothing if nothing can be claimed.
 fn pass(source: &mut PostgresSource) -> Vec<String> {
     let mut records = Vec::new();
     if source.claim().unwrap() {
@@ -202,9 +203,10 @@ fn pass(source: &mut PostgresSource) -> Vec<String> {
     records.into_iter().map(|claimed| claimed.record.unwrap().event_type().to_owned()).collect()
 }
 
-/// A claim's snapshot may be older than the shards that it locks: their bounds count as they are then.
+/// The snapshot of a claim may be older than the shard rows that it locks. The claim must use their bounds as they are after
+/// the lock.
 #[test]
-fn a_row_that_is_brought_back_while_a_claim_looks_for_rows_is_sent() {
+fn a_row_that_is_requeued_while_a_claim_looks_for_rows_is_sent() {
     let database = migrated();
     let (conn, operator) = (&mut database.connect(), &mut database.connect());
     conn.batch_execute("SELECT setval('outbox_seq_seq', 10000)").unwrap();
@@ -216,7 +218,7 @@ fn a_row_that_is_brought_back_while_a_claim_looks_for_rows_is_sent() {
         emit_one(conn);
         (count(conn, "SELECT sent_through FROM outbox_shard WHERE shard = 3") > 10_000).then_some(())
     });
-    // The others make the claim last long enough.
+    // The other rows make the claim last long enough.
     conn.batch_execute("UPDATE outbox_shard SET sent_through = 0, passed = 0 WHERE shard <> 3").unwrap();
     operator
         .batch_execute(
@@ -247,7 +249,7 @@ fn a_row_that_is_brought_back_while_a_claim_looks_for_rows_is_sent() {
     });
 }
 
-/// It does not wait for the end of a pass, nor the pass for it.
+/// Pruning does not wait for the end of a pass, nor the pass for pruning.
 #[test]
 fn old_rows_are_pruned_while_a_pass_goes_on() {
     let database = migrated();

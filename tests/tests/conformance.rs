@@ -1,5 +1,5 @@
-//! What every database must do as a source of records. One suite, run on each: PostgreSQL 15 and 18, and SQLite; and most of it on
-//! the write-ahead log, where nothing is settled in the table.
+//! What every source of records must do. One suite runs on PostgreSQL 15 and 18 and on SQLite. Most of it also runs on the WAL,
+//! where nothing is settled in the table.
 
 #[path = "conformance/log.rs"]
 mod log;
@@ -23,9 +23,9 @@ trait Store {
     fn execute(&self, sql: &str);
     fn count(&self, from: &str) -> i64;
     fn observe(&self) -> Box<dyn Operate + Send>;
-    /// Whether a requeue does not wait for a pass.
+    /// Whether a requeue succeeds while a pass is open.
     fn requeues_at_once(&self) -> bool;
-    /// Numbers are given from the first on again.
+    /// Makes the numbers start from the first one again.
     fn restart_numbers(&self);
 }
 
@@ -109,7 +109,7 @@ impl Store for OnSqlite {
 fn postgres(major: u32) -> OnPostgres {
     let database = Postgres::shared_version(major).database();
     let conn = &mut database.connect();
-    // Far from UTC, so that a time which is taken for a local one is noticed.
+    // Far from UTC, so that the test notices a time that is taken for a local one.
     conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'", database.name()))
         .unwrap();
     Migrations::new().run(conn).unwrap();
@@ -124,7 +124,7 @@ fn sqlite() -> OnSqlite {
     store
 }
 
-/// Makes each function of the suite a test on each database.
+/// Turns each function of the suite into a test on each database.
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
         mod postgres_15 { $(#[test] fn $name() { super::$name(&super::postgres(15)); })* }
@@ -137,15 +137,15 @@ suite!(
     every_field_comes_back_as_it_was_emitted,
     an_aggregate_is_read_in_order_over_many_reads,
     exactly_what_is_settled_is_not_read_again,
-    a_pass_reads_on_and_gives_nothing_twice,
-    deleting_leaves_no_row,
+    a_pass_reads_events_that_arrive_meanwhile_and_returns_none_twice,
+    a_source_that_deletes_sent_rows_leaves_none,
     an_abandoned_pass_can_be_claimed_again,
     a_record_is_claimed_by_one_source_at_a_time,
-    the_claim_of_a_dropped_source_is_free,
-    a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place,
+    dropping_a_source_releases_its_claim,
+    a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place,
     dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
-    unreadable_headers_are_told_and_not_lost,
+    a_record_with_unreadable_headers_is_reported_and_not_lost,
     only_old_sent_rows_are_pruned,
     the_lag_counts_what_is_unsent,
     a_waiting_source_wakes_for_an_emitted_record,
@@ -163,10 +163,10 @@ macro_rules! suite_of_the_log {
 suite_of_the_log!(
     every_field_comes_back_as_it_was_emitted,
     an_aggregate_is_read_in_order_over_many_reads,
-    a_pass_reads_on_and_gives_nothing_twice,
+    a_pass_reads_events_that_arrive_meanwhile_and_returns_none_twice,
     an_abandoned_pass_can_be_claimed_again,
     a_record_is_claimed_by_one_source_at_a_time,
-    the_claim_of_a_dropped_source_is_free,
+    dropping_a_source_releases_its_claim,
     dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
     large_payloads_make_chunks_smaller,
@@ -182,12 +182,12 @@ fn records(count: usize) -> Vec<Record> {
     (0..count).map(|n| record(n % 7, n)).collect()
 }
 
-/// Claims, which may take a moment where another source has just let go.
+/// Claims. This may take a moment if another source has just released its claim.
 fn claim(source: &mut dyn Source) {
     eventually("something to claim", Duration::from_secs(20), || source.claim().unwrap().then_some(()));
 }
 
-/// Reads all that was claimed.
+/// Reads everything that was claimed.
 fn read(source: &mut dyn Source, limit: usize) -> Vec<Claimed> {
     let mut all = Vec::new();
     loop {
@@ -215,7 +215,7 @@ fn names<const N: usize>(names: [&str; N]) -> BTreeSet<String> {
     names.map(str::to_owned).into()
 }
 
-/// Everything that can be claimed now, settled.
+/// Settles everything that can be claimed now, and returns it.
 fn drain(source: &mut dyn Source) -> Vec<Claimed> {
     let mut all = Vec::new();
     while source.claim().unwrap() {
@@ -290,8 +290,8 @@ fn exactly_what_is_settled_is_not_read_again(store: &dyn Store) {
     assert_eq!(store.count("outbox"), 100);
 }
 
-/// What comes in the middle of a pass is of aggregates that the pass knows, and of others.
-fn a_pass_reads_on_and_gives_nothing_twice(store: &dyn Store) {
+/// Events that arrive in the middle of a pass belong to aggregates that the pass knows, and to others.
+fn a_pass_reads_events_that_arrive_meanwhile_and_returns_none_twice(store: &dyn Store) {
     let emitted = records(300);
     let mut source = store.source(SourceOptions::default());
     store.emit(&emitted[..3]);
@@ -311,7 +311,7 @@ fn a_pass_reads_on_and_gives_nothing_twice(store: &dyn Store) {
     source.abandon();
 }
 
-fn deleting_leaves_no_row(store: &dyn Store) {
+fn a_source_that_deletes_sent_rows_leaves_none(store: &dyn Store) {
     store.emit(&records(100));
     let mut options = SourceOptions::default();
     options.sent_rows = SentRows::Delete;
@@ -345,7 +345,7 @@ fn a_record_is_claimed_by_one_source_at_a_time(store: &dyn Store) {
     assert_eq!(of_first.len() + of_second.len() + rest.len(), 100);
 }
 
-fn the_claim_of_a_dropped_source_is_free(store: &dyn Store) {
+fn dropping_a_source_releases_its_claim(store: &dyn Store) {
     store.emit(&records(100));
     let mut first = store.source(SourceOptions::default());
     claim(first.as_mut());
@@ -359,7 +359,7 @@ fn the_claim_of_a_dropped_source_is_free(store: &dyn Store) {
     assert_eq!(claimed.len() + drain(second.as_mut()).len(), 100);
 }
 
-fn a_dead_letter_leaves_with_its_reason_and_comes_back_in_its_place(store: &dyn Store) {
+fn a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place(store: &dyn Store) {
     let emitted = [record(1, "a"), record(1, "b"), record(1, "c")];
     store.emit(&emitted);
     let mut source = store.source(SourceOptions::default());
@@ -432,7 +432,7 @@ fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
     assert_eq!(types, ["a", "b", "c"]);
 }
 
-fn unreadable_headers_are_told_and_not_lost(store: &dyn Store) {
+fn a_record_with_unreadable_headers_is_reported_and_not_lost(store: &dyn Store) {
     store.emit(&[record(1, "a").header("name", "value")]);
     store.execute("UPDATE outbox SET headers = '[1, 2]'");
     let mut source = store.source(SourceOptions::default());
@@ -486,7 +486,7 @@ fn the_lag_counts_what_is_unsent(store: &dyn Store) {
 
 fn a_waiting_source_wakes_for_an_emitted_record(store: &dyn Store) {
     let mut options = SourceOptions::default();
-    // Far too long for the test: only a wake-up can end the wait.
+    // Far longer than the test waits: only a wake-up can end the wait.
     options.poll_interval = Duration::from_secs(3_600);
     let mut source = store.source(options);
     assert!(!source.claim().unwrap());
@@ -518,7 +518,7 @@ fn large_payloads_make_chunks_smaller(store: &dyn Store) {
     source.abandon();
 }
 
-/// The letters come back on both sides of where the pass has read to.
+/// The dead letters come back on both sides of the place up to which the pass has read.
 fn a_requeue_in_the_middle_of_a_pass_keeps_the_order(store: &dyn Store) {
     store.emit(&[
         record(1, "a"),
@@ -542,7 +542,7 @@ fn a_requeue_in_the_middle_of_a_pass_keeps_the_order(store: &dyn Store) {
     assert!(!all.is_empty());
     let mut observe = store.observe();
     std::thread::scope(|scope| {
-        // On PostgreSQL it waits for the pass, on SQLite it does not.
+        // On PostgreSQL the requeue waits for the pass, on SQLite it does not.
         let requeued = scope.spawn(move || observe.requeue(&Requeue::All).unwrap());
         if store.requeues_at_once() {
             eventually("the letters to be back", Duration::from_secs(20), || {
@@ -565,7 +565,7 @@ fn a_requeue_in_the_middle_of_a_pass_keeps_the_order(store: &dyn Store) {
     assert_eq!(all.len(), 5);
 }
 
-/// A second source that finds nothing free waits, and does not ask again and again.
+/// A second source that finds nothing to claim waits, and does not query again and again.
 fn a_source_that_stands_by_does_not_spin(store: &dyn Store) {
     let mut options = SourceOptions::default();
     options.poll_interval = Duration::from_secs(3_600);

@@ -1,5 +1,5 @@
-//! The main job, on real servers: what was committed arrives as it was emitted, what was rolled back does not, and what
-//! stands in the way of one record does not stop the others.
+//! The main job on real servers: what is committed arrives as it was emitted, what is rolled back does not, and a record that
+//! cannot be sent does not stop the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn migrated() -> Database<'static> {
     database
 }
 
-/// A relay for the database, whose topics all begin with a prefix of this test's own.
+/// A relay for the database whose topics all begin with this test's prefix.
 fn relay(database: &Database<'_>, prefix: &str) -> Relay {
     let topics: TopicNaming = format!("{prefix}.{{aggregatetype}}").parse().unwrap();
     Relay::postgres(database.url()).broker(Broker::new(Kafka::shared().brokers())).topic_naming(topics)
@@ -38,7 +38,7 @@ fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
     Record::new("order", aggregate.to_string(), event_type.to_string()).with_payload(*b"{}")
 }
 
-/// The event types in the order of their first arrival: where Kafka refuses a batch, others may be sent again.
+/// The event types in the order of their first arrival. If Kafka refuses a batch, other records of it may be sent again.
 fn first_event_types(received: &[Received]) -> Vec<&str> {
     let mut names = event_types(received);
     let mut seen = std::collections::BTreeSet::new();
@@ -124,7 +124,7 @@ fn committed_events_arrive_with_their_exact_bytes_and_others_never_do() {
     assert!(panicked.is_err());
     let odd = odd_records();
     conn.transaction(|c| c.emit_all(&odd)).unwrap();
-    // Everything that was emitted before a record of the same aggregate has arrived when that has.
+    // When a record has arrived, everything that was emitted before it for the same aggregate has arrived too.
     let last = record(1, "Last");
     emit(conn, &last);
     let topic = format!("{prefix}.order");
@@ -135,7 +135,7 @@ fn committed_events_arrive_with_their_exact_bytes_and_others_never_do() {
 }
 
 #[test]
-fn what_arrives_is_what_was_emitted_on_postgres() {
+fn events_arrive_on_kafka_exactly_as_emitted_on_postgres() {
     let database = migrated();
     let prefix = Kafka::shared().unique("exact");
     let relay = relay(&database, &prefix).spawn().unwrap();
@@ -146,7 +146,7 @@ fn what_arrives_is_what_was_emitted_on_postgres() {
 }
 
 #[test]
-fn what_arrives_is_what_was_emitted_on_sqlite() {
+fn events_arrive_on_kafka_exactly_as_emitted_on_sqlite() {
     let folder = Folder::new("delivery");
     let path = folder.path().join("outbox.db").display().to_string();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
@@ -160,7 +160,7 @@ fn what_arrives_is_what_was_emitted_on_sqlite() {
             .spawn()
             .unwrap()
     };
-    // A second relay waits its turn.
+    // A second relay waits for its turn.
     let (first, second) = (start(), start());
     let odd = odd_records();
     conn.transaction(|c| c.emit_all(&odd)).unwrap();
@@ -191,7 +191,7 @@ fn tables_in_a_schema_of_their_own_are_relayed() {
 
 /// A transaction that took a low `seq` commits after higher ones were sent and the lower bounds have moved on.
 #[test]
-fn a_late_commit_is_sent() {
+fn an_event_that_commits_late_is_sent() {
     let database = migrated();
     let prefix = Kafka::shared().unique("late");
     let topic = format!("{prefix}.order");
@@ -214,7 +214,7 @@ fn a_late_commit_is_sent() {
     let received = Kafka::shared().read_at_least(&topic, 20_001, PATIENCE);
     assert_eq!(received.len(), 20_001);
     assert_eq!(event_types(&received).iter().filter(|name| **name == "Late").count(), 1);
-    // Once nobody can commit late any more, the lower bounds do move.
+    // As soon as no transaction can commit late any more, the lower bounds move.
     eventually("the lower bounds to move", PATIENCE, || {
         emit(conn, &record("after", "After"));
         (number(conn, "SELECT max(sent_through) FROM outbox_shard") > 15_000).then_some(())
@@ -258,7 +258,7 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
         .allow([format!("{prefix}.order"), broker_limit.clone()]);
     let relay = relay(&database, &prefix).topic_naming(topics).spawn().unwrap();
     let conn = &mut database.connect();
-    // Random, so that no compression makes it fit.
+    // Random bytes, so that compression cannot make it fit.
     let large: Vec<u8> = (0..2_000_000_u64).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
     let of = |aggregate_type: &str, event_type: &str| {
         Record::new(aggregate_type, "1", event_type).with_payload(*b"{}")
@@ -322,7 +322,7 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
         (conn.dead_letters(9).unwrap().len() == 1).then_some(())
     });
     stop(first);
-    // The topic is allowed now, but the aggregate stays blocked.
+    // The topic is allowed by now, but the aggregate stays blocked.
     let second = blocking(allow(&["order"]));
     emit(conn, &record(1, "2"));
     emit(conn, &record(2, "other aggregate"));
@@ -339,7 +339,7 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     stop(second);
 }
 
-/// On a broker that does not make topics by itself.
+/// This broker does not make topics by itself.
 #[test]
 fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
     let kafka = Kafka::start_with(&[("auto.create.topics.enable", "false")]);
@@ -374,7 +374,7 @@ fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
     stop(relay);
 }
 
-/// The producer's queue is smaller than the record that it would take.
+/// The producer's queue is smaller than the record.
 #[test]
 fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
     let database = migrated();
@@ -393,9 +393,9 @@ fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
     stop(relay);
 }
 
-/// Records that were read together with the one that blocks them are held back too.
+/// Records that were read together with the one that blocks their aggregate are held back too.
 #[test]
-fn a_block_holds_back_what_was_read_already() {
+fn a_blocked_aggregate_holds_back_records_that_were_read_already() {
     let database = migrated();
     let prefix = Kafka::shared().unique("chunk");
     let relay = relay(&database, &prefix).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap();
@@ -414,7 +414,7 @@ fn a_block_holds_back_what_was_read_already() {
     stop(relay);
 }
 
-/// The partitions that Java's default partitioner chooses: the hashes are those of Kafka's own test of its murmur2
+/// The partitions that Java's default partitioner chooses. The hashes come from Kafka's own test of its murmur2
 /// (`org.apache.kafka.common.utils.UtilsTest`).
 #[test]
 fn partitions_are_those_that_java_clients_choose() {
@@ -462,7 +462,7 @@ fn a_graceful_stop_in_the_middle_sends_nothing_twice() {
     assert_in_order(&received, 100);
 }
 
-/// Each aggregate's events carry numbers that grow.
+/// Checks that the numbers of each aggregate's events grow.
 fn assert_in_order(received: &[Received], aggregates: usize) {
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
     for received in received {

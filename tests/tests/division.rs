@@ -1,4 +1,4 @@
-//! `outbox wal setup` and `outbox wal drop`, with much that is unread, with dead letters and after accidents.
+//! `outbox wal setup` and `outbox wal drop`, with many unread events, with dead letters, and after accidents.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -17,20 +17,20 @@ use outbox_tests::load::{
 use outbox_tests::{Database, Kafka, Process, Signal, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Linear it takes a few seconds, and quadratic several minutes.
+/// In linear time the drop takes a few seconds, in quadratic time several minutes.
 const BOUND: Duration = Duration::from_secs(45);
 const MANY: usize = 200_000;
-/// A list of all of them is not hashed.
+/// With so little memory, PostgreSQL does not hash a list of all events.
 const LITTLE_MEMORY: &str = "64kB";
 
-/// `outbox wal drop`, running.
+/// Starts `outbox wal drop`.
 fn dropping(database: &Database<'_>) -> Process {
     let mut outbox = Command::new(workspace_binary("outbox"));
     outbox.args(["wal", "drop", "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
     Process::start(&outbox)
 }
 
-/// So many events in one transaction, of no aggregate in particular.
+/// Inserts this many events of any aggregates in one transaction.
 fn insert(conn: &mut PgConnection, events: usize) {
     conn.batch_execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
@@ -39,9 +39,9 @@ fn insert(conn: &mut PgConnection, events: usize) {
     .unwrap();
 }
 
-/// The first is killed as it works, and its session has to end with it.
+/// The first drop is killed while it works. Its session must end as well.
 #[test]
-fn a_slot_with_much_that_is_unread_is_dropped_in_linear_time_after_an_interrupted_attempt() {
+fn a_slot_with_many_unread_events_is_dropped_in_linear_time_after_a_killed_attempt() {
     let database = migrated();
     let conn = &mut database.connect();
     conn.batch_execute(&format!("ALTER DATABASE {} SET work_mem = '{LITTLE_MEMORY}'", database.name()))
@@ -61,9 +61,9 @@ fn a_slot_with_much_that_is_unread_is_dropped_in_linear_time_after_an_interrupte
     );
 }
 
-/// They are known to be sent from the log by their numbers only, as nothing marks them.
+/// Nothing marks the other events as sent: only their numbers show that they were sent from the WAL.
 #[test]
-fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else_back() {
+fn a_dead_letter_that_is_requeued_after_the_drop_makes_no_other_event_be_sent_again() {
     let database = migrated();
     let topic = new_topic("requeued");
     let counter = Kafka::shared().counter(&topic);
@@ -82,7 +82,7 @@ fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else
     requeue.args(["requeue", "--all"]).env("OUTBOX_DATABASE_URL", database.url());
     assert!(requeue.status().unwrap().success());
     let polling = relay(&database, &topic, &[]);
-    // It is still too large.
+    // The dead letter is still too large.
     eventually("the dead letter to have been tried", PATIENCE, || {
         (count(conn, "outbox_dead_letter") == 1).then_some(())
     });
@@ -99,10 +99,10 @@ fn a_dead_letter_that_is_requeued_after_the_slot_was_dropped_brings_nothing_else
     assert!(refused.contains("unmarked"), "{refused}");
 }
 
-/// Nothing marks it. A new file of the sequence, or a role that may know which server it is, says no more than that the sequence may
-/// have been set back.
+/// Nothing marks these events as sent. If the sequence has a new file, or the role may not know which server it is on, that
+/// means only that the sequence may have been set back.
 #[test]
-fn what_was_sent_from_the_log_is_not_sent_again_when_the_sequence_is_not_known_any_more() {
+fn events_sent_from_the_wal_are_not_sent_again_when_the_sequence_is_unknown() {
     let database = migrated();
     let topic = new_topic("unknown");
     let counter = Kafka::shared().counter(&topic);
@@ -119,7 +119,7 @@ fn what_was_sent_from_the_log_is_not_sent_again_when_the_sequence_is_not_known_a
     committed.extend(write(conn, 1, 3, 10, 50));
     eventually("the later events", PATIENCE, || (counter.count() >= 550).then_some(()));
     stop(&polling);
-    // With a sequence that really was set back.
+    // Now the sequence really is set back.
     conn.batch_execute("ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
     committed.extend(write(conn, 2, 3, 10, 50));
     let polling = relay(&database, &topic, &[]);
@@ -128,9 +128,9 @@ fn what_was_sent_from_the_log_is_not_sent_again_when_the_sequence_is_not_known_a
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// Its numbers lie among those that are polled, and the log alone has them.
+/// The new events have numbers of the polled part, but only the WAL has them.
 #[test]
-fn what_came_from_the_log_with_numbers_of_a_restarted_sequence_is_polled_after_the_drop() {
+fn events_in_the_wal_with_numbers_of_a_restarted_sequence_are_polled_after_the_drop() {
     let database = migrated();
     let topic = new_topic("restarted");
     let counter = Kafka::shared().counter(&topic);
@@ -154,7 +154,7 @@ fn what_came_from_the_log_with_numbers_of_a_restarted_sequence_is_polled_after_t
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// Sends all that there is, and counts how often each event was sent.
+/// Sends everything, and counts how often each event is sent.
 fn drain(source: &mut dyn Source, sent: &mut BTreeMap<String, usize>, events: usize) {
     eventually("the events", PATIENCE, || {
         let mut records = Vec::new();
@@ -178,7 +178,7 @@ fn drain(source: &mut dyn Source, sent: &mut BTreeMap<String, usize>, events: us
 
 type Change = fn(&mut PgConnection, &mut PgConnection, &WalOptions) -> Result<(), WalError>;
 
-/// Ends the session as it begins its n-th statement, and says whether it came so far.
+/// Ends the session when it begins its n-th statement, and returns whether it came that far.
 fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nth: usize) -> bool {
     let mut conn = database.connect();
     let pid = diesel::select(diesel::dsl::sql::<diesel::sql_types::Integer>("pg_backend_pid()"));
@@ -198,7 +198,7 @@ fn interrupted(database: &Database<'_>, change: Change, options: &WalOptions, nt
 
 fn set_up_again(database: &Database<'_>, conn: &mut PgConnection, options: &WalOptions, nth: usize) {
     match setup(conn, &mut database.connect(), options) {
-        // It had come to its end.
+        // It had reached its end.
         Ok(()) | Err(WalError::Exists { .. }) => {}
         Err(error) => panic!("setup after it ended before statement {nth}: {error}"),
     }
@@ -209,9 +209,9 @@ fn tear_down_again(database: &Database<'_>, conn: &mut PgConnection, options: &W
         .unwrap_or_else(|error| panic!("drop after it ended before statement {nth}: {error}"));
 }
 
-/// Each is done again until it succeeds.
+/// Each is run again until it succeeds.
 #[test]
-fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
+fn setup_and_drop_can_be_interrupted_before_any_statement_and_run_again() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut options = WalOptions::default();
@@ -253,9 +253,9 @@ fn setup_and_drop_may_end_before_any_of_their_statements_and_are_done_again() {
     assert_eq!(sent.len(), emit(conn) - 2);
 }
 
-/// As after a failure of the server: what was sent is known by the lower bounds only, so that some is sent again.
+/// As after a failure of the server: only the lower bounds say what was sent, so some events are sent again.
 #[test]
-fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_and_lose_nothing() {
+fn setup_and_drop_of_a_lost_slot_can_be_interrupted_before_any_statement_and_lose_nothing() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut options = WalOptions::default();
@@ -269,7 +269,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
     let lose = |conn: &mut PgConnection| {
         let lose = "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = current_database()";
         eventually("the slot to be lost", PATIENCE, || conn.batch_execute(lose).ok());
-        // What a relay leaves that was killed: a new slot could not be told from this one by its place.
+        // A killed relay leaves this: the position alone could not distinguish a new slot from this one.
         conn.batch_execute("UPDATE outbox_slot SET bound_lsn = pg_current_wal_insert_lsn() + 1000000")
             .unwrap();
     };
@@ -278,7 +278,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
         emit(conn);
         lose(conn);
         emit(conn);
-        // One of another name takes the place of the lost one.
+        // A slot of another name replaces the lost one.
         options.slot = format!("{}_{nth}", database.name());
         let mut goes_on = interrupted(&database, setup, &options, nth);
         emit(conn);
@@ -302,7 +302,7 @@ fn setup_and_drop_of_a_slot_that_is_lost_may_end_before_any_of_their_statements_
     }
 }
 
-/// It may insert, and takes every advisory lock that any part of a relay knows.
+/// The stranger may insert, and takes every advisory lock that any part of a relay uses.
 #[test]
 fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop() {
     let database = migrated();
@@ -345,7 +345,7 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
         conn.batch_execute(statement).unwrap();
     }
     stop(&log);
-    // The role may mend this too.
+    // The role also has the grants to repair this.
     conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
     write(conn, 0, 1, 10, 20);
     let log = start();
@@ -356,7 +356,7 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
     drop_roles(conn, &format!("{stranger}, {role}"));
 }
 
-/// It has asked the server for a batch, which takes some seconds to decode.
+/// The relay has asked the server for a batch that takes some seconds to decode.
 #[test]
 fn a_relay_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_behind() {
     let database = migrated();

@@ -1,5 +1,5 @@
-//! Several relay processes on one outbox, and processes that die: nothing is lost, each aggregate keeps its order, and
-//! duplicates are only what was in flight.
+//! Several relay processes on one outbox, and processes that die. Nothing is lost, each aggregate keeps its order, and only
+//! records in flight are sent twice.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -73,7 +73,7 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
         assert!(sent.iter().all(|id| arrived.contains(id.as_str())), "settled and not on Kafka");
         assert!(sent.len() < EVENTS, "the kill came after the end");
         let of_this_kill = arrived.len() - sent.len();
-        // What a pass of 50 ms took on, far less than has arrived.
+        // No more than a pass of 50 ms takes, which is far less than has arrived.
         assert!(of_this_kill < 20_000, "{of_this_kill} were in flight");
         in_flight += of_this_kill;
     }
@@ -86,7 +86,7 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
     assert!(repeated <= in_flight, "{repeated} repeated, though {in_flight} were in flight");
 }
 
-/// Where sent rows are deleted their places are soon those of other rows.
+/// If sent rows are deleted, other rows soon take their places in the table.
 #[test]
 fn relays_that_die_while_events_are_written_lose_nothing() {
     const EVENTS: usize = 160_000;
@@ -143,9 +143,9 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// A process that is frozen keeps its connection, and must not keep its shards.
+/// A frozen process keeps its connection, but must not keep its shards.
 #[test]
-fn a_frozen_relay_is_taken_over() {
+fn another_relay_takes_over_the_shards_of_a_frozen_one() {
     let database = migrated();
     let topic = new_topic("frozen");
     let conn = &mut database.connect();

@@ -1,4 +1,4 @@
-//! Emitting, on every kind of connection: what is committed is stored, what is rolled back in any way never was, and a
+//! Emitting on every kind of connection. What is committed is stored, what is rolled back in any way was never emitted, and a
 //! mistake leaves the transaction usable.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,7 +28,7 @@ fn postgres() -> Database<'static> {
     database
 }
 
-/// A database file with the tables in it, and the folder that it goes away with.
+/// A database file with the tables, and the folder that removes it when dropped.
 fn sqlite() -> (Folder, String) {
     let folder = Folder::new("emit");
     let path = folder.path().join("outbox.db").display().to_string();
@@ -37,7 +37,7 @@ fn sqlite() -> (Folder, String) {
     (folder, path)
 }
 
-/// The aggregate ids in the outbox, in order.
+/// Returns the aggregate ids in the outbox, in order.
 macro_rules! stored {
     ($conn:expr) => {{
         let text = "SELECT aggregateid FROM outbox ORDER BY seq";
@@ -49,7 +49,7 @@ fn emit_error<T>(result: &QueryResult<T>) -> Option<&EmitError> {
     result.as_ref().err().and_then(EmitError::of)
 }
 
-/// The whole behaviour on a synchronous connection, pooled or not.
+/// Checks the whole behaviour on a synchronous connection, pooled or not.
 macro_rules! behaves {
     ($conn:expr) => {{
         let conn = $conn;
@@ -112,7 +112,7 @@ macro_rules! behaves {
     }};
 }
 
-/// The same on an asynchronous one; what was stored is read by the given expression.
+/// The same on an asynchronous connection. The given expression reads what was stored.
 macro_rules! behaves_async {
     ($conn:expr, $stored:expr) => {{
         let mut pooled = $conn;
@@ -163,19 +163,19 @@ macro_rules! behaves_async {
 }
 
 #[test]
-fn on_a_postgres_connection() {
+fn emit_works_on_a_postgres_connection() {
     let database = postgres();
     behaves!(&mut database.connect());
 }
 
 #[test]
-fn on_an_sqlite_connection() {
+fn emit_works_on_an_sqlite_connection() {
     let (_folder, path) = sqlite();
     behaves!(&mut SqliteConnection::establish(&path).unwrap());
 }
 
 #[test]
-fn on_r2d2_pools() {
+fn emit_works_on_r2d2_pools() {
     let database = postgres();
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<PgConnection>::new(database.url()));
     behaves!(&mut pool.unwrap().get().unwrap());
@@ -186,21 +186,21 @@ fn on_r2d2_pools() {
 }
 
 #[tokio::test]
-async fn on_an_async_postgres_connection() {
+async fn emit_works_on_an_async_postgres_connection() {
     let database = postgres();
     let conn = AsyncPgConnection::establish(database.url()).await.unwrap();
     behaves_async!(conn, stored!(&mut database.connect()));
 }
 
 #[tokio::test]
-async fn on_an_async_sqlite_connection() {
+async fn emit_works_on_an_async_sqlite_connection() {
     let (_folder, path) = sqlite();
     let conn = SyncConnectionWrapper::<SqliteConnection>::establish(&path).await.unwrap();
     behaves_async!(conn, stored!(&mut SqliteConnection::establish(&path).unwrap()));
 }
 
 #[tokio::test]
-async fn on_a_deadpool_pool() {
+async fn emit_works_on_a_deadpool_pool() {
     use diesel_async::pooled_connection::deadpool::Pool;
 
     let database = postgres();
@@ -215,7 +215,7 @@ async fn on_a_deadpool_pool() {
 }
 
 #[tokio::test]
-async fn on_a_bb8_pool() {
+async fn emit_works_on_a_bb8_pool() {
     use diesel_async::pooled_connection::bb8::Pool;
 
     let database = postgres();
@@ -307,7 +307,7 @@ fn the_columns_are_those_that_debezium_reads() {
     );
 }
 
-/// The relay learns of an event by a notification, but only where it sleeps and says so.
+/// Emit notifies a relay only if the relay sleeps and says so.
 #[test]
 fn a_notification_is_sent_only_to_a_relay_that_sleeps() {
     let database = postgres();
@@ -321,7 +321,7 @@ fn a_notification_is_sent_only_to_a_relay_that_sleeps() {
             "one" => conn.transaction(|c| c.emit(&placed("1")).map(drop)).unwrap(),
             _ => conn.transaction(|c| c.emit_all([placed("1"), placed("2")]).map(drop)).unwrap(),
         }
-        // The answer to a query comes after the notifications that were sent before it.
+        // The answer to a query arrives after the notifications that were sent before it.
         listener.batch_execute("SELECT 1").unwrap();
         listener.notifications_iter().count()
     };
@@ -333,7 +333,7 @@ fn a_notification_is_sent_only_to_a_relay_that_sleeps() {
     assert_eq!(notified(conn, "many"), 1);
 }
 
-/// A pass of a relay on an SQLite database.
+/// Makes a relay's pass on an SQLite database.
 fn relay_once(source: &mut SqliteSource) -> usize {
     let mut claimed = Vec::new();
     if source.claim().unwrap() {
@@ -376,7 +376,7 @@ fn on_sqlite_a_transaction_that_reads_first_and_emits_beside_a_relay_must_be_imm
                     c.emit(&placed(&order.to_string()))
                 });
                 emitted.unwrap();
-                // Now and then the relay gets its turn, for which it contends with the emitter all the time.
+                // The relay gets its turn now and then. It contends with the emitter all the time.
                 if order % 10 == 0 {
                     eventually("the relay", Duration::from_secs(20), || {
                         (sent.load(Ordering::Relaxed) + 1 == order).then_some(())

@@ -1,5 +1,5 @@
-//! Whatever relays the outbox, the bytes on Kafka are the same: the polling relay, the one that reads the write-ahead log, and a
-//! real Debezium with the configuration that the binary prints, each over the same rows.
+//! The bytes on Kafka are the same for every relay: the polling relay, the one that reads the WAL, and a real Debezium with the
+//! configuration that the binary prints. Each relays the same rows.
 
 mod golden {
     pub(crate) mod rows;
@@ -15,7 +15,7 @@ use outbox_tests::{Database, Debezium, Kafka, Process, Received, Signal, eventua
 const PATIENCE: Duration = Duration::from_secs(60);
 const ROWS: usize = 10_000;
 
-/// One way to Kafka: a database with the rows, and topics that begin with a prefix of its own.
+/// One way to Kafka: a database with the rows, and topics with a prefix of their own.
 struct Way {
     name: &'static str,
     database: Database<'static>,
@@ -23,7 +23,7 @@ struct Way {
 }
 
 impl Way {
-    /// Reads the log, or else polls.
+    /// Runs the relay that reads the WAL, or the one that polls.
     fn new(name: &'static str, from_log: bool) -> Self {
         let (database, prefix) = (migrated(), Kafka::shared().unique(name));
         for (aggregate_type, partitions) in AGGREGATE_TYPES.iter().zip([5, 3, 1]) {
@@ -54,13 +54,13 @@ impl Way {
         });
     }
 
-    /// What each topic holds: partition, offset, key, headers in their order, timestamp and value.
+    /// Returns what each topic holds: partition, offset, key, headers in their order, timestamp and value.
     fn received(&self) -> Vec<Vec<Received>> {
         self.topics().iter().map(|topic| Kafka::shared().read_all(topic)).collect()
     }
 }
 
-/// The first place where two ways differ.
+/// Returns the first place where two ways differ.
 fn difference(one: &[Vec<Received>], other: &[Vec<Received>]) -> Option<String> {
     for ((aggregate_type, one), other) in AGGREGATE_TYPES.iter().zip(one).zip(other) {
         if let Some((one, other)) = one.iter().zip(other).find(|(one, other)| one != other) {
@@ -146,7 +146,7 @@ fn assert_has_every_kind(golden: &[Vec<Received>]) {
     assert!(large == 3 && sizes.contains(&None) && sizes.contains(&Some(0)), "{large} are large");
 }
 
-/// With own headers a record is the same, but for those, which come after the two that Debezium sends.
+/// With an event's own headers, a record is the same except for those. They come after the two that Debezium sends.
 fn assert_own_headers_come_last(without: &[Vec<Received>], with: &[Vec<Received>]) {
     let mut own = 0;
     let with: Vec<Vec<Received>> = with.to_vec();
@@ -163,7 +163,7 @@ fn assert_own_headers_come_last(without: &[Vec<Received>], with: &[Vec<Received>
     assert!(own > ROWS, "{own} own headers");
 }
 
-/// The comparison itself must not be blind.
+/// The comparison itself must notice differences.
 fn assert_differences_are_found(golden: &[Vec<Received>]) {
     let changes: [fn(&mut Received); 7] = [
         |received| received.payload.as_mut().unwrap()[0] ^= 1,

@@ -1,5 +1,5 @@
-//! The inbox, on both databases, sync and async: first or duplicate, effect and mark together, one effect for any number
-//! of racing deliveries.
+//! The inbox on both databases, sync and async: it distinguishes first deliveries from duplicates, commits effect and mark
+//! together, and allows one effect for any number of racing deliveries.
 
 use std::sync::Barrier;
 use std::time::Duration;
@@ -25,7 +25,7 @@ fn postgres() -> Database<'static> {
     database
 }
 
-/// A database file with the tables in it, and the folder that it goes away with.
+/// A database file with the tables, and the folder that removes it when dropped.
 fn sqlite() -> (Folder, String) {
     let folder = Folder::new("inbox");
     let path = folder.path().join("inbox.db").display().to_string();
@@ -73,7 +73,7 @@ macro_rules! behaves {
         let other = Inbox::new("shipping").once(conn, event, |c| c.batch_execute(EFFECT));
         assert_eq!(other, Ok(Once::First(())), "another consumer handles every event too");
 
-        // Within a transaction of the caller's, whose end decides.
+        // Within a transaction of the caller: the end of that transaction decides.
         let later = Uuid::now_v7();
         let outer: Result<(), DieselError> = conn.transaction(|c| {
             assert_eq!(inbox.once(c, later, |c| c.batch_execute(EFFECT))?, Once::First(()));
@@ -106,7 +106,7 @@ fn on_sqlite() {
     behaves!(&mut open(&path));
 }
 
-/// The same in short, and asynchronous.
+/// The same in short, on an asynchronous connection.
 async fn behaves_async<C>(conn: &mut C)
 where
     C: AsyncConnection<Backend: diesel_outbox::OutboxBackend>,
@@ -142,7 +142,7 @@ async fn on_async_sqlite() {
     assert_eq!(count!(&mut open(&path), "effect"), 1);
 }
 
-/// Eight deliveries of each of fifty events, all at the same time.
+/// Delivers each of fifty events eight times, all at the same time.
 fn race<C>(connect: impl Fn() -> C + Sync)
 where
     C: Connection<Backend: diesel_outbox::OutboxBackend>,

@@ -1,4 +1,4 @@
-//! How relays start, stop and say what keeps them from working.
+//! How relays start, stop and report what keeps them from working.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -61,7 +61,7 @@ fn sessions(database: &Database<'_>) -> i64 {
 }
 
 #[test]
-fn a_relay_whose_handle_is_dropped_stops_and_says_so() {
+fn a_relay_whose_handle_is_dropped_stops_and_logs_a_warning() {
     log();
     let database = migrated();
     let topic = Kafka::shared().unique("dropped");
@@ -77,7 +77,7 @@ fn a_relay_whose_handle_is_dropped_stops_and_says_so() {
 }
 
 #[test]
-fn a_detached_relay_goes_on_without_its_handle() {
+fn a_detached_relay_keeps_running_without_its_handle() {
     let database = migrated();
     let topic = Kafka::shared().unique("detached");
     relay(&database, &topic).spawn().unwrap().detach();
@@ -94,7 +94,7 @@ fn a_relay_stops_on_any_async_runtime() {
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
     futures_executor::block_on(handle.stop()).unwrap();
     assert_eq!(sessions(&database), 0);
-    // One that is told to stop at once.
+    // A relay that is told to stop at once.
     futures_executor::block_on(relay(&database, &topic).run(async {})).unwrap();
 }
 
@@ -120,7 +120,7 @@ fn a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
     handle.stop_blocking().unwrap();
 }
 
-/// As where a vault gives each a user of its own for an hour.
+/// For example if a vault issues database users that are valid for an hour.
 #[test]
 fn a_relay_whose_credentials_change_asks_for_the_new_ones() {
     let database = migrated();

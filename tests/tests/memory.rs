@@ -1,4 +1,4 @@
-//! A relay's memory does not follow a jump in the size of payloads.
+//! A relay's memory does not grow with a jump in the size of payloads.
 
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,7 +17,7 @@ use outbox_tests::{Database, Folder, Kafka, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// How many events wait: many small ones, then some of almost 1 MB, then such as Kafka does not take.
+/// How many events wait: first many small ones, then some of almost 1 MB, then some that are too large for Kafka.
 struct Rows {
     small: usize,
     large: usize,
@@ -25,18 +25,19 @@ struct Rows {
     refused_bytes: usize,
 }
 
-/// 2.2 GB in memory.
+/// A backlog that takes 2.2 GB in memory.
 const MANY: Rows = Rows { small: 20_000, large: 2_000, refused: 3, refused_bytes: 100_000_000 };
-/// 0.6 GB, for where they take as much on disk.
+/// A backlog of 0.6 GB, for cases in which it takes as much on disk.
 const FEWER: Rows = Rows { large: 550, refused_bytes: 20_000_000, ..MANY };
 
 impl Rows {
-    /// How many have so many bytes of payload.
+    /// How many events there are with how many bytes of payload.
     fn sizes(&self) -> [(usize, usize); 3] {
         [(self.small, 10), (self.large, 950_000), (self.refused, self.refused_bytes)]
     }
 
-    /// Payloads of one letter, copied as they lie in a table: they take little time and room, and all of it in memory.
+    /// Emits payloads of one repeated letter by copying them from a table. They take little time and disk, but their full size
+    /// in memory.
     fn insert(&self, conn: &mut PgConnection, storage: &str) {
         conn.batch_execute("CREATE TABLE kept (payload bytea)").unwrap();
         conn.batch_execute(&format!("ALTER TABLE kept ALTER payload SET STORAGE {storage}")).unwrap();
@@ -63,7 +64,7 @@ impl Rows {
         }
     }
 
-    /// Waits until Kafka has all that it takes, and the others are dead letters.
+    /// Waits until Kafka has all records that it accepts, and the others are dead letters.
     fn wait_until_sent(&self, relay: &Process, topic: &str, mut dead_letters: impl FnMut() -> usize) {
         let counter = Kafka::shared().counter(topic);
         eventually("all to be sent or dead letters", PATIENCE, || {
@@ -73,8 +74,8 @@ impl Rows {
     }
 }
 
-/// A relay that cannot have more than so many megabytes of memory. What it takes beyond the rows that it holds are copies of the
-/// largest, which exists in the connection, in the row and in a statement.
+/// A relay that cannot have more than this many megabytes of memory. Beyond the rows that it holds, it needs memory for copies
+/// of the largest row: in the connection, as a row, and in a statement.
 fn limited_relay(database_url: &str, topic: &str, arguments: &[&str], megabytes: usize) -> Process {
     let relay = relay_command(Kafka::shared().brokers(), database_url, topic, arguments);
     let mut command = Command::new("sh");
@@ -99,7 +100,7 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_polling_relay() {
 }
 
 #[test]
-fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_of_sqlite() {
+fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_sqlite() {
     let folder = Folder::new("jump");
     let path = folder.path().join("outbox.db");
     let path = path.to_str().unwrap();
@@ -116,11 +117,11 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_of_sqlite() {
 }
 
 #[test]
-fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_log() {
+fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_wal() {
     does_not_exhaust_a_relay_on_the_log("jump-log", &MANY, "EXTENDED", 1_400);
 }
 
-/// Payloads of one letter leave so little of the log that it is streamed, unless they are stored as they are.
+/// Payloads of one letter take so little WAL that the relay would stream them, so they are stored uncompressed.
 #[test]
 fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_that_reads_batches() {
     let relay = does_not_exhaust_a_relay_on_the_log("jump-batches", &FEWER, "EXTERNAL", 350);
@@ -142,7 +143,7 @@ fn does_not_exhaust_a_relay_on_the_log(topic: &str, rows: &Rows, storage: &str, 
     relay
 }
 
-/// Counts what a server says to those who come this way.
+/// A proxy that counts the bytes that the server sends.
 struct Way {
     url: String,
     said: Arc<AtomicU64>,
@@ -182,12 +183,12 @@ impl Way {
 }
 
 #[test]
-fn a_payload_that_kafka_does_not_take_is_loaded_once_by_a_polling_relay() {
+fn a_polling_relay_loads_a_payload_that_kafka_refuses_only_once() {
     is_loaded_once(&migrated(), "once", &[]);
 }
 
 #[test]
-fn a_payload_that_kafka_does_not_take_is_loaded_once_by_a_relay_on_the_log() {
+fn a_relay_on_the_wal_loads_a_payload_that_kafka_refuses_only_once() {
     let database = migrated();
     wal(&database, "setup");
     is_loaded_once(&database, "once-log", &["--source", "wal", "--slot", database.name()]);

@@ -1,4 +1,4 @@
-//! What the relay reports of itself through the `metrics` facade.
+//! What the relay reports through the `metrics` facade.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use metrics_util::debugging::{DebugValue, DebuggingRecorder};
 use outbox_tests::{Kafka, Postgres, eventually};
 
 #[test]
-fn lag_published_and_dead_letters_are_metrics() {
+fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics() {
     let recorder = DebuggingRecorder::new();
     let snapshotter = recorder.snapshotter();
     recorder.install().unwrap();
@@ -35,7 +35,7 @@ fn lag_published_and_dead_letters_are_metrics() {
     let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
     conn.transaction(|c| c.emit_all([record("One"), large, record("Two")])).unwrap();
     Kafka::shared().read_at_least(&topic, 2, Duration::from_secs(60));
-    // Counters are drained by each look, so they are added up.
+    // Each snapshot resets the counters, so this adds them up.
     let (mut counters, mut gauges) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
     let mut look = |unsent: f64| {
         for (key, unit, description, value) in snapshotter.snapshot().into_vec() {

@@ -1,5 +1,5 @@
-//! The tables: made and removed, beside the user's own migrations, by several processes at the same time, and refused where
-//! they are not as they must be.
+//! The migrations make and remove the tables beside the user's own migrations, also if several processes run them at the same
+//! time. The relay refuses tables that are not as they must be.
 
 use std::time::{Duration, Instant};
 
@@ -33,7 +33,7 @@ fn sqlite_tables(conn: &mut SqliteConnection) -> Vec<String> {
     .unwrap()
 }
 
-/// As a user's diesel CLI runs them from the folder: up, down, up.
+/// Runs them from the folder as a user's diesel CLI does: up, down, up.
 #[test]
 fn the_folders_work_with_the_diesel_cli_both_ways() {
     let database = Postgres::shared().database();
@@ -99,7 +99,7 @@ fn a_schema_of_their_own_holds_all_tables_and_leaves_the_search_path_alone() {
     assert!(postgres_tables(conn).iter().all(|table| table.starts_with("events.")));
     let path = diesel::dsl::sql::<Text>("SELECT current_setting('search_path')").get_result::<String>(conn);
     assert_eq!(path.unwrap(), "\"$user\", public");
-    // Another service's, in the same database.
+    // The tables of another service in the same database.
     assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
 }
 
@@ -181,9 +181,9 @@ fn several_processes_may_migrate_at_the_same_time() {
     assert_eq!(run, 2, "one of them ran both");
 }
 
-/// Any role that may connect can take an advisory lock: it keeps no service from starting whose tables are there.
+/// Any role that may connect can take an advisory lock. That must not keep a service from starting if its tables are there.
 #[test]
-fn a_stranger_who_holds_the_lock_stops_nobody_who_has_the_tables_and_is_named_to_others() {
+fn a_stranger_who_holds_the_lock_stops_only_services_without_tables_and_is_named_to_them() {
     let postgres = Postgres::shared();
     let (database, schema) = (postgres.database(), "events");
     let (conn, stranger) = (&mut database.connect(), &mut database.connect());
@@ -203,7 +203,7 @@ fn a_stranger_who_holds_the_lock_stops_nobody_who_has_the_tables_and_is_named_to
     assert!(refusal.contains(&advice), "{refusal}");
     conn.batch_execute(&advice).unwrap();
     assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
-    // The connection's own setting is as it was.
+    // The setting of the connection is unchanged.
     let timeout =
         diesel::dsl::sql::<Text>("SELECT current_setting('lock_timeout')").get_result::<String>(conn);
     assert_eq!(timeout.unwrap(), "1min");
@@ -221,8 +221,8 @@ fn a_migration_that_fails_changes_nothing() {
     assert_eq!(count, 0);
 }
 
-/// A sequence that was set back would hand out numbers that the relay has gone past; a row's place says nothing in a table
-/// of parts.
+/// A sequence with other options could give numbers that the relay has passed already. In a partitioned table a row's place in
+/// the table says nothing.
 #[test]
 fn a_table_that_the_relay_would_misread_is_refused() {
     let database = Postgres::shared().database();

@@ -1,5 +1,5 @@
-//! From one way to Kafka to another and back, while services write: nothing is lost, each aggregate keeps its order, and what is
-//! sent twice is counted.
+//! A live system moves between polling, the WAL and Debezium while services write. Nothing is lost, each aggregate keeps its
+//! order, and the test counts what is sent twice.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +14,15 @@ use outbox_tests::{Counter, Database, Debezium, Kafka, Received, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const WRITERS: usize = 2;
-/// What a writer does between two transactions takes so long.
+/// How long a writer waits between two transactions.
 const PACE: Duration = Duration::from_millis(10);
-/// How many events are to come between two moves.
+/// How many events must arrive between two moves.
 const BETWEEN: usize = 20_000;
 
-/// The last transaction that Debezium has sent is told to nobody before the next, and one that was stopped in its middle is
-/// sent as a whole.
+/// Debezium confirms a transaction only with the next one, and sends one that was stopped in the middle again as a whole.
 const FEW_TRANSACTIONS: usize = 200;
 
-/// A topic, and what it held when each way began.
+/// A topic, and what it held when each way of relaying began.
 struct Watched {
     topic: String,
     counter: Counter,
@@ -37,7 +36,7 @@ impl Watched {
         Self { topic, counter, begun: Vec::new() }
     }
 
-    /// Nobody sends at this moment.
+    /// Notes where the topic ends. Nobody may send at this moment.
     fn begins(&mut self, way: &'static str) {
         let mut ends = BTreeMap::new();
         for received in Kafka::shared().read_all(&self.topic) {
@@ -51,7 +50,7 @@ impl Watched {
         eventually("more events", PATIENCE, || (self.counter.count() >= target).then_some(()));
     }
 
-    /// How many records came from this way until the next began.
+    /// How many records this way sent before the next one began.
     fn sent_by(&self, way: &str) -> usize {
         let place = self.begun.iter().position(|(begun, _)| *begun == way).unwrap();
         let until = |place: usize| self.begun[place].1.values().sum::<i64>();
@@ -73,19 +72,19 @@ impl Watched {
     }
 }
 
-/// What was there before the table was divided is sent by the relay that polls, before anybody reads the log.
+/// The polling relay must send everything from before the setup before anybody reads the WAL.
 fn wait_until_nothing_is_polled(conn: &mut PgConnection) {
     eventually("nothing to be polled", PATIENCE, || (conn.lag().unwrap().unsent == 0).then_some(()));
 }
 
-/// Up to where the slot is confirmed.
+/// The slot's confirmed position.
 fn confirmed(database: &Database<'_>) -> String {
     let sql =
         "(SELECT confirmed_flush_lsn::text FROM pg_replication_slots WHERE slot_name = current_database())";
     diesel::select(diesel::dsl::sql::<Text>(sql)).get_result(&mut database.connect()).unwrap()
 }
 
-/// The slot has moved so far that nobody can read it from this place on, as after a longer time.
+/// Waits until the slot has moved so far that it cannot be read from this position any more, as after a longer time.
 fn wait_until_the_log_is_gone(database: &Database<'_>, place: &str) {
     let conn = &mut database.connect();
     conn.batch_execute("CHECKPOINT").unwrap();
@@ -94,7 +93,7 @@ fn wait_until_the_log_is_gone(database: &Database<'_>, place: &str) {
     eventually("the slot to move on", PATIENCE, || (count(conn, &gone) == 1).then_some(()));
 }
 
-/// Up to where a relay has sent what is in the slot it may have been unable to tell the server.
+/// Moves the slot to where a relay has sent its events. The relay may have stopped before it could confirm that.
 fn tell_the_slot(database: &Database<'_>) {
     database
         .connect()
@@ -106,7 +105,7 @@ fn tell_the_slot(database: &Database<'_>) {
 }
 
 #[test]
-fn a_live_outbox_moves_to_debezium_to_the_log_and_back() {
+fn a_live_outbox_moves_from_polling_to_debezium_and_the_wal_and_back() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut watched = Watched::new();
@@ -173,7 +172,7 @@ fn a_live_outbox_moves_to_debezium_to_the_log_and_back() {
     for (way, count) in repeated {
         let limit = match way {
             "polling" | "Debezium" => 0,
-            // What it had sent since it last stored its offsets.
+            // Everything that Debezium had sent since it last stored its offsets.
             "Debezium after a crash" => watched.sent_by("Debezium again"),
             _ => FEW_TRANSACTIONS,
         };
@@ -181,7 +180,7 @@ fn a_live_outbox_moves_to_debezium_to_the_log_and_back() {
     }
 }
 
-/// Ends the writers where the test fails, too.
+/// Ends the writers even if the test fails.
 struct Ends<'a>(&'a AtomicBool);
 
 impl Drop for Ends<'_> {

@@ -1,4 +1,5 @@
-//! A transaction that emits and stays open costs the relay nothing that grows, and when it ends nothing of it is lost or overtaken.
+//! While a transaction that has emitted stays open, the relay's costs do not grow. When it ends, none of its events is lost or
+//! overtaken.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ fn emit(conn: &mut PgConnection, aggregate: &str, event_type: &str) {
     conn.transaction(|c| c.emit(&Record::new("order", aggregate, event_type))).unwrap();
 }
 
-/// Rows that another relay has sent, of all shards.
+/// Inserts rows of all shards that another relay has sent.
 fn keep_sent(conn: &mut PgConnection) {
     conn.batch_execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
@@ -36,7 +37,7 @@ fn count(conn: &mut PgConnection, sql: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
 }
 
-/// One pass: the types of the events that it sent.
+/// Makes one pass and returns the types of the events that it sent.
 fn pass(source: &mut PostgresSource) -> Vec<String> {
     let mut types = Vec::new();
     if source.claim().unwrap() {
@@ -54,7 +55,7 @@ fn settle(source: &mut PostgresSource, records: &[Claimed]) {
     source.release().unwrap();
 }
 
-/// Passes until this one is sent.
+/// Makes passes until this event is sent.
 fn send(source: &mut PostgresSource, event_type: &str) -> Vec<String> {
     let mut sent = Vec::new();
     eventually(event_type, PATIENCE, || {
@@ -64,7 +65,7 @@ fn send(source: &mut PostgresSource, event_type: &str) -> Vec<String> {
     sent
 }
 
-/// Emits until the shards' second bound lies behind what was sent.
+/// Emits until the second bound of each shard has passed everything that was sent.
 fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
     let mut emitted = 0;
     eventually("the second bound to move", PATIENCE, || {
@@ -79,7 +80,7 @@ fn go_past_what_was_sent(source: &mut PostgresSource, conn: &mut PgConnection) {
     );
 }
 
-/// With less between the bounds than is worth a write by itself.
+/// Emits so little that the distance between the bounds is not worth a write by itself.
 fn emit_until_there_is_a_second_bound(relay: &mut PostgresSource, conn: &mut PgConnection) {
     let mut emitted = 0;
     eventually("a second bound", PATIENCE, || {
@@ -90,7 +91,7 @@ fn emit_until_there_is_a_second_bound(relay: &mut PostgresSource, conn: &mut PgC
     });
 }
 
-/// How many entries of indexes a relay reads for one event, in a session of its own.
+/// How many index entries a relay reads in a session of its own to send one event.
 fn entries_of_a_look(database: &Database<'_>) -> i64 {
     entries_read(database, || {
         emit(&mut database.connect(), "other", "Measured");
@@ -98,7 +99,7 @@ fn entries_of_a_look(database: &Database<'_>) -> i64 {
     })
 }
 
-/// Its first event lies before all that was sent since, its second one after.
+/// The open transaction's first event lies before everything that was sent since, its second one after that.
 fn a_look_is_cheap_and_nothing_is_lost(server: &Postgres) {
     let database = migrated_on(server);
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
@@ -120,7 +121,7 @@ fn a_look_is_cheap_and_nothing_is_lost(server: &Postgres) {
     let sent = send(&mut relay, "After");
     assert_eq!(sent.iter().filter(|sent| *sent != "After").collect::<Vec<_>>(), ["First", "Second"]);
     assert_eq!(count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL"), 0);
-    // It is forgotten.
+    // The relay forgets the transaction.
     go_on_until_it_is_forgotten(&mut relay, conn);
     assert!(!relay.claim().unwrap(), "something is claimed again and again");
 }
@@ -140,9 +141,9 @@ fn commit(writer: &mut PgConnection) {
     AnsiTransactionManager::commit_transaction(writer).unwrap();
 }
 
-/// The servers start side by side.
+/// Runs on all versions at the same time.
 #[test]
-fn a_writer_that_stays_open_does_not_make_each_look_dear_on_any_version() {
+fn a_writer_that_stays_open_does_not_make_each_claim_expensive_on_any_version() {
     thread::scope(|scope| {
         let versions = [14, 15, 16, 17, 18].map(|major| {
             let look = move || a_look_is_cheap_and_nothing_is_lost(&Postgres::start(major));
@@ -154,9 +155,9 @@ fn a_writer_that_stays_open_does_not_make_each_look_dear_on_any_version() {
     });
 }
 
-/// Beside another one that stays open, so that the first bound stands still.
+/// Another transaction stays open, so the first bound does not move.
 #[test]
-fn what_a_transaction_emitted_that_was_open_for_long_is_gone_past_once() {
+fn the_events_of_a_long_transaction_are_passed_over_only_once() {
     const EMITTED: i64 = 50_000;
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer, large) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
@@ -192,7 +193,8 @@ fn what_a_transaction_emitted_that_was_open_for_long_is_gone_past_once() {
     assert!(entries < EMITTED / 5, "{entries} entries were read for a hundred events");
 }
 
-/// Their ids are compared with those in the table, whose old row versions nobody can clean up as long as they stay open.
+/// The relay compares the ids of the open transactions with those in the table. While they stay open, nothing can clean up old
+/// versions of the table's rows.
 #[test]
 fn the_bounds_are_not_written_again_while_the_same_writers_stay_open() {
     let database = migrated_on(Postgres::shared_version(15));
@@ -218,9 +220,9 @@ fn the_bounds_are_not_written_again_while_the_same_writers_stay_open() {
     assert_eq!(versions(conn), before);
 }
 
-/// Rows that were written under a savepoint have a transaction id of their own.
+/// Rows that are written under a savepoint have the id of a subtransaction.
 #[test]
-fn what_was_emitted_under_a_savepoint_is_found_when_the_transaction_ends() {
+fn an_event_that_was_emitted_under_a_savepoint_is_sent_when_the_transaction_ends() {
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
@@ -232,9 +234,9 @@ fn what_was_emitted_under_a_savepoint_is_found_when_the_transaction_ends() {
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
-/// Two stay open; that one of them ends is no reason to look from the beginning for as long as the other stays.
+/// Of two open transactions one ends. The relay must not start from the beginning each time just because the other stays open.
 #[test]
-fn one_of_two_open_writers_may_end() {
+fn when_one_of_two_open_writers_ends_its_event_is_sent_and_later_claims_stay_cheap() {
     let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
     let (first, second) = (&mut database.connect(), &mut database.connect());
@@ -261,7 +263,7 @@ fn one_of_two_open_writers_may_end() {
     assert_eq!(send(&mut source(&database), "Second"), ["Second"]);
 }
 
-/// Two that stay open, with much that was sent between them, when the relay knows of both.
+/// Two open transactions with many sent events between them, as soon as the relay knows of both.
 fn an_older_and_a_younger_writer(database: &Database<'_>, relay: &mut PostgresSource) -> [PgConnection; 2] {
     let conn = &mut database.connect();
     let [mut older, mut younger] = [database.connect(), database.connect()];
@@ -279,9 +281,10 @@ fn an_older_and_a_younger_writer(database: &Database<'_>, relay: &mut PostgresSo
     [older, younger]
 }
 
-/// Its rows are looked for among those that came since it began, not since the other one did. Another relay knows that too.
+/// The relay looks for its rows among those that came since it began, not since the older one began. A new relay knows where
+/// that is, too.
 #[test]
-fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_own_beginning_only() {
+fn when_a_younger_transaction_ends_the_relay_looks_back_only_to_its_beginning() {
     let database = migrated_on(Postgres::shared_version(15));
     let mut relay = source(&database);
     let [older, younger] = &mut an_older_and_a_younger_writer(&database, &mut relay);
@@ -295,9 +298,9 @@ fn a_transaction_that_ends_beside_an_older_one_has_the_relay_look_back_to_its_ow
     assert_eq!(send(&mut source(&database), "Older"), ["Older"]);
 }
 
-/// Otherwise one could always be open, and nothing that is sent would ever be forgotten.
+/// Otherwise the bound could stand still for ever, because there may always be some open transaction.
 #[test]
-fn the_first_bound_comes_to_where_the_oldest_open_transaction_began() {
+fn the_first_bound_moves_up_to_where_the_oldest_open_transaction_began() {
     let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
     let mut relay = source(&database);
@@ -311,9 +314,9 @@ fn the_first_bound_comes_to_where_the_oldest_open_transaction_began() {
     assert_eq!(sent, ["Older", "Younger"]);
 }
 
-/// It is not deleted before it was sent, whichever way sent rows go.
+/// A relay that deletes sent rows must not lose the open transaction's event either.
 #[test]
-fn rows_that_are_deleted_when_sent_do_not_change_that() {
+fn a_relay_that_deletes_sent_rows_sends_the_event_of_a_writer_that_stayed_open() {
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut options = SourceOptions::default();
@@ -327,7 +330,7 @@ fn rows_that_are_deleted_when_sent_do_not_change_that() {
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
-/// With nothing emitted afterwards, and less between the bounds than is worth a write by itself.
+/// Nothing is emitted afterwards, and the distance between the bounds is not worth a write by itself.
 #[test]
 fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
     let database = migrated_on(Postgres::shared_version(15));
@@ -348,10 +351,10 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
     });
 }
 
-/// A transaction that has drawn a number, but has no transaction id as yet.
+/// Begins a transaction that has taken a number of the sequence, but does not have a transaction id yet.
 fn draw(conn: &mut PgConnection) -> i64 {
     eventually("a number without a transaction id", PATIENCE, || {
-        // Each 32nd time the sequence is written, which takes an id.
+        // Each 32nd call writes the sequence, which assigns a transaction id.
         let sql = "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN n END FROM nextval('outbox_seq_seq') AS n";
         conn.batch_execute("BEGIN; DELETE FROM outbox WHERE false").unwrap();
         let drawn = diesel::dsl::sql::<Nullable<BigInt>>(sql).get_result::<Option<i64>>(conn).unwrap();
@@ -362,9 +365,9 @@ fn draw(conn: &mut PgConnection) -> i64 {
     })
 }
 
-/// What the relay has learnt of open transactions since its start is less than what it knew before.
+/// A relay that has just started knows less about open transactions than the one before it.
 #[test]
-fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever_what_another_one_left() {
+fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever() {
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
@@ -389,12 +392,12 @@ fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever_what_anothe
     assert_eq!(send(&mut relay, "After"), ["After"]);
 }
 
-/// The lower bound is the number of a row that is done, as after a relay that has read the log.
+/// The lower bound is the number of a row that is done, as after a relay that has read the WAL.
 #[test]
 fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
     let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
-    // The first relay of all looks whether bounds have gone past something unsent.
+    // The very first relay checks whether the bounds have passed unsent rows. This one does that.
     assert!(!source(&database).claim().unwrap());
     emit(conn, "1", "First");
     conn.batch_execute(
@@ -406,9 +409,9 @@ fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
     assert_eq!(pass(&mut source(&database)), ["Second"]);
 }
 
-/// As one that deletes nothing, or has not come to what it inserts.
+/// For example a transaction whose statement deletes nothing, or that has not come to its inserts yet.
 #[test]
-fn a_transaction_that_has_emitted_nothing_as_yet_holds_nothing_back() {
+fn a_transaction_that_has_not_emitted_yet_holds_nothing_back() {
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
@@ -430,15 +433,15 @@ fn a_transaction_that_has_emitted_nothing_as_yet_holds_nothing_back() {
     assert_eq!(send(&mut relay, "Second"), ["First", "Second"]);
 }
 
-/// It may insert a row with it at any time, and nothing tells it from others then.
+/// The transaction may insert a row with that number at any time, and nothing then distinguishes that row from others.
 #[test]
-fn a_transaction_that_has_drawn_a_number_is_waited_for() {
+fn the_relay_waits_for_a_transaction_that_has_taken_a_number() {
     let database = migrated_on(Postgres::shared_version(15));
     let (conn, writer) = (&mut database.connect(), &mut database.connect());
     let mut relay = source(&database);
     let seq = draw(writer);
     keep_sent(conn);
-    // Longer than any transaction is waited for before it counts as one that stays open.
+    // Longer than the relay waits for a transaction before it counts it as one that stays open.
     let began = Instant::now();
     while began.elapsed() < Duration::from_millis(2_500) {
         emit(conn, "other", "Other");
@@ -453,7 +456,7 @@ fn a_transaction_that_has_drawn_a_number_is_waited_for() {
     assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
-/// Its coordinator is gone, and the server was started anew since.
+/// Its coordinator is gone, and the server has been restarted since.
 #[test]
 fn a_prepared_transaction_that_nobody_ends_holds_nothing_back_and_is_sent_when_somebody_does() {
     let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
@@ -473,9 +476,9 @@ fn a_prepared_transaction_that_nobody_ends_holds_nothing_back_and_is_sent_when_s
     go_on_until_it_is_forgotten(&mut relay, conn);
 }
 
-/// Else each sent row leaves entries in all indexes: a third of the speed, and bloat.
+/// Otherwise each sent row would leave entries in all indexes, which costs a third of the speed and bloats them.
 #[test]
-fn sent_rows_are_updated_in_their_page_alone() {
+fn marking_rows_as_sent_makes_heap_only_updates() {
     const EVENTS: i64 = 20_000;
     let database = migrated_on(Postgres::shared_version(15));
     let conn = &mut database.connect();
@@ -497,7 +500,7 @@ fn sent_rows_are_updated_in_their_page_alone() {
     assert!(all >= EVENTS && in_page * 10 >= all * 9, "{in_page} of {all} updates were heap-only");
 }
 
-/// A clock that is an hour ahead for sessions that begin from now on, so that no test waits until a transaction is old.
+/// Sets the clock an hour ahead for sessions that begin from now on, so that no test waits until a transaction is old.
 fn put_the_clock_ahead(conn: &mut PgConnection, database: &Database<'_>) {
     conn.batch_execute(&format!(
         "CREATE SCHEMA ahead; CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql \
@@ -508,7 +511,7 @@ fn put_the_clock_ahead(conn: &mut PgConnection, database: &Database<'_>) {
     .unwrap();
 }
 
-/// The message of the warning that names this writer, whose age must be true.
+/// Returns the message of the warning that names this writer. The age in it must be right.
 fn warning(relay: &Process, field: &str, value: &serde_json::Value) -> String {
     let parsed = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
     let names_it = |line: &str| parsed(line)[field] == *value;
@@ -519,15 +522,15 @@ fn warning(relay: &Process, field: &str, value: &serde_json::Value) -> String {
     line["message"].as_str().unwrap().to_owned()
 }
 
-/// Runs what a message advises, from the word on that it begins with.
+/// Runs the statement that a message advises. The statement begins with these words.
 fn follow(conn: &mut PgConnection, message: &str, begins: &str) {
     let (_, statement) = message.rsplit_once(begins).unwrap_or_else(|| panic!("no {begins} in: {message}"));
     conn.batch_execute(&format!("{begins}{statement}")).unwrap();
 }
 
-/// A session's transaction and a prepared one, which began long before the relay did.
+/// One transaction of a session and one prepared transaction, both older than the relay.
 #[test]
-fn a_relay_names_the_writers_that_stay_open_as_soon_as_it_starts_and_its_advice_ends_them() {
+fn a_relay_warns_of_old_open_writers_when_it_starts_and_its_advice_ends_them() {
     let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
     let database = migrated_on(&server);
     let (conn, writer, orphan) = (&mut database.connect(), &mut database.connect(), &mut database.connect());

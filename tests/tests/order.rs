@@ -1,5 +1,5 @@
-//! The order within an aggregate, where the moment decides: PostgreSQL's transactions commit in another order than that in
-//! which they took their numbers.
+//! The order within an aggregate in races: PostgreSQL's transactions can commit in another order than that in which they took
+//! their numbers.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ fn record(aggregate: impl ToString, event_type: &str) -> Record {
     Record::new("order", aggregate.to_string(), event_type).with_payload(*b"{}")
 }
 
-/// Events of other aggregates.
+/// Builds events of other aggregates.
 fn others(count: usize) -> Vec<Record> {
     (0..count).map(|n| record(n, "other")).collect()
 }
@@ -32,7 +32,7 @@ fn names(claimed: &[Claimed], aggregate: &str) -> Vec<String> {
     its.map(|record| record.event_type().to_owned()).collect()
 }
 
-/// Reads what is left of the pass.
+/// Reads the rest of the pass.
 fn read_to_the_end(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     let mut before = None;
     while before != Some(all.len()) {
@@ -47,7 +47,7 @@ fn settle(source: &mut PostgresSource, claimed: &[Claimed]) {
     source.settle(&claimed.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
 }
 
-/// Ends the pass with all that it read, and makes more until everything was read.
+/// Settles what the pass has read, and makes more passes until everything is read.
 fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     let mut settled = 0;
     loop {
@@ -62,10 +62,10 @@ fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     }
 }
 
-/// The first event's transaction commits after the pass has read beyond its number, and the second event is emitted
-/// then. A pass that saw the second one now would send it before the first.
+/// The transaction of the first event commits after the pass has read beyond its number, and the second event is emitted then.
+/// If the pass read the second event now, it would send it before the first.
 #[test]
-fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
+fn an_event_that_commits_in_the_middle_of_a_pass_is_not_overtaken() {
     let database = migrated();
     let (early, late) = (&mut database.connect(), &mut database.connect());
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -86,10 +86,10 @@ fn a_commit_in_the_middle_of_a_pass_is_not_overtaken() {
     assert_eq!(names(&all, "slow"), ["first", "second"]);
 }
 
-/// The same where the pass has read all that there was, and reads on. It has learned meanwhile that thousands of numbers
-/// are sent, but not the one that is still to commit.
+/// The same after the pass has read everything and reads again. In the meantime it has learned that thousands of numbers are
+/// sent, but not the one that is still to commit.
 #[test]
-fn a_commit_behind_what_was_read_is_not_overlooked() {
+fn an_event_that_commits_behind_what_a_pass_has_read_is_not_missed() {
     let database = migrated();
     let (early, late) = (&mut database.connect(), &mut database.connect());
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -104,7 +104,7 @@ fn a_commit_behind_what_was_read_is_not_overlooked() {
             let known = all.len();
             read_to_the_end(&mut source, &mut all);
             settle(&mut source, &all[known..]);
-            // Longer than the fence stands at least.
+            // Longer than the fence stands at the least.
             std::thread::sleep(Duration::from_millis(30));
         }
         Ok(())
@@ -120,9 +120,9 @@ fn a_commit_behind_what_was_read_is_not_overlooked() {
     assert!(!source.claim().unwrap());
 }
 
-/// What was read and not settled comes again, though thousands that were emitted later have been settled.
+/// Records that were read and not settled are read again, although thousands of later ones have been settled.
 #[test]
-fn what_is_not_settled_is_read_by_the_next_pass() {
+fn the_next_pass_reads_what_was_not_settled() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut source = PostgresSource::new(database.url(), SourceOptions::default());
@@ -145,10 +145,10 @@ fn what_is_not_settled_is_read_by_the_next_pass() {
     assert_eq!(again.len(), 1);
 }
 
-/// The same between the claim and the first read: the claim is held up there by a lock on the dead letters, which it looks
-/// into when aggregates can be blocked.
+/// The same between the claim and the first read. A lock on the dead letters holds up the claim there, because it reads them if
+/// aggregates can be blocked.
 #[test]
-fn a_commit_between_the_claim_and_the_first_read_is_not_overtaken() {
+fn an_event_that_commits_between_the_claim_and_the_first_read_is_not_overtaken() {
     let database = migrated();
     let (conn, late, blocker) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
     let mut options = SourceOptions::default();

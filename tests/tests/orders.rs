@@ -1,5 +1,5 @@
-//! The example's two services, as processes: every order gets one invoice, though the service that takes orders is
-//! killed at its work.
+//! The example's two services as processes. Every order gets one invoice, although the service that takes orders is killed
+//! while it works.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read, Write};
@@ -66,7 +66,7 @@ fn request(address: &str, method: &str, path: &str, body: &str) -> io::Result<(u
     Ok((status.ok_or(io::ErrorKind::InvalidData)?, body.to_owned()))
 }
 
-/// Places an order, at whatever address the service has by then, until one is confirmed.
+/// Places orders, at the address that the service has at the time, until one is confirmed.
 fn place(number: usize, address: &Mutex<String>) -> Uuid {
     let order = json!({ "customer": format!("customer {number}"), "total_cents": 100 + number }).to_string();
     eventually_ok("an order to be confirmed", PATIENCE, || {
@@ -80,9 +80,9 @@ fn place(number: usize, address: &Mutex<String>) -> Uuid {
 }
 
 #[test]
-fn every_order_has_one_invoice_though_the_service_was_killed() {
+fn every_order_has_one_invoice_although_the_service_was_killed() {
     let (shop, office) = (Postgres::shared().database(), Postgres::shared().database());
-    // One of its own, as the services' topic has a fixed name.
+    // A broker of its own, because the services' topic has a fixed name.
     let kafka = Kafka::start();
     let billing = start(&BILLING, &office, kafka.brokers());
     billing.wait_for_line("that it is ready", PATIENCE, |line| line.contains("the consumer has started"));
@@ -109,7 +109,7 @@ fn every_order_has_one_invoice_though_the_service_was_killed() {
     });
     let address = current_address.into_inner().unwrap();
 
-    // An order whose confirmation was lost with the process counts as well.
+    // An order whose confirmation was lost with the process counts too.
     let placed = orders(&mut shop.connect());
     let confirmed = confirmed.into_inner().unwrap();
     assert_eq!(confirmed.len(), COUNT);
@@ -117,7 +117,7 @@ fn every_order_has_one_invoice_though_the_service_was_killed() {
     for (id, ..) in &placed {
         let (status, body) = request(&address, "POST", &format!("/orders/{id}/pay"), "").unwrap();
         assert_eq!(status, 200, "{body}");
-        // Paying again is no second payment.
+        // Paying again makes no second payment.
         assert_eq!(request(&address, "POST", &format!("/orders/{id}/pay"), "").unwrap(), (200, body.clone()));
         assert_eq!(request(&address, "GET", &format!("/orders/{id}"), "").unwrap(), (200, body));
     }
@@ -137,7 +137,7 @@ fn every_order_has_one_invoice_though_the_service_was_killed() {
 }
 
 #[test]
-fn what_cannot_be_done_is_answered_so_and_emits_nothing() {
+fn a_request_that_cannot_be_fulfilled_gets_an_error_and_emits_nothing() {
     let shop = Postgres::shared().database();
     let nowhere = "127.0.0.1:1";
     let service = start(&ORDERS, &shop, nowhere);

@@ -1,4 +1,4 @@
-//! Broker and database go away in the middle of a drain: the relay goes on by itself, and nothing is lost.
+//! The broker and the database go away in the middle of a drain. The relay continues by itself, and nothing is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -61,7 +61,7 @@ fn wait_until_sent(database: &Database<'_>) {
     });
 }
 
-/// Every number is there, and the first occurrences of each aggregate's are in order.
+/// Checks that every number is there, and that the first occurrences of each aggregate's numbers are in order.
 #[track_caller]
 fn assert_nothing_lost(received: &[Received], events: usize) {
     let mut seen = BTreeSet::new();
@@ -83,7 +83,7 @@ fn wait_for_no_open_transaction(database: &Database<'_>) {
                AND datname = current_database() AND xact_start IS NOT NULL AND state <> 'active'";
     let mut conn = database.connect();
     let mut quiet = 0;
-    // Not one lucky look between two passes, but a row of them.
+    // Checks several times in a row, because one check could fall between two passes by chance.
     eventually("the relay to hold no transaction", PATIENCE, || {
         let open: i64 = diesel::dsl::sql::<BigInt>(sql).get_result(&mut conn).unwrap();
         quiet = if open == 0 { quiet + 1 } else { 0 };
@@ -92,7 +92,7 @@ fn wait_for_no_open_transaction(database: &Database<'_>) {
 }
 
 #[test]
-fn the_broker_stops_and_comes_back() {
+fn the_relay_continues_after_the_broker_stops_and_comes_back() {
     let kafka = Kafka::start();
     let database = migrated(Postgres::shared());
     let topic = kafka.unique("broker");
@@ -120,7 +120,7 @@ fn the_broker_stops_and_comes_back() {
 }
 
 #[test]
-fn the_broker_hangs_and_goes_on() {
+fn the_relay_continues_after_the_broker_hangs_for_a_while() {
     let kafka = Kafka::start();
     let database = migrated(Postgres::shared());
     let topic = kafka.unique("hang");
@@ -139,7 +139,7 @@ fn the_broker_hangs_and_goes_on() {
 }
 
 #[test]
-fn the_database_restarts() {
+fn the_relay_continues_after_the_database_restarts() {
     let postgres = Postgres::start(15);
     let kafka = Kafka::shared();
     let database = migrated(&postgres);
@@ -167,7 +167,7 @@ fn the_database_restarts() {
 }
 
 #[test]
-fn the_relays_connection_is_terminated() {
+fn the_relay_continues_after_its_connection_is_terminated() {
     let database = migrated(Postgres::shared());
     let kafka = Kafka::shared();
     let topic = kafka.unique("terminated");
@@ -191,7 +191,7 @@ fn the_relays_connection_is_terminated() {
 }
 
 #[test]
-fn neither_is_there_when_the_relay_starts() {
+fn the_relay_waits_if_broker_and_database_are_away_when_it_starts() {
     let (postgres, kafka) = (Postgres::start(15), Kafka::start());
     let database = migrated(&postgres);
     let topic = kafka.unique("absent");
@@ -208,7 +208,7 @@ fn neither_is_there_when_the_relay_starts() {
     stop(relay);
 }
 
-/// Kafka says first that it does not have a topic that it makes because it was asked for it.
+/// For a topic that Kafka makes on demand, it first answers that the topic does not exist.
 #[test]
 fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
     let kafka = Kafka::start();
@@ -234,10 +234,10 @@ fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
     stop(relay);
 }
 
-/// The relay reads the write-ahead log. In the middle of it the broker goes, then the connection, then the database with the
-/// broker away, so that all that is read ahead waits.
+/// The relay reads the WAL. In the middle first the broker goes away, then the connection, then the database while the broker
+/// is away, so that everything that was read ahead waits.
 #[test]
-fn what_the_log_has_survives_whatever_goes_away() {
+fn a_relay_on_the_wal_loses_nothing_whatever_goes_away() {
     let kafka = Kafka::start();
     let postgres = Postgres::start(15);
     let database = migrated(&postgres);
@@ -274,9 +274,9 @@ fn what_the_log_has_survives_whatever_goes_away() {
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
 }
 
-/// Writers go on meanwhile.
+/// Writers keep writing in the meantime.
 #[test]
-fn a_broker_may_be_away_for_a_minute_while_the_log_grows() {
+fn a_relay_on_the_wal_continues_after_the_broker_was_away_for_a_minute() {
     let kafka = Kafka::start();
     let database = migrated(Postgres::shared());
     let topic = kafka.unique("minute");
@@ -306,7 +306,7 @@ fn a_broker_may_be_away_for_a_minute_while_the_log_grows() {
     assert_nothing_lost(&received, emitted);
 }
 
-/// How many there were.
+/// How many records there were.
 fn terminate_senders(database: &Database<'_>) -> i64 {
     let terminate = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_replication";
     diesel::dsl::sql::<BigInt>(terminate).get_result(&mut database.connect()).unwrap()

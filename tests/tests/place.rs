@@ -1,5 +1,5 @@
-//! The place from which the write-ahead log is read: it is kept while a transaction is being sent, and it is not trusted where it
-//! is of another server or another slot.
+//! The position from which the relay reads the WAL. The relay stores it while it sends a transaction, and refuses it if it is
+//! of another server or another slot.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::process::Command;
@@ -21,7 +21,7 @@ use outbox_tests::{Database, Kafka, Postgres, Process, eventually, workspace_bin
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Acknowledges one record after the other, with a pause before each until it is to be quick.
+/// Acknowledges one record at a time with a pause before each, until it is told to be quick.
 struct SlowAndSteady {
     in_flight: VecDeque<u64>,
     acknowledged: Instant,
@@ -62,7 +62,7 @@ impl Publisher for SlowAndSteady {
     }
 }
 
-/// A relay whose broker is slow until it is told to be quick.
+/// A relay whose broker is slow until the switch makes it quick.
 fn slow_relay(database: &Database<'_>) -> (RelayHandle, Arc<AtomicBool>) {
     let is_quick = Arc::new(AtomicBool::new(false));
     let is_quick_there = is_quick.clone();
@@ -79,14 +79,14 @@ fn slow_relay(database: &Database<'_>) -> (RelayHandle, Arc<AtomicBool>) {
     (relay, is_quick)
 }
 
-/// They take longer than a pass may be silent.
+/// Emits so many events that sending them takes longer than a session may be silent.
 fn emit_many(conn: &mut PgConnection) {
     let events: Vec<Record> = (0..MANY).map(|n| Record::new("order", "1", n.to_string())).collect();
     conn.transaction(|c| c.emit_all(&events)).unwrap();
 }
 
-/// The server ends the session that has the lock when it has asked nothing for 30 seconds. It does so each few seconds, though the same
-/// pass goes on.
+/// Waits until the session that holds the lock has been used again in the same pass: the server ends it if it sends no
+/// statement for 30 seconds.
 fn lock_is_kept(conn: &mut PgConnection) {
     let is_used = "pg_locks AS l JOIN pg_stat_activity AS a USING (pid) WHERE datname = current_database() \
                    AND relation = 'outbox_reader'::regclass AND mode = 'ExclusiveLock' \
@@ -96,9 +96,10 @@ fn lock_is_kept(conn: &mut PgConnection) {
     });
 }
 
-/// Else all of it would be sent again where the relay ends in the middle, and the server would end a session that asks nothing.
+/// Otherwise a relay that ends in the middle would send the whole transaction again, and the server would end a session that
+/// sends no statement.
 #[test]
-fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
+fn the_relay_stores_how_much_of_a_transaction_it_has_sent_while_a_slow_broker_takes_it() {
     let database = migrated();
     wal(&database, "setup");
     let conn = &mut database.connect();
@@ -110,7 +111,7 @@ fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
         });
     };
     is_kept(conn, 0);
-    // And again, which is the same pass still.
+    // And again, still in the same pass.
     is_kept(conn, 50);
     lock_is_kept(conn);
     assert_eq!(count(conn, "outbox_slot WHERE sent_events > 0"), 1, "the pass has ended");
@@ -122,14 +123,14 @@ fn how_much_of_a_transaction_was_sent_is_kept_while_a_slow_broker_takes_it() {
 }
 
 #[test]
-fn the_lock_is_kept_while_a_slow_broker_takes_what_is_polled() {
+fn the_relay_keeps_its_lock_while_a_slow_broker_takes_what_it_polls() {
     let database = migrated();
     let conn = &mut database.connect();
     emit_many(conn);
     wal(&database, "setup");
     let (relay, is_quick) = slow_relay(&database);
     lock_is_kept(conn);
-    // A pass shows what it has sent when it ends.
+    // A pass marks what it has sent only when it ends.
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), MANY, "the pass has ended");
     is_quick.store(true, Ordering::Relaxed);
     eventually("all to be sent", PATIENCE, || {
@@ -138,7 +139,7 @@ fn the_lock_is_kept_while_a_slow_broker_takes_what_is_polled() {
     tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
 }
 
-/// The slot is made as somebody does who finds that there is none.
+/// Makes the slot as somebody would who finds it missing.
 fn make_slot_by_hand(database: &Database<'_>) {
     let make = format!("SELECT pg_create_logical_replication_slot('{}', 'pgoutput')", database.name());
     database.connect().batch_execute(&make).unwrap();
@@ -158,7 +159,7 @@ fn copy_of_table(from: &Database<'_>, to: &Database<'_>, table: &str) {
     .unwrap();
 }
 
-/// As a dump does it.
+/// Moves the tables' contents as a dump would.
 fn move_to(from: &Database<'_>, to: &Database<'_>) {
     for table in ["outbox", "outbox_shard", "outbox_slot"] {
         copy_of_table(from, to, table);
@@ -170,7 +171,7 @@ fn move_to(from: &Database<'_>, to: &Database<'_>) {
     to.connect().batch_execute(publication).unwrap();
 }
 
-/// Runs the binary, and gives what it printed and whether it succeeded.
+/// Runs the binary, and returns what it printed and whether it succeeded.
 fn outbox(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
     let mut outbox = Command::new(workspace_binary("outbox"));
     let output = outbox.args(arguments).env("OUTBOX_DATABASE_URL", database.url()).output().unwrap();
@@ -178,14 +179,14 @@ fn outbox(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
     (String::from_utf8(printed).unwrap(), output.status.success())
 }
 
-/// The first command between backticks that an error has, without the name of the binary.
+/// Returns the first command between backticks in an error, without the name of the binary.
 #[track_caller]
 fn command_in(error: &str) -> Vec<&str> {
     let command = error.split('`').find_map(|part| part.strip_prefix("outbox "));
     command.unwrap_or_else(|| panic!("no command in: {error}")).split(' ').collect()
 }
 
-/// Runs this, and as long as that fails what the error says instead; what it ran at last.
+/// Runs this command. While that fails, runs the command in the error instead. Returns the last command that it ran.
 fn follow(database: &Database<'_>, arguments: &[&str]) -> Vec<String> {
     let mut arguments: Vec<String> = arguments.iter().map(|&argument| argument.to_owned()).collect();
     for _ in 0..3 {
@@ -207,14 +208,14 @@ fn all_arrive(relay: &Process, topic: &str, committed: &BTreeSet<String>) {
     stop(relay);
 }
 
-/// Why a relay refuses to work.
+/// Waits until a relay refuses to work, and returns its error.
 fn refusal(relay: &Process, reason: &str) -> String {
     let advice = relay.wait_for_line("why it refuses", PATIENCE, |line| line.contains(reason));
     assert_eq!(relay.wait(PATIENCE).code(), Some(1));
     advice
 }
 
-/// Follows the advice of a relay that refuses to work, and looks that all of these arrive.
+/// Follows the advice of a relay that refuses to work, and checks that all of these events arrive.
 fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, committed: &BTreeSet<String>) {
     let topic = new_topic("advised");
     let advice = refusal(&log_relay(database, &topic), reason);
@@ -222,7 +223,7 @@ fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, commi
     all_arrive(&log_relay(database, &topic), &topic, committed);
 }
 
-/// What was sent by a relay, and what was not and waits in the table.
+/// Has a relay send some events, then writes others that wait in the table. Returns the latter.
 fn sent_and_unsent(database: &Database<'_>) -> BTreeSet<String> {
     let topic = new_topic("before");
     let counter = Kafka::shared().counter(&topic);
@@ -235,7 +236,7 @@ fn sent_and_unsent(database: &Database<'_>) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_place_beyond_the_end_of_the_log_is_refused_with_advice_that_loses_nothing() {
+fn a_position_beyond_the_end_of_the_wal_is_refused_with_advice_that_loses_nothing() {
     let (source, target) = (migrated(), Postgres::start(15));
     source
         .connect()
@@ -255,7 +256,7 @@ fn a_place_beyond_the_end_of_the_log_is_refused_with_advice_that_loses_nothing()
 }
 
 #[test]
-fn a_place_of_another_server_is_refused_with_advice_that_loses_nothing() {
+fn a_position_of_another_server_is_refused_with_advice_that_loses_nothing() {
     let (source, target) = (Postgres::start(15), Postgres::shared());
     let (source, target) = (migrated_on(&source), migrated_on(target));
     wal(&source, "setup");
@@ -273,7 +274,7 @@ fn a_place_of_another_server_is_refused_with_advice_that_loses_nothing() {
 }
 
 #[test]
-fn a_slot_that_was_made_anew_by_hand_is_refused_with_advice_that_loses_nothing() {
+fn a_slot_that_somebody_made_again_by_hand_is_refused_with_advice_that_loses_nothing() {
     let database = migrated();
     wal(&database, "setup");
     let mut committed = sent_and_unsent(&database);
@@ -285,7 +286,7 @@ fn a_slot_that_was_made_anew_by_hand_is_refused_with_advice_that_loses_nothing()
 }
 
 #[test]
-fn a_slot_that_is_gone_is_followed_by_one_of_another_name_and_nothing_is_lost() {
+fn a_slot_of_another_name_can_replace_one_that_is_gone_and_nothing_is_lost() {
     let database = migrated();
     wal(&database, "setup");
     let mut committed = sent_and_unsent(&database);
@@ -299,8 +300,8 @@ fn a_slot_that_is_gone_is_followed_by_one_of_another_name_and_nothing_is_lost() 
     follow(&database, &["wal", "drop"]);
 }
 
-/// A slot belongs to one database, but its name to the server, and a copy of that database has the name in its table. This is what
-/// happens where the default name is kept.
+/// A slot belongs to one database, but its name is unique on the server. A copy of the database has the original's slot name in
+/// its table. The tests use the default name, as users do.
 struct Original<'a> {
     database: Database<'a>,
     topic: String,
@@ -326,7 +327,7 @@ impl<'a> Original<'a> {
         Self { database, topic, committed, sent: SENT }
     }
 
-    /// A copy, with the events that are unsent there.
+    /// A copy of the database, with the events that are unsent there.
     fn copy(&self) -> (Database<'a>, BTreeSet<String>) {
         let copy = self.database.copy();
         let mut committed = self.committed.clone();
@@ -334,7 +335,7 @@ impl<'a> Original<'a> {
         (copy, committed)
     }
 
-    /// Its relay goes on, and sends each event once.
+    /// The original's relay continues, and sends each event once.
     fn goes_on(mut self) {
         let relay = relay(&self.database, &self.topic, &["--source", "wal"]);
         self.committed.extend(write(&mut self.database.connect(), 0, 1, 10, 10));
@@ -345,7 +346,7 @@ impl<'a> Original<'a> {
 }
 
 #[test]
-fn a_copy_on_the_same_server_is_given_a_slot_of_its_own_by_what_each_error_says() {
+fn on_a_copy_on_the_same_server_each_errors_advice_leads_to_a_slot_of_its_own() {
     let postgres = Postgres::start(15);
     let original = Original::new(&postgres);
     for first in [None, Some("wal setup"), Some("wal setup --slot another")] {
@@ -361,7 +362,7 @@ fn a_copy_on_the_same_server_is_given_a_slot_of_its_own_by_what_each_error_says(
         };
         committed.extend(write(&mut copy.connect(), 0, 1, 10, 10));
         all_arrive(&relay(&copy, &topic, &["--source", "wal", "--slot", slot]), &topic, &committed);
-        // The name that was copied is known to be wrong by now.
+        // By now the relay knows that the copied name is wrong.
         let refused = relay(&copy, &topic, &["--source", "wal"]);
         assert!(refusal(&refused, "is read from").contains(&format!("`--slot {slot}`")));
         assert_eq!(follow(&copy, &["wal", "drop"]), ["wal", "drop", "--slot", slot]);
@@ -370,7 +371,7 @@ fn a_copy_on_the_same_server_is_given_a_slot_of_its_own_by_what_each_error_says(
 }
 
 #[test]
-fn a_copy_on_the_same_server_is_polled_by_what_each_error_says() {
+fn on_a_copy_on_the_same_server_each_errors_advice_leads_to_polling() {
     let postgres = Postgres::start(15);
     let original = Original::new(&postgres);
     for first in ["wal drop", "wal drop --slot another"] {

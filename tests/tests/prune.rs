@@ -15,7 +15,7 @@ use outbox_tests::{Database, Folder, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An SQLite database with its tables.
+/// An SQLite database with the tables.
 fn sqlite() -> (Folder, String) {
     let folder = Folder::new("prune");
     let path = folder.path().join("outbox.db").display().to_string();
@@ -23,7 +23,7 @@ fn sqlite() -> (Folder, String) {
     (folder, path)
 }
 
-/// So many rows that were sent so many days ago.
+/// Inserts this many rows that were sent this many days ago.
 fn keep_sent(conn: &mut SqliteConnection, rows: usize, days: u32) {
     conn.batch_execute(&format!(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
@@ -37,9 +37,9 @@ fn count(conn: &mut SqliteConnection, from: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}")).get_result(conn).unwrap()
 }
 
-/// An emitter has the write lock all along: whoever else wants it waits for half a minute.
+/// An emitter holds the write lock all the time. A relay that wanted it would wait for half a minute.
 #[test]
-fn on_sqlite_a_relay_with_nothing_to_prune_does_not_want_the_write_lock() {
+fn on_sqlite_a_relay_with_nothing_to_prune_does_not_take_the_write_lock() {
     let (_folder, path) = sqlite();
     let emitter = &mut SqliteConnection::establish(&path).unwrap();
     keep_sent(emitter, 10_000, 1);
@@ -52,9 +52,9 @@ fn on_sqlite_a_relay_with_nothing_to_prune_does_not_want_the_write_lock() {
     emitter.batch_execute("COMMIT").unwrap();
 }
 
-/// Some chunks of them, and what is unsent lies among them.
+/// There are several chunks of expired rows, with unsent rows among them.
 #[test]
-fn on_sqlite_all_that_has_expired_is_pruned_soon_and_nothing_else() {
+fn on_sqlite_all_expired_rows_are_pruned_soon_and_no_others() {
     let (_folder, path) = sqlite();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
     conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
@@ -72,10 +72,10 @@ fn on_sqlite_all_that_has_expired_is_pruned_soon_and_nothing_else() {
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 2);
 }
 
-/// Those of a partition that Kafka has not taken for long, say: more than a chunk of them lies before what was sent. One of them was
-/// sent at last.
+/// Suppose a partition has not taken records for long. More than a chunk of its unsent rows then lies before the expired ones.
+/// One of its rows was sent just now.
 #[test]
-fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_sqlite() {
+fn expired_rows_behind_many_unsent_rows_are_pruned_on_sqlite() {
     let (_folder, path) = sqlite();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
     conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
@@ -95,7 +95,7 @@ fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_sqlite() {
 }
 
 #[test]
-fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_postgres() {
+fn expired_rows_behind_many_unsent_rows_are_pruned_on_postgres() {
     let database = migrated();
     let conn = &mut database.connect();
     for (rows, sent_at) in [(12_000, "CASE WHEN n = 3 THEN now() END"), (100, "now() - interval '30 days'")] {
@@ -114,7 +114,7 @@ fn what_has_expired_behind_many_rows_that_wait_is_pruned_on_postgres() {
     });
 }
 
-/// A relay that has begun to prune rows that were sent long ago, and waits for somebody who holds a lock.
+/// A relay that has begun to prune old rows, and waits for a lock that another session holds.
 fn blocked(database: &Database<'_>, lock: &str) -> (PostgresSource, PgConnection) {
     let (conn, mut stranger) = (&mut database.connect(), database.connect());
     conn.batch_execute(
@@ -130,14 +130,14 @@ fn blocked(database: &Database<'_>, lock: &str) -> (PostgresSource, PgConnection
     (source, stranger)
 }
 
-/// What it does within a few seconds; the thread is left behind otherwise.
+/// Returns what the closure does within a few seconds. If it takes longer, its thread is left behind.
 fn soon<T: Send + 'static>(what: &str, work: impl FnOnce() -> T + Send + 'static) -> T {
     let (done, is_done) = channel();
     thread::spawn(move || done.send(work()));
     is_done.recv_timeout(Duration::from_secs(10)).unwrap_or_else(|error| panic!("{what}: {error}"))
 }
 
-/// The stranger is passed over, and so is its row.
+/// Pruning skips the row that another session has locked.
 #[test]
 fn a_locked_row_holds_up_neither_pruning_nor_a_relay_that_has_lost_its_connection() {
     let database = migrated();
@@ -146,7 +146,7 @@ fn a_locked_row_holds_up_neither_pruning_nor_a_relay_that_has_lost_its_connectio
     let (mut source, stranger) = blocked(&database, lock);
     let pruning =
         "pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox pruning'";
-    // That it waits for a lock can be seen only if it does.
+    // A wait for a lock shows only if there is one, so this waits for either outcome.
     eventually("the round to end, or to wait", PATIENCE, || {
         let waits = load::count(conn, &format!("{pruning} AND wait_event_type = 'Lock'")) > 0;
         (waits || load::count(conn, "outbox") == 1).then_some(())
@@ -168,9 +168,9 @@ fn a_locked_row_holds_up_neither_pruning_nor_a_relay_that_has_lost_its_connectio
     drop(stranger);
 }
 
-/// As when an index is made.
+/// For example while an index is built.
 #[test]
-fn a_locked_table_does_not_hold_up_a_relay_that_stops_as_it_prunes() {
+fn a_locked_table_does_not_hold_up_a_relay_that_stops_while_it_prunes() {
     let database = migrated();
     let conn = &mut database.connect();
     let (source, stranger) = blocked(&database, "LOCK TABLE outbox IN SHARE MODE");

@@ -1,5 +1,5 @@
-//! A publication that is changed under the slot hides events: no relay goes past them, and whoever follows the advice of its error to
-//! the letter loses nothing.
+//! A publication that is changed while a slot uses it hides events. No relay passes over them, and a user who follows the
+//! advice of its error to the letter loses nothing.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn arrive(topic: &str, committed: &BTreeSet<String>) {
     eventually("all events", PATIENCE, || committed.is_subset(&arrived()).then_some(()));
 }
 
-/// Runs the commands that the relay's last words name, in their order.
+/// Runs the commands in the relay's last error, in their order.
 fn follow_advice(database: &Database<'_>, stopped: &Process) {
     let advice = stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal"));
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
@@ -68,12 +68,12 @@ under_a_relay! {
     a_table_that_leaves_its_publication_hides_nothing_on_15: 15, WITHOUT_TABLE;
     a_table_that_leaves_its_publication_hides_nothing_on_18: 18, WITHOUT_TABLE;
     a_publication_that_is_dropped_hides_nothing_on_15: 15, WITHOUT_PUBLICATION;
-    // Its slots pass over a publication that is not there.
+    // Slots of this version skip a publication that does not exist.
     a_publication_that_is_dropped_hides_nothing_on_18: 18, WITHOUT_PUBLICATION;
 }
 
 #[test]
-fn a_slot_is_not_given_up_because_its_publication_was_mistyped() {
+fn setup_and_drop_leave_the_slot_alone_if_the_publication_was_mistyped() {
     let database = migrated_on(Postgres::shared_version(15));
     wal(&database, "setup");
     let (conn, lock) = (&mut database.connect(), &mut database.connect());
@@ -86,7 +86,7 @@ fn a_slot_is_not_given_up_because_its_publication_was_mistyped() {
     }
 }
 
-/// Nothing is given up before the error, and its advice loses nothing.
+/// The setup changes nothing before it fails, and its advice loses nothing.
 #[test]
 fn a_setup_over_a_publication_that_was_changed_leaves_the_slot_alone_and_says_what_to_do() {
     let database = migrated_on(Postgres::shared_version(15));
@@ -111,7 +111,7 @@ fn a_setup_over_a_publication_that_was_changed_leaves_the_slot_alone_and_says_wh
     stop(&log);
 }
 
-/// By then it has all inserts again.
+/// By then the publication has all inserts again.
 #[test]
 fn a_table_that_was_out_of_its_publication_for_a_while_is_noticed() {
     let database = migrated_on(Postgres::shared_version(15));
@@ -131,9 +131,9 @@ fn a_table_that_was_out_of_its_publication_for_a_while_is_noticed() {
     stop(&log);
 }
 
-/// Before any relay has noticed it.
+/// The slot is dropped before any relay has noticed the change.
 #[test]
-fn a_slot_that_is_dropped_after_its_publication_was_changed_leaves_nothing_unsent() {
+fn after_a_drop_nothing_is_unsent_although_the_publication_was_changed() {
     let database = migrated_on(Postgres::shared_version(15));
     let topic = new_topic("dropped-after");
     wal(&database, "setup");

@@ -1,4 +1,4 @@
-//! The publisher by itself: what it says is durable is on Kafka, whatever a broker refuses meanwhile.
+//! The publisher by itself: every record that it reports as durable is on Kafka, whatever a broker refuses.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -18,14 +18,14 @@ use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "outbox.event.order";
-/// Aggregates whose records Java clients put into the first and the second of two partitions.
+/// Two aggregates whose records Java clients put into the first and the second of two partitions.
 const STUCK: &str = "0";
 const FLOWING: &str = "1";
 
 type Mock = MockCluster<'static, DefaultProducerContext>;
 
-/// A cluster of one broker that takes its time, so that several requests are on their way at once. It takes any sequence
-/// number, as a broker does of a producer id that it does not know.
+/// A slow cluster of one broker, so that several requests are in flight at once. It accepts any first sequence number, as a
+/// broker does for a producer id that it does not know.
 fn slow_cluster() -> Mock {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic(TOPIC, 1, 1).unwrap();
@@ -34,7 +34,7 @@ fn slow_cluster() -> Mock {
 }
 
 fn publisher(cluster: &Mock) -> Box<dyn Publisher> {
-    // One request for each record.
+    // One request for each record, so that several are in flight.
     Broker::new(cluster.bootstrap_servers()).set("batch.num.messages", "1").publisher().unwrap()
 }
 
@@ -42,7 +42,7 @@ fn record(number: u64) -> Record {
     Record::new("order", "1", number.to_string()).with_payload(number.to_string())
 }
 
-/// Hands these over as the pipeline does, and gives the tickets of those that became durable.
+/// Publishes these records as the pipeline does, and returns the tickets of those that became durable.
 fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<u64> {
     let mut durable = Vec::new();
     let mut next = numbers.start;
@@ -65,7 +65,7 @@ fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<
     durable
 }
 
-/// What the topic's only partition holds.
+/// Returns what the topic's only partition holds.
 fn stored(cluster: &Mock) -> Vec<u64> {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", cluster.bootstrap_servers())
@@ -89,7 +89,7 @@ fn refuse_the_next(cluster: &Mock, error: RDKafkaRespErr) {
 }
 
 #[test]
-fn what_a_fresh_producer_says_is_durable_is_stored_though_its_first_request_is_refused() {
+fn records_that_a_fresh_producer_reports_as_durable_are_stored_although_its_first_request_was_refused() {
     for error in [
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS,
         RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_LEADER_FOR_PARTITION,
@@ -102,7 +102,7 @@ fn what_a_fresh_producer_says_is_durable_is_stored_though_its_first_request_is_r
 }
 
 #[test]
-fn what_is_durable_is_stored_though_the_first_request_after_a_stall_is_refused() {
+fn durable_records_are_stored_although_the_first_request_after_a_stall_was_refused() {
     let cluster = slow_cluster();
     let mut publisher = publisher(&cluster);
     publish(&mut *publisher, 0..5);
@@ -113,7 +113,8 @@ fn what_is_durable_is_stored_though_the_first_request_after_a_stall_is_refused()
     assert_eq!(stored, (0..10).collect());
 }
 
-/// Whatever Kafka says of a batch that it refuses because of its size, the records are sent one by one to find the bad one.
+/// However Kafka refuses a batch because of its size, the publisher sends the records one by one to find the one that is too
+/// large.
 #[test]
 fn a_record_that_is_too_large_for_a_segment_is_rejected() {
     let cluster = MockCluster::new(1).unwrap();
@@ -135,7 +136,7 @@ fn a_record_that_is_too_large_for_a_segment_is_rejected() {
     assert!(reason.contains("segment.bytes"), "{reason}");
 }
 
-/// As of a topic that is deleted and made again, or from a broker that has not heard of it yet.
+/// For example, the topic is deleted and made again, or a broker does not know it yet.
 #[test]
 fn a_topic_that_is_missing_for_a_moment_makes_no_dead_letters() {
     let cluster = MockCluster::new(1).unwrap();
@@ -189,13 +190,13 @@ fn nothing_of_an_abandoned_producer_is_sent_afterwards() {
     let mut publisher = broker.publisher().unwrap();
     publisher.publish(0, TOPIC, &record(0)).unwrap();
     publisher.abandon();
-    // Had the first one been sent, it would have been before this.
+    // If the first record had been sent, it would be before this one.
     assert_eq!(publish(&mut *publisher, 1..2), [1]);
     assert_eq!(stored(&cluster), [1]);
 }
 
 #[test]
-fn what_would_break_a_promise_is_refused_at_the_start() {
+fn settings_that_would_break_a_guarantee_are_refused_at_the_start() {
     let refusal = |broker: Broker| broker.publisher().err().unwrap().to_string();
     let broker = || Broker::new("localhost:1");
     assert_eq!(

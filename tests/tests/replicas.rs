@@ -1,4 +1,4 @@
-//! Three brokers, two of which come and go: what is settled is on Kafka.
+//! Three brokers, two of which come and go. Every settled record is on Kafka.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -16,8 +16,8 @@ const EVENTS: usize = 160;
 const EVENTS_UNDER_LOAD: usize = 600;
 const PARTITIONS: usize = 8;
 
-/// A relay whose producer tries again at once what was refused. Large records in a request each keep several requests on
-/// their way to each partition.
+/// A relay whose producer retries at once. Each request has one large record, so that several requests to each partition are in
+/// flight.
 fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str, stall_timeout: Duration) -> RelayHandle {
     let broker = Broker::new(cluster.kafka().brokers())
         .set("batch.num.messages", "1")
@@ -46,7 +46,7 @@ fn settled(database: &Database<'_>) -> usize {
 }
 
 #[test]
-fn what_is_settled_is_stored_though_replicas_come_and_go() {
+fn settled_records_are_stored_although_replicas_come_and_go() {
     let cluster = Cluster::start();
     let database = Postgres::shared().database();
     Migrations::new().run(&mut database.connect()).unwrap();
@@ -56,13 +56,13 @@ fn what_is_settled_is_stored_though_replicas_come_and_go() {
     cluster.stop_followers();
     cluster.wait_for_replicas(topic, 1);
     emit(&mut database.connect(), 0..EVENTS);
-    // All is refused at first, by each partition until a second broker has caught up with it.
+    // At first each partition refuses everything, until a second broker has caught up with it.
     let patient = relay(&database, &cluster, topic, Duration::from_secs(20));
     cluster.start_followers();
     eventually("all to be settled", PATIENCE, || (settled(&database) == EVENTS).then_some(()));
     patient.stop_blocking().unwrap();
 
-    // Under load, with a relay that begins with a new producer each second while replicas are missing, and is restarted.
+    // Under load, with a relay that gets a new producer each second while replicas are missing, and is restarted.
     cluster.wait_for_replicas(topic, 3);
     let all = EVENTS + EVENTS_UNDER_LOAD;
     let restarted = || relay(&database, &cluster, topic, Duration::from_secs(1));
@@ -78,7 +78,7 @@ fn what_is_settled_is_stored_though_replicas_come_and_go() {
         eventually("some to be settled", PATIENCE, || (settled(&database) > EVENTS + 20).then_some(()));
         cluster.stop_followers();
         cluster.wait_for_replicas(topic, 1);
-        // What is in flight by then is never acknowledged.
+        // The records in flight at that time are never acknowledged.
         let _ = first.stop_blocking();
         let second = restarted();
         cluster.start_followers();

@@ -1,5 +1,5 @@
-//! A sequence that is set back gives numbers again that the relay has gone past. Nothing that was emitted with those is lost or
-//! overtaken, whenever it happened; and whoever follows the advice of an error to the letter loses nothing.
+//! If a sequence is set back, it gives numbers that the relay has passed already. No event with such a number is lost or
+//! overtaken, whenever that happens. A user who follows the advice of an error to the letter loses nothing.
 
 use std::cell::Cell;
 use std::time::Duration;
@@ -22,13 +22,13 @@ fn source(url: &str) -> PostgresSource {
     PostgresSource::new(url, SourceOptions::default())
 }
 
-/// Events of ten aggregates, whose types are their numbers.
+/// Emits events of ten aggregates. The event type of each is its number.
 fn emit(conn: &mut PgConnection, numbers: std::ops::Range<u32>) {
     let records = numbers.map(|n| Record::new("order", (n % 10).to_string(), n.to_string()));
     conn.transaction(|c| c.emit_all(records)).unwrap();
 }
 
-/// Passes, which may fail, until so many events have come; their numbers.
+/// Makes passes, which may fail, until this many events are sent, and returns their numbers.
 fn send(source: &mut PostgresSource, count: usize) -> Vec<u32> {
     let mut sent = Vec::new();
     eventually(&format!("{count} events"), PATIENCE, || {
@@ -51,7 +51,7 @@ fn pass(source: &mut PostgresSource) -> Result<Vec<u32>, diesel_outbox_core::Sou
     Ok(records.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type().parse().unwrap()).collect())
 }
 
-/// All of these numbers, each once and those of each aggregate in their order.
+/// Checks that each of these numbers was sent once, and those of each aggregate in their order.
 #[track_caller]
 fn assert_complete(sent: &[u32], numbers: std::ops::Range<u32>) {
     let mut sorted = sent.to_vec();
@@ -67,7 +67,7 @@ fn count(conn: &mut PgConnection, sql: &str) -> i64 {
     diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
 }
 
-/// So many events are sent, so that the lower bounds have moved.
+/// Sends so many events that the lower bounds move.
 fn send_some(source: &mut PostgresSource, conn: &mut PgConnection) {
     emit(conn, 0..5_000);
     assert_complete(&send(source, 5_000), 0..5_000);
@@ -79,26 +79,26 @@ fn send_some(source: &mut PostgresSource, conn: &mut PgConnection) {
 }
 
 #[test]
-fn a_restart_while_no_relay_is_there_hides_nothing() {
+fn a_sequence_that_is_restarted_while_no_relay_runs_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
     emit(conn, 0..10);
     conn.batch_execute("DELETE FROM outbox WHERE seq < 1000; ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
     emit(conn, 10..30);
-    // An operator sees them before any relay has looked.
+    // The lag counts them before any relay has noticed.
     assert_eq!(conn.lag().unwrap().unsent, 30);
     assert_complete(&send(&mut source(database.url()), 30), 0..30);
     assert_eq!(conn.lag().unwrap().unsent, 0);
-    // It has gone on after all that there was.
+    // The sequence now continues after the highest number.
     emit(conn, 30..40);
     assert_eq!(count(conn, "SELECT count(*) - count(DISTINCT seq) FROM outbox"), 0);
     assert_complete(&send(&mut source(database.url()), 10), 30..40);
 }
 
-/// By then its numbers are higher than any that was sent.
+/// By then the new numbers are higher than any that was sent.
 #[test]
-fn a_restart_that_has_caught_up_hides_nothing() {
+fn a_restarted_sequence_that_has_caught_up_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -108,10 +108,10 @@ fn a_restart_that_has_caught_up_hides_nothing() {
     assert_complete(&send(&mut source(database.url()), 9_000), 0..9_000);
 }
 
-/// Rows that were sent from the write-ahead log have no mark, and are not counted; nor does pruning take for one of them what was emitted
-/// with a number of theirs.
+/// Rows that were sent from the WAL have no mark, and the lag does not count them. Pruning must not take an event that was
+/// emitted with such a number after the restart for one of them.
 #[test]
-fn what_was_emitted_after_a_restart_is_told_from_what_was_sent_from_the_log() {
+fn events_from_after_a_restart_are_distinguished_from_those_sent_from_the_wal() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -138,9 +138,9 @@ fn what_was_emitted_after_a_restart_is_told_from_what_was_sent_from_the_log() {
     assert_complete(&send(&mut relay, 30), 0..30);
 }
 
-/// With the same file as before, and by a role that may do no more than an operator needs.
+/// The sequence has the same file as before, and the role has only the grants that an operator needs.
 #[test]
-fn an_operator_sees_what_a_sequence_that_was_set_back_hides() {
+fn the_lag_counts_the_events_that_a_sequence_that_was_set_back_hides() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -159,7 +159,7 @@ fn an_operator_sees_what_a_sequence_that_was_set_back_hides() {
 }
 
 #[test]
-fn a_dead_letter_that_is_requeued_after_a_restart_hides_nothing() {
+fn a_dead_letter_that_is_requeued_after_a_sequence_restart_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -176,7 +176,7 @@ fn a_dead_letter_that_is_requeued_after_a_restart_hides_nothing() {
 }
 
 #[test]
-fn a_restart_under_a_relay_at_work_hides_nothing() {
+fn a_sequence_that_is_restarted_while_a_relay_works_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     let mut relay = source(database.url());
@@ -189,9 +189,9 @@ fn a_restart_under_a_relay_at_work_hides_nothing() {
     assert_complete(&send(&mut relay, 10), 20..30);
 }
 
-/// Logical replication copies rows, and no sequence.
+/// Logical replication copies rows, but no sequence.
 #[test]
-fn a_copy_without_its_sequence_goes_on_after_its_rows() {
+fn a_copy_without_its_sequence_continues_after_its_rows() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -206,9 +206,9 @@ fn a_copy_without_its_sequence_goes_on_after_its_rows() {
     assert_complete(&send(&mut source(database.url()), 10), 5..15);
 }
 
-/// Two servers that were just made give the same number to its file.
+/// Two new servers may give the sequence's file the same number.
 #[test]
-fn what_came_from_another_server_whose_sequence_has_the_same_file_is_looked_through() {
+fn rows_from_another_server_are_noticed_although_the_sequence_has_the_same_file() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -222,7 +222,7 @@ fn what_came_from_another_server_whose_sequence_has_the_same_file_is_looked_thro
     assert_complete(&send(&mut source(database.url()), 10), 0..10);
 }
 
-/// The statements of the page, of which the second block is for those who have not read the first.
+/// Runs the statements of the page. The second block is for rows that were put back without the first.
 #[test]
 fn rows_that_are_put_back_as_the_page_says_are_sent() {
     let page = include_str!("../../docs/wal.md");
@@ -251,7 +251,7 @@ fn rows_that_are_put_back_as_the_page_says_are_sent() {
     assert_complete(&send(relay, 5), 10..15);
 }
 
-/// What an error advises, from the word on that it begins with.
+/// Returns the statement that an error advises. The statement begins with these words.
 fn advice(error: &str, begins: &str) -> String {
     let start = error.find(begins).unwrap_or_else(|| panic!("no {begins} in: {error}"));
     error[start..].split(';').next().unwrap().to_owned()
@@ -285,7 +285,7 @@ fn missing_shards_are_refused_with_advice_that_loses_nothing() {
 }
 
 #[test]
-fn a_relay_that_may_not_set_the_sequence_says_which_grant_it_needs() {
+fn a_relay_without_the_privilege_to_set_the_sequence_says_which_grants_it_needs() {
     let database = migrated();
     let conn = &mut database.connect();
     send_some(&mut source(database.url()), conn);
@@ -309,9 +309,9 @@ fn a_relay_that_may_not_set_the_sequence_says_which_grant_it_needs() {
     drop_roles(conn, &role);
 }
 
-/// It sends, makes a dead letter, prunes, and mends a sequence that was restarted.
+/// With these grants the relay sends, makes a dead letter, prunes, and repairs a sequence that was restarted.
 #[test]
-fn a_polling_relay_needs_no_more_than_the_page_grants_to_its_role() {
+fn a_polling_relay_needs_only_the_grants_that_the_page_lists() {
     let database = migrated();
     let conn = &mut database.connect();
     let topic = new_topic("role");
@@ -356,9 +356,9 @@ fn a_polling_relay_needs_no_more_than_the_page_grants_to_its_role() {
     drop_roles(conn, &format!("{role}, {service}"));
 }
 
-/// It looks at nothing while it sleeps, and the event that wakes it has a low number.
+/// A sleeping relay checks nothing, and the event that wakes it has a low number.
 #[test]
-fn a_restart_under_a_relay_that_sleeps_hides_nothing() {
+fn a_sequence_that_is_restarted_while_a_relay_sleeps_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     let topic = new_topic("sleeps");
@@ -380,7 +380,7 @@ fn a_restart_under_a_relay_that_sleeps_hides_nothing() {
 }
 
 #[test]
-fn a_restart_under_a_relay_that_reads_the_log_hides_nothing() {
+fn a_sequence_that_is_restarted_under_a_relay_on_the_wal_hides_no_event() {
     let database = migrated();
     let conn = &mut database.connect();
     let topic = new_topic("log");
@@ -396,15 +396,15 @@ fn a_restart_under_a_relay_that_reads_the_log_hides_nothing() {
     emit(conn, 20..40);
     eventually("what came after the restart", PATIENCE, || (counter.count() >= 5_140).then_some(()));
     stop(&log);
-    // Numbers go on after all that there were, so that nothing is passed over when the table is polled again.
+    // The numbers continue after the highest one, so polling misses nothing afterwards.
     wal(&database, "drop");
     emit(conn, 40..60);
     assert_complete(&send(&mut source(database.url()), 20), 40..60);
 }
 
-/// Sessions take numbers for later, and a sequence counts down: events have numbers that were passed over.
+/// If sessions cache numbers, or the sequence counts down, events can have numbers that the relay has passed already.
 #[test]
-fn a_sequence_that_counts_otherwise_is_refused_with_advice_that_loses_nothing() {
+fn a_sequence_with_unsuitable_options_is_refused_with_advice_that_loses_nothing() {
     for change in ["CACHE 20", "INCREMENT -1", "CYCLE", "INCREMENT -2 CYCLE CACHE 5"] {
         let database = migrated();
         let (conn, other) = (&mut database.connect(), &mut database.connect());
@@ -427,7 +427,7 @@ fn a_sequence_that_counts_otherwise_is_refused_with_advice_that_loses_nothing() 
                 }
                 Err(error) => {
                     relay.abandon();
-                    // At work it notices first that something has happened to the sequence.
+                    // A relay at work first notices only that something has happened to the sequence.
                     Some(error.to_string()).filter(|error| error.contains("run ALTER SEQUENCE"))
                 }
             })
@@ -435,8 +435,8 @@ fn a_sequence_that_counts_otherwise_is_refused_with_advice_that_loses_nothing() 
         emit_some(conn);
         for _ in change.split(" CACHE ") {
             conn.batch_execute(&advice(&refusal(&mut relay, &mut sent), "ALTER SEQUENCE")).unwrap();
-            // Sessions do not use any more what numbers they have kept. Where it has counted down, some that it gives are there
-            // until a relay has set it.
+            // Sessions drop the numbers that they have cached. If the sequence has counted down, some of the numbers that it
+            // gives exist already until a relay has set it.
             if change.starts_with("CACHE") {
                 emit_some(other);
                 emit_some(conn);

@@ -1,4 +1,4 @@
-//! The servers that the other tests stand on.
+//! The servers on which the other tests depend.
 
 use std::net::TcpStream;
 use std::path::Path;
@@ -55,7 +55,7 @@ fn two_databases_of_the_shared_server_are_separate() {
 }
 
 #[test]
-fn a_local_server_is_reached_by_its_socket_too() {
+fn a_local_server_can_also_be_reached_by_its_socket() {
     let database = Postgres::shared().database();
     if let Some(url) = database.socket_url() {
         let mut conn = PgConnection::establish(&url).unwrap();
@@ -67,7 +67,7 @@ fn a_local_server_is_reached_by_its_socket_too() {
 }
 
 #[test]
-fn a_server_of_a_wanted_version_keeps_its_data_through_stop_and_crash() {
+fn a_server_of_the_requested_version_keeps_its_data_through_stop_and_crash() {
     let server = Postgres::start_with(18, &[("max_prepared_transactions", "7")]);
     let database = server.database();
     let mut conn = database.connect();
@@ -90,7 +90,7 @@ fn a_server_of_a_wanted_version_keeps_its_data_through_stop_and_crash() {
 }
 
 #[test]
-fn kafka_gives_back_what_was_sent() {
+fn kafka_returns_what_was_sent() {
     let kafka = Kafka::shared();
     let topic = kafka.unique("round-trip");
     assert_eq!(kafka.read_all(&topic), []);
@@ -111,7 +111,7 @@ fn kafka_gives_back_what_was_sent() {
 }
 
 #[test]
-fn kafka_makes_a_topic_of_three_partitions_when_written_to() {
+fn kafka_makes_a_topic_of_three_partitions_at_the_first_write() {
     let kafka = Kafka::shared();
     let topic = kafka.unique("auto");
     for n in 0..30 {
@@ -148,7 +148,7 @@ fn a_broker_keeps_its_data_through_stop_crash_and_pause() {
     assert_eq!(texts, ["before the stop", "before the crash", "in the pause"]);
 }
 
-/// What Debezium must have made of an event: all but its own headers.
+/// Checks what Debezium made of an event: everything except the event's own headers.
 fn assert_is(received: &Received, event: &Record) {
     assert_eq!(received.key_text(), Some(event.aggregate_id()));
     assert_eq!(received.payload.as_deref(), event.payload());
@@ -168,7 +168,7 @@ fn replication_slots(postgres: &Postgres) -> i64 {
 }
 
 #[test]
-fn debezium_publishes_what_is_committed_once_it_has_started() {
+fn debezium_publishes_what_is_committed_after_it_has_started() {
     let (postgres, kafka) = (Postgres::start(18), Kafka::shared());
     let database = postgres.database();
     Migrations::new().run(&mut database.connect()).unwrap();
@@ -211,7 +211,7 @@ fn debezium_publishes_what_is_committed_once_it_has_started() {
 }
 
 #[test]
-fn a_broker_for_a_benchmark_takes_properties_too() {
+fn a_broker_for_a_benchmark_accepts_properties() {
     let kafka = Kafka::start_for_benchmark(&[("num.partitions", "5")]);
     send(&kafka, "made", "key", "value");
     let admin: AdminClient<DefaultClientContext> = kafka.client().create().unwrap();
@@ -219,7 +219,7 @@ fn a_broker_for_a_benchmark_takes_properties_too() {
     assert_eq!(metadata.topics()[0].partitions().len(), 5);
 }
 
-/// The parent in the test below: it is killed while its server runs.
+/// The parent process of the test below. It is killed while its server runs.
 #[test]
 #[ignore = "started by the test of the leash"]
 fn a_parent_that_is_killed() {
@@ -231,7 +231,7 @@ fn a_parent_that_is_killed() {
 }
 
 #[test]
-fn a_server_ends_with_a_killed_test_process_and_leaves_nothing() {
+fn when_a_test_process_is_killed_its_server_ends_and_leaves_nothing() {
     let mut test = Command::new(env::current_exe().unwrap());
     test.args(["--exact", "a_parent_that_is_killed", "--ignored", "--nocapture"]);
     let parent = Process::start(&test);
@@ -248,7 +248,7 @@ fn a_server_ends_with_a_killed_test_process_and_leaves_nothing() {
 }
 
 #[test]
-fn a_process_is_read_stopped_and_ended() {
+fn a_process_can_be_read_stopped_and_ended() {
     let mut shell = Command::new("sh");
     shell.args(["-c", r#"trap 'echo "ended $NAME"; exit 3' TERM; echo ready; while :; do :; done"#]);
     let process = Process::start(shell.env("NAME", "well"));

@@ -1,4 +1,4 @@
-//! The replication slot on every version of PostgreSQL, and where the server gives it up.
+//! The replication slot on every version of PostgreSQL, and what happens when the server gives it up.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -24,7 +24,7 @@ macro_rules! on {
 
 on!(postgresql_14: 14, postgresql_15: 15, postgresql_17: 17, postgresql_18: 18);
 
-/// What waits is polled, what comes is streamed, a backlog is read in batches, and what is left when the slot is dropped is
+/// The relay polls what waits, streams new events, and reads a backlog in batches. What is left when the slot is dropped is
 /// polled again.
 fn waits_and_streams_and_catches_up(major: u32) {
     let database = migrated_on(Postgres::shared_version(major));
@@ -63,9 +63,9 @@ fn waits_and_streams_and_catches_up(major: u32) {
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// Half a megabyte each, which cannot be compressed.
+/// Events of half a megabyte each that cannot be compressed.
 fn large_events(conn: &mut PgConnection, count: usize) -> BTreeSet<String> {
-    // Each call's events are of an aggregate of their own.
+    // The events of each call have an aggregate of their own.
     let aggregate = Uuid::now_v7().to_string();
     let mut state = 1_u64;
     let mut noise = || {
@@ -81,7 +81,7 @@ fn large_events(conn: &mut PgConnection, count: usize) -> BTreeSet<String> {
 }
 
 #[test]
-fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
+fn a_relay_whose_slot_the_server_gave_up_stops_and_after_another_setup_the_rest_is_sent() {
     let postgres = Postgres::start_with(17, &[("max_slot_wal_keep_size", "16MB"), ("max_wal_size", "32MB")]);
     let database = migrated_on(&postgres);
     let topic = new_topic("given-up");
@@ -91,7 +91,7 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     let mut committed = write(conn, 0, 2, 20, 1_000);
     let relay = log_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
-    // Only what has been told to the table is known where the slot is lost.
+    // When the slot is lost, only the table says what was sent.
     eventually("it to be known", PATIENCE, || {
         (count(conn, "outbox WHERE seq > (SELECT min(sent_through) FROM outbox_shard)") == 0).then_some(())
     });
@@ -116,9 +116,9 @@ fn a_slot_that_the_server_gave_up_stops_the_relay_and_a_new_one_sends_what_was_n
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// The server would keep its snapshot for as long as the broker is away.
+/// Otherwise the server would keep its snapshot as long as the broker is away.
 #[test]
-fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
+fn a_batch_that_the_broker_does_not_take_is_given_up_and_streamed() {
     let kafka = Kafka::start();
     let topic = kafka.unique("not-taken");
     kafka.create_topic(&topic, 3);
@@ -147,7 +147,7 @@ fn a_batch_that_the_broker_does_not_take_is_left_to_the_stream() {
 }
 
 #[test]
-fn without_slots_for_copies_the_log_is_streamed() {
+fn a_relay_streams_if_no_slots_are_free_for_copies() {
     let postgres = Postgres::start_with(15, &[("max_replication_slots", "1")]);
     let database = migrated_on(&postgres);
     let topic = new_topic("no-copies");
@@ -163,9 +163,9 @@ fn without_slots_for_copies_the_log_is_streamed() {
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// A publication of all tables has the other schema's events too.
+/// The publication of all tables also contains the events of the other schema.
 #[test]
-fn events_of_another_outbox_in_the_publication_are_not_ours() {
+fn a_relay_ignores_events_of_another_outbox_in_its_publication() {
     let database = migrated_on(Postgres::shared());
     let conn = &mut database.connect();
     Migrations::new().schema("other").run(conn).unwrap();
@@ -188,9 +188,9 @@ fn events_of_another_outbox_in_the_publication_are_not_ours() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), 10);
 }
 
-/// Each with a slot and a publication of its own.
+/// Each outbox has a slot and a publication of its own.
 #[test]
-fn two_outboxes_of_one_database_are_read_apart() {
+fn two_outboxes_in_one_database_can_be_read_from_two_slots() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     let relays: Vec<_> = ["first", "second"]
@@ -218,9 +218,9 @@ fn two_outboxes_of_one_database_are_read_apart() {
     }
 }
 
-/// Its place in the log, and so in the order, is that of its second commit.
+/// Its place in the WAL, and therefore in the order, is that of `COMMIT PREPARED`.
 #[test]
-fn what_was_prepared_comes_when_it_is_committed() {
+fn the_events_of_a_prepared_transaction_are_sent_when_it_commits() {
     let postgres = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
     let database = migrated_on(&postgres);
     let topic = new_topic("prepared");
@@ -243,7 +243,7 @@ fn what_was_prepared_comes_when_it_is_committed() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
 }
 
-/// Its connections stay open, but the server gives them up after half a minute.
+/// The connections of the frozen relay stay open, but the server ends them after half a minute.
 #[test]
 fn a_relay_that_is_frozen_is_replaced_and_stands_by_afterwards() {
     let database = migrated_on(Postgres::shared());

@@ -1,4 +1,4 @@
-//! A relay that waits leaves the processor alone.
+//! A waiting relay does not use the processor.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,13 +20,14 @@ fn a_polling_relay_waits_without_spinning() {
 }
 
 #[test]
-fn a_relay_on_the_log_waits_without_spinning() {
+fn a_relay_on_the_wal_waits_without_spinning() {
     let database = migrated();
     wal(&database, "setup");
     waits_without_spinning(&database, &["--source", "wal", "--slot", database.name()]);
 }
 
-/// Neither for acknowledgements, nor for events, whether they come one by one or not at all.
+/// The relay spins neither while it waits for acknowledgements, nor while it waits for events, whether they arrive one by one
+/// or not at all.
 fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
     const SECONDS: usize = 2;
     const RATE: usize = 500;
@@ -60,7 +61,7 @@ fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
 
     assert!(busy < 40.0, "{busy:.1} % of a core at {RATE} events a second");
 
-    // A spinning relay has what it gets of a core, though others want it too.
+    // A spinning relay takes what it can get of a core, even if others want it too.
     answers_after(Duration::from_secs(2));
     let waiting = share_of_a_core(&relay, || {
         emit();
@@ -70,14 +71,14 @@ fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
     have_come(2 + SECONDS * RATE);
     assert!(waiting < 10.0, "{waiting:.1} % of a core while one event is not acknowledged");
 
-    // It looks for events ever less often.
+    // The relay looks for events less and less often.
     eventually("a relay without work to leave the processor alone", PATIENCE, || {
         let idle = share_of_a_core(&relay, || thread::sleep(Duration::from_secs(2)));
         (idle < 1.0).then_some(())
     });
 }
 
-/// How much of it the relay takes meanwhile, in percent.
+/// How much of a core the relay takes in the meantime, in percent.
 fn share_of_a_core(relay: &Process, meanwhile: impl FnOnce()) -> f64 {
     let (began, before) = (Instant::now(), relay.processor_time().unwrap());
     meanwhile();

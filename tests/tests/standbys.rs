@@ -1,4 +1,4 @@
-//! A relay that reads the write-ahead log of a server with synchronous standbys.
+//! A relay that reads the WAL of a server with synchronous standbys.
 
 use std::time::Duration;
 
@@ -29,7 +29,7 @@ fn is_refused(relay: &Process) {
 }
 
 #[test]
-fn a_server_whose_commits_would_wait_for_the_relay_is_refused() {
+fn a_relay_refuses_a_server_whose_commits_would_wait_for_it() {
     let postgres = Postgres::start(15);
     let database = migrated_on(&postgres);
     wal(&database, "setup");
@@ -40,7 +40,7 @@ fn a_server_whose_commits_would_wait_for_the_relay_is_refused() {
     }
 }
 
-/// It is noticed before the dead letter is written, whose commit would wait for the relay, and the relay for it.
+/// The relay must notice before it writes the dead letter: that commit would wait for the relay, and the relay for the commit.
 #[test]
 fn a_relay_that_becomes_a_synchronous_standby_stops_before_it_waits_for_itself() {
     let postgres = Postgres::start(15);
@@ -56,7 +56,7 @@ fn a_relay_that_becomes_a_synchronous_standby_stops_before_it_waits_for_itself()
     set_names(conn, "*");
     conn.transaction(|c| c.emit(&Record::new("not_allowed", "1", "Placed"))).unwrap();
     is_refused(&log);
-    // There is no other standby whose name could be left there.
+    // The setting cannot name another standby, because there is none.
     set_names(conn, "");
     conn.transaction(|c| c.emit(&Record::new(&topic, "1", "Placed"))).unwrap();
     let log = relay(&database, "{aggregatetype}", &[&slot[..], &["--allow-topics", &topic]].concat());
@@ -65,7 +65,7 @@ fn a_relay_that_becomes_a_synchronous_standby_stops_before_it_waits_for_itself()
     stop(&log);
 }
 
-/// What each of them says is done to the letter, one after the other, until there is nothing to say.
+/// Follows the advice of each error and warning to the letter, one after the other, until there are none.
 #[test]
 fn the_advice_on_synchronous_standbys_is_right() {
     let (primary, standby) = Postgres::start_pair(17);
@@ -138,7 +138,7 @@ fn is_not_sent_if_a_failover_undoes_it(major: u32) {
     let counter = Kafka::shared().counter(&topic);
     let relay = log_relay(&database, &topic);
     if major >= 17 {
-        // The copy of the slot on the standby could be ahead of it.
+        // The copy of the slot on the standby could be ahead of the standby.
         relay.wait_for_line("which setting is missing", PATIENCE, |line| {
             line.contains("set synchronized_standby_slots to the slots of the standbys")
         });
@@ -156,7 +156,7 @@ fn is_not_sent_if_a_failover_undoes_it(major: u32) {
         eventually("the commit to wait", PATIENCE, || {
             (count(conn, "pg_stat_activity WHERE wait_event = 'SyncRep'") == 1).then_some(())
         });
-        // The relay has the second event by then, and many times the time that it takes.
+        // By then the relay has received the second event, and had many times the time that it needs.
         let has_got_it = "pg_stat_replication WHERE application_name = 'outbox relay' \
                           AND sent_lsn >= pg_current_wal_flush_lsn()";
         eventually("the relay to have it", PATIENCE, || (count(conn, has_got_it) == 1).then_some(()));

@@ -1,4 +1,4 @@
-//! Times are the same whatever time zone a session has.
+//! Times are right in any time zone of the session.
 
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,7 @@ use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
 use outbox_tests::load::count;
 use outbox_tests::{Database, Postgres, eventually};
 
-/// East of UTC a local time is ahead, west of it behind.
+/// Local times are ahead of UTC in the east, and behind it in the west.
 const ZONES: [&str; 2] = ["Pacific/Kiritimati", "Pacific/Pago_Pago"];
 
 fn migrated(zone: &str) -> Database<'static> {
@@ -26,13 +26,13 @@ fn emit(conn: &mut PgConnection, event_type: &str) {
     conn.transaction(|c| c.emit(&Record::new("order", "1", event_type))).unwrap();
 }
 
-/// As with the write-ahead log, where no row is marked as sent.
+/// This is the case after a relay has read the WAL: no row is marked as sent.
 #[test]
-fn rows_that_nothing_marks_are_pruned_by_when_they_were_emitted() {
+fn rows_without_a_mark_are_pruned_by_the_time_of_their_emit() {
     for zone in ZONES {
         let database = migrated(zone);
         let conn = &mut database.connect();
-        // A relay has been there, and knows the sequence.
+        // A relay has run before, and knows the sequence.
         PostgresSource::new(database.url(), SourceOptions::default()).claim().unwrap();
         for (event_type, hours) in [("Old", 13), ("Young", 11)] {
             emit(conn, event_type);
@@ -55,7 +55,7 @@ fn rows_that_nothing_marks_are_pruned_by_when_they_were_emitted() {
 }
 
 #[test]
-fn the_moment_of_the_emit_goes_with_the_event_and_with_its_dead_letter() {
+fn an_event_and_its_dead_letter_keep_the_time_of_the_emit() {
     for zone in ZONES {
         let database = migrated(zone);
         let conn = &mut database.connect();

@@ -1,4 +1,4 @@
-//! The gated notification: no event waits for the slow fallback poll, and idle relays leave the database alone.
+//! The gated notification: no event waits for the slow fallback poll, and idle relays send the database almost no queries.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ fn relay(database: &Database<'_>, topic: &str) -> RelayHandle {
     Relay::postgres(database.url())
         .broker(Broker::new(Kafka::shared().brokers()))
         .topic_naming(topic.parse().unwrap())
-        // Only a wake-up brings an event to Kafka within the test's patience.
+        // Only a wake-up can bring an event to Kafka while the test waits.
         .poll_interval(Duration::from_secs(3_600))
         .lag_interval(Duration::from_secs(3_600))
         .spawn()
@@ -35,7 +35,7 @@ fn is_asleep(conn: &mut PgConnection) -> bool {
     .unwrap()
 }
 
-/// Asleep, and without a question to the database for a while: whoever lies down looks once more.
+/// Waits until a relay sleeps and has sent no query for a while. A relay that goes to sleep looks once more.
 fn wait_until_asleep(conn: &mut PgConnection) {
     let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
                  AND datname = current_database() AND state = 'idle' \
@@ -63,9 +63,9 @@ fn an_event_wakes_the_sleeping_relay() {
     }
 }
 
-/// The emitter saw the relay awake and saved the notification; it commits when the relay has lain down.
+/// The emitter sees that the relay is awake and does not notify it. It commits when the relay is asleep.
 #[test]
-fn an_event_that_commits_after_the_relay_lay_down_is_not_overlooked() {
+fn an_event_that_commits_after_the_relay_went_to_sleep_is_not_missed() {
     let database = Postgres::shared().database();
     let (conn, slow) = (&mut database.connect(), &mut database.connect());
     Migrations::new().run(conn).unwrap();
@@ -90,9 +90,9 @@ fn an_event_that_commits_after_the_relay_lay_down_is_not_overlooked() {
     });
 }
 
-/// Ten idle relays ask the database next to nothing: one listens, the others stand by.
+/// Ten idle relays send the database almost no queries: one listens, the others stand by.
 #[test]
-fn idle_relays_ask_nothing() {
+fn idle_relays_send_almost_no_queries() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
@@ -104,9 +104,9 @@ fn idle_relays_ask_nothing() {
     assert!(is_asleep(conn));
 }
 
-/// A row that something other than `emit` inserted notifies nobody: the fallback poll finds it.
+/// A row that is not inserted by `emit` notifies nobody. The fallback poll finds it.
 #[test]
-fn the_fallback_poll_finds_what_nobody_was_notified_of() {
+fn the_fallback_poll_finds_an_event_without_a_notification() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
@@ -126,8 +126,8 @@ fn the_fallback_poll_finds_what_nobody_was_notified_of() {
     assert_eq!(Kafka::shared().read_at_least(&topic, 1, PATIENCE).len(), 1);
 }
 
-/// PostgreSQL prepares no transaction that has notified. Where transactions can be prepared the sleeping relay looks whether numbers
-/// were given.
+/// PostgreSQL does not prepare a transaction that has notified. If transactions can be prepared, the sleeping relay checks
+/// whether the sequence has given numbers.
 #[test]
 fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
     let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
@@ -151,7 +151,7 @@ fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
     }
 }
 
-/// Whoever can connect can take advisory locks, and nobody else is to suffer from it.
+/// Whoever can connect can take advisory locks. Nobody else may suffer from that.
 #[test]
 fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
     let database = Postgres::shared().database();

@@ -1,5 +1,5 @@
-//! The relay that reads the write-ahead log: nothing is lost, each aggregate keeps its order, and what the table held when the slot
-//! was made is sent once.
+//! The relay that reads the WAL loses nothing, keeps the order of each aggregate, and sends once what the table held when the
+//! slot was made.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use outbox_tests::{Kafka, Postgres, Process, Signal, eventually};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
-fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
+fn events_from_before_the_setup_are_sent_first_and_then_those_written_since() {
     let database = migrated();
     let topic = new_topic("wal");
     let conn = &mut database.connect();
@@ -37,10 +37,10 @@ fn what_waits_is_sent_first_and_then_what_is_written_meanwhile() {
     assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "all was polled");
 }
 
-/// The shards' lower bounds lie before the last number that is polled, by less than they are moved at once, and far behind the
-/// numbers that came since.
+/// The shards' lower bounds are a little before the last polled number, by less than the least step by which they move, and far
+/// behind the later numbers.
 #[test]
-fn a_relay_that_begins_late_does_not_look_for_what_was_polled_for_ever() {
+fn a_relay_that_starts_late_does_not_look_for_ever_for_polled_events() {
     let database = migrated();
     let topic = new_topic("late");
     let counter = Kafka::shared().counter(&topic);
@@ -60,9 +60,9 @@ fn a_relay_that_begins_late_does_not_look_for_what_was_polled_for_ever() {
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// What was not polled before the log is given up is polled afterwards.
+/// Events that were not polled before the drop are polled after it.
 #[test]
-fn what_waits_still_waits_where_the_slot_is_dropped_before_it_was_sent() {
+fn unsent_events_stay_unsent_when_the_slot_is_dropped() {
     let database = migrated();
     let topic = new_topic("dropped");
     let counter = Kafka::shared().counter(&topic);
@@ -77,9 +77,9 @@ fn what_waits_still_waits_where_the_slot_is_dropped_before_it_was_sent() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), committed.len());
 }
 
-/// A transaction that took a low number commits when the relay is gone: it alone is to be polled.
+/// A transaction with a low number commits after the relay has stopped. Only its event must be polled.
 #[test]
-fn what_was_sent_beside_an_older_event_is_not_sent_again() {
+fn events_sent_before_an_older_event_commits_are_not_sent_again() {
     let database = migrated();
     let topic = new_topic("older");
     let counter = Kafka::shared().counter(&topic);
@@ -104,15 +104,15 @@ fn what_was_sent_beside_an_older_event_is_not_sent_again() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), 501);
 }
 
-/// A number below this one.
+/// A random number below this one.
 fn random(below: usize) -> usize {
     Record::new("", "", "").id().as_u128() as usize % below
 }
 
-/// Twice: as a relay begins, and as it was frozen for a while. The first is killed in the middle of it.
+/// This happens twice: when a relay starts, and after it was frozen for a while. The first relay is killed in the middle.
 #[test]
 fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
-    // Of its own: how far it is behind is told from all that the server writes.
+    // A server of its own: everything that it writes counts towards how far the relay is behind.
     let server = Postgres::start(15);
     let database = migrated_on(&server);
     let topic = new_topic("behind");
@@ -168,7 +168,7 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     assert!(repeated < 25_000, "{repeated} repeated");
 }
 
-/// Of two relays one is active. It is killed at any moment, and the other goes on.
+/// One of two relays is active. It is killed at any moment, and the other one takes over.
 #[test]
 fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() {
     const EVENTS: usize = 200_000;
@@ -196,7 +196,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
     relays.iter().for_each(stop);
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated in {KILLS} kills");
-    // What is in flight, and what was settled within the interval at which places are confirmed.
+    // The records in flight, and those that were settled since the relay last confirmed its position.
     assert!(repeated < KILLS * 9_000, "{repeated} repeated");
 }
 
@@ -212,7 +212,7 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
     let conn = &mut database.connect();
-    // One transaction, which no confirmation can divide, and many.
+    // One large transaction, which no confirmation can divide, and many small ones.
     let large: Vec<Record> = (0..EVENTS / 2)
         .map(|n| Record::new("order", "large", n.to_string()).with_payload(vec![b'x'; 200]))
         .collect();
@@ -224,7 +224,7 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         stop(&relay);
         assert!(counter.count() < EVENTS, "the stop came after the end");
-        // One that is stopped before anything has come to it knows what was sent all the same.
+        // A relay that is stopped before it has received anything must know what was sent, too.
         let relay = log_relay(&database, &topic);
         relay.wait_for_line("that it reads", PATIENCE, |line| line.contains("reads the write-ahead log"));
         stop(&relay);
@@ -265,7 +265,7 @@ fn another_relay_takes_over_within_two_seconds() {
 }
 
 #[test]
-fn polling_goes_on_where_reading_the_log_ended() {
+fn polling_continues_where_reading_the_wal_ended_and_the_other_way_round() {
     let database = migrated();
     let topic = new_topic("back");
     let counter = Kafka::shared().counter(&topic);
@@ -276,7 +276,7 @@ fn polling_goes_on_where_reading_the_log_ended() {
             eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
         };
         has_come(15_000);
-        // Both: each sends its part.
+        // Both relays run, and each sends its part.
         wal(&database, "setup");
         let log = log_relay(&database, &topic);
         has_come(50_000);
@@ -297,7 +297,7 @@ fn polling_goes_on_where_reading_the_log_ended() {
 }
 
 #[test]
-fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
+fn a_relay_whose_slot_is_gone_stops_and_after_another_setup_the_rest_is_sent() {
     let database = migrated();
     let topic = new_topic("lost");
     let counter = Kafka::shared().counter(&topic);
@@ -311,7 +311,7 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
     let relay = log_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     stop(&relay);
-    // The numbers go on: others are written, and the slot is lost.
+    // More events are written, and the slot is lost.
     committed.extend(
         (0..100)
             .map(|n| {
@@ -327,7 +327,7 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
 
     wal(&database, "setup");
     let relay = log_relay(&database, &topic);
-    // Some may come for the second time before the last comes for the first.
+    // Some events may arrive a second time before the last one arrives for the first time.
     eventually("the rest", PATIENCE, || {
         let received = Kafka::shared().read_all(&topic);
         let ids: BTreeSet<_> = received.iter().filter_map(|event| event.header("id")).collect();
@@ -339,7 +339,7 @@ fn a_slot_that_is_gone_stops_the_relay_and_a_new_one_sends_what_was_not_sent() {
 }
 
 #[test]
-fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
+fn an_idle_outbox_does_not_retain_the_wal_of_other_tables() {
     let database = migrated();
     let topic = new_topic("idle");
     wal(&database, "setup");
@@ -360,9 +360,9 @@ fn an_idle_outbox_does_not_keep_the_log_that_others_write() {
     stop(&relay);
 }
 
-/// They were sent, as the shards' lower bounds tell, and are old enough.
+/// The shards' lower bounds show that these rows were sent, and they are old enough.
 #[test]
-fn rows_are_pruned_without_having_been_marked() {
+fn rows_that_were_sent_from_the_wal_are_pruned_without_a_mark() {
     let database = migrated();
     let topic = new_topic("pruned");
     wal(&database, "setup");
@@ -381,9 +381,9 @@ fn rows_are_pruned_without_having_been_marked() {
     assert_eq!(Kafka::shared().read_all(&topic).len(), 500);
 }
 
-/// Rows that the service inserts and deletes at once are in the log all the same.
+/// Rows that the service deletes in the same transaction are still in the WAL.
 #[test]
-fn the_table_may_stay_empty() {
+fn events_whose_rows_are_deleted_in_their_own_transaction_are_sent() {
     let database = migrated();
     let topic = new_topic("empty");
     let counter = Kafka::shared().counter(&topic);
@@ -406,7 +406,7 @@ fn the_table_may_stay_empty() {
 }
 
 #[test]
-fn a_column_that_is_added_is_no_reason_to_stop() {
+fn a_relay_keeps_running_when_a_column_is_added_to_the_table() {
     let database = migrated();
     let topic = new_topic("column");
     let counter = Kafka::shared().counter(&topic);

@@ -1,5 +1,5 @@
-//! A way to a server that lets the first connection through, or what the server says first, and the rest when it is
-//! opened.
+//! A proxy to a server. It lets the first connection through, or the first bytes that the server sends, and everything else
+//! when it is opened.
 
 use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -22,11 +22,11 @@ pub(crate) struct Gate {
     opened: Opened,
 }
 
-/// How much of what the server says is let through.
+/// How much of the server's output the gate lets through.
 const FIRST_BYTES: u64 = 1_000_000;
 
 impl Gate {
-    /// To the server in the URL, for one connection.
+    /// A gate to the server in the URL that lets one connection through.
     pub(crate) fn new(database_url: &str) -> Self {
         Self::begin(database_url, |number, opened, client, server| {
             if number > 0 {
@@ -36,7 +36,7 @@ impl Gate {
         })
     }
 
-    /// For all connections, but not for all that the server says.
+    /// A gate that lets all connections through, but only the first bytes that the server sends.
     pub(crate) fn for_first_bytes(database_url: &str) -> Self {
         Self::begin(database_url, |_, opened, client, server| {
             let mut to_client = client.try_clone().unwrap();
@@ -68,7 +68,7 @@ impl Gate {
         gate
     }
 
-    /// The same database by this way.
+    /// The URL of the same database through this gate.
     pub(crate) fn url(&self, database_url: &str) -> String {
         let url = database_url.replace(&self.server, &self.address.to_string());
         assert_ne!(url, database_url);
@@ -82,7 +82,7 @@ impl Gate {
     }
 }
 
-/// Copies what either side says to the other until one of them has nothing more to say.
+/// Copies bytes in both directions until one side ends.
 fn join(client: TcpStream, server: TcpStream) {
     let (mut from_client, mut to_server) = (client.try_clone().unwrap(), server.try_clone().unwrap());
     thread::spawn(move || {

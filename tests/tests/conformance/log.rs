@@ -1,4 +1,4 @@
-//! The write-ahead log as a source.
+//! The WAL as a source.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +8,7 @@ use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
 
 use super::{Database, OnPostgres, Operate, Store, postgres};
 
-/// PostgreSQL, read from a slot that was made when nothing had been emitted.
+/// PostgreSQL, read from a slot that was made before the first emit.
 pub(super) struct OnLog(OnPostgres);
 
 pub(super) fn log() -> OnLog {
@@ -54,7 +54,7 @@ impl Store for OnLog {
     }
 }
 
-/// What is committed comes a moment later: it is waited for, where nothing is there.
+/// A committed event arrives a moment later, so this waits for it if there is none yet.
 struct Patient(WalSource);
 
 const A_MOMENT: Duration = Duration::from_millis(500);

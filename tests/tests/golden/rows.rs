@@ -1,4 +1,4 @@
-//! Rows of every kind, always the same for one seed.
+//! Rows of every kind, always the same for the same seed.
 
 use std::time::UNIX_EPOCH;
 
@@ -11,7 +11,7 @@ use uuid::Uuid;
 pub(crate) const AGGREGATE_TYPES: [&str; 3] = ["order", "Customer", "in-voice_2.x"];
 
 const SEED: u64 = 2_463_534_242;
-/// How many rows a transaction has, more or less in turn.
+/// How many rows the transactions have, roughly in turn.
 const TRANSACTIONS: [usize; 5] = [1, 7, 1_000, 40, 250];
 const LARGE: usize = 900_000;
 
@@ -25,7 +25,7 @@ pub(crate) struct Row {
     created_at_ms: i64,
 }
 
-/// Numbers that look like chance (xorshift).
+/// Pseudorandom numbers (xorshift).
 struct Chance(u64);
 
 impl Chance {
@@ -47,7 +47,7 @@ impl Chance {
 
 pub(crate) fn generated(count: usize) -> Vec<Row> {
     let mut chance = Chance(SEED);
-    // Kafka takes no time that lies ahead, and forgets what is old.
+    // Kafka refuses timestamps in the future, and deletes old records.
     let since = UNIX_EPOCH.elapsed().unwrap().as_millis() as i64 - 3_600_000;
     (0..count)
         .map(|number| Row {
@@ -103,7 +103,7 @@ fn large(chance: &mut Chance, number: usize) -> Vec<u8> {
     format!("{{ \"n\":{number}, \"text\" : \"{}\" }}", "ü".repeat(LARGE / 2)).into_bytes()
 }
 
-/// The column as other programs may write it too.
+/// The column as other programs may write it.
 fn headers(chance: &mut Chance, number: usize) -> Option<String> {
     let json = match chance.below(10) {
         0..=2 => return None,
@@ -122,7 +122,7 @@ fn headers(chance: &mut Chance, number: usize) -> Option<String> {
     Some(json)
 }
 
-/// Inserts them, in transactions of different sizes.
+/// Inserts the rows in transactions of different sizes.
 pub(crate) fn insert(conn: &mut PgConnection, rows: &[Row]) {
     let (mut rest, mut sizes) = (rows, TRANSACTIONS.into_iter().cycle());
     while !rest.is_empty() {
