@@ -1,4 +1,5 @@
-//! The consumer loop: every event has its effect once, whatever is redelivered, fails, or is taken away.
+//! The consumer loop: every event has its effect once, even if it is redelivered, a handler fails, or a partition is taken
+//! away.
 
 #[path = "consumer/asynchronous.rs"]
 mod asynchronous;

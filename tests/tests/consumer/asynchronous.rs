@@ -37,7 +37,7 @@ async fn async_handlers_have_the_same_guarantees() {
 }
 
 #[test]
-fn a_runtime_that_shuts_down_costs_no_record_a_try() {
+fn a_runtime_that_shuts_down_does_not_count_as_an_attempt_for_any_record() {
     let bench = Bench::new(1);
     let runtime = Runtime::new().unwrap();
     let connections = Arc::new(AtomicU32::new(0));

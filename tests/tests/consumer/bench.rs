@@ -61,7 +61,7 @@ pub(crate) fn raw(event: &Sent) -> RawRecord {
     }
 }
 
-/// What a handler did to the database. Nothing keeps an id from being there twice.
+/// What a handler did to the database. No constraint keeps an id from being there twice.
 #[derive(QueryableByName)]
 pub(crate) struct Effect {
     #[diesel(sql_type = SqlUuid)]
@@ -80,7 +80,7 @@ pub(crate) fn insert_effect(conn: &mut PgConnection, received: &Received) -> Res
     insert(conn, received, "insert into effect (id, body, consumer) values ($1, $2, $3)", "")
 }
 
-/// Slow enough for something else to happen in the middle.
+/// Inserts slowly enough for something else to happen in the middle.
 pub(crate) fn insert_effect_slowly(
     conn: &mut PgConnection,
     received: &Received,
@@ -120,7 +120,7 @@ pub(crate) fn consumer(brokers: &str, name: &str, topic: &str) -> Consumer<PgCon
     quick(Consumer::new(brokers, name)).topics([topic])
 }
 
-/// The same, but quick to notice changes.
+/// The same consumer with settings that make it notice changes quickly.
 fn quick<C, H>(consumer: Consumer<C, H>) -> Consumer<C, H> {
     consumer
         .backoff(Duration::from_millis(10), Duration::from_millis(200))
@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
         Self::of(kafka, postgres, topic, partitions)
     }
 
-    /// With a topic that is there.
+    /// A bench with an existing topic.
     pub(crate) fn of(kafka: &'a Kafka, postgres: &'a Postgres, topic: String, partitions: i32) -> Self {
         let database = postgres.database();
         let mut conn = database.connect();
@@ -208,7 +208,7 @@ impl<'a> Bench<'a> {
         format!("{}.dead-letter", self.topic)
     }
 
-    /// In the order of their offsets in the topic they came from.
+    /// The dead letters in the order of their offsets in the topic that they came from.
     pub(crate) fn dead_letters(&self) -> Vec<outbox_tests::Received> {
         let mut dead = self.kafka.read_all(&self.dead_letter_topic());
         dead.sort_by_key(|dead| dead.header("outbox-offset").unwrap().parse::<i64>().unwrap());
@@ -223,7 +223,7 @@ impl<'a> Bench<'a> {
         assert!(altered[0].is_ok(), "{altered:?}");
     }
 
-    /// The consumer's committed offset in each partition; -1001 where there is none.
+    /// The consumer's committed offset in each partition, or -1001 if there is none.
     pub(crate) fn committed(&self) -> Vec<i64> {
         let consumer: BaseConsumer = self.kafka.client().set("group.id", &self.name).create().unwrap();
         let mut partitions = TopicPartitionList::new();

@@ -1,4 +1,4 @@
-//! Records of any bytes: whatever is on a topic, no consumer ends by it.
+//! Records of any bytes: nothing on a topic can end a consumer.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Text, Uuid as SqlUuid};
@@ -12,7 +12,7 @@ use super::bench::{Bench, PATIENCE, Sent, insert_effect, raw};
 /// The headers that a dead letter has besides the record's own.
 const OURS: usize = 6;
 
-/// Waits until all is committed, unless the consumer ends by itself before.
+/// Waits until everything is committed, and fails if the consumer ends by itself before that.
 #[track_caller]
 fn wait_until_all_is_committed(bench: &Bench<'_>, consumer: &ConsumerHandle) {
     let ends = bench.ends();
@@ -23,7 +23,7 @@ fn wait_until_all_is_committed(bench: &Bench<'_>, consumer: &ConsumerHandle) {
 }
 
 #[test]
-fn a_header_name_that_is_not_text_makes_a_dead_letter_and_stops_no_consumer() {
+fn a_record_with_a_header_name_that_is_not_utf8_becomes_a_dead_letter_and_stops_no_consumer() {
     let bench = Bench::new(1);
     let name = b"na\xffme".to_vec();
     let mut poison = raw(&Sent::new("poison"));
@@ -54,7 +54,7 @@ fn a_header_name_that_is_not_text_makes_a_dead_letter_and_stops_no_consumer() {
 }
 
 #[test]
-fn a_dead_letter_of_any_size_and_with_any_headers_is_sent() {
+fn dead_letters_of_any_size_and_with_any_headers_are_sent() {
     const TOPIC_LIMIT: usize = 1_048_588; // Kafka's own
     let bench = Bench::new(1);
     bench.kafka.create_topic(&bench.dead_letter_topic(), 1);
@@ -73,7 +73,7 @@ fn a_dead_letter_of_any_size_and_with_any_headers_is_sent() {
     for record in [&largest, &many, &too_many] {
         bench.kafka.produce_raw(&bench.topic, 0, std::slice::from_ref(record));
     }
-    // Within the limit as its producer compressed it, and far beyond as it is.
+    // This record is within the limit as its producer compressed it, and far beyond the limit uncompressed.
     let zeros = vec![0; 4 << 20];
     let mut config = bench.kafka.client();
     config.set("compression.type", "gzip").set("message.max.bytes", "100000000");
@@ -104,7 +104,7 @@ fn a_dead_letter_of_any_size_and_with_any_headers_is_sent() {
     assert!(dead[3].header("outbox-error").unwrap().contains("`id` is missing"));
 }
 
-/// Xorshift: the same records for the same seed.
+/// Pseudorandom numbers (xorshift): the same records for the same seed.
 struct Chance(std::cell::Cell<u64>);
 
 impl Chance {
@@ -179,12 +179,12 @@ impl Chance {
     }
 }
 
-/// A name as rdkafka reads it, if it can: up to its first NUL.
+/// Returns a name as rdkafka reads it, up to its first NUL, if rdkafka can read it.
 fn name(bytes: &[u8]) -> Option<&str> {
     str::from_utf8(bytes.split(|byte| *byte == 0).next()?).ok()
 }
 
-/// The id and everything else of a record that is to be handled, or nothing where it is to be a dead letter.
+/// Returns the id and everything else of a record that must be handled, or nothing if it must become a dead letter.
 fn expected_effect(record: &RawRecord) -> Option<(Uuid, String)> {
     let headers: Option<Vec<_>> =
         record.headers.iter().map(|(bytes, value)| Some((name(bytes)?, value.as_deref()))).collect();
@@ -219,7 +219,7 @@ fn show(conn: &mut PgConnection, received: &Received) -> Result<(), HandlerError
 }
 
 #[test]
-fn records_of_any_bytes_have_their_effect_in_order_or_are_dead_letters() {
+fn records_of_any_bytes_have_their_effect_in_order_or_become_dead_letters() {
     let seed = std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos() as u64;
     println!("the seed is {seed}");
     let chance = Chance::new(seed);
@@ -247,7 +247,7 @@ fn records_of_any_bytes_have_their_effect_in_order_or_are_dead_letters() {
     for (dead, (offset, record)) in dead.iter().zip(unhandled) {
         assert_eq!(dead.header("outbox-offset"), Some(offset.to_string().as_str()));
         assert_eq!((&dead.key, &dead.payload), (&record.key, &record.payload), "{offset}");
-        // Of those that a record can have already only the new ones are left, unless they cannot be read.
+        // If the record already has one of our headers, only the new one remains, unless the record's headers cannot be read.
         let is_text = record.headers.iter().all(|(bytes, _)| name(bytes).is_some());
         let own = record.headers.iter().filter(|(bytes, _)| !is_text || name(bytes) != Some("outbox-error"));
         let own = own.map(|(bytes, value)| match name(bytes) {

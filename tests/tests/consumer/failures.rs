@@ -1,4 +1,4 @@
-//! Records that their handlers cannot take.
+//! Records that their handlers cannot handle.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,7 +11,7 @@ use outbox_tests::eventually;
 use super::bench::{Bench, PATIENCE, Sent, effects, insert_effect};
 
 #[test]
-fn a_failing_handler_is_tried_again_while_other_partitions_flow_and_the_order_stays() {
+fn a_failing_handler_is_retried_while_other_partitions_flow_and_the_order_is_kept() {
     let bench = Bench::new(2);
     let [a, b, c, other] = ["a", "b", "c", "other"].map(Sent::new);
     bench.send([(0, &a), (0, &b), (0, &c)]);
@@ -42,7 +42,7 @@ fn a_failing_handler_is_tried_again_while_other_partitions_flow_and_the_order_st
 }
 
 #[test]
-fn a_poison_record_becomes_a_dead_letter_after_n_tries_and_the_rest_flows() {
+fn a_poison_record_becomes_a_dead_letter_after_max_attempts_and_the_rest_flows() {
     let bench = Bench::new(1);
     let [poison, rest] = ["poison", "rest"].map(Sent::new);
     bench.send([(0, &poison), (0, &rest)]);
@@ -83,7 +83,7 @@ fn a_poison_record_becomes_a_dead_letter_after_n_tries_and_the_rest_flows() {
 }
 
 #[test]
-fn a_handler_that_panics_has_failed() {
+fn a_panic_of_a_handler_counts_as_a_failure() {
     let bench = Bench::new(1);
     bench.send([(0, &Sent::new("poison")), (0, &Sent::new("rest"))]);
     let handler = |c: &mut PgConnection, r: &Received| -> Result<(), HandlerError> {
@@ -100,7 +100,7 @@ fn a_handler_that_panics_has_failed() {
 }
 
 #[test]
-fn a_payload_that_cannot_be_read_is_a_dead_letter_at_once() {
+fn a_payload_that_cannot_be_read_becomes_a_dead_letter_at_once() {
     let bench = Bench::new(1);
     bench.send([(0, &Sent::new("text")), (0, &Sent::new("42"))]);
     let handler = |c: &mut PgConnection, number: u32| -> Result<(), HandlerError> {
@@ -109,7 +109,7 @@ fn a_payload_that_cannot_be_read_is_a_dead_letter_at_once() {
         ))?;
         Ok(())
     };
-    // With a back-off as long as this, a second try would not come in time.
+    // With a back-off as long as this, a second attempt would be too late for the test.
     let consumer = bench.consumer().backoff(PATIENCE * 2, PATIENCE * 2).on_json("Counted", handler);
     let consumer = consumer.spawn(bench.connect()).unwrap();
     bench.wait_for_effects(1);
@@ -124,7 +124,7 @@ fn a_payload_that_cannot_be_read_is_a_dead_letter_at_once() {
 }
 
 #[test]
-fn a_record_without_a_valid_id_or_type_is_a_dead_letter_with_the_reason() {
+fn a_record_without_a_valid_id_or_type_becomes_a_dead_letter_with_the_reason() {
     let bench = Bench::new(1);
     let (none, bad, rest) = (Sent::new("no id"), Sent::new("bad id"), Sent::new("rest"));
     let headers = |event: &Sent| event.headers.clone();

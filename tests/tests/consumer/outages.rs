@@ -1,4 +1,4 @@
-//! What is away, stopped or killed in the middle.
+//! The consumer, the database or Kafka is away, stopped or killed in the middle.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -16,7 +16,7 @@ use uuid::Uuid;
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_slowly};
 
 #[test]
-fn a_record_that_waits_at_a_stop_is_delivered_again() {
+fn a_record_that_waits_for_a_retry_when_the_consumer_stops_is_delivered_again() {
     let bench = Bench::new(1);
     let bodies = ["a", "b", "c"];
     let events = bodies.map(Sent::new);
@@ -79,7 +79,7 @@ fn the_consumer_that_is_killed() {
 }
 
 #[test]
-fn a_database_that_is_restarted_costs_no_record_a_try() {
+fn a_database_restart_does_not_count_as_an_attempt_for_any_record() {
     let server = Postgres::start(18);
     let bench = Bench::with(Kafka::shared(), &server, 3);
     let events: Vec<Sent> = (0..600).map(|n| Sent::new(&n.to_string())).collect();
@@ -93,7 +93,7 @@ fn a_database_that_is_restarted_costs_no_record_a_try() {
         })
     };
     let handler = |c: &mut PgConnection, r: &Received| insert_effect_slowly(c, r, "");
-    // A single try: any failure that counted would make a dead letter.
+    // A single attempt: any failure that counts would make a dead letter.
     let consumer = bench.consumer().max_attempts(1).on("Counted", handler).spawn(connect).unwrap();
     for (effects, crash) in [(100, false), (300, true)] {
         bench.wait_for_effects(effects);
@@ -116,7 +116,7 @@ fn a_database_that_is_restarted_costs_no_record_a_try() {
 }
 
 #[test]
-fn an_inbox_that_refuses_costs_no_record_a_try() {
+fn a_missing_inbox_table_does_not_count_as_an_attempt_for_any_record() {
     let bench = Bench::new(1);
     let mut conn = bench.database.connect();
     conn.batch_execute("alter table inbox rename to away").unwrap();
@@ -137,7 +137,7 @@ fn an_inbox_that_refuses_costs_no_record_a_try() {
 }
 
 #[test]
-fn a_dead_letter_topic_that_refuses_stops_its_partition_and_loses_nothing() {
+fn a_dead_letter_topic_that_refuses_records_stops_the_partition_and_loses_nothing() {
     let bench = Bench::new(1);
     bench.kafka.create_topic_with(&bench.dead_letter_topic(), 1, &[("max.message.bytes", "100")]);
     bench.send([(0, &Sent::new("poison")), (0, &Sent::new("rest"))]);

@@ -1,4 +1,4 @@
-//! Partitions that come and go.
+//! Partitions that are assigned and taken away.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,12 +12,12 @@ use uuid::Uuid;
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_slowly};
 
 #[test]
-fn two_consumers_rebalanced_in_the_middle_have_each_effect_of_twice_delivered_records_once() {
+fn a_rebalance_in_the_middle_applies_each_effect_once_although_every_record_comes_twice() {
     rebalance_in_the_middle("cooperative-sticky");
 }
 
 #[test]
-fn an_eager_rebalance_does_so_too() {
+fn an_eager_rebalance_in_the_middle_also_applies_each_effect_once() {
     rebalance_in_the_middle("range");
 }
 
@@ -26,7 +26,7 @@ fn rebalance_in_the_middle(strategy: &str) {
     let events: Vec<Sent> = (0..2_000).map(|n| Sent::new(&n.to_string())).collect();
     let copies = events.iter().enumerate().flat_map(|(n, event)| {
         let n = n as i32;
-        // Every other copy is in another partition, so that both consumers have it at the same time.
+        // Every second copy is in another partition, so that both consumers have the record at the same time.
         [(n % 6, event), ((n + n % 2) % 6, event)]
     });
     bench.send(copies);
@@ -56,7 +56,7 @@ fn rebalance_in_the_middle(strategy: &str) {
 }
 
 #[test]
-fn a_partition_that_waits_is_taken_away_and_comes_back() {
+fn a_partition_that_waits_for_a_retry_can_be_taken_away_and_come_back() {
     let bench = Bench::new(2);
     bench.send([(0, &Sent::new("a")), (1, &Sent::new("b"))]);
     let broken = Arc::new(AtomicBool::new(true));

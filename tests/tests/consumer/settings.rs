@@ -1,4 +1,4 @@
-//! What can be set.
+//! The consumer's settings.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_async, insert_effect_slowly};
 
 #[test]
-fn wrong_settings_are_told_at_the_start() {
+fn wrong_settings_are_refused_at_the_start() {
     let spawn = |consumer: Consumer<PgConnection>| {
         consumer.spawn(|| PgConnection::establish("postgres://nowhere")).map(drop).unwrap_err()
     };
@@ -54,7 +54,7 @@ fn marks_older_than_the_retention_are_pruned() {
 }
 
 #[test]
-fn a_record_of_an_unknown_type_can_be_a_dead_letter() {
+fn a_record_of_an_unknown_type_becomes_a_dead_letter_if_the_setting_says_so() {
     let bench = Bench::new(1);
     bench.send([(0, &Sent::new("unknown").with_type("Other")), (0, &Sent::new("rest"))]);
     let consumer = bench.consumer().unknown_types(UnknownTypes::DeadLetter);
@@ -64,7 +64,7 @@ fn a_record_of_an_unknown_type_can_be_a_dead_letter() {
     assert!(bench.dead_letters()[0].header("outbox-error").unwrap().contains("event type `Other`"));
 }
 
-/// Marks that take a millisecond each to prune, as millions on a busy server do.
+/// Inserts marks that take a millisecond each to prune, as they do when a busy server has millions of them.
 fn insert_slow_marks(bench: &Bench<'_>, count: usize) {
     let marks = format!(
         "insert into inbox (consumer, event_id, received_at) \

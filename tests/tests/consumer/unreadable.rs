@@ -1,4 +1,4 @@
-//! Batches that the consumer's client cannot read. None is passed over, and each is named.
+//! Batches that the consumer's client cannot read. The consumer skips none, and an error names each.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, Once};
@@ -9,7 +9,7 @@ use rdkafka::mocking::MockCluster;
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, raw};
 
 #[test]
-fn records_that_are_compressed_by_zstd_are_handled() {
+fn records_that_are_compressed_with_zstd_are_handled() {
     let bench = Bench::new(1);
     let records = ["one", "two"].map(|body| raw(&Sent::new(body)));
     bench.kafka.produce_packed(&bench.topic, 0, &records, Packing::Zstd);
@@ -21,7 +21,7 @@ fn records_that_are_compressed_by_zstd_are_handled() {
 }
 
 #[test]
-fn a_batch_that_cannot_be_read_holds_its_partition_and_is_named_while_others_flow() {
+fn a_batch_that_cannot_be_read_holds_up_its_partition_and_is_named_while_others_flow() {
     start_logging();
     let cluster = MockCluster::new(1).unwrap();
     let kafka = Kafka::at(&cluster.bootstrap_servers());
@@ -52,7 +52,7 @@ fn a_batch_that_cannot_be_read_holds_its_partition_and_is_named_while_others_flo
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Keeps what the consumers of this process log.
+/// Collects what the consumers of this process log.
 fn start_logging() {
     static START: Once = Once::new();
     START.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Logged).init());
@@ -70,7 +70,7 @@ impl Write for Logged {
     }
 }
 
-/// The first line with this in it.
+/// Returns the first log line that contains this text.
 fn logged(text: &str) -> Option<String> {
     let log = LOG.lock().unwrap();
     String::from_utf8_lossy(&log).lines().find(|line| line.contains(text)).map(str::to_owned)
