@@ -12,10 +12,10 @@ pub const KAFKA: &str = "4.3.1";
 pub const DEBEZIUM: &str = "3.6.0.Final";
 const LOGGING: &str = "2.25.2";
 
-/// The versions of PostgreSQL that can be fetched.
+/// The versions of PostgreSQL that Maven can fetch.
 const POSTGRES: [&str; 5] = ["14.20.0", "15.15.0", "16.11.0", "17.7.0", "18.1.0"];
 
-/// The class path of Apache Kafka.
+/// Returns the class path of Apache Kafka.
 pub fn kafka() -> String {
     let jars = kept(&format!("kafka-{KAFKA}"), |folder| {
         let kafka = format!("org.apache.kafka:kafka_2.13:{KAFKA}");
@@ -24,7 +24,7 @@ pub fn kafka() -> String {
     format!("{}/*", jars.display())
 }
 
-/// The class path of Debezium for PostgreSQL with the Kafka Connect that runs it.
+/// Returns the class path of Debezium for PostgreSQL and of the Kafka Connect that runs it.
 pub fn debezium() -> String {
     let jars = kept(&format!("debezium-{DEBEZIUM}-kafka-{KAFKA}"), |folder| {
         let connect = format!("org.apache.kafka:connect-runtime:{KAFKA}");
@@ -39,7 +39,7 @@ fn logging() -> String {
     format!("org.apache.logging.log4j:log4j-slf4j-impl:{LOGGING}")
 }
 
-/// The folder with the programs of PostgreSQL `major`, if that version can be fetched.
+/// Returns the folder with the programs of PostgreSQL `major`, if Maven can fetch that version.
 pub fn postgres(major: u32) -> Option<PathBuf> {
     let version = POSTGRES.into_iter().find(|version| version.starts_with(&format!("{major}.")))?;
     let machine = match env::consts::ARCH {
@@ -56,7 +56,7 @@ pub fn postgres(major: u32) -> Option<PathBuf> {
     Some(folder.join("bin"))
 }
 
-/// The folder `name`, filled by `fill` if it is not there yet. Test processes wait for each other here.
+/// Returns the folder `name`, and lets `fill` fill it if it does not exist yet. Test processes wait for each other here.
 fn kept(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
     let all = env::var_os("OUTBOX_TEST_ARTIFACTS").map_or_else(default_folder, PathBuf::from);
     let folder = all.join(name);
@@ -81,7 +81,7 @@ fn default_folder() -> PathBuf {
     workspace.join(target).join("services")
 }
 
-/// Lets Maven copy the artifacts, given as `group:artifact:version`, and all that they need.
+/// Lets Maven copy artifacts, named as `group:artifact:version`, with everything that they depend on.
 fn copy_dependencies(artifacts: &[&str], folder: &Path) {
     let dependencies: String = artifacts
         .iter()
@@ -111,7 +111,7 @@ fn copy_dependencies(artifacts: &[&str], folder: &Path) {
     fs::remove_file(pom).expect("remove the pom");
 }
 
-/// Runs a command that must succeed; `remedy` says what to do when it cannot be run.
+/// Runs a command that must succeed. `remedy` says what to do if it cannot be run.
 pub(crate) fn run(command: &mut Command, remedy: &str) {
     let outcome = command.stdin(Stdio::null()).output();
     let name = command.get_program().to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! Debezium for tests: a relay of another make, which reads the same outbox from PostgreSQL's log.
+//! Debezium for tests: another relay, which reads the same outbox from PostgreSQL's WAL.
 
 mod settings;
 
@@ -19,31 +19,30 @@ use crate::postgres::Database;
 use crate::process::{Signal, workspace_binary};
 use crate::scratch::Folder;
 
-/// Debezium as it is published, on a Kafka Connect of its own, with the Outbox Event Router on the table `outbox`.
+/// An unmodified Debezium on a Kafka Connect of its own, with the Outbox Event Router on the table `outbox`.
 ///
-/// It is always run from local programs, which takes Java 17 or later and Maven.
+/// It always runs from local programs, and needs Java 17 or later and Maven.
 ///
-/// What it sends is what the relay sends, but for what the router cannot do: an event's own headers are left out.
+/// It sends what the relay sends, except for an event's own headers, which the router cannot send.
 pub struct Debezium<'a> {
     database: &'a Database<'a>,
-    /// The name of its replication slot, and of the publication where that was made for it.
+    /// The name of its replication slot, and of its publication if that was made for it.
     name: String,
-    /// Whether slot and publication go with it.
+    /// Whether the slot and the publication are dropped with it.
     has_own_slot: bool,
     host: Local,
 }
 
 impl<'a> Debezium<'a> {
-    /// Connector properties for [`Debezium::start`] that let it give its best: it polls every 5 ms, not every 500, takes
-    /// large batches, and its producer is as the relay's: idempotent with five requests in flight, and does not linger.
+    /// Connector properties for [`Debezium::start`] that make it fast. It polls every 5 ms instead of 500, and takes large
+    /// batches. Its producer is set as the relay's: idempotent, with five requests in flight, and without lingering.
     pub const TUNED: [(&'static str, &'static str); 6] = settings::TUNED;
 
-    /// Starts it. What is committed to the outbox from then on is published, but nothing that was there before.
+    /// Starts it. It publishes what is committed to the outbox from then on, but nothing from before.
     ///
-    /// `topic` is the router's `route.topic.replacement`: a topic, or a pattern such as
-    /// `outbox.event.${routedByValue}`, where the aggregate type comes in. `properties` are the connector's and come
-    /// after those that this sets, which they replace where they have the same name. When it is dropped it takes its
-    /// replication slot and its publication with it.
+    /// `topic` is the router's `route.topic.replacement`: a topic, or a pattern such as `outbox.event.${routedByValue}`, which
+    /// contains the aggregate type. `properties` are the connector's. They come after those that this sets, and replace those
+    /// of the same name. When this is dropped, it drops its replication slot and its publication.
     pub fn start(
         database: &'a Database<'a>,
         kafka: &Kafka,
@@ -59,14 +58,14 @@ impl<'a> Debezium<'a> {
         Self::launch(database, kafka, name, true, &java::properties(&connector))
     }
 
-    /// Starts it with a connector as `outbox debezium connector --format properties` prints it, whose slot and publication
-    /// are there and stay. The worker is as that asks for, and stores offsets each second.
+    /// Starts it with a connector as `outbox debezium connector --format properties` prints it. The slot and the publication
+    /// exist already, and stay. The worker has the settings that the connector asks for, and stores offsets each second.
     pub fn with_connector(database: &'a Database<'a>, kafka: &Kafka, connector: &str) -> Self {
         let slot = connector.lines().find_map(|line| line.strip_prefix("slot.name=")).expect("a slot");
         Self::launch(database, kafka, slot.to_owned(), false, connector)
     }
 
-    /// Starts it with what `outbox debezium connector` prints for this pattern of topics, on the slot that has the
+    /// Starts it with what `outbox debezium connector` prints for this pattern of topics. It reads the slot that has the
     /// database's name.
     pub fn as_printed(database: &'a Database<'a>, kafka: &Kafka, topic: &str) -> Self {
         let mut outbox = Command::new(workspace_binary("outbox"));
@@ -102,45 +101,45 @@ impl<'a> Debezium<'a> {
         debezium
     }
 
-    /// Shuts it down. What it has published is noted, and what is committed meanwhile waits for its next start.
+    /// Shuts it down. It stores what it has published, and what is committed in the meantime waits for its next start.
     pub fn stop(&self) {
         self.host.stop();
     }
 
-    /// Starts it again where it was; one that runs is stopped before.
+    /// Starts it again where it was. If it runs, it is stopped first.
     pub fn restart(&self) {
         self.host.stop();
         self.host.start();
         self.wait_until_ready();
     }
 
-    /// Kills it. What it had published since it last stored its offsets is published again by its next start.
+    /// Kills it. Its next start publishes again what it has published since it last stored its offsets.
     pub fn crash(&self) {
         self.host.crash();
     }
 
-    /// Freezes it: connections stay open, and nothing is read. PostgreSQL ends such a connection after its
+    /// Freezes it. Its connections stay open, but it reads nothing. PostgreSQL ends such a connection after
     /// `wal_sender_timeout`.
     pub fn pause(&self) {
         self.host.pause();
     }
 
-    /// Lets it go on after it was frozen.
+    /// Resumes it after it was frozen.
     pub fn resume(&self) {
         self.host.resume();
     }
 
-    /// The id of its process while it runs.
+    /// Returns the id of its process while it runs.
     pub fn id(&self) -> Option<u32> {
         self.host.id()
     }
 
-    /// The memory that it occupies in KiB, while it runs and where the system tells.
+    /// Returns the memory that it occupies in KiB while it runs, if the system reports it.
     pub fn resident_kb(&self) -> Option<u64> {
         self.host.resident_kb()
     }
 
-    /// Waits until it reads the log. An active slot alone is not enough, as it is active while it is made too.
+    /// Waits until it reads the WAL. An active slot alone is not enough, because a slot is also active while it is made.
     fn wait_until_ready(&self) {
         let mut conn = self.database.connect();
         let reads = format!(
@@ -164,7 +163,7 @@ impl Drop for Debezium<'_> {
         if !self.has_own_slot {
             return;
         }
-        // Left behind, a slot keeps the server's log from being cleared and the database from being dropped.
+        // A slot that is left behind retains the server's WAL, and prevents the drop of the database.
         if let Ok(mut conn) = PgConnection::establish(self.database.url()) {
             let name = &self.name;
             let _ = conn.batch_execute(&format!(

@@ -1,4 +1,4 @@
-//! Servers as containers, where a Docker engine answers.
+//! Servers in containers, if a Docker engine runs.
 
 use std::env;
 use std::io::{Read, Write};
@@ -15,7 +15,7 @@ use tokio::runtime::Runtime;
 use crate::host::Host;
 use crate::scratch::scratch;
 
-/// Where the ports of containers are reached, if an engine answers.
+/// The host at which the ports of containers can be reached, if an engine runs.
 pub(crate) fn engine() -> Option<&'static str> {
     static ENGINE: OnceLock<Option<String>> = OnceLock::new();
     let ask = || {
@@ -40,7 +40,7 @@ fn answers(mut stream: impl Read + Write) -> bool {
         && answer.ends_with("OK")
 }
 
-/// PostgreSQL `major`, reached at `port`.
+/// Returns PostgreSQL `major` in a container, at `port`.
 pub(crate) fn postgres(major: u32, port: u16, settings: &[String]) -> impl Host + use<> {
     let command = ["postgres"].into_iter().chain(settings.iter().flat_map(|setting| ["-c", setting]));
     let image = GenericImage::new("postgres", &major.to_string())
@@ -50,7 +50,7 @@ pub(crate) fn postgres(major: u32, port: u16, settings: &[String]) -> impl Host 
     Container::new(image)
 }
 
-/// Apache Kafka with server properties, which name `port` as what it listens on.
+/// Returns Apache Kafka in a container. Its server properties must make it listen on `port`.
 pub(crate) fn kafka(version: &str, port: u16, properties: &[(String, String)]) -> impl Host + use<> {
     let mut image: ContainerRequest<GenericImage> =
         GenericImage::new("apache/kafka", version).with_mapped_port(port, port.tcp());
@@ -62,7 +62,7 @@ pub(crate) fn kafka(version: &str, port: u16, properties: &[(String, String)]) -
 
 /// A container that keeps its port when it is stopped and started again.
 struct Container {
-    /// Taken at the first start.
+    /// Chosen at the first start.
     image: Mutex<Option<ContainerRequest<GenericImage>>>,
     running: OnceLock<ContainerAsync<GenericImage>>,
 }
@@ -128,7 +128,7 @@ impl Drop for Container {
     }
 }
 
-/// Runs on a thread of its own, as the caller may be an async test.
+/// Runs on a thread of its own, because the caller may be an async test.
 fn block_on<T: Send>(action: impl AsyncFnOnce() -> T + Send) -> T {
     static RUNTIME: OnceLock<Runtime> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime"));

@@ -1,4 +1,4 @@
-//! Where a server runs, and what can be done to it there.
+//! Where a server runs, and how it is started and stopped there.
 
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
@@ -17,17 +17,17 @@ const STOP: Duration = Duration::from_secs(60);
 /// A place that runs a server.
 pub(crate) trait Host: Send + Sync {
     fn start(&self);
-    /// Ends the server as its operator would, and waits until it is gone.
+    /// Stops the server as its operator would, and waits until it is gone.
     fn stop(&self);
-    /// Ends the server without leave, and waits until it is gone.
+    /// Crashes the server, and waits until it is gone.
     fn crash(&self);
     fn pause(&self);
     fn resume(&self);
-    /// Why the server will never be ready, once that is known.
+    /// Returns why the server will never be ready, as soon as that is known.
     fn failure(&self) -> Option<String>;
 }
 
-/// Waits until `ready` succeeds, unless the server has failed before.
+/// Waits until `ready` succeeds or the server fails.
 #[track_caller]
 pub(crate) fn wait_until_ready<T>(
     host: &dyn Host,
@@ -51,7 +51,7 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// A server that `command` runs with `folder` for its data, and the signals that stop it and make it crash.
+    /// Returns a server that `command` runs with its data in `folder`. The signals stop and crash it.
     pub(crate) fn new(command: Command, folder: Folder, stop: Signal, crash: Signal) -> Self {
         Self { command, stop, crash, process: Mutex::new(None), folder }
     }
@@ -60,17 +60,17 @@ impl Local {
         self.folder.path()
     }
 
-    /// The id of its process while it runs.
+    /// Returns the id of its process while it runs.
     pub(crate) fn id(&self) -> Option<u32> {
         self.process.lock().unwrap().as_ref().map(Process::id)
     }
 
-    /// The memory that it occupies in KiB, while it runs and where the system tells.
+    /// Returns the memory that it occupies in KiB while it runs, if the system reports it.
     pub(crate) fn resident_kb(&self) -> Option<u64> {
         self.process.lock().unwrap().as_ref()?.resident_kb()
     }
 
-    /// The last lines that it has printed.
+    /// Returns the last lines that it has printed.
     pub(crate) fn log_end(&self) -> String {
         let log = fs::read_to_string(self.log()).unwrap_or_default();
         let lines: Vec<_> = log.lines().collect();
@@ -81,7 +81,7 @@ impl Local {
         self.folder.path().join("log")
     }
 
-    /// One that does not end by itself is killed, as a supervisor would.
+    /// A process that does not end by itself is killed, as a supervisor would do.
     fn end(&self, signal: Signal) {
         let Some(process) = self.process.lock().unwrap().take() else { return };
         process.signal(signal);
@@ -128,7 +128,7 @@ impl Host for Local {
     }
 }
 
-/// A server that was running before the tests and is not theirs to end.
+/// A server that ran before the tests, and that they must not stop.
 pub(crate) struct Elsewhere {
     pub(crate) variable: &'static str,
 }
@@ -163,7 +163,7 @@ impl Host for Elsewhere {
     }
 }
 
-/// A port that nothing listens on, outside the range that outgoing connections take theirs from.
+/// Returns a port on which nothing listens, outside the range of ports for outgoing connections.
 pub(crate) fn free_port() -> u16 {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     let (first, count) = (20_000, 12_000);

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-/// For a short-lived process, which gains more from a quick start than from the best code.
+/// Options for a short-lived process, which gains more from a quick start than from the best code.
 pub(crate) const QUICK: [&str; 5] =
     ["-Xms256m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"];
-/// For a process that is measured: the collector as Apache Kafka's own scripts set it, and all compilers.
+/// Options for a process that is measured: the garbage collector of Apache Kafka's own scripts, and all compilers.
 pub(crate) const FAST: [&str; 5] = [
     "-Xms256m",
     "-Xmx1g",
@@ -17,14 +17,14 @@ pub(crate) const FAST: [&str; 5] = [
     "-XX:InitiatingHeapOccupancyPercent=35",
 ];
 
-/// `java` with options and a class path, which lacks the main class and its arguments.
+/// Returns `java` with options and a class path. The caller adds the main class and its arguments.
 pub(crate) fn command(options: &[&str], classes: &str) -> Command {
     let mut java = Command::new("java");
     java.args(options).args(["-cp", classes]);
     java
 }
 
-/// Properties as a file holds them.
+/// Formats properties as in a file.
 pub(crate) fn properties<K: Display, V: Display>(properties: &[(K, V)]) -> String {
     properties.iter().map(|(key, value)| format!("{key}={value}\n")).collect()
 }

@@ -31,14 +31,14 @@ pub use read::Received;
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A running broker, which makes a topic of 3 partitions when one is first written to.
+/// A running broker. It makes a topic of 3 partitions at the first write to it.
 pub struct Kafka {
     host: Box<dyn Host>,
     brokers: String,
 }
 
 impl Kafka {
-    /// The broker that the tests of this process share, started on first use.
+    /// Returns the broker that the tests of this process share. It starts on first use.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         SHARED.get_or_init(|| match env::var(ADDRESS) {
@@ -57,7 +57,7 @@ impl Kafka {
         Self::launch(properties, &java::QUICK)
     }
 
-    /// Starts a broker that is to be measured: with [`Kafka::start`] it is up sooner, with this it is faster once warm.
+    /// Starts a broker for measurements. With [`Kafka::start`] a broker starts sooner, with this it is faster once it is warm.
     /// In a container it is always like this.
     pub fn start_for_benchmark(properties: &[(&str, &str)]) -> Self {
         Self::launch(properties, &java::FAST)
@@ -82,7 +82,7 @@ impl Kafka {
         kafka
     }
 
-    /// Brokers that somebody else has started, such as mock brokers.
+    /// Returns brokers that somebody else has started, such as mock brokers.
     pub fn at(brokers: &str) -> Self {
         let kafka = Self { host: Box::new(Elsewhere { variable: ADDRESS }), brokers: brokers.to_owned() };
         kafka.wait_until_ready();
@@ -100,12 +100,12 @@ impl Kafka {
         });
     }
 
-    /// The addresses of its brokers, for `bootstrap.servers`.
+    /// Returns the addresses of its brokers for `bootstrap.servers`.
     pub fn brokers(&self) -> &str {
         &self.brokers
     }
 
-    /// The start of a client's configuration: the addresses, and short waits between attempts to connect.
+    /// Returns the beginning of a client's configuration: the addresses, and short waits between attempts to connect.
     pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.brokers);
@@ -113,14 +113,14 @@ impl Kafka {
         config
     }
 
-    /// `name` with an ending that no other test has, for a topic, a topic prefix or a consumer group.
+    /// Returns `name` with an ending that no other test has, for a topic, a topic prefix or a consumer group.
     pub fn unique(&self, name: &str) -> String {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let started = std::time::UNIX_EPOCH.elapsed().expect("a clock past 1970").as_millis();
         format!("{name}-{}-{started}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// Makes a topic and waits until it can be written to.
+    /// Makes a topic, and waits until it can be written to.
     #[track_caller]
     pub fn create_topic(&self, name: &str, partitions: i32) {
         self.create_topic_with(name, partitions, &[]);
@@ -156,19 +156,19 @@ impl Kafka {
         self.host.crash();
     }
 
-    /// Starts the broker again on the same port with its data; one that runs is stopped before.
+    /// Starts the broker again on the same port with its data. If it runs, it is stopped first.
     pub fn restart(&self) {
         self.host.stop();
         self.host.start();
         self.wait_until_ready();
     }
 
-    /// Freezes the broker: connections stay open, and nothing is answered.
+    /// Freezes the broker. Connections stay open, but it answers nothing.
     pub fn pause(&self) {
         self.host.pause();
     }
 
-    /// Lets a frozen broker go on.
+    /// Resumes a frozen broker.
     pub fn resume(&self) {
         self.host.resume();
     }

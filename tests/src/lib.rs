@@ -6,8 +6,8 @@
 //!
 //! [`Debezium`], which reads the one and writes to the other, is always started from local programs.
 //!
-//! A server that cannot be had is a panic that says how to get it, never a skipped test. Whatever was started here
-//! ends with the test process, however that process ends.
+//! If a server is missing, the test panics and says how to get it. No test is skipped. Whatever was started here ends with the
+//! test process, however that process ends.
 //!
 //! ```no_run
 //! use diesel::prelude::*;

@@ -1,4 +1,4 @@
-//! Events that several writers emit at once, a relay process that sends them, and what must be true of what arrives.
+//! Several writers that emit events at once, a relay process that sends them, and a check of what arrives.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
@@ -11,36 +11,36 @@ use diesel_outbox::{Emit, Migrations, Record};
 
 use crate::{Database, Kafka, Postgres, Process, Received, Signal, eventually, workspace_binary};
 
-/// A new database on the shared server, with the tables.
+/// Makes a new database with the tables on the shared server.
 pub fn migrated() -> Database<'static> {
     migrated_on(Postgres::shared())
 }
 
-/// A new database on this server, with the tables.
+/// Makes a new database with the tables on this server.
 pub fn migrated_on(postgres: &Postgres) -> Database<'_> {
     let database = postgres.database();
     Migrations::new().run(&mut database.connect()).unwrap();
     database
 }
 
-/// A new topic of six partitions.
+/// Makes a new topic of six partitions.
 pub fn new_topic(name: &str) -> String {
     let topic = Kafka::shared().unique(name);
     Kafka::shared().create_topic(&topic, 6);
     topic
 }
 
-/// A process of the binary `outbox` that relays to this topic.
+/// Starts a process of the binary `outbox` that relays to this topic.
 pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
     relay_to(Kafka::shared(), database, topic, arguments)
 }
 
-/// The same to this broker.
+/// Starts a process of the binary `outbox` that relays to this topic of this broker.
 pub fn relay_to(kafka: &Kafka, database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
     Process::start(&relay_command(kafka.brokers(), database.url(), topic, arguments))
 }
 
-/// What such a process runs.
+/// Returns the command of such a process.
 pub fn relay_command(brokers: &str, database_url: &str, topic: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new(workspace_binary("outbox"));
     command
@@ -50,14 +50,14 @@ pub fn relay_command(brokers: &str, database_url: &str, topic: &str, arguments: 
     command
 }
 
-/// Runs `outbox wal setup` or `outbox wal drop`, and gives what it printed. A slot's name is that of its database, as it is unique
-/// on the server.
+/// Runs `outbox wal setup` or `outbox wal drop`, and returns what it printed. The slot has the name of its database, because
+/// slot names are unique on the server.
 #[track_caller]
 pub fn wal(database: &Database<'_>, command: &str) -> String {
     wal_with(database, &[command, "--slot", database.name()])
 }
 
-/// The same with other arguments.
+/// Runs `outbox wal` with these arguments, and returns what it printed.
 #[track_caller]
 pub fn wal_with(database: &Database<'_>, arguments: &[&str]) -> String {
     let mut outbox = Command::new(workspace_binary("outbox"));
@@ -69,7 +69,7 @@ pub fn wal_with(database: &Database<'_>, arguments: &[&str]) -> String {
     text
 }
 
-/// Waits until all that has been committed by now is confirmed in the slot that has the database's name.
+/// Waits until the slot that has the database's name has confirmed everything that was committed before the call.
 #[track_caller]
 pub fn wait_until_confirmed(conn: &mut PgConnection, within: Duration) {
     let end = diesel::dsl::sql::<Text>("SELECT pg_current_wal_insert_lsn()::text");
@@ -80,7 +80,7 @@ pub fn wait_until_confirmed(conn: &mut PgConnection, within: Duration) {
     eventually("all to be confirmed", within, || (count(conn, &confirmed) == 1).then_some(()));
 }
 
-/// A relay process like [`relay`] that connects to this address, as for another role.
+/// Starts a relay process like [`relay`] that connects to this URL, for example as another role.
 pub fn relay_at(url: &str, topic: &str, arguments: &[&str]) -> Process {
     let mut command = Command::new(workspace_binary("outbox"));
     command
@@ -90,19 +90,19 @@ pub fn relay_at(url: &str, topic: &str, arguments: &[&str]) -> Process {
     Process::start(&command)
 }
 
-/// A process of the binary `outbox` that reads that slot.
+/// Starts a process of the binary `outbox` that reads the slot with the database's name.
 pub fn log_relay(database: &Database<'_>, topic: &str) -> Process {
     relay(database, topic, &["--source", "wal", "--slot", database.name()])
 }
 
-/// The statements of a page that says what a relay's role needs, for this role.
+/// Returns the GRANT statements of a page for this role instead of the page's.
 pub fn grants(page: &str, role: &str) -> String {
     let (_, statements) = page.split_once("```sql\n").expect("a page with statements");
     let (statements, _) = statements.split_once("```").expect("the end of the statements");
     statements.replace("my_relay", role)
 }
 
-/// Drops roles that have what they were granted in this database only, as soon as nobody uses them.
+/// Drops roles that have grants only in this database, as soon as nobody uses them.
 #[track_caller]
 pub fn drop_roles(conn: &mut PgConnection, roles: &str) {
     eventually("the roles to be free", Duration::from_secs(30), || {
@@ -110,7 +110,7 @@ pub fn drop_roles(conn: &mut PgConnection, roles: &str) {
     });
 }
 
-/// Stops a relay gracefully, as soon as it listens to signals.
+/// Stops a relay gracefully, as soon as it handles signals.
 #[track_caller]
 pub fn stop(relay: &Process) {
     relay.wait_for_line("that it has started", Duration::from_secs(30), |line| {
@@ -120,13 +120,13 @@ pub fn stop(relay: &Process) {
     assert!(relay.wait(Duration::from_secs(30)).success(), "{}", relay.output());
 }
 
-/// How many rows there are.
+/// Returns the number of rows.
 pub fn count(conn: &mut PgConnection, from: &str) -> usize {
     let sql = format!("SELECT count(*) FROM {from}");
     diesel::dsl::sql::<BigInt>(&sql).get_result::<i64>(conn).unwrap().unsigned_abs() as usize
 }
 
-/// How many entries of the outbox's indexes a relay reads that this starts and ends.
+/// Returns how many entries of the outbox's indexes are read by a relay that the closure starts and ends.
 pub fn entries_read(database: &Database<'_>, relay: impl FnOnce()) -> i64 {
     let conn = &mut database.connect();
     let read = |conn: &mut PgConnection| {
@@ -139,7 +139,8 @@ pub fn entries_read(database: &Database<'_>, relay: impl FnOnce()) -> i64 {
     read(conn) - before
 }
 
-/// Waits until no relay has a session in this database any more: sessions count what they have read at their end at the latest.
+/// Waits until no relay has a session in this database any more. PostgreSQL adds up what a session has read at the session's
+/// end at the latest.
 pub fn wait_for_the_relays_end(conn: &mut PgConnection) {
     eventually("the relay's session to end", Duration::from_secs(20), || {
         let sessions =
@@ -152,9 +153,9 @@ fn record(aggregate: usize, number: usize) -> Record {
     Record::new("order", aggregate.to_string(), number.to_string()).with_payload(vec![b'x'; 200])
 }
 
-/// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each, in
-/// transactions of different sizes, one of which in ten is rolled back and one in fifty commits late, when others have gone
-/// past its numbers; one of those does so after whole passes. The ids of those that were committed.
+/// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each aggregate. The
+/// transactions have different sizes. One in ten is rolled back. One in fifty commits late, when others have passed its
+/// numbers, and one of those only after whole passes. Returns the ids of the committed events.
 pub fn write(
     conn: &mut PgConnection,
     writer: usize,
@@ -165,7 +166,7 @@ pub fn write(
     write_until(conn, writer, writers, aggregates, events, || false)
 }
 
-/// The same until it is to end, but no more events than this.
+/// Writes as [`write`] does until it is told to end, but no more than this many events.
 pub fn write_until(
     conn: &mut PgConnection,
     writer: usize,
@@ -202,7 +203,7 @@ pub fn write_until(
     ids
 }
 
-/// As many writers at once, for 1,000 aggregates.
+/// Runs this many writers at once for 1,000 aggregates.
 pub fn write_together(database: &Database<'_>, writers: usize, events: usize) -> BTreeSet<String> {
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..writers)
@@ -215,8 +216,8 @@ pub fn write_together(database: &Database<'_>, writers: usize, events: usize) ->
     })
 }
 
-/// How many of the received records are repetitions of an id. Every committed id must be there, and each aggregate's first
-/// occurrences in their order.
+/// Returns how many of the received records repeat an id. Fails if a committed id is missing, or if the first occurrences of an
+/// aggregate's events are not in their order.
 #[track_caller]
 pub fn repetitions(received: &[Received], committed: &BTreeSet<String>) -> usize {
     let mut seen = BTreeSet::new();

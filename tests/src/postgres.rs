@@ -22,7 +22,7 @@ use crate::wait::eventually;
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
 
-/// What every server is started with.
+/// The settings with which every server is started.
 const SETTINGS: [(&str, &str); 5] = [
     ("max_connections", "500"),
     ("wal_level", "logical"),
@@ -37,12 +37,12 @@ pub struct Postgres {
     url: String,
     /// Whether the server outlives the tests, so that their databases must be dropped.
     lasting: bool,
-    /// The folder of its Unix socket, if it has one here.
+    /// The folder of its Unix socket, if it has one on this machine.
     socket: Option<PathBuf>,
 }
 
 impl Postgres {
-    /// The server that the tests of this process share: of any version, started on first use.
+    /// Returns the server that the tests of this process share. It has any version, and starts on first use.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
         SHARED.get_or_init(|| match env::var(ADDRESS) {
@@ -51,8 +51,8 @@ impl Postgres {
         })
     }
 
-    /// The server of one major version that the tests of this process share, started on first use: [`Postgres::shared`], if it is of
-    /// that version.
+    /// Returns the server of one major version that the tests of this process share. It starts on first use. This is
+    /// [`Postgres::shared`] if that has the version.
     pub fn shared_version(major: u32) -> &'static Self {
         if (env::var_os(ADDRESS).is_some() || local::newest_installed() == Some(major))
             && Self::shared().major() == major
@@ -90,8 +90,8 @@ impl Postgres {
         server
     }
 
-    /// Starts a server and a standby of it, from local programs, as one has the other's data. Commits on the first wait for
-    /// the second as soon as `synchronous_standby_names` has the name `standby`.
+    /// Starts a server and a standby of it. Both run from local programs, because the standby copies the server's data. Commits
+    /// on the first wait for the second as soon as `synchronous_standby_names` has the name `standby`.
     pub fn start_pair(major: u32) -> (Self, Self) {
         let (primary_port, standby_port) = (free_port(), free_port());
         let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -125,7 +125,7 @@ impl Postgres {
         });
     }
 
-    /// A new, empty database.
+    /// Makes a new, empty database.
     pub fn database(&self) -> Database<'_> {
         self.database_like("template1")
     }
@@ -138,7 +138,7 @@ impl Postgres {
         Database { server: self, url: url::with_database(&self.url, &name), name }
     }
 
-    /// The address of the server's own database, as its superuser.
+    /// Returns the URL of the server's own database for its superuser.
     pub fn url(&self) -> &str {
         &self.url
     }
@@ -155,17 +155,17 @@ impl Postgres {
         version.unsigned_abs()
     }
 
-    /// Shuts the server down: clients are cut off, and what was committed is kept.
+    /// Shuts the server down. It disconnects clients and keeps what was committed.
     pub fn stop(&self) {
         self.host.stop();
     }
 
-    /// Ends the server without a checkpoint, so that its next start recovers from the log.
+    /// Ends the server without a checkpoint, so that its next start recovers from the WAL.
     pub fn crash(&self) {
         self.host.crash();
     }
 
-    /// Starts the server again on the same port with its data; one that runs is stopped before.
+    /// Starts the server again on the same port with its data. If it runs, it is stopped first.
     pub fn restart(&self) {
         self.host.stop();
         self.host.start();
@@ -173,7 +173,7 @@ impl Postgres {
     }
 }
 
-/// A database for one test. On a server that was running before, it is dropped with this.
+/// A database for one test. On a server that ran before the tests, it is dropped together with this value.
 pub struct Database<'a> {
     server: &'a Postgres,
     name: String,
@@ -181,30 +181,30 @@ pub struct Database<'a> {
 }
 
 impl Database<'_> {
-    /// Its address.
+    /// Returns its URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// Its address for another role.
+    /// Returns its URL for another role.
     pub fn url_as(&self, role: &str, password: &str) -> String {
         let (_, server) = self.url.rsplit_once('@').expect("a user in the address");
         format!("postgres://{role}:{password}@{server}")
     }
 
-    /// Its address by Unix socket, on a server that was started from local programs.
+    /// Returns its URL by Unix socket, if the server was started from local programs.
     pub fn socket_url(&self) -> Option<String> {
         let port = url::port(&self.url)?;
         let folder = self.server.socket.as_ref()?.display();
         Some(format!("postgres://postgres@/{}?host={folder}&port={port}", self.name))
     }
 
-    /// Its name on the server.
+    /// Returns its name on the server.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A copy of it on the same server. Nobody else may be connected to it meanwhile.
+    /// Copies it on the same server. Nobody else may be connected to it during that.
     pub fn copy(&self) -> Self {
         let sessions = format!("select count(*) from pg_stat_activity where datname = '{}'", self.name);
         let mut conn = self.server.connect();
@@ -214,12 +214,12 @@ impl Database<'_> {
         self.server.database_like(&self.name)
     }
 
-    /// Where its server is and who may enter, for a client that takes no URL.
+    /// Returns the address and the user of its server, for a client that takes no URL.
     pub(crate) fn address(&self) -> Address {
         Address::of(&self.url)
     }
 
-    /// A new connection to it, as its owner.
+    /// Connects to it as its owner.
     pub fn connect(&self) -> PgConnection {
         PgConnection::establish(&self.url).expect("connect to the test's database")
     }

@@ -1,4 +1,4 @@
-//! Running a program that ends with the test process.
+//! Runs a program that ends with the test process.
 
 use std::env;
 use std::fs::{self, File};
@@ -11,21 +11,21 @@ use std::time::Duration;
 use crate::scratch::{Folder, scratch};
 use crate::wait::eventually;
 
-/// What a process can be sent.
+/// A signal that a process can receive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Signal {
-    /// Ask it to end (SIGTERM).
+    /// Asks it to end (SIGTERM).
     Terminate,
-    /// Interrupt it, as from the keyboard (SIGINT).
+    /// Interrupts it, as the keyboard does (SIGINT).
     Interrupt,
-    /// Ask it to quit at once (SIGQUIT).
+    /// Asks it to quit at once (SIGQUIT).
     Quit,
-    /// End it without asking (SIGKILL).
+    /// Kills it (SIGKILL).
     Kill,
-    /// Freeze it (SIGSTOP).
+    /// Freezes it (SIGSTOP).
     Stop,
-    /// Let it go on (SIGCONT).
+    /// Resumes it (SIGCONT).
     Continue,
 }
 
@@ -42,7 +42,7 @@ impl Signal {
     }
 }
 
-/// A running program with its own process group, ended when dropped or else with the test process.
+/// A running program in a process group of its own. It ends when this is dropped, or else with the test process.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -55,9 +55,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` with what it prints, to standard output and error alike, kept for [`Process::lines`].
+    /// Starts `command`, and keeps what it prints to standard output and standard error for [`Process::lines`].
     ///
-    /// Its arguments, environment and folder are used; how its streams were set is not.
+    /// This uses the command's arguments, environment and folder, but not the streams that were set on it.
     pub fn start(command: &Command) -> Self {
         let folder = Folder::new("process");
         let log = folder.path().join("log");
@@ -66,9 +66,9 @@ impl Process {
         process
     }
 
-    /// Starts `command` with its output added to the file `log`; `end` is the signal that makes it go cleanly.
+    /// Starts `command` with its output appended to the file `log`. `end` is the signal that ends it cleanly.
     pub(crate) fn start_logging(command: &Command, log: &Path, end: Signal) -> Self {
-        // The program notes its id before it becomes what was asked for, so that none can slip off the leash.
+        // The process notes its id before it becomes the program, so that none can escape the leash.
         const NOTE_AND_RUN: &str = r#"echo "$0" > "$1/$$" && shift && exec "$@""#;
         let running = scratch().running();
         let output = File::options().create(true).append(true).open(log).expect("open the log");
@@ -105,22 +105,23 @@ impl Process {
         }
     }
 
-    /// The id of the process.
+    /// Returns the id of the process.
     pub fn id(&self) -> u32 {
         self.id
     }
 
-    /// The memory that it occupies in KiB, where the system tells (Linux does).
+    /// Returns the memory that it occupies in KiB, if the system reports it (Linux does).
     pub fn resident_kb(&self) -> Option<u64> {
         self.status_kb("VmRSS:")
     }
 
-    /// The most that it has occupied until now, in KiB, where the system tells (Linux does).
+    /// Returns the most memory that it has occupied so far in KiB, if the system reports it (Linux does).
     pub fn peak_resident_kb(&self) -> Option<u64> {
         self.status_kb("VmHWM:")
     }
 
-    /// The processor time of its threads until now, those that have ended too, where the system tells (Linux does).
+    /// Returns the processor time of all its threads so far, including those that have ended, if the system reports it (Linux
+    /// does).
     pub fn processor_time(&self) -> Option<Duration> {
         const TICKS: u64 = 100; // a second
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.id)).ok()?;
@@ -135,16 +136,16 @@ impl Process {
         line.split_whitespace().next()?.parse().ok()
     }
 
-    /// Sends `signal` to the process and to those that it started; one that has ended takes none.
+    /// Sends `signal` to the process and to those that it started. Does nothing if the process has ended.
     pub fn signal(&self, signal: Signal) {
         if self.exited().is_none() {
             let kill = format!("kill -s {} -- -{}", signal.name(), self.id);
-            // Not checked: it may end before the signal comes.
+            // The result is not checked, because the process may end before the signal arrives.
             let _ = Command::new("sh").args(["-c", &kill]).stderr(Stdio::null()).status();
         }
     }
 
-    /// How it ended, if it has.
+    /// Returns how it ended, if it has.
     pub fn exited(&self) -> Option<ExitStatus> {
         let status = self.child.lock().unwrap().try_wait().expect("ask for the exit status");
         if status.is_some() {
@@ -159,19 +160,19 @@ impl Process {
         eventually(&format!("{} to end", self.name), within, || self.exited())
     }
 
-    /// Everything it has printed.
+    /// Returns everything that it has printed.
     pub fn output(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The whole lines that it has printed.
+    /// Returns the complete lines that it has printed.
     pub fn lines(&self) -> Vec<String> {
         let output = self.output();
         let whole = output.rfind('\n').map_or(0, |end| end + 1);
         output[..whole].lines().map(str::to_owned).collect()
     }
 
-    /// Waits until it has printed a line that `matches`, and gives that line.
+    /// Waits until it has printed a line that `matches`, and returns that line.
     #[track_caller]
     pub fn wait_for_line(&self, what: &str, within: Duration, matches: impl Fn(&str) -> bool) -> String {
         let line = || self.lines().into_iter().find(|line| matches(line));
@@ -206,9 +207,10 @@ impl Drop for Process {
     }
 }
 
-/// Builds the binary `name` of this workspace in the profile of the running test, and gives its path.
+/// Builds the binary `name` of this workspace in the profile of the running test, and returns its path.
 ///
-/// `OUTBOX_TEST_BUILD` has more arguments for cargo: those that the tests were built with save building twice.
+/// `OUTBOX_TEST_BUILD` has further arguments for cargo. Give the ones with which the tests were built, so that nothing is built
+/// twice.
 pub fn workspace_binary(name: &str) -> PathBuf {
     let test = env::current_exe().expect("the path of this test");
     let profile_folder = test.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);

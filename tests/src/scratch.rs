@@ -1,7 +1,7 @@
-//! One temporary folder for each test process, and the leash that clears it away.
+//! One temporary folder for each test process, and the leash that removes it.
 //!
-//! Statics are never dropped and a killed process drops nothing, so a small shell holds the other end of a pipe: when
-//! the pipe closes, the test process is gone, and the shell ends what it left running and removes the folder.
+//! Statics are never dropped, and a killed process drops nothing. So a small shell holds the other end of a pipe. When the pipe
+//! closes, the test process is gone, and the shell ends what it left running and removes the folder.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -12,8 +12,8 @@ use std::process::{self, Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What the shell runs, with the folder as its argument. `cat` ends when the pipe closes. `running/` has a file for each
-/// process, named by its id, that holds the signal which ends it; `containers/` has one for each container.
+/// The script of the shell, whose argument is the folder. `cat` ends when the pipe closes. `running/` has a file for each
+/// process, named by its id, that holds the signal that ends it. `containers/` has a file for each container.
 const LEASH: &str = r#"
 cat
 signal() { # SIGNAL, or "" for each one's own; answers whether any was there to take it
@@ -40,11 +40,11 @@ until rm -rf "$1" || [ $((tries += 1)) -ge 40 ]; do sleep 0.05; done
 /// The temporary folder of this test process.
 pub(crate) struct Scratch {
     path: PathBuf,
-    /// Never read: that its standard input is open is what keeps the leash waiting.
+    /// Never read. The leash waits as long as its standard input is open.
     _leash: Child,
 }
 
-/// The one of this process, made on first use.
+/// Returns the folder of this process, which is made on first use.
 pub(crate) fn scratch() -> &'static Scratch {
     static SCRATCH: OnceLock<Scratch> = OnceLock::new();
     SCRATCH.get_or_init(|| Scratch::new().expect("a temporary folder"))
@@ -74,28 +74,28 @@ impl Scratch {
         Ok(Self { path, _leash: leash })
     }
 
-    /// Where each process that is to end with this one leaves its id.
+    /// Returns the folder in which each process that must end with this one leaves its id.
     pub(crate) fn running(&self) -> PathBuf {
         self.path.join("running")
     }
 
-    /// Lets the leash remove a container.
+    /// Makes the leash remove a container.
     pub(crate) fn hold_container(&self, id: &str) {
         fs::write(self.path.join("containers").join(id), "").expect("note the container");
     }
 
-    /// Whether servers must be run as another user, as they refuse to run as root.
+    /// Whether servers must run as another user, because they refuse to run as root.
     pub(crate) fn is_root(&self) -> bool {
         fs::metadata(&self.path).expect("the temporary folder").uid() == 0
     }
 }
 
-/// A new temporary folder, removed when dropped or else with the test process.
+/// A new temporary folder. It is removed when this is dropped, or else with the test process.
 #[derive(Debug)]
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Makes one whose name starts with `name`.
+    /// Makes a folder whose name starts with `name`.
     pub fn new(name: &str) -> Self {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
@@ -104,7 +104,7 @@ impl Folder {
         Self(path)
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub fn path(&self) -> &Path {
         &self.0
     }

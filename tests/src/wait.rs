@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waits for a condition, never for a fixed time.
 
 use std::fmt::Display;
 use std::thread;
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 const POLL: Duration = Duration::from_millis(10);
 
-/// Waits until `condition` gives a value, and panics naming `what` when it has not `within` that time.
+/// Waits until `condition` returns a value. Panics with `what` if it does not `within` that time.
 #[track_caller]
 pub fn eventually<T>(what: &str, within: Duration, condition: impl FnMut() -> Option<T>) -> T {
     match unless_late(within, condition) {
@@ -15,7 +15,7 @@ pub fn eventually<T>(what: &str, within: Duration, condition: impl FnMut() -> Op
     }
 }
 
-/// Waits until `condition` gives a value, but no longer than `within` that time.
+/// Waits until `condition` returns a value, but no longer than `within`.
 pub(crate) fn unless_late<T>(within: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let started = Instant::now();
     loop {
@@ -27,7 +27,7 @@ pub(crate) fn unless_late<T>(within: Duration, mut condition: impl FnMut() -> Op
     }
 }
 
-/// Waits until `attempt` succeeds, and panics with its last error when it has not `within` that time.
+/// Waits until `attempt` succeeds. Panics with its last error if it does not `within` that time.
 #[track_caller]
 pub fn eventually_ok<T, E: Display>(
     what: &str,
@@ -46,7 +46,7 @@ pub fn eventually_ok<T, E: Display>(
     }
 }
 
-/// [`eventually`] for async tests: other tasks go on while it waits.
+/// [`eventually`] for async tests: other tasks run while it waits.
 pub async fn eventually_async<T>(
     what: &str,
     within: Duration,

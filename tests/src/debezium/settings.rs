@@ -15,14 +15,14 @@ pub(super) const TUNED: [(&str, &str); 6] = [
     ("producer.override.linger.ms", "0"),
 ];
 
-/// What a worker needs for a connector as the binary prints it. Offsets are stored each second, so that less is repeated.
+/// What a worker needs for a connector as the binary prints it. It stores offsets each second, so that less is repeated.
 pub(super) const ASKED_FOR: [(&str, &str); 3] = [
     ("offset.flush.interval.ms", "1000"),
     ("config.providers", "env"),
     ("config.providers.env.class", "org.apache.kafka.common.config.provider.EnvVarConfigProvider"),
 ];
 
-/// The properties of the worker.
+/// Returns the properties of the worker.
 pub(super) fn worker(brokers: &str, folder: &Path, own: &[(&str, &str)]) -> Properties {
     let offsets = folder.join("offsets").display().to_string();
     let mut properties = owned(&[
@@ -37,7 +37,7 @@ pub(super) fn worker(brokers: &str, folder: &Path, own: &[(&str, &str)]) -> Prop
     properties
 }
 
-/// The properties of the connector, whose slot and publication have the given name.
+/// Returns the properties of the connector. Its slot and publication have the given name.
 pub(super) fn connector(
     database: &Database<'_>,
     name: &str,

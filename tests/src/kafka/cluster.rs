@@ -1,4 +1,4 @@
-//! Several brokers that replicate what they hold.
+//! Several brokers that replicate their records.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::host::{Host, Local, free_port, wait_until_ready};
 use crate::java;
 use crate::wait::eventually_ok;
 
-/// Three brokers, of which the first is the controller too and leads every partition; the others can be stopped.
+/// Three brokers. The first one is also the controller, and leads every partition. The others can be stopped.
 pub struct Cluster {
     /// All three.
     kafka: Kafka,
@@ -53,12 +53,13 @@ impl Cluster {
         cluster
     }
 
-    /// The brokers, to read from.
+    /// Returns the brokers for reading.
     pub fn kafka(&self) -> &Kafka {
         &self.kafka
     }
 
-    /// Makes a topic whose partitions are led by the first broker, and of which two brokers must have a record.
+    /// Makes a topic whose partitions the first broker leads. At least two brokers must have a record before it is
+    /// acknowledged.
     #[track_caller]
     pub fn create_topic(&self, name: &str, partitions: usize) {
         let admin: AdminClient<DefaultClientContext> = self.kafka.client().create().expect("an admin client");
@@ -70,7 +71,7 @@ impl Cluster {
         created[0].as_ref().unwrap_or_else(|(name, error)| panic!("the topic {name} was not made: {error}"));
     }
 
-    /// Shuts the other brokers down: what needs two is refused from then on.
+    /// Shuts the other brokers down. The first one then refuses records, because two brokers must have them.
     pub fn stop_followers(&self) {
         for (follower, runs) in &self.followers {
             if runs.swap(false, Ordering::Relaxed) {
@@ -99,7 +100,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until every partition of a topic is replicated by so many brokers.
+    /// Waits until this many brokers replicate every partition of a topic.
     #[track_caller]
     pub fn wait_for_replicas(&self, topic: &str, replicas: usize) {
         let consumer: BaseConsumer = self.kafka.client().create().expect("a consumer");

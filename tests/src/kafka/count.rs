@@ -12,7 +12,7 @@ pub struct Counter {
 }
 
 impl Kafka {
-    /// A counter for this topic.
+    /// Makes a counter for this topic.
     #[track_caller]
     pub fn counter(&self, topic: &str) -> Counter {
         let consumer = self.client().create().expect("a consumer");
@@ -21,7 +21,7 @@ impl Kafka {
 }
 
 impl Counter {
-    /// How many records the topic holds; none while it cannot be asked.
+    /// Returns how many records the topic holds, or 0 while Kafka does not answer.
     pub fn count(&self) -> usize {
         let patience = Duration::from_secs(5);
         let partitions = partitions(&self.consumer, &self.topic).unwrap_or_default();

@@ -6,7 +6,7 @@ use crate::java;
 use crate::process::Signal;
 use crate::scratch::Folder;
 
-/// The properties of a broker that listens on `listen` and is reached at `address`.
+/// Returns the properties of a broker that listens on `listen` and is reached at `address`.
 pub(super) fn properties(
     address: &str,
     listen: &str,
@@ -35,7 +35,7 @@ pub(super) fn properties(
         ("share.coordinator.state.topic.replication.factor", "1"),
         ("share.coordinator.state.topic.min.isr", "1"),
         ("group.initial.rebalance.delay.ms", "0"),
-        // After a crash the broker is let in again when its former session has ended.
+        // After a crash the broker can join again when its former session has ended.
         ("broker.session.timeout.ms", "3000"),
         ("broker.heartbeat.interval.ms", "300"),
     ];
@@ -43,7 +43,7 @@ pub(super) fn properties(
     properties.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }
 
-/// Makes the broker's data folder, and gives the broker, whose virtual machine has these options.
+/// Makes the broker's data folder and returns the broker. Its virtual machine has these options.
 pub(super) fn install(mut properties: Vec<(String, String)>, options: &[&str]) -> Local {
     let classes = artifacts::kafka();
     let folder = Folder::new("kafka");

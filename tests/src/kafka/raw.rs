@@ -1,4 +1,4 @@
-//! Records of any bytes, past a client that would refuse them: the two requests it takes, written by hand.
+//! Records of any bytes, which a client would refuse. The two requests that this needs are written by hand.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::{Kafka, PATIENCE};
 
-/// A record whose every part may be any bytes, or missing.
+/// A record in which every part can be any bytes or missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RawRecord {
     /// Its key.
@@ -16,12 +16,12 @@ pub struct RawRecord {
     pub payload: Option<Vec<u8>>,
     /// Its headers in order.
     pub headers: Vec<(Vec<u8>, Option<Vec<u8>>)>,
-    /// When it was made, in milliseconds since 1970; -1 is never.
+    /// Its timestamp in milliseconds since 1970, or -1 for none.
     pub timestamp: i64,
 }
 
 impl RawRecord {
-    /// How many bytes it takes in a topic, when it is written alone.
+    /// Returns how many bytes it takes in a topic if it is written alone.
     pub fn stored_bytes(&self) -> usize {
         batch(std::slice::from_ref(self), Packing::Plain).len()
     }
@@ -31,24 +31,24 @@ impl RawRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Packing {
-    /// As they are.
+    /// Uncompressed.
     Plain,
-    /// As zstd has it. They do not get smaller, so that nothing is needed to write it.
+    /// In the format of zstd, but stored uncompressed, so that writing it needs no library.
     Zstd,
-    /// By a compression that there is none of. Kafka refuses that, mock brokers do not.
+    /// With an unknown compression. Kafka refuses that, mock brokers do not.
     Unknown,
-    /// So that they seem to end behind the batch. Kafka refuses that, mock brokers do not.
+    /// With lengths that reach beyond the batch. Kafka refuses that, mock brokers do not.
     Broken,
 }
 
 impl Kafka {
-    /// Writes these records to a partition, as one batch.
+    /// Writes these records to a partition as one batch.
     #[track_caller]
     pub fn produce_raw(&self, topic: &str, partition: i32, records: &[RawRecord]) {
         self.produce_packed(topic, partition, records, Packing::Plain);
     }
 
-    /// The same, with the records written in this way.
+    /// Writes these records to a partition as one batch in this format.
     #[track_caller]
     pub fn produce_packed(&self, topic: &str, partition: i32, records: &[RawRecord], packing: Packing) {
         let records = batch(records, packing);
@@ -60,12 +60,12 @@ impl Kafka {
         request.extend((records.len() as i32).to_be_bytes());
         request.extend(records);
         let answer = self.ask_leader(topic, partition, Api { key: 0, version: 7 }, &request);
-        // One topic with its name, one partition with its number.
+        // One topic with its name, and one partition with its number.
         let error = &answer[4 + 2 + topic.len() + 4 + 4..][..2];
         assert_eq!(error, [0, 0], "the broker refused a batch for {topic}[{partition}]");
     }
 
-    /// What the broker answers to one that fetches a partition from its beginning: the bytes as they are stored.
+    /// Fetches a partition from its beginning, and returns the bytes as the broker stores them.
     #[track_caller]
     pub fn fetch_raw(&self, topic: &str, partition: i32) -> Vec<u8> {
         let mut request = Vec::new();
@@ -116,7 +116,7 @@ fn put_text(request: &mut Vec<u8>, text: Option<&str>) {
     request.extend(text.unwrap_or_default().as_bytes());
 }
 
-/// An array of one topic with an array of one partition.
+/// Returns an array of one topic with an array of one partition.
 fn put_partition(request: &mut Vec<u8>, topic: &str, partition: i32) {
     request.extend(1_i32.to_be_bytes());
     put_text(request, Some(topic));
@@ -124,7 +124,7 @@ fn put_partition(request: &mut Vec<u8>, topic: &str, partition: i32) {
     request.extend(partition.to_be_bytes());
 }
 
-/// The records as a batch of format 2.
+/// Returns the records as a batch of format 2.
 fn batch(records: &[RawRecord], packing: Packing) -> Vec<u8> {
     let first = records.first().map_or(-1, |record| record.timestamp);
     let latest = records.iter().map(|record| record.timestamp).max().unwrap_or(-1);
@@ -150,7 +150,7 @@ fn batch(records: &[RawRecord], packing: Packing) -> Vec<u8> {
     batch
 }
 
-/// What the batch's header is followed by.
+/// Returns what follows the batch's header.
 fn bodies(records: &[RawRecord], first: i64) -> Vec<u8> {
     let mut bodies = Vec::new();
     for (offset, record) in records.iter().enumerate() {
@@ -178,7 +178,7 @@ fn packed(mut bodies: Vec<u8>, packing: Packing) -> Vec<u8> {
             bodies
         }
         Packing::Zstd => {
-            // A frame of one segment, whose length has four bytes, and in it one block, the last, as it is.
+            // A frame of one segment with a length of four bytes. It contains one uncompressed block, which is the last.
             let length = bodies.len() as u32;
             assert!(length <= 128 << 10, "a block has no room for that");
             let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b1010_0000];
@@ -190,7 +190,7 @@ fn packed(mut bodies: Vec<u8>, packing: Packing) -> Vec<u8> {
     }
 }
 
-/// A number as a record has it: small ones are short, whatever their sign.
+/// Writes a number in the variable-length format of records: small ones are short, whatever their sign.
 fn put_number(out: &mut Vec<u8>, number: i64) {
     let mut rest = ((number << 1) ^ (number >> 63)) as u64;
     while rest >= 0x80 {

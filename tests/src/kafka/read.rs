@@ -1,4 +1,4 @@
-//! Reading back what a topic holds.
+//! Reads what a topic holds.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -18,31 +18,31 @@ use crate::wait::{eventually, eventually_ok};
 pub struct Received {
     /// The partition that holds it.
     pub partition: i32,
-    /// Its place there.
+    /// Its offset there.
     pub offset: i64,
     /// Its key.
     pub key: Option<Vec<u8>>,
-    /// Its value; none is a tombstone.
+    /// Its value, or `None` for a tombstone.
     pub payload: Option<Vec<u8>>,
-    /// Its headers in order. One whose name is not text is `("?", None)`.
+    /// Its headers in order. A header whose name is not UTF-8 is `("?", None)`.
     pub headers: Vec<(String, Option<Vec<u8>>)>,
-    /// When it was made, in milliseconds since 1970.
+    /// Its timestamp in milliseconds since 1970.
     pub timestamp: Option<i64>,
 }
 
 impl Received {
-    /// The first header of that name, as text.
+    /// Returns the first header of that name as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
         str::from_utf8(value.as_deref()?).ok()
     }
 
-    /// The key as text.
+    /// Returns the key as text.
     pub fn key_text(&self) -> Option<&str> {
         str::from_utf8(self.key.as_deref()?).ok()
     }
 
-    /// The payload as text.
+    /// Returns the payload as text.
     pub fn text(&self) -> Option<&str> {
         str::from_utf8(self.payload.as_deref()?).ok()
     }
@@ -51,7 +51,7 @@ impl Received {
 impl From<&BorrowedMessage<'_>> for Received {
     fn from(message: &BorrowedMessage<'_>) -> Self {
         let header = |headers: &BorrowedHeaders, position| {
-            // A name that is not text is a panic of rdkafka's.
+            // rdkafka panics if a name is not UTF-8.
             let read = AssertUnwindSafe(|| {
                 let Header { key, value } = headers.get(position);
                 (key.to_owned(), value.map(<[u8]>::to_vec))
@@ -74,8 +74,7 @@ impl From<&BorrowedMessage<'_>> for Received {
 }
 
 impl Kafka {
-    /// Every record of a topic up to its ends as they are now, by partition and offset. A topic that does not exist
-    /// has none.
+    /// Returns every record of a topic up to its present ends, by partition and offset. A topic that does not exist has none.
     #[track_caller]
     pub fn read_all(&self, topic: &str) -> Vec<Received> {
         let mut config = self.client();
@@ -105,7 +104,7 @@ impl Kafka {
         records
     }
 
-    /// Waits until a topic holds `count` records or more, and gives all it holds.
+    /// Waits until a topic holds `count` records or more, and returns all that it holds.
     #[track_caller]
     pub fn read_at_least(&self, topic: &str, count: usize, within: Duration) -> Vec<Received> {
         eventually_ok(&format!("{count} records in the topic {topic}"), within, || {
@@ -115,7 +114,7 @@ impl Kafka {
     }
 }
 
-/// What the consumer has next, but for news of a connection, which it makes again by itself.
+/// Returns the consumer's next record. Ignores errors of a connection, because the consumer connects again by itself.
 fn next(consumer: &BaseConsumer) -> Option<Result<BorrowedMessage<'_>, KafkaError>> {
     consumer.poll(Duration::from_millis(100)).filter(|next| {
         let lost = [RDKafkaErrorCode::BrokerTransportFailure, RDKafkaErrorCode::AllBrokersDown];
@@ -123,7 +122,7 @@ fn next(consumer: &BaseConsumer) -> Option<Result<BorrowedMessage<'_>, KafkaErro
     })
 }
 
-/// The partitions of a topic that have a leader.
+/// Returns the partitions of a topic that have a leader.
 pub(super) fn partitions(consumer: &BaseConsumer, topic: &str) -> Result<Vec<i32>, String> {
     let metadata =
         consumer.fetch_metadata(Some(topic), Duration::from_secs(5)).map_err(|error| error.to_string())?;

@@ -1,4 +1,4 @@
-//! PostgreSQL from local programs: those of the system, or else of Maven artifacts.
+//! PostgreSQL from local programs: those of the system, or else those of Maven artifacts.
 
 use std::env;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::host::Local;
 use crate::process::Signal;
 use crate::scratch::{Folder, scratch};
 
-/// Makes the server's data folder, and gives the server, whose socket is in the same folder.
+/// Makes the data folder and returns the server. Its socket is in the same folder.
 pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
     let folder = Folder::new("postgres");
     let user = scratch().is_root().then(unprivileged_user);
@@ -37,7 +37,7 @@ pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
     serve(folder, &programs, user.as_ref(), port, settings)
 }
 
-/// A standby of a server that has never run, with a copy of its data.
+/// Returns a standby with a copy of the data of a server that has never run.
 pub(super) fn install_copy(of: &Local, major: u32, port: u16, settings: &[String]) -> Local {
     let folder = Folder::new("postgres");
     let user = scratch().is_root().then(unprivileged_user);
@@ -53,7 +53,7 @@ pub(super) fn install_copy(of: &Local, major: u32, port: u16, settings: &[String
     serve(folder, &programs(major, user.as_ref()), user.as_ref(), port, settings)
 }
 
-/// The server of a data folder, with its socket beside it.
+/// Returns the server of a data folder, with its socket beside the data.
 fn serve(folder: Folder, programs: &Path, user: Option<&User>, port: u16, settings: &[String]) -> Local {
     let data = folder.path().join("data");
     let mut server = as_user(user, &programs.join("postgres"));
@@ -63,7 +63,7 @@ fn serve(folder: Folder, programs: &Path, user: Option<&User>, port: u16, settin
         "-p",
         &port.to_string(),
     ]);
-    // In the data folder, where an end without leave leaves nothing behind in the system's shared memory.
+    // In the data folder, so that a crash leaves nothing in the system's shared memory.
     server.args(["-c", "dynamic_shared_memory_type=mmap"]);
     for setting in settings {
         server.args(["-c", setting]);
@@ -71,12 +71,12 @@ fn serve(folder: Folder, programs: &Path, user: Option<&User>, port: u16, settin
     Local::new(server, folder, Signal::Interrupt, Signal::Quit)
 }
 
-/// The newest major version that the system has installed.
+/// Returns the newest major version that is installed.
 pub(super) fn newest_installed() -> Option<u32> {
     installed().into_iter().map(|(major, _)| major).max()
 }
 
-/// The programs of one major version, from the system or else as an artifact.
+/// Returns the programs of one major version, from the system or else from an artifact.
 fn programs(major: u32, user: Option<&User>) -> PathBuf {
     if let Some((_, folder)) = installed().into_iter().find(|(found, _)| *found == major) {
         return folder;
@@ -92,7 +92,7 @@ fn programs(major: u32, user: Option<&User>) -> PathBuf {
     }
 }
 
-/// Copies programs out of a folder that the server's user has no access to.
+/// Copies programs out of a folder to which the server's user has no access.
 fn copy_for(user: &User, programs: &Path) -> PathBuf {
     let copy = Folder::new("programs");
     let path = copy.path().to_owned();
@@ -106,7 +106,7 @@ fn copy_for(user: &User, programs: &Path) -> PathBuf {
     path.join("bin")
 }
 
-/// The versions that the system has, with the folders of their programs.
+/// Returns the installed versions with the folders of their programs.
 fn installed() -> Vec<(u32, PathBuf)> {
     let packaged = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let packaged = packaged.map(|version| version.path().join("bin"));
@@ -123,7 +123,7 @@ fn major(folder: &Path) -> Option<u32> {
     version.split_whitespace().nth(2)?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// The user that a server runs as when the tests run as root.
+/// The user as which a server runs if the tests run as root.
 struct User {
     name: String,
     group: String,

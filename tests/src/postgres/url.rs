@@ -1,6 +1,6 @@
-//! The little that tests need to know of a connection URL.
+//! The parts of a connection URL that tests need.
 
-/// Names another database in a URL.
+/// Returns the URL with another database.
 pub(super) fn with_database(url: &str, name: &str) -> String {
     let (address, options) = url.split_once('?').map_or((url, ""), |(address, options)| (address, options));
     let authority = address.find("://").map_or(0, |at| at + 3);
@@ -9,14 +9,14 @@ pub(super) fn with_database(url: &str, name: &str) -> String {
     format!("{}/{name}{question}{options}", &address[..end])
 }
 
-/// The port in a URL that names one.
+/// Returns the port in a URL that has one.
 pub(super) fn port(url: &str) -> Option<u16> {
     let (_, rest) = url.split_once("://")?;
     let authority = rest.split(['/', '?']).next()?;
     authority.rsplit_once(':')?.1.parse().ok()
 }
 
-/// What a URL says of a server and its user.
+/// What a URL says about a server and its user.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Address {
     pub(crate) host: String,
@@ -26,7 +26,7 @@ pub(crate) struct Address {
 }
 
 impl Address {
-    /// That of a server which is reached by TCP; what the URL leaves out is as in the servers that are started here.
+    /// Returns these for a server that is reached by TCP. What the URL leaves out is as in the servers that the tests start.
     pub(super) fn of(url: &str) -> Self {
         let (_, rest) = url.split_once("://").expect("an address with a scheme");
         let authority = rest.split(['/', '?']).next().expect("one part at least");
@@ -43,7 +43,7 @@ impl Address {
     }
 }
 
-/// Text with its percent-encoded bytes put in.
+/// Returns the text with its percent-encoded bytes decoded.
 fn decoded(text: &str) -> String {
     let mut pieces = text.split('%');
     let mut bytes = pieces.next().unwrap_or_default().as_bytes().to_vec();

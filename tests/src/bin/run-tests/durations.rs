@@ -1,4 +1,4 @@
-//! How long each program took last, in a file beside what cargo has built.
+//! How long each program took in the last run. A file beside cargo's output holds it.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::{env, fs};
 
 use crate::programs::Outcome;
 
-/// Those that take longest, in about as many seconds, for the first run in a new checkout.
+/// The programs that take longest and about how many seconds they take, for the first run in a new checkout.
 const LONG: [(&str, u64); 9] = [
     ("tests/consumer", 72),
     ("tests/division", 82),
@@ -27,7 +27,7 @@ pub(crate) struct Durations {
 }
 
 impl Durations {
-    /// Those of the last run. Before the first one only the longest are known.
+    /// Reads the durations of the last run. Before the first run only the longest are known.
     pub(crate) fn load() -> Self {
         let program = env::current_exe().expect("the path of this program");
         let file = program.with_file_name("test-durations");
@@ -40,12 +40,12 @@ impl Durations {
         Self { known: long.into_iter().chain(measured).collect(), file }
     }
 
-    /// A program that is not known is taken for one of average length.
+    /// An unknown program counts as one of average length.
     pub(crate) fn of(&self, name: &str) -> u128 {
         self.known.get(name).copied().unwrap_or(Duration::from_secs(40).as_millis())
     }
 
-    /// Keeps these for the next run, which goes on without them if they cannot be kept.
+    /// Stores these for the next run. That works without them if they cannot be stored.
     pub(crate) fn keep(&self, outcomes: &[Outcome]) {
         let lines = outcomes.iter().map(|outcome| format!("{} {}\n", outcome.took.as_millis(), outcome.name));
         let _ = fs::write(&self.file, lines.collect::<String>());

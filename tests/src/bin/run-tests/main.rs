@@ -1,8 +1,9 @@
-//! Runs every test of the workspace, several test programs side by side on servers that they share, because most tests wait for
-//! servers most of the time. What a program prints is shown when it has ended, as a whole if a test has failed. One that has failed
-//! runs once more by itself: a test that passes then waited for less time than it takes beside others, and is named as unstable.
+//! Runs every test of the workspace. Several test programs run side by side on servers that they share, because most tests wait
+//! for servers most of the time. The output of a program is shown when it has ended, and in full if a test has failed. A
+//! program that has failed runs once more by itself. If it passes then, it is reported as unstable: its test waits for less
+//! time than it takes beside others.
 //!
-//! `scripts/test` calls it. Which programs take longest is known from the run before, and those begin first.
+//! `scripts/test` calls it. The programs that took longest in the run before start first.
 
 mod durations;
 mod processors;
@@ -20,8 +21,8 @@ use outbox_tests::{Kafka, Postgres};
 use self::durations::Durations;
 use self::processors::Processors;
 
-/// How many run at once, unless `OUTBOX_TEST_SIDE_BY_SIDE` has another number. Each runs as many tests at once as there are
-/// processors.
+/// How many programs run at once, unless `OUTBOX_TEST_SIDE_BY_SIDE` has another number. Each runs as many tests at once as
+/// there are processors.
 const SIDE_BY_SIDE: usize = 3;
 
 fn main() -> ExitCode {
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
     let mut programs = programs::build();
     let durations = Durations::load();
     programs.sort_by_key(|program| durations.of(&program.name));
-    // The one that takes longest is the last, and is taken first.
+    // The program that takes longest is the last, and is taken first.
     let (count, waiting) = (programs.len(), Mutex::new(programs));
     let servers = servers();
     let (outcomes, failed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
@@ -83,7 +84,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The environment that leads the programs to the servers, which run as long as this does.
+/// The environment that leads the programs to the servers. The servers run as long as this process does.
 fn servers() -> Vec<(String, String)> {
     let mut variables = Vec::new();
     if env::var_os("OUTBOX_TEST_POSTGRES_URL").is_none() {

@@ -1,4 +1,4 @@
-//! The test programs, as cargo builds them.
+//! The test programs that cargo builds.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// What is to be tested, and built.
+/// What is tested and built.
 const WORKSPACE: [&str; 2] = ["--workspace", "--all-features"];
 
 /// A program that runs tests.
@@ -16,7 +16,7 @@ pub(crate) struct Program {
     command: Command,
 }
 
-/// What came of it.
+/// The result of a test program.
 pub(crate) struct Outcome {
     pub(crate) name: String,
     pub(crate) passed: bool,
@@ -24,7 +24,8 @@ pub(crate) struct Outcome {
     output: String,
 }
 
-/// Builds all, with the binaries that they start, and lists them. The examples in the documentation are one more.
+/// Builds all test programs with the binaries that they start, and lists them. The examples in the documentation are one more
+/// program.
 pub(crate) fn build() -> Vec<Program> {
     let mut binaries = cargo();
     binaries.args(["build", "--bins"]).args(WORKSPACE);
@@ -45,7 +46,7 @@ fn cargo() -> Command {
     Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// The program that a message of cargo is about, if it is about one.
+/// Returns the program that a message of cargo is about, if it is about one.
 fn program(message: &str) -> Option<Program> {
     let message: Value = serde_json::from_str(message).expect("cargo writes JSON");
     if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
