@@ -63,7 +63,7 @@ fn a_slot_with_many_unread_events_is_dropped_in_linear_time_after_a_killed_attem
 
 /// Nothing marks the other events as sent: only their numbers show that they were sent from the WAL.
 #[test]
-fn a_dead_letter_that_is_requeued_after_the_drop_makes_no_other_event_be_sent_again() {
+fn requeuing_a_dead_letter_after_the_drop_sends_no_other_event_again() {
     let database = migrated();
     let topic = new_topic("requeued");
     let counter = Kafka::shared().counter(&topic);
@@ -99,7 +99,7 @@ fn a_dead_letter_that_is_requeued_after_the_drop_makes_no_other_event_be_sent_ag
     assert!(refused.contains("unmarked"), "{refused}");
 }
 
-/// Nothing marks these events as sent. If the sequence has a new file, or the role may not know which server it is on, that
+/// Nothing marks these events as sent. If the sequence has a new file, or the role cannot learn which server it is on, that
 /// means only that the sequence may have been set back.
 #[test]
 fn events_sent_from_the_wal_are_not_sent_again_when_the_sequence_is_unknown() {

@@ -95,13 +95,13 @@ macro_rules! behaves {
 }
 
 #[test]
-fn on_postgres() {
+fn the_inbox_works_on_postgres() {
     let database = postgres();
     behaves!(&mut database.connect());
 }
 
 #[test]
-fn on_sqlite() {
+fn the_inbox_works_on_sqlite() {
     let (_folder, path) = sqlite();
     behaves!(&mut open(&path));
 }
@@ -129,14 +129,14 @@ where
 }
 
 #[tokio::test]
-async fn on_async_postgres() {
+async fn the_inbox_works_on_async_postgres() {
     let database = postgres();
     behaves_async(&mut AsyncPgConnection::establish(database.url()).await.unwrap()).await;
     assert_eq!(count!(&mut database.connect(), "effect"), 1);
 }
 
 #[tokio::test]
-async fn on_async_sqlite() {
+async fn the_inbox_works_on_async_sqlite() {
     let (_folder, path) = sqlite();
     behaves_async(&mut SyncConnectionWrapper::<SqliteConnection>::establish(&path).await.unwrap()).await;
     assert_eq!(count!(&mut open(&path), "effect"), 1);
