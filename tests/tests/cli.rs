@@ -1,4 +1,4 @@
-//! The binary `outbox`, run as its users run it.
+//! Runs the binary `outbox` as its users do.
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -24,13 +24,13 @@ fn outbox(arguments: &[&str]) -> Command {
     command
 }
 
-/// What it printed and how it ended.
+/// Runs it, and returns what it printed and how it ended.
 fn ran(arguments: &[&str]) -> (String, String, Option<i32>) {
     let Output { status, stdout, stderr } = outbox(arguments).output().unwrap();
     (String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap(), status.code())
 }
 
-/// What it printed, having ended well.
+/// Runs it successfully, and returns what it printed.
 #[track_caller]
 fn done(arguments: &[&str]) -> String {
     let (stdout, stderr, code) = ran(arguments);
@@ -38,7 +38,7 @@ fn done(arguments: &[&str]) -> String {
     stdout
 }
 
-/// What it complained of, in one line.
+/// Runs it with a failure, and returns its one-line error.
 #[track_caller]
 fn failed(arguments: &[&str], expected: i32) -> String {
     let (stdout, stderr, code) = ran(arguments);
@@ -66,7 +66,7 @@ fn relay(arguments: &[&str]) -> Process {
     Process::start(&outbox(&[&["relay"], arguments].concat()))
 }
 
-/// Stops it and gives what it logged.
+/// Stops it and returns what it logged.
 #[track_caller]
 fn stopped(process: &Process, signal: Signal) -> String {
     process.signal(signal);
@@ -77,7 +77,7 @@ fn stopped(process: &Process, signal: Signal) -> String {
 }
 
 #[test]
-fn migrations_run_once_in_each_place() {
+fn migrations_run_once_in_each_database_and_schema() {
     let database = Postgres::shared().database();
     let file = Folder::new("migrate");
     let file = format!("sqlite://{}", file.path().join("outbox.db").display());
@@ -170,7 +170,7 @@ fn a_relay_that_is_stopped_in_the_middle_sends_nothing_twice() {
     let (kafka, topic) = (Kafka::shared(), Kafka::shared().unique("middle"));
     kafka.create_topic(&topic, 3);
     let place = ["--database-url", database.url(), "--brokers", kafka.brokers(), "--topic", &topic];
-    // Small steps, so that it is not done before it is stopped.
+    // Small steps, so that the relay is stopped before it is done.
     let process = relay(
         &[&place[..], &["--batch-size", "10", "--max-in-flight", "10", "--max-pass-duration", "50ms"]]
             .concat(),
@@ -183,7 +183,7 @@ fn a_relay_that_is_stopped_in_the_middle_sends_nothing_twice() {
     assert_eq!(kafka.read_all(&topic).len() as i64, sent);
 }
 
-/// A relay that waits for a broker which never answers.
+/// A relay that waits for a broker that never answers.
 fn waiting(database: &Database<'_>, shutdown_timeout: &str) -> (Process, TcpListener) {
     let deaf = TcpListener::bind("127.0.0.1:0").unwrap();
     let broker = deaf.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What `outbox debezium` prints, in the hands of a real Debezium.
+//! A real Debezium works with what `outbox debezium` prints.
 
 use std::process::Command;
 use std::time::Duration;
@@ -12,8 +12,8 @@ use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually, workspace_bi
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What `outbox debezium` says and whether it ended well, for a role, a slot and a publication that have the database's
-/// name.
+/// Returns what `outbox debezium` prints and whether it succeeded, for a role, a slot and a publication that have the
+/// database's name.
 fn debezium(database: &Database<'_>, arguments: &[&str]) -> (String, bool) {
     let (_, rest) = database.url().split_once('@').unwrap();
     let mut outbox = Command::new(workspace_binary("outbox"));
@@ -42,8 +42,8 @@ fn one(conn: &mut PgConnection, sql: &str) -> String {
 }
 
 #[test]
-fn what_is_printed_is_all_that_debezium_needs() {
-    // Where a slot can be one for failover.
+fn debezium_needs_only_what_the_commands_print() {
+    // A version on which a slot can be a failover slot.
     let database = Postgres::shared_version(18).database();
     let conn = &mut database.connect();
     Migrations::new().run(conn).unwrap();
@@ -70,7 +70,7 @@ fn what_is_printed_is_all_that_debezium_needs() {
     let print = ["connector", "--format", "properties", "--name", database.name(), "--topic", &topic];
     let (connector, _) = debezium(&database, &print);
     assert!(connector.contains("${env:OUTBOX_DATABASE_PASSWORD}"), "{connector}");
-    // As it is, but for the time that an idle slot stays where it is.
+    // The configuration as printed, except for the interval at which an idle slot moves.
     let connector = connector.replace("heartbeat.interval.ms=60000", "heartbeat.interval.ms=500");
     let debezium_process = Debezium::with_connector(&database, Kafka::shared(), &connector);
     let event = Record::new("order", "7", "Placed").header("trace", "1").with_payload(*b"\0 any bytes");
@@ -80,7 +80,7 @@ fn what_is_printed_is_all_that_debezium_needs() {
     assert_eq!(received.header("eventType"), Some("Placed"));
     assert!(debezium(&database, &["check"]).0.contains("is read by Debezium"));
 
-    // The outbox is idle, and others write: the slot moves on.
+    // The outbox is idle and others write. The slot must move forward.
     conn.batch_execute("CREATE TABLE noise AS SELECT repeat('x', 1000) FROM generate_series(1, 1000)")
         .unwrap();
     let end = one(conn, "SELECT pg_current_wal_insert_lsn()::text");
@@ -90,7 +90,7 @@ fn what_is_printed_is_all_that_debezium_needs() {
     );
     eventually("the slot to move on", PATIENCE, || (one(conn, &moved) == "true").then_some(()));
     debezium_process.stop();
-    // What was made by hand is known as what a relay reads, too.
+    // A relay must also accept the slot that was made with these statements.
     let names = ["--slot", database.name(), "--publication", database.name()];
     let log = relay(&database, &new_topic("printed"), &[&["--source", "wal"], &names[..]].concat());
     log.wait_for_line("that it reads", PATIENCE, |line| line.contains("reads the write-ahead log"));
@@ -99,7 +99,7 @@ fn what_is_printed_is_all_that_debezium_needs() {
     assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
 }
 
-/// The table is divided by `outbox wal setup`, and a relay has read the log before.
+/// `outbox wal setup` has divided the table, and a relay has read the WAL before.
 #[test]
 fn the_check_reports_what_waits_and_what_was_sent_before() {
     let database = migrated();
@@ -107,7 +107,7 @@ fn the_check_reports_what_waits_and_what_was_sent_before() {
     conn.transaction(|c| c.emit(&Record::new("order", "7", "Waits"))).unwrap();
     wal_with(&database, &["setup", "--slot", database.name(), "--publication", database.name()]);
     let (sql, _) = debezium(&database, &["setup-sql"]);
-    // Publication, slot and division are there.
+    // The publication, the slot and the division exist.
     let made = ["PUBLICATION", "_slot(", "polled_through = 0"];
     for statement in sql.split("\n\n").skip(1).filter(|sql| !made.iter().any(|made| sql.contains(made))) {
         conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));
@@ -127,9 +127,9 @@ fn the_check_reports_what_waits_and_what_was_sent_before() {
     assert!(report.contains(&advance), "{report}");
 }
 
-/// What the router can do with events' own headers is to send their column as one.
+/// The router can send the column of the events' own headers only as one header.
 #[test]
-fn own_headers_can_be_sent_as_one_header_of_json() {
+fn debezium_can_send_own_headers_as_one_json_header() {
     let database = migrated();
     let topic = Kafka::shared().unique("own-headers");
     let placement = "type:header:eventType,headers:header:headers";

@@ -1,4 +1,4 @@
-//! The errors of an emit: `?` works in every closure in which it works for Diesel, and what went wrong is found again.
+//! The errors of an emit. `?` works in every closure in which it works for Diesel, and callers can find what went wrong.
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -9,7 +9,7 @@ use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, Record, RecordError}
 use error_stack::{Report, ResultExt};
 use outbox_tests::{Database, Folder, Postgres};
 
-/// A service's own error, which knows of Diesel alone.
+/// A service's own error that converts only from Diesel's.
 #[derive(Debug)]
 struct OwnError(DieselError);
 
@@ -25,7 +25,7 @@ enum ThisError {
     Database(#[from] DieselError),
 }
 
-/// A context of error-stack's, as services have one for their storage.
+/// An error-stack context, like the ones that services have for their storage.
 #[derive(Debug, thiserror::Error)]
 enum StorageError {
     #[error("the database failed")]
@@ -34,7 +34,7 @@ enum StorageError {
     Outbox,
 }
 
-/// What a transaction of Diesel's asks of the closure's error, which a report does not have.
+/// A wrapper of a report, because Diesel's transaction needs a conversion from its error, which a report does not have.
 #[derive(Debug)]
 struct Reported(Report<StorageError>);
 
@@ -118,7 +118,7 @@ fn the_question_mark_works_whatever_error_the_closure_returns() {
 }
 
 #[tokio::test]
-async fn the_question_mark_works_on_an_async_connection_too() {
+async fn the_question_mark_also_works_on_an_async_connection() {
     let database = postgres();
     let conn = &mut AsyncPgConnection::establish(database.url()).await.unwrap();
 
@@ -157,7 +157,7 @@ async fn the_question_mark_works_on_an_async_connection_too() {
 }
 
 #[test]
-fn the_databases_error_keeps_its_kind() {
+fn an_error_of_the_database_keeps_its_kind() {
     let database = postgres();
     let conn = &mut database.connect();
     conn.batch_execute("CREATE UNIQUE INDEX ON outbox (id)").unwrap();
@@ -172,7 +172,7 @@ fn the_databases_error_keeps_its_kind() {
 }
 
 #[tokio::test]
-async fn a_missing_table_is_explained() {
+async fn the_error_about_a_missing_table_says_what_to_do() {
     let database = Postgres::shared().database();
     let explained = |error: DieselError| {
         assert!(

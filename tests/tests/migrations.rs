@@ -103,9 +103,9 @@ fn a_schema_of_their_own_holds_all_tables_and_leaves_the_search_path_alone() {
     assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
 }
 
-/// A consumer needs no outbox, and its database may get one later.
+/// A consumer needs no outbox, but its database may get one later.
 #[test]
-fn the_inbox_alone_is_made_and_the_rest_may_follow_in_either_order() {
+fn the_inbox_and_the_outbox_can_be_created_alone_and_in_either_order() {
     let names = |run: Vec<String>| -> Vec<String> {
         run.iter().map(|name| name.rsplit_once("_create_").unwrap().1.to_owned()).collect()
     };
@@ -148,9 +148,9 @@ fn the_inbox_alone_is_made_and_the_rest_may_follow_in_either_order() {
     assert!(Migrations::new().run(conn).unwrap().is_empty());
 }
 
-/// A service that has diesel-async alone.
+/// A service that has only diesel-async.
 #[tokio::test]
-async fn an_async_connection_in_its_wrapper_migrates_and_emits() {
+async fn a_wrapped_async_connection_migrates_and_emits() {
     use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 
     type Wrapper = AsyncConnectionWrapper<diesel_async::AsyncPgConnection>;

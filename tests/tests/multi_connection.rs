@@ -1,4 +1,4 @@
-//! An enum of connections, as services have one that run on the database of the operator's choice.
+//! An enum of connections, for services that run on the database that the operator chooses.
 
 #![allow(missing_docs, unreachable_pub, reason = "what the derive writes for a public enum")]
 
@@ -32,7 +32,7 @@ multi_connection!(DbConn {
 mod partly {
     use diesel::prelude::*;
 
-    /// One whose PostgreSQL is not for the outbox, as MySQL would not be.
+    /// An enum whose PostgreSQL variant has no outbox, as a MySQL variant would have none.
     #[derive(diesel::MultiConnection)]
     pub enum Partly {
         Sqlite(SqliteConnection),
@@ -69,7 +69,7 @@ fn behaves<C: Emit + diesel_outbox::MigrateConnection + diesel_outbox::OutboxCon
     assert_eq!(inbox.prune(conn, Duration::from_secs(3_600)).unwrap(), 0);
 }
 
-/// The aggregate ids in the outbox, in order.
+/// Returns the aggregate ids in the outbox, in order.
 macro_rules! stored {
     ($conn:expr) => {{
         let text = "SELECT aggregateid FROM outbox ORDER BY seq";
@@ -94,7 +94,7 @@ fn an_enum_of_connections_emits_and_has_an_inbox_on_each_of_its_databases() {
     let refused = conn.transaction(|c| Outbox::new().schema("events").emit(c, &placed("1"))).unwrap_err();
     assert!(matches!(EmitError::of(&refused), Some(EmitError::NoSchemas)), "{refused:?}");
 
-    // In a pool.
+    // The same in a pool.
     let database = Postgres::shared().database();
     let pool = Pool::builder().max_size(1).build(ConnectionManager::<DbConn>::new(database.url())).unwrap();
     behaves(&mut *pool.get().unwrap());
@@ -102,7 +102,7 @@ fn an_enum_of_connections_emits_and_has_an_inbox_on_each_of_its_databases() {
 }
 
 #[test]
-fn a_variant_that_is_not_named_cannot_emit_and_says_so() {
+fn a_variant_that_the_macro_does_not_name_refuses_to_emit_and_says_so() {
     let database = Postgres::shared().database();
     let conn = &mut Partly::establish(database.url()).unwrap();
     conn.batch_execute("SELECT 1").unwrap();

@@ -1,5 +1,4 @@
-//! An outbox and an inbox in a schema that the service's search_path does not have, and headers that all of a request's events
-//! carry.
+//! An outbox and an inbox in a schema that is not in the service's search_path, and headers that all events of a request carry.
 
 use std::time::Duration;
 
@@ -14,7 +13,7 @@ use outbox_tests::{Kafka, Postgres, eventually};
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-/// As awkward as a name can be.
+/// A name that is as awkward as it can be.
 const SCHEMA: &str = "Team \"A\"'s events";
 
 fn placed(order: &str) -> Record {
@@ -28,18 +27,18 @@ fn headers(conn: &mut PgConnection) -> Vec<String> {
 }
 
 #[test]
-fn a_relay_of_the_named_schema_is_woken_and_sends_what_was_emitted_into_it() {
+fn an_emit_into_a_named_schema_wakes_that_schemas_relay_which_sends_the_event() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     Migrations::new().schema(SCHEMA).run(conn).unwrap();
-    // Another outbox, which the search_path has.
+    // Another outbox, in the search_path.
     Migrations::new().run(conn).unwrap();
     let kind = Kafka::shared().unique("schemas");
     let topic = format!("outbox.event.{kind}");
     let _relay = Relay::postgres(database.url())
         .schema(SCHEMA)
         .broker(Broker::new(Kafka::shared().brokers()))
-        // Only a wake-up brings an event to Kafka within the test's patience.
+        // Only a wake-up can bring an event to Kafka while the test waits.
         .poll_interval(Duration::from_secs(3_600))
         .lag_interval(Duration::from_secs(3_600))
         .spawn()
@@ -78,7 +77,7 @@ fn a_relay_of_the_named_schema_is_woken_and_sends_what_was_emitted_into_it() {
 }
 
 #[test]
-fn an_emit_into_a_schema_is_a_prepared_statement_too_and_may_take_turns_with_others() {
+fn emits_into_several_schemas_can_alternate_and_each_uses_a_prepared_statement() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     for schema in ["public", "first", "second"] {
@@ -108,7 +107,7 @@ fn an_emit_into_a_schema_is_a_prepared_statement_too_and_may_take_turns_with_oth
 }
 
 #[test]
-fn an_inbox_in_a_schema_of_its_own_is_found() {
+fn an_inbox_in_a_schema_of_its_own_works() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     Migrations::inbox_only().schema(SCHEMA).run(conn).unwrap();
@@ -127,7 +126,7 @@ fn an_inbox_in_a_schema_of_its_own_is_found() {
 }
 
 #[test]
-fn a_missing_schema_and_a_schema_on_sqlite_are_explained() {
+fn errors_about_a_missing_schema_and_a_schema_on_sqlite_say_what_is_wrong() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     let outbox = Outbox::new().schema("events");
@@ -173,11 +172,11 @@ fn all_events_of_a_request_carry_its_headers_and_an_events_own_come_first() {
         ]
     );
     assert!(!format!("{outbox:?}").contains("acme"));
-    // Set twice it is a mistake, as for an event.
+    // Setting a header twice is a mistake, as it is for an event.
     let twice = outbox.header("tenant", "b");
     let refused = conn.transaction(|c| twice.emit(c, &placed("1"))).unwrap_err();
     assert!(matches!(EmitError::of(&refused), Some(EmitError::Record(_))), "{refused:?}");
-    // Outside a transaction it is refused in the same way.
+    // An emit outside a transaction is refused in the same way.
     let refused = outbox_outside(conn);
     assert!(matches!(EmitError::of(&refused), Some(EmitError::NotInTransaction)), "{refused:?}");
     conn.batch_execute("SELECT 1").unwrap();

@@ -1,4 +1,4 @@
-//! How busy the processors were, which says whether more programs at once would help.
+//! How busy the processors were. This shows whether more programs at once would help.
 
 use std::fs;
 
@@ -9,7 +9,7 @@ pub(crate) struct Processors {
 }
 
 impl Processors {
-    /// What they have done until now, if the system keeps it where Linux does.
+    /// Returns what they have done so far, if the system has `/proc/stat` as Linux does.
     pub(crate) fn now() -> Option<Self> {
         let stat = fs::read_to_string("/proc/stat").ok()?;
         let ticks = stat.lines().next()?.strip_prefix("cpu ")?;
@@ -18,7 +18,7 @@ impl Processors {
         Some(Self { idle: ticks.get(3)? + ticks.get(4)?, all: ticks.iter().sum() })
     }
 
-    /// The percentage of the time since then in which they had something to do.
+    /// Returns the percentage of the time since `then` in which they had something to do.
     pub(crate) fn busy_since(&self, then: &Self) -> u64 {
         let all = self.all.saturating_sub(then.all).max(1);
         100 - (100 * self.idle.saturating_sub(then.idle) / all).min(100)
