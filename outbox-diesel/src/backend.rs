@@ -16,17 +16,18 @@ use crate::{Record, wire};
 /// A database that can hold an outbox: `Pg` and `Sqlite`, with the features of those names.
 #[diagnostic::on_unimplemented(
     message = "diesel-outbox cannot work with the database `{Self}`",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
-            `diesel_outbox::multi_connection!`"
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
+    note = "for an enum with `#[derive(MultiConnection)]` call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxBackend: Backend + sealed::Statements {}
 
+#[diagnostic::do_not_recommend]
 impl<DB: Backend + sealed::Statements> OutboxBackend for DB {}
 
 pub(crate) mod sealed {
     #[cfg(feature = "migrations")]
     use super::InsertVersion;
-    use super::{AstPass, Backend, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult};
+    use super::{AstPass, Backend, FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult};
 
     pub trait Statements: Backend {
         #[cfg(feature = "migrations")]
@@ -41,6 +42,8 @@ pub(crate) mod sealed {
         fn insert_many<'b>(insert: &'b InsertMany<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_mark<'b>(mark: &'b InsertMark<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn prune_marks<'b>(prune: &'b PruneMarks<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        /// Fails with "no such table" if there is none, in whatever language the server speaks.
+        fn find_inbox<'b>(find: &'b FindInbox<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
     }
 }
 
@@ -82,6 +85,7 @@ statement!(InsertOne, insert_one, cached: true);
 statement!(InsertMany, insert_many, cached: false);
 statement!(InsertMark, insert_mark, cached: true);
 statement!(PruneMarks, prune_marks, cached: true);
+statement!(FindInbox, find_inbox, cached: true);
 #[cfg(feature = "migrations")]
 statement!(InsertVersion, insert_version, cached: true);
 
@@ -140,6 +144,11 @@ pub struct PruneMarks<'a> {
     /// Rows older than this are passed over.
     pub(crate) oldest_seconds: f64,
     pub(crate) limit: i64,
+}
+
+/// Looks for the inbox's table.
+pub struct FindInbox<'a> {
+    pub(crate) schema: Option<&'a str>,
 }
 
 /// Records that a migration is run, unless it has been.

@@ -5,7 +5,7 @@ use diesel::connection::Connection;
 #[cfg(feature = "migrations")]
 use diesel::connection::LoadConnection;
 
-use crate::backend::{InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks};
+use crate::backend::{FindInbox, InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks};
 #[cfg(feature = "migrations")]
 use crate::{MigrationError, Migrations};
 
@@ -15,8 +15,9 @@ use crate::{MigrationError, Migrations};
 /// [`multi_connection!`](crate::multi_connection).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no connection to a database that can hold an outbox",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
-            `diesel_outbox::multi_connection!`"
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
+    note = "for a connection of diesel-async use `AsyncEmit`, the inbox's functions that end in `_async`, or `Consumer::new_async`",
+    note = "for an enum with `#[derive(MultiConnection)]` call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxConnection: Connection {
     /// Runs a statement of this crate's and returns the number of rows.
@@ -38,6 +39,7 @@ enum Kind<'a> {
     InsertMany(&'a InsertMany<'a>),
     InsertMark(&'a InsertMark<'a>),
     PruneMarks(&'a PruneMarks<'a>),
+    FindInbox(&'a FindInbox<'a>),
 }
 
 impl std::fmt::Debug for Statement<'_> {
@@ -54,6 +56,7 @@ macro_rules! statements {
             }
         })*
 
+        #[diagnostic::do_not_recommend]
         impl<C: Connection<Backend: OutboxBackend>> OutboxConnection for C {
             fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize> {
                 match statement.0 {
@@ -69,7 +72,7 @@ macro_rules! statements {
     };
 }
 
-statements!(InsertOne, InsertMany, InsertMark, PruneMarks);
+statements!(InsertOne, InsertMany, InsertMark, PruneMarks, FindInbox);
 
 /// A synchronous connection on which [`Migrations`] can be run. See [`OutboxConnection`].
 #[cfg(feature = "migrations")]

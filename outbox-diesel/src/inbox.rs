@@ -7,11 +7,12 @@ mod pruning;
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
+use diesel::result::Error;
 use uuid::Uuid;
 
 pub use self::pruning::Pruning;
 use crate::OutboxConnection;
-use crate::backend::{InsertMark, PruneMarks, quoted};
+use crate::backend::{FindInbox, InsertMark, PruneMarks, quoted};
 
 /// One consumer's memory of the events that it has handled.
 ///
@@ -131,6 +132,21 @@ impl Inbox {
         Ok(pruning.stepped(deleted, began.elapsed()))
     }
 
+    /// Returns whether the table `inbox` is there: for a consumer that should fail at its start if it is not.
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn has_table<C>(&self, conn: &mut C) -> QueryResult<bool>
+    where
+        C: OutboxConnection,
+    {
+        found(conn.execute_statement((&self.find()).into()))
+    }
+
+    fn find(&self) -> FindInbox<'_> {
+        FindInbox { schema: self.schema.as_deref() }
+    }
+
     fn mark(&self, event_id: Uuid) -> InsertMark<'_> {
         InsertMark::new(&self.consumer, event_id, self.schema.as_deref())
     }
@@ -148,5 +164,15 @@ impl Inbox {
     fn prune_marks(&self, retention_seconds: f64, oldest_seconds: f64, limit: i64) -> PruneMarks<'_> {
         let schema = self.schema.as_deref();
         PruneMarks { consumer: &self.consumer, schema, retention_seconds, oldest_seconds, limit }
+    }
+}
+
+fn found(outcome: QueryResult<usize>) -> QueryResult<bool> {
+    match outcome {
+        Ok(_) => Ok(true),
+        Err(Error::DatabaseError(_, information)) if information.message().starts_with("no such table") => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
     }
 }

@@ -6,7 +6,7 @@ use diesel_outbox_core::advisory_locks;
 use uuid::Uuid;
 
 use super::sealed::Statements;
-use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 
 /// Any role that may connect can hold it, so it is waited for no longer than another one's migrations take, and then its holder is named.
 #[cfg(feature = "migrations")]
@@ -111,6 +111,17 @@ impl Statements for Pg {
         Ok(())
     }
 
+    fn find_inbox<'b>(find: &'b FindInbox<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let table = find.schema.map_or_else(|| "inbox".to_owned(), |schema| format!("{schema}.inbox"));
+        let block = format!(
+            "BEGIN IF to_regclass({}) IS NULL THEN RAISE undefined_table USING MESSAGE = 'no such table: inbox'; END IF; END",
+            literal(&table)
+        );
+        out.push_sql("DO ");
+        out.push_sql(&literal(&block));
+        Ok(())
+    }
+
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         out.push_sql("DELETE FROM ");
         push_schema(prune.schema, &mut out);
@@ -128,6 +139,10 @@ impl Statements for Pg {
         out.push_sql("))");
         Ok(())
     }
+}
+
+fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
 }
 
 fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {

@@ -4,7 +4,7 @@ use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::Sqlite;
 
 use super::sealed::Statements;
-use super::{InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 use crate::EmitError;
 
 const INSERT: &str =
@@ -55,6 +55,12 @@ impl Statements for Sqlite {
         out.push_sql(", ");
         out.push_bind_param::<Text, String>(&mark.event_id_text)?;
         out.push_sql(") ON CONFLICT DO NOTHING");
+        Ok(())
+    }
+
+    fn find_inbox<'b>(find: &'b FindInbox<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(find.schema)?;
+        out.push_sql("SELECT 1 FROM inbox LIMIT 0");
         Ok(())
     }
 

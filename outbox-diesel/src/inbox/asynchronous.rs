@@ -5,7 +5,7 @@ use diesel::query_builder::{QueryFragment, QueryId};
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
-use super::{Inbox, Once, PRUNE_CHUNK, Pruning};
+use super::{Inbox, Once, PRUNE_CHUNK, Pruning, found};
 use crate::backend::{InSchema, OutboxBackend};
 
 impl Inbox {
@@ -68,6 +68,17 @@ impl Inbox {
             0 => Ok(Once::Duplicate),
             _ => effect(conn).await.map(Once::First),
         }
+    }
+
+    /// [`has_table`](Self::has_table) on a diesel-async connection.
+    ///
+    /// # Errors
+    /// As for [`has_table`](Self::has_table).
+    pub async fn has_table_async<C>(&self, conn: &mut C) -> QueryResult<bool>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        found(self.execute(conn, self.find()).await)
     }
 
     /// [`prune`](Self::prune) on a diesel-async connection.
