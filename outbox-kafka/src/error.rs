@@ -1,7 +1,7 @@
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-/// What librdkafka says of a property that it refuses. Where the value may be a secret, a reason that repeats it is left
+/// Returns what librdkafka says of a property that it refuses. If the value may be a secret, a reason that repeats it is left
 /// out.
 pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> String {
     let is_public = ["security.protocol", "compression.", "sasl.mechanism", "acks", "partitioner"]
@@ -27,38 +27,38 @@ pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> Stri
     }
 }
 
-/// Whether the error is about one record of a batch, and tells of the whole batch: which one it is cannot be known.
+/// Returns whether the error is about one record of a batch and names the whole batch, so that nobody knows which record it is.
 pub(crate) fn concerns_one_of_a_batch(code: Code) -> bool {
     is_too_large(code)
         || matches!(code, Code::InvalidMessageSize | Code::InvalidRecord | Code::InvalidTimestamp)
 }
 
-/// Whether the topic has no room for the record: its limit for a batch, or a segment of its log, is too small.
+/// Returns whether the topic has no room for the record: its limit for a batch, or its segments, are too small.
 pub(crate) fn is_too_large(code: Code) -> bool {
     matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge)
 }
 
-/// Whether Kafka says that the topic does not exist. librdkafka says so too of one that is being made again, or of which a broker
-/// has not heard yet: before it is believed Kafka is asked again.
+/// Returns whether Kafka says that the topic does not exist. librdkafka says so too of one that is being made again, or that a broker
+/// does not know yet: ask Kafka again before you believe it.
 pub(crate) fn is_unknown_topic(code: Code) -> bool {
     matches!(code, Code::UnknownTopic | Code::UnknownTopicOrPartition)
 }
 
-/// Why a record that Kafka refused can never be taken, or nothing where trying again can help.
+/// Returns why Kafka will never take a record that it refused, or nothing if trying again can help.
 pub(crate) fn refusal(error: &KafkaError, topic: &str) -> Option<String> {
     let code = error.rdkafka_error_code().filter(|code| !is_unknown_topic(*code))?;
     rejection(code, topic)
 }
 
-/// Why Kafka will never take the record, or nothing where trying again can help.
+/// Returns why Kafka will never take the record, or nothing if trying again can help.
 pub(crate) fn rejection(code: Code, topic: &str) -> Option<String> {
     let reason = match code {
         Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::InvalidRecord => format!(
-            "Kafka refused the record as too large or invalid ({code}): raise `message.max.bytes` at the relay and the \
+            "Kafka refused the record because it is too large or invalid ({code}): raise `message.max.bytes` at the relay and the \
              topic's `max.message.bytes`, or make the payload smaller, then requeue"
         ),
         Code::MessageBatchTooLarge => format!(
-            "Kafka refused the record as larger than a segment of the topic's log ({code}): raise the topic's \
+            "Kafka refused the record because it is larger than a segment of the topic ({code}): raise the topic's \
              `segment.bytes`, or make the payload smaller, then requeue"
         ),
         Code::UnknownTopic | Code::UnknownTopicOrPartition => {

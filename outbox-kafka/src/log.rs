@@ -1,4 +1,4 @@
-//! What librdkafka tells, on its way to the log.
+//! What librdkafka reports, on its way to the log.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -8,11 +8,11 @@ use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::error::KafkaError;
 use tracing::{debug, error, info, warn};
 
-/// Passes on what librdkafka logs, at its level.
+/// Logs what librdkafka logs, at its level.
 pub(crate) fn log(level: Level, facility: &str, message: &str) {
     match level {
         // Among these is that the producer of dead letters has no use for the settings of consumers, and that the gapless
-        // guarantee is experimental: the tests are what it is trusted for.
+        // guarantee is experimental: our tests are why it is trusted.
         _ if facility == "CONFWARN" => debug!(facility, "{message}"),
         Level::Emerg | Level::Alert | Level::Critical | Level::Error => error!(facility, "{message}"),
         Level::Warning => warn!(facility, "{message}"),
@@ -21,7 +21,7 @@ pub(crate) fn log(level: Level, facility: &str, message: &str) {
     }
 }
 
-/// Reports errors that librdkafka repeats many times a second while Kafka is away: each kind once in a while.
+/// Logs errors that librdkafka repeats many times a second while Kafka is away, each kind once in a while.
 #[derive(Default)]
 pub(crate) struct Errors {
     reported: Mutex<BTreeMap<String, Instant>>,

@@ -21,14 +21,14 @@ use uuid::fmt::Hyphenated;
 use self::deliveries::Deliveries;
 use self::gate::{Gate, Wait};
 use self::producer::Producer;
-use self::topics::Topics;
+use self::topics::RefusedTopics;
 use crate::error::{refusal, refusal_of_property};
 
 /// Kafka as the relay's broker.
 ///
-/// The producer is idempotent and waits for all in-sync replicas; partitions are chosen as Java clients and Debezium
-/// choose them. It never lets a message time out by itself, as that would leave a gap in an aggregate's order: when Kafka
-/// is away the relay notices, and still has the rows. It sends at once (`linger.ms` 0), and holds up to 100,000 records
+/// The producer is idempotent and waits for all in-sync replicas. It chooses partitions as Java clients and Debezium
+/// do. It never lets a message time out by itself, because that would leave a gap in an aggregate's order: if Kafka
+/// is away the relay notices, and still has the rows. The producer sends at once (`linger.ms` 0), and holds up to 100,000 records
 /// and 64 MiB (`queue.buffering.max.messages`, `queue.buffering.max.kbytes`) that are not acknowledged.
 ///
 /// ```
@@ -64,9 +64,11 @@ impl Kafka {
         Self { settings: settings.into(), event_headers: true }
     }
 
-    /// Sets a [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md),
-    /// replacing what this crate chose. A property that librdkafka refuses is an error where the relay begins. So are
-    /// these, on which order and durability depend, with any value but this crate's: `enable.idempotence`,
+    /// Sets a [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), in place of
+    /// this crate's own value.
+    ///
+    /// If librdkafka refuses the property, the relay does not start. Nor does it with another value than this crate's for the
+    /// properties on which order and durability depend: `enable.idempotence`,
     /// `enable.gapless.guarantee`, `acks`, `message.timeout.ms`, `retries`, `partitioner`, `queuing.strategy`,
     /// `delivery.report.only.error`, `transactional.id`, `test.mock.num.brokers`, more than 5
     /// `max.in.flight.requests.per.connection`, more than 500 `linger.ms`, and their aliases.
@@ -76,15 +78,16 @@ impl Kafka {
         self
     }
 
-    /// Whether an event's own headers are sent, after `id` and `eventType`; `eventVersion` is one of them. Without them a
-    /// record is byte for byte what Debezium's Outbox Event Router makes of it, as that cannot send them. Default: true.
+    /// Sets whether an event's own headers are sent, after `id` and `eventType`; `eventVersion` is one of them. Default: true.
+    ///
+    /// Without them a record is byte for byte what Debezium's Outbox Event Router makes of it, which cannot send them.
     #[must_use]
     pub fn event_headers(mut self, sent: bool) -> Self {
         self.event_headers = sent;
         self
     }
 
-    /// How many bytes of payloads librdkafka's queue takes.
+    /// Returns how many bytes of payloads librdkafka's queue takes.
     fn queue_size(&self) -> usize {
         let kbytes =
             settings::get(&self.settings, QUEUE_KBYTES).and_then(|kbytes| kbytes.parse::<usize>().ok());
@@ -135,7 +138,7 @@ impl Broker for Kafka {
             producer,
             batching: Batching::Many,
             gate: Gate::default(),
-            topics: Topics::default(),
+            topics: RefusedTopics::default(),
             in_flight: 0,
             delivered: 0,
         }))
@@ -152,7 +155,7 @@ enum Batching {
 
 const QUEUE_KBYTES: &str = "queue.buffering.max.kbytes";
 
-/// How many records must have been delivered one by one before they go in batches again.
+/// How many records must have been delivered one by one before the publisher sends batches again.
 const SINGLE_DELIVERIES: usize = 10_000;
 
 /// How long a producer that failed may take to say what became of the last records.
@@ -160,13 +163,13 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 
 struct KafkaPublisher {
     kafka: Kafka,
-    /// Nothing after it was abandoned.
+    /// None after it was abandoned.
     producer: Option<Producer>,
     gate: Gate,
     batching: Batching,
-    topics: Topics,
+    topics: RefusedTopics,
     in_flight: usize,
-    /// Since records go as they go now.
+    /// How many, since records go as they go now.
     delivered: usize,
 }
 
@@ -174,8 +177,8 @@ struct KafkaPublisher {
 const _: () = assert!(usize::BITS >= u64::BITS, "the publisher needs a machine with pointers of 64 bits");
 
 impl KafkaPublisher {
-    /// The producer, which is made where there is none, what it has on its way, and what is known of topics.
-    fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut Topics), PublishError> {
+    /// Returns the producer, which is made if there is none, what it has on its way, and what is known of topics.
+    fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut RefusedTopics), PublishError> {
         let producer = match &mut self.producer {
             Some(producer) => producer,
             none => none.insert(self.kafka.producer(self.batching)?),
@@ -250,7 +253,7 @@ impl Publisher for KafkaPublisher {
         self.in_flight = self.in_flight.saturating_sub(new);
         self.delivered += new;
         match fatal_error {
-            // What became known before it failed is told first.
+            // What became known before it failed comes first.
             Some((code, message)) if new == 0 => {
                 Err(PublishError::new(format!("the Kafka producer failed for good ({code}): {message}")))
             }
@@ -285,7 +288,7 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-/// A relay that has stopped is not connected any more.
+/// A relay that has stopped must not be connected any more.
 impl Drop for KafkaPublisher {
     fn drop(&mut self) {
         if let Some(producer) = self.producer.take() {

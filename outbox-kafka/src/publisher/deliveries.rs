@@ -16,17 +16,17 @@ use crate::log::Errors;
 /// Receives what librdkafka reports, in the producer's thread, and hands it to the worker.
 pub(super) struct Deliveries {
     batching: Batching,
-    inbox: Mutex<Inbox>,
-    arrived: Condvar,
+    arrived: Mutex<Arrived>,
+    enough: Condvar,
     batch_was_refused: AtomicBool,
     is_over: AtomicBool,
     errors: Errors,
 }
 
 #[derive(Default)]
-struct Inbox {
+struct Arrived {
     acknowledgements: Vec<Acknowledgement>,
-    /// How many the worker waits for; none where it does not wait.
+    /// How many the worker waits for; none if it does not wait.
     wanted: usize,
 }
 
@@ -40,15 +40,15 @@ impl Deliveries {
     pub(super) fn new(batching: Batching) -> Self {
         Self {
             batching,
-            inbox: Mutex::default(),
-            arrived: Condvar::new(),
+            arrived: Mutex::default(),
+            enough: Condvar::new(),
             batch_was_refused: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
             errors: Errors::default(),
         }
     }
 
-    /// Nobody wants to know any more.
+    /// Notes that nobody wants to know any more.
     pub(super) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
@@ -57,27 +57,27 @@ impl Deliveries {
         self.is_over.load(Ordering::Relaxed)
     }
 
-    fn inbox(&self) -> MutexGuard<'_, Inbox> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner)
+    fn arrived(&self) -> MutexGuard<'_, Arrived> {
+        self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes what has arrived, waiting for up to `limit` for some of what is in flight.
     pub(super) fn wait(&self, limit: Duration, in_flight: usize, into: &mut Vec<Acknowledgement>) {
         let began = Instant::now();
         let enough = (in_flight / PART).clamp(1, GATHERED);
-        let mut inbox = self.inbox();
-        while inbox.acknowledgements.len() < enough {
+        let mut arrived = self.arrived();
+        while arrived.acknowledgements.len() < enough {
             let waited = began.elapsed();
             let left = limit.saturating_sub(waited);
-            if left.is_zero() || (!inbox.acknowledgements.is_empty() && waited >= GATHER) {
+            if left.is_zero() || (!arrived.acknowledgements.is_empty() && waited >= GATHER) {
                 break;
             }
             let wait = if enough > 1 { left.min(GATHER) } else { left };
-            inbox.wanted = enough;
-            (inbox, _) = self.arrived.wait_timeout(inbox, wait).unwrap_or_else(PoisonError::into_inner);
+            arrived.wanted = enough;
+            (arrived, _) = self.enough.wait_timeout(arrived, wait).unwrap_or_else(PoisonError::into_inner);
         }
-        inbox.wanted = 0;
-        into.append(&mut inbox.acknowledgements);
+        arrived.wanted = 0;
+        into.append(&mut arrived.acknowledgements);
     }
 
     pub(super) fn batch_was_refused(&self) -> bool {
@@ -90,7 +90,7 @@ impl Deliveries {
             self.batch_was_refused.store(true, Ordering::Relaxed);
             return Outcome::Retry {
                 reason: format!(
-                    "Kafka refused a batch ({error}); its records are sent one by one to find the bad one"
+                    "Kafka refused a batch ({error}); the relay sends its records one by one to find the bad one"
                 ),
             };
         }
@@ -122,12 +122,12 @@ impl ProducerContext<Murmur2> for Deliveries {
             Ok(_) => Outcome::Durable,
             Err((error, message)) => self.outcome(error, message.topic()),
         };
-        let mut inbox = self.inbox();
-        inbox.acknowledgements.push(Acknowledgement::new(ticket as u64, outcome));
-        let is_wanted = inbox.acknowledgements.len() == inbox.wanted;
-        drop(inbox);
+        let mut arrived = self.arrived();
+        arrived.acknowledgements.push(Acknowledgement::new(ticket as u64, outcome));
+        let is_wanted = arrived.acknowledgements.len() == arrived.wanted;
+        drop(arrived);
         if is_wanted {
-            self.arrived.notify_one();
+            self.enough.notify_one();
         }
     }
 

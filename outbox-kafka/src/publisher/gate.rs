@@ -7,7 +7,7 @@
 //! and refuses what does not follow.
 //!
 //! It forgets the id when nothing has been written for `producer.id.expiration.ms` (a day), and when the topic is deleted and
-//! made again, so a partition that got nothing for a second begins anew, as all do with each producer.
+//! made again, so a partition that got nothing for a second begins anew, as all do with each new producer.
 //!
 //! librdkafka never takes another id while it lives: it asks for one at its start, and after errors that end this producer
 //! (with `enable.gapless.guarantee` a refused batch is fatal). It may raise the epoch of its id, after it has waited for
@@ -29,10 +29,10 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::partitioner::{murmur2, partition};
 
-/// How long a partition stays open to which nothing is handed.
+/// How long a partition stays open if nothing is handed to it.
 const OPEN: Duration = Duration::from_secs(1);
 
-/// What one producer has on its way to partitions of which it must not have more.
+/// What one producer has on its way to partitions that must not get more yet.
 #[derive(Default)]
 pub(super) struct Gate {
     topics: Vec<Topic>,
@@ -47,7 +47,7 @@ struct Topic {
     name: String,
     /// As many as librdkafka knew last.
     partitions: Vec<Partition>,
-    /// The ticket of a record that is on its way without librdkafka having said where it goes, as it does not know the topic
+    /// The ticket of a record that is on its way though librdkafka has not said where it goes, because it does not know the topic
     /// yet.
     sounded_by: Option<u64>,
     /// Whether it got another number of partitions while records were in flight to those that it had.
@@ -66,7 +66,7 @@ enum Partition {
 struct First {
     ticket: u64,
     topic: usize,
-    /// Nothing where the topic was not known.
+    /// Nothing if the topic was not known.
     partition: Option<usize>,
 }
 
@@ -93,8 +93,8 @@ thread_local! {
     static HANDED: Cell<Option<Handed>> = const { Cell::new(None) };
 }
 
-/// The partition of the record that this thread hands over. Where the topic has another number of partitions than thought
-/// it is one that does not exist, which librdkafka refuses: the record is to ask again.
+/// Returns the partition of the record that this thread hands over. If the topic has another number of partitions than thought,
+/// the partition is one that does not exist, which librdkafka refuses: the record is to ask again.
 pub(super) fn partition_of_handed(partitions: i32) -> Option<i32> {
     let mut handed = HANDED.get()?;
     handed.found = Some(partitions);
@@ -125,7 +125,7 @@ impl Gate {
             let expected = topic.partitions.len() as i32;
             let place = partition(hash, expected);
             let its = topic.partitions.get_mut(place as usize);
-            // Those that wait for their partition must not be overtaken where the topic is not known any more.
+            // Those that wait for their partition must not be overtaken if the topic is not known any more.
             if let Some(Partition::Waiting(first)) = its {
                 return Err(Wait::Behind(*first));
             }

@@ -4,7 +4,7 @@ use rdkafka::producer::Partitioner;
 
 use super::gate;
 
-/// Asked by librdkafka: in the worker's thread where it knows the topic, else later in a thread of its own.
+/// librdkafka asks it: in the worker's thread if it knows the topic, or else later in a thread of its own.
 pub(super) struct Murmur2;
 
 impl Partitioner for Murmur2 {

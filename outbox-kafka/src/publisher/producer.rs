@@ -16,11 +16,11 @@ use super::partitioner::Murmur2;
 
 type Base = BaseProducer<Deliveries, Murmur2>;
 
-/// How long the thread waits at once, and so how long a producer stays that is not used any more. rdkafka has librdkafka
-/// wait for whole milliseconds, and spins for the rest: a little more than those is over by then.
+/// How long the thread waits at once, and so how long a producer stays that is not used any more. rdkafka lets librdkafka
+/// wait for whole milliseconds, and spins for the rest: the little more than those is over by then.
 const POLL: Duration = Duration::from_micros(250_030);
 
-/// A producer in use. Dropped, it forgets what it has: nothing more is sent, and nobody learns what became of it.
+/// A producer in use. When it is dropped it forgets what it has: it sends nothing more, and nobody learns what became of that.
 pub(super) struct Producer {
     base: Arc<Base>,
     thread: Option<JoinHandle<()>>,
@@ -54,13 +54,13 @@ impl Producer {
     pub(super) fn close(mut self) {
         let thread = self.thread.take();
         drop(self);
-        // Had it panicked, that is in the log.
+        // If it has panicked, Rust has printed that.
         let _ = thread.map(JoinHandle::join);
     }
 }
 
 impl Drop for Producer {
-    /// The thread ends by itself and takes the producer with it. It is not waited for.
+    /// The thread ends by itself and takes the producer with it. Nobody waits for it.
     fn drop(&mut self) {
         self.deliveries().end();
         self.base.purge(PurgeConfig::default().queue().inflight().non_blocking());

@@ -1,4 +1,4 @@
-//! Which of librdkafka's properties may not be changed, as what the relay promises rests on them.
+//! Which of librdkafka's properties may not be changed, because what the relay promises rests on them.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ enum Allowed {
     /// One of these, which all mean what this crate sets.
     Only(&'static [&'static str]),
     UpTo(u32),
-    /// It may not be set.
+    /// It must not be set.
     Nothing,
 }
 
@@ -22,35 +22,35 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
     (
         "enable.idempotence",
         TRUE,
-        "without it a retry stores a record twice or overtakes another one: leave it out",
+        "without it a retry stores a record twice, or overtakes another one: leave it out",
     ),
     (
         "enable.gapless.guarantee",
         TRUE,
-        "without it records of an aggregate overtake one that Kafka refused: leave it out",
+        "without it records overtake an earlier one of their aggregate that Kafka refused: leave it out",
     ),
     (
         "acks",
         Only(&["all", "-1"]),
-        "a record would count as sent that only one broker has, and be lost with that broker: leave it out, and set \
-         the topic's `min.insync.replicas` for how many must have it",
+        "a record that only one broker has would count as sent, and be lost with that broker: leave it out, and set \
+         the topic's `min.insync.replicas` to how many must have it",
     ),
     (
         "message.timeout.ms",
         Only(&["0"]),
         "a record that times out in the producer leaves a gap in its aggregate's order: leave it out, and set the \
-         relay's `stall_timeout` for how long Kafka may be silent",
+         relay's `stall_timeout` to how long Kafka may be silent",
     ),
     (
         "retries",
         Only(&["2147483647"]),
         "a record that the producer gives up leaves a gap in its aggregate's order: leave it out, and set the relay's \
-         `stall_timeout` for how long Kafka may be silent",
+         `stall_timeout` to how long Kafka may be silent",
     ),
     (
         "max.in.flight.requests.per.connection",
         UpTo(5),
-        "Kafka recognises repeated requests among the last 5 of a producer only: use 5 or less, or leave it out",
+        "Kafka recognises repeated requests only among the last 5 of a producer: use 5 or less, or leave it out",
     ),
     (
         "partitioner",
@@ -62,7 +62,7 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
     (
         "delivery.report.only.error",
         Only(&["false", "f", "0"]),
-        "the relay would never hear that a record was stored: leave it out",
+        "the relay would never learn that a record was stored: leave it out",
     ),
     (
         "transactional.id",
@@ -72,14 +72,14 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
     (
         "linger.ms",
         UpTo(500),
-        "the relay gives a pass up when Kafka acknowledges nothing for its `stall_timeout`, and would send the same \
-         records again and again: use 500 or less",
+        "the relay gives a pass up if Kafka acknowledges nothing for its `stall_timeout` (1 s or more), and would send the \
+         same records again and again: use 500 or less",
     ),
     (
         "test.mock.num.brokers",
         Only(&["0"]),
-        "records would go to brokers in this process's memory and count as sent: leave it out, and start a test's \
-         broker by itself",
+        "records would go to brokers in this process's memory and count as sent: leave it out, and let a test start \
+         its broker itself",
     ),
 ];
 
@@ -106,12 +106,12 @@ pub(crate) fn set(settings: &mut BTreeMap<String, String>, name: String, value: 
     settings.insert(name, value);
 }
 
-/// The value of a property by its canonical name.
+/// Returns the value of a property by its canonical name.
 pub(crate) fn get<'a>(settings: &'a BTreeMap<String, String>, canonical_name: &str) -> Option<&'a String> {
     settings.iter().find(|(name, _)| canonical(name) == canonical_name).map(|(_, value)| value)
 }
 
-/// Whether the settings keep what the relay promises.
+/// Checks that the settings keep what the relay promises.
 pub(super) fn check(settings: &BTreeMap<String, String>) -> Result<(), PublishError> {
     for (name, value) in settings {
         let problem = match canonical(name) {
@@ -135,7 +135,7 @@ fn problem_of(property: &str, value: &str) -> Option<&'static str> {
     (!is_allowed).then_some(why)
 }
 
-/// What is wrong with a list of brokers, and what to do.
+/// Returns what is wrong with a list of brokers, and what to do.
 pub(crate) fn problem_of_brokers(brokers: &str) -> Option<String> {
     let form = "write `host:port`, with commas between several and nothing else, such as `one:9092,two:9092`";
     if brokers.is_empty() {
@@ -143,17 +143,17 @@ pub(crate) fn problem_of_brokers(brokers: &str) -> Option<String> {
     }
     if brokers.contains(char::is_whitespace) {
         return Some(format!(
-            "`{brokers}` contains a space, which would become a part of a host's name: {form}"
+            "`{brokers}` has a space in it, which would become a part of a host's name: {form}"
         ));
     }
     let wrong = brokers.split(',').find(|broker| !is_address(broker))?;
     Some(match wrong {
         "" => format!("`{brokers}` has a comma without a broker before or after it: {form}"),
-        _ => format!("`{wrong}` is no broker's address: {form}"),
+        _ => format!("`{wrong}` is not the address of a broker: {form}"),
     })
 }
 
-/// A host, by its name or address, perhaps with a port and the protocol.
+/// Returns whether this is a host, by its name or address, perhaps with a port and the protocol.
 fn is_address(broker: &str) -> bool {
     let address = broker.split_once("://").map_or(broker, |(_, address)| address);
     let (host, port) = match address.rsplit_once(':') {

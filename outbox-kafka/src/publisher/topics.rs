@@ -7,9 +7,9 @@ use rdkafka::types::RDKafkaErrorCode;
 use crate::error::{is_unknown_topic, rejection};
 
 /// Topics that Kafka does not have, or does not let us write to. librdkafka waits for such a topic for a long time and
-/// tells nothing meanwhile, so Kafka is asked when a pass got stuck.
+/// reports nothing meanwhile, so the publisher asks Kafka when a pass got stuck.
 #[derive(Default)]
-pub(super) struct Topics {
+pub(super) struct RefusedTopics {
     in_use: BTreeSet<String>,
     missing: Missing,
     refused: BTreeMap<String, Refused>,
@@ -24,18 +24,18 @@ struct Refused {
 const VALIDITY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// When Kafka said first and last that it does not have a topic. It says so too of one that it begins to make, and where it
-/// has just begun itself: the topic is missing when it says so again.
+/// When Kafka said first and last that it does not have a topic. It also says so while it makes the topic, and when it
+/// has just started itself: the topic is missing if it says so again.
 #[derive(Default)]
 struct Missing(BTreeMap<String, (Instant, Instant)>);
 
 /// How long a topic must have been missing.
 const MAKING: Duration = Duration::from_secs(1);
-/// How long ago it may have said so last. Kafka is asked a few times a minute where a pass is stuck.
+/// How long ago it may have said so last. The publisher asks a few times a minute while a pass is stuck.
 const RECENT: Duration = Duration::from_secs(600);
 
 impl Missing {
-    /// Whether it is missing, now that Kafka says so.
+    /// Notes that Kafka says so, and returns whether the topic is missing.
     fn said(&mut self, topic: &str, now: Instant) -> bool {
         let (first, last) = self.0.entry(topic.to_owned()).or_insert((now, now));
         if now.duration_since(*last) >= RECENT {
@@ -50,8 +50,8 @@ impl Missing {
     }
 }
 
-impl Topics {
-    /// Notes that the topic is in use, or tells why it cannot be.
+impl RefusedTopics {
+    /// Notes that the topic is in use, or returns why it cannot be.
     pub(super) fn refusal<C: ClientContext>(&mut self, topic: &str, client: &Client<C>) -> Option<String> {
         if !self.in_use.contains(topic) {
             self.in_use.insert(topic.to_owned());
@@ -62,10 +62,10 @@ impl Topics {
         self.refused.get(topic).map(|refused| refused.reason.clone())
     }
 
-    /// Asks for those that were in use when a pass got stuck, for as long as that takes at most.
+    /// Asks for those that were in use when a pass got stuck, for no longer than `wait`.
     pub(super) fn look_for_cause<C: ClientContext>(&mut self, client: &Client<C>, wait: Duration) {
         let until = Instant::now() + wait;
-        // Those for which there is no time are asked for next time.
+        // What there is no time for now is asked next time.
         while let left = until.saturating_duration_since(Instant::now())
             && !left.is_zero()
             && let Some(topic) = self.in_use.pop_first()
