@@ -12,8 +12,8 @@
 //! Run a consumer in the service that receives the events:
 //!
 //! ```no_run
-//! # #[cfg(feature = "consumer")]
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # #[cfg(feature = "postgres")]
+//! # async fn f() -> Result<(), Box<dyn std::error::Error>> {
 //! use diesel::prelude::*;
 //! use diesel_outbox_kafka::consumer::Consumer;
 //!
@@ -22,31 +22,49 @@
 //!     id: String,
 //! }
 //!
-//! let url = "postgres://localhost/billing";
 //! let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing")
+//!     .database_url("postgres://localhost/billing")
 //!     .topics(["outbox.event.order"])
 //!     .on_json("OrderPlaced", |c, order: Order| {
 //!         // diesel::insert_into(invoice::table).values(invoice::order_id.eq(order.id)).execute(c)?;
 //!         Ok(())
 //!     })
-//!     .spawn(move || PgConnection::establish(url))?;
-//! // ...
-//! consumer.stop()?;
+//!     .spawn()?;
+//! // ... the service does its work ...
+//! consumer.stop().await?;
 //! # Ok(())
 //! # }
-//! # #[cfg(not(feature = "consumer"))]
-//! # fn main() {}
 //! ```
+//!
+//! To see what either logs, call `tracing_subscriber::fmt::init()` when your program starts: `tracing` has the log lines, those of
+//! librdkafka too.
+//!
+//! # A service that only consumes
+//!
+//! needs no other crate of these. This one re-exports what a consumer uses of `diesel-outbox`:
+//!
+//! ```toml
+//! [dependencies]
+//! diesel = { version = "2.3", features = ["postgres"] }
+//! diesel-outbox-kafka = { version = "0.1", features = ["postgres", "derive", "migrations"] }
+//! serde = { version = "1", features = ["derive"] }
+//! tracing-subscriber = "0.3"
+//! ```
+//!
+//! Derive `InboxEvent` with `#[outbox(crate = diesel_outbox_kafka)]` on the type then.
 //!
 //! # Features
 //!
 //! | feature | |
 //! |---|---|
-//! | `consumer` | the consumer, on Diesel's connections |
+//! | `postgres`, `sqlite` | the consumer, on Diesel's connections to that database |
 //! | `async` | the same on diesel-async's |
+//! | `derive` | `#[derive(InboxEvent)]` and `#[derive(OutboxEvent)]` |
+//! | `migrations` | `Migrations`, which create the table `inbox` |
+//! | `consumer` | the consumer alone: what these turn on, for the features of your own `diesel-outbox` |
 //! | `tls` | TLS, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
 //! | `sasl` | SASL by Kerberos |
-//! | `zstd` | compression by zstd, with a library that is built from source: consumers need it for what others compress so |
+//! | `zstd` | compression by zstd, with a library that is built from source. A consumer needs it if a producer compresses so |
 //!
 //! If you want an OpenSSL that is built from source, turn on the feature `ssl-vendored` of `rdkafka` in your manifest.
 
@@ -57,5 +75,17 @@ pub mod consumer;
 mod error;
 mod log;
 mod publisher;
+
+#[cfg(feature = "consumer")]
+#[doc(hidden)]
+pub use diesel_outbox::__private;
+#[cfg(feature = "consumer")]
+pub use diesel_outbox::{
+    DecodeError, EncodedEvent, Inbox, InboxEvent, Once, OutboxEvent, Record, RecordError, wire,
+};
+#[cfg(feature = "migrations")]
+pub use diesel_outbox::{MigrationError, Migrations};
+#[cfg(feature = "consumer")]
+pub use uuid::Uuid;
 
 pub use self::publisher::Kafka;

@@ -7,8 +7,14 @@ mod asynchronous;
 mod bench;
 #[path = "consumer/bytes.rs"]
 mod bytes;
+#[path = "consumer/events.rs"]
+mod events;
 #[path = "consumer/failures.rs"]
 mod failures;
+#[path = "consumer/lifecycle.rs"]
+mod lifecycle;
+#[path = "consumer/log.rs"]
+mod log;
 #[path = "consumer/outages.rs"]
 mod outages;
 #[path = "consumer/rebalance.rs"]

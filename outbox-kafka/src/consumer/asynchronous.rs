@@ -5,9 +5,11 @@ use std::pin::Pin;
 use diesel::QueryResult;
 use diesel_async::AsyncConnection;
 use diesel_outbox::{Inbox, Once, OutboxBackend, Pruning};
+use diesel_outbox_core::InboxEvent;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
 
+use super::connection::Connect;
 use super::handlers::{Handler, HandlerError};
 use super::{Consumer, ConsumerError, ConsumerHandle, Received};
 
@@ -32,53 +34,92 @@ impl<C> fmt::Debug for AsyncHandler<C> {
     }
 }
 
-impl<C: AsyncConnection<Backend: OutboxBackend> + 'static> Consumer<C> {
-    /// [`new`](Self::new) for diesel-async's connections: handlers and the closure that connects are asynchronous, all
-    /// else is the same.
+impl<C: 'static> Consumer<C> {
+    /// A consumer on a connection of diesel-async. Its handlers and the closure that connects are asynchronous; otherwise as for
+    /// [`new`](Self::new).
     ///
     /// ```no_run
-    /// use diesel_async::{AsyncConnection, AsyncPgConnection};
+    /// use diesel_async::AsyncPgConnection;
     /// use diesel_outbox_kafka::consumer::Consumer;
     /// # #[derive(serde::Deserialize)] struct Order;
     /// # async fn charge(_: &mut AsyncPgConnection, _: &Order) -> diesel::QueryResult<usize> { Ok(1) }
     ///
-    /// # async fn f(url: String) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
     /// let consumer = Consumer::<AsyncPgConnection>::new_async("localhost:9092", "billing")
+    ///     .database_url("postgres://localhost/billing")
     ///     .topics(["outbox.event.order"])
-    ///     .on("OrderPlaced", async |c, received| {
-    ///         let order: Order = received.json()?;
+    ///     .on_json("OrderPlaced", async |c, order: Order| {
     ///         charge(c, &order).await?;
     ///         Ok(())
     ///     })
-    ///     .spawn(async move || AsyncPgConnection::establish(&url).await)?;
+    ///     .spawn()?;
     /// // ... the service does its work ...
-    /// consumer.stop_async().await?; // finish the record in hand, commit, leave the group
+    /// consumer.stop().await?; // finish the record in hand, commit, leave the group
     /// # Ok(())
     /// # }
     /// ```
-    pub fn new_async(brokers: impl Into<String>, name: impl Into<String>) -> Consumer<C, AsyncHandler<C>> {
+    pub fn new_async(brokers: impl Into<String>, name: impl Into<String>) -> Consumer<C, AsyncHandler<C>>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
         Consumer::with_defaults(brokers.into(), name.into())
     }
 }
 
-impl<C: AsyncConnection<Backend: OutboxBackend> + 'static> Consumer<C, AsyncHandler<C>> {
-    /// Handles the events of this type, as its namesake for synchronous connections does.
-    pub fn on<F>(mut self, event_type: impl Into<String>, handler: F) -> Self
+impl<C: 'static> Consumer<C, AsyncHandler<C>> {
+    /// Sets the URL of the database. This or [`connect_with`](Self::connect_with) is required.
+    ///
+    /// The consumer has one connection, which it keeps until it is lost. Set TLS and time-outs in the URL.
+    pub fn database_url(self, database_url: impl Into<String>) -> Self
     where
-        F: AsyncFnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
+        C: AsyncConnection,
     {
-        self.handlers.by_type.insert(event_type.into(), AsyncHandler(Box::new(handler)));
+        let url = database_url.into();
+        self.connect_with(async move || C::establish(&url).await)
+    }
+
+    /// Sets an async closure that the consumer calls for each new connection: one that takes it from a pool, or that asks for a
+    /// password that changes.
+    ///
+    /// If the closure fails, the consumer logs the error and calls it again, as if the database were away.
+    pub fn connect_with<F, E>(mut self, mut connect: F) -> Self
+    where
+        F: AsyncFnMut() -> Result<C, E> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.connect = Some(Connect::new(move || Handle::current().block_on(connect())));
         self
     }
 
-    /// The same for a handler that needs only the payload, read as JSON. A payload that cannot be read so makes the
-    /// record a dead letter at once.
+    /// Handles all events of a type that derives `InboxEvent`, as [its namesake](Consumer::on_event) for synchronous connections
+    /// does. This is the first choice.
+    pub fn on_event<E, F>(mut self, mut handler: F) -> Self
+    where
+        E: InboxEvent,
+        F: AsyncFnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
+    {
+        let handler = async move |c: &mut C, received: &Received| handler(c, received.decode()?).await;
+        self.handlers.insert(E::EVENT_TYPES.iter().copied(), AsyncHandler(Box::new(handler)));
+        self
+    }
+
+    /// Handles the events of this type with their payload, read as JSON. A payload that is not such JSON makes the
+    /// record a dead letter at once. Otherwise as for [`on`](Self::on).
     pub fn on_json<T, F>(self, event_type: impl Into<String>, mut handler: F) -> Self
     where
         T: DeserializeOwned,
         F: AsyncFnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
     {
         self.on(event_type, async move |c: &mut C, received: &Received| handler(c, received.json()?).await)
+    }
+
+    /// Handles the events of this type with the record as it is, as [its namesake](Consumer::on) for synchronous connections does.
+    pub fn on<F>(mut self, event_type: impl Into<String>, handler: F) -> Self
+    where
+        F: AsyncFnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
+    {
+        self.handlers.insert([event_type], AsyncHandler(Box::new(handler)));
+        self
     }
 
     /// Handles the events of all types that have no handler of their own.
@@ -90,23 +131,35 @@ impl<C: AsyncConnection<Backend: OutboxBackend> + 'static> Consumer<C, AsyncHand
         self
     }
 
-    /// Starts the consumer, as its namesake for synchronous connections does. It has a thread of its own all the same;
-    /// its handlers run there, with the runtime that this is called in, whose threads must be free to serve it. Stop the
-    /// consumer before the runtime.
+    /// Starts the consumer, as [its namesake](Consumer::spawn) for synchronous connections does.
+    ///
+    /// It has a thread of its own all the same. Its handlers run there, with the tokio runtime that this is called in, whose threads
+    /// must be free to serve it. Stop the consumer before the runtime.
     ///
     /// # Errors
-    /// A setting is missing or wrong, the thread could not be started, or this was not called in a tokio runtime.
-    pub fn spawn<F, E>(self, mut connect: F) -> Result<ConsumerHandle, ConsumerError>
+    /// A setting is missing or wrong, the system has no more threads, or this was not called in a tokio runtime.
+    pub fn spawn(self) -> Result<ConsumerHandle, ConsumerError>
     where
-        F: AsyncFnMut() -> Result<C, E> + Send + 'static,
-        E: Error + 'static,
+        C: AsyncConnection<Backend: OutboxBackend>,
     {
         let runtime = Handle::try_current().map_err(|_| ConsumerError::NoRuntime)?;
-        let worker = self.start(move || Handle::current().block_on(connect()))?;
-        ConsumerHandle::spawn(move |stop| {
+        let shutdown_timeout = self.shutdown_timeout;
+        let consumer = self.start()?;
+        ConsumerHandle::start(shutdown_timeout, move |stop| {
             let _entered = runtime.enter();
-            worker.run(stop)
+            consumer.run(stop)
         })
+    }
+
+    /// Runs the consumer until the future ends, then stops it gracefully. Returns earlier if the consumer cannot go on.
+    ///
+    /// # Errors
+    /// As for [`spawn`](Self::spawn) and [`ConsumerHandle::stop`].
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        self.spawn()?.run(shutdown).await
     }
 }
 
@@ -126,6 +179,10 @@ impl<C: AsyncConnection<Backend: OutboxBackend>> Handler<C> for AsyncHandler<C> 
 
     fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool> {
         Handle::current().block_on(inbox.prune_step_async(conn, pruning))
+    }
+
+    fn has_inbox(conn: &mut C, inbox: &Inbox) -> QueryResult<bool> {
+        Handle::current().block_on(inbox.has_table_async(conn))
     }
 
     fn is_alive(conn: &mut C) -> bool {

@@ -8,7 +8,7 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// The wait after this many attempts.
+    /// Returns the wait after this many attempts.
     pub(super) fn after(self, attempts: u32) -> Duration {
         let factor = 2_u32.saturating_pow(attempts.saturating_sub(1));
         self.first.saturating_mul(factor).min(self.longest)

@@ -3,9 +3,11 @@ use std::fmt;
 
 use diesel::QueryResult;
 use diesel::connection::Connection;
-use diesel_outbox::{Inbox, Once, OutboxBackend, Pruning};
+use diesel_outbox::{Inbox, Once, OutboxConnection, Pruning};
+use diesel_outbox_core::InboxEvent;
 use serde::de::DeserializeOwned;
 
+use super::connection::Connect;
 use super::handlers::{Handler, HandlerError};
 use super::{Consumer, ConsumerError, ConsumerHandle, Received};
 
@@ -20,76 +22,160 @@ impl<C> fmt::Debug for BlockingHandler<C> {
     }
 }
 
-impl<C: Connection<Backend: OutboxBackend> + 'static> Consumer<C> {
-    /// A consumer of Kafka at these addresses, `host:port` with commas between them. The name is that of the inbox, by
-    /// which events that were handled are remembered, and of the consumer group.
-    pub fn new(brokers: impl Into<String>, name: impl Into<String>) -> Self {
+impl<C: 'static> Consumer<C> {
+    /// A consumer of Kafka at these addresses, `host:port` with commas between them, on a synchronous connection.
+    ///
+    /// The name is that of the inbox, which remembers by it the events that were handled, and of the consumer group.
+    pub fn new(brokers: impl Into<String>, name: impl Into<String>) -> Self
+    where
+        C: OutboxConnection,
+    {
         Self::with_defaults(brokers.into(), name.into())
     }
 
-    /// Handles the events of this type, replacing the handler there is. What the handler does with the connection
-    /// happens once for each event, or not at all; what it does elsewhere may happen more often.
+    /// Sets the URL of the database. This or [`connect_with`](Self::connect_with) is required.
     ///
-    /// The handler must neither commit nor roll back; a transaction of its own is a savepoint.
-    pub fn on<H>(mut self, event_type: impl Into<String>, handler: H) -> Self
+    /// The consumer has one connection, which it keeps until it is lost. Set TLS and time-outs in the URL.
+    pub fn database_url(mut self, database_url: impl Into<String>) -> Self
     where
-        H: FnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
+        C: Connection,
     {
-        self.handlers.by_type.insert(event_type.into(), BlockingHandler(Box::new(handler)));
+        let url = database_url.into();
+        self.connect = Some(Connect::new(move || C::establish(&url)));
         self
     }
 
-    /// The same for a handler that needs only the payload, read as JSON. A payload that cannot be read so makes the
-    /// record a dead letter at once.
-    pub fn on_json<T, H>(self, event_type: impl Into<String>, mut handler: H) -> Self
+    /// Sets a closure that the consumer calls for each new connection: one that takes it from a pool, or that asks for a password
+    /// that changes.
+    ///
+    /// If the closure fails, the consumer logs the error and calls it again, as if the database were away.
+    ///
+    /// ```no_run
+    /// # fn f() {
+    /// use diesel::prelude::*;
+    /// use diesel_outbox_kafka::consumer::Consumer;
+    ///
+    /// let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing").connect_with(|| {
+    ///     let password = std::fs::read_to_string("/run/secrets/database-password").map_err(|error| {
+    ///         ConnectionError::BadConnection(format!("could not connect: the password cannot be read: {error}"))
+    ///     })?;
+    ///     PgConnection::establish(&format!("postgres://billing:{}@localhost/billing", password.trim()))
+    /// });
+    /// # }
+    /// ```
+    pub fn connect_with<F, E>(mut self, connect: F) -> Self
+    where
+        F: FnMut() -> Result<C, E> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>>,
+    {
+        self.connect = Some(Connect::new(connect));
+        self
+    }
+
+    /// Handles all events of a type that derives `InboxEvent`, an enum for example. This is the first choice: the event type in the
+    /// record's header says which variant it is, and its version is heeded.
+    ///
+    /// An event that cannot be decoded makes the record a dead letter at once. Otherwise as for [`on`](Self::on).
+    ///
+    /// ```no_run
+    /// # #[cfg(feature = "derive")]
+    /// # mod example {
+    /// use diesel::prelude::*;
+    /// use diesel_outbox_kafka::InboxEvent;
+    /// use diesel_outbox_kafka::consumer::Consumer;
+    ///
+    /// #[derive(serde::Deserialize, InboxEvent)]
+    /// #[outbox(crate = diesel_outbox_kafka)]
+    /// enum OrderEvent {
+    ///     OrderPlaced { order_id: i64, total_cents: i64 },
+    ///     OrderPaid { order_id: i64 },
+    /// }
+    ///
+    /// # fn f() {
+    /// let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing").on_event(|c, event| {
+    ///     match event {
+    ///         OrderEvent::OrderPlaced { order_id, total_cents } => { /* write the invoice */ }
+    ///         OrderEvent::OrderPaid { order_id } => { /* settle it */ }
+    ///     }
+    ///     Ok(())
+    /// });
+    /// # }
+    /// # }
+    /// # fn main() {}
+    /// ```
+    ///
+    /// `crate = diesel_outbox_kafka` is for a service that does not depend on `diesel-outbox`.
+    pub fn on_event<E, F>(mut self, mut handler: F) -> Self
+    where
+        E: InboxEvent,
+        F: FnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
+    {
+        let handler = move |c: &mut C, received: &Received| handler(c, received.decode()?);
+        self.handlers.insert(E::EVENT_TYPES.iter().copied(), BlockingHandler(Box::new(handler)));
+        self
+    }
+
+    /// Handles the events of this type with their payload, read as JSON. A payload that is not such JSON makes the
+    /// record a dead letter at once. Otherwise as for [`on`](Self::on).
+    pub fn on_json<T, F>(self, event_type: impl Into<String>, mut handler: F) -> Self
     where
         T: DeserializeOwned,
-        H: FnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
+        F: FnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
     {
         self.on(event_type, move |c: &mut C, received: &Received| handler(c, received.json()?))
     }
 
-    /// Handles the events of all types that have no handler of their own.
-    pub fn on_other<H>(mut self, handler: H) -> Self
+    /// Handles the events of this type with the record as it is, replacing the handler that the type has.
+    ///
+    /// What the handler does with the connection happens once for each event, or not at all; what it does elsewhere may happen
+    /// more often. The handler must neither commit nor roll back; a transaction of its own is a savepoint.
+    pub fn on<F>(mut self, event_type: impl Into<String>, handler: F) -> Self
     where
-        H: FnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
+        F: FnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
+    {
+        self.handlers.insert([event_type], BlockingHandler(Box::new(handler)));
+        self
+    }
+
+    /// Handles the events of all types that have no handler of their own.
+    pub fn on_other<F>(mut self, handler: F) -> Self
+    where
+        F: FnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
     {
         self.handlers.other = Some(BlockingHandler(Box::new(handler)));
         self
     }
 
-    /// Starts the consumer on a thread of its own, with connections that `connect` makes or takes from a pool: one at a
-    /// time, kept until it is lost. The consumer works until its handle is stopped or dropped.
+    /// Starts the consumer on a thread of its own. It works until its handle is stopped or dropped.
     ///
     /// The database and Kafka need not be there yet: the consumer waits for them. The tables must be, see
-    /// `diesel_outbox::Migrations`.
+    /// [`Migrations`](diesel_outbox::Migrations): without them the consumer logs an error and ends with [`ConsumerError::NoInbox`].
     ///
     /// # Errors
-    /// A setting is missing or wrong, or the thread could not be started.
-    pub fn spawn<F, E>(self, connect: F) -> Result<ConsumerHandle, ConsumerError>
+    /// A setting is missing or wrong, or the system has no more threads.
+    pub fn spawn(self) -> Result<ConsumerHandle, ConsumerError>
     where
-        F: FnMut() -> Result<C, E> + Send + 'static,
-        E: Error + 'static,
+        C: OutboxConnection,
     {
-        let worker = self.start(connect)?;
-        ConsumerHandle::spawn(move |stop| worker.run(stop))
+        let shutdown_timeout = self.shutdown_timeout;
+        let consumer = self.start()?;
+        ConsumerHandle::start(shutdown_timeout, move |stop| consumer.run(stop))
     }
 
-    /// Runs the consumer on this thread until `stop` says true, and then stops it gracefully. `stop` is asked between
-    /// records, and ten times a second while there are none.
+    /// Runs the consumer until the future ends, then stops it gracefully. Returns earlier if the consumer cannot go on. It works on
+    /// any async runtime.
     ///
     /// # Errors
-    /// As for [`spawn`](Self::spawn), and [`ConsumerError::Kafka`] where the consumer cannot go on.
-    pub fn run<F, E>(self, connect: F, stop: impl FnMut() -> bool) -> Result<(), ConsumerError>
+    /// As for [`spawn`](Self::spawn) and [`ConsumerHandle::stop`].
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError>
     where
-        F: FnMut() -> Result<C, E> + Send + 'static,
-        E: Error + 'static,
+        C: OutboxConnection,
     {
-        self.start(connect)?.run(stop)
+        self.spawn()?.run(shutdown).await
     }
 }
 
-impl<C: Connection<Backend: OutboxBackend>> Handler<C> for BlockingHandler<C> {
+impl<C: OutboxConnection> Handler<C> for BlockingHandler<C> {
     fn once(
         &mut self,
         conn: &mut C,
@@ -105,6 +191,10 @@ impl<C: Connection<Backend: OutboxBackend>> Handler<C> for BlockingHandler<C> {
 
     fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool> {
         inbox.prune_step(conn, pruning)
+    }
+
+    fn has_inbox(conn: &mut C, inbox: &Inbox) -> QueryResult<bool> {
+        inbox.has_table(conn)
     }
 
     fn is_alive(conn: &mut C) -> bool {

@@ -37,7 +37,7 @@ pub(super) struct DeadLetters {
 }
 
 impl DeadLetters {
-    /// `topic` may hold `{topic}` for the topic the record came from.
+    /// Starts the producer. `{topic}` in `topic` stands for the topic that the record came from.
     pub(super) fn new(mut config: ClientConfig, topic: String, consumer: String) -> KafkaResult<Self> {
         config.set("acks", "all").set("message.timeout.ms", "10000").set("message.max.bytes", "1000000000");
         if !config.config_map().keys().any(|name| canonical(name) == "compression.type") {
@@ -47,7 +47,7 @@ impl DeadLetters {
         Ok(Self { producer: config.create_with_context(Delivery::default())?, topic, consumer })
     }
 
-    /// Where records of this topic go.
+    /// Returns the dead-letter topic of this topic.
     pub(super) fn topic(&self, of: &str) -> String {
         topic_of(&self.topic, of)
     }
@@ -56,7 +56,7 @@ impl DeadLetters {
     /// goes without our headers.
     ///
     /// # Errors
-    /// What to tell the operator; trying again later may help.
+    /// Returns what the operator is to read; trying again later may help.
     pub(super) fn send(&self, message: &OwnedMessage, readable: bool, reason: &str) -> Result<(), String> {
         let topic = self.topic(message.topic());
         let own = headers::without(message, &HEADERS, readable);
@@ -71,8 +71,8 @@ impl DeadLetters {
                     partition = message.partition(),
                     offset = message.offset(),
                     to = topic,
-                    "the dead letter lacks the headers that say why it is one and where it was: the dead-letter topic has no \
-                     room for them; raise its `max.message.bytes` above that of the topic"
+                    "the dead letter lacks the headers that say why it is one and where it was, because the dead-letter topic has no \
+                     room for them: raise its `max.message.bytes` above that of the topic"
                 );
             }
         }
@@ -87,13 +87,13 @@ impl DeadLetters {
                 message.topic()
             ),
             Some(Code::TopicAuthorizationFailed) => {
-                format!("the consumer may not write to the dead-letter topic `{topic}`: allow it")
+                format!("the consumer may not write to the dead-letter topic `{topic}`: allow it, with an ACL for example")
             }
             _ => format!("the dead-letter topic `{topic}` cannot be written to: {error}"),
         })
     }
 
-    /// Passes on what the producer has to log meanwhile.
+    /// Logs what the producer reports meanwhile.
     pub(super) fn listen(&self) {
         self.producer.poll(Duration::ZERO);
     }
@@ -134,7 +134,7 @@ pub(super) fn topic_of(pattern: &str, topic: &str) -> String {
     pattern.replace("{topic}", topic)
 }
 
-/// The error and all that caused it, in one line.
+/// Returns the error and all that caused it, in one line.
 pub(super) fn full_text(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -1,17 +1,24 @@
 use std::error::Error;
+use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 
-/// Why a consumer could not be started, or ended by itself.
+/// Why a consumer could not be started, ended by itself, or did not stop well.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumerError {
-    /// It was not told what to subscribe to.
+    /// It has no topics to subscribe to.
     #[error("the consumer has no topics: name them with `.topics([\"outbox.event.order\"])`")]
     NoTopics,
-    /// It was not told what to do with any record.
-    #[error("the consumer has no handlers: add one with `.on(\"OrderPlaced\", ...)`")]
+    /// It has nothing to do with any record.
+    #[error("the consumer has no handlers: add one with `.on_event(|c, event: OrderEvent| ..)`")]
     NoHandlers,
+    /// It has no database.
+    #[error(
+        "the consumer has no database: name it with `.database_url(\"postgres://host/name\")`, or give it connections of a pool with \
+         `.connect_with(|| pool.get())`"
+    )]
+    NoDatabase,
     /// A setting has a value that cannot work.
     #[error("the consumer's setting `{setting}` {problem}")]
     Setting {
@@ -23,26 +30,40 @@ pub enum ConsumerError {
     /// librdkafka does not take the settings together.
     #[error("the consumer's Kafka settings are wrong: {0}")]
     Settings(#[source] Box<dyn Error + Send + Sync>),
-    /// The consumer cannot go on: another one has taken its `group.instance.id`, for example. What was handled is in
-    /// the database; start a new consumer to go on from there.
-    #[error("the Kafka consumer failed for good: {0}")]
-    Kafka(#[source] Box<dyn Error + Send + Sync>),
     /// The consumer's thread could not be started.
     #[error("the consumer's thread could not be started: {0}")]
     Thread(#[from] std::io::Error),
-    /// There is no tokio runtime, or it is shutting down.
+    /// There is no tokio runtime for the async handlers.
     #[cfg(feature = "async")]
     #[error(
-        "there is no tokio runtime to run async handlers on: call this from within one, and keep it running"
+        "there is no tokio runtime to run async handlers on: call `spawn` or `run` from within one, and keep it running until the \
+         consumer has stopped"
     )]
     NoRuntime,
+    /// The table `inbox` was missing when the consumer connected for the first time. Nothing was handled, and no offset committed.
+    #[error(
+        "the consumer's database has no table `inbox`: create it with `Migrations::new().run(..)` or `outbox migrate`, and start the \
+         consumer again. If the table is there, its schema is not in the connection's `search_path` (name it with \
+         `.schema(..)`), or the role may not use the schema. Nothing was handled, and no offset committed"
+    )]
+    NoInbox,
+    /// The consumer cannot go on: another one has taken its `group.instance.id`, for example. What was handled is in
+    /// the database; start a new consumer to go on from there.
+    #[error("the Kafka consumer failed for good: {0}. Start a new one: it goes on where this one ended")]
+    Kafka(#[source] Box<dyn Error + Send + Sync>),
     /// The consumer's own code panicked. A handler's panic does not do this.
     #[error("the consumer panicked: {0}")]
     Panicked(String),
+    /// The consumer did not stop in time, because a handler or the database takes too long. It ends with the process.
+    #[error(
+        "the consumer did not stop within {0:?}, because a handler is still at work: if the process ends now, that record is rolled \
+         back and delivered again"
+    )]
+    ShutdownTimeout(Duration),
 }
 
 impl ConsumerError {
-    /// For what librdkafka says of the settings. The value is left out: it may be a secret.
+    /// Returns the error for what librdkafka says of the settings, without the value, which may be a secret.
     pub(super) fn settings(error: KafkaError) -> Self {
         match error {
             KafkaError::ClientConfig(_, reason, setting, value) => {

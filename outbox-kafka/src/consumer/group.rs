@@ -13,7 +13,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::{debug, info, warn};
 
 use super::ConsumerError;
-use super::held::Partition;
+use super::held::TopicPartition;
 use super::stalls::{Stalls, is_unreadable};
 use crate::log::{Errors, log};
 
@@ -34,7 +34,7 @@ impl Group {
         Ok(Self { consumer, committed_at: Instant::now(), uncommitted: 0 })
     }
 
-    /// The next record, waiting up to `wait` for one.
+    /// Returns the next record, and waits up to `wait` for one.
     pub(super) fn poll(&self, wait: Duration) -> Result<Option<OwnedMessage>, ConsumerError> {
         match self.consumer.poll(wait) {
             Some(Ok(message)) => Ok(Some(message.detach())),
@@ -47,20 +47,20 @@ impl Group {
                 if let Some(code) = error.rdkafka_error_code().filter(|code| is_unreadable(*code)) {
                     context.stalls().note(code);
                 }
-                context.errors.report(&error, "it could not be read, and is tried again");
+                context.errors.report(&error, "it could not be read; the consumer tries again");
                 Ok(None)
             }
         }
     }
 
-    /// The partitions that were taken away since the last call.
-    pub(super) fn revoked(&self) -> Vec<Partition> {
+    /// Returns the partitions that were taken away since the last call.
+    pub(super) fn revoked(&self) -> Vec<TopicPartition> {
         std::mem::take(&mut *self.consumer.context().revoked())
     }
 
     /// Stops the partition's flow. Its next record will be the one after the last that [`Self::poll`] gave.
-    pub(super) fn pause(&self, (topic, partition): &Partition) {
-        // One that is not paused gives records which are held: memory, not order, is what that costs.
+    pub(super) fn pause(&self, (topic, partition): &TopicPartition) {
+        // A partition that flows on costs memory, because its records are held, and not its order.
         match self.consumer.pause(&list([(topic.as_str(), *partition)])) {
             Ok(()) => {
                 self.consumer.context().paused().insert((topic.clone(), *partition));
@@ -69,7 +69,7 @@ impl Group {
         }
     }
 
-    pub(super) fn resume(&self, partition: &Partition) {
+    pub(super) fn resume(&self, partition: &TopicPartition) {
         // librdkafka loses what it has buffered for a partition that is resumed without having been paused.
         if self.consumer.context().paused().remove(partition)
             && let Err(error) = self.consumer.resume(&list([(partition.0.as_str(), partition.1)]))
@@ -78,16 +78,16 @@ impl Group {
         }
     }
 
-    /// Everything up to this record is done: its offset is among those of the next commit.
-    pub(super) fn done(&mut self, (topic, partition): &Partition, offset: i64) {
+    /// Notes that everything up to this record is done: the next commit has its offset.
+    pub(super) fn done(&mut self, (topic, partition): &TopicPartition, offset: i64) {
         self.uncommitted += 1;
         if let Err(error) = self.consumer.store_offset(topic, *partition, offset) {
             debug!(%error, topic, partition, offset, "the offset is not ours to commit any more");
         }
     }
 
-    /// Commits what is done, if a commit is due. It is not waited for: a lost one means that records are delivered
-    /// again, and the inbox knows those.
+    /// Commits what is done, if a commit is due, and does not wait for it. If one is lost, records are delivered
+    /// again, and the inbox knows them.
     pub(super) fn commit_if_due(&mut self) {
         if self.uncommitted >= COMMIT_RECORDS || self.committed_at.elapsed() >= COMMIT_INTERVAL {
             self.uncommitted = 0;
@@ -96,7 +96,7 @@ impl Group {
         }
     }
 
-    /// How long [`Self::poll`] may wait at most.
+    /// Returns how long [`Self::poll`] may wait at most.
     pub(super) fn longest_wait(&self) -> Duration {
         COMMIT_INTERVAL.saturating_sub(self.committed_at.elapsed())
     }
@@ -110,7 +110,7 @@ impl Group {
 fn committed(outcome: KafkaResult<()>) {
     match outcome {
         Ok(()) | Err(KafkaError::ConsumerCommit(Code::NoOffset)) => {}
-        Err(error) => warn!(%error, "offsets were not committed; those records may be delivered again"),
+        Err(error) => warn!(%error, "offsets were not committed: their records may be delivered again"),
     }
 }
 
@@ -122,21 +122,21 @@ fn list<'a>(partitions: impl IntoIterator<Item = (&'a str, i32)>) -> TopicPartit
     list
 }
 
-/// Learns from librdkafka which partitions come and go, on the consumer's own thread, while it polls.
+/// What librdkafka reports of the group, on the consumer's own thread, while it polls.
 #[derive(Default)]
 struct Membership {
-    paused: Mutex<HashSet<Partition>>,
-    revoked: Mutex<Vec<Partition>>,
+    paused: Mutex<HashSet<TopicPartition>>,
+    revoked: Mutex<Vec<TopicPartition>>,
     errors: Errors,
     stalls: Mutex<Stalls>,
 }
 
 impl Membership {
-    fn paused(&self) -> MutexGuard<'_, HashSet<Partition>> {
+    fn paused(&self) -> MutexGuard<'_, HashSet<TopicPartition>> {
         self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn revoked(&self) -> MutexGuard<'_, Vec<Partition>> {
+    fn revoked(&self) -> MutexGuard<'_, Vec<TopicPartition>> {
         self.revoked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

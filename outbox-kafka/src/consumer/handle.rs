@@ -1,66 +1,96 @@
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
+use std::iter;
+use std::time::Duration;
+
+use diesel_outbox_core::__private::{Running, Stop};
 
 use super::ConsumerError;
-use super::database::message;
 
-/// A running consumer. Dropping it tells the consumer to stop, without waiting for it.
+/// A running consumer.
+///
+/// Keep it for as long as the consumer should work, then [stop](Self::stop) it. Dropping the handle stops the consumer too, without
+/// waiting for it, and logs a warning. Call [`detach`](Self::detach) if the consumer should work until the process ends.
 #[derive(Debug)]
-#[must_use = "dropping the handle stops the consumer"]
+#[must_use = "the consumer stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct ConsumerHandle {
-    stop: Arc<AtomicBool>,
-    /// Taken when it is joined.
-    thread: Option<JoinHandle<Result<(), ConsumerError>>>,
+    /// Taken when it is stopped.
+    running: Option<Running<ConsumerError>>,
+    shutdown_timeout: Duration,
 }
 
 impl ConsumerHandle {
-    /// Lets this work on a thread of its own; it asks the function that it is given whether to stop.
-    pub(super) fn spawn(
-        work: impl FnOnce(&dyn Fn() -> bool) -> Result<(), ConsumerError> + Send + 'static,
+    /// Starts a thread for this work, which ends when it is asked to.
+    pub(super) fn start(
+        shutdown_timeout: Duration,
+        work: impl FnOnce(&Stop) -> Result<(), ConsumerError> + Send + 'static,
     ) -> Result<Self, ConsumerError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::Builder::new().name("outbox-consumer".to_owned());
-        let thread = thread.spawn(move || work(&|| stopped.load(Ordering::Relaxed)))?;
-        Ok(Self { stop, thread: Some(thread) })
+        let stop = Stop::default();
+        let stopped = stop.clone();
+        let work = iter::once(("outbox-consumer".to_owned(), move || work(&stopped)));
+        let running = Running::start(stop, work, ConsumerError::Panicked)?;
+        Ok(Self { running: Some(running), shutdown_timeout })
     }
 
-    /// Stops gracefully and waits for that: the record in hand is finished, the offsets are committed, the group is
-    /// left, so that others take over at once. It takes as long as the handler at work does.
+    /// Stops the consumer gracefully: it finishes the record in hand, commits the offsets and leaves the group, so that others take
+    /// over at once. It works on any async runtime.
     ///
     /// # Errors
-    /// Why the consumer had ended before by itself.
-    pub fn stop(mut self) -> Result<(), ConsumerError> {
-        self.stop.store(true, Ordering::Relaxed);
-        match self.thread.take().map(JoinHandle::join) {
+    /// Returns [`ConsumerError::ShutdownTimeout`] if that took longer than [`Consumer::shutdown_timeout`](super::Consumer::shutdown_timeout).
+    /// If the consumer had ended by itself, returns why: [`ConsumerError::NoInbox`], [`ConsumerError::Kafka`] or
+    /// [`ConsumerError::Panicked`].
+    pub async fn stop(mut self) -> Result<(), ConsumerError> {
+        match self.running.take() {
+            Some(running) => self.outcome(running.stop(self.shutdown_timeout).await),
             None => Ok(()),
-            Some(Ok(outcome)) => outcome,
-            Some(Err(panic)) => Err(ConsumerError::Panicked(message(&*panic).to_owned())),
         }
     }
 
-    /// [`stop`](Self::stop) for async code, which must not wait for a thread.
+    /// Does the same as [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
     ///
     /// # Errors
     /// As for [`stop`](Self::stop).
-    #[cfg(feature = "async")]
-    pub async fn stop_async(self) -> Result<(), ConsumerError> {
-        match tokio::task::spawn_blocking(|| self.stop()).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(ConsumerError::NoRuntime),
+    pub fn stop_blocking(mut self) -> Result<(), ConsumerError> {
+        match self.running.take() {
+            Some(running) => self.outcome(running.stop_blocking(self.shutdown_timeout)),
+            None => Ok(()),
         }
     }
 
-    /// Whether the consumer has ended by itself, which it does only for the reasons that
-    /// [`ConsumerError::Kafka`] names; [`stop`](Self::stop) tells why.
+    /// Lets the consumer work until the process ends, without a handle.
+    ///
+    /// Nothing stops it gracefully then: Kafka gives its partitions to others only when it misses the heartbeats, and the
+    /// inbox recognises the records that are delivered again.
+    pub fn detach(mut self) {
+        self.running = None;
+    }
+
+    /// Returns whether the consumer has ended by itself. It does so only if it cannot go on; [`stop`](Self::stop) returns why.
     pub fn is_finished(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
+        self.running.as_ref().is_none_or(Running::is_finished)
+    }
+
+    /// Waits until the consumer has ended by itself or the future ends, and stops it.
+    pub(super) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
+        if let Some(running) = &self.running {
+            running.until(shutdown).await;
+        }
+        self.stop().await
+    }
+
+    fn outcome(&self, ended: Option<Result<(), ConsumerError>>) -> Result<(), ConsumerError> {
+        ended.unwrap_or(Err(ConsumerError::ShutdownTimeout(self.shutdown_timeout)))
     }
 }
 
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        if let Some(running) = &self.running {
+            if !running.is_finished() {
+                tracing::warn!(
+                    "the consumer's handle was dropped, so the consumer stops: keep the handle for as long as the consumer should \
+                     work, or call `detach` on it"
+                );
+            }
+            running.signal_stop();
+        }
     }
 }

@@ -1,5 +1,6 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::error::Error;
+use std::fmt;
 
 use diesel::QueryResult;
 use diesel_outbox::{Inbox, Once, Pruning};
@@ -8,24 +9,24 @@ use super::Received;
 
 /// What a handler may fail with: any error, so that `?` works on all of them.
 ///
-/// The record is tried again, unless the error is a [`Rejected`](super::Rejected). The error's text is logged, the texts
-/// of its sources are not; all of them are kept with the dead letter.
+/// The record is tried again, unless the error is a [`Rejected`](super::Rejected). The consumer logs the error's text, but not the
+/// texts of its sources; the dead letter has them all.
 pub type HandlerError = Box<dyn Error + Send + Sync>;
 
-/// What a consumer does with a record whose event type no handler was given for.
+/// What a consumer does with a record whose event type has no handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum UnknownTypes {
-    /// It is skipped (the default): topics carry event types that are of no interest to a consumer.
+    /// Skips it (the default): topics carry event types that are of no interest to a consumer.
     #[default]
     Skip,
-    /// It goes to the dead letters.
+    /// Sends it to the dead-letter topic.
     DeadLetter,
 }
 
 /// A handler of either kind, and what the loop does with its kind of connection.
 pub(super) trait Handler<C> {
-    /// Runs this handler as the inbox's effect, and tells whether it was reached.
+    /// Runs this handler as the inbox's effect, and sets whether it was reached.
     fn once(
         &mut self,
         conn: &mut C,
@@ -34,21 +35,32 @@ pub(super) trait Handler<C> {
         reached: &mut bool,
     ) -> Result<Once<()>, HandlerError>;
 
-    /// A step of pruning. Whether there may be more.
+    /// Does a step of pruning, and returns whether there may be more.
     fn prune(conn: &mut C, inbox: &Inbox, pruning: &mut Pruning) -> QueryResult<bool>;
+
+    fn has_inbox(conn: &mut C, inbox: &Inbox) -> QueryResult<bool>;
 
     fn is_alive(conn: &mut C) -> bool;
 }
 
 /// The handlers by event type.
 pub(super) struct Handlers<H> {
-    pub(super) by_type: HashMap<String, H>,
+    all: Vec<H>,
+    /// The handler's place among all.
+    by_type: BTreeMap<String, usize>,
     pub(super) other: Option<H>,
 }
 
 impl<H> Handlers<H> {
     pub(super) fn new() -> Self {
-        Self { by_type: HashMap::new(), other: None }
+        Self { all: Vec::new(), by_type: BTreeMap::new(), other: None }
+    }
+
+    /// Adds a handler for these event types, which replaces those that they have.
+    pub(super) fn insert(&mut self, event_types: impl IntoIterator<Item: Into<String>>, handler: H) {
+        let place = self.all.len();
+        self.all.push(handler);
+        self.by_type.extend(event_types.into_iter().map(|event_type| (event_type.into(), place)));
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -56,6 +68,16 @@ impl<H> Handlers<H> {
     }
 
     pub(super) fn find(&mut self, event_type: &str) -> Option<&mut H> {
-        self.by_type.get_mut(event_type).or(self.other.as_mut())
+        match self.by_type.get(event_type) {
+            Some(place) => self.all.get_mut(*place),
+            None => self.other.as_mut(),
+        }
+    }
+}
+
+impl<H> fmt::Debug for Handlers<H> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let other = self.other.as_ref().map(|_| "all others");
+        f.debug_list().entries(self.by_type.keys()).entries(other).finish()
     }
 }

@@ -1,15 +1,15 @@
-//! Reading a record's headers, whose names may be any bytes on Kafka and are a panic of rdkafka's where they are not UTF-8.
+//! Reads a record's headers. On Kafka their names may be any bytes, and rdkafka panics if they are not UTF-8.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rdkafka::Message;
 use rdkafka::message::{Header, Headers, OwnedHeaders, OwnedMessage};
 
-/// Reads every header once, so that reading them again cannot panic. Nothing else may read those of a message that has not
-/// been here. In a program that aborts on panics this ends it.
+/// Reads every header once, so that reading them again cannot panic. Nothing else may read the headers of a message that has not
+/// been here. A program that aborts on panics ends here.
 ///
 /// # Errors
-/// Why the record cannot be handled: which header it is.
+/// Returns why the record cannot be handled: which header it is.
 pub(super) fn check(message: &OwnedMessage) -> Result<(), String> {
     let Some(headers) = message.headers() else { return Ok(()) };
     let mut position = 0;
@@ -20,22 +20,22 @@ pub(super) fn check(message: &OwnedMessage) -> Result<(), String> {
     };
     catch_unwind(AssertUnwindSafe(read)).map_err(|_| {
         format!(
-            "the name of header {} of {} is not UTF-8, so the headers cannot be read; the dead letter has them as they were, \
-             those of an earlier dead letter too: give that header another name and send the record to its topic again",
+            "the name of header {} of {} is not UTF-8, so the headers cannot be read. The dead letter has them as they were, \
+             those of an earlier dead letter too. Give that header another name and send the record to its topic again",
             position + 1,
             headers.count()
         )
     })
 }
 
-/// The text of the first header of this name.
+/// Returns the text of the first header of this name.
 pub(super) fn text<'a>(message: &'a OwnedMessage, name: &str) -> Option<&'a str> {
     let header = message.headers()?.iter().find(|header| header.key == name)?;
     str::from_utf8(header.value?).ok()
 }
 
-/// A copy of the message's headers without those of these names. It is byte for byte the same where there are none such, or
-/// where the headers cannot be read.
+/// Returns a copy of the message's headers without those of these names. It is byte for byte the same if there are none of them, or
+/// if the headers cannot be read.
 pub(super) fn without(message: &OwnedMessage, names: &[&str], readable: bool) -> OwnedHeaders {
     let Some(headers) = message.headers() else { return OwnedHeaders::new() };
     let is_named = |header: &Header<'_, &[u8]>| names.contains(&header.key);

@@ -8,7 +8,7 @@ use super::headers;
 use super::received::{Received, identity};
 
 /// A topic and the number of one of its partitions.
-pub(super) type Partition = (String, i32);
+pub(super) type TopicPartition = (String, i32);
 
 /// A record on its way through the consumer.
 pub(super) struct Item {
@@ -22,7 +22,7 @@ pub(super) struct Item {
 /// What is to be done with a record.
 pub(super) enum Task {
     Handle(Received),
-    /// `readable`: whether its headers can be read.
+    /// It goes to the dead letters. `readable` is whether its headers can be read.
     DeadLetter {
         message: OwnedMessage,
         readable: bool,
@@ -49,7 +49,7 @@ impl Item {
         }
     }
 
-    /// The same record, to be sent to the dead letters for this reason.
+    /// Returns the same record, to be sent to the dead letters for this reason.
     pub(super) fn into_dead_letter(self, reason: String) -> Self {
         let (message, readable) = match self.task {
             Task::Handle(received) => (received.into_message(), true),
@@ -58,7 +58,7 @@ impl Item {
         Self { task: Task::DeadLetter { message, readable, reason }, attempts: 0, failures: self.failures }
     }
 
-    pub(super) fn partition(&self) -> Partition {
+    pub(super) fn partition(&self) -> TopicPartition {
         (self.message().topic().to_owned(), self.message().partition())
     }
 }
@@ -66,7 +66,7 @@ impl Item {
 /// The partitions that wait for a record to be tried again. Each has that record first, and behind it, in their order,
 /// those that arrived all the same.
 pub(super) struct Held<T = Item> {
-    partitions: HashMap<Partition, Queue<T>>,
+    partitions: HashMap<TopicPartition, Queue<T>>,
 }
 
 struct Queue<T> {
@@ -79,8 +79,8 @@ impl<T> Held<T> {
         Self { partitions: HashMap::new() }
     }
 
-    /// Holds the partition until `due`, and then has this item first. Whether the partition was not held before.
-    pub(super) fn hold(&mut self, partition: Partition, item: T, due: Instant) -> bool {
+    /// Holds the partition until `due`, with this item first. Returns whether the partition was not held before.
+    pub(super) fn hold(&mut self, partition: TopicPartition, item: T, due: Instant) -> bool {
         let held = self.partitions.contains_key(&partition);
         let queue = self.partitions.entry(partition).or_insert(Queue { due, items: VecDeque::new() });
         queue.due = due;
@@ -88,8 +88,8 @@ impl<T> Held<T> {
         !held
     }
 
-    /// Puts the item behind those of its partition, or gives it back where the partition is not held.
-    pub(super) fn push_behind(&mut self, partition: &Partition, item: T) -> Option<T> {
+    /// Puts the item behind those of its partition, or gives it back if the partition is not held.
+    pub(super) fn push_behind(&mut self, partition: &TopicPartition, item: T) -> Option<T> {
         match self.partitions.get_mut(partition) {
             Some(queue) => {
                 queue.items.push_back(item);
@@ -99,22 +99,22 @@ impl<T> Held<T> {
         }
     }
 
-    /// When the next partition is due.
+    /// Returns when the next partition is due.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.partitions.values().map(|queue| queue.due).min()
     }
 
-    /// The first item of the partition that has been due longest. The partition stays held until [`Self::hold`] or
-    /// [`Self::release`] tells what became of the item.
+    /// Takes the first item of the partition that has been due longest. The partition stays held until [`Self::hold`] or
+    /// [`Self::release`] says what became of the item.
     pub(super) fn take_due(&mut self, now: Instant) -> Option<T> {
         let queue =
             self.partitions.values_mut().filter(|queue| queue.due <= now).min_by_key(|queue| queue.due)?;
         queue.items.pop_front()
     }
 
-    /// One item of the partition is done with: the next one is due at once. Whether there was none, so that the
+    /// Makes the next item of the partition due, because one is done with. Returns whether there was none, so that the
     /// partition is no longer held.
-    pub(super) fn release(&mut self, partition: &Partition) -> bool {
+    pub(super) fn release(&mut self, partition: &TopicPartition) -> bool {
         let emptied = self.partitions.get(partition).is_some_and(|queue| queue.items.is_empty());
         if emptied {
             self.partitions.remove(partition);
@@ -123,7 +123,7 @@ impl<T> Held<T> {
     }
 
     /// Forgets a partition that is no longer ours.
-    pub(super) fn forget(&mut self, partition: &Partition) {
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
         self.partitions.remove(partition);
     }
 }

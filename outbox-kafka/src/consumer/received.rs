@@ -1,10 +1,9 @@
-use std::any::type_name;
 use std::error::Error;
 use std::fmt;
 use std::time::SystemTime;
 
 use diesel_outbox_core::__private::from_unix_ms;
-use diesel_outbox_core::wire;
+use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, wire};
 use rdkafka::Message;
 use rdkafka::message::{Headers, OwnedMessage};
 use serde::de::DeserializeOwned;
@@ -20,7 +19,7 @@ pub struct Received {
 }
 
 impl Received {
-    /// The record that has this id and event type, as [`identity`] found them.
+    /// Returns the record that has this id and event type, as [`identity`] found them.
     pub(super) fn new(message: OwnedMessage, (id, event_type): (Uuid, String)) -> Self {
         Self { message, id, event_type }
     }
@@ -33,70 +32,82 @@ impl Received {
         self.message
     }
 
-    /// The event's id, by which the inbox recognises a duplicate. Header `id`.
+    /// Returns the event's id, by which the inbox recognises a duplicate. Header `id`.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// What happened, such as `OrderPlaced`. Header `eventType`.
+    /// Returns the event type, such as `OrderPlaced`. Header `eventType`.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// The version of the event's schema, where the record tells one. Header `eventVersion`.
+    /// Returns the version of the event's schema, if the record has one. Header `eventVersion`.
     pub fn event_version(&self) -> Option<u32> {
         self.header(wire::EVENT_VERSION_HEADER)?.parse().ok()
     }
 
-    /// The key: the aggregate's id.
+    /// Returns the key: the aggregate's id.
     pub fn key(&self) -> Option<&[u8]> {
         self.message.key()
     }
 
-    /// The payload as the event's emitter stored it; `None` is a tombstone.
+    /// Returns the payload as the event's emitter stored it; `None` is a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
         self.message.payload()
     }
 
-    /// The payload read as JSON.
+    /// Decodes the event, by its type and version.
     ///
     /// # Errors
-    /// [`Rejected`] where there is no payload or it cannot be read as a `T`. As trying again cannot help, a handler
-    /// that returns it with `?` sends the record to the dead letters at once.
-    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Rejected> {
-        let Some(payload) = self.payload() else {
-            return Err(Rejected::new(format!("there is no payload to read a {} from", type_name::<T>())));
+    /// Returns [`Rejected`] if the event is not as it should be. Because trying again cannot help, a handler
+    /// that returns the error with `?` sends the record to the dead letters at once.
+    pub fn decode<E: InboxEvent>(&self) -> Result<E, Rejected> {
+        let version = match self.header(wire::EVENT_VERSION_HEADER) {
+            Some(version) => Some(
+                version.parse().map_err(|_| Rejected::new("the header `eventVersion` is not a number"))?,
+            ),
+            None => None,
         };
-        serde_json::from_slice(payload).map_err(|error| {
-            // serde's own words may quote the payload, so they are the source, which is never logged.
-            let place = format!("line {}, column {}", error.line(), error.column());
-            let reason = format!("the payload is not the JSON of a {} ({place})", type_name::<T>());
-            Rejected::new(reason).with_source(error)
-        })
+        E::decode(&self.encoded().version(version)).map_err(undecoded)
     }
 
-    /// The value of the first header of this name, where it is text.
+    /// Reads the payload as JSON.
+    ///
+    /// # Errors
+    /// Returns [`Rejected`] if there is no payload, or if it cannot be read as a `T`. Because trying again cannot help, a handler
+    /// that returns the error with `?` sends the record to the dead letters at once.
+    pub fn json<T: DeserializeOwned>(&self) -> Result<T, Rejected> {
+        self.encoded().json().map_err(undecoded)
+    }
+
+    fn encoded(&self) -> EncodedEvent<'_> {
+        let key = self.key().and_then(|key| str::from_utf8(key).ok());
+        EncodedEvent::new(&self.event_type).payload(self.payload()).aggregate_id(key)
+    }
+
+    /// Returns the value of the first header of this name, if it is text.
     pub fn header(&self, name: &str) -> Option<&str> {
         headers::text(&self.message, name)
     }
 
-    /// All headers in their order, `id` and `eventType` among them.
+    /// Returns all headers in their order, `id` and `eventType` among them.
     pub fn headers(&self) -> impl Iterator<Item = (&str, Option<&[u8]>)> {
         let headers = self.message.headers().into_iter().flat_map(Headers::iter);
         headers.map(|header| (header.key, header.value))
     }
 
-    /// The topic it came from.
+    /// Returns the topic that it came from.
     pub fn topic(&self) -> &str {
         self.message.topic()
     }
 
-    /// The partition it came from.
+    /// Returns the partition that it came from.
     pub fn partition(&self) -> i32 {
         self.message.partition()
     }
 
-    /// Its place in the partition.
+    /// Returns its place in the partition.
     pub fn offset(&self) -> i64 {
         self.message.offset()
     }
@@ -104,6 +115,15 @@ impl Received {
     /// Returns when the event was emitted. A relay other than ours may have set the time of sending.
     pub fn timestamp(&self) -> Option<SystemTime> {
         self.message.timestamp().to_millis().map(from_unix_ms)
+    }
+}
+
+/// The decoder's own words may quote the payload, so they are the source, which is never logged.
+fn undecoded(error: DecodeError) -> Rejected {
+    let rejected = Rejected::new(error.to_string());
+    match error {
+        DecodeError::Payload { source, .. } => rejected.with_source(source),
+        _ => rejected,
     }
 }
 
@@ -120,13 +140,13 @@ impl fmt::Debug for Received {
     }
 }
 
-/// The id and the event type that the message's headers tell, which have been [checked](headers::check), or what it lacks to
+/// Returns the id and the event type from the message's headers, which have been [checked](headers::check), or what it lacks to
 /// be a record.
 pub(super) fn identity(message: &OwnedMessage) -> Result<(Uuid, String), &'static str> {
     if message.headers().is_none() {
         return Err(
             "the header `id` is missing: the record has no headers, or more than the 100,000 that librdkafka \
-                    reads, which the dead letter lacks",
+             reads, which the dead letter lacks",
         );
     }
     let id = headers::text(message, wire::ID_HEADER)
@@ -140,7 +160,7 @@ pub(super) fn identity(message: &OwnedMessage) -> Result<(Uuid, String), &'stati
     Ok((id, event_type.to_owned()))
 }
 
-/// The record can never be handled, however often it is tried. A handler returns it to send the record to the dead
+/// Why a record can never be handled, however often it is tried. A handler returns it to send the record to the dead
 /// letters at once:
 ///
 /// ```
@@ -163,12 +183,12 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// A rejection for this reason, which is logged and kept with the dead letter.
+    /// A rejection for this reason, which the consumer logs and keeps with the dead letter.
     pub fn new(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), source: None }
     }
 
-    /// Adds the error that caused the rejection. It is kept with the dead letter, but not logged.
+    /// Adds the error that caused the rejection. The consumer keeps it with the dead letter, but does not log it.
     #[must_use]
     pub fn with_source(self, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self { source: Some(source.into()), ..self }

@@ -9,27 +9,27 @@ use rdkafka::statistics::Partition as Numbers;
 use rdkafka::types::RDKafkaErrorCode as Code;
 use tracing::error;
 
-use super::held::Partition;
+use super::held::TopicPartition;
 
 /// How often librdkafka gives its statistics, in milliseconds, unless the user says otherwise.
 pub(super) const INTERVAL: &str = "5000";
-/// In so many statistics in a row a partition must stand still.
+/// A partition must stand still in this many statistics in a row.
 const LOOKS: u32 = 3;
 const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 /// A broker that answers at all does so within this: a fetch waits for half a second.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
-/// What librdkafka reported may be about another partition, so it is told, and nothing concluded from it.
+/// What librdkafka reported may be about another partition: the log line has it, and nothing follows from it.
 const ADVICE: &str = "no record arrives though the broker has some: the batch at this offset cannot be read. The partition waits, the \
-    others go on, and nothing is passed over. If the batch is compressed by zstd, turn on the feature `zstd` of diesel-outbox-kafka and \
-    start the consumer anew. If it is damaged, have another replica lead the partition that has it whole. Or give up what it holds: \
+    others go on, and the consumer passes over nothing. If the batch is compressed by zstd, turn on the feature `zstd` of diesel-outbox-kafka and \
+    start the consumer anew. If it is damaged, let a replica that has it whole lead the partition. Or give up what it holds: \
     stop the consumers of the group, and set its offset behind the batch with kafka-consumer-groups.sh --reset-offsets. If librdkafka \
-    has reported nothing, the network may only take long to bring the batch";
+    has reported nothing, the network may only be slow to bring the batch";
 
 /// What stood still in the last statistics.
 #[derive(Default)]
 pub(super) struct Stalls {
-    partitions: HashMap<Partition, Stall>,
+    partitions: HashMap<TopicPartition, Stall>,
     /// What librdkafka reported last of a batch.
     unreadable: Option<Code>,
 }
@@ -40,7 +40,7 @@ struct Stall {
     reported: Option<Instant>,
 }
 
-/// Whether this is about a batch that was received and cannot be read.
+/// Returns whether this is about a batch that was received and cannot be read.
 pub(super) fn is_unreadable(code: Code) -> bool {
     matches!(code, Code::NotImplemented | Code::BadCompression | Code::BadMessage)
 }
@@ -51,7 +51,7 @@ impl Stalls {
     }
 
     /// Reports the partitions that have stood still for long; those that are paused do so on purpose.
-    pub(super) fn look(&mut self, statistics: &Statistics, paused: &HashSet<Partition>) {
+    pub(super) fn look(&mut self, statistics: &Statistics, paused: &HashSet<TopicPartition>) {
         let answering: HashSet<i32> = statistics
             .brokers
             .values()
@@ -75,17 +75,17 @@ impl Stalls {
         }
     }
 
-    /// Those of the waiting, with the offset that each is to read next, that somebody is to know of.
-    fn due(&mut self, waiting: Vec<(Partition, i64)>, now: Instant) -> Vec<(Partition, i64)> {
+    /// Returns those of the waiting partitions that are to be reported, with the offset that each is to read next.
+    fn due(&mut self, waiting: Vec<(TopicPartition, i64)>, now: Instant) -> Vec<(TopicPartition, i64)> {
         let mut before = std::mem::take(&mut self.partitions);
         let mut due = Vec::new();
         for (partition, offset) in waiting {
             let known = before.remove(&partition).filter(|stall| stall.offset == offset);
             let mut stall = known.unwrap_or(Stall { offset, looks: 0, reported: None });
             stall.looks += 1;
-            let is_told =
+            let is_reported =
                 stall.reported.is_some_and(|at| now.saturating_duration_since(at) < REPORT_INTERVAL);
-            if stall.looks >= LOOKS && !is_told {
+            if stall.looks >= LOOKS && !is_reported {
                 stall.reported = Some(now);
                 due.push((partition.clone(), offset));
             }
@@ -95,12 +95,12 @@ impl Stalls {
     }
 }
 
-/// By the microseconds since something was received, which are negative if nothing was.
+/// Returns whether a broker answers, by the microseconds since it sent something; they are negative if it never did.
 fn answers(idle: i64) -> bool {
     u64::try_from(idle).is_ok_and(|idle| Duration::from_micros(idle) < ANSWERS_WITHIN)
 }
 
-/// Whether the partition is being read, has come to no end, and nothing of it is on its way to the consumer.
+/// Returns whether the partition is being read, has not come to its end, and nothing of it is on its way to the consumer.
 fn is_waiting(numbers: &Numbers) -> bool {
     // The last stable offset is where consumers that read only what is committed come to their end.
     let end = if numbers.ls_offset >= 0 { numbers.ls_offset } else { numbers.hi_offset };
@@ -114,12 +114,12 @@ fn is_waiting(numbers: &Numbers) -> bool {
 mod tests {
     use super::*;
 
-    fn waiting(partition: i32, offset: i64) -> (Partition, i64) {
+    fn waiting(partition: i32, offset: i64) -> (TopicPartition, i64) {
         (("t".to_owned(), partition), offset)
     }
 
     #[test]
-    fn only_a_partition_that_does_not_move_is_told_of_and_once_a_minute() {
+    fn only_a_partition_that_does_not_move_is_reported_and_once_a_minute() {
         let mut stalls = Stalls::default();
         let began = Instant::now();
         let mut look = |after, offset| {

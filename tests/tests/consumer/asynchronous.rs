@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use diesel_async::{AsyncConnection as _, AsyncPgConnection};
+use diesel_async::AsyncPgConnection;
 use diesel_outbox_kafka::consumer::{Consumer, ConsumerError};
 use outbox_tests::eventually;
 use tokio::runtime::Runtime;
@@ -27,9 +27,9 @@ async fn async_handlers_have_the_same_guarantees() {
             _ => Ok(()),
         }
     });
-    let consumer = consumer.spawn(bench.connect_async()).unwrap();
+    let consumer = consumer.spawn().unwrap();
     bench.wait_until_all_is_committed();
-    consumer.stop_async().await.unwrap();
+    consumer.stop().await.unwrap();
     assert_eq!(bench.bodies(), ["first", "flaky", "last"]);
     let dead = bench.dead_letters();
     assert_eq!((dead.len(), dead[0].text()), (1, Some("poison")));
@@ -50,26 +50,26 @@ fn a_runtime_that_shuts_down_does_not_count_as_an_attempt_for_any_record() {
     let consumer = {
         let _entered = runtime.enter();
         let consumer = bench.async_consumer().max_attempts(1).on("Counted", insert_effect_async);
-        consumer.spawn(connect).unwrap()
+        consumer.connect_with(connect).spawn().unwrap()
     };
     bench.send([(0, &Sent::new("before"))]);
     bench.wait_for_effects(1);
     runtime.shutdown_background();
     bench.send([(0, &Sent::new("after"))]);
     eventually("connections", PATIENCE, || (connections.load(Ordering::Relaxed) >= 4).then_some(()));
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
 
-    let consumer = bench.consumer().on("Counted", insert_effect).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().on("Counted", insert_effect).spawn().unwrap();
     bench.wait_until_all_is_committed();
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
     assert_eq!(bench.bodies(), ["before", "after"]);
     assert!(bench.dead_letters().is_empty());
 }
 
 #[test]
 fn an_async_consumer_needs_a_runtime() {
-    let consumer = Consumer::<AsyncPgConnection>::new_async("localhost:1", "billing").topics(["order"]);
-    let consumer = consumer.on_other(async |_, _| Ok(()));
-    let spawned = consumer.spawn(async || AsyncPgConnection::establish("postgres://nowhere").await);
-    assert!(matches!(spawned, Err(ConsumerError::NoRuntime)));
+    let consumer = Consumer::<AsyncPgConnection>::new_async("localhost:1", "billing");
+    let consumer =
+        consumer.database_url("postgres://nowhere").topics(["order"]).on_other(async |_, _| Ok(()));
+    assert!(matches!(consumer.spawn(), Err(ConsumerError::NoRuntime)));
 }

@@ -166,11 +166,13 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) fn consumer(&self) -> Consumer<PgConnection> {
-        consumer(self.kafka.brokers(), &self.name, &self.topic)
+        consumer(self.kafka.brokers(), &self.name, &self.topic).database_url(self.database.url())
     }
 
     pub(crate) fn async_consumer(&self) -> Consumer<AsyncPgConnection, AsyncHandler<AsyncPgConnection>> {
-        quick(Consumer::new_async(self.kafka.brokers(), &self.name)).topics([&self.topic])
+        let consumer =
+            Consumer::new_async(self.kafka.brokers(), &self.name).database_url(self.database.url());
+        quick(consumer).topics([&self.topic])
     }
 
     pub(crate) fn connect_async(

@@ -28,15 +28,14 @@ fn a_failing_handler_is_retried_while_other_partitions_flow_and_the_order_is_kep
         }
         Ok(())
     };
-    let consumer =
-        bench.consumer().max_attempts(u32::MAX).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().max_attempts(u32::MAX).on("Counted", handler).spawn().unwrap();
     eventually("tries", PATIENCE, || (tried.load(Ordering::Relaxed) >= 3).then_some(()));
     assert!(bench.effects().is_empty(), "what a failed try did was rolled back, and those behind it wait");
     bench.send([(1, &other)]);
     bench.wait_for_effects(4);
     bench.send([(0, &Sent::new("d"))]);
     bench.wait_for_effects(5);
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
     assert_eq!(bench.bodies(), ["other", "a", "b", "c", "d"]);
     assert!(bench.dead_letters().is_empty());
 }
@@ -56,10 +55,10 @@ fn a_poison_record_becomes_a_dead_letter_after_max_attempts_and_the_rest_flows()
         }
         Ok(())
     };
-    let consumer = bench.consumer().max_attempts(3).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().max_attempts(3).on("Counted", handler).spawn().unwrap();
     bench.wait_for_effects(1);
     bench.wait_until_all_is_committed();
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
 
     assert_eq!(bench.bodies(), ["rest"]);
     assert_eq!(tries.load(Ordering::Relaxed), 3);
@@ -91,9 +90,9 @@ fn a_panic_of_a_handler_counts_as_a_failure() {
         assert!(r.payload() != Some(b"poison"), "the handler cannot take it");
         Ok(())
     };
-    let consumer = bench.consumer().max_attempts(2).on("Counted", handler).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().max_attempts(2).on("Counted", handler).spawn().unwrap();
     bench.wait_for_effects(1);
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
     assert_eq!(bench.bodies(), ["rest"]);
     let dead = bench.dead_letters();
     assert!(dead[0].header("outbox-error").unwrap().contains("panicked: the handler cannot take it"));
@@ -111,9 +110,9 @@ fn a_payload_that_cannot_be_read_becomes_a_dead_letter_at_once() {
     };
     // With a back-off as long as this, a second attempt would be too late for the test.
     let consumer = bench.consumer().backoff(PATIENCE * 2, PATIENCE * 2).on_json("Counted", handler);
-    let consumer = consumer.spawn(bench.connect()).unwrap();
+    let consumer = consumer.spawn().unwrap();
     bench.wait_for_effects(1);
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
     let dead = bench.dead_letters();
     assert_eq!((dead.len(), dead[0].text()), (1, Some("text")));
     assert!(
@@ -134,9 +133,9 @@ fn a_record_without_a_valid_id_or_type_becomes_a_dead_letter_with_the_reason() {
     let untyped = Sent { headers: vec![("id", rest.id.to_string())], ..Sent::new("no type") };
     let unknown = Sent::new("unknown").with_type("Other");
     bench.send([(0, &none), (0, &bad), (0, &untyped), (0, &unknown), (0, &rest)]);
-    let consumer = bench.consumer().on("Counted", insert_effect).spawn(bench.connect()).unwrap();
+    let consumer = bench.consumer().on("Counted", insert_effect).spawn().unwrap();
     bench.wait_for_effects(1);
-    consumer.stop().unwrap();
+    consumer.stop_blocking().unwrap();
     let reasons: Vec<String> =
         bench.dead_letters().iter().map(|dead| dead.header("outbox-error").unwrap().to_owned()).collect();
     assert_eq!(reasons.len(), 3, "one of an unknown type is skipped");

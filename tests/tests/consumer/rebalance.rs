@@ -34,7 +34,7 @@ fn rebalance_in_the_middle(strategy: &str) {
     let consumer = |name: &'static str| {
         let handler = move |c: &mut PgConnection, r: &Received| insert_effect_slowly(c, r, name);
         let consumer = bench.consumer().set("partition.assignment.strategy", strategy);
-        consumer.on("Counted", handler).spawn(bench.connect()).unwrap()
+        consumer.on("Counted", handler).spawn().unwrap()
     };
     let handled_by = |name: &str| bench.effects().iter().filter(|effect| effect.consumer == name).count();
     let first = consumer("first");
@@ -43,11 +43,11 @@ fn rebalance_in_the_middle(strategy: &str) {
     eventually("effects of the second consumer", PATIENCE, || (handled_by("second") >= 200).then_some(()));
     let before = handled_by("first");
     eventually("effects of both", PATIENCE, || (handled_by("first") > before).then_some(()));
-    first.stop().unwrap();
+    first.stop_blocking().unwrap();
     let left = bench.effects().len();
     assert!(left < 2_000, "the first consumer was not stopped in the middle");
     bench.wait_until_all_is_committed();
-    second.stop().unwrap();
+    second.stop_blocking().unwrap();
 
     let effects: Vec<Uuid> = bench.effects().iter().map(|effect| effect.id).collect();
     assert_eq!(effects.len(), 2_000, "effects");
@@ -68,7 +68,7 @@ fn a_partition_that_waits_for_a_retry_can_be_taken_away_and_come_back() {
             if broken.load(Ordering::Relaxed) { Err("not yet".into()) } else { insert_effect(c, r) }
         };
         let consumer = bench.consumer().max_attempts(u32::MAX).on("Counted", handler);
-        (consumer.spawn(bench.connect()).unwrap(), tried)
+        (consumer.spawn().unwrap(), tried)
     };
     let wait_for_tries = |tried: &Mutex<Vec<i32>>, partition, count| {
         eventually("tries", PATIENCE, || {
@@ -87,12 +87,12 @@ fn a_partition_that_waits_for_a_retry_can_be_taken_away_and_come_back() {
     wait_for_tries(&tried_by_first, 1 - lost, 5);
     assert!(!tried_by_first.lock().unwrap().contains(&lost), "the first still tries what it has lost");
 
-    second.stop().unwrap();
+    second.stop_blocking().unwrap();
     wait_for_tries(&tried_by_first, lost, 1);
     broken.store(false, Ordering::Relaxed);
     bench.send([(0, &Sent::new("c")), (1, &Sent::new("d"))]);
     bench.wait_for_effects(4);
     bench.wait_until_all_is_committed();
-    first.stop().unwrap();
+    first.stop_blocking().unwrap();
     assert_eq!(bench.effects().len(), 4);
 }

@@ -1,7 +1,8 @@
 use diesel::prelude::*;
 use diesel_outbox_kafka::consumer::HandlerError;
+use uuid::Uuid;
 
-use crate::events::{OrderPaid, OrderPlaced};
+use crate::events::OrderEvent;
 
 diesel::table! {
     invoice (number) {
@@ -13,22 +14,31 @@ diesel::table! {
     }
 }
 
-pub(crate) fn write(c: &mut PgConnection, order: OrderPlaced) -> Result<(), HandlerError> {
+/// The consumer calls it once for each event, in the transaction that notes the event's id in the inbox.
+pub(crate) fn handle(c: &mut PgConnection, event: OrderEvent) -> Result<(), HandlerError> {
+    match event {
+        OrderEvent::Placed { order_id, customer, total_cents } => write(c, order_id, &customer, total_cents)?,
+        OrderEvent::Paid { order_id } => settle(c, order_id)?,
+    }
+    Ok(())
+}
+
+fn write(c: &mut PgConnection, order_id: Uuid, customer: &str, total_cents: i64) -> QueryResult<()> {
     diesel::insert_into(invoice::table)
         .values((
-            invoice::order_id.eq(order.order_id),
-            invoice::customer.eq(order.customer),
-            invoice::total_cents.eq(order.total_cents),
+            invoice::order_id.eq(order_id),
+            invoice::customer.eq(customer),
+            invoice::total_cents.eq(total_cents),
         ))
         .execute(c)?;
     Ok(())
 }
 
-pub(crate) fn settle(c: &mut PgConnection, order: OrderPaid) -> Result<(), HandlerError> {
-    let of_order = invoice::table.filter(invoice::order_id.eq(order.order_id));
+fn settle(c: &mut PgConnection, order_id: Uuid) -> Result<(), HandlerError> {
+    let of_order = invoice::table.filter(invoice::order_id.eq(order_id));
     match diesel::update(of_order).set(invoice::paid.eq(true)).execute(c)? {
         // Its OrderPlaced is a dead letter, say. This event will be one too, to be sent again after that one.
-        0 => Err(format!("there is no invoice for the order {}", order.order_id).into()),
+        0 => Err(format!("there is no invoice for the order {order_id}").into()),
         _ => Ok(()),
     }
 }

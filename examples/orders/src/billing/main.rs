@@ -1,4 +1,4 @@
-//! The service that writes an invoice for each order. It learns of orders from Kafka, and its inbox sees to it that an
+//! The service that writes an invoice for each order. It learns of orders from Kafka, and because of its inbox an
 //! event that is delivered twice has its effect once.
 
 mod events;
@@ -6,31 +6,35 @@ mod invoices;
 
 use std::env;
 use std::error::Error;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use diesel::{Connection, PgConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use diesel_outbox_kafka::consumer::Consumer;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/billing");
 
-fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().init();
     let database_url = env::var("DATABASE_URL")?;
     let brokers = env::var("BROKERS").unwrap_or_else(|_| "localhost:9092".to_owned());
     migrate(&database_url)?;
 
-    let stop = Arc::new(AtomicBool::new(false));
-    signal_hook::flag::register(SIGTERM, Arc::clone(&stop))?;
-    signal_hook::flag::register(SIGINT, Arc::clone(&stop))?;
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
     Consumer::new(brokers, "billing")
+        .database_url(database_url)
         .topics(["outbox.event.order"])
-        .on_json("OrderPlaced", invoices::write)
-        .on_json("OrderPaid", invoices::settle)
-        .run(move || PgConnection::establish(&database_url), || stop.load(Ordering::Relaxed))?;
+        .on_event(invoices::handle)
+        .run(stop)
+        .await?;
     info!("stopped");
     Ok(())
 }

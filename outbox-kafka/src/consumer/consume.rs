@@ -2,41 +2,42 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use diesel_outbox::{Inbox, Once, Pruning};
+use diesel_outbox_core::__private::Stop;
 use rdkafka::Message;
 use rdkafka::message::OwnedMessage;
-use tracing::{debug, error, info, info_span, warn};
+use tracing::{debug, error, error_span, info, info_span, warn};
 
 use super::backoff::Backoff;
-use super::database::{Attempt, Database};
+use super::connection::{Attempt, Reconnecting};
 use super::dead_letters::{DeadLetters, full_text};
 use super::group::Group;
 use super::handlers::{Handler, Handlers, UnknownTypes};
 use super::held::{Held, Item, Task};
 use super::{ConsumerError, Received, Rejected};
 
-/// How soon a stop is noticed.
+/// How soon the consumer notices a stop.
 const STOP_WAIT: Duration = Duration::from_millis(100);
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// How many times as long as a step of pruning took the time until the next one is: what is left for records.
+/// The time until the next step of pruning is this many times as long as the step took: it is left for records.
 const PRUNE_PAUSE: u32 = 3;
 const MOST_SKIPPED: usize = 1_000;
-/// In bytes: the longest that an outbox can hold.
+/// The longest event type that an outbox can hold, in bytes.
 const LONGEST_SKIPPED: usize = 4 * 255;
 
-/// The consumer at work: one record at a time, in the order in which each partition has them.
-pub(super) struct Worker<C, H> {
+/// The consumer at work: it handles one record at a time, in the order in which each partition has them.
+pub(super) struct ConsumerLoop<C, H> {
     pub(super) group: Group,
     pub(super) inbox: Inbox,
-    pub(super) database: Database<C>,
+    pub(super) database: Reconnecting<C>,
     pub(super) handlers: Handlers<H>,
     pub(super) dead_letters: DeadLetters,
     pub(super) options: Options,
     pub(super) held: Held,
-    /// The event types that were skipped so far, as far as they are told of.
+    /// The event types that were skipped and logged so far.
     pub(super) skipped: HashSet<String>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Options {
     pub(super) unknown_types: UnknownTypes,
     pub(super) max_attempts: u32,
@@ -45,18 +46,29 @@ pub(super) struct Options {
 }
 
 /// What became of a record for now.
-enum Outcome {
+enum Handled {
     Done,
     TryAgain { wait: Duration },
     DeadLetter { reason: String },
 }
 
-impl<C, H: Handler<C>> Worker<C, H> {
-    pub(super) fn run(mut self, mut stop: impl FnMut() -> bool) -> Result<(), ConsumerError> {
-        info!(consumer = self.inbox.consumer(), "the consumer has started");
+impl<C, H: Handler<C>> ConsumerLoop<C, H> {
+    /// Works until it is to stop. An error is one that trying again cannot mend.
+    pub(super) fn run(mut self, stop: &Stop) -> Result<(), ConsumerError> {
+        let _span = error_span!("consumer", name = self.inbox.consumer()).entered();
+        info!("the consumer has started");
+        self.work_until(stop)
+            .inspect_err(|error| error!(%error, "the consumer cannot go on and has stopped"))?;
+        self.group.leave();
+        info!("the consumer has stopped");
+        Ok(())
+    }
+
+    fn work_until(&mut self, stop: &Stop) -> Result<(), ConsumerError> {
         let mut pruning = self.options.retention.map(Pruning::new);
         let mut prune_at = Instant::now();
-        while !stop() {
+        while !stop.is_set() {
+            self.database.begin::<H>(&self.inbox)?;
             self.group.commit_if_due();
             self.dead_letters.listen();
             if let Some(pruning) = &mut pruning
@@ -72,8 +84,7 @@ impl<C, H: Handler<C>> Worker<C, H> {
                 self.work_on(item);
             }
             // However much is held, the group must see that this member is alive.
-            let message =
-                self.group.poll(self.wait()).inspect_err(|error| error!(%error, "the consumer ends"))?;
+            let message = self.group.poll(self.wait())?;
             for partition in self.group.revoked() {
                 self.held.forget(&partition);
             }
@@ -81,8 +92,6 @@ impl<C, H: Handler<C>> Worker<C, H> {
                 self.receive(message);
             }
         }
-        self.group.leave();
-        info!(consumer = self.inbox.consumer(), "the consumer has stopped");
         Ok(())
     }
 
@@ -108,22 +117,22 @@ impl<C, H: Handler<C>> Worker<C, H> {
         };
         let partition = item.partition();
         match outcome {
-            Outcome::Done => {
+            Handled::Done => {
                 self.group.done(&partition, item.message().offset());
                 if self.held.release(&partition) {
                     self.group.resume(&partition);
                 }
             }
-            Outcome::TryAgain { wait } => {
+            Handled::TryAgain { wait } => {
                 if self.held.hold(partition.clone(), item, Instant::now() + wait) {
                     self.group.pause(&partition);
                 }
             }
-            Outcome::DeadLetter { reason } => self.work_on(item.into_dead_letter(reason)),
+            Handled::DeadLetter { reason } => self.work_on(item.into_dead_letter(reason)),
         }
     }
 
-    fn handle(&mut self, received: &Received, attempts: u32, failures: &mut u32) -> Outcome {
+    fn handle(&mut self, received: &Received, attempts: u32, failures: &mut u32) -> Handled {
         let (id, event_type) = (received.id(), received.event_type());
         let (topic, partition, offset) = (received.topic(), received.partition(), received.offset());
         let _span = info_span!("record", topic, partition, offset, %id, event_type).entered();
@@ -138,9 +147,9 @@ impl<C, H: Handler<C>> Worker<C, H> {
                             "there is no handler for the event type `{event_type}`: its records are skipped"
                         );
                     }
-                    Outcome::Done
+                    Handled::Done
                 }
-                UnknownTypes::DeadLetter => Outcome::DeadLetter {
+                UnknownTypes::DeadLetter => Handled::DeadLetter {
                     reason: format!("the consumer has no handler for the event type `{event_type}`"),
                 },
             };
@@ -148,11 +157,11 @@ impl<C, H: Handler<C>> Worker<C, H> {
         let error = match self.database.once(&self.inbox, received, handler) {
             Attempt::Done(once) => {
                 debug!(duplicate = once == Once::Duplicate, "handled");
-                return Outcome::Done;
+                return Handled::Done;
             }
             Attempt::Unavailable => {
                 let wait = self.options.backoff.after(attempts).max(self.database.wait());
-                return Outcome::TryAgain { wait };
+                return Handled::TryAgain { wait };
             }
             Attempt::Failed(error) => error,
         };
@@ -163,14 +172,14 @@ impl<C, H: Handler<C>> Worker<C, H> {
             } else {
                 error!(%error, failures, "the handler failed for the last time");
             }
-            return Outcome::DeadLetter { reason: full_text(&*error) };
+            return Handled::DeadLetter { reason: full_text(&*error) };
         }
         let wait = self.options.backoff.after(*failures);
-        warn!(%error, failures, ?wait, "the handler failed; the record is tried again");
-        Outcome::TryAgain { wait }
+        warn!(%error, failures, ?wait, "the handler failed; the consumer tries the record again");
+        Handled::TryAgain { wait }
     }
 
-    fn dead_letter(&self, message: &OwnedMessage, readable: bool, reason: &str, attempts: u32) -> Outcome {
+    fn dead_letter(&self, message: &OwnedMessage, readable: bool, reason: &str, attempts: u32) -> Handled {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         match self.dead_letters.send(message, readable, reason) {
             Ok(()) => {
@@ -181,12 +190,12 @@ impl<C, H: Handler<C>> Worker<C, H> {
                     to = self.dead_letters.topic(topic),
                     "the record is a dead letter"
                 );
-                Outcome::Done
+                Handled::Done
             }
             Err(error) => {
                 let wait = self.options.backoff.after(attempts);
                 error!(topic, partition, offset, ?wait, "{error}");
-                Outcome::TryAgain { wait }
+                Handled::TryAgain { wait }
             }
         }
     }
