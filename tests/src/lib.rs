@@ -42,7 +42,7 @@ pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;
 pub use wait::{eventually, eventually_async, eventually_ok};
 
-/// The README's code must compile.
+/// The README's code must compile: `build.rs` adds what its snippets do not show.
 #[cfg(doctest)]
-#[doc = include_str!("../../README.md")]
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/readme.md"))]
 struct Readme;
