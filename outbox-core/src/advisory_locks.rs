@@ -1,14 +1,14 @@
-//! The advisory locks by which emitters and relays of a PostgreSQL database agree on who is awake. They are hints only: any role may
-//! take them. These are the first halves of their keys; the second half is the oid of the table `outbox`, so that each schema has
-//! its own.
+//! The advisory locks with which the emitters and relays of a PostgreSQL database agree on who is awake. They are only hints,
+//! because any role may take them. The constants are the first halves of their keys. The second half is the oid of the table
+//! `outbox`, so that each schema has its own locks.
 
-/// Held exclusively by the relay that listens, while it sleeps and is to be notified. It is "outb" as a number.
+/// Held exclusively by the listening relay while it sleeps and wants to be notified. The number spells "outb".
 pub const ASLEEP: i32 = 1_869_968_482;
 /// Held exclusively by the one relay that listens for notifications.
 pub const LEADER: i32 = ASLEEP + 1;
-/// Held shared by every worker that is at work, so that they can count each other.
+/// Held shared by every active worker, so that workers can count each other.
 pub const WORKING: i32 = ASLEEP + 2;
-/// Held exclusively by the next in line to read the write-ahead log.
+/// Held exclusively by the relay that is next in line to read the write-ahead log.
 pub const NEXT_READER: i32 = ASLEEP + 4;
 
 /// An SQL expression that notifies the relay if it sleeps: only then is its lock held. If it is awake, or there is none, nothing is
@@ -20,7 +20,7 @@ pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('of
                         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \
                         WHEN NOT pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) THEN NULL END";
 
-/// [`WAKE`] for the table in this schema, which is quoted already.
+/// Returns [`WAKE`] for the table in this schema, whose name must already be quoted.
 pub fn wake_in(schema: &str) -> String {
     let table = format!("'{}.outbox'::regclass", schema.replace('\'', "''"));
     WAKE.replace("'outbox'::regclass", &table)
@@ -29,7 +29,7 @@ pub fn wake_in(schema: &str) -> String {
 #[cfg(test)]
 mod tests {
     #[test]
-    fn a_schema_stands_before_each_mention_of_the_table() {
+    fn the_schema_precedes_each_mention_of_the_table() {
         let wake = super::wake_in("\"o'ne\"");
         assert_eq!(wake.matches("'\"o''ne\".outbox'::regclass::oid").count(), 3);
         assert_eq!(wake.matches("regclass").count(), 3);

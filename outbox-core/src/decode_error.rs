@@ -1,24 +1,24 @@
 use std::error::Error;
 
-/// Why an event could not be decoded.
+/// The reason why an event could not be decoded.
 ///
-/// No message quotes the payload or the aggregate id, which may be confidential. The decoder's own words may: they are the
-/// [`source`](Error::source).
+/// No message quotes the payload or the aggregate id, because both may be confidential. The decoder's own error, which is the
+/// [`source`](Error::source), may quote them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// The event's type is none that is known here. A consumer that need not handle it passes over it.
+    /// The Rust type does not decode events of this type. A consumer that does not need them can skip the event.
     #[error("the event type `{event_type}` is unknown here; known: {}", known.join(", "))]
     UnknownType {
         /// The event's type.
         event_type: String,
-        /// The types that are known.
+        /// The event types that the Rust type decodes.
         known: &'static [&'static str],
     },
-    /// The event's version is none that is known here: the consumer is older than the event, or has no upcaster for it.
+    /// The Rust type does not decode this version: the consumer is older than the event, or has no `upcast` for it.
     #[error(
-        "the event `{event_type}` has {}, which is unknown here; known: {}. Bring this consumer up to date, or give it an \
-         `upcast` for this version",
+        "the event `{event_type}` has {}, which is unknown here; known: {}. Update this consumer, or add an `upcast` for this \
+         version",
         .version.map_or_else(|| "no version".to_owned(), |version| format!("version {version}")),
         list(known)
     )]
@@ -27,18 +27,19 @@ pub enum DecodeError {
         event_type: String,
         /// Its version, if it has one.
         version: Option<u32>,
-        /// The versions that are known.
+        /// The versions that the Rust type decodes.
         known: &'static [u32],
     },
     /// The event is a tombstone, but its type needs a payload.
     #[error(
-        "the event `{event_type}` has no payload, but its type needs one: mark it `#[outbox(tombstone)]` if it has none"
+        "the event `{event_type}` has no payload, but its type needs one: if such events are tombstones, mark the type \
+         `#[outbox(tombstone)]`"
     )]
     NoPayload {
         /// The event's type.
         event_type: String,
     },
-    /// The payload is not what the type needs.
+    /// The payload does not match the type.
     #[error(
         "the payload of the event `{event_type}` cannot be decoded as `{target}`{}",
         .position.map(|(line, column)| format!(" at line {line}, column {column}")).unwrap_or_default()
@@ -46,9 +47,9 @@ pub enum DecodeError {
     Payload {
         /// The event's type.
         event_type: String,
-        /// The Rust type that was to be decoded.
+        /// The Rust type that the payload should become.
         target: &'static str,
-        /// The line and the column of the payload, from 1, where the decoder stopped, if it counts them.
+        /// The line and column of the payload, counted from 1, at which the decoder stopped, if it reports them.
         position: Option<(usize, usize)>,
         /// The decoder's own error, which may quote the payload.
         source: Box<dyn Error + Send + Sync>,
@@ -61,15 +62,15 @@ pub enum DecodeError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The payload was decoded as an event of another type, which was refused.
+    /// The payload decodes as an event of another type.
     #[error(
-        "the payload of the event `{event_type}` was decoded as another variant of `{target}`, and was refused: remove \
+        "the payload of the event `{event_type}` decodes as another variant of `{target}`, so it was refused: remove \
          `#[serde(untagged)]` from the enum, which does not change the payloads"
     )]
     WrongType {
         /// The event's type.
         event_type: String,
-        /// The Rust type that was to be decoded.
+        /// The Rust type that the payload should become.
         target: &'static str,
     },
 }

@@ -4,9 +4,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{DecodeError, Record, wire};
 
-/// An event that can be read again from what was sent: the counterpart of [`OutboxEvent`](crate::OutboxEvent).
+/// An event that a consumer can decode: the counterpart of [`OutboxEvent`](crate::OutboxEvent).
 ///
-/// Derive it with `#[derive(InboxEvent)]`, on the same type as `OutboxEvent` or on one of the consumer's own.
+/// Derive it with `#[derive(InboxEvent)]`, on the type that derives `OutboxEvent` or on the consumer's own type.
 ///
 /// ```
 /// use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent};
@@ -14,7 +14,7 @@ use crate::{DecodeError, Record, wire};
 /// #[derive(serde::Deserialize)]
 /// struct OrderPlaced { order_id: u64 }
 ///
-/// // By hand, it is a few lines; the derive also knows versions, variants and tombstones.
+/// // A few lines by hand; the derive also handles versions, variants and tombstones.
 /// impl InboxEvent for OrderPlaced {
 ///     const EVENT_TYPES: &'static [&'static str] = &["OrderPlaced"];
 ///
@@ -31,23 +31,23 @@ use crate::{DecodeError, Record, wire};
 /// # Ok::<(), DecodeError>(())
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` cannot be decoded from what was sent of an event",
+    message = "`{Self}` cannot be decoded from a received event",
     label = "this does not implement `InboxEvent`",
     note = "put `#[derive(InboxEvent)]` on `{Self}`, beside `#[derive(serde::Deserialize)]`"
 )]
 pub trait InboxEvent: Sized {
-    /// The event types that this type decodes, each once.
+    /// The event types that this type decodes, without duplicates.
     const EVENT_TYPES: &'static [&'static str];
 
-    /// Decodes the event, by its type and version.
+    /// Decodes the event according to its type and version.
     ///
     /// # Errors
-    /// [`DecodeError::UnknownType`] and [`DecodeError::UnknownVersion`] for an event that this type does not know, and
-    /// the others for one that is not as it should be.
+    /// [`DecodeError::UnknownType`] or [`DecodeError::UnknownVersion`] if this type does not decode such events, and the other
+    /// variants if the event is malformed.
     fn decode(event: &EncodedEvent<'_>) -> Result<Self, DecodeError>;
 }
 
-/// What a consumer receives of an event, as far as decoding needs it.
+/// The parts of a received event that decoding needs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EncodedEvent<'a> {
@@ -58,27 +58,27 @@ pub struct EncodedEvent<'a> {
 }
 
 impl<'a> EncodedEvent<'a> {
-    /// An event of this type, the header [`eventType`](wire::EVENT_TYPE_HEADER), without anything else.
+    /// Returns an event of this type, which is the header [`eventType`](wire::EVENT_TYPE_HEADER), with nothing else set.
     #[must_use]
     pub fn new(event_type: &'a str) -> Self {
         Self { event_type, version: None, payload: None, aggregate_id: None }
     }
 
-    /// Sets the version, the header [`eventVersion`](wire::EVENT_VERSION_HEADER).
+    /// Sets the version, which is the header [`eventVersion`](wire::EVENT_VERSION_HEADER). Default: none.
     #[must_use]
     pub fn version(mut self, version: Option<u32>) -> Self {
         self.version = version;
         self
     }
 
-    /// Sets the payload, the value on Kafka; `None` is a tombstone.
+    /// Sets the payload, which is the value on Kafka. Default: `None`, a tombstone.
     #[must_use]
     pub fn payload(mut self, payload: Option<&'a [u8]>) -> Self {
         self.payload = payload;
         self
     }
 
-    /// Sets the aggregate id, the key on Kafka.
+    /// Sets the aggregate id, which is the key on Kafka. Default: none.
     #[must_use]
     pub fn aggregate_id(mut self, aggregate_id: Option<&'a str>) -> Self {
         self.aggregate_id = aggregate_id;
@@ -90,17 +90,17 @@ impl<'a> EncodedEvent<'a> {
         self.event_type
     }
 
-    /// Returns the version, if one was sent.
+    /// Returns the version, or `None` if the event has none.
     pub fn get_version(&self) -> Option<u32> {
         self.version
     }
 
-    /// Returns the payload; a tombstone has none.
+    /// Returns the payload, or `None` for a tombstone.
     pub fn get_payload(&self) -> Option<&'a [u8]> {
         self.payload
     }
 
-    /// Returns the aggregate id.
+    /// Returns the aggregate id, or `None` if it was not set.
     pub fn get_aggregate_id(&self) -> Option<&'a str> {
         self.aggregate_id
     }
@@ -108,17 +108,17 @@ impl<'a> EncodedEvent<'a> {
     /// Decodes the payload from JSON.
     ///
     /// # Errors
-    /// [`DecodeError::NoPayload`] for a tombstone, and [`DecodeError::Payload`] if the payload is not such JSON.
+    /// [`DecodeError::NoPayload`] for a tombstone, and [`DecodeError::Payload`] if the payload is not JSON of this type.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, DecodeError> {
         serde_json::from_slice(self.require_payload()?).map_err(|error| self.not_json::<T>(error))
     }
 
-    /// Returns the error for an event whose type is none of these.
+    /// Returns the error for an event whose type is not among the known ones.
     pub fn unknown_type(&self, known: &'static [&'static str]) -> DecodeError {
         DecodeError::UnknownType { event_type: self.event_type.to_owned(), known }
     }
 
-    /// Returns the error for an event whose version is none of these.
+    /// Returns the error for an event whose version is not among the known ones.
     pub fn unknown_version(&self, known: &'static [u32]) -> DecodeError {
         let (event_type, version) = (self.event_type.to_owned(), self.version);
         DecodeError::UnknownVersion { event_type, version, known }
@@ -138,7 +138,7 @@ impl<'a> EncodedEvent<'a> {
     }
 }
 
-/// What a consumer will receive of this record: for tests without a broker.
+/// Returns the event as a consumer will receive it, for tests without a broker.
 impl<'a> From<&'a Record> for EncodedEvent<'a> {
     fn from(record: &'a Record) -> Self {
         let version = record.headers().iter().find(|(name, _)| name == wire::EVENT_VERSION_HEADER);
@@ -149,7 +149,7 @@ impl<'a> From<&'a Record> for EncodedEvent<'a> {
     }
 }
 
-/// Shows the payload's size only, because the payload may be confidential.
+/// Shows only the size of the payload, because the payload may be confidential.
 impl fmt::Debug for EncodedEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EncodedEvent")

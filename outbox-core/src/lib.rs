@@ -1,16 +1,27 @@
-//! The parts of a transactional outbox that know neither a database nor a broker: what an [event](OutboxEvent) is,
-//! how it looks as a stored [record](Record), how that record looks [on Kafka](wire), and the two small traits
-//! between which a relay works, a [`Source`] of records and a [`Publisher`].
+//! The database- and broker-independent parts of diesel-outbox.
 //!
-//! In a service that emits events, depend on `diesel-outbox`, which re-exports what you need from here. Depend on
-//! this crate alone if you write a source or a publisher of your own.
+//! In a service, depend on `diesel-outbox`, which re-exports what you need from here. Depend on this crate directly
+//!
+//! - in a crate that defines events and does not need Diesel: use `#[derive(OutboxEvent)]` of `diesel-outbox-derive` with
+//!   `#[outbox(crate = diesel_outbox_core)]`;
+//! - to connect a relay to another database or broker: implement [`Source`] or [`Publisher`].
+//!
+//! | item | what it is |
+//! |---|---|
+//! | [`OutboxEvent`], [`InboxEvent`] | the traits of domain types that are emitted and decoded |
+//! | [`Record`] | an event as it is stored and sent |
+//! | [`wire`] | the format of a record on Kafka |
+//! | [`Source`], [`Publisher`] | the two ends of a relay |
+//! | [`shard_of`] | the shard of an aggregate, which every program that writes to the outbox must compute |
+//!
+//! An event is any type that can be turned into a record:
 //!
 //! ```
 //! use diesel_outbox_core::{OutboxEvent, Record, RecordError};
 //!
 //! struct OrderPlaced { order_id: u64, total_cents: i64 }
 //!
-//! // What `#[derive(OutboxEvent)]` writes for you:
+//! // `#[derive(OutboxEvent)]` writes such an implementation for you:
 //! impl OutboxEvent for OrderPlaced {
 //!     fn to_record(&self) -> Result<Record, RecordError> {
 //!         Record::new("order", self.order_id.to_string(), "OrderPlaced")

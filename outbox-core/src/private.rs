@@ -1,5 +1,5 @@
-//! What the code written by the derives calls, and what the crates share. No part of the public interface: it may change in any
-//! release. The traits are there for what the compiler says where one is not implemented.
+//! The items that the derives' generated code calls and that the crates share. They are not part of the public API and may change
+//! in any release. The traits exist for the compiler's message when one is not implemented.
 
 #[path = "decoding.rs"]
 mod decoding;
@@ -20,7 +20,7 @@ pub use self::decoding::{
 pub use self::running::{Running, Stop, panic_message};
 use crate::{Record, RecordError, variant};
 
-/// A database's messages have line breaks, which a log line should not have.
+/// Puts a message on one line: databases report errors with line breaks, which a log line should not have.
 pub fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
@@ -32,7 +32,7 @@ pub fn from_unix_ms(ms: i64) -> SystemTime {
     time.unwrap_or(UNIX_EPOCH)
 }
 
-/// A time as milliseconds since 1970, rounded down.
+/// Converts a time to milliseconds since 1970, rounded down.
 pub fn unix_ms(time: SystemTime) -> i64 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
@@ -44,14 +44,14 @@ pub fn unix_ms(time: SystemTime) -> i64 {
     }
 }
 
-/// What an aggregate id or a header can be made from.
+/// A value that an aggregate id or a header can be made from.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be written as the text of an id or a header",
     label = "this does not implement `std::fmt::Display`",
-    note = "implement `std::fmt::Display` for `{Self}`, or make the id with a function: `#[outbox(id = path::to::function)]`"
+    note = "implement `std::fmt::Display` for `{Self}`, or let a function make the id: `#[outbox(id = path::to::function)]`"
 )]
 pub trait Text {
-    /// The text.
+    /// Returns the text.
     fn text(&self) -> String;
 }
 
@@ -62,7 +62,7 @@ impl<T: Display + ?Sized> Text for T {
     }
 }
 
-/// What can be a payload by default.
+/// A value that can be a payload by default.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be written as JSON, which is the payload by default",
     label = "this does not implement `serde::Serialize`",
@@ -70,13 +70,13 @@ impl<T: Display + ?Sized> Text for T {
             `#[outbox(payload = path::to::function)]` or `#[outbox(tombstone)]`"
 )]
 pub trait Json {
-    /// The record with this as its payload.
+    /// Returns the record with this value as its payload.
     ///
     /// # Errors
     /// [`RecordError::Encode`] with serde's error.
     fn json(&self, record: Record) -> Result<Record, RecordError>;
 
-    /// The record with this as its payload, without the name of the variant.
+    /// Returns the record with this value as its payload, without the name of the variant.
     ///
     /// # Errors
     /// [`RecordError::Encode`] with serde's error.
@@ -94,7 +94,7 @@ impl<T: Serialize + ?Sized> Json for T {
     }
 }
 
-/// What a payload function may return.
+/// The return type of a payload function.
 #[diagnostic::on_unimplemented(
     message = "a payload function cannot return `{Self}`",
     label = "this function makes the payload",
@@ -102,7 +102,7 @@ impl<T: Serialize + ?Sized> Json for T {
             `Box<dyn Error + Send + Sync>`"
 )]
 pub trait Payload {
-    /// The payload's bytes.
+    /// Returns the payload's bytes.
     ///
     /// # Errors
     /// [`RecordError::Encode`] with the function's own error.
@@ -121,7 +121,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> Payload for Result<Vec<u8>, E> {
     }
 }
 
-/// What an event's own id can be.
+/// A value that can be an event's own id.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be the id of an event",
     label = "this is not a `Uuid`",
@@ -129,7 +129,7 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> Payload for Result<Vec<u8>, E> {
             path::to::function)]` on the type"
 )]
 pub trait EventId {
-    /// The id.
+    /// Returns the id.
     fn event_id(&self) -> Uuid;
 }
 
@@ -139,14 +139,14 @@ impl EventId for Uuid {
     }
 }
 
-/// What a function may return for headers.
+/// The return type of a function that makes headers.
 #[diagnostic::on_unimplemented(
     message = "a function that makes headers cannot return `{Self}`",
     label = "this function makes the headers",
     note = "let it return an iterator or a collection of pairs of texts, such as `Vec<(String, String)>`"
 )]
 pub trait Headers {
-    /// The record with these headers too.
+    /// Adds these headers to the record.
     fn add_to(self, record: Record) -> Record;
 }
 

@@ -3,46 +3,47 @@ use std::time::Duration;
 
 use crate::Record;
 
-/// Brings records to a broker. `diesel-outbox-kafka` implements it for Kafka; in a test a few lines do.
+/// A connection to a broker that a relay sends records through. `diesel-outbox-kafka` implements it for Kafka; for a test, a few
+/// lines are enough.
 ///
-/// The relay hands the records of one aggregate over in their order, and they must become durable in that order. A publisher never
-/// gives up on a record by itself: it reports to the relay, which still has the row.
+/// The relay hands over the records of one aggregate in order, and they must become durable in that order. A publisher never gives
+/// up on a record by itself: it reports the failure to the relay, which still has the row.
 pub trait Publisher: Send {
-    /// Takes one record, without waiting until it is durable. [`acknowledgements`](Self::acknowledgements) reports its outcome
-    /// later, under the same ticket and exactly once.
+    /// Accepts one record without waiting until it is durable. [`acknowledgements`](Self::acknowledgements) reports its outcome
+    /// later, exactly once and under the same ticket.
     ///
     /// # Errors
-    /// The record was not taken, and no outcome will follow: see [`Refusal`].
+    /// A [`Refusal`] if the record was not accepted. No outcome follows.
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal>;
 
-    /// Adds the outcomes that have become known, waiting up to `wait` for the first one.
+    /// Appends the outcomes that have become known to `acknowledgements`, and waits up to `wait` for the first one.
     ///
     /// # Errors
-    /// The publisher as a whole has failed. The relay abandons everything in flight.
+    /// An error if the publisher as a whole has failed. The relay then abandons everything in flight.
     fn acknowledgements(
         &mut self,
         wait: Duration,
         acknowledgements: &mut Vec<Acknowledgement>,
     ) -> Result<(), PublishError>;
 
-    /// Forgets everything in flight and whatever error there was. Some of it may become durable all the same, but its outcome
-    /// is no longer reported.
+    /// Forgets everything in flight, and any error. Some of the records may still become durable, but their outcomes are no
+    /// longer reported.
     fn abandon(&mut self);
 
     /// Waits up to `wait` until the broker answers.
     ///
     /// # Errors
-    /// It does not answer, or refuses us.
+    /// An error if the broker does not answer in time or refuses the connection.
     fn ready(&mut self, wait: Duration) -> Result<(), PublishError>;
 }
 
-/// A broker that a relay can publish to, with a publisher for each of its workers: Kafka's address and settings, for example,
-/// or any closure that returns a publisher.
+/// A broker that a relay can publish to. It makes a [`Publisher`] for each of the relay's workers. It may hold the address and
+/// settings of Kafka, for example, or be any closure that returns a publisher.
 pub trait Broker: Send + Sync {
-    /// Makes a publisher for one worker. It need not wait until the broker answers.
+    /// Returns a publisher for one worker. It does not have to wait until the broker answers.
     ///
     /// # Errors
-    /// The settings are wrong, so that trying again cannot help.
+    /// An error if the settings are wrong, so that trying again cannot help.
     fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError>;
 }
 
@@ -55,67 +56,67 @@ where
     }
 }
 
-/// What became of one record that was handed to a [`Publisher`].
+/// The outcome of one record that was handed to a [`Publisher`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Acknowledgement {
-    /// The ticket under which it was handed over.
+    /// The ticket under which the record was handed over.
     pub ticket: u64,
-    /// What became of it.
+    /// The outcome.
     pub outcome: Outcome,
 }
 
 impl Acknowledgement {
-    /// The outcome of the record with this ticket.
+    /// Returns the outcome of the record with this ticket.
     pub fn new(ticket: u64, outcome: Outcome) -> Self {
         Self { ticket, outcome }
     }
 }
 
-/// What became of a record.
+/// The outcome of a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// The broker has it for good.
+    /// The broker has stored the record durably.
     Durable,
-    /// It is not durable, as far as is known, and must be sent again, with everything after it.
+    /// The record is not known to be durable. It must be sent again, with everything after it.
     Retry {
-        /// Why, for a person to read.
+        /// The reason, for a person to read.
         reason: String,
     },
-    /// The broker will never take it, however often it is sent.
+    /// The broker will never accept the record, however often it is sent.
     Rejected {
-        /// Why, for a person to read.
+        /// The reason, for a person to read.
         reason: String,
     },
 }
 
-/// Why a publisher did not take a record.
+/// The reason why a publisher did not accept a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Refusal {
-    /// Too much is in flight: ask for acknowledgements, then hand the same record over again.
+    /// Too much is in flight. Ask for acknowledgements, then hand over the same record again.
     Full,
-    /// The record must not be on its way together with the one of this ticket, which is in flight: hand it over again as soon as
-    /// the outcome of that one is known. Records of other aggregates may be handed over meanwhile; those of the same
-    /// aggregate are refused in the same way.
+    /// The record must not be in flight at the same time as the one with this ticket. Hand it over again as soon as the outcome
+    /// of that record is known. Records of other aggregates may be handed over in the meantime. Those of the same aggregate are
+    /// refused in the same way.
     Behind {
         /// The ticket under which the other record was handed over.
         ticket: u64,
     },
-    /// Not now: give up what is in flight and begin again.
+    /// The record cannot be accepted now. Abandon what is in flight and begin again.
     Retry {
-        /// Why, for a person to read.
+        /// The reason, for a person to read.
         reason: String,
     },
-    /// The broker will never take it, however often it is sent.
+    /// The broker will never accept the record, however often it is sent.
     Rejected {
-        /// Why, for a person to read.
+        /// The reason, for a person to read.
         reason: String,
     },
 }
 
-/// Why a publisher cannot go on: the broker is away, or refuses the connection.
+/// The reason why a publisher cannot go on: the broker is unreachable or refuses the connection, or the settings are wrong.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct PublishError {
@@ -125,7 +126,7 @@ pub struct PublishError {
 }
 
 impl PublishError {
-    /// An error with this message.
+    /// Returns an error with this message, which operators read in the log.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
     }

@@ -12,7 +12,7 @@ use crate::wire;
 
 /// An event as it is stored in the outbox and sent to the broker.
 ///
-/// The payload is bytes: what was stored is what is sent, no relay ever looks into it. No payload at all is a
+/// The payload is bytes, which are sent exactly as they were stored: no relay interprets them. A record without a payload is a
 /// tombstone, which makes a compacted Kafka topic forget the key.
 ///
 /// ```
@@ -37,12 +37,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// The longest aggregate type, aggregate id and event type, in characters.
+    /// The maximum length of the aggregate type, the aggregate id and the event type, in characters.
     pub const NAME_LIMIT: usize = 255;
-    /// The largest payload, in bytes. Kafka's own default limit (`message.max.bytes`) is far lower, about 1 MB.
+    /// The maximum size of the payload, in bytes: 256 MiB. Kafka's own default limit (`message.max.bytes`) is much lower, about
+    /// 1 MB.
     pub const PAYLOAD_LIMIT: usize = 256 * 1024 * 1024;
 
-    /// A record without payload and headers, and with a new id (UUID v7: ids made later sort later).
+    /// Returns a record with a new id and without payload and headers. The id is a UUID v7, so later ids sort later.
     pub fn new(
         aggregate_type: impl Into<String>,
         aggregate_id: impl Into<String>,
@@ -59,11 +60,11 @@ impl Record {
         }
     }
 
-    /// A stored record whose fields lie in memory that many records share, so that a source can read them all without an
-    /// allocation for each.
+    /// Returns a stored record whose fields lie in memory that many records share, so that a source can read many records without
+    /// an allocation for each.
     ///
     /// # Errors
-    /// Where one of the three names is not UTF-8.
+    /// An error if the aggregate type, the aggregate id or the event type is not UTF-8.
     pub fn from_bytes(
         id: Uuid,
         aggregate_type: Bytes,
@@ -82,14 +83,14 @@ impl Record {
         })
     }
 
-    /// Sets the id, by which consumers recognise a duplicate: it must be unique to the event.
+    /// Sets the id, by which consumers recognise a duplicate. It must be unique to the event. Default: a new UUID v7.
     #[must_use]
     pub fn with_id(mut self, id: Uuid) -> Self {
         self.id = id;
         self
     }
 
-    /// Sets the payload to these bytes.
+    /// Sets the payload to these bytes. Default: no payload, a tombstone.
     #[must_use]
     pub fn with_payload(mut self, payload: impl Into<Vec<u8>>) -> Self {
         self.payload = Some(payload.into().into());
@@ -99,13 +100,14 @@ impl Record {
     /// Sets the payload to the value as JSON.
     ///
     /// # Errors
-    /// [`RecordError::Encode`] where serde cannot serialize the value, such as a map whose keys are not strings.
+    /// [`RecordError::Encode`] if serde cannot serialize the value, for example a map whose keys are not strings.
     pub fn json<T: Serialize + ?Sized>(self, value: &T) -> Result<Self, RecordError> {
         let bytes = serde_json::to_vec(value).map_err(RecordError::encode)?;
         Ok(self.with_payload(bytes))
     }
 
-    /// Adds a header. Names are unique in a record; headers keep the order in which they were added.
+    /// Adds a header. Headers keep the order in which they were added. Each name may occur once, which [`check`](Self::check)
+    /// verifies.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
@@ -118,66 +120,68 @@ impl Record {
         self.header(wire::EVENT_VERSION_HEADER, version.to_string())
     }
 
-    /// Sets all headers at once, replacing those there are.
+    /// Replaces all headers.
     #[must_use]
     pub fn with_headers(mut self, headers: Vec<(String, String)>) -> Self {
         self.headers = headers;
         self
     }
 
-    /// Sets when the event was emitted, to the millisecond. The source of a relay does this for a stored record.
+    /// Sets the time at which the event was emitted, in milliseconds. A relay's source sets it on the records it reads. `emit`
+    /// ignores it, because the database sets the time of a new row.
     #[must_use]
     pub fn with_created_at(mut self, created_at: SystemTime) -> Self {
         self.created_at = Some(created_at);
         self
     }
 
-    /// Returns when the event was emitted, by the database's clock; `None` if it has not been. It is the timestamp of the
-    /// record on Kafka.
+    /// Returns the time at which the event was emitted, by the database's clock, or `None` for a record that was not read from an
+    /// outbox. It becomes the record's timestamp on Kafka.
     pub fn created_at(&self) -> Option<SystemTime> {
         self.created_at
     }
 
-    /// The event's id, by which consumers recognise a duplicate. Header `id`.
+    /// Returns the event's id, by which consumers recognise a duplicate. It is sent as the header `id`.
     pub fn id(&self) -> Uuid {
         self.id
     }
 
-    /// The kind of thing that the event happened to, such as `order`. It names the topic.
+    /// Returns the aggregate type: the kind of thing that the event happened to, such as `order`. It names the topic.
     pub fn aggregate_type(&self) -> &str {
         &self.aggregate_type
     }
 
-    /// The one thing it happened to. It is the key on Kafka: events of one aggregate keep their order.
+    /// Returns the aggregate id: the one thing that the event happened to. It is the key on Kafka. Events of one aggregate keep
+    /// their order.
     pub fn aggregate_id(&self) -> &str {
         &self.aggregate_id
     }
 
-    /// What happened, such as `OrderPlaced`. Header `eventType`.
+    /// Returns the event type, such as `OrderPlaced`. It is sent as the header `eventType`.
     pub fn event_type(&self) -> &str {
         &self.event_type
     }
 
-    /// The event's own headers, in order; `id` and `eventType` are not among them.
+    /// Returns the event's own headers, in order. `id` and `eventType` are not among them.
     pub fn headers(&self) -> &[(String, String)] {
         &self.headers
     }
 
-    /// The payload; `None` is a tombstone.
+    /// Returns the payload, or `None` for a tombstone.
     pub fn payload(&self) -> Option<&[u8]> {
         self.payload.as_deref()
     }
 
-    /// The shard that the record's aggregate belongs to.
+    /// Returns the shard of the record's aggregate: see [`shard_of`](crate::shard_of).
     pub fn shard(&self) -> i16 {
         crate::shard_of(&self.aggregate_type, &self.aggregate_id)
     }
 
-    /// Checks every bound that the database has, so that a bad record is refused before it reaches the database and
+    /// Checks every limit that the database enforces. `emit` calls it first, so that a bad record never reaches the database and
     /// the transaction stays usable.
     ///
     /// # Errors
-    /// The first [`RecordError`] found, in the order of the columns.
+    /// The first problem found: first the names, then the headers, then the payload.
     pub fn check(&self) -> Result<(), RecordError> {
         for (field, value) in [
             ("aggregate_type", &self.aggregate_type),
@@ -216,7 +220,7 @@ fn check_name(field: &'static str, value: &str) -> Result<(), RecordError> {
     if value.contains('\0') {
         return Err(RecordError::Nul { field });
     }
-    // A string has at most as many characters as bytes, so most need no counting.
+    // A string has no more characters than bytes, so most strings need no counting.
     if value.len() > Record::NAME_LIMIT {
         let actual = value.chars().count();
         if actual > Record::NAME_LIMIT {
@@ -231,7 +235,7 @@ fn check_name(field: &'static str, value: &str) -> Result<(), RecordError> {
     Ok(())
 }
 
-/// Shows everything but the payload and the headers' values, which may be confidential: of those it tells the size.
+/// Shows the payload's size and the headers' names only, because the payload and the headers' values may be confidential.
 impl fmt::Debug for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
@@ -246,22 +250,23 @@ impl fmt::Debug for Record {
     }
 }
 
-/// Why an event cannot be stored. The database was not touched: the transaction can go on.
+/// The reason why an event cannot be stored. The database was not touched, and the transaction can go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecordError {
     /// A field is longer than its column.
     #[error(
-        "the event's {field} has {actual} {unit}, the limit is {limit}: shorten it, or keep the long value in the payload"
+        "the event's {field} has {actual} {unit}, but the limit is {limit}: shorten it, or store the long value elsewhere and refer \
+         to it"
     )]
     TooLong {
         /// The field's name.
         field: &'static str,
-        /// The most that it may have.
+        /// The maximum length.
         limit: usize,
-        /// What is counted: `characters` or `bytes`.
+        /// The unit of both lengths: `characters` or `bytes`.
         unit: &'static str,
-        /// What it has.
+        /// The field's length.
         actual: usize,
     },
     /// A field that must have a value is empty.
@@ -270,31 +275,31 @@ pub enum RecordError {
         /// The field's name.
         field: &'static str,
     },
-    /// A text holds the NUL character, which PostgreSQL cannot store.
-    #[error("the event's {field} holds a NUL character, which databases cannot store in a text: remove it")]
+    /// A field contains the NUL character, which PostgreSQL cannot store. It is refused for every database.
+    #[error("the event's {field} holds a NUL character, which PostgreSQL cannot store in text: remove it")]
     Nul {
         /// The field's name.
         field: &'static str,
     },
-    /// A header has a name that the wire format uses itself.
+    /// A header has a name that the wire format reserves.
     #[error("the header name `{name}` is reserved for the wire format: choose another name")]
     ReservedHeader {
         /// The header's name.
         name: String,
     },
     /// Two headers of one record have the same name.
-    #[error("the header `{name}` is set twice: give each header a name of its own")]
+    #[error("the header `{name}` is set twice: give each header its own name")]
     DuplicateHeader {
         /// The header's name.
         name: String,
     },
-    /// The payload could not be encoded.
+    /// The payload could not be encoded. The source is the encoder's error.
     #[error("the event's payload cannot be encoded")]
     Encode(#[source] Box<dyn Error + Send + Sync>),
 }
 
 impl RecordError {
-    /// Wraps an encoder's error.
+    /// Returns [`Encode`](Self::Encode) with an encoder's error.
     pub fn encode(error: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self::Encode(error.into())
     }
@@ -325,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn debug_output_tells_neither_payload_nor_header_values() {
+    fn debug_output_shows_neither_payload_nor_header_values() {
         let record = Record::new("a", "1", "E").header("token", "s3cret").with_payload(*b"s3cret");
         assert!(!format!("{record:?}").contains("s3cret"));
         assert!(format!("{record:?}").contains("payload_bytes: Some(6)"));

@@ -1,15 +1,19 @@
-/// The number of shards into which aggregates are divided, and so the largest number of workers that can drain one
-/// outbox at the same time. It is part of the table's contract.
+/// The number of shards that aggregates are divided into: 16. It is also the largest number of workers that can drain one outbox
+/// at the same time, and is part of the table's contract.
 pub const SHARDS: i16 = 16;
 
-/// The shard of an aggregate: 64-bit FNV-1a over the bytes of the aggregate type, a zero byte, and the aggregate id, folded
-/// by exclusive or into its low 32 bits, modulo [`SHARDS`].
+/// Returns the shard of an aggregate, from 0 to 15.
 ///
-/// It is computed here and never by a database's own hash, so that every database and every version agrees.
+/// A program in another language that writes to the outbox must compute it in the same way: the 64-bit FNV-1a hash over the bytes
+/// of the aggregate type, a zero byte and the aggregate id; its high 32 bits combined with its low 32 bits by exclusive or; modulo
+/// [`SHARDS`]. No database's own hash is used, so that all databases and all their versions agree.
 ///
 /// ```
-/// assert_eq!(diesel_outbox_core::shard_of("order", "42"), diesel_outbox_core::shard_of("order", "42"));
+/// use diesel_outbox_core::shard_of;
+///
+/// assert_eq!(["0", "1", "2", "3"].map(|id| shard_of("order", id)), [0, 3, 10, 13]);
 /// ```
+#[must_use]
 pub fn shard_of(aggregate_type: &str, aggregate_id: &str) -> i16 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for byte in aggregate_type.bytes().chain([0]).chain(aggregate_id.bytes()) {
@@ -25,7 +29,7 @@ mod tests {
 
     #[test]
     fn the_hash_never_changes() {
-        // Stored rows carry it: a change of any of these would let two workers own one aggregate.
+        // Stored rows hold the shard. If any of these changed, two workers could own one aggregate.
         let shards: Vec<i16> = (0..8).map(|n| shard_of("order", &n.to_string())).collect();
         assert_eq!(shards, SHARDS_OF_ORDERS);
         assert_ne!(shard_of("ab", "c"), shard_of("a", "bc"));

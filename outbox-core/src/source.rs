@@ -3,29 +3,30 @@ use std::time::Duration;
 
 use crate::Record;
 
-/// Gives a relay its records. `diesel-outbox-relay` implements it for the outbox of each database.
+/// The place that a relay reads records from. `diesel-outbox-relay` implements it for the outbox of each database.
 ///
-/// A pass is one [`claim`](Self::claim), then any number of [`read`](Self::read) (each perhaps after a
-/// [`read_ahead`](Self::read_ahead)), [`settle`](Self::settle) and [`dead_letter`](Self::dead_letter), then one
-/// [`release`](Self::release), or [`abandon`](Self::abandon) if something failed. Between passes the relay
+/// A pass begins with one [`claim`](Self::claim). Then come any number of calls of [`read`](Self::read) (each possibly preceded by
+/// [`read_ahead`](Self::read_ahead)), [`settle`](Self::settle) and [`dead_letter`](Self::dead_letter). The pass ends with one
+/// [`release`](Self::release), or with [`abandon`](Self::abandon) if something failed. Between passes the relay
 /// [waits](Self::wait).
 pub trait Source: Send {
-    /// Begins a pass and claims records that nobody else has claimed. Returns `false` if there are none now.
+    /// Begins a pass and claims records that nobody else has claimed. Returns `false` if there are none at the moment.
     ///
     /// # Errors
-    /// The database is away or refuses. The relay abandons the pass, waits and tries again.
+    /// An error if the database is unreachable or refuses. The relay abandons the pass, waits and tries again, unless the error
+    /// [is permanent](SourceError::is_permanent).
     fn claim(&mut self) -> Result<bool, SourceError>;
 
-    /// Adds up to about `limit` of the next claimed records, in the order in which each aggregate's must be published.
-    /// Returns `true` if there may be more, and `false` if all that there is now has been read. Read again later in the same pass, it
-    /// may add what has come since.
+    /// Appends about `limit` of the next claimed records at most, in the order in which each aggregate's records must be published.
+    /// Returns `true` if there may be more, and `false` if everything has been read for now. A later call in the same pass may
+    /// append records that have arrived in the meantime.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError>;
 
-    /// Announces the next [`read`](Self::read), after one that returned `true`: a source may begin with it now. It need not. The
-    /// read does not follow if something fails or the relay stops.
+    /// Announces the next [`read`](Self::read) after one that returned `true`, so that a source can start it early. The read may
+    /// never follow, because something fails or the relay stops. Default: does nothing.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
@@ -40,43 +41,43 @@ pub trait Source: Send {
     /// As for [`claim`](Self::claim).
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError>;
 
-    /// Moves a record that can never be published to the dead letters, with the reason.
+    /// Moves a record that can never be published to the dead letters, together with the reason.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError>;
 
-    /// Ends the pass and keeps what it did.
+    /// Ends the pass and keeps its effects.
     ///
     /// # Errors
-    /// As for [`claim`](Self::claim). What the pass had settled may then be claimed again.
+    /// As for [`claim`](Self::claim). The records that the pass settled may then be claimed again.
     fn release(&mut self) -> Result<(), SourceError>;
 
-    /// Ends the pass without keeping what it did, and holds nothing afterwards. It never fails: a lost connection has lost
-    /// its claim too.
+    /// Ends the pass, discards its effects and gives up the claim. It cannot fail, because a lost connection has lost its claim
+    /// too.
     fn abandon(&mut self);
 
-    /// Returns whether a pass that has caught up should go on for a moment as long as records keep coming. Say yes if claiming
-    /// anew costs more than reading again. Default: no.
+    /// Returns whether a pass that has caught up should go on for a moment, as long as records keep coming. Return `true` if a new
+    /// claim costs more than another read. Default: `false`.
     fn lingers(&self) -> bool {
         false
     }
 
-    /// Waits until there may be records to claim, but no longer than `limit`. Returns `false` if there is no reason to look
-    /// yet.
+    /// Waits until there may be records to claim, but no longer than `limit`. Returns `false` if there is no reason to look for
+    /// any yet.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError>;
 
-    /// Returns the name of the outbox, by which metrics tell several in one process apart, such as `shop.public`. `None` if it is
-    /// not known yet. Default: `None`.
+    /// Returns the name of the outbox, such as `shop.public`, or `None` if it is not known yet. Metrics use it to distinguish
+    /// several outboxes in one process. Default: `None`.
     fn outbox(&self) -> Option<&str> {
         None
     }
 
-    /// Does what is due now and then, such as pruning what retention no longer covers. Returns the lag if this source is
-    /// the one to report it, and it is time to.
+    /// Does periodic work that is due, such as pruning rows that are older than the retention. Returns the lag if this source
+    /// should report it now. Default: does nothing and returns `None`.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
@@ -89,14 +90,14 @@ pub trait Source: Send {
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Claimed {
-    /// The number under which the source knows the record, to settle it.
+    /// The number by which the source identifies the record when it is settled.
     pub ticket: u64,
-    /// The record, or why the stored row is none. Such a row becomes a dead letter.
+    /// The record, or the reason why the stored row is not one. Such a row becomes a dead letter.
     pub record: Result<Record, String>,
 }
 
 impl Claimed {
-    /// A record, or a row that is none, under this ticket.
+    /// Returns a record, or the reason why a row is not one, under this ticket.
     pub fn new(ticket: u64, record: Result<Record, String>) -> Self {
         Self { ticket, record }
     }
@@ -108,19 +109,19 @@ impl Claimed {
 pub struct DeadLettered {
     /// The event's id.
     pub id: String,
-    /// The kind of thing that it happened to.
+    /// The event's aggregate type.
     pub aggregate_type: String,
-    /// Whether the later records of its aggregate are held back. The next pass does so; this one publishes nothing more.
+    /// Whether the later records of its aggregate are held back. The next pass holds them back; this one publishes nothing more.
     pub holds_back: bool,
 }
 
 impl DeadLettered {
-    /// A dead letter with this event id and aggregate type that holds nothing back.
+    /// Returns a dead letter with this event id and aggregate type that holds nothing back.
     pub fn new(id: impl Into<String>, aggregate_type: impl Into<String>) -> Self {
         Self { id: id.into(), aggregate_type: aggregate_type.into(), holds_back: false }
     }
 
-    /// Sets whether the later records of its aggregate are held back.
+    /// Sets whether the later records of its aggregate are held back. Default: `false`.
     #[must_use]
     pub fn holding_back(mut self, holds_back: bool) -> Self {
         self.holds_back = holds_back;
@@ -132,13 +133,13 @@ impl DeadLettered {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct Lag {
-    /// How many records wait to be sent. If the WAL is read, only what the relay has received of it counts.
+    /// The number of records that wait to be sent. If the WAL is read, only records that the relay has received count.
     pub unsent: u64,
-    /// The age of the oldest of them; zero if there is none.
+    /// The age of the oldest unsent record, or zero if there is none.
     pub oldest: Duration,
-    /// How long the oldest transaction that may have emitted has been open or prepared; zero if there is none. It counts from
-    /// when the relay first saw it if the relay's role may not see other roles' transactions (PostgreSQL shows them to members of
-    /// `pg_read_all_stats`).
+    /// How long the oldest transaction that may have emitted has been open or prepared, or zero if there is none. If the relay's
+    /// role may not see the transactions of other roles, the time counts from when the relay first noticed the transaction.
+    /// (PostgreSQL shows other roles' transactions to members of `pg_read_all_stats`.)
     pub oldest_writer: Duration,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,
@@ -148,30 +149,31 @@ pub struct Lag {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct WalLag {
-    /// The distance in bytes, of all tables' changes.
+    /// The distance in bytes. It includes the changes of all tables.
     pub bytes: u64,
-    /// How long ago the WAL ended at the place that is confirmed now, to about the interval at which the lag is measured;
-    /// `None` if nobody watched it then.
+    /// How long ago the WAL ended at the position that is confirmed now, or `None` if no relay was measuring then. It is about as
+    /// precise as the interval at which the lag is measured.
     pub time: Option<Duration>,
-    /// How many bytes of WAL the server keeps for the slot.
+    /// The number of bytes of WAL that the server keeps for the slot.
     pub retained_bytes: u64,
-    /// The slot's state as PostgreSQL names it: `reserved`, `extended`, `unreserved` or `lost`.
+    /// The slot's `wal_status` in PostgreSQL: `reserved`, `extended`, `unreserved` or `lost`.
     pub status: String,
 }
 
-/// What happens to the later records of an aggregate after one of its records became a dead letter.
+/// The treatment of an aggregate's later records after one of its records became a dead letter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum DeadLetterPolicy {
-    /// They are sent (the default).
+    /// Later records are sent. This is the default.
     #[default]
     Continue,
-    /// They join the dead letters, in order, until the aggregate is requeued. Records that were in flight when the first
+    /// Later records become dead letters too, in order, until the aggregate is requeued. Records that were in flight when the first
     /// one was rejected may still arrive.
     Block,
 }
 
-/// Why a source cannot go on: the database is away, or refuses.
+/// The reason why a source cannot go on: the database is unreachable or refuses. It also says what can help: time, an operator, or
+/// nothing.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct SourceError {
@@ -189,18 +191,18 @@ enum Remedy {
 }
 
 impl SourceError {
-    /// An error that may pass. The relay logs a warning and tries again.
+    /// Returns an error that may pass by itself. The relay logs a warning and tries again.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), remedy: Remedy::Time, source: None }
     }
 
-    /// An error that lasts until somebody does something, such as running the migrations. The relay logs an error and tries
-    /// again. If it is stopped before that, it returns this error.
+    /// Returns an error that lasts until an operator does something, such as running the migrations. The relay logs an error and
+    /// tries again. If it is stopped before the problem is solved, it returns this error.
     pub fn misconfigured(message: impl Into<String>) -> Self {
         Self { remedy: Remedy::Operator, ..Self::new(message) }
     }
 
-    /// An error that trying again cannot mend. The relay stops with it.
+    /// Returns an error that trying again cannot solve. The relay stops with it.
     pub fn permanent(message: impl Into<String>) -> Self {
         Self { remedy: Remedy::None, ..Self::new(message) }
     }
@@ -211,12 +213,12 @@ impl SourceError {
         Self { source: Some(source.into()), ..self }
     }
 
-    /// Returns whether it lasts until somebody does something.
+    /// Returns whether the error lasts until an operator does something.
     pub fn is_misconfigured(&self) -> bool {
         self.remedy == Remedy::Operator
     }
 
-    /// Returns whether trying again cannot mend it.
+    /// Returns whether trying again cannot solve the error.
     pub fn is_permanent(&self) -> bool {
         self.remedy == Remedy::None
     }

@@ -1,6 +1,6 @@
-//! The JSON of a variant: its content alone, because the event type says already which variant it is. Serde's derive writes
-//! `{"Placed":{..}}`, and nothing but another attribute on the type could change that, so the name is left out while the
-//! type's own implementation is at work. All of serde's attributes keep their meaning.
+//! The JSON of a variant is its content alone, because the event type already says which variant it is. Serde's derive writes
+//! `{"Placed":{..}}`, and only another attribute on the type could change that. So the serializer here leaves out the name, and the
+//! deserializer supplies it, around the type's own implementation. All of serde's attributes keep their meaning.
 
 mod read;
 mod write;

@@ -1,10 +1,15 @@
-//! How a record looks on Kafka. Whatever relay sends it, the bytes are the same: topic
-//! `outbox.event.{aggregatetype}`, key the aggregate id, headers `id` and `eventType` followed by the event's own,
-//! value the payload as it was stored.
+//! The format of a record on Kafka. Every relay, including Debezium, sends the same bytes:
 //!
-//! Column names, topic and headers are those that Debezium's
-//! [Outbox Event Router](https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html)
-//! uses by default.
+//! | part | content |
+//! |---|---|
+//! | topic | `outbox.event.{aggregatetype}` by default: see [`TopicNaming`] |
+//! | key | the aggregate id |
+//! | headers | `id` and `eventType`, then the event's own in their order |
+//! | value | the payload exactly as it was stored, or null for a tombstone |
+//! | timestamp | the time at which the event was emitted |
+//!
+//! The names of the columns, the topic and the headers are the defaults of Debezium's
+//! [Outbox Event Router](https://debezium.io/documentation/reference/stable/transformations/outbox-event-router.html).
 
 mod headers;
 mod topic_naming;
@@ -12,11 +17,11 @@ mod topic_naming;
 pub use headers::{HeadersError, decode_headers, encode_headers};
 pub use topic_naming::{TopicError, TopicNaming};
 
-/// The header that carries the event's id, a UUID as text.
+/// The header that holds the event's id, a UUID as text.
 pub const ID_HEADER: &str = "id";
-/// The header that carries the event's type.
+/// The header that holds the event type.
 pub const EVENT_TYPE_HEADER: &str = "eventType";
-/// The header that carries the version of the event's schema, where the event has one.
+/// The header that holds the version of the event's schema. An event without a version does not have it.
 pub const EVENT_VERSION_HEADER: &str = "eventVersion";
-/// Header names that an event cannot use for itself.
-pub const RESERVED_HEADERS: [&str; 2] = [ID_HEADER, EVENT_TYPE_HEADER];
+/// The header names that an event cannot use for headers of its own.
+pub const RESERVED_HEADERS: &[&str] = &[ID_HEADER, EVENT_TYPE_HEADER];

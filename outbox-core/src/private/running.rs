@@ -1,5 +1,5 @@
-//! Threads at work until they are told to stop: what the handles of a relay and of a consumer are made of. It needs no
-//! async runtime, so that a handle can be awaited on any.
+//! Threads that run until they are asked to stop. The handles of a relay and of a consumer are built on them. They need no async
+//! runtime, so a handle can be awaited on any.
 
 use std::any::Any;
 use std::fmt;
@@ -13,7 +13,7 @@ use std::task::{Context, Poll, Waker};
 use std::thread;
 use std::time::Duration;
 
-/// Set once, when the threads should stop.
+/// A flag that is set once, when the threads should stop.
 #[derive(Debug, Clone, Default)]
 pub struct Stop(Arc<AtomicBool>);
 
@@ -23,19 +23,19 @@ impl Stop {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether they should stop.
+    /// Returns whether the threads should stop.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Threads at work. If one of them fails or panics the others are stopped.
+/// Running threads. If one of them fails or panics, the others are stopped.
 pub struct Running<E> {
     stop: Stop,
     end: Arc<End<E>>,
 }
 
-/// Shared by the threads and whoever waits for their end.
+/// The state shared by the threads and whoever waits for their end.
 struct End<E> {
     state: Mutex<State<E>>,
     changed: Condvar,
@@ -50,11 +50,10 @@ struct State<E> {
 }
 
 impl<E: Send + 'static> Running<E> {
-    /// Starts a thread for each piece of work, under its name. A panic becomes an error by `panicked`, which is given its
-    /// message.
+    /// Starts a named thread for each piece of work. If one panics, `panicked` turns the panic's message into an error.
     ///
     /// # Errors
-    /// The system has no more threads. Those that were started are stopped.
+    /// The system's error if it cannot start another thread. Those that were started are stopped.
     pub fn start<W>(
         stop: Stop,
         work: impl IntoIterator<Item = (String, W)>,
@@ -82,7 +81,7 @@ impl<E: Send + 'static> Running<E> {
         Ok(running)
     }
 
-    /// Whether all threads have ended.
+    /// Returns whether all threads have ended.
     pub fn is_finished(&self) -> bool {
         self.end.lock().at_work == 0
     }
@@ -92,7 +91,7 @@ impl<E: Send + 'static> Running<E> {
         self.stop.set();
     }
 
-    /// Waits until all threads have ended by themselves, or this future ends.
+    /// Waits until all threads have ended by themselves or `shutdown` completes.
     pub async fn until(&self, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         poll_fn(|context| match self.end.poll(context) {
@@ -102,11 +101,11 @@ impl<E: Send + 'static> Running<E> {
         .await;
     }
 
-    /// Stops the threads and waits for their end. `None`: they did not end in time.
+    /// Stops the threads and waits for their end. Returns `None` if they did not end in time.
     pub async fn stop(self, timeout: Duration) -> Option<Result<(), E>> {
         self.stop.set();
         let end = self.end.clone();
-        // Any runtime would have a timer, and this knows none. A process stops once.
+        // A thread, because only a runtime has a timer, and this code knows none. A process stops only once.
         let timer =
             thread::Builder::new().name("outbox-stop".to_owned()).spawn(move || end.time_out(timeout));
         if timer.is_err() {
@@ -115,7 +114,7 @@ impl<E: Send + 'static> Running<E> {
         poll_fn(|context| self.end.poll(context)).await.then(|| self.end.take())
     }
 
-    /// [`stop`](Self::stop) that blocks the thread.
+    /// Does what [`stop`](Self::stop) does, but blocks the thread.
     pub fn stop_blocking(self, timeout: Duration) -> Option<Result<(), E>> {
         self.stop.set();
         self.end.time_out(timeout);
@@ -144,7 +143,7 @@ impl<E> End<E> {
         }
     }
 
-    /// Ready with whether all have ended; if not, nobody waits any longer.
+    /// Is ready with `true` once all threads have ended, or with `false` once nobody waits any longer.
     fn poll(&self, context: &Context<'_>) -> Poll<bool> {
         let mut state = self.lock();
         if state.at_work == 0 || state.timed_out {
@@ -154,7 +153,7 @@ impl<E> End<E> {
         Poll::Pending
     }
 
-    /// Waits until all have ended, or for this long.
+    /// Waits until all threads have ended, but no longer than `timeout`.
     fn time_out(&self, timeout: Duration) {
         let state = self.lock();
         let waited = self.changed.wait_timeout_while(state, timeout, |state| state.at_work > 0);
@@ -177,7 +176,7 @@ impl<E> fmt::Debug for Running<E> {
     }
 }
 
-/// What a panic said.
+/// Returns the message of a panic.
 pub fn panic_message(panic: &(dyn Any + Send)) -> &str {
     match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
         (Some(text), _) => text,
@@ -230,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn threads_stop_when_they_are_told_to() {
+    fn threads_stop_when_they_are_asked_to() {
         let stop = Stop::default();
         let running = start(&stop, vec![until_stopped(&stop), until_stopped(&stop)]);
         assert!(!running.is_finished());
@@ -258,7 +257,13 @@ mod tests {
     fn a_thread_that_does_not_stop_is_not_waited_for_any_longer() {
         let stop = Stop::default();
         let (release, released) = mpsc::channel::<()>();
-        let running = start(&stop, vec![Box::new(move || Ok(released.recv().unwrap_or(())))]);
+        let running = start(
+            &stop,
+            vec![Box::new(move || {
+                let _ = released.recv();
+                Ok(())
+            })],
+        );
         assert_eq!(block_on(running.stop(Duration::from_millis(1))), None);
         drop(release);
     }

@@ -4,7 +4,7 @@ use serde::de::{
     DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, VariantAccess, Visitor,
 };
 
-/// The value of this JSON, which is the content of the variant at this index among those that serde knows.
+/// Reads the variant at this index, counted among the variants that serde knows, from its content as JSON.
 pub(crate) fn from_content<T: DeserializeOwned>(index: u32, json: &[u8]) -> Result<T, serde_json::Error> {
     let mut content = serde_json::Deserializer::from_slice(json);
     let value = T::deserialize(Named { index, content: &mut content })?;
@@ -12,7 +12,7 @@ pub(crate) fn from_content<T: DeserializeOwned>(index: u32, json: &[u8]) -> Resu
     Ok(value)
 }
 
-/// A deserializer to which the name of the variant is known, and which has all else from the content.
+/// A deserializer that knows the variant and reads everything else from the content.
 struct Named<D> {
     index: u32,
     content: D,
@@ -38,7 +38,7 @@ impl<'de, D: Deserializer<'de>> Deserializer<'de> for Named<D> {
         visitor.visit_enum(self)
     }
 
-    // All else stays as it is.
+    // Everything else is passed on unchanged.
 
     pass! {
         deserialize_any, deserialize_bool, deserialize_i8, deserialize_i16, deserialize_i32, deserialize_i64, deserialize_i128, deserialize_u8, deserialize_u16, deserialize_u32, deserialize_u64, deserialize_u128, deserialize_f32, deserialize_f64, deserialize_char, deserialize_str, deserialize_string, deserialize_bytes, deserialize_byte_buf, deserialize_option, deserialize_unit, deserialize_seq, deserialize_map, deserialize_identifier, deserialize_ignored_any,
@@ -97,7 +97,7 @@ impl<'de, D: Deserializer<'de>> EnumAccess<'de> for Named<D> {
     }
 }
 
-/// What the variant holds.
+/// The content of the variant.
 struct Content<D>(D);
 
 impl<'de, D: Deserializer<'de>> VariantAccess<'de> for Content<D> {

@@ -3,14 +3,14 @@ use serde::ser::{
     SerializeStruct, SerializeStructVariant, SerializeTuple, SerializeTupleVariant, Serializer,
 };
 
-/// The value as JSON; of a variant its content alone.
+/// Returns the value as JSON, or only the content if it is a variant.
 pub(crate) fn to_content<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, serde_json::Error> {
     let mut bytes = Vec::with_capacity(128);
     value.serialize(Content(&mut serde_json::Serializer::new(&mut bytes)))?;
     Ok(bytes)
 }
 
-/// A serializer that writes what it is given at the top, but of a variant its content alone.
+/// A serializer that writes any value unchanged, except that it leaves out the name of a top-level variant.
 struct Content<S>(S);
 
 macro_rules! pass {
@@ -71,7 +71,7 @@ impl<S: Serializer> Serializer for Content<S> {
         self.0.serialize_struct(variant, len).map(Fields)
     }
 
-    // All else stays as it is.
+    // Everything else is passed on unchanged.
 
     pass! {
         serialize_bool(bool), serialize_i8(i8), serialize_i16(i16), serialize_i32(i32), serialize_i64(i64), serialize_i128(i128), serialize_u8(u8), serialize_u16(u16), serialize_u32(u32), serialize_u64(u64), serialize_u128(u128), serialize_f32(f32), serialize_f64(f64), serialize_char(char),
@@ -135,7 +135,7 @@ impl<S: Serializer> Serializer for Content<S> {
     }
 }
 
-/// The elements of a variant with several.
+/// The elements of a tuple variant.
 struct Elements<S>(S);
 
 impl<S: SerializeTuple> SerializeTupleVariant for Elements<S> {
@@ -151,7 +151,7 @@ impl<S: SerializeTuple> SerializeTupleVariant for Elements<S> {
     }
 }
 
-/// The fields of a variant that names them.
+/// The fields of a struct variant.
 struct Fields<S>(S);
 
 impl<S: SerializeStruct> SerializeStructVariant for Fields<S> {

@@ -3,8 +3,8 @@ use std::fmt;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 
-/// The headers as the `headers` column holds them: one JSON object in the headers' order, or nothing where there are
-/// none.
+/// Encodes headers for the column `headers`: as one JSON object in the headers' order, or `None` if there are no headers.
+#[must_use]
 pub fn encode_headers(headers: &[(String, String)]) -> Option<String> {
     if headers.is_empty() {
         return None;
@@ -19,11 +19,12 @@ pub fn encode_headers(headers: &[(String, String)]) -> Option<String> {
     String::from_utf8(json).ok()
 }
 
-/// The headers of a `headers` column, in the order in which they stand there. A value that is not a JSON string is
-/// sent as its JSON text, so that rows written by other means than this library work as well.
+/// Decodes the headers of a column `headers`, in the order in which the column has them.
+///
+/// A value that is not a JSON string becomes its JSON text, so that rows that other programs have written work as well.
 ///
 /// # Errors
-/// The text is not a JSON object.
+/// [`HeadersError`] if the text is not a JSON object.
 pub fn decode_headers(json: &str) -> Result<Vec<(String, String)>, HeadersError> {
     let mut deserializer = serde_json::Deserializer::from_str(json);
     let headers = deserializer.deserialize_map(Pairs).map_err(HeadersError)?;
@@ -31,7 +32,7 @@ pub fn decode_headers(json: &str) -> Result<Vec<(String, String)>, HeadersError>
     Ok(headers)
 }
 
-/// A `headers` column that is not a JSON object.
+/// The error for a column `headers` that does not hold a JSON object.
 #[derive(Debug, thiserror::Error)]
 #[error("the column `headers` does not hold a JSON object of header names and values: {0}")]
 pub struct HeadersError(serde_json::Error);
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_an_object_is_an_error() {
+    fn a_headers_column_that_is_not_an_object_is_an_error() {
         for bad in ["[1]", "\"text\"", "{", "{} {}"] {
             let error = decode_headers(bad).unwrap_err().to_string();
             assert!(error.contains("does not hold a JSON object"), "{bad}: {error}");

@@ -1,9 +1,9 @@
 use std::str::FromStr;
 
-/// Names the topic that a record goes to, and says which topics it may go to at all.
+/// The rule that names a record's topic, and the list of topics that are allowed.
 ///
-/// Parse it from a pattern in which `{aggregatetype}` stands for the record's aggregate type. A pattern without it sends
-/// everything to one topic.
+/// Parse it from a pattern in which `{aggregatetype}` stands for the record's aggregate type. A pattern without this placeholder
+/// sends everything to one topic. The default is `outbox.event.{aggregatetype}`, with every topic allowed.
 ///
 /// ```
 /// use diesel_outbox_core::wire::TopicNaming;
@@ -19,7 +19,7 @@ use std::str::FromStr;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TopicNaming {
     before: String,
-    // What follows the aggregate type; nothing if the pattern has no place for one.
+    // The text behind the aggregate type, or `None` if the pattern has no placeholder.
     after: Option<String>,
     allowed: Option<Vec<String>>,
 }
@@ -28,15 +28,15 @@ const PLACEHOLDER: &str = "{aggregatetype}";
 const NAME_LIMIT: usize = 249;
 
 impl Default for TopicNaming {
-    /// `outbox.event.{aggregatetype}`, and every topic is allowed.
+    /// Returns the rule `outbox.event.{aggregatetype}`, with every topic allowed.
     fn default() -> Self {
         Self { before: "outbox.event.".into(), after: Some(String::new()), allowed: None }
     }
 }
 
 impl TopicNaming {
-    /// Allows only these topics. A record for any other becomes a dead letter. A name that ends in `*` allows every topic that
-    /// begins with what stands before it. By default every topic is allowed.
+    /// Allows only these topics. A record for any other topic becomes a dead letter. A name that ends in `*` allows every topic
+    /// that begins with the part before it. Default: every topic is allowed.
     #[must_use]
     pub fn allow<I: IntoIterator<Item: Into<String>>>(mut self, names: I) -> Self {
         self.allowed = Some(names.into_iter().map(Into::into).collect());
@@ -46,8 +46,8 @@ impl TopicNaming {
     /// Returns the topic of a record with this aggregate type.
     ///
     /// # Errors
-    /// Returns [`TopicError::Name`] if Kafka cannot have a topic of that name, and [`TopicError::NotAllowed`] if the
-    /// allow-list does not have it.
+    /// [`TopicError::Name`] if Kafka does not accept the name, and [`TopicError::NotAllowed`] if the allow-list does not contain
+    /// it.
     pub fn topic(&self, aggregate_type: &str) -> Result<String, TopicError> {
         let topic = match &self.after {
             Some(after) => [&self.before, aggregate_type, after].concat(),
@@ -73,11 +73,10 @@ impl TopicNaming {
 impl FromStr for TopicNaming {
     type Err = TopicError;
 
-    /// Reads a pattern such as `shop.{aggregatetype}.v1`.
+    /// Parses a pattern such as `shop.{aggregatetype}.v1`.
     ///
     /// # Errors
-    /// Returns [`TopicError::Pattern`] if the pattern has another placeholder, or a character that no topic's name can
-    /// have.
+    /// [`TopicError::Pattern`] if the pattern has another placeholder, or a character that a topic's name cannot contain.
     fn from_str(pattern: &str) -> Result<Self, TopicError> {
         let (before, after) = match pattern.split_once(PLACEHOLDER) {
             Some((before, after)) => (before, Some(after)),
@@ -102,24 +101,25 @@ fn matches(pattern: &str, topic: &str) -> bool {
     }
 }
 
-/// Why there is no topic for a record.
+/// The reason why a record has no topic, or why a pattern is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TopicError {
     /// The naming pattern is wrong.
     #[error(
-        "`{pattern}` is not a pattern for topics: use letters, digits, `.`, `_`, `-`, and `{{aggregatetype}}` once"
+        "`{pattern}` is not a pattern for topics: use letters, digits, `.`, `_`, `-`, and `{{aggregatetype}}` at most once"
     )]
     Pattern {
         /// The pattern that was given.
         pattern: String,
     },
-    /// The name is not one that Kafka can have.
+    /// Kafka does not accept the name.
     #[error(
-        "`{topic}` is not a name for a topic: Kafka takes 1 to 249 letters, digits, `.`, `_` and `-`; change the aggregate type or the relay's topic pattern"
+        "`{topic}` is not a name for a topic: Kafka accepts 1 to 249 letters, digits, `.`, `_` and `-`; change the aggregate type or \
+         the relay's topic pattern"
     )]
     Name {
-        /// The name that the pattern gave.
+        /// The name that the pattern produced.
         topic: String,
     },
     /// The topic is not in the allow-list.
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pattern_without_placeholder_is_one_topic() {
+    fn a_pattern_without_placeholder_sends_everything_to_one_topic() {
         assert_eq!("events".parse::<TopicNaming>().unwrap().topic("order").unwrap(), "events");
     }
 
