@@ -1,4 +1,4 @@
-//! The second stage: the type as it was written, with its attributes.
+//! The second stage: the type as the user wrote it, with its attributes.
 
 use proc_macro2::Span;
 use syn::spanned::Spanned;
@@ -11,12 +11,13 @@ pub(crate) struct Input<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) generics: &'a Generics,
     pub(crate) krate: Option<Path>,
-    /// What an enum says for all of its variants.
+    /// An enum's settings for all of its variants.
     pub(crate) defaults: Settings,
     /// The struct, or the enum's variants.
     pub(crate) events: Vec<Event<'a>>,
     pub(crate) is_enum: bool,
-    /// Whether serde writes an enum as it is in the payload; if not, it names the variant, which the event type does.
+    /// Whether the payload is what serde writes for the whole value. If not, it is the content of the variant, without the name
+    /// that serde gives it, because the event type says that already.
     pub(crate) is_written_whole: bool,
     /// The same for reading.
     pub(crate) is_read_whole: bool,
@@ -34,9 +35,9 @@ pub(crate) struct Event<'a> {
 pub(crate) struct Field<'a> {
     pub(crate) member: Member,
     pub(crate) ty: &'a Type,
-    /// What the generated code calls it, a name that no path of the user's can mean, at the type's place.
+    /// The field's name in the generated code. No path of the user's can refer to it. Its span is that of the type.
     pub(crate) binding: Ident,
-    /// Where it stands.
+    /// The place of the field in the source.
     pub(crate) span: Span,
     pub(crate) settings: FieldSettings,
 }

@@ -1,4 +1,4 @@
-//! The first stage: what each `#[outbox(..)]` says, key by key.
+//! The first stage: the content of each `#[outbox(..)]`, key by key.
 
 use proc_macro2::Span;
 use syn::meta::ParseNestedMeta;
@@ -7,7 +7,7 @@ use syn::punctuated::Punctuated;
 use syn::spanned::Spanned;
 use syn::{Attribute, Error, ExprPath, LitInt, LitStr, Member, Path, Result, Token, parenthesized, token};
 
-/// What the attributes of a type, or of a variant, say.
+/// The settings from the attributes of a type or of a variant.
 #[derive(Default)]
 pub(crate) struct Settings {
     pub(crate) aggregate: Option<LitStr>,
@@ -25,12 +25,12 @@ pub(crate) struct Settings {
     pub(crate) krate: Option<Path>,
 }
 
-/// What the attributes of a field say.
+/// The settings from the attributes of a field.
 #[derive(Default)]
 pub(crate) struct FieldSettings {
-    /// Where `id` stands.
+    /// The place of `id` in the source.
     pub(crate) id: Option<Span>,
-    /// Where `event_id` stands.
+    /// The place of `event_id` in the source.
     pub(crate) event_id: Option<Span>,
     pub(crate) header: Option<FieldHeader>,
 }
@@ -45,7 +45,7 @@ pub(crate) enum Payload {
     Tombstone,
 }
 
-/// A header that the type names: `"name" = value`.
+/// A header on the type or the variant: `"name" = value`.
 pub(crate) struct Constant {
     pub(crate) name: LitStr,
     pub(crate) value: Value,
@@ -63,7 +63,7 @@ pub(crate) struct Nested {
     pub(crate) rest: Vec<Member>,
 }
 
-/// How an event of an older version is read: `1 = path::to::function`.
+/// The function that decodes an older version: `1 = path::to::function`.
 pub(crate) struct Upcast {
     pub(crate) version: u32,
     pub(crate) span: Span,
@@ -76,7 +76,7 @@ pub(crate) struct FieldHeader {
     pub(crate) name: Option<LitStr>,
 }
 
-/// What carries the attribute, which decides the keys that it may have.
+/// The item that has the attribute, which decides the keys that it accepts.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Place {
     Type,
@@ -87,12 +87,12 @@ impl Place {
     fn known(self) -> &'static str {
         match self {
             Self::Type => {
-                "on a type: `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
-                 `payload`, `tombstone`, `decode`, `upcast`, `crate`"
+                "a type accepts `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
+                 `payload`, `tombstone`, `decode`, `upcast` and `crate`"
             }
             Self::Variant => {
-                "on a variant: `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
-                 `payload`, `tombstone`, `decode`, `upcast`"
+                "a variant accepts `aggregate`, `type`, `version`, `id`, `separator`, `event_id`, `header`, `headers`, \
+                 `payload`, `tombstone`, `decode` and `upcast`"
             }
         }
     }
@@ -158,7 +158,7 @@ impl FieldSettings {
                 set(&mut settings.event_id, meta, meta.path.span())
             }
             "header" => set(&mut settings.header, meta, field_header(meta)?),
-            _ => Err(unknown(meta, "on a field: `id`, `event_id`, `header`")),
+            _ => Err(unknown(meta, "a field accepts `id`, `event_id` and `header`")),
         })?;
         Ok(settings)
     }
@@ -186,10 +186,10 @@ fn set<T>(slot: &mut Option<T>, meta: &ParseNestedMeta, value: T) -> Result<()> 
 }
 
 fn unknown(meta: &ParseNestedMeta, known: &str) -> Error {
-    Error::new_spanned(&meta.path, format!("unknown attribute; known {known}"))
+    Error::new_spanned(&meta.path, format!("unknown attribute: {known}"))
 }
 
-/// The value after `=`, with an error that says what to write.
+/// Parses the value after `=`. The error says what to write.
 fn value<T: Parse>(meta: &ParseNestedMeta, advice: impl FnOnce() -> String) -> Result<T> {
     meta.value().and_then(T::parse).map_err(|error| Error::new(error.span(), advice()))
 }
@@ -227,8 +227,8 @@ fn id(meta: &ParseNestedMeta) -> Result<Id> {
 }
 
 fn constants(meta: &ParseNestedMeta) -> Result<Punctuated<Constant, Token![,]>> {
-    let advice = "write a name and a value, `header(\"source\" = \"web\")`; the value may be the path of a constant, or a field's \
-         `self.context.tenant`";
+    let advice = "write a name and a value, `header(\"source\" = \"web\")`; the value may also be the path of a constant, or lie in a \
+         field: `self.context.tenant`";
     if meta.input.peek(token::Paren) {
         parenthesized(meta, advice)
     } else {
@@ -255,7 +255,7 @@ fn field_header(meta: &ParseNestedMeta) -> Result<FieldHeader> {
     Ok(FieldHeader { span, name: Some(value(meta, advice)?) })
 }
 
-/// What follows `crate`: `= path`, or the path in a string.
+/// Parses what follows `crate`: `= path`, or the path in a string.
 pub(crate) fn krate(input: ParseStream) -> Result<Path> {
     let path = input.parse::<Token![=]>().and_then(|_| {
         if input.peek(LitStr) {
@@ -277,7 +277,7 @@ fn alone(meta: &ParseNestedMeta) -> Result<()> {
     Err(Error::new_spanned(&meta.path, format!("`{key}` takes no value here: write `{key}` alone")))
 }
 
-/// The list in the parentheses that follow, with an error that says what to write.
+/// Parses the list in the parentheses that follow. The error says what to write.
 fn parenthesized<T: Parse>(meta: &ParseNestedMeta, advice: &str) -> Result<Punctuated<T, Token![,]>> {
     let content;
     parenthesized!(content in meta.input);

@@ -46,7 +46,7 @@ fn arm(event: &Event, ident: &Ident, krate: Krate) -> TokenStream {
     let members = fields.values().map(|field| &field.member);
     let bindings = fields.keys();
 
-    // A name that no path of the user's can mean.
+    // No path of the user's can refer to this name.
     let record = Ident::new("record", Span::mixed_site());
     let id = id(&event.id, krate);
     let event_id = event_id(&event.event_id, krate).map(|id| quote!(let #record = #record.with_id(#id);));
@@ -104,7 +104,7 @@ fn header(header: &Header, record: &Ident, krate: Krate) -> TokenStream {
     let value = match source {
         Source::Constant(Value::Text(text)) => text.to_token_stream(),
         Source::Constant(Value::Path(path)) => text(path, &quote!(&#path), krate),
-        // Such a value is of a field, and never comes here.
+        // Such a value belongs to a field and never gets here.
         Source::Constant(Value::Nested(_)) => TokenStream::new(),
         Source::Field(Field { ty, binding, .. }) => text(ty, binding, krate),
         Source::Nested(Field { binding, .. }, rest) => {
@@ -144,14 +144,14 @@ fn payload(payload: &Payload, ident: &Ident, record: &Ident, krate: Krate) -> To
     }
 }
 
-/// A value as text; that it has none is an error at the place of `source`.
+/// Formats a value as text. If its type cannot be formatted, the compiler's error points at `source`.
 fn text(source: &impl ToTokens, value: &impl ToTokens, krate: Krate) -> TokenStream {
     let (span, krate) = (place(source), krate.at(source));
     quote_spanned!(span=> #krate::__private::Text::text(#value))
 }
 
-/// The place of the user's code, for errors that the compiler finds there. The code itself stays generated code, to
-/// which the user's lints do not apply.
+/// Returns the place of the user's code, for the compiler's errors. The code itself remains generated code, to which the user's
+/// lints do not apply.
 fn place(source: &impl ToTokens) -> Span {
     Span::call_site().located_at(source.span())
 }

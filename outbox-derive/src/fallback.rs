@@ -1,5 +1,5 @@
-//! The last stage, for a type with a mistake: its error, and an implementation in name only, so that wherever the
-//! type is emitted no second error appears.
+//! The last stage, for a type with a mistake. It writes the error and an implementation in name only, so that no second error appears
+//! where the type is emitted.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::quote;
@@ -45,7 +45,7 @@ pub(crate) fn expand(input: &DeriveInput, error: &Error, derived: Derived) -> To
     }
 }
 
-/// The value of `crate = ..`, though the attribute that holds it may be the broken one.
+/// Finds the value of `crate = ..`, even if its attribute is the broken one.
 fn find_krate(input: &DeriveInput) -> Option<Path> {
     input.attrs.iter().filter(|attribute| attribute.path().is_ident("outbox")).find_map(|attribute| {
         let Meta::List(list) = &attribute.meta else { return None };

@@ -1,7 +1,26 @@
-//! `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` for diesel-outbox, which re-exports them: depend on that crate.
+//! The derives of diesel-outbox: [`OutboxEvent`](macro@OutboxEvent) makes a type an event, and
+//! [`InboxEvent`](macro@InboxEvent) decodes it in a consumer. Their pages describe every attribute.
 //!
-//! The derives' own pages describe every attribute: [`OutboxEvent`](macro@OutboxEvent), which makes a type an event, and
-//! [`InboxEvent`](macro@InboxEvent), which decodes it again.
+//! In a service, depend on `diesel-outbox`, which re-exports both. Depend on this crate directly only in a crate of events that
+//! does not need Diesel: see [`OutboxEvent`](macro@OutboxEvent#renamed-dependency).
+//!
+//! ```
+//! use diesel_outbox::OutboxEvent; // the trait and the derive
+//! # use diesel_outbox_derive::OutboxEvent;
+//!
+//! #[derive(serde::Serialize, OutboxEvent)]
+//! #[outbox(aggregate = "order")]
+//! struct OrderPlaced {
+//!     #[outbox(id)]
+//!     order_id: u64,
+//!     total_cents: i64,
+//! }
+//!
+//! // On Kafka: topic `outbox.event.order`, key `7`, header `eventType: OrderPlaced`, and this value:
+//! let record = OrderPlaced { order_id: 7, total_cents: 990 }.to_record()?;
+//! assert_eq!(record.payload(), Some(&br#"{"order_id":7,"total_cents":990}"#[..]));
+//! # Ok::<(), diesel_outbox::RecordError>(())
+//! ```
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -15,7 +34,10 @@ mod valid;
 use proc_macro::TokenStream;
 use syn::{DeriveInput, parse_macro_input};
 
-/// Makes a struct or an enum an event, which can be emitted.
+/// Implements `OutboxEvent` for a struct or an enum, so that it can be emitted.
+///
+/// An event needs an aggregate type and an aggregate id. Everything else has a default: the event type is the name of the struct or
+/// the variant, and the payload is the value as JSON.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -45,46 +67,46 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Attributes
 ///
-/// All are keys of `#[outbox(..)]`. What an enum says is the default for its variants, and what a variant says
-/// itself comes first.
+/// All attributes are keys of `#[outbox(..)]`. A key on an enum sets the default for its variants. A variant's own key takes
+/// precedence.
 ///
 /// On a type or a variant:
 ///
 /// | key | what it sets | default |
 /// |---|---|---|
-/// | `aggregate = "order"` | the aggregate type | none: it must be set |
+/// | `aggregate = "order"` | the aggregate type | none; it is required |
 /// | `type = "OrderPlaced"` | the event type | the name of the struct or of the variant |
 /// | `version = 2` | the version, sent as the header `eventVersion` | no version |
 /// | `id(order_id, line)` | the aggregate id, from fields, by name or by position | the fields marked with `id` |
 /// | `id = path::to::function` | the aggregate id, from a function | the fields marked with `id` |
-/// | `separator = "-"` | what stands between several id fields | `"/"` |
-/// | `event_id = path::to::function` | the event's own id, from a function | a new one for each record |
-/// | `header("source" = "web")` | headers with a text, the path of a constant, or `self.context.tenant` | no headers |
+/// | `separator = "-"` | the text between several id fields | `"/"` |
+/// | `event_id = path::to::function` | the event's own id, from a function | a new UUID v7 for each record |
+/// | `header("source" = "web")` | headers whose value is a text, the path of a constant, or a value in a field such as `self.context.tenant` | no headers |
 /// | `headers = path::to::function` | headers from a function | no headers |
-/// | `payload = path::to::function` | the payload's encoding | JSON, through serde |
-/// | `tombstone` | no payload | JSON, through serde |
-/// | `decode = ..`, `upcast(..)` | for decoding: see [`InboxEvent`](macro@InboxEvent) | |
-/// | `crate = renamed` | the path of diesel-outbox; on the type only | `::diesel_outbox` |
+/// | `payload = path::to::function` | the payload, from a function | the value as JSON, with serde |
+/// | `tombstone` | no payload | the value as JSON, with serde |
+/// | `decode = ..`, `upcast(..)` | the decoding: see [`InboxEvent`](macro@InboxEvent) | |
+/// | `crate = renamed` | the path of diesel-outbox; only on the type | `::diesel_outbox` |
 ///
 /// On a field:
 ///
 /// | key | what it sets | default |
 /// |---|---|---|
-/// | `id` | the field is the aggregate id, or a part of it | it is not |
-/// | `event_id` | the field, a `Uuid`, is the event's own id | a new one for each record |
+/// | `id` | the field is the aggregate id, or a part of it | it is not part of the id |
+/// | `event_id` | the field, a `Uuid`, is the event's own id | a new UUID v7 for each record |
 /// | `header` | a header with the field's name | no header |
 /// | `header = "name"` | a header with this name | no header |
 ///
-/// Names are texts of 1 to 255 characters.
+/// Aggregate types and event types have 1 to 255 characters.
 ///
 /// # Aggregate id
 ///
-/// The id comes from fields or from a function. Fields are written with [`Display`](std::fmt::Display); several are
-/// joined in the order in which they are declared, or listed. Choose a `separator` that cannot occur in the fields
-/// themselves, or two aggregates may get the same id.
+/// The aggregate id comes from fields or from a function. Fields are formatted with [`Display`](std::fmt::Display). Several fields
+/// are joined in the order in which they are declared, or in which `id(..)` lists them. Choose a `separator` that cannot occur in
+/// the fields themselves. Otherwise two aggregates may get the same id.
 ///
-/// A function takes the event by reference and returns anything with [`Display`](std::fmt::Display). A method works
-/// as well, as `Self::method`.
+/// A function takes the event by reference and returns anything that implements [`Display`](std::fmt::Display). It can be a method:
+/// `id = Self::method`.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -113,9 +135,9 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Event id
 ///
-/// The event's own id is what consumers recognise a duplicate by. Each call of `to_record` makes a new one. If the event
-/// brings an id with it, such as a request's, mark that field: then emitting the same event twice stores one id twice, and a
-/// consumer's inbox handles it once.
+/// Consumers recognise a duplicate by the event's own id. By default each call of `to_record` makes a new one. If the event
+/// already has an id, such as that of a request, mark the field. If the same event is then emitted twice, both records have the
+/// same id, and a consumer's inbox handles the event once.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -138,19 +160,20 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Event type and version
 ///
-/// Consumers see the event type, so give it a name of its own before you rename a Rust type or a variant:
-/// `type = "OrderPlaced"` keeps what they see. Several variants may share a type, and differ by `version`.
+/// Consumers see the event type. If you rename a Rust type or a variant, keep the old event type with `type = "OrderPlaced"`.
+/// Several variants may share a type if their `version` differs.
 ///
 /// # Headers
 ///
-/// The version comes first, then the type's headers, then those of fields, then those of a function. Values are written
-/// with [`Display`](std::fmt::Display). A field whose type is written as `Option<..>` is left out if it is `None`. A
+/// The version comes first, then the headers of the type, then those of fields, then those of a function. Values are formatted
+/// with [`Display`](std::fmt::Display). A field whose type is written as `Option<..>` adds no header if it is `None`. A
 /// variant's header replaces the enum's header of the same name. The names `id` and `eventType` are reserved.
 ///
-/// A value may lie within a field: `header("tenant" = self.context.tenant)`, for a struct as for a variant. A function for
-/// headers takes the event by reference and returns pairs of names and values, such as a `Vec<(String, String)>`. Use it
-/// if there are headers only now and then. For headers that every event of a request carries, see
-/// `Outbox` of diesel-outbox, which needs nothing of the event.
+/// A value may lie inside a field: `header("tenant" = self.context.tenant)`. This works for structs and for variants. A function
+/// for headers takes the event by reference and returns pairs of names and values, such as a `Vec<(String, String)>`. Use one if
+/// the number of headers varies.
+///
+/// For headers that all events of a request share, use `Outbox` of diesel-outbox instead. It adds them to any event.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -176,15 +199,15 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Payload
 ///
-/// By default the payload is what serde makes of the value as JSON, so serde's attributes shape it. Of an enum it is
-/// what the variant holds, without the name of the variant, because the event type says that already:
-/// `{"order_id":7}` and not `{"Placed":{"order_id":7}}`. An enum with another representation of serde's, such as
-/// `#[serde(untagged)]` or `#[serde(tag = "..")]`, is written as serde writes it.
+/// By default the payload is the value as JSON, and serde's attributes shape it. The payload of an enum is the content of the
+/// variant without the name of the variant, because the event type says that already: `{"order_id":7}` and not
+/// `{"Placed":{"order_id":7}}`. If the enum has another of serde's representations, such as `#[serde(untagged)]` or
+/// `#[serde(tag = "..")]`, the payload is what serde writes.
 ///
-/// A function for another encoding takes the event by reference. It returns `Vec<u8>`, or `Result<Vec<u8>, E>` with
-/// any error that converts into `Box<dyn Error + Send + Sync>`, which becomes
-/// `RecordError::Encode`. Many encoders have this shape already: `prost::Message::encode_to_vec`,
-/// `rmp_serde::to_vec`, or, for a variant whose payload is to have the variant's name in it, `serde_json::to_vec`.
+/// For another encoding, name a function. It takes the event by reference and returns `Vec<u8>`, or `Result<Vec<u8>, E>` with any
+/// error that converts into `Box<dyn Error + Send + Sync>`. The error becomes `RecordError::Encode`. Many encoders already have
+/// this signature: `prost::Message::encode_to_vec`, `rmp_serde::to_vec`, or `serde_json::to_vec` for a payload that contains the
+/// name of the variant.
 ///
 /// A `tombstone` has no payload, which makes a compacted topic forget the aggregate.
 ///
@@ -214,9 +237,9 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Generic types
 ///
-/// The implementation asks for what the record needs and no more: `Self: Serialize` where the payload is JSON, and
-/// [`Display`](std::fmt::Display) of the id's and headers' types where these depend on a parameter. What a function
-/// of yours asks for must be among the type's own bounds.
+/// The implementation requires only what the record needs: `Self: Serialize` if the payload is JSON, and
+/// [`Display`](std::fmt::Display) for the types of the id and the headers if they depend on a parameter. If one of your functions
+/// requires more, add that to the bounds of the type itself.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -237,19 +260,19 @@ use syn::{DeriveInput, parse_macro_input};
 ///
 /// # Renamed dependency
 ///
-/// If diesel-outbox has another name in your manifest, or comes through a crate of yours, say where it is:
-/// `#[outbox(crate = outbox)]`, or `#[outbox(crate = platform::outbox)]`. A crate of events that knows nothing of Diesel
-/// depends on `diesel-outbox-core` and `diesel-outbox-derive`, and writes `#[outbox(crate = diesel_outbox_core)]`.
+/// If diesel-outbox has another name in your manifest, or if a crate of yours re-exports it, name its path:
+/// `#[outbox(crate = outbox)]` or `#[outbox(crate = platform::outbox)]`. A crate of events that does not need Diesel depends on
+/// `diesel-outbox-core` and `diesel-outbox-derive`, and writes `#[outbox(crate = diesel_outbox_core)]`.
 #[proc_macro_derive(OutboxEvent, attributes(outbox))]
 pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     derive(&input, Derived::Outbox).into()
 }
 
-/// Decodes events by their type and version, so that a consumer gets the variant that was emitted, or an error.
+/// Implements `InboxEvent`, which decodes an event by its type and version into the variant that was emitted, or returns an error.
 ///
-/// It reads the same attributes as [`OutboxEvent`](macro@OutboxEvent). Put both on one type, or this one alone on a type of the
-/// consumer's own, which needs neither `aggregate` nor `id`.
+/// It reads the same attributes as [`OutboxEvent`](macro@OutboxEvent). Derive both on one type, or only this one on the consumer's
+/// own type, which needs neither `aggregate` nor `id`.
 ///
 /// ```
 /// # use diesel_outbox::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent};
@@ -279,22 +302,24 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 ///
 /// # Payload
 ///
-/// By default the payload is JSON, read through the type's own `Deserialize`, which must not borrow. Of an enum it is what the
-/// variant holds. If serde chooses the variant itself, as with `#[serde(untagged)]`, and chooses another one than the event
-/// type names, that is `DecodeError::WrongType`. Variants with `#[serde(skip)]` are unknown types.
+/// By default the payload is JSON and is read with the type's own `Deserialize`, which must not borrow from the payload. The payload
+/// of an enum is the content of the variant. If serde chooses the variant itself, as with `#[serde(untagged)]`, and chooses
+/// another one than the event type names, decoding fails with `DecodeError::WrongType`. The event types of variants with
+/// `#[serde(skip)]` are unknown.
 ///
 /// `decode = path::to::function` is the counterpart of `payload = path::to::function`. It takes the payload's bytes and returns
-/// the event, or a `Result` with any error that converts into `Box<dyn Error + Send + Sync>`: `rmp_serde::from_slice`, for
-/// example. A variant with a `payload` of its own needs a `decode` of its own.
+/// the event, or a `Result` with any error that converts into `Box<dyn Error + Send + Sync>`. `rmp_serde::from_slice` is an
+/// example. A variant with its own `payload` needs its own `decode`.
 ///
 /// A `tombstone` has no payload. Its fields are read from the aggregate id with [`FromStr`](std::str::FromStr), so all of them
-/// must be parts of the id. If that cannot be, `decode = path::to::function` on the tombstone takes the aggregate id, a `&str`.
+/// must be parts of the id. If they are not, write `decode = path::to::function` on the tombstone. That function takes the
+/// aggregate id, a `&str`.
 ///
 /// # Versions
 ///
-/// An event without a version has version 1, on both sides. A version that is not listed is
-/// `DecodeError::UnknownVersion`. An older version is brought up to date by a function, which takes the old payload as
-/// anything that implements `Deserialize`, and returns the event or a `Result`:
+/// An event without a version has version 1, on both sides. A version that is not listed is a
+/// `DecodeError::UnknownVersion`. To decode an older version, name a function in `upcast`. It takes the old payload as any type
+/// that implements `Deserialize`, and returns the event or a `Result`:
 ///
 /// ```
 /// # use diesel_outbox::{DecodeError, EncodedEvent, InboxEvent};
@@ -331,16 +356,15 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 /// # Ok::<(), DecodeError>(())
 /// ```
 ///
-/// With `decode`, the functions for older versions take bytes as well. Two variants may share an event type if their versions
-/// differ.
+/// If the type has a `decode` function, the functions in `upcast` take bytes too. Two variants may share an event type if their
+/// versions differ.
 #[proc_macro_derive(InboxEvent, attributes(outbox))]
 pub fn derive_inbox_event(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
     derive(&input, Derived::Inbox).into()
 }
 
-/// The trait that is derived. A mistake that both would report is reported by the compiler once, because the two errors are
-/// the same.
+/// The trait to derive. If both derives find the same mistake, the compiler shows it once, because the two errors are equal.
 #[derive(Clone, Copy)]
 enum Derived {
     Outbox,

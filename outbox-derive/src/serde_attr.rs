@@ -1,16 +1,16 @@
-//! What serde's own attributes say of how a variant is named in JSON. Mistakes in them are for serde to report.
+//! How serde's own attributes change the name of a variant in JSON. Serde itself reports mistakes in them.
 
 use proc_macro2::{TokenStream, TokenTree};
 use syn::{Attribute, Data, DeriveInput, Meta};
 
-/// Whether serde does not put an enum's content under the name of its variant.
+/// Returns whether serde does not put an enum's content under the name of its variant.
 pub(crate) fn is_untagged(node: &DeriveInput) -> bool {
     let Data::Enum(data) = &node.data else { return false };
     says(&node.attrs, &["untagged", "tag"])
         || data.variants.iter().any(|variant| says(&variant.attrs, &["untagged"]))
 }
 
-/// Whether a `#[serde(..)]` has one of these keys.
+/// Returns whether a `#[serde(..)]` has one of these keys.
 pub(crate) fn says(attributes: &[Attribute], keys: &[&str]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("serde") => {
@@ -20,7 +20,7 @@ pub(crate) fn says(attributes: &[Attribute], keys: &[&str]) -> bool {
     })
 }
 
-/// The keys: what stands first, and behind each comma.
+/// Returns the keys: the first token, and the one behind each comma.
 fn found(tokens: TokenStream) -> impl Iterator<Item = String> {
     let mut is_key = true;
     tokens.into_iter().filter_map(move |token| {

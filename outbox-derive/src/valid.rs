@@ -1,4 +1,4 @@
-//! The third stage: what each event's record is made of, with defaults filled in and every mistake found.
+//! The third stage: the parts of each event's record. It fills in the defaults and finds every mistake.
 
 mod decoding;
 mod event_id;
@@ -15,7 +15,7 @@ pub(crate) use self::id::{Id, name_of};
 use crate::ast::{self, Field, Input};
 use crate::attr::{self, Settings};
 
-/// The longest aggregate type and event type, in characters.
+/// The maximum length of the aggregate type and the event type, in characters.
 const NAME_LIMIT: usize = 255;
 
 /// A struct, or a variant of an enum, and the record that it becomes.
@@ -28,13 +28,13 @@ pub(crate) struct Event<'a> {
     pub(crate) id: Id<'a>,
     pub(crate) event_id: EventId<'a>,
     pub(crate) headers: Vec<Header<'a>>,
-    /// A function that makes more of them.
+    /// A function that makes more headers.
     pub(crate) header_function: Option<&'a ExprPath>,
     pub(crate) payload: Payload<'a>,
 }
 
 impl<'a> Event<'a> {
-    /// The fields that the record is made of; one may come twice.
+    /// Returns the fields that the record is made of. One field may occur twice.
     pub(crate) fn fields(&self) -> impl Iterator<Item = &'a Field<'a>> {
         let headers = self.headers.iter().filter_map(Header::field);
         self.id.fields().iter().copied().chain(self.event_id.field()).chain(headers)
@@ -42,9 +42,9 @@ impl<'a> Event<'a> {
 }
 
 pub(crate) enum Payload<'a> {
-    /// What serde makes of the whole value.
+    /// The whole value, as serde writes it.
     Json,
-    /// The same without the name of the variant.
+    /// The content of the variant, without the variant's name.
     Content,
     Function(&'a ExprPath),
     Tombstone,
@@ -110,12 +110,11 @@ fn check_texts(settings: &Settings) -> Result<()> {
 fn check_separator(settings: &Settings, joins: bool) -> Result<()> {
     let Some(separator) = &settings.separator else { return Ok(()) };
     if separator.value().is_empty() {
-        let advice = "without a separator `1`, `23` and `12`, `3` would be one id: write one, such as \"-\"";
+        let advice = "with an empty separator `1`, `23` and `12`, `3` are the same id: write another one, such as \"-\"";
         return Err(Error::new_spanned(separator, advice));
     }
     if !joins {
-        let advice =
-            "there is one id or none to separate here: remove `separator`, or name several id fields";
+        let advice = "`separator` joins several id fields, but there is at most one: remove `separator`, or name more id fields";
         return Err(Error::new_spanned(separator, advice));
     }
     Ok(())
@@ -125,8 +124,8 @@ fn no_aggregate(input: &Input, event: &ast::Event) -> Error {
     let others_have_one = input.events.iter().any(|event| event.settings.aggregate.is_some());
     let ident = if others_have_one { event.ident } else { input.ident };
     let advice = format!(
-        "`{ident}` has no aggregate type: write `#[outbox(aggregate = \"order\")]`, naming the kind of thing that the \
-         event happens to"
+        "`{ident}` has no aggregate type: write `#[outbox(aggregate = \"order\")]` with the kind of thing that the event \
+         happens to"
     );
     Error::new(ident.span(), advice)
 }

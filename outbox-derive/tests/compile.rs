@@ -1,5 +1,5 @@
-//! What the compiler says to mistakes: each fixture in `tests/fail` is named after the rule that it breaks, and gets
-//! exactly one error.
+//! The compiler's errors for mistakes. Each fixture in `tests/fail` is named after the rule that it breaks, and gets exactly one
+//! error.
 
 use std::fs;
 use std::path::{Path, PathBuf};

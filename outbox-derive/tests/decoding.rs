@@ -1,4 +1,4 @@
-//! What is decoded of each record: the event that was emitted, or an error that says what it is.
+//! Decoding returns the event that was emitted, or an error that explains why it cannot.
 
 use std::fmt::{self, Debug};
 
@@ -7,7 +7,7 @@ use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// What a consumer makes of an emitted event.
+/// Decodes an emitted event as a consumer does.
 #[track_caller]
 fn back<E: OutboxEvent + InboxEvent>(event: &E) -> E {
     let record = event.to_record().unwrap();
@@ -112,7 +112,7 @@ fn variants_of_each_shape_come_back() {
     assert!(matches!(Event::decode(&json("Never", "null")), Err(DecodeError::UnknownType { .. })), "skipped");
 }
 
-/// With `untagged`, a handler got `Placed` for each `Paid`, because serde takes the first variant that fits.
+/// With `untagged`, serde would decode each `Paid` as `Placed`, because it takes the first variant that fits.
 #[test]
 fn the_event_type_decides_which_variant_it_is_though_others_fit_as_well() {
     #[derive(Debug, PartialEq, Serialize, Deserialize, OutboxEvent, InboxEvent)]
@@ -140,7 +140,7 @@ fn the_event_type_decides_which_variant_it_is_though_others_fit_as_well() {
 }
 
 #[test]
-fn enums_with_tags_of_their_own_come_back() {
+fn enums_with_serdes_tags_come_back() {
     #[derive(Debug, PartialEq, Serialize, Deserialize, OutboxEvent, InboxEvent)]
     #[serde(tag = "kind", content = "content")]
     #[outbox(aggregate = "order", id(0))]
@@ -192,7 +192,7 @@ fn a_tombstone_comes_back_from_its_aggregate_id() {
             Ok(Self::Other { line: id.parse()?, order: None })
         }
     }
-    // The separator of the id occurs in the uuid.
+    // The separator of the id also occurs in the UUID.
     let error = Event::decode(&EncodedEvent::from(
         &Event::Dropped { order: Uuid::nil(), line: 1 }.to_record().unwrap(),
     ));
@@ -374,7 +374,7 @@ fn generic_events_come_back() {
     #[derive(Debug, PartialEq, OutboxEvent, InboxEvent)]
     #[outbox(aggregate = "order", tombstone)]
     struct Gone<K>(#[outbox(id)] K);
-    /// It is no serde type, and need not be.
+    /// It implements none of serde's traits, and does not have to.
     #[derive(Debug, PartialEq)]
     struct Key(char);
     impl fmt::Display for Key {

@@ -1,4 +1,4 @@
-//! Derived code is clean under the strictest lints of its user.
+//! Derived code raises no warning under the strictest lints of its user.
 
 #![deny(
     warnings,
@@ -32,7 +32,7 @@
 use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 use serde::{Deserialize, Serialize};
 
-/// A struct that says everything.
+/// A struct with every attribute.
 #[derive(Debug, Serialize, OutboxEvent)]
 #[outbox(aggregate = "order", type = "OrderPlaced", version = 1, header("source" = "web", "region" = REGION))]
 pub struct OrderPlaced {
@@ -85,7 +85,7 @@ const fn id<E>(_: &E) -> &'static str {
     "all"
 }
 
-/// An enum that is decoded.
+/// A decoded enum.
 #[derive(Debug, Serialize, Deserialize, OutboxEvent, InboxEvent)]
 #[outbox(aggregate = "order", event_id = fresh, header("tenant" = self.context.0), headers = more)]
 pub enum Both<K, T> {
@@ -128,7 +128,7 @@ pub enum Both<K, T> {
     },
 }
 
-/// A text in a place of its own.
+/// A text in a nested type.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Text(String, String);
 
@@ -167,7 +167,7 @@ fn older<K, T>(text: String) -> Both<K, T> {
     Both::Encoded { context: Text(text, String::new()) }
 }
 
-/// A struct that is decoded.
+/// A decoded struct.
 #[derive(Debug, Serialize, Deserialize, OutboxEvent, InboxEvent)]
 #[outbox(aggregate = "order", version = 2)]
 pub struct Changed {

@@ -1,4 +1,4 @@
-//! Derived code means what it says, whatever names its surroundings have.
+//! Derived code works, whatever names are in scope around it.
 
 #![forbid(deprecated, unused_qualifications)]
 

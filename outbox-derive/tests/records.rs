@@ -1,4 +1,4 @@
-//! What record each attribute makes.
+//! The effect of each attribute on the record.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use diesel_outbox_derive::OutboxEvent;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// Everything of the record but its id, which is a new one each time.
+/// Every part of the record except its id, which is new each time.
 type Parts = (String, String, String, Vec<(String, String)>, Option<String>);
 
 fn parts(event: &impl OutboxEvent) -> Parts {
@@ -205,7 +205,7 @@ fn headers_come_from_constants_and_fields() {
 }
 
 #[test]
-fn a_variant_overrides_what_the_enum_says() {
+fn a_variant_overrides_the_settings_of_the_enum() {
     fn fixed(_: &Mixed) -> &'static str {
         "fixed"
     }
@@ -342,7 +342,7 @@ fn references_boxes_and_records_are_events_too() {
 }
 
 #[test]
-fn a_payload_is_what_is_in_the_variant_without_its_name() {
+fn the_payload_of_a_variant_is_its_content_without_its_name() {
     #[derive(Serialize)]
     struct Line(u8);
     #[derive(Serialize, OutboxEvent)]
@@ -418,7 +418,7 @@ fn an_enum_that_serde_does_not_tag_by_the_variants_name_is_written_as_serde_does
 }
 
 #[test]
-fn an_event_may_have_an_id_of_its_own() {
+fn an_event_may_bring_its_own_id() {
     #[derive(Serialize, OutboxEvent)]
     #[outbox(aggregate = "order", event_id = Self::other)]
     enum Event {

@@ -7,7 +7,8 @@ use syn::{GenericArgument, GenericParam, Generics, PathArguments, Type};
 use super::Krate;
 use crate::valid::{Arm, Event, Header, How, Payload};
 
-/// What the implementation needs of a generic type; what does not depend on a parameter is for the compiler to check.
+/// Returns the bounds that the implementation needs on a generic type. The compiler itself checks types that do not depend on a
+/// parameter.
 pub(super) fn bounds(generics: &Generics, events: &[Event], krate: Krate) -> Vec<TokenStream> {
     let parameters = parameters(generics);
     let is_json = |event: &Event| matches!(event.payload, Payload::Json | Payload::Content);
@@ -18,7 +19,7 @@ pub(super) fn bounds(generics: &Generics, events: &[Event], krate: Krate) -> Vec
     serialize.into_iter().chain(displays.into_iter().map(|ty| quote!(#ty: ::core::fmt::Display))).collect()
 }
 
-/// The same for decoding.
+/// Returns the bounds that decoding needs.
 pub(super) fn decoding_bounds(generics: &Generics, arms: &[Arm], krate: Krate) -> Vec<TokenStream> {
     let parameters = parameters(generics);
     let is_json = |arm: &Arm| matches!(arm.how, How::Json | How::Content(_));
@@ -42,7 +43,7 @@ fn parameters(generics: &Generics) -> BTreeSet<String> {
     generics.params.iter().filter_map(name).collect()
 }
 
-/// Each of these types once, if it depends on a parameter.
+/// Returns those types that depend on a parameter, each once.
 fn each<'a>(types: impl Iterator<Item = &'a Type>, parameters: &BTreeSet<String>) -> Vec<TokenStream> {
     let mut seen = BTreeSet::new();
     types
@@ -51,7 +52,7 @@ fn each<'a>(types: impl Iterator<Item = &'a Type>, parameters: &BTreeSet<String>
         .collect()
 }
 
-/// The types whose values become text.
+/// Returns the types whose values become text.
 fn displayed<'a>(event: &'a Event<'a>) -> impl Iterator<Item = &'a Type> {
     let ids = event.id.fields().iter().map(|field| field.ty);
     let headers = event.headers.iter().filter_map(Header::whole_field).map(|field| field.ty);
@@ -66,11 +67,11 @@ fn mentions(tokens: TokenStream, names: &BTreeSet<String>) -> bool {
     })
 }
 
-/// `T`, where the type is written as `Option<T>`.
+/// Returns `T` if the type is written as `Option<T>`.
 pub(super) fn inside_option(ty: &Type) -> Option<&Type> {
     let path = match ty {
         Type::Path(ty) => &ty.path,
-        // A type that came out of a `macro_rules!` macro.
+        // The type comes from a `macro_rules!` macro.
         Type::Group(group) => return inside_option(&group.elem),
         _ => return None,
     };

@@ -79,7 +79,7 @@ fn decoded(arm: &Arm, input: &Input, event: &Ident, krate: Krate) -> TokenStream
     }
 }
 
-/// The value, if it is the variant that the event type names: serde may have chosen another one.
+/// Checks that the value is the variant that the event type names, because serde may have chosen another one.
 fn checked(decoded: &TokenStream, arm: &Arm, input: &Input, event: &Ident, krate: Krate) -> TokenStream {
     let Some(variant) = arm.variant.filter(|_| input.events.len() > 1) else { return decoded.clone() };
     let value = Ident::new("value", Span::mixed_site());

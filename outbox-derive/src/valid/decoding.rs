@@ -9,7 +9,7 @@ use super::{check_separator, check_texts};
 use crate::ast::{Event, Field, Input};
 use crate::attr::Payload;
 
-/// What an event without a version counts as.
+/// The version of events that have none.
 const FIRST_VERSION: u32 = 1;
 
 /// How an event of one type and version is decoded.
@@ -25,10 +25,10 @@ pub(crate) struct Arm<'a> {
 pub(crate) enum How<'a> {
     /// The payload is the whole value's JSON.
     Json,
-    /// The payload is the JSON of what is in the variant, at this index among those that serde knows.
+    /// The payload is the JSON of the content of the variant at this index, counted among the variants that serde knows.
     Content(u32),
     Function(&'a ExprPath),
-    /// A function takes an older event that is JSON.
+    /// A function takes an older event, parsed from JSON.
     Upcast(&'a ExprPath),
     /// A function takes a tombstone's aggregate id.
     FromId(&'a ExprPath),
@@ -39,11 +39,11 @@ pub(crate) enum How<'a> {
     },
 }
 
-/// An arm for each event and each of its older versions.
+/// Returns an arm for each event and for each of its older versions.
 pub(crate) fn check<'a>(input: &'a Input<'a>) -> Result<Vec<Arm<'a>>> {
     check_texts(&input.defaults)?;
     if let (Some(upcast), true) = (input.defaults.upcasts.first(), input.is_enum) {
-        let advice = "an older version is one of a variant: write `upcast` there";
+        let advice = "`upcast` on an enum does not say which variant it is for: move it to the variant";
         return Err(Error::new(upcast.span, advice));
     }
     let mut arms = Vec::new();
@@ -69,7 +69,7 @@ fn check_event<'a>(
     let version = own.version.or(defaults.version).unwrap_or(FIRST_VERSION);
     let variant = event.is_variant.then_some(event.ident);
     let function = own.decode.as_ref();
-    // A variant that is encoded in another way than the enum is decoded in another way too.
+    // A variant with an encoding of its own also needs a decoding of its own.
     let any_function = function.or(defaults.decode.as_ref().filter(|_| own.payload.is_none()));
     let how = match own.payload.as_ref().or(defaults.payload.as_ref()) {
         Some(Payload::Tombstone) => {
@@ -93,7 +93,7 @@ fn check_event<'a>(
     Ok(())
 }
 
-/// A tombstone is decoded from its aggregate id, which must be all that it has.
+/// Decodes a tombstone from its aggregate id, so all of its fields must be part of the id.
 fn tombstone<'a>(input: &'a Input<'a>, event: &'a Event<'a>) -> Result<How<'a>> {
     if event.fields.is_empty() {
         return Ok(How::Id { fields: Vec::new(), separator: String::new() });
@@ -117,7 +117,7 @@ fn tombstone<'a>(input: &'a Input<'a>, event: &'a Event<'a>) -> Result<How<'a>> 
 
 fn no_counterpart(event: &Event) -> Error {
     let advice = format!(
-        "`{}` has a payload of its own making and cannot be decoded: write the counterpart of `payload`, \
+        "`{}` has a `payload` function but no counterpart that decodes it: write \
          `decode = path::to::function`",
         event.ident,
     );
@@ -129,8 +129,8 @@ fn check_each_once(arms: &[Arm]) -> Result<()> {
     for Arm { variant, event_type, version, span, .. } in arms {
         if seen.insert((event_type, version), variant).is_some() {
             let advice = format!(
-                "events of type `{event_type}` and version {version} are decoded twice: give one another `type` or \
-                 `version` (without one, an event has version {FIRST_VERSION})"
+                "events of type `{event_type}` and version {version} are decoded in two ways: change the `type` or `version` of \
+                 one of them (an event without `version` has version {FIRST_VERSION})"
             );
             return Err(Error::new(*span, advice));
         }

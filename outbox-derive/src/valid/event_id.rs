@@ -3,7 +3,7 @@ use syn::{Error, ExprPath, Result};
 use crate::ast::{Event, Field};
 use crate::attr::Settings;
 
-/// Where an event's own id comes from.
+/// The origin of an event's own id.
 pub(crate) enum EventId<'a> {
     /// Each record gets a new one.
     New,
@@ -20,16 +20,16 @@ impl<'a> EventId<'a> {
     }
 }
 
-/// The field that is marked, or the event's own function, but not both; failing these the enum's.
+/// Returns the marked field or the event's own function, but not both. If there is neither, returns the enum's function.
 pub(super) fn check<'a>(defaults: &'a Settings, event: &'a Event<'a>) -> Result<EventId<'a>> {
     let mut marked = event.fields.iter().filter_map(|field| Some((field, field.settings.event_id?)));
     let first = marked.next();
     if let Some((_, mark)) = marked.next() {
-        return Err(Error::new(mark, "an event has one id: keep one `event_id`"));
+        return Err(Error::new(mark, "an event has only one id: keep one `event_id`"));
     }
     match (&event.settings.event_id, first) {
         (Some(_), Some((_, mark))) => {
-            let advice = format!("`{}` says its `event_id` already: remove that or this", event.ident);
+            let advice = format!("`{}` already sets its `event_id`: remove that or this", event.ident);
             Err(Error::new(mark, advice))
         }
         (None, Some((field, _))) => Ok(EventId::Field(field)),

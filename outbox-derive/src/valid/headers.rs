@@ -5,7 +5,7 @@ use super::id::{find, name_of};
 use crate::ast::{Event, Field};
 use crate::attr::{Constant, FieldHeader, Nested, Settings, Value};
 
-/// Header names that the wire format uses itself.
+/// The header names that the wire format reserves.
 const RESERVED: [&str; 2] = ["id", "eventType"];
 /// The header that `version` sets.
 const VERSION: &str = "eventVersion";
@@ -24,7 +24,7 @@ impl<'a> Header<'a> {
         }
     }
 
-    /// The field whose whole value is the header's.
+    /// Returns the field whose whole value is the header's value.
     pub(crate) fn whole_field(&self) -> Option<&'a Field<'a>> {
         match self.source {
             Source::Field(field) => Some(field),
@@ -33,15 +33,15 @@ impl<'a> Header<'a> {
     }
 }
 
-/// Where a header's value comes from.
+/// The origin of a header's value.
 pub(crate) enum Source<'a> {
     Constant(&'a Value),
     Field(&'a Field<'a>),
-    /// What these members lead to within the field.
+    /// The value that these members lead to, inside the field.
     Nested(&'a Field<'a>, &'a [Member]),
 }
 
-/// The enum's headers that the event does not replace, then the event's own, then those of its fields.
+/// Returns the enum's headers that the event does not replace, then the event's own, then those of its fields.
 pub(super) fn check<'a>(
     defaults: &'a Settings,
     event: &'a Event<'a>,
@@ -61,7 +61,8 @@ pub(super) fn check<'a>(
     headers.append(&mut own);
     match headers.iter().find(|header| header.name == VERSION) {
         Some(header) if version.is_some() => {
-            let advice = format!("`version` sets the header `{VERSION}` already: remove `version` or this");
+            let advice =
+                format!("`version` already sets the header `{VERSION}`: remove `version` or this header");
             Err(Error::new(header.span, advice))
         }
         _ => Ok(headers),
@@ -73,7 +74,7 @@ pub(super) fn check_defaults(defaults: &Settings) -> Result<()> {
     check_each(&defaults.headers.iter().map(header).collect::<Vec<_>>())
 }
 
-/// What the attributes of the type or the variant name.
+/// Returns the headers in the attributes of the type or the variant.
 fn named<'a>(settings: &'a Settings, event: &'a Event<'a>) -> impl Iterator<Item = Result<Header<'a>>> {
     settings.headers.iter().map(|Constant { name, value }| {
         let source = match value {
@@ -97,7 +98,7 @@ fn from_field<'a>(field: &'a Field<'a>, header: &'a FieldHeader) -> Result<Heade
         (Some(name), _) => (name.value(), name.span()),
         (None, Member::Named(_)) => (name_of(&field.member), header.span),
         (None, Member::Unnamed(_)) => {
-            let advice = "this field has no name to give to the header: write `header = \"name\"`";
+            let advice = "this field has no name for the header to take: write `header = \"name\"`";
             return Err(Error::new(header.span, advice));
         }
     };
@@ -110,7 +111,7 @@ fn check_names(headers: &[Header]) -> Result<()> {
     check_each(&headers.iter().map(header).collect::<Vec<_>>())
 }
 
-/// Each header's name, where it stands, and whether it is a field's.
+/// Checks each header's name, given with its place and whether it comes from a field.
 fn check_each(headers: &[(String, Span, bool)]) -> Result<()> {
     for (position, (name, span, is_field)) in headers.iter().enumerate() {
         let advice = if name.is_empty() {
@@ -119,7 +120,7 @@ fn check_each(headers: &[(String, Span, bool)]) -> Result<()> {
             let advice = if *is_field { "write `header = \"another name\"`" } else { "write another name" };
             format!("the header name `{name}` is reserved for the wire format: {advice}")
         } else if headers[..position].iter().any(|(other, _, _)| other == name) {
-            format!("the header `{name}` is set twice: give each a name of its own")
+            format!("the header `{name}` is set twice: give each header its own name")
         } else {
             continue;
         };

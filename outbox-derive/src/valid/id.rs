@@ -6,7 +6,7 @@ use crate::attr::{self, Settings};
 
 const DEFAULT_SEPARATOR: &str = "/";
 
-/// Where an event's aggregate id comes from.
+/// The origin of an event's aggregate id.
 pub(crate) enum Id<'a> {
     Function(&'a ExprPath),
     Fields { fields: Vec<&'a Field<'a>>, separator: String },
@@ -25,7 +25,7 @@ impl<'a> Id<'a> {
     }
 }
 
-/// Fields that are marked, or the event's own `id`, but not both; failing these the enum's.
+/// Returns the marked fields or the event's own `id`, but not both. If there is neither, returns the enum's `id`.
 pub(super) fn check<'a>(defaults: &'a Settings, event: &'a Event<'a>) -> Result<Id<'a>> {
     let separator = event.settings.separator.as_ref().or(defaults.separator.as_ref());
     let joined = |fields| Id::Fields {
@@ -45,7 +45,7 @@ pub(super) fn check<'a>(defaults: &'a Settings, event: &'a Event<'a>) -> Result<
     let mark = marked.iter().find_map(|field| field.settings.id);
     match (&event.settings.id, mark, &defaults.id) {
         (Some(_), Some(mark), _) => {
-            let advice = format!("`{}` says its `id` already: remove that or this", event.ident);
+            let advice = format!("`{}` already sets its `id`: remove that or this", event.ident);
             Err(Error::new(mark, advice))
         }
         (None, Some(_), _) => Ok(joined(marked)),
@@ -59,7 +59,7 @@ pub(super) fn find<'a>(event: &'a Event<'a>, member: &Member) -> Option<&'a Fiel
     event.fields.iter().find(|field| name_of(&field.member) == name_of(member))
 }
 
-/// A field's name or position as text; `r#type` is `type`.
+/// Returns a field's name or position as text. `r#type` becomes `type`.
 pub(crate) fn name_of(member: &Member) -> String {
     match member {
         Member::Named(ident) => ident.unraw().to_string(),
