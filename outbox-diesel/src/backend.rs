@@ -1,5 +1,5 @@
-//! The SQL of the databases, behind one sealed trait. The statements are fragments of our own, and not `sql_query`,
-//! because Diesel keeps a fragment as a prepared statement: one round trip, planned once.
+//! The SQL of each database, behind one sealed trait. The statements are query fragments and not `sql_query`, because Diesel
+//! caches a fragment as a prepared statement, which takes one round trip and is planned once.
 
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
@@ -13,7 +13,8 @@ use uuid::Uuid;
 
 use crate::{Record, wire};
 
-/// A database that can hold an outbox: `Pg` and `Sqlite`, with the features of those names.
+/// A database that can hold an outbox. It is implemented for Diesel's `Pg` with the feature `postgres`, and for `Sqlite` with the
+/// feature `sqlite`. It is sealed.
 #[diagnostic::on_unimplemented(
     message = "diesel-outbox cannot work with the database `{Self}`",
     note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
@@ -32,8 +33,8 @@ pub(crate) mod sealed {
     pub trait Statements: Backend {
         #[cfg(feature = "migrations")]
         const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
-        /// What keeps a second process from migrating at the same time, until the transaction ends; empty if transactions do by
-        /// themselves.
+        /// The statement that keeps a second process from migrating until the transaction ends, or an empty text if transactions
+        /// alone do so.
         #[cfg(feature = "migrations")]
         const MIGRATION_LOCK: &'static str;
         #[cfg(feature = "migrations")]
@@ -59,10 +60,17 @@ macro_rules! statement {
             type QueryId = $name<'static>;
             const HAS_STATIC_QUERY_ID: bool = $cached;
         }
+
+        /// Shows only the name of the statement, because its values may be confidential.
+        impl std::fmt::Debug for $name<'_> {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.debug_struct(stringify!($name)).finish_non_exhaustive()
+            }
+        }
     };
 }
 
-/// A statement that names a schema: its text is not always the same, so that it is no key by itself.
+/// A statement that names a schema. Its text varies, so its type alone cannot be the key in Diesel's cache.
 pub(crate) struct InSchema<S>(pub(crate) S);
 
 impl<DB: OutboxBackend, S: QueryFragment<DB>> QueryFragment<DB> for InSchema<S> {
@@ -89,10 +97,10 @@ statement!(FindInbox, find_inbox, cached: true);
 #[cfg(feature = "migrations")]
 statement!(InsertVersion, insert_version, cached: true);
 
-/// Inserts one record into the outbox.
+/// The statement that inserts one record into the outbox.
 pub struct InsertOne<'a> {
     row: Row<'a>,
-    /// Quoted already.
+    /// Already quoted.
     pub(crate) schema: Option<&'a str>,
 }
 
@@ -102,7 +110,7 @@ impl<'a> InsertOne<'a> {
     }
 }
 
-/// Inserts several records into the outbox, in their order.
+/// The statement that inserts several records into the outbox in their order.
 pub struct InsertMany<'a> {
     rows: Vec<Row<'a>>,
     pub(crate) schema: Option<&'a str>,
@@ -122,7 +130,7 @@ impl<'a> InsertMany<'a> {
     }
 }
 
-/// Inserts one event's id into the inbox, unless it is there.
+/// The statement that inserts an event's id into the inbox, unless it is already there.
 pub struct InsertMark<'a> {
     pub(crate) consumer: &'a str,
     pub(crate) schema: Option<&'a str>,
@@ -136,12 +144,12 @@ impl<'a> InsertMark<'a> {
     }
 }
 
-/// Deletes some of the inbox's rows that are older than retention, the oldest first.
+/// The statement that deletes some of the inbox's rows that are older than the retention, the oldest first.
 pub struct PruneMarks<'a> {
     pub(crate) consumer: &'a str,
     pub(crate) schema: Option<&'a str>,
     pub(crate) retention_seconds: f64,
-    /// Rows older than this are passed over.
+    /// Rows older than this are skipped.
     pub(crate) oldest_seconds: f64,
     pub(crate) limit: i64,
 }
@@ -157,7 +165,7 @@ pub struct InsertVersion<'a> {
     pub(crate) version: &'a str,
 }
 
-/// A record's columns, with those that need a form of their own for the database.
+/// A record's columns, some of them converted for the database.
 struct Row<'a> {
     record: &'a Record,
     id: Uuid,

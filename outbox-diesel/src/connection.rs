@@ -1,4 +1,4 @@
-//! The synchronous connections: Diesel's own, pooled or not, and enums of them.
+//! The synchronous connections that can hold an outbox: Diesel's own, pooled or not, and enums of them.
 
 use diesel::QueryResult;
 use diesel::connection::Connection;
@@ -11,8 +11,8 @@ use crate::{MigrationError, Migrations};
 
 /// A synchronous connection to a database that can hold an outbox and an inbox.
 ///
-/// Each connection to PostgreSQL or SQLite is one, pooled or not. An enum with `#[derive(MultiConnection)]` becomes one by
-/// [`multi_connection!`](crate::multi_connection).
+/// Every Diesel connection to PostgreSQL or SQLite implements it, pooled or not, if the feature `postgres` or `sqlite` is on. For an
+/// enum with `#[derive(MultiConnection)]`, [`multi_connection!`](crate::multi_connection) implements it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no connection to a database that can hold an outbox",
     note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
@@ -20,32 +20,26 @@ use crate::{MigrationError, Migrations};
     note = "for an enum with `#[derive(MultiConnection)]` call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxConnection: Connection {
-    /// Runs a statement of this crate's and returns the number of rows.
+    /// Runs one of this crate's statements and returns the number of rows.
     ///
     /// # Errors
-    /// The database's.
+    /// The database's error.
     #[doc(hidden)]
     fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize>;
 }
 
-/// A statement of this crate's.
+/// One of this crate's statements.
 #[doc(hidden)]
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 pub struct Statement<'a>(Kind<'a>);
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Kind<'a> {
     InsertOne(&'a InsertOne<'a>),
     InsertMany(&'a InsertMany<'a>),
     InsertMark(&'a InsertMark<'a>),
     PruneMarks(&'a PruneMarks<'a>),
     FindInbox(&'a FindInbox<'a>),
-}
-
-impl std::fmt::Debug for Statement<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Statement")
-    }
 }
 
 macro_rules! statements {
@@ -74,11 +68,11 @@ macro_rules! statements {
 
 statements!(InsertOne, InsertMany, InsertMark, PruneMarks, FindInbox);
 
-/// A synchronous connection on which [`Migrations`] can be run. See [`OutboxConnection`].
+/// A synchronous connection on which [`Migrations`] can run. It is implemented for the same connections as [`OutboxConnection`].
 #[cfg(feature = "migrations")]
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no connection to a database that can hold an outbox",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]` call \
+    message = "`{Self}` is not a connection to a database that can hold an outbox",
+    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
             `diesel_outbox::multi_connection!`"
 )]
 pub trait MigrateConnection: Connection {
@@ -100,11 +94,12 @@ where
     }
 }
 
-/// Makes an enum of connections, with `#[derive(MultiConnection)]` of Diesel's, a connection that emits, has an
+/// Implements [`OutboxConnection`](crate::OutboxConnection) for an enum with Diesel's `#[derive(MultiConnection)]`, so that it emits events, works with an
 /// [`Inbox`](crate::Inbox) and runs `Migrations`.
 ///
-/// Name the variants that hold a connection to PostgreSQL or SQLite. If there are others, write `..` behind them: on those, an
-/// emit is an error. Attributes such as `#[cfg(..)]` may stand before a variant.
+/// List the variants that hold a connection to PostgreSQL or SQLite. If the enum has other variants, write `..` behind the list:
+/// on those, every call fails with [`EmitError::NoOutbox`](crate::EmitError::NoOutbox). Variants may have attributes such as
+/// `#[cfg(..)]`.
 ///
 /// ```
 /// # #[cfg(all(feature = "sqlite", feature = "migrations"))]

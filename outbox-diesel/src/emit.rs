@@ -1,4 +1,4 @@
-//! Emitting: the event's row is written in the transaction that caused it.
+//! Emitting an event: writing its row in the transaction that caused it.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -15,18 +15,9 @@ pub use self::error::EmitError;
 pub use self::outbox::Outbox;
 use crate::{OutboxConnection, OutboxEvent, Record};
 
-/// Emits events from a synchronous Diesel connection, pooled or not. See [`Outbox`] for headers that many events share, and for
-/// an outbox in a schema that the connection's `search_path` does not have.
+/// The methods `emit` and `emit_all` of every synchronous Diesel connection, pooled or not.
 ///
-/// In tests, a connection on which `begin_test_transaction` was called is always in a transaction: there an `emit` that has
-/// none of its own is not noticed.
-///
-/// On PostgreSQL an emit notifies the relay if that sleeps, and PostgreSQL prepares no transaction that has notified. For two-phase
-/// commit run `SET LOCAL outbox.notify = 'off'` in the transaction before it emits, or `ALTER ROLE .. SET outbox.notify = 'off'` once. The
-/// relay finds such events within about a second of their commit, by looking once a second while it sleeps; it does so if
-/// `max_prepared_transactions` is above zero.
-///
-/// On SQLite a transaction that reads before it emits should be an `immediate_transaction`: see the [crate](crate#sqlite).
+/// See [`Outbox`] for headers that many events share, and for an outbox in a schema that is not in the connection's `search_path`.
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -38,7 +29,7 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 /// diesel_outbox::Migrations::new().run(conn)?;
 ///
 /// conn.transaction(|c| {
-///     // ... the change to your own tables, then the event that tells of it:
+///     // ... first the change to your own tables, then its event:
 ///     c.emit(&Record::new("order", "7", "OrderPlaced").with_payload(*b"{}"))?;
 ///     diesel::QueryResult::Ok(())
 /// })?;
@@ -47,18 +38,34 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 /// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
 /// # fn main() {}
 /// ```
+///
+/// # Tests
+///
+/// A connection after `begin_test_transaction` is always in a transaction. On such a connection `emit` cannot notice that your code
+/// has opened none.
+///
+/// # SQLite
+///
+/// If a transaction reads before it emits, make it an `immediate_transaction`: see the [crate's documentation](crate#sqlite).
+///
+/// # Two-phase commit
+///
+/// On PostgreSQL, an emit notifies the relay if the relay sleeps, and PostgreSQL does not prepare a transaction that has notified.
+/// Before you emit in a transaction that will be prepared, run `SET LOCAL outbox.notify = 'off'` in it, or run
+/// `ALTER ROLE .. SET outbox.notify = 'off'` once. The relay finds such events within about a second of their commit, because a
+/// sleeping relay looks once a second if `max_prepared_transactions` is above zero.
 pub trait Emit: Connection {
-    /// Writes the event into the outbox, in the transaction that is open, and returns the event's id. One statement,
-    /// one round trip. What is rolled back, be it to a savepoint, was never emitted.
+    /// Writes the event to the outbox in the open transaction, and returns the event's id. It takes one statement and one round
+    /// trip. If the transaction or a savepoint around the emit is rolled back, the event is never sent.
     ///
     /// # Errors
-    /// An error that holds an [`EmitError`], for which see [`EmitError::of`], outside a transaction and for an event that
-    /// cannot be stored: in both cases nothing was sent to the database and the transaction can go on. If the insert
-    /// failed, the database's error, with what to do about it.
+    /// An error that contains an [`EmitError`] if no transaction is open or the event cannot be stored: see [`EmitError::of`].
+    /// Nothing was sent to the database then, and the transaction can go on. If the insert fails, the database's error, with advice
+    /// if the cause is known.
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid>;
 
-    /// Writes any number of events, in their order, in as few statements as their size allows (up to 1,000 events
-    /// each), and returns their ids. All are checked before the first is written.
+    /// Writes any number of events in their order, and returns their ids. Each statement writes up to 1,000 events and
+    /// about 16 MiB of payload. All events are checked before the first one is written.
     ///
     /// # Errors
     /// As for [`emit`](Self::emit).
@@ -80,13 +87,13 @@ impl<C: OutboxConnection> Emit for C {
     }
 }
 
-/// Diesel counts the transactions itself, so this asks nobody.
+/// Checks that a transaction is open. Diesel counts transactions itself, so this sends nothing to the database.
 fn require_transaction(status: &TransactionManagerStatus) -> Result<(), EmitError> {
     match status {
         TransactionManagerStatus::Valid(status) if status.transaction_depth().is_none() => {
             Err(EmitError::NotInTransaction)
         }
-        // A broken transaction is the database's to report.
+        // The database itself reports a broken transaction.
         _ => Ok(()),
     }
 }

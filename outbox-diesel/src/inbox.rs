@@ -1,4 +1,4 @@
-//! The inbox: each event has its effect once, however often it is delivered.
+//! The inbox: each event takes effect once, however often it is delivered.
 
 #[cfg(feature = "async")]
 mod asynchronous;
@@ -14,10 +14,10 @@ pub use self::pruning::Pruning;
 use crate::OutboxConnection;
 use crate::backend::{FindInbox, InsertMark, PruneMarks, quoted};
 
-/// One consumer's memory of the events that it has handled.
+/// One consumer's record of the events that it has handled.
 ///
-/// The event's id is inserted first, the effect follows in the same transaction: either both last or neither. Two
-/// deliveries of one event at the same time wait for each other, and the second finds the first one's mark.
+/// [`once`](Self::once) inserts the event's id, and then runs the effect in the same transaction: both are committed, or neither.
+/// If one event is delivered twice at the same time, the second delivery waits for the first one and then finds its mark.
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -39,50 +39,50 @@ use crate::backend::{FindInbox, InsertMark, PruneMarks, quoted};
 /// # fn main() {}
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
 pub struct Inbox {
     consumer: String,
-    /// Quoted already.
+    /// Already quoted.
     schema: Option<String>,
 }
 
-/// Whether an event was handled now or earlier.
+/// The result of [`Inbox::once`]: whether the event was handled now or earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
 pub enum Once<T> {
-    /// It is the first delivery; this is what the effect returned.
+    /// This is the first delivery. The effect ran and returned this value.
     First(T),
-    /// It had been handled before; the effect was not run.
+    /// The event had been handled before. The effect did not run.
     Duplicate,
 }
 
 const PRUNE_CHUNK: i64 = 10_000;
 
 impl Inbox {
-    /// The inbox of the consumer of this name. Consumers with different names each handle every event.
+    /// Returns the inbox of the consumer with this name. Consumers with different names each handle every event.
     pub fn new(consumer: impl Into<String>) -> Self {
         Self { consumer: consumer.into(), schema: None }
     }
 
-    /// Sets the schema that the table `inbox` is in (PostgreSQL), if the connection's `search_path` does not have it. On SQLite
-    /// each call is an error then.
-    #[must_use]
+    /// Sets the schema of the table `inbox` (PostgreSQL only). On SQLite, every call then returns
+    /// [`EmitError::NoSchemas`](crate::EmitError::NoSchemas). Default: the connection's `search_path` decides.
     pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
         self.schema = Some(quoted(schema.as_ref()));
         self
     }
 
-    /// The consumer's name.
+    /// Returns the consumer's name.
     pub fn consumer(&self) -> &str {
         &self.consumer
     }
 
-    /// Runs the effect, unless this consumer has handled the event before. Within an open transaction it uses a
-    /// savepoint. As it writes first, on SQLite it waits for other writers as long as the connection's `busy_timeout` says; an open
-    /// transaction that has read before should be an `immediate_transaction`.
+    /// Runs the effect, unless this consumer has handled the event before. If a transaction is already open, it uses a savepoint.
+    ///
+    /// On SQLite it waits for other writers for up to the connection's `busy_timeout`, because it begins with a write. A transaction
+    /// that you open around it and that reads first should be an `immediate_transaction`.
     ///
     /// # Errors
-    /// What the effect returned, or the database's error: mark and effect are both undone, and the event can be
-    /// delivered again.
+    /// The effect's error or the database's. The mark and the effect are both rolled back, and the event can be delivered again.
     pub fn once<C, T, E>(
         &self,
         conn: &mut C,
@@ -99,11 +99,13 @@ impl Inbox {
         })
     }
 
-    /// Forgets the events that this consumer handled longer ago than `retention`, and returns how many those were.
-    /// Retention must be longer than the longest time after which an event may be delivered again.
+    /// Deletes the marks of events that this consumer handled longer ago than `retention`, and returns their number.
+    ///
+    /// `retention` must be longer than the longest time after which an event may be delivered again. An event that comes back after
+    /// its mark was deleted takes effect again.
     ///
     /// # Errors
-    /// The database's error; what was deleted before stays deleted, unless a transaction is open.
+    /// The database's error. Marks that were already deleted stay deleted, unless a transaction is open around the call.
     pub fn prune<C>(&self, conn: &mut C, retention: Duration) -> QueryResult<usize>
     where
         C: OutboxConnection,
@@ -118,11 +120,11 @@ impl Inbox {
         }
     }
 
-    /// Does a part of what [`prune`](Self::prune) does, in a few hundredths of a second, and returns whether it is
-    /// worth while to do more soon: for a consumer that has other things to do meanwhile. Do a step now and then in any case.
+    /// Does a small part of the work of [`prune`](Self::prune), in a few hundredths of a second, and returns whether another step soon
+    /// is worthwhile. It is for a consumer that has other work to do in between. Even after `false`, do a step now and then.
     ///
     /// # Errors
-    /// The database's error; the step has deleted nothing.
+    /// The database's error. The step has deleted nothing.
     pub fn prune_step<C>(&self, conn: &mut C, pruning: &mut Pruning) -> QueryResult<bool>
     where
         C: OutboxConnection,

@@ -1,8 +1,13 @@
-//! A transactional outbox and inbox for Diesel: emit events in the transaction that caused them.
+//! A transactional outbox and inbox for Diesel.
 //!
-//! Your service changes its tables and must tell others about it. [`emit`](Emit::emit) writes the event to the table
-//! `outbox` in the same transaction, and a relay (`diesel-outbox-relay`) brings it to the broker afterwards, at least
-//! once and in order for each aggregate. Consumers protect themselves with the [`Inbox`].
+//! Your service changes its tables and must tell other services about it. [`emit`](Emit::emit) writes the event to the table
+//! `outbox` in the transaction that makes the change. A relay (`diesel-outbox-relay`) then sends it to Kafka, at least once and in
+//! order for each aggregate. In a consumer, the [`Inbox`] makes sure that an event that arrives twice takes effect once.
+//!
+//! ```toml
+//! [dependencies]
+//! diesel-outbox = { version = "0.1", features = ["postgres"] } # or "sqlite"; add "async" for diesel-async
+//! ```
 //!
 //! ```
 //! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
@@ -23,13 +28,13 @@
 //! let conn = &mut SqliteConnection::establish(":memory:")?;
 //! Migrations::new().run(conn)?;
 //!
-//! // In the service: the change and its event, both or neither.
+//! // In the service: the change and its event are committed together, or neither is.
 //! let event_id = conn.transaction(|c| {
 //!     // diesel::insert_into(orders::table).values(&order).execute(c)?;
 //!     c.emit(&OrderPlaced { order_id, total_cents: 990 })
 //! })?;
 //!
-//! // In a consumer: the effect, once, however often the event is delivered.
+//! // In a consumer: the effect runs once, however often the event is delivered.
 //! let charge = |_: &mut SqliteConnection| QueryResult::Ok("receipt");
 //! assert_eq!(Inbox::new("billing").once(conn, event_id, charge)?, Once::First("receipt"));
 //! assert_eq!(Inbox::new("billing").once(conn, event_id, charge)?, Once::Duplicate);
@@ -39,31 +44,54 @@
 //! # fn main() {}
 //! ```
 //!
-//! # What there is
+//! On a diesel-async connection, import `AsyncEmit` and add `.await`:
 //!
-//! - [`Emit`] and `AsyncEmit` put `emit` and `emit_all` on every Diesel and diesel-async connection, pooled or not. [`Outbox`] has
-//!   headers that all events of a request carry, and names a schema.
-//! - [`OutboxEvent`] makes a domain type an event, and [`InboxEvent`] decodes it in a consumer: derive them. If a type would be in
-//!   the way, build a [`Record`] by hand.
-//! - [`Inbox`] runs an effect once for each event.
-//! - `Migrations` creates the tables. They are plain SQL, and a contract: Debezium reads them with its default column names,
-//!   and programs in other languages may write to them. Those must compute `shard` as [`diesel_outbox_core::shard_of`] does,
-//!   or an aggregate's events lose their order.
-//! - [`multi_connection!`] does all of this for an enum of connections, of which the operator chooses one.
+//! ```no_run
+//! # #[cfg(all(feature = "async", feature = "postgres"))]
+//! # mod example {
+//! # use diesel::QueryResult;
+//! use diesel_async::{AsyncConnection, AsyncPgConnection};
+//! use diesel_outbox::{AsyncEmit, Record};
+//!
+//! async fn place(conn: &mut AsyncPgConnection) -> QueryResult<()> {
+//!     conn.transaction(async |c| {
+//!         // diesel::insert_into(orders::table).values(&order).execute(c).await?;
+//!         c.emit(&Record::new("order", "7", "OrderPlaced")).await?;
+//!         Ok(())
+//!     })
+//!     .await
+//! }
+//! # }
+//! ```
+//!
+//! # Overview
+//!
+//! | item | what it does |
+//! |---|---|
+//! | [`OutboxEvent`] | makes a domain type an event: derive it, or build a [`Record`] by hand |
+//! | [`Emit`], `AsyncEmit` | add `emit` and `emit_all` to every Diesel and diesel-async connection, pooled or not |
+//! | [`Outbox`] | emits with [headers that all events of a request share](#headers-for-a-whole-request), or into [a named schema](#a-schema-of-its-own) |
+//! | [`InboxEvent`] | decodes an event in a consumer: derive it |
+//! | [`Inbox`] | runs an effect once for each event |
+//! | `Migrations` | creates the tables |
+//! | [`multi_connection!`] | does all of this for [an enum of connections](#a-database-chosen-at-run-time) |
+//!
+//! The tables are plain SQL, and a contract: Debezium reads them with its default column names, and programs in other languages may
+//! write to them. Such programs must compute the column `shard` as [`diesel_outbox_core::shard_of`] does. Otherwise an aggregate's
+//! events lose their order.
 //!
 //! # Order
 //!
-//! Update or lock the aggregate's row first, and then emit. Then each aggregate's events are sent in the order of its
-//! commits.
+//! Update or lock the aggregate's row first, and then emit. The events of each aggregate are then sent in the order of its commits.
 //!
-//! The relay sends events in the order of the column `seq`, which the database hands out at the insert. For one aggregate
-//! that is the order of the commits only if its writers wait for each other before they emit.
+//! The relay sends events in the order of the column `seq`, whose value the database assigns at the insert. For one aggregate, that is
+//! the order of the commits only if its writers wait for each other before they emit.
 //!
 //! # Errors
 //!
-//! `emit` returns Diesel's error, so `?` works in every transaction in which it works for Diesel: with an error of your own that
-//! has `From<diesel::result::Error>`, and with anyhow. [`EmitError::of`] finds out whether the event was refused. With
-//! error-stack, change the context of the transaction's result:
+//! `emit` returns Diesel's error, so `?` works in every transaction in which it works for Diesel: with anyhow, and with your own error
+//! if it implements `From<diesel::result::Error>`. [`EmitError::of`] returns the reason if the event was refused. With error-stack,
+//! change the context of the transaction's result:
 //!
 //! ```
 //! # #[cfg(feature = "sqlite")]
@@ -86,9 +114,69 @@
 //! # }
 //! ```
 //!
+//! # Headers for a whole request
+//!
+//! [`Outbox`] adds headers such as the tenant or the `traceparent` to every event that it emits, so the events need no fields for
+//! them:
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # mod example {
+//! # use diesel::prelude::*;
+//! # use diesel_outbox::{Outbox, OutboxEvent};
+//! fn place(conn: &mut SqliteConnection, tenant: &str, event: impl OutboxEvent) -> QueryResult<()> {
+//!     let outbox = Outbox::new().header("tenant", tenant);
+//!     conn.transaction(|c| {
+//!         outbox.emit(c, &event)?;
+//!         Ok(())
+//!     })
+//! }
+//! # }
+//! ```
+//!
+//! # A schema of its own
+//!
+//! On PostgreSQL the tables may be in a schema that is not in your `search_path`. Name it everywhere, also in the relay's
+//! configuration:
+//!
+//! ```
+//! # #[cfg(feature = "migrations")]
+//! # {
+//! use diesel_outbox::{Inbox, Migrations, Outbox};
+//!
+//! let migrations = Migrations::new().schema("events");
+//! let outbox = Outbox::new().schema("events");
+//! let inbox = Inbox::new("billing").schema("events");
+//! # }
+//! ```
+//!
+//! # A database chosen at run time
+//!
+//! For an enum with Diesel's `#[derive(MultiConnection)]`, list its variants once. Then it emits like any other connection:
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")]
+//! # mod example {
+//! use diesel::prelude::*;
+//!
+//! #[derive(diesel::MultiConnection)]
+//! pub enum DbConn {
+//! #   #[cfg(any())]
+//!     Pg(PgConnection),
+//!     Sqlite(SqliteConnection),
+//! }
+//!
+//! diesel_outbox::multi_connection!(DbConn {
+//! #   #[cfg(any())]
+//!     Pg,
+//!     Sqlite,
+//! });
+//! # }
+//! ```
+//!
 //! # A crate for the events
 //!
-//! Services that share events have them in a crate, which needs neither Diesel nor a database:
+//! Services that share events can define them in a crate of their own, which needs neither Diesel nor a database:
 //!
 //! ```toml
 //! [dependencies]
@@ -114,9 +202,9 @@
 //!
 //! # Migrations on an async connection
 //!
-//! `Migrations` takes a synchronous connection. Around an `AsyncPgConnection`, diesel-async's `AsyncConnectionWrapper` is one; turn
-//! on the feature `async-connection-wrapper` of diesel-async. On a thread of its own it may block. Name the trait whose `establish`
-//! you mean, because the wrapper has two:
+//! `Migrations` needs a synchronous connection. If your service has only async ones, wrap one in diesel-async's
+//! `AsyncConnectionWrapper` (feature `async-connection-wrapper` of diesel-async). It blocks, so use it in `spawn_blocking`. The wrapper
+//! has two `establish` methods, so name the trait:
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "async", feature = "postgres", feature = "migrations"))]
@@ -141,25 +229,27 @@
 //!
 //! # Features
 //!
-//! | feature | default | |
+//! | feature | default | what it adds |
 //! |---|---|---|
 //! | `derive` | yes | `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` |
-//! | `migrations` | yes | the embedded migrations |
-//! | `postgres` | | PostgreSQL. It needs no libpq itself; Diesel's feature `postgres` does |
-//! | `sqlite` | | SQLite |
-//! | `async` | | `emit` and the inbox on diesel-async's connections |
+//! | `migrations` | yes | `Migrations`, which creates the tables with one call |
+//! | `postgres` | no | PostgreSQL. For Diesel's `PgConnection`, also turn on the feature `postgres` of Diesel, which needs libpq |
+//! | `sqlite` | no | SQLite |
+//! | `async` | no | `AsyncEmit`, and the methods of [`Outbox`] and [`Inbox`] for diesel-async's connections |
+//!
+//! Turn on `postgres`, `sqlite` or both. Without either, no connection can emit.
 //!
 //! # SQLite
 //!
 //! Set a `busy_timeout` on your connections, and emit in `conn.immediate_transaction(|c| ..)`.
 //!
-//! SQLite has one writer at a time, and the relay writes too, now and then. With the timeout, connections wait for their
-//! turn. A plain `transaction` that reads first fails with "database is locked" when it emits, whatever the timeout, if
-//! another connection has written meanwhile.
+//! SQLite has one writer at a time, and the relay also writes. With a `busy_timeout`, connections wait for their turn. If a plain
+//! `transaction` reads first and another connection has written since, an emit fails at once with "database is locked", whatever the
+//! timeout.
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-// Each database's statements read what they need of these.
+// Each database's statements use only some of the fields, so with one database others are unused.
 #[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(dead_code))]
 mod backend;
 mod connection;
@@ -187,4 +277,5 @@ pub use self::emit::{Emit, EmitError, Outbox};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrationError, Migrations};
+#[doc(hidden)]
 pub use self::problem::connection_problem;

@@ -6,14 +6,13 @@ use diesel::sql_types::Integer;
 use crate::MigrateConnection;
 use crate::backend::{InsertVersion, OutboxBackend, quoted, sealed::Statements};
 
-/// Creates the outbox's and the inbox's tables, or brings them up to date.
+/// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.
 ///
-/// Which migrations have been run is kept in a table of its own, `outbox_migration`: your own migrations, their
-/// record and your `schema.rs` are not touched. Running it again does nothing, and several processes may run it at
-/// the same time.
+/// They record what has run in a table of their own, `outbox_migration`. They do not touch your own migrations, Diesel's record of
+/// them, or your `schema.rs`. Running them again does nothing. Several processes may run them at the same time.
 ///
-/// It takes a synchronous connection. If there is none, diesel-async's `AsyncConnectionWrapper` is one: see the
-/// [crate](crate#migrations-on-an-async-connection).
+/// They need a synchronous connection. If your service has only async ones, use diesel-async's `AsyncConnectionWrapper`: see the
+/// [crate's documentation](crate#migrations-on-an-async-connection).
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -36,7 +35,7 @@ pub struct Migrations {
     part: Part,
 }
 
-/// Whose tables are made.
+/// The tables to create.
 #[derive(Debug, Clone, Copy, Default)]
 enum Part {
     #[default]
@@ -46,7 +45,7 @@ enum Part {
 }
 
 impl Part {
-    /// Whether a migration of this name belongs to it; the name says whose tables it makes.
+    /// Returns whether a migration of this name belongs to the part. The name says whose tables it creates.
     fn has(self, name: &str) -> bool {
         match self {
             Self::Both => true,
@@ -57,36 +56,39 @@ impl Part {
 }
 
 impl Migrations {
-    /// All migrations, in the schema that the connection uses.
+    /// Returns all migrations: those of the outbox and of the inbox. They run in the first schema of the connection's
+    /// `search_path`.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The migrations of the inbox alone, for a service that consumes and does not emit. Others may be run later in the same
-    /// database.
+    /// Returns only the migrations of the inbox, for a service that consumes and does not emit. You may run the others later in the
+    /// same database.
     pub fn inbox_only() -> Self {
         Self { part: Part::Inbox, ..Self::default() }
     }
 
-    /// The migrations of the outbox alone, for a service that emits and does not consume. Others may be run later in the same
-    /// database.
+    /// Returns only the migrations of the outbox, for a service that emits and does not consume. You may run the others later in the
+    /// same database.
     pub fn outbox_only() -> Self {
         Self { part: Part::Outbox, ..Self::default() }
     }
 
-    /// Puts the tables into this schema, which is made where it is missing (PostgreSQL). The service that emits and the
-    /// relay must then have the schema in their `search_path`, or name it: [`Outbox::schema`](crate::Outbox::schema) and
-    /// [`Inbox::schema`](crate::Inbox::schema).
+    /// Sets the schema for the tables (PostgreSQL only), and creates it if it does not exist. Default: the first schema of the
+    /// connection's `search_path`.
+    ///
+    /// Services and the relay must then have the schema in their `search_path` or name it. In a service, that is
+    /// [`Outbox::schema`](crate::Outbox::schema) and [`Inbox::schema`](crate::Inbox::schema).
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = Some(schema.into());
         self
     }
 
-    /// Runs what has not been run yet, all in one transaction, and returns the names of the migrations it ran. If there are none it takes
-    /// no lock.
+    /// Runs the pending migrations in one transaction and returns their names. If nothing is pending, it takes no lock.
     ///
     /// # Errors
-    /// The database's; nothing is changed then. On PostgreSQL another process that migrates is waited for, but no longer than 5 s.
+    /// A [`MigrationError`] if the database refuses. Nothing is changed then. On PostgreSQL it waits for another process that
+    /// migrates, but fails after 5 s.
     pub fn run<C: MigrateConnection>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError> {
         conn.migrate(self)
     }
@@ -96,7 +98,7 @@ impl Migrations {
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
         let lock = <C::Backend as Statements>::MIGRATION_LOCK;
-        // Who holds the lock is not to keep a service from starting whose tables are there.
+        // If the tables exist, a service must be able to start no matter who holds the lock.
         if !lock.is_empty() && self.are_run(conn)? {
             return Ok(Vec::new());
         }
@@ -127,7 +129,7 @@ impl Migrations {
         })
     }
 
-    /// Whether all have been run, for a database with schemas.
+    /// Returns whether all migrations have run, in a database with schemas.
     fn are_run<C>(&self, conn: &mut C) -> Result<bool, MigrationError>
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection,
@@ -136,7 +138,7 @@ impl Migrations {
             Some(quoted) => format!("{quoted}.outbox_migration"),
             None => "outbox_migration".to_owned(),
         };
-        // Without a schema it is made in the first of the search_path, whatever others hold.
+        // Without a schema, the table is created in the first schema of the search_path, whatever the others contain.
         let place = match &self.schema {
             Some(_) => literal(&table),
             None => "quote_ident(current_schema()) || '.outbox_migration'".to_owned(),
@@ -167,7 +169,7 @@ fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
-/// How many rows this selects.
+/// Returns the number of rows that the query selects.
 fn count<C>(conn: &mut C, select: &str) -> diesel::QueryResult<usize>
 where
     C: Connection<Backend: OutboxBackend> + LoadConnection,
@@ -175,7 +177,7 @@ where
     conn.load(Select(select))?.try_fold(0, |count, row| row.map(|_| count + 1))
 }
 
-/// A query for any database, as the text says; Diesel's own needs a backend that it knows.
+/// A query for any database, given as text. Diesel's `sql_query` cannot be loaded from a generic backend.
 struct Select<'a>(&'a str);
 
 impl<DB: OutboxBackend> QueryFragment<DB> for Select<'_> {
@@ -194,19 +196,19 @@ impl Query for Select<'_> {
     type SqlType = Integer;
 }
 
-/// Why the tables could not be created.
+/// The reason why the migrations could not run. The database is unchanged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MigrationError {
-    /// One of the migrations failed; none was kept.
+    /// One of the migrations failed. All were rolled back.
     #[error("the migration {name} failed: {source}")]
     Migration {
         /// The migration's name.
         name: String,
-        /// What the database said.
+        /// The database's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// The database could not be worked with at all.
+    /// The database failed outside a migration, for example because another process held the lock for too long.
     #[error("the migrations could not be run: {0}")]
     Database(#[from] diesel::result::Error),
 }

@@ -1,10 +1,10 @@
 use diesel::ConnectionError;
 use diesel_outbox_core::__private::one_line;
 
-/// What may be logged of a connection that failed, in one line.
+/// Returns the part of a connection error that is safe to log, in one line.
 ///
-/// It is what was said of a server or a file. What is said of a URL that is not understood, or of a host that is not found, may
-/// repeat parts of the URL, and so a password: of that only the fact is told.
+/// Messages about a server or a file are kept. Messages about a malformed URL or an unknown host may repeat parts of the URL, and
+/// thus a password, so a message without them takes their place.
 ///
 /// ```
 /// use diesel::ConnectionError::BadConnection;
@@ -14,22 +14,22 @@ use diesel_outbox_core::__private::one_line;
 /// assert_eq!(connection_problem(&refused), "connection to server at \"127.0.0.1\" failed: Connection refused");
 /// let malformed = BadConnection("invalid integer value \"s3cret\" for connection option \"port\"".into());
 /// assert!(!connection_problem(&malformed).contains("s3cret"));
-/// // Of `postgres://user:s3@cret@host/name`, where %40 is missing.
+/// // From `postgres://user:s3@cret@host/name`, in which the first @ should be %40.
 /// let split = BadConnection("could not translate host name \"cret@host\" to address: Unknown host".into());
 /// assert!(!connection_problem(&split).contains("cret"));
 /// ```
 pub fn connection_problem(error: &ConnectionError) -> String {
     let message = one_line(&error.to_string());
     if message.starts_with("could not translate host name") {
-        return format!("the database's host is not found ({ESCAPES})");
+        return format!("the host in the database URL was not found: check the URL ({ESCAPES})");
     }
     let beginnings = ["connection to server", "could not connect", "unable to open database"];
     if beginnings.iter().any(|beginning| message.to_lowercase().starts_with(beginning)) {
         message
     } else {
-        format!("the database URL is not understood ({ESCAPES})")
+        format!("the database URL cannot be parsed: check it ({ESCAPES})")
     }
 }
 
-const ESCAPES: &str = "postgres://user:password@host:5432/name, \
-                       with % @ : / ? # in a password written as %25 %40 %3A %2F %3F %23";
+const ESCAPES: &str = "postgres://user:password@host:5432/name; \
+                       in a password, write % @ : / ? # as %25 %40 %3A %2F %3F %23";

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::sealed::Statements;
 use super::{FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, Row};
 
-/// Any role that may connect can hold it, so it is waited for no longer than another one's migrations take, and then its holder is named.
+/// Any role that may connect can hold this lock. So wait for it only as long as other migrations take, and then name its holder.
 #[cfg(feature = "migrations")]
 const MIGRATION_LOCK: &str = "DO $$
 DECLARE
@@ -22,9 +22,9 @@ BEGIN
         SELECT l.pid INTO pid FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
             AND l.classid = 1869968482 AND l.objid = 0
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1;
-        RAISE lock_not_available USING MESSAGE = concat('for 5 s another session has held the lock that keeps two processes from '
-            'migrating at the same time, and nothing was changed: if it is migrating, run this again when it is done; if not, end it, '
-            'which rolls back what it does', CASE WHEN pid IS NULL THEN ' (it is a prepared transaction, in pg_prepared_xacts)'
+        RAISE lock_not_available USING MESSAGE = concat('another session has held the lock that keeps two processes from '
+            'migrating at the same time for 5 s, so nothing was changed: if it is migrating, run this again when it is done; if not, '
+            'end it, which rolls back its transaction', CASE WHEN pid IS NULL THEN ' (it is a prepared transaction, in pg_prepared_xacts)'
             ELSE concat(': SELECT pg_terminate_backend(', pid, ')') END);
     END;
     PERFORM set_config('lock_timeout', own_timeout, true);
@@ -133,7 +133,7 @@ impl Statements for Pg {
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
         out.push_sql(") AND received_at >= now() - make_interval(secs => ");
         out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
-        // The order is that of the index, so that nothing else is looked at.
+        // The order is that of the index, so PostgreSQL reads nothing else.
         out.push_sql(") ORDER BY received_at LIMIT ");
         out.push_bind_param::<BigInt, i64>(&prune.limit)?;
         out.push_sql("))");
@@ -159,7 +159,7 @@ fn push_wake(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {
     }
 }
 
-/// The rows as one array for each column, so that the statement is the same for any number of rows.
+/// The rows as one array for each column, so that the statement has the same text for any number of rows.
 pub(super) struct Columns<'a> {
     ids: Vec<Uuid>,
     aggregate_types: Vec<&'a str>,

@@ -36,7 +36,7 @@ impl Statements for Sqlite {
 
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         refuse_schema(insert.schema)?;
-        // The text differs with the number of rows: kept statements would pile up.
+        // The text depends on the number of rows, so cached statements would pile up.
         out.unsafe_to_cache_prepared();
         out.push_sql(INSERT);
         for (position, row) in insert.rows.iter().enumerate() {
@@ -72,7 +72,7 @@ impl Statements for Sqlite {
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
         out.push_sql(" || ' seconds') AND received_at >= strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ");
         out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
-        // The order is that of the index, so that nothing else is looked at.
+        // The order is that of the index, so SQLite reads nothing else.
         out.push_sql(" || ' seconds') ORDER BY received_at LIMIT ");
         out.push_bind_param::<BigInt, i64>(&prune.limit)?;
         out.push_sql(")");

@@ -9,7 +9,7 @@ use super::{EmitError, Outbox, chunks, require_transaction};
 use crate::backend::{InSchema, InsertMany, InsertOne, OutboxBackend};
 use crate::{OutboxEvent, Record};
 
-/// Emits events from a diesel-async connection, pooled or not: [`Emit`](crate::Emit) with `.await`.
+/// The methods `emit` and `emit_all` of every diesel-async connection, pooled or not: [`Emit`](crate::Emit) with `.await`.
 ///
 /// ```no_run
 /// use diesel_async::{AsyncConnection, AsyncPgConnection};
@@ -17,7 +17,7 @@ use crate::{OutboxEvent, Record};
 ///
 /// # async fn f(conn: &mut AsyncPgConnection) -> diesel::QueryResult<()> {
 /// conn.transaction(async |c| {
-///     // ... the change to your own tables, then the event that tells of it:
+///     // ... first the change to your own tables, then its event:
 ///     c.emit(&Record::new("order", "7", "OrderPlaced").with_payload(*b"{}")).await?;
 ///     diesel::QueryResult::Ok(())
 /// })
@@ -25,16 +25,16 @@ use crate::{OutboxEvent, Record};
 /// # }
 /// ```
 pub trait AsyncEmit: AsyncConnection {
-    /// Writes the event into the outbox: see [`Emit::emit`](crate::Emit::emit).
+    /// Writes the event to the outbox and returns its id: see [`Emit::emit`](crate::Emit::emit).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send;
 
-    /// Writes any number of events: see [`Emit::emit_all`](crate::Emit::emit_all).
+    /// Writes any number of events and returns their ids: see [`Emit::emit_all`](crate::Emit::emit_all).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
     where
         I: IntoIterator<Item: OutboxEvent>;
@@ -61,7 +61,7 @@ where
 }
 
 impl Outbox {
-    /// [`emit`](Self::emit) on a diesel-async connection.
+    /// Writes the event to this outbox on a diesel-async connection: see [`emit`](Self::emit).
     ///
     /// ```no_run
     /// use diesel_async::{AsyncConnection, AsyncPgConnection};
@@ -78,7 +78,7 @@ impl Outbox {
     /// ```
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     pub fn emit_async<C, E>(&self, conn: &mut C, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send
     where
         C: AsyncConnection<Backend: OutboxBackend>,
@@ -88,10 +88,10 @@ impl Outbox {
         insert_one(conn, record, self.quoted_schema())
     }
 
-    /// [`emit_all`](Self::emit_all) on a diesel-async connection.
+    /// Writes any number of events to this outbox on a diesel-async connection: see [`emit_all`](Self::emit_all).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     pub fn emit_all_async<C, I>(
         &self,
         conn: &mut C,
@@ -105,7 +105,7 @@ impl Outbox {
         insert_all(conn, records, self.quoted_schema())
     }
 
-    /// What is done before a future starts: neither the event nor what it borrows has to be Sync.
+    /// Checks before the future starts, so that neither the event nor what it borrows has to be `Sync`.
     fn ready<C: AsyncConnection, T>(
         &self,
         conn: &mut C,

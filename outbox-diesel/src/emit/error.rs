@@ -2,11 +2,11 @@ use diesel::result::{DatabaseErrorInformation, Error as DieselError};
 
 use crate::RecordError;
 
-/// Why an event was refused before anything was sent to the database. The transaction can go on.
+/// The reason why an event was refused before anything was sent to the database. The transaction can go on.
 ///
-/// `emit` returns [`diesel::result::Error`], so that `?` works in every closure in which it works for Diesel's own calls.
-/// [`EmitError::of`] finds this error in it. If the database itself refused, the error is Diesel's own, such as
-/// `DatabaseError(UniqueViolation, ..)`.
+/// `emit` returns [`diesel::result::Error`], so `?` works in every closure in which it works for Diesel's own calls.
+/// [`EmitError::of`] finds this error in it. If the database refused the event, the error is Diesel's own, such as
+/// `DatabaseError(UniqueViolation, ..)`, and contains no `EmitError`.
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -26,28 +26,30 @@ use crate::RecordError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EmitError {
-    /// No transaction is open. The event would be stored even if the change that it reports is not.
+    /// No transaction is open, so the event could be stored without the change that it reports. Emit in the transaction that makes
+    /// the change.
     #[error(
         "emit was called outside a transaction: put the change and the emit into one \
-         `conn.transaction(|c| {{ ...; c.emit(&event)?; diesel::QueryResult::Ok(()) }})`, and emit on the `c` that the \
-         closure is given (Diesel must have opened the transaction: it does not know of a BEGIN sent by hand)"
+         `conn.transaction(|c| {{ ...; c.emit(&event)?; diesel::QueryResult::Ok(()) }})`, and call `emit` on the closure's \
+         `c` (let Diesel open the transaction, because it does not notice a BEGIN that you send yourself)"
     )]
     NotInTransaction,
-    /// The event cannot be stored.
+    /// The event cannot be stored: its record breaks a limit, or its payload cannot be encoded.
     #[error(transparent)]
     Record(#[from] RecordError),
-    /// A schema was named, but the database has none.
-    #[error("SQLite has no schemas: leave out `.schema(..)` for a connection to it")]
+    /// A schema was set, but the connection is to SQLite, which has no schemas.
+    #[error("SQLite has no schemas: do not call `.schema(..)` for a connection to SQLite")]
     NoSchemas,
-    /// The connection is an enum, and `multi_connection!` does not name the variant that it is.
+    /// The connection is an enum whose variant is not listed in [`multi_connection!`](crate::multi_connection).
     #[error(
-        "this connection is to a database that cannot hold an outbox: `diesel_outbox::multi_connection!` does not name its variant"
+        "this connection's database cannot hold an outbox: its variant is not listed in `diesel_outbox::multi_connection!`. Use a \
+         connection to PostgreSQL or SQLite, or list its variant if it is one"
     )]
     NoOutbox,
 }
 
 impl EmitError {
-    /// Returns this crate's error that an error of Diesel's holds, if it holds one.
+    /// Returns the `EmitError` that an error of Diesel's contains, or `None` if it contains none.
     pub fn of(error: &DieselError) -> Option<&Self> {
         match error {
             DieselError::QueryBuilderError(inner) | DieselError::SerializationError(inner) => {
@@ -70,7 +72,7 @@ impl From<EmitError> for DieselError {
     }
 }
 
-/// The same error with what to do, if that is known.
+/// Adds advice to the error if the cause is known.
 pub(super) fn explained(error: DieselError) -> DieselError {
     match error {
         DieselError::DatabaseError(kind, information) => {
@@ -85,7 +87,7 @@ pub(super) fn explained(error: DieselError) -> DieselError {
     }
 }
 
-/// What the database said, and what to do.
+/// The database's error, with advice behind its message.
 struct Hinted {
     information: Box<dyn DatabaseErrorInformation + Send + Sync>,
     message: String,
@@ -124,12 +126,12 @@ impl DatabaseErrorInformation for Hinted {
 fn hint(text: &str) -> &'static str {
     let is_missing = ["\"outbox\" does not exist", ".outbox\" does not exist", "no such table: outbox"];
     if is_missing.iter().any(|missing| text.contains(missing)) {
-        " (run the migrations, `Migrations::new().run(..)` or `outbox migrate`; a schema of their own must be in the \
-         connection's search_path, or be named: `Outbox::new().schema(..)`)"
+        " (run the migrations with `Migrations::new().run(..)` or `outbox migrate`; if the tables are in a schema of their own, add it \
+         to the connection's search_path or name it with `Outbox::new().schema(..)`)"
     } else if text == "database is locked" {
-        " (SQLite has one writer at a time, and the relay is one now and then: a transaction that reads before it emits must be an \
-         `conn.immediate_transaction(|c| ..)`, as it fails at once if another one has written since it began to read; set a \
-         `busy_timeout` too, so that it waits for its turn. Roll this one back and run it again)"
+        " (SQLite has one writer at a time, and the relay writes too: roll this transaction back and run it again. To avoid the error, \
+         set a `busy_timeout`, so that writers wait for their turn, and use `conn.immediate_transaction(|c| ..)` if a transaction \
+         reads before it emits, because otherwise it fails at once if another one has written since)"
     } else {
         ""
     }

@@ -7,10 +7,10 @@ use super::{EmitError, chunks, require_transaction};
 use crate::backend::{InsertMany, InsertOne, quoted};
 use crate::{OutboxConnection, OutboxEvent, Record};
 
-/// An outbox with settings: headers that every event carries, and the schema that its tables are in.
+/// An outbox with settings: headers that every event gets, and the schema of its tables.
 ///
-/// `c.emit(&event)` needs none of this. Make an `Outbox` once for each request, so that all that it emits carries its tenant and
-/// its trace, and no event needs a field for them:
+/// If you need neither, call `c.emit(&event)`. To send the tenant or the trace of a request with all of its events, make one
+/// `Outbox` for each request. The events then need no fields for them:
 ///
 /// ```
 /// # use diesel::prelude::*;
@@ -28,10 +28,10 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 /// # let conn = &mut SqliteConnection::establish(":memory:")?;
 /// # diesel_outbox::Migrations::new().run(conn)?;
 /// # let (tenant, traceparent) = ("acme", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
-/// // Where the request comes in:
+/// // In a middleware, once for each request:
 /// let outbox = Outbox::new().header("tenant", tenant).header("traceparent", traceparent);
 ///
-/// // Where it does its work:
+/// // In the request's handler:
 /// conn.transaction(|c| {
 ///     // ...
 ///     outbox.emit(c, &OrderPlaced { order_id: 7 })
@@ -42,39 +42,40 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 /// # fn main() {}
 /// ```
 ///
-/// A service whose connections do not have the outbox's schema in their `search_path` names it (PostgreSQL):
+/// If the tables are in a schema that is not in the connection's `search_path` (PostgreSQL), name it:
 /// `Outbox::new().schema("events")`.
 #[derive(Clone, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Outbox {
     headers: Vec<(String, String)>,
-    /// Quoted already.
+    /// Already quoted.
     schema: Option<String>,
 }
 
 impl Outbox {
-    /// The outbox that the connection's `search_path` finds, without headers.
+    /// Returns an outbox without headers, whose table is found through the connection's `search_path`.
     pub const fn new() -> Self {
         Self { headers: Vec::new(), schema: None }
     }
 
-    /// Adds a header to every event that is emitted with this, behind the event's own. An event's own header of the same name
-    /// comes first.
+    /// Adds a header to every event that is emitted with this outbox, behind the event's own headers. If the event has a header of
+    /// the same name, the event's header wins. Default: no headers.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// Sets the schema that the table `outbox` is in (PostgreSQL). On SQLite an emit is an error then.
+    /// Sets the schema of the table `outbox` (PostgreSQL only). On SQLite, every emit then returns [`EmitError::NoSchemas`]. Default:
+    /// the connection's `search_path` decides.
     pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
         self.schema = Some(quoted(schema.as_ref()));
         self
     }
 
-    /// Writes the event into this outbox: see [`Emit::emit`](crate::Emit::emit).
+    /// Writes the event to this outbox and returns its id: see [`Emit::emit`](crate::Emit::emit).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     pub fn emit<C, E>(&self, conn: &mut C, event: &E) -> QueryResult<Uuid>
     where
         C: OutboxConnection,
@@ -87,10 +88,10 @@ impl Outbox {
         Ok(record.id())
     }
 
-    /// Writes any number of events into this outbox: see [`Emit::emit_all`](crate::Emit::emit_all).
+    /// Writes any number of events to this outbox and returns their ids: see [`Emit::emit_all`](crate::Emit::emit_all).
     ///
     /// # Errors
-    /// As there.
+    /// As for [`Emit::emit`](crate::Emit::emit).
     pub fn emit_all<C, I>(&self, conn: &mut C, events: I) -> QueryResult<Vec<Uuid>>
     where
         C: OutboxConnection,
@@ -130,7 +131,7 @@ impl Outbox {
     }
 }
 
-/// Shows the headers' names only, because their values may be confidential.
+/// Shows only the names of the headers, because their values may be confidential.
 impl std::fmt::Debug for Outbox {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();

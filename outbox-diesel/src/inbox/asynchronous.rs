@@ -9,7 +9,7 @@ use super::{Inbox, Once, PRUNE_CHUNK, Pruning, found};
 use crate::backend::{InSchema, OutboxBackend};
 
 impl Inbox {
-    /// [`once`](Self::once) on a diesel-async connection.
+    /// Runs the effect on a diesel-async connection, unless this consumer has handled the event before: see [`once`](Self::once).
     ///
     /// ```no_run
     /// use diesel_async::AsyncPgConnection;
@@ -24,8 +24,8 @@ impl Inbox {
     /// # }
     /// ```
     ///
-    /// A future that is dropped before its end leaves its transaction open, as diesel-async's own do: give such a connection
-    /// up. Pools do that by themselves.
+    /// If the future is dropped before it completes, its transaction stays open, as with diesel-async's own transactions. Close such
+    /// a connection. Pools do so by themselves.
     ///
     /// # Errors
     /// As for [`once`](Self::once).
@@ -39,7 +39,7 @@ impl Inbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: From<diesel::result::Error>,
     {
-        // Not `conn.transaction`, which would have to require that the effect's future is Send.
+        // Not `conn.transaction`, which would require a `Send` future from the effect.
         C::TransactionManager::begin_transaction(conn).await?;
         let handled = self.mark_then(conn, event_id, effect).await;
         match handled {
@@ -99,7 +99,7 @@ impl Inbox {
         }
     }
 
-    /// [`prune_step`](Self::prune_step) on a diesel-async connection.
+    /// Deletes some old marks on a diesel-async connection: see [`prune_step`](Self::prune_step).
     ///
     /// # Errors
     /// As for [`prune_step`](Self::prune_step).

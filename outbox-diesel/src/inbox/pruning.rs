@@ -1,14 +1,16 @@
 use std::time::{Duration, Instant};
 
-/// How far the pruning of an inbox in steps has come: for [`Inbox::prune_step`](super::Inbox::prune_step).
+/// The progress of pruning an inbox in steps, for [`Inbox::prune_step`](super::Inbox::prune_step).
 ///
-/// Each step deletes as much as takes a few hundredths of a second. Keep one such state for each inbox, and begin anew with a new one
-/// whenever you like: only the first step after that takes longer, if much was deleted that the database has not cleaned up.
+/// Each step deletes as many marks as it can in a few hundredths of a second. Keep one `Pruning` for each inbox. You may start over
+/// with a new one at any time: then the first step takes longer if there are many deleted rows that the database has not yet cleaned
+/// up.
 #[derive(Debug, Clone)]
+#[must_use]
 pub struct Pruning {
     retention: Duration,
     rows: i64,
-    /// When the last round began at whose end nothing old was left, and the present one.
+    /// The start of the last round that left nothing old behind, and the start of the present round.
     complete: Option<Instant>,
     began: Option<Instant>,
 }
@@ -16,33 +18,33 @@ pub struct Pruning {
 impl Pruning {
     const FIRST_ROWS: i64 = 200;
     const MOST_ROWS: i64 = 10_000;
-    /// A step has costs that do not depend on its rows, such as the way to the database.
+    /// A step has fixed costs that do not depend on its rows, such as the round trip to the database.
     const FEWEST_ROWS: i64 = 100;
     const TARGET: Duration = Duration::from_millis(25);
-    /// A step takes so long only where much was deleted that the database cannot clean up as yet. More of that would not help.
+    /// A step takes this long only if there are many deleted rows that the database cannot clean up yet. More steps would not help.
     const LONGEST: Duration = Duration::from_millis(400);
-    /// In seconds, what the database's clock may have been set back by, and transactions may have been open for.
+    /// How far the database's clock may have been set back, and how long transactions may have been open, in seconds.
     const MARGIN: f64 = 24.0 * 60.0 * 60.0;
     /// Three hundred years in seconds: older than any mark.
     const UNBOUNDED: f64 = 1e10;
 
-    /// Nothing is pruned as yet of what was handled longer ago than `retention`.
+    /// Returns the state before the first step that deletes the marks of events handled longer ago than `retention`.
     pub fn new(retention: Duration) -> Self {
         Self { retention, rows: Self::FIRST_ROWS, complete: None, began: None }
     }
 
-    /// The ages in seconds between which marks are deleted, and how many at most.
+    /// Returns the ages in seconds between which a step deletes marks, and the maximum number of marks.
     pub(super) fn step(&mut self, now: Instant) -> (f64, f64, i64) {
         self.began.get_or_insert(now);
         let retention = self.retention.as_secs_f64();
-        // Deleted marks stay in PostgreSQL's index until it is vacuumed: a step should not pass over them all again.
+        // Deleted marks stay in PostgreSQL's index until it is vacuumed. A step should not scan all of them again.
         let oldest = self.complete.map_or(Self::UNBOUNDED, |complete| {
             retention + now.duration_since(complete).as_secs_f64() + Self::MARGIN
         });
         (retention, oldest, self.rows)
     }
 
-    /// Whether to go on with more soon, now that a step has deleted so many in so long a time.
+    /// Records the result of a step, and returns whether another step soon is worthwhile.
     pub(super) fn stepped(&mut self, deleted: usize, time: Duration) -> bool {
         let more = deleted as i64 >= self.rows;
         if more {
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn steps_stay_worth_their_way_to_a_database_that_is_far_away() {
+    fn steps_stay_large_enough_for_a_distant_database() {
         let mut pruning = Pruning::new(Duration::from_secs(60));
         for _ in 0..20 {
             let rows = pruning.step(Instant::now()).2;
