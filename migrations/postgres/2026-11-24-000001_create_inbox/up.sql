@@ -6,6 +6,6 @@ CREATE TABLE inbox (
     PRIMARY KEY (consumer, event_id)
 );
 
--- For pruning, which looks at nothing but what it deletes. Rows arrive in this order, so that it costs an insert next to nothing. (A
--- BRIN index would cost less, but its ranges never shrink: when the space of pruned rows is used again it finds all of the table.)
+-- For pruning, which then reads only the rows that it deletes. Rows arrive in this order, so the index costs an insert almost nothing.
+-- (A BRIN index would cost less, but its ranges never shrink. Once the space of pruned rows is reused, it would match the whole table.)
 CREATE INDEX inbox_received_at ON inbox (consumer, received_at);

@@ -1,6 +1,6 @@
 -- The outbox: one row for each event, written in the transaction that caused it.
 CREATE TABLE outbox (
-    -- The order. AUTOINCREMENT: a number is never used again.
+    -- The order of the events. AUTOINCREMENT never reuses a number.
     seq           INTEGER PRIMARY KEY AUTOINCREMENT,
     id            TEXT NOT NULL,
     aggregatetype TEXT NOT NULL,
@@ -18,7 +18,7 @@ CREATE TABLE outbox (
 
 CREATE INDEX outbox_unsent ON outbox (seq) WHERE sent_at IS NULL;
 
--- Events that the broker will never take, with the reason. They left the outbox when they came here.
+-- Events that the broker will never accept, with the reason. They are moved here from the outbox.
 CREATE TABLE outbox_dead_letter (
     seq           INTEGER NOT NULL,
     id            TEXT NOT NULL,
@@ -31,6 +31,6 @@ CREATE TABLE outbox_dead_letter (
     created_at    TEXT NOT NULL,
     reason        TEXT NOT NULL,
     failed_at     TEXT NOT NULL DEFAULT (strftime('%Y-%m-%dT%H:%M:%fZ', 'now')),
-    -- A sequence that was restarted gives a number twice.
+    -- The id too, because a sequence that was restarted returns a number twice.
     PRIMARY KEY (seq, id)
 );

@@ -6,5 +6,5 @@ CREATE TABLE inbox (
     PRIMARY KEY (consumer, event_id)
 ) WITHOUT ROWID;
 
--- For pruning, which looks at nothing but what it deletes.
+-- For pruning, which then reads only the rows that it deletes.
 CREATE INDEX inbox_received_at ON inbox (consumer, received_at);
