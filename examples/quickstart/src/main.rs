@@ -41,7 +41,7 @@ enum OrderEvent {
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     let folder = std::env::temp_dir().join(format!("outbox-quickstart-{}", std::process::id()));
-    let outcome = std::fs::create_dir(&folder).map_err(Into::into).and_then(|()| tell(&folder));
+    let outcome = std::fs::create_dir(&folder).map_err(Into::into).and_then(|()| run(&folder));
     let _ = std::fs::remove_dir_all(&folder);
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn tell(folder: &Path) -> Outcome {
+fn run(folder: &Path) -> Outcome {
     let [shop_db, billing_db] = ["shop.db", "billing.db"].map(|name| folder.join(name).display().to_string());
     let shop = &mut create(&shop_db, "orders (id INTEGER PRIMARY KEY, total_cents BIGINT, paid BOOLEAN)")?;
     let billing =
@@ -60,7 +60,7 @@ fn tell(folder: &Path) -> Outcome {
     let cluster = MockCluster::new(1)?;
     cluster.create_topic(TOPIC, 1, 1)?;
     let brokers = cluster.bootstrap_servers();
-    println!("1. A shop and its billing have an SQLite database each, and Kafka runs in this process.");
+    println!("1. A shop and its billing each have an SQLite database, and Kafka runs in this process.");
 
     shop.transaction(|c| place_order(c, 1, 4_200))?;
     println!("2. The shop placed order 1: the order and its event were committed together.");
@@ -70,7 +70,7 @@ fn tell(folder: &Path) -> Outcome {
         Err::<(), _>(RollbackTransaction)
     });
     check(rolled_back == Err(RollbackTransaction) && unsent(shop)? == 1, "only order 1 has an event")?;
-    println!("3. It placed order 2 and rolled back: there is neither an order 2 nor an event of it.");
+    println!("3. It placed order 2 and rolled back: neither order 2 nor its event exists.");
 
     let relay = start_relay(&shop_db, &brokers)?;
     let (handled, billing_handled) = mpsc::channel();
@@ -94,27 +94,29 @@ fn tell(folder: &Path) -> Outcome {
     println!("4. The relay sent OrderPlaced of order 1 to Kafka, and billing wrote an invoice for it.");
 
     relay.stop_blocking()?;
-    check(unsent(shop)? == 0, "the relay noted what it had sent")?;
+    check(unsent(shop)? == 0, "the relay has marked the event as sent")?;
     shop.batch_execute("UPDATE outbox SET sent_at = NULL")?;
     let relay = start_relay(&shop_db, &brokers)?;
-    println!("5. The relay forgot that it had sent it, as after a crash, and so it sends it again.");
+    println!("5. The relay lost its mark that the event was sent, as in a crash, so it sends it again.");
 
     shop.transaction(|c| {
         diesel::update(orders::table.find(1)).set(orders::paid.eq(true)).execute(c)?;
         c.emit(&OrderEvent::OrderPaid { order_id: 1 })
     })?;
     wait_for("OrderPaid of order 1", &billing_handled)?;
-    println!("6. Order 1 was paid, and billing received OrderPaid, behind both copies of OrderPlaced.");
+    println!("6. Order 1 was paid, and billing received OrderPaid after both copies of OrderPlaced.");
 
     consumer.stop_blocking()?;
     relay.stop_blocking()?;
-    check(unsent(shop)? == 0, "everything was sent")?;
+    check(unsent(shop)? == 0, "every event was sent")?;
     let reader: BaseConsumer = ClientConfig::new().set("bootstrap.servers", &brokers).create()?;
     check(reader.fetch_watermarks(TOPIC, 0, DEADLINE)? == (0, 3), "Kafka has three records")?;
     let invoices: Vec<(i64, i64)> =
         invoices::table.select((invoices::order_id, invoices::total_cents)).load(billing)?;
-    check(invoices == [(1, 4_200)], "billing has one invoice, that of order 1")?;
-    println!("7. Kafka has 3 records and billing 1 invoice: its inbox knew the second copy.");
+    check(invoices == [(1, 4_200)], "billing has exactly one invoice, for order 1")?;
+    println!(
+        "7. Kafka has 3 records, but billing has 1 invoice, because its inbox recognised the second copy."
+    );
     Ok(())
 }
 
@@ -144,9 +146,9 @@ fn unsent(conn: &mut SqliteConnection) -> QueryResult<i64> {
 
 fn wait_for(event: &str, handled: &Receiver<String>) -> Outcome {
     let found = handled.recv_timeout(DEADLINE).unwrap_or_else(|_| format!("nothing within {DEADLINE:?}"));
-    check(found == event, &format!("billing handled {event} next: it handled {found}"))
+    check(found == event, &format!("billing handles {event} next, but it handled {found}"))
 }
 
-fn check(holds: bool, what: &str) -> Outcome {
-    if holds { Ok(()) } else { Err(format!("it is not so that {what}").into()) }
+fn check(holds: bool, expected: &str) -> Outcome {
+    if holds { Ok(()) } else { Err(format!("expected: {expected}").into()) }
 }

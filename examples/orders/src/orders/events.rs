@@ -2,7 +2,7 @@ use diesel_outbox::OutboxEvent;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// What other services learn about orders, on the topic `outbox.event.order`.
+/// The events that other services receive about orders, on the topic `outbox.event.order`.
 #[derive(Serialize, OutboxEvent)]
 #[outbox(aggregate = "order")]
 pub(crate) enum OrderEvent<'a> {

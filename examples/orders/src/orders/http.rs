@@ -73,7 +73,7 @@ impl IntoResponse for Failure {
             }
             Self::Database(error) => {
                 tracing::error!(%error, "a request failed");
-                (StatusCode::INTERNAL_SERVER_ERROR, "the order was left as it was\n")
+                (StatusCode::INTERNAL_SERVER_ERROR, "the order was not changed\n")
             }
             Self::Unavailable(error) => {
                 tracing::error!(%error, "no connection to the database");

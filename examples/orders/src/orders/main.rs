@@ -1,5 +1,5 @@
-//! The service that takes orders. Each change emits an event in its transaction, and the relay in this process brings
-//! the events to Kafka.
+//! The service that takes orders. Each change emits an event in its transaction, and the relay in this process sends the
+//! events to Kafka.
 
 mod events;
 mod http;

@@ -25,7 +25,7 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    /// Inserts the order and emits `OrderPlaced`: both, or neither.
+    /// Inserts the order and emits `OrderPlaced`. Both are committed, or neither.
     pub(crate) async fn place(
         conn: &mut AsyncPgConnection,
         customer: String,
@@ -42,11 +42,11 @@ impl Order {
         Ok(order)
     }
 
-    /// Marks the order as paid and emits `OrderPaid`, unless it was paid before.
+    /// Marks the order as paid and emits `OrderPaid`, unless it is already paid.
     pub(crate) async fn pay(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Self> {
         conn.transaction(async |c| {
-            // The row first: its lock makes those who change one order wait for each other, and so the order of their
-            // events is the order of their changes.
+            // Update the row first. Its lock makes transactions that change the same order wait for each other, so their events
+            // are sent in the order of their changes.
             let unpaid = orders::table.find(id).filter(orders::paid.eq(false));
             let newly_paid = diesel::update(unpaid).set(orders::paid.eq(true)).execute(c).await? == 1;
             if newly_paid {

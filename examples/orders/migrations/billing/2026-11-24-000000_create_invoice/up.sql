@@ -1,4 +1,4 @@
--- An order has one invoice because the inbox lets its event in once; no constraint says so.
+-- No constraint enforces one invoice for each order. The inbox does, because it handles each event once.
 CREATE TABLE invoice (
     number      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     order_id    uuid NOT NULL,
