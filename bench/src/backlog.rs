@@ -13,12 +13,13 @@ use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Kafka};
 
-use crate::bare::{self, Part};
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{Window, drain_batches, drain_window};
 use crate::report::{Figure, Report};
-use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::{PATIENCE, new_topic, servers};
+use crate::rows::{AGGREGATES, Part, Template, records};
+use crate::servers::{PATIENCE, servers};
+use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct Backlog {

@@ -16,7 +16,6 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::row::{Field, Row};
 use diesel::sql_types::Bool;
-use diesel_outbox_core::SHARDS;
 use outbox_tests::{Database, Kafka, Process};
 use rdkafka::ClientContext;
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
@@ -24,6 +23,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 use uuid::Uuid;
 
 use crate::producer::{IN_FLIGHT, bare_producer};
+use crate::rows::Part;
 
 const CHUNK: usize = 2_000;
 
@@ -84,18 +84,6 @@ impl ProducerContext for Deliveries {
 /// What becomes of the rows that were acknowledged.
 pub(crate) const MARK: &str = "UPDATE outbox SET sent_at = now()";
 pub(crate) const DELETE: &str = "DELETE FROM outbox";
-
-/// Some of the shards, and how many of the rows that wait in them are drained.
-pub(crate) struct Part {
-    pub(crate) shards: Range<i16>,
-    pub(crate) rows: usize,
-}
-
-impl Part {
-    pub(crate) fn all(rows: usize) -> Self {
-        Self { shards: 0..SHARDS, rows }
-    }
-}
 
 /// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
 /// above.

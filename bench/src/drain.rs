@@ -6,13 +6,14 @@ use clap::Args;
 use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
-use crate::bare::{self, Part};
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::producer::produce;
 use crate::relays::relay;
 use crate::report::{Figure, Report};
-use crate::rows::{Template, records};
-use crate::servers::{PATIENCE, SETTINGS, new_topic, servers, start_postgres};
+use crate::rows::{Part, Template, records};
+use crate::servers::{PATIENCE, SETTINGS, servers, start_postgres};
+use crate::topics::new_topic;
 
 /// How many rows Debezium's transactions have.
 const TRANSACTION: usize = 1_000;

@@ -20,7 +20,8 @@ use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::relays::{outbox, relay_process, stop};
 use crate::report::{Figure, Goal, Report};
 use crate::rows::record;
-use crate::servers::{PARTITIONS, SETTINGS, new_topic, servers, start_postgres};
+use crate::servers::{SETTINGS, servers, start_postgres};
+use crate::topics::{PARTITIONS, new_topic};
 
 #[derive(Args)]
 pub(crate) struct Latency {

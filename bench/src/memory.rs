@@ -8,7 +8,8 @@ use crate::contenders::{Contender, take_turns};
 use crate::relays::{relay_process, stop};
 use crate::report::{Figure, Report};
 use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::{PATIENCE, new_topic, servers};
+use crate::servers::{PATIENCE, servers};
+use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct Memory {

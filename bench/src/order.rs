@@ -6,12 +6,13 @@ use clap::Args;
 use outbox_tests::{Kafka, Process, Received};
 use serde_json::Value;
 
-use crate::bare::{self, Part};
+use crate::bare;
 use crate::contenders::{Contender, take_turns};
 use crate::relays::{Window, relay_process, stop};
 use crate::report::{Figure, Report};
-use crate::rows::{AGGREGATES, Template, record};
-use crate::servers::{PATIENCE, new_topic, servers};
+use crate::rows::{AGGREGATES, Part, Template, record};
+use crate::servers::{PATIENCE, servers};
+use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct Order {

@@ -13,7 +13,7 @@ use rdkafka::producer::{DefaultProducerContext, Producer};
 
 use crate::processor::Times;
 use crate::producer::{IN_FLIGHT, bare_producer, send};
-use crate::servers::new_topic;
+use crate::topics::new_topic;
 
 /// Sends records at a steady pace, and prints the percentage of a core that this process spends on it.
 #[derive(Args)]

@@ -8,7 +8,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer, ProducerContext};
 
-use crate::servers::new_topic;
+use crate::topics::new_topic;
 
 /// Sends the records as the relay would, and gives events per second until the last is durable.
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {

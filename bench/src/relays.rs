@@ -9,7 +9,8 @@ use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::{Counter, Database, Kafka, Process, Signal, eventually};
 
 use crate::rows::Template;
-use crate::servers::{PATIENCE, new_topic};
+use crate::servers::PATIENCE;
+use crate::topics::new_topic;
 
 /// A relay as it is by default, to one topic.
 pub(crate) fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> Relay {

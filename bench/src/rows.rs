@@ -1,13 +1,13 @@
 //! Rows that wait in the outbox.
 
+use std::ops::Range;
+
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::SHARDS;
 use outbox_tests::Database;
-
-use crate::bare::Part;
 
 /// The events of the benchmarks: of 1,000 aggregates of one type in turn.
 pub(crate) fn records(count: usize, bytes: usize) -> Vec<Record> {
@@ -18,6 +18,18 @@ pub(crate) const AGGREGATES: usize = 1_000;
 
 pub(crate) fn record(n: usize, bytes: usize) -> Record {
     Record::new("order", (n % AGGREGATES).to_string(), "OrderPlaced").with_payload(vec![b'x'; bytes])
+}
+
+/// Some of the shards, and how many of the rows that wait in them are meant.
+pub(crate) struct Part {
+    pub(crate) shards: Range<i16>,
+    pub(crate) rows: usize,
+}
+
+impl Part {
+    pub(crate) fn all(rows: usize) -> Self {
+        Self { shards: 0..SHARDS, rows }
+    }
 }
 
 /// Rows that are made once and copied into the outbox by the server before each round.

@@ -1,4 +1,4 @@
-//! The servers of a benchmark, and topics on them.
+//! The servers of a benchmark.
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -14,8 +14,6 @@ use crate::rows::records;
 
 /// Longer than anything that a benchmark waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3_600);
-
-pub(crate) const PARTITIONS: i32 = 6;
 
 /// Room for large tables, and no end of connections that are frozen while others are measured.
 pub(crate) const SETTINGS: &[(&str, &str)] =
@@ -45,10 +43,4 @@ static VERSIONS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 /// The versions of PostgreSQL that were started until now.
 pub(crate) fn postgres_versions() -> Vec<String> {
     VERSIONS.lock().unwrap().iter().cloned().collect()
-}
-
-pub(crate) fn new_topic(kafka: &Kafka) -> String {
-    let topic = kafka.unique("bench");
-    kafka.create_topic(&topic, PARTITIONS);
-    topic
 }

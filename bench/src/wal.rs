@@ -14,7 +14,8 @@ use crate::latency::{CPU_LIMIT, HEAVY, Latency, MODERATE, figures_of, wal_option
 use crate::relays::outbox;
 use crate::report::{Figure, Goal, Report};
 use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::{SETTINGS, new_topic, servers, start_postgres};
+use crate::servers::{SETTINGS, servers, start_postgres};
+use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct Wal {

@@ -12,6 +12,8 @@ mod database;
 mod database_url;
 #[cfg(feature = "postgres")]
 mod fence;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
+mod interval;
 #[cfg(feature = "sqlite")]
 pub(crate) mod julian_day;
 mod options;

@@ -9,7 +9,8 @@ use crate::latency::{Latency, MODERATE, emitter};
 use crate::relays::{Window, relay};
 use crate::report::Figure;
 use crate::rows::{Template, record};
-use crate::servers::{PATIENCE, new_topic};
+use crate::servers::PATIENCE;
+use crate::topics::new_topic;
 
 /// How many events are sent while it is open, and how many are drained after them.
 const SENT: usize = 2_000_000;

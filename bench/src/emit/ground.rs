@@ -14,7 +14,7 @@ use super::clients::How;
 use super::tables;
 use crate::relays::relay;
 use crate::rows::record;
-use crate::servers::new_topic;
+use crate::topics::new_topic;
 
 pub(super) struct Ground<'a> {
     pub(super) database: &'a Database<'a>,

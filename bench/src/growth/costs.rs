@@ -10,7 +10,8 @@ use crate::processor::Times;
 use crate::relays::{relay_process, stop};
 use crate::report::Figure;
 use crate::rows::Template;
-use crate::servers::{PATIENCE, new_topic};
+use crate::servers::PATIENCE;
+use crate::topics::new_topic;
 
 const ROWS: usize = 400_000;
 /// The name of a backend's program.

@@ -30,14 +30,14 @@ impl Events {
 /// Text that PostgreSQL cannot compress, so that what a large payload costs is not that of a few bytes.
 fn text(seed: u64, bytes: usize) -> Vec<u8> {
     let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let letters = std::iter::repeat_with(|| {
-        // xorshift64, of which the highest six bits choose a letter.
+    let characters = std::iter::repeat_with(|| {
+        // xorshift64, of which the highest six bits choose one.
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
         b'0' + (random >> 58) as u8
     });
-    letters.take(bytes).collect()
+    characters.take(bytes).collect()
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use crate::processor::{server_spent, spent};
 use crate::relays::{outbox, relay, relay_process, stop};
 use crate::report::Figure;
 use crate::rows::Template;
-use crate::servers::{PATIENCE, new_topic};
+use crate::servers::PATIENCE;
+use crate::topics::new_topic;
 
 pub(super) const VALUES: usize = 10;
 

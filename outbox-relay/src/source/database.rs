@@ -6,6 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
+use diesel_outbox_core::__private::quoted_identifier;
 use diesel_outbox_core::SourceError;
 
 use super::{DatabaseUrl, database_error};
@@ -13,7 +14,7 @@ use crate::source::SourceOptions;
 use crate::statement::statement;
 use diesel_outbox::connection_problem;
 
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(super) struct Database {
     pub(super) url: DatabaseUrl,
     pub(super) options: SourceOptions,
@@ -71,13 +72,10 @@ statement!(
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
     if let Some(schema) = &options.schema {
-        diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
-            .bind::<Text, _>(schema)
-            .sql("), false)")
-            .get_result::<String>(conn)?;
+        conn.batch_execute(&format!("SET search_path TO {}", quoted_identifier(schema)))?;
     }
-    // The shards of a process that was stopped are let go of by the first timeout, or by the last one where it was stopped
-    // as it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
+    // The shards of a process that was stopped are let go of by the first timeout, or by the last one if it was stopped
+    // while it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
     // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
     // empties.
     conn.batch_execute(
@@ -95,7 +93,7 @@ mod tests {
     use super::with_keepalives;
 
     #[test]
-    fn a_url_gets_keepalives_where_it_has_none() {
+    fn a_url_gets_keepalives_if_it_has_none() {
         let ends = "keepalives_idle=30&keepalives_interval=10&keepalives_count=3";
         assert_eq!(with_keepalives("postgres://u:p?@h/d"), format!("postgres://u:p?@h/d?{ends}"));
         assert_eq!(

@@ -39,9 +39,8 @@ const MOST_OPEN: usize = 1_000;
 /// What the names of transactions begin with that wait for COMMIT PREPARED.
 pub(super) const PREPARED: &str = "-1/";
 
-#[derive(Default)]
 pub(super) struct Fence {
-    sequence: Option<Sequence>,
+    sequence: Sequence,
     bounds: Bounds,
     /// The names of the transactions in `bounds.open`.
     open: BTreeMap<String, i64>,
@@ -73,7 +72,14 @@ struct Pending {
 impl Fence {
     /// A fence whose numbers come from this sequence.
     pub(super) fn after(sequence: Sequence) -> Self {
-        Self { sequence: Some(sequence), ..Self::default() }
+        Self {
+            sequence,
+            bounds: Bounds::default(),
+            open: BTreeMap::new(),
+            first: First::default(),
+            pending: None,
+            looked: None,
+        }
     }
 
     pub(super) fn bounds(&self) -> &Bounds {
@@ -88,7 +94,7 @@ impl Fence {
         let now = Instant::now();
         self.looked = Some(now);
         // Read before the holders are listed: see above.
-        let last = Sequence::load(conn)?.follow(&mut self.sequence)?;
+        let last = self.sequence.go_on(conn)?;
         let pending = self.pending.take();
         let (mut holders, workers) = holders(conn)?;
         self.first.look(&holders, last);

@@ -31,12 +31,13 @@ impl Sequence {
         Ok(Self { last, file })
     }
 
-    /// The last number, if the sequence went on from where it was.
-    pub(super) fn follow(self, before: &mut Option<Self>) -> QueryResult<i64> {
-        if before.is_some_and(|before| before.file != self.file || self.last < before.last) {
-            return Err(Error::QueryBuilderError(Box::new(SetBack { last: self.last })));
+    /// The last number by now. An error if the sequence has not gone on from where it was.
+    pub(super) fn go_on(&mut self, conn: &mut PgConnection) -> QueryResult<i64> {
+        let now = Self::load(conn)?;
+        if now.file != self.file || now.last < self.last {
+            return Err(Error::QueryBuilderError(Box::new(SetBack { last: now.last })));
         }
-        *before = Some(self);
+        *self = now;
         Ok(self.last)
     }
 }

@@ -1,44 +1,52 @@
-//! The write-ahead log as a source of records: the inserts of the outbox table from a logical replication slot, in the order
+//! The write-ahead log (WAL) as a source of records: the inserts of the outbox table from a logical replication slot, in the order
 //! of their commits.
 //!
-//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the log. [`drop`]
+//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the WAL. [`drop`]
 //! takes it back, so that all rows are polled again. Neither loses an event or sends one twice, on a live system too.
 //!
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
 
 mod batches;
+mod changes;
+mod confirm_bound;
+mod cutover;
 mod dead_letters;
 mod decode;
-mod division;
+mod error;
+mod handover;
+mod lag;
+mod lower_bound;
 mod options;
 mod origin;
-mod place;
+mod polled;
+mod position;
 mod publication;
 mod reader;
-mod role;
+mod reading;
+mod settle;
 mod slot;
-mod standbys;
+mod standby_relay;
 mod stream;
-mod streaming;
-mod told;
-mod unread;
+mod synchronous_standbys;
 mod window;
 
+use std::fmt;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
-pub use self::division::{WalError, drop, setup};
+pub use self::cutover::{drop, setup};
+pub use self::error::WalError;
 pub use self::options::WalOptions;
-use self::role::{Active, Standby, Turn};
-use self::standbys::Found;
-use self::streaming::{Readiness, Streaming};
+use self::reading::{Readiness, Reading};
+use self::standby_relay::{ActiveRelay, Role, StandbyRelay};
+use self::synchronous_standbys::Found;
 use super::check::check_table;
 use super::database::Database;
 use super::{DatabaseUrl, PostgresSource, SourceOptions};
 
-/// The outbox's part of the write-ahead log as a source of records.
+/// The outbox's part of the WAL as a source of records.
 ///
 /// Any number of these may be there for one slot, in any number of processes: one is active, and another takes over when it
 /// is gone. Rows that waited when the slot was made are polled first.
@@ -53,19 +61,28 @@ pub struct WalSource {
     state: State,
 }
 
+impl fmt::Debug for WalSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WalSource")
+            .field("database", &self.database)
+            .field("wal", &self.wal)
+            .finish_non_exhaustive()
+    }
+}
+
 enum State {
     /// Nothing is known, as after a failure.
     Away,
     /// Another relay is active.
-    StandingBy(Box<Standby>),
+    StandingBy(Box<StandbyRelay>),
     /// What was there before the slot is polled.
     Polling {
         polled: Box<PostgresSource>,
-        conn: Box<Active>,
+        conn: Box<ActiveRelay>,
         /// Since when it is known that somebody else reads the slot.
         waits: Option<Instant>,
     },
-    Streaming(Box<Streaming>),
+    Reading(Box<Reading>),
 }
 
 impl WalSource {
@@ -79,18 +96,18 @@ impl WalSource {
     fn begin(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
         check_table(&mut conn)?;
-        self.state = self.state_after(Standby::new(conn, self.database.clone()).take_over()?)?;
+        self.state = self.state_after(StandbyRelay::new(conn, self.database.clone()).take_over()?)?;
         Ok(())
     }
 
-    fn state_after(&self, turn: Turn) -> Result<State, SourceError> {
-        match turn {
-            Turn::Active(active) => self.lead(active),
-            Turn::StandsBy(standby) => Ok(State::StandingBy(standby)),
+    fn state_after(&self, role: Role) -> Result<State, SourceError> {
+        match role {
+            Role::Active(active) => self.lead(active),
+            Role::Standby(standby) => Ok(State::StandingBy(standby)),
         }
     }
 
-    fn lead(&self, mut conn: Box<Active>) -> Result<State, SourceError> {
+    fn lead(&self, mut conn: Box<ActiveRelay>) -> Result<State, SourceError> {
         slot::check(&mut conn, &self.wal)?;
         origin::check(&mut conn, &self.wal)?;
         publication::check(&mut conn, &self.wal)?;
@@ -101,8 +118,8 @@ impl WalSource {
         Ok(State::Polling { polled, conn, waits: None })
     }
 
-    /// Goes over from what is polled to the log, if nothing of that is left and nobody else reads the slot.
-    fn stream(&mut self) -> Result<bool, SourceError> {
+    /// Goes over from what is polled to the WAL, if nothing of that is left and nobody else reads the slot.
+    fn begin_to_read(&mut self) -> Result<bool, SourceError> {
         let name = self.wal.slot.clone();
         let may_begin = self.with(|state| match state {
             State::Polling { conn, waits, .. } => {
@@ -124,16 +141,16 @@ impl WalSource {
         let State::Polling { conn, .. } = std::mem::replace(&mut self.state, State::Away) else {
             return Err(nothing_claimed());
         };
-        self.state = State::Streaming(Box::new(Streaming::begin(conn, &self.database, &self.wal)?));
+        self.state = State::Reading(Box::new(Reading::begin(conn, &self.database, &self.wal)?));
         tracing::info!(slot = self.wal.slot, "this relay reads the write-ahead log");
         Ok(true)
     }
 
-    /// Works in the present state, of which nothing is left where something fails. What is polled has connections of its own, and the
+    /// Works in the present state, of which nothing is left if something fails. What is polled has connections of its own, and the
     /// one of the lock is not to be silent for long meanwhile.
     fn with<T>(&mut self, work: impl FnOnce(&mut State) -> Result<T, SourceError>) -> Result<T, SourceError> {
         let stayed = match &mut self.state {
-            State::Polling { conn, .. } => role::stay(conn),
+            State::Polling { conn, .. } => standby_relay::stay(conn),
             _ => Ok(()),
         };
         let done = stayed.and_then(|()| work(&mut self.state));
@@ -163,12 +180,12 @@ impl Source for WalSource {
                 State::Polling { polled, .. } => polled.claim(),
                 _ => Ok(false),
             })?;
-            if polled || !self.stream()? {
+            if polled || !self.begin_to_read()? {
                 return Ok(polled);
             }
         }
         self.with(|state| match state {
-            State::Streaming(streaming) => streaming.has_more(Duration::ZERO),
+            State::Reading(reading) => reading.has_more(Duration::ZERO),
             _ => Ok(false),
         })
     }
@@ -176,7 +193,7 @@ impl Source for WalSource {
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.read(limit, records),
-            State::Streaming(streaming) => streaming.read(limit, records),
+            State::Reading(reading) => reading.read(limit, records),
             _ => Err(nothing_claimed()),
         })
     }
@@ -191,7 +208,7 @@ impl Source for WalSource {
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.settle(tickets),
-            State::Streaming(streaming) => streaming.settle(tickets),
+            State::Reading(reading) => reading.settle(tickets),
             _ if tickets.is_empty() => Ok(()),
             _ => Err(nothing_claimed()),
         })
@@ -200,7 +217,7 @@ impl Source for WalSource {
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.dead_letter(ticket, reason),
-            State::Streaming(streaming) => streaming.dead_letter(ticket, reason),
+            State::Reading(reading) => reading.dead_letter(ticket, reason),
             _ => Err(nothing_claimed()),
         })
     }
@@ -208,10 +225,10 @@ impl Source for WalSource {
     fn release(&mut self) -> Result<(), SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.release(),
-            State::Streaming(streaming) => {
-                // What was read and not sent, as the broker failed or the relay is to stop.
-                streaming.give_again();
-                streaming.keep_part()
+            State::Reading(reading) => {
+                // What was read and not sent, because the broker failed or the relay is to stop.
+                reading.give_again();
+                reading.keep_part()
             }
             _ => Ok(()),
         })
@@ -220,7 +237,7 @@ impl Source for WalSource {
     fn abandon(&mut self) {
         match &mut self.state {
             State::Polling { polled, .. } => polled.abandon(),
-            State::Streaming(streaming) => streaming.give_again(),
+            State::Reading(reading) => reading.give_again(),
             _ => {}
         }
     }
@@ -229,9 +246,9 @@ impl Source for WalSource {
         match std::mem::replace(&mut self.state, State::Away) {
             State::Away => Ok(true),
             State::StandingBy(standby) => {
-                let turn = standby.wait(limit)?;
-                let leads = matches!(turn, Turn::Active(_));
-                self.state = self.state_after(turn)?;
+                let role = standby.wait(limit)?;
+                let leads = matches!(role, Role::Active(_));
+                self.state = self.state_after(role)?;
                 Ok(leads)
             }
             mut state @ State::Polling { .. } => {
@@ -245,9 +262,9 @@ impl Source for WalSource {
                 self.state = state;
                 Ok(true)
             }
-            State::Streaming(mut streaming) => {
-                let came = streaming.has_more(limit)?;
-                self.state = State::Streaming(streaming);
+            State::Reading(mut reading) => {
+                let came = reading.has_more(limit)?;
+                self.state = State::Reading(reading);
                 Ok(came)
             }
         }
@@ -258,11 +275,10 @@ impl Source for WalSource {
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        let options = &self.database.options;
         let done = match &mut self.state {
             State::Away | State::StandingBy(_) => Ok(None),
-            State::Polling { polled, conn, .. } => role::stay(conn).and_then(|()| polled.upkeep()),
-            State::Streaming(streaming) => streaming.upkeep(options),
+            State::Polling { polled, conn, .. } => standby_relay::stay(conn).and_then(|()| polled.upkeep()),
+            State::Reading(reading) => reading.upkeep(),
         };
         if done.is_err() {
             self.state = State::Away;
@@ -274,13 +290,8 @@ impl Source for WalSource {
 impl Drop for WalSource {
     /// What was settled is confirmed, so that it is not sent again.
     fn drop(&mut self) {
-        if let State::Streaming(streaming) = &mut self.state {
-            streaming.end();
+        if let State::Reading(reading) = &mut self.state {
+            reading.end();
         }
     }
-}
-
-/// Whether so much time has passed since then.
-fn has_passed(since: Option<Instant>, time: Duration) -> bool {
-    since.is_none_or(|since| since.elapsed() >= time)
 }

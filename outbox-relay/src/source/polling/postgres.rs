@@ -5,12 +5,11 @@ mod chunk_size;
 mod claim;
 mod connection;
 mod dead_letters;
-mod place;
 mod prefetch;
 mod read;
-
 mod settle;
 mod thread;
+mod tuple_id;
 mod unsettled;
 mod upkeep;
 mod wakeup;

@@ -14,8 +14,9 @@ use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, S
 use uuid::Uuid;
 
 use crate::operate::Operate;
+use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
-use crate::source::prune::{SqlitePruning, is_due};
+use crate::source::prune::SqlitePruning;
 use crate::source::row::{Blocked, StoredRow, is_blocked};
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;

@@ -12,8 +12,9 @@ use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Bool, Double, Nullable};
 
-use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
 use crate::source::database::Database;
+use crate::source::interval::is_due;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
@@ -36,16 +37,16 @@ const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeou
 
 /// Rounds of pruning. The thread is waited for when this is dropped, but not for long: the relay is to stop, or to connect anew.
 #[derive(Default)]
-pub(in super::super) struct Pruning {
+pub(in super::super) struct PostgresPruning {
     begun: Option<Instant>,
     round: Option<JoinHandle<Round>>,
-    place: Place,
+    place: Start,
     ends: Arc<AtomicBool>,
 }
 
 /// Where rounds begin.
 #[derive(Debug, Clone, Copy, Default)]
-struct Place {
+struct Start {
     cursor: i64,
     was_full: Option<Instant>,
     /// Whether a round ended there that has not come to what was sent of late.
@@ -54,12 +55,12 @@ struct Place {
 
 /// What a round has left behind.
 struct Round {
-    place: Place,
+    place: Start,
     /// Whether it could not have a connection.
     refused: bool,
 }
 
-impl Pruning {
+impl PostgresPruning {
     /// Begins a round where one is due. `conn` prunes one chunk instead where no other connection can be had.
     pub(in super::super) fn run(
         &mut self,
@@ -86,7 +87,7 @@ impl Pruning {
         }
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
         if is_long_ago && !self.place.is_on_its_way {
-            self.place = Place { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
+            self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
         }
         if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
             .get_result::<bool>(conn)?
@@ -106,7 +107,7 @@ impl Pruning {
     }
 }
 
-impl Drop for Pruning {
+impl Drop for PostgresPruning {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
         let until = Instant::now() + LONGEST_END;
@@ -117,7 +118,7 @@ impl Drop for Pruning {
 }
 
 /// Deletes what is too old, chunk by chunk.
-fn round(database: &Database, mut place: Place, retention: Duration, ends: &AtomicBool) -> Round {
+fn round(database: &Database, mut place: Start, retention: Duration, ends: &AtomicBool) -> Round {
     let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
     let begun = Instant::now();
     let set = conn.batch_execute(SETTINGS);
@@ -160,7 +161,7 @@ fn pause(time: Duration, ends: &AtomicBool) {
 }
 
 /// What came of a chunk.
-struct Chunk {
+struct PrunedChunk {
     /// Where the next one begins.
     next: i64,
     /// Whether the round is over: what comes after was emitted of late.
@@ -173,7 +174,7 @@ struct Chunk {
 /// emitted long ago.
 type Counted = (Option<i64>, Option<i64>, i64, i64, bool);
 
-impl Chunk {
+impl PrunedChunk {
     fn after(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> Self {
         let last = last.unwrap_or(cursor);
         let is_idle = expired == 0;
@@ -185,20 +186,20 @@ impl Chunk {
 }
 
 /// Deletes the rows of one chunk that are too old. Exactly those rows are deleted, never a range: a late commit's row would be in it.
-fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     match Prune::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn) {
         // Perhaps because somebody has locked a row.
         Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
             chunk_beside_locks(conn, cursor, retention)
         }
-        counted => Ok(Chunk::after(cursor, counted?)),
+        counted => Ok(PrunedChunk::after(cursor, counted?)),
     }
 }
 
 /// The same, but for rows that somebody has locked. To find them, each is locked before it is deleted, which takes twice as long.
-fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     let counted = PruneBesideLocks::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn)?;
-    Ok(Chunk::after(cursor, counted))
+    Ok(PrunedChunk::after(cursor, counted))
 }
 
 /// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted as long ago, which what comes

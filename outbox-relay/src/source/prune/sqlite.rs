@@ -7,7 +7,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Double, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::{PRUNE_CHUNK, PRUNE_INTERVAL, is_due};
+use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
+use crate::source::interval::is_due;
 use crate::statement::statement;
 
 /// How many bytes a chunk has before it is not added to: `sent_at` lies behind the payload, which is read with it.
@@ -21,7 +22,7 @@ const IDLE_CHUNKS: usize = 10;
 
 /// Rounds of pruning, each from the oldest row on.
 #[derive(Default)]
-pub(in super::super) struct Pruning {
+pub(in super::super) struct SqlitePruning {
     begun: Option<Instant>,
     /// Where the next round begins.
     start: i64,
@@ -32,7 +33,7 @@ pub(in super::super) struct Pruning {
     ended: Option<Instant>,
 }
 
-impl Pruning {
+impl SqlitePruning {
     /// Begins a round if one is due, or goes on with the last one.
     pub(in super::super) fn run(
         &mut self,
@@ -59,7 +60,7 @@ impl Pruning {
 }
 
 /// What came of a chunk.
-struct Chunk {
+struct PrunedChunk {
     /// Where the next one begins. Nothing if the round is over: what comes after was emitted of late.
     next: Option<i64>,
     /// Whether none of it has expired. The rows of a partition that Kafka does not take may be older than all that is sent.
@@ -67,7 +68,7 @@ struct Chunk {
 }
 
 /// Deletes the rows of one chunk that are too old. The write lock is taken only if there are such rows, and only to delete them.
-fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<Chunk> {
+fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     let retention = retention.as_secs_f64();
     let (mut expired, mut last, mut rows, mut bytes, mut is_old) = (Vec::new(), cursor, 0, 0, true);
     let oldest = Oldest::new(retention, retention, cursor, PRUNE_CHUNK);
@@ -88,7 +89,7 @@ fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> Query
     let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
     let is_idle = expired.is_empty();
     let goes_on = is_full && (is_old || !is_idle);
-    Ok(Chunk { next: goes_on.then_some(last), is_idle })
+    Ok(PrunedChunk { next: goes_on.then_some(last), is_idle })
 }
 
 /// Whether a time is longer ago than the retention. That of what is unsent never is.

@@ -1,4 +1,4 @@
-//! The log in batches over ordinary connections, for a relay that is far behind.
+//! The WAL in batches over ordinary connections, for a relay that is far behind.
 //!
 //! The server's sender of a replication connection makes a system call for each message, which costs more than the decoding. An
 //! ordinary connection decodes a batch as a whole, and sends it as fast as any result. The slot would forget a batch with the
@@ -6,6 +6,18 @@
 //!
 //! Two connections take turns, so that one decodes while the other's batch is published: each copies the other's copy as it is
 //! after its batch. The slot itself is moved up behind them, as far as all is acknowledged.
+//!
+//! What it means if an end of a channel is dropped:
+//!
+//! - `before`, of which the other end is `done`: a batch was handed over as a whole if `done` sends, and not if it is dropped without.
+//!   Whoever waits for `before` then hands over nothing and ends, so that no batch follows one that is missing. If `before` is dropped, the
+//!   reader that has it has ended, and nobody need know.
+//! - `turns`, of which the other end is `next` of the other reader: if `next` is dropped that reader has ended, so there is no further turn,
+//!   and this one ends when it has none left. If `turns` is dropped, a turn that is sent to it goes nowhere, and its `before` with it.
+//! - `batches`, of which the other end is in the handover: if both readers have dropped theirs no more batches come, and the relay goes on with
+//!   a stream from where the last one ended. If the handover is dropped the relay has ended, and what is handed over is for nobody.
+//!
+//! So if one reader ends for any reason, both end, and all that was handed over lies before all that was not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -18,28 +30,28 @@ use diesel::connection::LoadConnection;
 use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use diesel_outbox_core::SourceError;
 
+use super::changes;
 use super::decode::{Decoder, Message};
-use super::division::quoted;
+use super::handover::{BATCH_BYTES, BATCH_MESSAGES, Batch, HandedOver, Handover, Orders};
 use super::options::WalOptions;
-use super::place::Lsn;
-use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Received, Shared};
+use super::position::Lsn;
 use super::slot::{self, move_up};
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// From so many bytes of the log on a relay is far behind, and so few are left to the stream.
+/// From so many bytes of the WAL on a relay is far behind, and so few are left to the stream.
 pub(super) const FAR: u64 = 64 << 20;
 const NEAR: u64 = 16 << 20;
 
-/// A batch ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the log,
+/// A batch ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the WAL,
 /// which may have nothing of the outbox. The transaction in which it ends is in it as a whole.
 const CHANGES: i32 = 300_000;
-const BYTES: i64 = 256 << 20;
+const BYTES: u64 = 256 << 20;
 
 /// While a batch is taken the server keeps a snapshot. One that is not taken by then is left to the stream.
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
@@ -47,7 +59,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(1);
 
 /// When this is dropped what they wait for is cancelled, again and again, as it may just have ended and something else begun.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
-/// They are left to themselves where the server does not answer.
+/// They are left to themselves if the server does not answer.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The two that read. They end when what is left is short enough for the stream, and when this is dropped.
@@ -68,7 +80,7 @@ impl Batches {
         start: Lsn,
         table: u32,
     ) -> Result<Self, SourceError> {
-        let (batches, shared, handover) = Handover::new();
+        let (batches, orders, handover) = Handover::new();
         let ((first, turns_of_first), (second, turns_of_second)) = (channel(), channel());
         // Their other ends are here.
         let (done, before) = channel();
@@ -76,13 +88,13 @@ impl Batches {
         let _ = first.send(Turn { slot: options.slot.clone(), start: Some(start), before });
         let mut threads = Vec::new();
         for (name, turns, next) in [("a", turns_of_first, second), ("b", turns_of_second, first)] {
-            let reader = Reader {
+            let reader = BatchReader {
                 name,
                 database: database.clone(),
                 options: options.clone(),
                 table,
                 batches: batches.clone(),
-                shared: shared.clone(),
+                orders: orders.clone(),
                 turns,
                 next,
                 copies: 0,
@@ -118,8 +130,8 @@ impl Drop for Batches {
                 );
                 return;
             }
-            // Where nothing more can come they are about to end.
-            if matches!(self.handover.receive(Duration::ZERO), Ok(Received::End)) {
+            // If nothing more can come they are about to end.
+            if matches!(self.handover.receive(Duration::ZERO), Ok(HandedOver::End)) {
                 thread::sleep(FULL_PAUSE);
                 continue;
             }
@@ -137,7 +149,7 @@ impl Drop for Batches {
             let _ = self.handover.receive(CANCEL_INTERVAL);
         }
         for (thread, _) in self.threads.drain(..) {
-            // Its panic was told where something was to be received.
+            // Its panic was reported when something was to be received.
             let _ = thread.join();
         }
     }
@@ -149,27 +161,27 @@ struct Turn {
     slot: String,
     /// Where the copy is to begin, if not where it is.
     start: Option<Lsn>,
-    /// Tells when the batch before was handed over, and nothing if it was not.
+    /// Has something once the batch before was handed over.
     before: Receiver<()>,
 }
 
-struct Reader {
+struct BatchReader {
     name: &'static str,
     database: Database,
     options: WalOptions,
     table: u32,
     batches: SyncSender<Batch>,
-    shared: Arc<Shared>,
+    orders: Arc<Orders>,
     turns: Receiver<Turn>,
     next: Sender<Turn>,
     copies: usize,
     session: Arc<Session>,
 }
 
-impl Reader {
+impl BatchReader {
     fn run(mut self) {
         if let Err(error) = self.take_turns() {
-            // Nobody waits for it where the relay has ended.
+            // Nobody waits for it if the relay has ended.
             let _ = self.batches.send(Err(error));
         }
     }
@@ -182,7 +194,7 @@ impl Reader {
             Ordering::Relaxed,
         );
         while let Ok(turn) = self.turns.recv() {
-            if self.shared.ends.is_cancelled() {
+            if self.orders.ends.is_cancelled() {
                 break;
             }
             if !self.take_turn(&mut conn, turn)? {
@@ -197,7 +209,7 @@ impl Reader {
         self.move_slot(conn);
         let copy = match self.copy(conn, &turn) {
             Ok(copy) => copy,
-            Err(_) if self.shared.ends.is_cancelled() => return Ok(false),
+            Err(_) if self.orders.ends.is_cancelled() => return Ok(false),
             Err(error) => {
                 tracing::warn!(
                     slot = self.options.slot,
@@ -210,20 +222,21 @@ impl Reader {
         };
         let failed = |error| database_error("reading a batch of the write-ahead log", error);
         let (begin, behind) = Left::new(copy.clone()).get_result::<(i64, i64)>(conn).map_err(failed)?;
+        let begin = begin.unsigned_abs();
         if behind.unsigned_abs() < NEAR {
             let is_next = turn.before.recv().is_ok();
             if is_next {
-                self.hand_over(vec![Message::End(begin.unsigned_abs())], Instant::now());
+                self.hand_over(vec![Message::End(begin)], Instant::now());
             }
             return Ok(false);
         }
-        let changes = Changes::new(copy.clone(), begin + BYTES, CHANGES, quoted(&self.options.publication));
+        let changes = changes::get(&copy, begin + BYTES, CHANGES, &self.options.publication);
         // It returns when the batch has been decoded, and the copy has moved.
         let changes = LoadConnection::<PgRowByRowLoadingMode>::load(conn, changes).map_err(failed)?;
         let (done, before) = channel();
-        // The other has ended where this fails, and the one after it where `done` does.
+        // See above for what it means if this fails, or `done`.
         let _ = self.next.send(Turn { slot: copy, start: None, before });
-        if turn.before.recv().is_err() || !self.hand_all_over(begin.unsigned_abs(), changes)? {
+        if turn.before.recv().is_err() || !self.hand_all_over(begin, changes)? {
             return Ok(false);
         }
         let _ = done.send(());
@@ -272,20 +285,20 @@ impl Reader {
     fn hand_over(&self, batch: Vec<Message>, since: Instant) -> bool {
         let mut batch = Ok(batch);
         while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
-            if self.shared.ends.is_cancelled() || since.elapsed() >= TAKEN_WITHIN {
+            if self.orders.ends.is_cancelled() || since.elapsed() >= TAKEN_WITHIN {
                 return false;
             }
             batch = full;
             thread::sleep(FULL_PAUSE);
         }
-        !self.shared.ends.is_cancelled()
+        !self.orders.ends.is_cancelled()
     }
 
-    /// So that the server need not keep what was sent. Where it fails, as the stream has not let go of it yet, the next time
-    /// does. An error drops the copies that a connection has, so that this is done when nobody needs this one's any more; and
+    /// So that the server need not keep what was sent. If it fails, because the stream has not let go of it yet, the next time
+    /// does it. An error drops the copies that a connection has, so that this is done when nobody needs this one's any more; and
     /// only one at a time can do it, who has the turn.
     fn move_slot(&self, conn: &mut PgConnection) {
-        let confirmed = self.shared.confirmed();
+        let confirmed = self.orders.confirmed();
         if let Err(error) = move_up(conn, &self.options.slot, confirmed) {
             tracing::debug!(slot = self.options.slot, %error, "the slot was not moved up");
         }
@@ -308,20 +321,8 @@ statement!(
 
 statement!(
     Pg,
-    /// From where a slot is read, and how many bytes of the log there are from there on.
+    /// From where a slot is read, and how many bytes of the WAL there are from there on.
     Left { slot: String => Text } -> (BigInt, BigInt),
     "SELECT (confirmed_flush_lsn - '0/0')::bigint, greatest(pg_current_wal_flush_lsn() - confirmed_flush_lsn, 0)::bigint \
      FROM pg_replication_slots WHERE slot_name = ?"
-);
-
-statement!(
-    Pg,
-    Changes {
-        slot: String => Text,
-        end: i64 => BigInt,
-        changes: i32 => Integer,
-        publication: String => Text
-    } -> Binary,
-    "SELECT data FROM pg_logical_slot_get_binary_changes(?, '0/0'::pg_lsn + ?::numeric, ?, 'proto_version', '1', \
-     'binary', 'true', 'publication_names', ?)"
 );

@@ -1,4 +1,4 @@
-//! Dead letters of what was read from the log. Its row may be in the table or not.
+//! Dead letters of what was read from the WAL. Its row may be in the table or not.
 
 use std::collections::HashMap;
 
@@ -6,48 +6,75 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::shard_of;
+use diesel_outbox_core::{DeadLetterPolicy, SourceError, shard_of};
 use uuid::Uuid;
 
+use crate::source::database_error;
 use crate::source::row::StoredRow;
 use crate::statement::statement;
 
 type Aggregate = (Vec<u8>, Vec<u8>);
 
-/// Aggregates that are held back, each with the ids and numbers of its dead letters. It is free again when all of those have come
-/// back, with new numbers.
-pub(super) struct Blocked(HashMap<Aggregate, HashMap<Uuid, i64>>);
+/// Aggregates that are held back because of their dead letters, if the policy is to block. One is free again when all of its dead letters
+/// have come back, with new numbers.
+pub(super) struct HeldBack {
+    blocks: bool,
+    /// Each with the ids and numbers of its dead letters. Nothing before they are looked up.
+    aggregates: Option<HashMap<Aggregate, HashMap<Uuid, i64>>>,
+}
 
-impl Blocked {
-    pub(super) fn load(conn: &mut PgConnection) -> QueryResult<Self> {
-        let mut blocked = HashMap::<Aggregate, HashMap<Uuid, i64>>::new();
-        for (aggregate_type, aggregate_id, id, seq) in
-            DeadLetters::new().load::<(String, String, Uuid, i64)>(conn)?
-        {
-            blocked.entry((aggregate_type.into(), aggregate_id.into())).or_default().insert(id, seq);
-        }
-        Ok(Self(blocked))
+impl HeldBack {
+    pub(super) fn by(policy: DeadLetterPolicy) -> Self {
+        Self { blocks: policy == DeadLetterPolicy::Block, aggregates: None }
     }
 
+    /// Whether any may be.
+    pub(super) fn blocks(&self) -> bool {
+        self.blocks
+    }
+
+    /// Looks them up, unless that was done.
+    pub(super) fn look_up(&mut self, conn: &mut PgConnection) -> Result<(), SourceError> {
+        if !self.blocks || self.aggregates.is_some() {
+            return Ok(());
+        }
+        let mut aggregates = HashMap::<Aggregate, HashMap<Uuid, i64>>::new();
+        let dead_letters = DeadLetters::new()
+            .load::<(String, String, Uuid, i64)>(conn)
+            .map_err(|error| database_error("looking up dead letters", error))?;
+        for (aggregate_type, aggregate_id, id, seq) in dead_letters {
+            aggregates.entry((aggregate_type.into(), aggregate_id.into())).or_default().insert(id, seq);
+        }
+        self.aggregates = Some(aggregates);
+        Ok(())
+    }
+
+    /// Has them looked up again.
+    pub(super) fn forget(&mut self) {
+        self.aggregates = None;
+    }
+
+    /// This one becomes a dead letter.
     pub(super) fn add(&mut self, row: &StoredRow) {
-        if let Ok(id) = row.id {
-            self.0.entry(aggregate(row)).or_default().insert(id, row.seq);
+        if let (Some(aggregates), Ok(id)) = (&mut self.aggregates, row.id.as_ref()) {
+            aggregates.entry(aggregate(row)).or_default().insert(*id, row.seq);
         }
     }
 
-    pub(super) fn holds_back(&mut self, row: &StoredRow) -> bool {
-        if self.0.is_empty() {
+    /// Whether this row is held back.
+    pub(super) fn has(&mut self, row: &StoredRow) -> bool {
+        let Some(aggregates) = self.aggregates.as_mut().filter(|aggregates| !aggregates.is_empty()) else {
             return false;
-        }
+        };
         let aggregate = aggregate(row);
-        let (Some(dead_letters), Ok(id)) = (self.0.get_mut(&aggregate), &row.id) else { return false };
+        let (Some(dead_letters), Ok(id)) = (aggregates.get_mut(&aggregate), &row.id) else { return false };
         // One with its old number is read once more, and is a dead letter already.
         let requeued = dead_letters.get(id).is_some_and(|seq| *seq != row.seq);
         if requeued {
             dead_letters.remove(id);
         }
         if dead_letters.is_empty() {
-            self.0.remove(&aggregate);
+            aggregates.remove(&aggregate);
         }
         !requeued
     }
@@ -57,7 +84,7 @@ fn aggregate(row: &StoredRow) -> Aggregate {
     (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
 }
 
-/// Keeps the row as a dead letter, for good: the log is not asked for it again. The commit waits for synchronous standbys, unless
+/// Keeps the row as a dead letter, for good: the WAL is not asked for it again. The commit waits for synchronous standbys, unless
 /// the caller does.
 pub(super) fn keep(
     conn: &mut PgConnection,
@@ -98,7 +125,7 @@ statement!(
 
 statement!(
     Pg,
-    /// It may be there already, where the log is read once more.
+    /// It may be there already, if the WAL is read once more.
     Insert {
         seq: i64 => BigInt,
         id: Uuid => SqlUuid,

@@ -10,20 +10,20 @@ use diesel_outbox_core::SourceError;
 use pg_walstream::{ColumnInfo, LogicalReplicationMessage as Decoded, LogicalReplicationParser, TupleData};
 use uuid::Uuid;
 
-use super::place::Lsn;
+use super::position::Lsn;
 use crate::source::row::StoredRow;
 use crate::statement::statement;
 
-/// What is of interest in the log, in its order.
+/// What is of interest in the WAL, in its order.
 pub(super) enum Message {
     /// A transaction begins that commits at this place.
     Begin(Lsn),
     Insert(Insert),
-    /// Everything up to here has been told.
+    /// Everything up to here has come.
     End(Lsn),
 }
 
-/// A row as it came, which is decoded when it is needed: when it is given to the relay, and once more where it becomes a dead
+/// A row as it came, which is decoded when it is needed: when it is given to the relay, and once more if it becomes a dead
 /// letter.
 pub(super) struct Insert {
     message: Bytes,
@@ -70,7 +70,7 @@ impl Decoder {
         Self { parser: LogicalReplicationParser::with_protocol_version(PROTOCOL), table, columns: None }
     }
 
-    /// Nothing where the message is of no interest.
+    /// Nothing if the message is of no interest.
     pub(super) fn decode(&mut self, message: Bytes) -> Result<Option<Message>, SourceError> {
         if message.first() == Some(&INSERT) {
             let relation = message.get(1..5).and_then(|oid| oid.try_into().ok()).map(u32::from_be_bytes);
@@ -92,23 +92,23 @@ impl Decoder {
 
 impl Columns {
     fn of(columns: &[ColumnInfo]) -> Result<Self, SourceError> {
-        let place = |name: &str| {
+        let position = |name: &str| {
             columns.iter().position(|column| &*column.name == name).ok_or_else(|| {
                 SourceError::new(format!(
-                    "the table outbox has no column `{name}` where it is read from the write-ahead log: does the \
+                    "the table outbox has no column `{name}` in the write-ahead log: does the \
                      publication leave it out?"
                 ))
             })
         };
         Ok(Self {
-            seq: place("seq")?,
-            id: place("id")?,
-            aggregate_type: place("aggregatetype")?,
-            aggregate_id: place("aggregateid")?,
-            event_type: place("type")?,
-            payload: place("payload")?,
-            headers: place("headers")?,
-            created_at: place("created_at")?,
+            seq: position("seq")?,
+            id: position("id")?,
+            aggregate_type: position("aggregatetype")?,
+            aggregate_id: position("aggregateid")?,
+            event_type: position("type")?,
+            payload: position("payload")?,
+            headers: position("headers")?,
+            created_at: position("created_at")?,
         })
     }
 }
@@ -118,7 +118,7 @@ impl Insert {
         let mut parser = LogicalReplicationParser::with_protocol_version(PROTOCOL);
         let decoded = parser.parse_wal_message_bytes(self.message.clone()).map_err(not_understood)?;
         let Decoded::Insert { tuple, .. } = decoded.message else {
-            return Err(SourceError::new("the write-ahead log has something else where a row was"));
+            return Err(SourceError::new("the write-ahead log has something other than the row that it had"));
         };
         let mut values = Values(tuple);
         let columns = &self.columns;
@@ -142,19 +142,19 @@ impl Insert {
 struct Values(TupleData);
 
 impl Values {
-    fn take(&mut self, place: usize) -> Option<Bytes> {
-        let value = self.0.columns.get_mut(place).filter(|value| !value.is_null())?;
+    fn take(&mut self, position: usize) -> Option<Bytes> {
+        let value = self.0.columns.get_mut(position).filter(|value| !value.is_null())?;
         Some(std::mem::replace(value, pg_walstream::ColumnData::null()).into_bytes())
     }
 
-    fn value(&mut self, place: usize, column: &str) -> Result<Bytes, SourceError> {
-        self.take(place).ok_or_else(|| {
+    fn value(&mut self, position: usize, column: &str) -> Result<Bytes, SourceError> {
+        self.take(position).ok_or_else(|| {
             SourceError::new(format!("the column {column} of the outbox is null in the write-ahead log"))
         })
     }
 
-    fn fixed<const N: usize>(&mut self, place: usize, column: &str) -> Result<[u8; N], SourceError> {
-        let value = self.value(place, column)?;
+    fn fixed<const N: usize>(&mut self, position: usize, column: &str) -> Result<[u8; N], SourceError> {
+        let value = self.value(position, column)?;
         value[..].try_into().map_err(|_| {
             SourceError::new(format!(
                 "the column {column} of the outbox has {} bytes instead of {N}",

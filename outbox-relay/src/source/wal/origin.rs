@@ -1,4 +1,4 @@
-//! Whether the place that the table has is one of this server's log, and the slot the one that was read up to there. The table may
+//! Whether the position that the table has is one of this server's WAL, and the slot the one that was read up to there. The table may
 //! come from elsewhere, as with a dump, and a slot may have been made anew under its name.
 
 use diesel::connection::SimpleConnection;
@@ -8,11 +8,11 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_outbox_core::SourceError;
 
 use super::options::WalOptions;
-use super::place::{Lsn, shown};
+use super::position::{Lsn, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
-/// Why a stored place or the slot is not to be trusted.
+/// Why a stored position or the slot is not to be trusted.
 pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<String>> {
     type Row = (i64, i64, i64, bool, bool);
     let row = Look::new(slot.to_owned()).get_result::<Row>(conn).optional()?;
@@ -20,9 +20,9 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
     let is_beyond = start > end;
     let [start, end, confirmed] = [start, end, confirmed].map(|lsn| shown(lsn.unsigned_abs()));
     Ok(if is_beyond {
-        Some(format!("the log was sent up to {start}, which is beyond the end of this server's log, {end}"))
+        Some(format!("the WAL was sent up to {start}, which is beyond the end of this server's WAL, {end}"))
     } else if !is_here {
-        Some(format!("it was on another server that the log was sent up to {start}"))
+        Some(format!("it was on another server that the WAL was sent up to {start}"))
     } else if !is_same {
         Some(format!("it is at {confirmed}, where no relay has been: it was made anew"))
     } else {
@@ -30,14 +30,14 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
     })
 }
 
-/// An error where there is a reason not to trust them.
+/// An error if there is a reason not to trust them.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking where the slot comes from", error);
     match doubt(conn, &options.slot).map_err(failed)? {
         Some(doubt) => Err(SourceError::permanent(format!(
             "the replication slot `{}` is not the one from which this outbox was read: {doubt}. Events would be overlooked: run \
              `{}`. It makes a new slot and sends what is not known to be sent, some of it \
-             perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",
+             perhaps twice; what is not in the table any more, because the service deleted it unsent, is not sent",
             options.slot,
             options.command("setup", &options.slot)
         ))),
@@ -45,7 +45,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     }
 }
 
-/// Notes which server and slot this is, and a bound up to which the server may be told that all is sent: it is on the disk then.
+/// Notes which server and slot this is, and a bound up to which the server may hear that all is sent: it is on the disk then.
 pub(super) fn note(conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
     conn.transaction(|conn| {
         conn.batch_execute("SET LOCAL synchronous_commit = local")?;
@@ -56,8 +56,8 @@ pub(super) fn note(conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResu
 
 statement!(
     Pg,
-    /// The stored place, the end of the log, the slot's place, whether the first is of this server, and whether the slot is the same:
-    /// its place is one that was told to it, or somebody else has read it since, as its statistics go on.
+    /// The stored position, the end of the WAL, the slot's position, whether the first is of this server, and whether the slot is the same:
+    /// its position is one that was confirmed to it, or somebody else has read it since, because its statistics go on.
     Look { slot: String => Text } -> (BigInt, BigInt, BigInt, Bool, Bool),
     "SELECT (o.start_lsn - '0/0')::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint, \
      (s.confirmed_flush_lsn - '0/0')::bigint, \

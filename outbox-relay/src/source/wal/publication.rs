@@ -1,4 +1,4 @@
-//! The publication that the slot is read with. While it does not have all inserts the log shows nothing of them, and says nothing
+//! The publication that the slot is read with. While it does not have all inserts the WAL shows nothing of them, and says nothing
 //! about it; so it must be the same all along, and unchanged.
 
 use diesel::pg::{Pg, PgConnection};
@@ -43,7 +43,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     Err(SourceError::permanent(format!(
         "{what}. The write-ahead log does not show the events that were emitted meanwhile, which are still in the table: stop the \
          relays that stand by, and run `{}` and then `{}`. What is not known to be \
-         sent is sent then, some of it perhaps twice; what is not in the table any more, as the service deleted it unsent, is not sent",
+         sent is sent then, some of it perhaps twice; what is not in the table any more, because the service deleted it unsent, is not sent",
         options.command("drop", slot),
         options.command("setup", slot)
     )))

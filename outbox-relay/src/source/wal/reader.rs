@@ -1,90 +1,158 @@
-//! What reads the log for the relay, on a thread of its own, and hands it over as far as the relay keeps up.
+//! What reads the WAL: near its end a stream, far behind batches. Any change begins at the place up to which all has come.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use diesel::pg::PgConnection;
 use diesel_outbox_core::SourceError;
-use pg_walstream::CancellationToken;
 
+use super::batches::{Batches, FAR};
 use super::decode::Message;
-use super::place::Lsn;
+use super::handover::{HandedOver, Handover};
+use super::options::WalOptions;
+use super::position::Lsn;
+use super::slot;
+use super::stream::Stream;
+use super::window::Window;
+use crate::source::database::Database;
+use crate::source::database_error;
 
-/// Messages that are handed over at once.
-pub(super) type Batch = Result<Vec<Message>, SourceError>;
-
-/// How many batches may wait for the relay, and how many messages and about how many bytes each has at most.
-const BATCHES: usize = 2;
-pub(super) const BATCH_MESSAGES: usize = 4_000;
-pub(super) const BATCH_BYTES: usize = 2 << 20;
-
-/// The relay's end.
-pub(super) struct Handover {
-    received: Receiver<Batch>,
-    shared: Arc<Shared>,
+pub(super) struct Reader {
+    database: Database,
+    wal: WalOptions,
+    /// The number of the table outbox.
+    table: u32,
+    by: By,
+    began: Instant,
+    /// How many rows had come by then.
+    began_after: u64,
+    /// How long it is streamed at least before batches are read again.
+    stream_time: Duration,
 }
 
-/// What both sides know.
-#[derive(Default)]
-pub(super) struct Shared {
-    confirmed: AtomicU64,
-    pub(super) ends: CancellationToken,
+enum By {
+    Stream(Stream),
+    Batches(Batches),
 }
 
-pub(super) enum Received {
-    Batch(Vec<Message>),
-    Nothing,
-    /// Nothing more comes, as what was to be read has been read.
-    End,
-}
+const STREAM_TIME: Duration = Duration::from_secs(5);
+const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
+/// A transaction with so many events is streamed to its end, because any change of reader begins at its beginning again.
+const LARGE: u64 = 100_000;
 
-impl Handover {
-    pub(super) fn new() -> (SyncSender<Batch>, Arc<Shared>, Self) {
-        let (batches, received) = sync_channel(BATCHES);
-        let shared = Arc::<Shared>::default();
-        (batches, shared.clone(), Self { received, shared })
+impl Reader {
+    /// Reads a WAL that ends at `end` from `start` on.
+    pub(super) fn begin(
+        database: &Database,
+        wal: &WalOptions,
+        table: u32,
+        start: Lsn,
+        end: Lsn,
+    ) -> Result<Self, SourceError> {
+        let by = if end.saturating_sub(start) > FAR {
+            By::batches(database, wal, table, start)?
+        } else {
+            By::stream(database, wal, table, start)?
+        };
+        Ok(Self {
+            database: database.clone(),
+            wal: wal.clone(),
+            table,
+            by,
+            began: Instant::now(),
+            began_after: 0,
+            stream_time: STREAM_TIME,
+        })
     }
 
-    /// What has come, or comes within this time.
-    pub(super) fn receive(&self, limit: Duration) -> Result<Received, SourceError> {
-        let received = if limit.is_zero() {
-            self.received.try_recv().map_err(|error| error == TryRecvError::Empty)
-        } else {
-            self.received.recv_timeout(limit).map_err(|error| error == RecvTimeoutError::Timeout)
-        };
-        match received {
-            Ok(batch) => batch.map(Received::Batch),
-            Err(true) => Ok(Received::Nothing),
-            Err(false) => Ok(Received::End),
+    /// What has come, or comes within this time. Nothing if that needs another reader: see [`go_on`](Self::go_on).
+    pub(super) fn receive(&self, limit: Duration) -> Result<Option<Vec<Message>>, SourceError> {
+        match self.by.handover().receive(limit) {
+            Ok(HandedOver::Batch(batch)) => Ok(Some(batch)),
+            Ok(HandedOver::Nothing) => Ok(Some(Vec::new())),
+            Ok(HandedOver::End) if self.is_in_batches() => Ok(None),
+            Ok(HandedOver::End) => {
+                Err(SourceError::new("the thread that reads the write-ahead log has ended"))
+            }
+            Err(error) if self.is_in_batches() => {
+                tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in batches now");
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
     }
 
     /// The server may forget what lies before this.
     pub(super) fn confirm(&self, lsn: Lsn) {
-        self.shared.confirmed.store(lsn, Ordering::Relaxed);
+        self.by.handover().confirm(lsn);
     }
 
-    /// Nothing more is to be read.
-    pub(super) fn cancel(&self) {
-        self.shared.ends.cancel();
+    /// Whether it reads batches. The slot is moved up now and then only while it does.
+    pub(super) fn is_in_batches(&self) -> bool {
+        matches!(self.by, By::Batches(_))
     }
 
-    /// Lets the thread end, which may be about to hand something over, and waits until it hands over nothing more.
-    pub(super) fn end(&self) {
-        self.cancel();
-        self.received.iter().for_each(drop);
+    /// Streams from here on, after batches. What is confirmed is that all is sent up to `confirmed`.
+    pub(super) fn go_on(
+        &mut self,
+        conn: &mut PgConnection,
+        window: &Window,
+        confirmed: Lsn,
+    ) -> Result<(), SourceError> {
+        // If it is not near, batches could not be read, or not be taken.
+        let is_near = behind(conn, window)? <= FAR;
+        self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
+        tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
+        let stream = By::stream(&self.database, &self.wal, self.table, window.end())?;
+        self.read_by(stream, window, confirmed);
+        Ok(())
+    }
+
+    /// Reads batches if the stream is far behind. A stream of which nothing has come yet is still at what
+    /// any other reader would have to begin with, too.
+    pub(super) fn catch_up(
+        &mut self,
+        conn: &mut PgConnection,
+        window: &Window,
+        confirmed: Lsn,
+    ) -> Result<(), SourceError> {
+        let may_change = !self.is_in_batches()
+            && self.began.elapsed() >= self.stream_time
+            && window.next_ticket() > self.began_after
+            && window.receiving() < LARGE;
+        if may_change && behind(conn, window)? > FAR {
+            let batches = By::batches(&self.database, &self.wal, self.table, window.end())?;
+            self.read_by(batches, window, confirmed);
+        }
+        Ok(())
+    }
+
+    fn read_by(&mut self, by: By, window: &Window, confirmed: Lsn) {
+        by.handover().confirm(confirmed);
+        (self.by, self.began, self.began_after) = (by, Instant::now(), window.next_ticket());
     }
 }
 
-impl Drop for Handover {
-    fn drop(&mut self) {
-        self.shared.ends.cancel();
+impl By {
+    fn stream(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
+        Stream::begin(&database.url.get()?, wal.clone(), start, table).map(Self::Stream)
+    }
+
+    fn batches(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
+        tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in batches");
+        Batches::begin(database, wal, start, table).map(Self::Batches)
+    }
+
+    fn handover(&self) -> &Handover {
+        match self {
+            Self::Stream(stream) => stream.handover(),
+            Self::Batches(batches) => batches.handover(),
+        }
     }
 }
 
-impl Shared {
-    pub(super) fn confirmed(&self) -> Lsn {
-        self.confirmed.load(Ordering::Relaxed)
-    }
+/// How many bytes of the WAL have not come.
+fn behind(conn: &mut PgConnection, window: &Window) -> Result<u64, SourceError> {
+    let end = slot::end_of_wal(conn)
+        .map_err(|error| database_error("looking up the end of the write-ahead log", error))?;
+    Ok(end.saturating_sub(window.end()))
 }

@@ -1,22 +1,19 @@
 //! The slot as the server has it.
 
-use std::collections::VecDeque;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
-use diesel_outbox_core::{SourceError, WalLag};
+use diesel_outbox_core::SourceError;
 
-use super::division;
 use super::options::WalOptions;
-use super::place::{Lsn, Place, shown};
+use super::polled;
+use super::position::{Lsn, Position, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
 /// What is known of a slot.
 #[derive(Debug, Clone)]
-pub(super) struct Slot {
+pub(super) struct ReplicationSlot {
     /// Whether it is one of this database and of the right kind.
     pub(super) fits: bool,
     /// Whether somebody reads it.
@@ -24,13 +21,13 @@ pub(super) struct Slot {
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub(super) status: String,
     pub(super) confirmed: Lsn,
-    /// How many bytes of the log are kept for it.
+    /// How many bytes of the WAL are kept for it.
     pub(super) retained: u64,
 }
 
 type Row = (bool, bool, Option<String>, i64, i64);
 
-impl Slot {
+impl ReplicationSlot {
     pub(super) fn find(conn: &mut PgConnection, name: &str) -> QueryResult<Option<Self>> {
         let row = Find::new(name.to_owned()).get_result::<Row>(conn).optional()?;
         Ok(row.map(|(fits, is_active, status, confirmed, retained)| Self {
@@ -46,44 +43,47 @@ impl Slot {
         self.status == "lost"
     }
 
-    /// Whether the log can be read from it.
+    /// Whether the WAL can be read from it.
     pub(super) fn is_usable(&self) -> bool {
         self.fits && !self.is_lost()
     }
 }
 
 /// The slots but this one that the table names, if they are there. One of another database came here with a copy of its tables.
-pub(super) fn others(conn: &mut PgConnection, name: &str) -> QueryResult<Vec<(String, Option<Slot>)>> {
+pub(super) fn others(
+    conn: &mut PgConnection,
+    name: &str,
+) -> QueryResult<Vec<(String, Option<ReplicationSlot>)>> {
     let names = Others::new(name.to_owned()).load::<String>(conn)?;
-    names.into_iter().map(|other| Slot::find(conn, &other).map(|slot| (other, slot))).collect()
+    names.into_iter().map(|other| ReplicationSlot::find(conn, &other).map(|slot| (other, slot))).collect()
 }
 
 /// A name that no slot of the server has.
 pub(super) fn free_name(conn: &mut PgConnection) -> QueryResult<String> {
     let name = OwnName::new().get_result::<String>(conn)?;
     let (mut free, mut n) = (name.clone(), 1);
-    while Slot::find(conn, &free)?.is_some() {
+    while ReplicationSlot::find(conn, &free)?.is_some() {
         n += 1;
         free = format!("{name}_{n}");
     }
     Ok(free)
 }
 
-/// Whether the slot can be read; an error that cannot be mended by trying again where it cannot.
+/// Whether the slot can be read. If it cannot, that is an error that trying again cannot mend.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the replication slot", error);
     let name = &options.slot;
     let setup = options.command("setup", name);
-    if !division::is_made(conn).map_err(failed)? {
+    if polled::is_whole_table(conn).map_err(failed)? {
         return Err(SourceError::permanent(format!(
             "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `{setup}` first"
         )));
     }
     let resend = "which makes a new slot and sends what is not known to be sent, some of it perhaps twice; what is not in the table any \
-                  more, as the service deleted it unsent, is not sent";
-    if Place::load(conn, name).map_err(failed)?.is_none() {
+                  more, because the service deleted it unsent, is not sent";
+    if Position::load(conn, name).map_err(failed)?.is_none() {
         let others = others(conn, name).map_err(failed)?;
-        let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(Slot::is_usable));
+        let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(ReplicationSlot::is_usable));
         return Err(SourceError::permanent(match usable {
             Some((other, _)) => format!(
                 "this outbox is read from the slot `{other}`, and not from `{name}`: start the relay with `--slot {other}`"
@@ -93,7 +93,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
             ),
         }));
     }
-    let Some(slot) = Slot::find(conn, name).map_err(failed)? else {
+    let Some(slot) = ReplicationSlot::find(conn, name).map_err(failed)? else {
         return Err(SourceError::permanent(format!(
             "the replication slot `{name}` does not exist any more: run `{setup}`, {resend}"
         )));
@@ -101,8 +101,8 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     if !slot.fits {
         let free = free_name(conn).map_err(failed)?;
         return Err(SourceError::permanent(format!(
-            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput), as where this \
-             database is a copy of that one: run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. Either \
+            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput), as after this \
+             database was copied from that one: run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. Either \
              leaves that slot alone, and what is not known to be sent is sent, some of it perhaps twice",
             setup = options.command("setup", &free),
             drop = options.command("drop", name)
@@ -110,7 +110,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     }
     if slot.is_lost() {
         return Err(SourceError::permanent(format!(
-            "the server has given up the replication slot `{name}`, which was confirmed up to {}, as it retained more than \
+            "the server has given up the replication slot `{name}`, which was confirmed up to {}, because it retained more than \
              max_slot_wal_keep_size allows or was invalidated: run `{setup}`, {resend}",
             shown(slot.confirmed)
         )));
@@ -118,25 +118,40 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     Ok(())
 }
 
-/// While nobody reads the slot its part of the log grows.
+/// While nobody reads the slot its part of the WAL grows.
 pub(super) fn warn_of_no_limit(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let limit = KeepSize::new().get_result::<i64>(conn);
     if limit.map_err(|error| database_error("looking up max_slot_wal_keep_size", error))? < 0 {
         tracing::warn!(
             slot = options.slot,
-            "max_slot_wal_keep_size is not set: while no relay reads the slot the server keeps all of its log, until the \
+            "max_slot_wal_keep_size is not set: while no relay reads the slot the server keeps all of its WAL, until the \
              disk is full"
         );
     }
     Ok(())
 }
 
-/// Up to where the log reaches. What is committed by now lies before it.
-pub(super) fn end_of_log(conn: &mut PgConnection) -> QueryResult<Lsn> {
-    Ok(EndOfLog::new().get_result::<i64>(conn)?.unsigned_abs())
+/// Up to where the WAL reaches. What is committed by now lies before it.
+pub(super) fn end_of_wal(conn: &mut PgConnection) -> QueryResult<Lsn> {
+    Ok(EndOfWal::new().get_result::<i64>(conn)?.unsigned_abs())
 }
 
-/// Moves a slot up to this place, if it is not there yet.
+/// Makes a slot. On PostgreSQL 17 and later standbys of the server keep it too, so that a relay can go on there.
+pub(super) fn make(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
+    if Version::new().get_result::<i64>(conn)? >= 170_000 {
+        MakeForFailover::new(name.to_owned()).execute(conn)?;
+    } else {
+        Make::new(name.to_owned()).execute(conn)?;
+    }
+    Ok(())
+}
+
+/// Drops a slot.
+pub(super) fn remove(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
+    Remove::new(name.to_owned()).execute(conn).map(drop)
+}
+
+/// Moves a slot up to this position, if it is not there yet.
 pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResult<()> {
     MoveUp::new(to as i64, slot.to_owned()).execute(conn).map(drop)
 }
@@ -152,55 +167,6 @@ pub(super) fn copy(conn: &mut PgConnection, slot: &str, label: &str) -> QueryRes
 /// The server's number of this session.
 pub(super) fn session(conn: &mut PgConnection) -> QueryResult<i32> {
     Session::new().get_result(conn)
-}
-
-/// How old something is that was made at this time, in milliseconds since 1970.
-pub(super) fn age(created_at_ms: i64) -> Duration {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_millis(created_at_ms.unsigned_abs()))
-}
-
-/// Watches how far the slot is behind.
-#[derive(Default)]
-pub(super) struct Watch {
-    /// Where the log ended, and when.
-    ends: VecDeque<(Lsn, Instant)>,
-    warned: bool,
-}
-
-impl Watch {
-    pub(super) fn look(
-        &mut self,
-        conn: &mut PgConnection,
-        options: &WalOptions,
-        confirmed: Lsn,
-    ) -> QueryResult<WalLag> {
-        let (end, now) = (end_of_log(conn)?, Instant::now());
-        let slot = Slot::find(conn, &options.slot)?;
-        let confirmed = confirmed.max(slot.as_ref().map_or(0, |slot| slot.confirmed));
-        self.ends.push_back((end, now));
-        while self.ends.get(1).is_some_and(|(end, _)| *end <= confirmed) {
-            self.ends.pop_front();
-        }
-        let since = self.ends.front().filter(|(then, _)| *then < end && confirmed < end);
-        let (status, retained) = slot.map_or(("lost".to_owned(), 0), |slot| (slot.status, slot.retained));
-        let too_much = retained >= options.slot_size_warning || matches!(&*status, "unreserved" | "lost");
-        if too_much && !self.warned {
-            tracing::warn!(
-                slot = options.slot,
-                retained,
-                status,
-                "the slot retains much of the write-ahead log"
-            );
-        }
-        self.warned = too_much;
-        let mut lag = WalLag::default();
-        lag.bytes = end.saturating_sub(confirmed);
-        lag.time = Some(since.map_or(Duration::ZERO, |(_, then)| now.duration_since(*then)));
-        lag.retained_bytes = retained;
-        lag.status = status;
-        Ok(lag)
-    }
 }
 
 statement!(
@@ -224,7 +190,7 @@ statement!(
     "SELECT 'outbox_' || left(regexp_replace(lower(current_database()), '[^a-z0-9_]', '_', 'g'), 50)"
 );
 
-statement!(Pg, EndOfLog {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
+statement!(Pg, EndOfWal {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
 
 statement!(
     Pg,
@@ -234,6 +200,22 @@ statement!(
 );
 
 statement!(Pg, Session {} -> Integer, "SELECT pg_backend_pid()");
+
+statement!(Pg, Version {} -> BigInt, "SELECT current_setting('server_version_num')::bigint");
+
+statement!(
+    Pg,
+    Make { name: String => Text } -> Bool,
+    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput')"
+);
+
+statement!(
+    Pg,
+    MakeForFailover { name: String => Text } -> Bool,
+    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput', failover => true)"
+);
+
+statement!(Pg, Remove { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
 
 statement!(
     Pg,

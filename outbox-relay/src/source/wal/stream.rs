@@ -12,11 +12,11 @@ use diesel_outbox_core::SourceError;
 use pg_walstream::{PgReplicationConnection, ReplicationError, parse_keepalive_message};
 
 use super::decode::{Decoder, Message, PROTOCOL};
+use super::handover::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Orders};
 use super::options::WalOptions;
-use super::place::Lsn;
-use super::reader::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Shared};
+use super::position::Lsn;
 use crate::source::database::{with_keepalives, with_parameters};
-use diesel_outbox_core::__private::one_line;
+use diesel_outbox_core::__private::{one_line, quoted_identifier};
 
 /// Ends, and with it the connection, when it is dropped.
 pub(super) struct Stream {
@@ -24,11 +24,11 @@ pub(super) struct Stream {
     thread: Option<JoinHandle<()>>,
 }
 
-/// How often the server is told that all is well where nothing new is to be confirmed.
+/// How often the server hears that all is well if nothing new is to be confirmed.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// It answers each time: where it does not for so long it is gone.
+/// It answers each time: if it does not for so long it is gone.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long to try to tell it the last.
+/// How long to try to confirm the last.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const SHORTEST_CONFIRM_INTERVAL: Duration = Duration::from_millis(1);
 /// How often it is looked whether there is room for a batch.
@@ -43,8 +43,8 @@ impl Stream {
         start: Lsn,
         table: u32,
     ) -> Result<Self, SourceError> {
-        let (batches, shared, handover) = Handover::new();
-        let reader = Reader {
+        let (batches, orders, handover) = Handover::new();
+        let reader = StreamReader {
             url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
             options: WalOptions {
                 confirm_interval: options.confirm_interval.max(SHORTEST_CONFIRM_INTERVAL),
@@ -53,11 +53,11 @@ impl Stream {
             start,
             decoder: Decoder::new(table),
             batches,
-            shared,
+            orders,
             in_transaction: false,
             end: start,
             heard: Instant::now(),
-            told: (0, Instant::now()),
+            last_confirmed: (0, Instant::now()),
             is_asked: false,
         };
         let failed = |error: std::io::Error| {
@@ -81,47 +81,47 @@ impl Stream {
 }
 
 impl Drop for Stream {
-    /// What is confirmed is told to the server first.
+    /// The server hears first what is confirmed.
     fn drop(&mut self) {
         self.handover.end();
         if let Some(thread) = self.thread.take() {
-            // Its panic was told where something was to be received.
+            // Its panic was reported when something was to be received.
             let _ = thread.join();
         }
     }
 }
 
-struct Reader {
+struct StreamReader {
     url: String,
     options: WalOptions,
     /// It begins no earlier.
     start: Lsn,
     decoder: Decoder,
     batches: SyncSender<Batch>,
-    shared: Arc<Shared>,
+    orders: Arc<Orders>,
     in_transaction: bool,
     /// Up to where something was received.
     end: Lsn,
     /// When something came last.
     heard: Instant,
     /// What was confirmed to the server last, and when.
-    told: (Lsn, Instant),
+    last_confirmed: (Lsn, Instant),
     /// Whether the server waits for an answer.
     is_asked: bool,
 }
 
-impl Reader {
+impl StreamReader {
     async fn run(mut self) {
-        // The library tells each confirmation.
+        // The library logs each confirmation.
         let _silence = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
         if let Err(error) = self.read().await {
-            // Nobody waits for it where the relay has ended.
+            // Nobody waits for it if the relay has ended.
             let _ = self.batches.send(Err(error));
         }
     }
 
     async fn read(&mut self) -> Result<(), SourceError> {
-        let ends = self.shared.ends.clone();
+        let ends = self.orders.ends.clone();
         let Some(started) = ends.run_until_cancelled(self.start()).await else { return Ok(()) };
         let mut conn = started?;
         self.heard = Instant::now();
@@ -134,13 +134,13 @@ impl Reader {
             }
             if let Ok(first) = first {
                 self.heard = Instant::now();
-                let mut bytes = self.take(first.map_err(lost)?, &mut batch)?;
+                let mut bytes = self.add(first.map_err(lost)?, &mut batch)?;
                 while batch.len() < BATCH_MESSAGES
                     && bytes < BATCH_BYTES
                     && let Poll::Ready(next) =
                         pin!(conn.get_copy_data_async(&ends)).poll(&mut Context::from_waker(Waker::noop()))
                 {
-                    bytes += self.take(next.map_err(lost)?, &mut batch)?;
+                    bytes += self.add(next.map_err(lost)?, &mut batch)?;
                 }
             }
             if !batch.is_empty() {
@@ -164,7 +164,7 @@ impl Reader {
         for setting in SETTINGS {
             conn.exec_async(setting).await.map_err(not_connected)?;
         }
-        let publication = format!("\"{}\"", publication.replace('"', "\"\""));
+        let publication = quoted_identifier(publication);
         let options = [
             ("proto_version", PROTOCOL.to_string()),
             ("publication_names", publication),
@@ -179,8 +179,8 @@ impl Reader {
         Ok(conn)
     }
 
-    /// Adds what this has to tell, and returns its size.
-    fn take(&mut self, data: Bytes, batch: &mut Vec<Message>) -> Result<usize, SourceError> {
+    /// Adds what this has, and returns its size.
+    fn add(&mut self, data: Bytes, batch: &mut Vec<Message>) -> Result<usize, SourceError> {
         let size = data.len();
         match data.first() {
             Some(b'w') if size >= WAL_HEADER => {
@@ -195,13 +195,13 @@ impl Reader {
             Some(b'k') => {
                 let keepalive = parse_keepalive_message(&data).map_err(lost)?;
                 self.is_asked |= keepalive.reply_requested;
-                // In the middle of a transaction it tells nothing of what has been sent.
+                // In the middle of a transaction it says nothing of what has been sent.
                 if !self.in_transaction && keepalive.wal_end > self.end {
                     self.end = keepalive.wal_end;
                     batch.push(Message::End(keepalive.wal_end));
                 }
             }
-            _ => return Err(SourceError::new("the server sent something else than its write-ahead log")),
+            _ => return Err(SourceError::new("the server sent something other than its write-ahead log")),
         }
         Ok(size)
     }
@@ -214,7 +214,7 @@ impl Reader {
     ) -> Result<(), SourceError> {
         let mut batch = Ok(batch);
         while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
-            if self.shared.ends.is_cancelled() {
+            if self.orders.ends.is_cancelled() {
                 break;
             }
             batch = full;
@@ -226,18 +226,18 @@ impl Reader {
         Ok(())
     }
 
-    /// Tells the server up to where it may forget, where that is due.
+    /// Reports to the server up to where it may forget, if that is due.
     async fn confirm(
         &mut self,
         conn: &mut PgReplicationConnection,
         at_once: bool,
     ) -> Result<(), SourceError> {
-        let confirmed = self.shared.confirmed();
-        let (told, when) = self.told;
-        let interval = if confirmed == told { HEARTBEAT } else { self.options.confirm_interval };
+        let confirmed = self.orders.confirmed();
+        let (last, when) = self.last_confirmed;
+        let interval = if confirmed == last { HEARTBEAT } else { self.options.confirm_interval };
         if at_once || std::mem::take(&mut self.is_asked) || when.elapsed() >= interval {
-            self.told = (confirmed, Instant::now());
-            conn.send_standby_status_update(self.end, confirmed, confirmed, confirmed == told)
+            self.last_confirmed = (confirmed, Instant::now());
+            conn.send_standby_status_update(self.end, confirmed, confirmed, confirmed == last)
                 .await
                 .map_err(lost)?;
         }
@@ -245,7 +245,7 @@ impl Reader {
     }
 }
 
-/// Before each message there are two places and a time.
+/// Before each message there are two positions and a time.
 const WAL_HEADER: usize = 25;
 
 fn lost(error: ReplicationError) -> SourceError {

@@ -1,110 +1,102 @@
-//! What was received and is not settled, and up to where everything is.
+//! What was received and is not settled, and the position up to where everything is.
+//!
+//! There is one encoding of a position, [`Position`]: before it lies all that ends up to `start`, and of the transaction that
+//! commits at `part.commit` the first `part.events` events. The window has one where receiving goes on (`received`) and one at
+//! each mark: a mark has the ticket of the row that comes next, and the position there.
+//!
+//! Why the position of the oldest row is right. Rows come in the order of their commits, and their tickets have no gaps. A mark
+//! is set before the first row of a transaction and where one ends, so the rows from one mark to the next are of one transaction
+//! and follow each other in it. So the position before such a row is the mark's with as many more events as there are
+//! tickets in between. If two marks have the same ticket no row lies between them, and the later one replaces the earlier: it
+//! says all that the earlier says, and more. A row leaves the window when it and all before it are settled, so what lies before
+//! the oldest row is settled as a whole, and its position may be kept. It never goes back: tickets and ends only rise.
+//!
+//! Why nothing is lost or sent twice if a transaction is read again from its beginning, by another reader or another relay. It
+//! is the one whose commit `received.part` has, whether this window received that part or an earlier relay sent it. The server
+//! decodes a transaction's events in the same order each time, so the first `part.events` of them are skipped, and the next one
+//! is the first that has not come. It follows the one before, so no mark is set. What comes before the transaction on the second
+//! reading are ends before its commit and transactions without rows, which leave the part as it is: all others ended before
+//! `start`, from where the WAL is read. If one had rows all the same they would be given, and so would the whole transaction after it.
 
 use std::collections::VecDeque;
 
 use diesel_outbox_core::SourceError;
 
 use super::decode::{Insert, Message};
-use super::place::{Lsn, Part};
+use super::position::{Lsn, Part, Position};
 use crate::source::row::StoredRow;
 
 #[derive(Default)]
 pub(super) struct Window {
     /// The ticket of the oldest row here; each later one has the next.
     first: u64,
-    rows: VecDeque<Received>,
+    rows: VecDeque<ReceivedRow>,
     /// How many of them are not settled.
     unsettled: usize,
     /// The next ticket to be given to the relay.
     next: u64,
+    /// The last mark that lies before the oldest row, and those behind it.
+    settled: Mark,
     marks: VecDeque<Mark>,
-    /// Up to where all has been settled.
-    confirmed: Lsn,
-    /// The transaction that the oldest row belongs to.
-    open: Option<Open>,
-    /// Of the transaction that was interrupted, what is not to be sent again.
-    part: Option<Part>,
-    skipping: u64,
     /// Up to where all has come.
-    end: Lsn,
-    /// The transaction of which the end has not come, and how many of its events have.
-    receiving: Option<(Lsn, u64)>,
+    received: Position,
+    /// Where the transaction commits that comes now.
+    commit: Lsn,
+    /// How many of its events are still to be skipped.
+    skipping: u64,
 }
 
-/// A row that came; nothing of it once it is settled, as one that is older may keep it here for long.
-type Received = Option<Insert>;
+/// A row that came; nothing of it once it is settled, because one that is older may keep it here for long.
+type ReceivedRow = Option<Insert>;
 
-/// From so many rows on nothing more is received. What is settled behind a row that is not costs about a hundred bytes, where each has
-/// a transaction of its own, and a look where rows are given again: 50 MB at most, and some milliseconds. Others' events go on for
+/// From so many rows on nothing more is received. What is settled behind a row that is not costs about a hundred bytes, if each has
+/// a transaction of its own, and a look if rows are given again: 50 MB at most, and some milliseconds. Others' events go on for
 /// as many rows while one partition is stuck.
 const MOST_ROWS: usize = 1 << 19;
 
-/// What lies between two rows.
+/// The position before a row.
+#[derive(Debug, Clone, Copy, Default)]
 struct Mark {
-    /// The ticket of the row after it.
+    /// The row's ticket.
     before: u64,
-    what: What,
-}
-
-enum What {
-    /// A transaction begins, of which so many events have been sent before.
-    Begin {
-        commit: Lsn,
-        sent: u64,
-    },
-    End(Lsn),
-}
-
-struct Open {
-    commit: Lsn,
-    /// The ticket of its first row, were they all here.
-    first: i128,
+    position: Position,
 }
 
 impl Window {
-    /// Begins at a place, after what was sent of the transaction that was interrupted.
-    pub(super) fn after(start: Lsn, part: Option<Part>) -> Self {
-        Self { confirmed: start, end: start, part, ..Self::default() }
+    /// Begins at a position.
+    pub(super) fn after(position: Position) -> Self {
+        Self { settled: Mark { before: 0, position }, received: position, ..Self::default() }
     }
 
-    /// Takes what comes next. Where something is read again, that is from the place up to which all has come.
+    /// Takes what comes next. If something is read again, that is from the place up to which all has come.
     pub(super) fn receive(&mut self, message: Message) {
-        let before = self.received();
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
             Message::Insert(insert) => {
+                if self.received.part.is_none_or(|part| part.commit != self.commit) {
+                    self.received.part = Some(Part { commit: self.commit, events: 0 });
+                    self.mark();
+                }
                 self.rows.push_back(Some(insert));
                 self.unsettled += 1;
-                self.receiving.iter_mut().for_each(|(_, events)| *events += 1);
-            }
-            // It is read again from its beginning.
-            Message::Begin(commit) if self.receiving.is_some_and(|(receiving, _)| receiving == commit) => {
-                self.skipping = self.receiving.map_or(0, |(_, events)| events);
+                self.received = self.received.after_events(1);
             }
             Message::Begin(commit) => {
-                let part = self.part.take_if(|part| part.commit == commit);
-                let sent = part.map_or(0, |part| part.sent);
-                self.skipping = sent;
-                self.receiving = Some((commit, sent));
-                self.marks.push_back(Mark { before, what: What::Begin { commit, sent } });
+                // Some of it has come if it is read again from its beginning.
+                let part = self.received.part.filter(|part| part.commit == commit);
+                (self.commit, self.skipping) = (commit, part.map_or(0, |part| part.events));
             }
-            // It comes before a transaction that is read again.
-            Message::End(lsn) if self.receiving.is_some_and(|(commit, _)| lsn <= commit) => {}
             Message::End(lsn) => {
-                (self.skipping, self.receiving) = (0, None);
-                self.end = self.end.max(lsn);
-                // Many may come while one row waits, and transactions without any.
-                while self.marks.back().is_some_and(|last| last.before == before) {
-                    self.marks.pop_back();
-                }
-                self.marks.push_back(Mark { before, what: What::End(lsn) });
+                self.skipping = 0;
+                self.received = self.received.after_end(lsn);
+                self.mark();
             }
         }
         self.go_on();
     }
 
     pub(super) fn has_more(&self) -> bool {
-        self.next < self.received()
+        self.next < self.next_ticket()
     }
 
     /// Whether nothing more is to be received until something is settled.
@@ -117,8 +109,8 @@ impl Window {
         self.next
     }
 
-    /// How many rows have come.
-    pub(super) fn received(&self) -> u64 {
+    /// The ticket of the next row that comes: how many have come.
+    pub(super) fn next_ticket(&self) -> u64 {
         self.first + self.rows.len() as u64
     }
 
@@ -166,29 +158,25 @@ impl Window {
         }
     }
 
-    /// Up to where all has come: from here the log is to be read on.
+    /// Up to where all has come: from here the WAL is to be read on.
     pub(super) fn end(&self) -> Lsn {
-        self.end
+        self.received.start
     }
 
     /// How many events have come of a transaction of which more are to come.
     pub(super) fn receiving(&self) -> u64 {
-        self.receiving.map_or(0, |(_, events)| events)
+        self.received.part.map_or(0, |part| part.events)
     }
 
     /// Up to where the server may forget.
     pub(super) fn confirmed(&self) -> Lsn {
-        self.confirmed
+        self.settled.position.start
     }
 
-    /// How much of a transaction has been sent that is not sent as a whole.
-    pub(super) fn part(&self) -> Option<Part> {
-        let Some(open) = &self.open else {
-            // It may still come.
-            return self.part.filter(|part| self.confirmed <= part.commit);
-        };
-        let sent = u64::try_from(i128::from(self.first) - open.first).ok().filter(|sent| *sent > 0)?;
-        Some(Part { commit: open.commit, sent })
+    /// Up to where all is settled.
+    pub(super) fn position(&self) -> Position {
+        let Position { start, part } = self.settled.position.after_events(self.first - self.settled.before);
+        Position { start, part: part.filter(|part| part.events > 0) }
     }
 
     /// How many rows are not settled, and the oldest of them.
@@ -200,28 +188,29 @@ impl Window {
         usize::try_from(ticket.checked_sub(self.first)?).ok()
     }
 
-    fn find(&self, ticket: u64) -> Option<&Received> {
+    fn find(&self, ticket: u64) -> Option<&ReceivedRow> {
         self.rows.get(self.index(ticket)?)
     }
 
-    /// Forgets what is settled, and confirms what lies before the oldest row that is not.
+    /// Marks the present position. Many may come while one row waits, and transactions without any.
+    fn mark(&mut self) {
+        let mark = Mark { before: self.next_ticket(), position: self.received };
+        match self.marks.back_mut() {
+            Some(last) if last.before == mark.before => *last = mark,
+            _ => self.marks.push_back(mark),
+        }
+    }
+
+    /// Forgets what is settled, and the marks before the oldest row that is not.
     fn go_on(&mut self) {
-        loop {
-            while self.marks.front().is_some_and(|mark| mark.before <= self.first)
-                && let Some(mark) = self.marks.pop_front()
-            {
-                match mark.what {
-                    What::Begin { commit, sent } => {
-                        self.open = Some(Open { commit, first: i128::from(mark.before) - i128::from(sent) });
-                    }
-                    What::End(lsn) => (self.confirmed, self.open) = (self.confirmed.max(lsn), None),
-                }
-            }
-            if !self.rows.front().is_some_and(Option::is_none) {
-                break;
-            }
+        while self.rows.front().is_some_and(Option::is_none) {
             self.rows.pop_front();
             self.first += 1;
+        }
+        while self.marks.front().is_some_and(|mark| mark.before <= self.first)
+            && let Some(mark) = self.marks.pop_front()
+        {
+            self.settled = mark;
         }
         self.next = self.next.max(self.first);
     }
@@ -242,6 +231,10 @@ mod tests {
     fn transaction(end: Lsn, seqs: impl IntoIterator<Item = i64>) -> Vec<Message> {
         let rows = seqs.into_iter().map(|seq| Message::Insert(insert(seq)));
         [Message::Begin(end - 1)].into_iter().chain(rows).chain([Message::End(end)]).collect()
+    }
+
+    fn at(start: Lsn, part: Option<(Lsn, u64)>) -> Position {
+        Position { start, part: part.map(|(commit, events)| Part { commit, events }) }
     }
 
     fn given(window: &mut Window) -> Vec<(u64, i64)> {
@@ -311,35 +304,48 @@ mod tests {
         let messages = || transaction(10, 1..=2).into_iter().chain(transaction(20, 3..=7));
         let mut interrupted = window(messages().take(8));
         given(&mut interrupted);
-        assert_eq!(interrupted.part(), None);
+        assert_eq!(interrupted.position(), at(0, None));
         [0, 1, 2, 3, 5].into_iter().for_each(|ticket| interrupted.settle(ticket));
-        assert_eq!((interrupted.confirmed(), interrupted.part()), (10, Some(Part { commit: 19, sent: 2 })));
+        assert_eq!(interrupted.position(), at(10, Some((19, 2))));
 
-        let mut next = Window::after(10, interrupted.part());
-        messages().for_each(|message| next.receive(message));
-        assert_eq!(given(&mut next), [(0, 1), (1, 2), (2, 5), (3, 6), (4, 7)]);
-        [0, 1, 2].into_iter().for_each(|ticket| next.settle(ticket));
-        assert_eq!(next.part(), Some(Part { commit: 19, sent: 3 }));
-        [3, 4].into_iter().for_each(|ticket| next.settle(ticket));
-        assert_eq!((next.confirmed(), next.part()), (20, None));
+        let mut next = Window::after(interrupted.position());
+        messages().skip(4).for_each(|message| next.receive(message));
+        assert_eq!(given(&mut next), [(0, 5), (1, 6), (2, 7)]);
+        next.settle(0);
+        assert_eq!(next.position(), at(10, Some((19, 3))));
+        [1, 2].into_iter().for_each(|ticket| next.settle(ticket));
+        assert_eq!(next.position(), at(20, None));
     }
 
     #[test]
     fn what_was_sent_of_a_transaction_is_known_until_it_comes_again() {
-        let part = Some(Part { commit: 19, sent: 2 });
-        let mut window = Window::after(10, part);
-        assert_eq!((window.confirmed(), window.part()), (10, part));
+        let part = Some((19, 2));
+        let mut window = Window::after(at(10, part));
+        assert_eq!(window.position(), at(10, part));
         window.receive(Message::End(15));
-        assert_eq!((window.confirmed(), window.part()), (15, part));
+        assert_eq!(window.position(), at(15, part));
         transaction(20, 1..=3).into_iter().for_each(|message| window.receive(message));
-        assert_eq!((window.confirmed(), window.part()), (15, part));
+        assert_eq!(window.position(), at(15, part));
         assert_eq!(given(&mut window), [(0, 3)]);
         window.settle(0);
-        assert_eq!((window.confirmed(), window.part()), (20, None));
-        // One that does not come again, as the place was kept before the server was told.
-        let mut window = Window::after(10, part);
+        assert_eq!(window.position(), at(20, None));
+        // One that does not come again, because the position was kept before the server heard of it.
+        let mut window = Window::after(at(10, part));
         window.receive(Message::End(25));
-        assert_eq!(window.part(), None);
+        assert_eq!(window.position(), at(25, None));
+    }
+
+    /// The server sends them before PostgreSQL 15. A position that is kept between their begin and their end is that of the part, too.
+    #[test]
+    fn what_was_sent_of_a_transaction_is_known_while_others_without_rows_come_before_it() {
+        let part = Some((19, 2));
+        let mut window = Window::after(at(10, part));
+        window.receive(Message::Begin(14));
+        assert_eq!(window.position(), at(10, part));
+        window.receive(Message::End(15));
+        assert_eq!(window.position(), at(15, part));
+        transaction(20, 1..=3).into_iter().for_each(|message| window.receive(message));
+        assert_eq!(given(&mut window), [(0, 3)]);
     }
 
     #[test]
@@ -354,16 +360,16 @@ mod tests {
 
     #[test]
     fn a_transaction_that_is_read_again_from_its_beginning_goes_on_where_its_rows_ended() {
-        for (part, first) in [(None, 3), (Some(Part { commit: 19, sent: 2 }), 5)] {
+        for (part, first) in [(None, 3), (Some((19, 2)), 5)] {
             let again = || transaction(20, 3..=9);
-            let mut window = Window::after(10, part);
+            let mut window = Window::after(at(10, part));
             // Two readers end within it, the second before it has come as far as the first.
             again().into_iter().take(6).for_each(|message| window.receive(message));
             for before in [11, 19] {
                 window.receive(Message::End(before));
             }
             again().into_iter().take(3).for_each(|message| window.receive(message));
-            assert_eq!(window.end(), 10);
+            assert_eq!(window.end(), 19);
             again().into_iter().for_each(|message| window.receive(message));
             transaction(30, 10..=10).into_iter().for_each(|message| window.receive(message));
             let given = given(&mut window);
@@ -374,10 +380,47 @@ mod tests {
             assert_eq!(window.end(), 30);
 
             window.settle(0);
-            let sent = part.map_or(1, |part| part.sent + 1);
-            assert_eq!((window.confirmed(), window.part()), (10, Some(Part { commit: 19, sent })));
+            let sent = part.map_or(1, |(_, sent)| sent + 1);
+            assert_eq!(window.position(), at(10, Some((19, sent))));
             given.iter().for_each(|(ticket, _)| window.settle(*ticket));
-            assert_eq!((window.confirmed(), window.part()), (30, None));
+            assert_eq!(window.position(), at(30, None));
         }
+    }
+
+    /// Whatever a relay has received and settled, in however many readings, the next one sends exactly the rest. That is so too if all
+    /// of a transaction was sent but its end had not come, if it has no rows, and if only a later row was settled.
+    #[test]
+    fn whoever_goes_on_from_a_position_is_given_exactly_what_was_not_settled() {
+        let all: Vec<(Lsn, Vec<i64>)> =
+            vec![(10, vec![1, 2]), (20, vec![]), (30, vec![3, 4, 5, 6]), (40, vec![7])];
+        // As a reader has it that begins at this place.
+        let from = |start: Lsn| {
+            let transactions = all.iter().filter(move |(end, _)| end - 1 >= start);
+            let messages = transactions.flat_map(|(end, seqs)| transaction(*end, seqs.iter().copied()));
+            [Message::End(start)].into_iter().chain(messages)
+        };
+        let seqs = |window: &mut Window| given(window).into_iter().map(|(_, seq)| seq).collect::<Vec<_>>();
+        let mut looked_at = 0;
+        for (first, second, third) in (0..17).flat_map(|n| (0..17).flat_map(move |m| [(n, m, 0), (n, m, 5)]))
+        {
+            let mut window = Window::default();
+            for messages in [first, second, third] {
+                let start = window.end();
+                from(start).take(messages).for_each(|message| window.receive(message));
+            }
+            let tickets: Vec<u64> = given(&mut window).into_iter().map(|(ticket, _)| ticket).collect();
+            for settled in 0..=tickets.len() {
+                if let Some(ticket) = settled.checked_sub(1) {
+                    window.settle(tickets[ticket]);
+                }
+                let mut next = Window::after(window.position());
+                assert_eq!(next.end(), window.confirmed());
+                from(next.end()).for_each(|message| next.receive(message));
+                let rest = (settled as i64 + 1..=7).collect::<Vec<_>>();
+                assert_eq!(seqs(&mut next), rest, "{first}, {second}, {third} messages, {settled} settled");
+                looked_at += 1;
+            }
+        }
+        assert!(looked_at > 1_000, "{looked_at}");
     }
 }

@@ -8,9 +8,9 @@ use diesel_outbox_core::SHARDS;
 
 use super::chunk_size::ChunkSize;
 use super::dead_letters;
-use super::place::TupleId;
 use super::prefetch::Backlog;
 use super::read::{Chunk, Unread};
+use super::tuple_id::TupleId;
 use super::unsettled::Unsettled;
 use super::wakeup;
 use crate::source::bounds::{oldest_unsent, shards};

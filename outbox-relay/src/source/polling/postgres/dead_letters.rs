@@ -4,7 +4,7 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, SmallInt, Text};
 
-use super::place::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId};
 use crate::statement::statement;
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id. A row that somebody changed while it was claimed is not there

@@ -12,7 +12,7 @@ use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
 use super::chunk_size::ChunkSize;
-use super::place::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
 use crate::source::fence::Open;
 use crate::source::row::{Blocked, StoredRow, is_blocked};

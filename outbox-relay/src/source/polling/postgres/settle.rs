@@ -4,7 +4,7 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, Bool};
 
-use super::place::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId};
 use crate::source::SentRows;
 use crate::statement::statement;
 

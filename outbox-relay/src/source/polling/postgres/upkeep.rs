@@ -9,7 +9,8 @@ use diesel_outbox_core::Lag;
 use crate::operate::Operate;
 use crate::source::SentRows;
 use crate::source::database::Database;
-use crate::source::prune::{Pruning, is_due};
+use crate::source::interval::is_due;
+use crate::source::prune::PostgresPruning;
 use crate::source::writers::Writers;
 
 /// Measuring the lag takes a fiftieth of the time at most.
@@ -20,8 +21,8 @@ pub(super) struct Upkeep {
     measured: Option<Instant>,
     /// How long it took last.
     measuring: Duration,
-    told_of_log: bool,
-    pruning: Pruning,
+    reported_wal: bool,
+    pruning: PostgresPruning,
     writers: Writers,
 }
 
@@ -48,7 +49,7 @@ impl Upkeep {
         let mut lag = conn.lag()?;
         self.measuring = began.elapsed();
         lag.oldest_writer = self.writers.look(conn)?;
-        if lag.wal.is_some() && !std::mem::replace(&mut self.told_of_log, true) {
+        if lag.wal.is_some() && !std::mem::replace(&mut self.reported_wal, true) {
             tracing::info!(
                 "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
             );

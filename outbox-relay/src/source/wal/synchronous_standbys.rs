@@ -1,5 +1,6 @@
-//! Synchronous standbys. The server lets the relay read a transaction before they have it, and a failover undoes one that they
-//! never got: its events are held back until they have it. The relay itself must not be one of them, as commits would wait for it.
+//! The server's synchronous standbys. It lets the relay read a transaction before they have it, and a failover undoes one that they
+//! never got: its events are held back until they have it. The relay itself must not be one of them, because commits would wait for it.
+//! Relays that stand by are another thing: see `standby_relay.rs`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use diesel::sql_types::{Array, BigInt, Bool, Text};
 use diesel_outbox_core::SourceError;
 
 use super::options::WalOptions;
-use super::place::{Lsn, shown};
+use super::position::{Lsn, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
@@ -19,7 +20,7 @@ const OWN_NAME: &str = "outbox relay";
 
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
-/// How long standbys may take before that is told, and how long the commit of a dead letter waits for them.
+/// How long standbys may take before a warning, and how long the commit of a dead letter waits for them.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The setting `synchronous_standby_names`: so many of those named must have what is committed.
@@ -46,12 +47,12 @@ impl Names {
 
 /// What is held back for them.
 #[derive(Debug, Default)]
-pub(super) struct Standbys {
-    /// How many of them must have an event's transaction; none where nothing is held back.
+pub(super) struct SynchronousStandbys {
+    /// How many of them must have an event's transaction; none if nothing is held back.
     needed: usize,
     /// Rows with a lower ticket need not be held back any more.
     released: u64,
-    /// Rows with a lower ticket need not be either when the standbys have the log up to there.
+    /// Rows with a lower ticket need not be either when the standbys have the WAL up to there.
     next: Option<(u64, Lsn)>,
     looked: Option<Instant>,
     pause: Duration,
@@ -60,8 +61,8 @@ pub(super) struct Standbys {
     warned: bool,
 }
 
-impl Standbys {
-    /// Looks for them, and says what is to be done where the relay cannot wait for them by itself.
+impl SynchronousStandbys {
+    /// Looks for them, and says what is to be done if the relay cannot wait for them by itself.
     pub(super) fn begin(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
         let mut standbys = Self::default();
         let found = standbys.look_again(conn, options, 0)?;
@@ -150,13 +151,13 @@ impl Standbys {
             tracing::warn!(
                 awaited = shown(end),
                 confirmed = reached.standbys.map_or_else(|| "nothing".to_owned(), shown),
-                "events are held back, as the synchronous standbys do not have their transactions; commits wait for them too"
+                "events are held back, because the synchronous standbys do not have their transactions; commits wait for them too"
             );
         }
         Ok(())
     }
 
-    /// Waits until they have all that is committed by now, where the relay waits for them.
+    /// Waits until they have all that is committed by now, if the relay waits for them.
     pub(super) fn wait(&self, conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
         if self.needed == 0 {
             return Ok(());
@@ -177,7 +178,7 @@ impl Standbys {
         }
     }
 
-    /// Whether what is committed is to wait for them by itself, as it cannot be seen how far they are.
+    /// Whether what is committed is to wait for them by itself, because it cannot be seen how far they are.
     pub(super) fn are_seen(&self) -> bool {
         self.needed > 0
     }
@@ -193,7 +194,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// An error where commits wait for the relay, or would.
+    /// An error if commits wait for the relay, or would.
     pub(super) fn look(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
         type Row = (String, i64, String, bool, String, bool);
         let (setting, version, slots, is_visible, role, is_standby) = Look::new(options.slot.clone())
@@ -212,7 +213,7 @@ impl Found {
 }
 
 struct Reached {
-    /// Up to where the log is on the disk here.
+    /// Up to where the WAL is on the disk here.
     end: Lsn,
     /// Up to where as many standbys have it as are needed.
     standbys: Option<Lsn>,

@@ -1,11 +1,11 @@
-//! Which of several relays reads the slot: the one that has locked the view `outbox_reader`, as only a role may that was granted
+//! The relays that stand by. Of several, the one reads the slot that has locked the view `outbox_reader`, as only a role may that was granted
 //! UPDATE on it. The next in line looks each second whether it is free, and the others much less often, so that more relays do
-//! not mean more queries.
+//! not mean more queries. They have nothing to do with standby servers: for those see `synchronous_standbys.rs`.
 //!
 //! The lock is held by an open transaction on a connection of its own. That has neither a transaction id nor a snapshot, so that
 //! it holds nothing back however long it lasts, and nobody vacuums or analyzes a view.
 //!
-//! Being the next in line is an advisory lock, which any role may take: where a stranger has it, all look at the longer interval.
+//! Being the next in line is an advisory lock, which any role may take: if a stranger has it, all look at the longer interval.
 
 use std::ops::{Deref, DerefMut};
 use std::thread;
@@ -17,11 +17,10 @@ use diesel::prelude::*;
 use diesel::sql_types::Bool;
 use diesel_outbox_core::SourceError;
 
-use super::has_passed;
 use crate::source::advisory_lock::{Lock, Unlock};
 use crate::source::database::Database;
 use crate::source::database_error;
-use crate::source::prune::is_due;
+use crate::source::interval::{has_passed, is_due};
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -36,7 +35,7 @@ const STAY_INTERVAL: Duration = Duration::from_secs(5);
 const IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
 /// A relay that waits to become the active one.
-pub(super) struct Standby {
+pub(super) struct StandbyRelay {
     conn: PgConnection,
     database: Database,
     is_next: bool,
@@ -44,59 +43,60 @@ pub(super) struct Standby {
 }
 
 /// The connection of the active relay, and the one that holds its lock.
-pub(super) struct Active {
+pub(super) struct ActiveRelay {
     conn: PgConnection,
     lock: PgConnection,
     /// When that one was used last.
     stayed: Option<Instant>,
 }
 
-pub(super) enum Turn {
-    Active(Box<Active>),
-    StandsBy(Box<Standby>),
+/// What a relay is by now.
+pub(super) enum Role {
+    Active(Box<ActiveRelay>),
+    Standby(Box<StandbyRelay>),
 }
 
-impl Standby {
+impl StandbyRelay {
     pub(super) fn new(conn: PgConnection, database: Database) -> Box<Self> {
         Box::new(Self { conn, database, is_next: false, tried: None })
     }
 
     /// Becomes the active relay if there is none.
-    pub(super) fn take_over(mut self: Box<Self>) -> Result<Turn, SourceError> {
+    pub(super) fn take_over(mut self: Box<Self>) -> Result<Role, SourceError> {
         self.tried = Some(Instant::now());
         let failed = |error| database_error("looking whether another relay is active", error);
         self.is_next = self.is_next
             || Lock::new(advisory_locks::NEXT_READER).get_result(&mut self.conn).map_err(failed)?;
-        // Its connection is made only where it is likely to be needed.
+        // Its connection is made only if it is likely to be needed.
         if IsHeld::new().get_result(&mut self.conn).map_err(failed)? {
-            return Ok(Turn::StandsBy(self));
+            return Ok(Role::Standby(self));
         }
         let mut lock = self.database.connect()?;
-        let taken = take(&mut lock).map_err(|error| {
+        let taken = take_lock(&mut lock).map_err(|error| {
             database_error("locking outbox_reader, on which the relay's role needs UPDATE", error)
         })?;
         if !taken {
-            return Ok(Turn::StandsBy(self));
+            return Ok(Role::Standby(self));
         }
         lock.batch_execute(IDLE_LIMIT).map_err(failed)?;
         if self.is_next {
             Unlock::new(advisory_locks::NEXT_READER).get_result::<bool>(&mut self.conn).map_err(failed)?;
         }
-        Ok(Turn::Active(Box::new(Active { conn: self.conn, lock, stayed: None })))
+        Ok(Role::Active(Box::new(ActiveRelay { conn: self.conn, lock, stayed: None })))
     }
 
     /// Waits, but no longer than `limit`, and becomes the active relay if there is none any more.
-    pub(super) fn wait(self: Box<Self>, limit: Duration) -> Result<Turn, SourceError> {
+    pub(super) fn wait(self: Box<Self>, limit: Duration) -> Result<Role, SourceError> {
         let interval = if self.is_next { NEXT_INTERVAL } else { OTHERS_INTERVAL };
         if has_passed(self.tried, interval) {
             return self.take_over();
         }
         thread::sleep(limit);
-        Ok(Turn::StandsBy(self))
+        Ok(Role::Standby(self))
     }
 }
 
-impl Deref for Active {
+impl Deref for ActiveRelay {
     type Target = PgConnection;
 
     fn deref(&self) -> &PgConnection {
@@ -104,32 +104,32 @@ impl Deref for Active {
     }
 }
 
-impl DerefMut for Active {
+impl DerefMut for ActiveRelay {
     fn deref_mut(&mut self) -> &mut PgConnection {
         &mut self.conn
     }
 }
 
 /// Takes the lock of the active relay in a transaction that stays open, unless somebody has it.
-pub(super) fn take(conn: &mut PgConnection) -> QueryResult<bool> {
+pub(super) fn take_lock(conn: &mut PgConnection) -> QueryResult<bool> {
     // A lock that is tried in vain is an error in the server's log.
     if IsHeld::new().get_result(conn)? {
         return Ok(false);
     }
     let Err(error) = conn.batch_execute(BEGIN) else { return Ok(true) };
-    give_back(conn)?;
+    give_lock_back(conn)?;
     // Another may have been faster.
     if IsHeld::new().get_result(conn)? { Ok(false) } else { Err(error) }
 }
 
 /// Ends that transaction.
-pub(super) fn give_back(conn: &mut PgConnection) -> QueryResult<()> {
+pub(super) fn give_lock_back(conn: &mut PgConnection) -> QueryResult<()> {
     conn.batch_execute("ROLLBACK")
 }
 
-/// Lets the server know that this process goes on, if it has not done so for a while: a pass may take long where a broker is slow. An
-/// error where the lock was lost.
-pub(super) fn stay(active: &mut Active) -> Result<(), SourceError> {
+/// Lets the server know that this process goes on, if it has not done so for a while: a pass may take long if a broker is slow. It is an
+/// error if the lock was lost.
+pub(super) fn stay(active: &mut ActiveRelay) -> Result<(), SourceError> {
     if !is_due(&mut active.stayed, STAY_INTERVAL) {
         return Ok(());
     }

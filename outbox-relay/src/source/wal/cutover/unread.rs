@@ -1,4 +1,4 @@
-//! What nobody has read of the log when its slot is dropped: the rows that it has are unsent, and the others were sent.
+//! What nobody has read of the WAL when its slot is dropped: the rows that it has are unsent, and the others were sent.
 
 use std::time::{Duration, Instant};
 
@@ -6,16 +6,16 @@ use diesel::connection::{LoadConnection, SimpleConnection};
 use diesel::pg::{Pg, PgConnection, PgRowByRowLoadingMode};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Bool, SmallInt};
 use diesel_outbox_core::SourceError;
 
-use super::decode::{self, Decoder};
-use super::division::{DropSlot, WalError, quoted};
-use super::options::WalOptions;
-use super::place::{Lsn, Place};
-use super::slot::{self, move_up};
-use super::window::Window;
-use crate::source::prune::is_due;
+use crate::source::interval::is_due;
+use crate::source::wal::decode::{self, Decoder};
+use crate::source::wal::error::WalError;
+use crate::source::wal::options::WalOptions;
+use crate::source::wal::position::{Lsn, Position};
+use crate::source::wal::window::Window;
+use crate::source::wal::{changes, slot};
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
@@ -23,15 +23,15 @@ use diesel_outbox_core::__private::one_line;
 const CHANGES: i32 = 300_000;
 /// So many rows are looked at in one transaction.
 const ROWS: i64 = 20_000;
-const TELL_INTERVAL: Duration = Duration::from_secs(2);
+const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The index along `seq` is right, whatever the statistics say of a table that has just been filled.
 const ROWS_SETTINGS: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
 
-/// The numbers of the rows that the log has up to this end, and that have not been sent, in their order. The slot stays where it
+/// The numbers of the rows that the WAL has up to this end, and that have not been sent, in their order. The slot stays where it
 /// is, so that this can be done again: a temporary copy of it is read.
-pub(super) fn unsent_in_log(
+pub(super) fn unsent_in_wal(
     conn: &mut PgConnection,
     options: &WalOptions,
     end: Lsn,
@@ -39,19 +39,18 @@ pub(super) fn unsent_in_log(
     let slot = &options.slot;
     let events = MayBeUnsent::new().get_result::<i64>(conn)?;
     tracing::info!(slot, events, "these events may be unsent: looking for them in the write-ahead log");
-    let place = Place::load(conn, slot)?.unwrap_or_default();
-    move_up(conn, slot, place.start)?;
+    let position = Position::load(conn, slot)?.unwrap_or_default();
+    slot::move_up(conn, slot, position.start)?;
     let mut reading = Reading {
         decoder: Decoder::new(decode::table(conn)?),
-        window: Window::after(place.start, place.part),
+        window: Window::after(position),
         unsent: Vec::new(),
-        told: Some(Instant::now()),
+        reported: Some(Instant::now()),
     };
-    let (end, publication) = (end as i64, quoted(&options.publication));
     match slot::copy(conn, slot, "drop") {
         Ok(copy) => {
-            let read = reading.read_in_parts(conn, slot, &copy, end, &publication);
-            let dropped = DropSlot::new(copy).execute(conn);
+            let read = reading.read_in_parts(conn, options, &copy, end);
+            let dropped = slot::remove(conn, &copy);
             read?;
             dropped?;
         }
@@ -59,10 +58,10 @@ pub(super) fn unsent_in_log(
             tracing::warn!(
                 slot,
                 error = one_line(&error.to_string()),
-                "the slot could not be copied, so that the write-ahead log is read as a whole, of which nothing is told \
+                "the slot could not be copied, so that the write-ahead log is read as a whole, without a word \
                  meanwhile (it takes a free slot: max_replication_slots)"
             );
-            let all = Peek::new(slot.clone(), end, publication);
+            let all = changes::peek(slot, end, &options.publication);
             reading.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, all)?)?;
         }
     }
@@ -77,27 +76,30 @@ struct Reading {
     decoder: Decoder,
     window: Window,
     unsent: Vec<i64>,
-    told: Option<Instant>,
+    reported: Option<Instant>,
 }
 
 impl Reading {
     fn read_in_parts(
         &mut self,
         conn: &mut PgConnection,
-        slot: &str,
+        options: &WalOptions,
         copy: &str,
-        end: i64,
-        publication: &str,
+        end: Lsn,
     ) -> Result<(), WalError> {
         loop {
-            let part = Part::new(copy.to_owned(), end, CHANGES, publication.to_owned());
+            let part = changes::get(copy, end, CHANGES, &options.publication);
             let taken = self.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, part)?)?;
             // A part ends only with a transaction.
             if taken < CHANGES as usize {
                 return Ok(());
             }
-            if is_due(&mut self.told, TELL_INTERVAL) {
-                tracing::info!(slot, found = self.unsent.len(), "still looking for unsent events");
+            if is_due(&mut self.reported, REPORT_INTERVAL) {
+                tracing::info!(
+                    slot = options.slot,
+                    found = self.unsent.len(),
+                    "still looking for unsent events"
+                );
             }
         }
     }
@@ -107,7 +109,7 @@ impl Reading {
         &mut self,
         changes: impl Iterator<Item = QueryResult<R>>,
     ) -> Result<usize, WalError> {
-        let not_understood = |error: SourceError| WalError::Log(error.to_string());
+        let not_understood = |error: SourceError| WalError::Unusable(error.to_string());
         let mut taken = 0;
         for change in changes {
             taken += 1;
@@ -126,7 +128,7 @@ impl Reading {
     }
 }
 
-/// Marks the rows after `from` up to `last` as sent that were read from the log, but for those that are unsent. What was marked
+/// Marks the rows after `from` up to `last` as sent that were read from the WAL, but for those that are unsent. What was marked
 /// is right whatever comes next, so that it is done in parts, and can be done again.
 pub(super) fn mark_others(
     conn: &mut PgConnection,
@@ -135,7 +137,7 @@ pub(super) fn mark_others(
     last: i64,
     unsent: &[i64],
 ) -> Result<(), WalError> {
-    let (mut cursor, mut looked_at, mut told) = ((from, i16::MAX), 0, Some(Instant::now()));
+    let (mut cursor, mut looked_at, mut reported) = ((from, i16::MAX), 0, Some(Instant::now()));
     // Numbers come in their order, so that each is counted once.
     let (mut present, mut counted) = (0, None);
     loop {
@@ -160,12 +162,12 @@ pub(super) fn mark_others(
             Some((seq, shard, _)) if rows.len() as i64 == ROWS => cursor = (*seq, *shard),
             _ => break,
         }
-        if is_due(&mut told, TELL_INTERVAL) {
+        if is_due(&mut reported, REPORT_INTERVAL) {
             tracing::info!(slot, looked_at, "still marking what was sent");
         }
     }
     if present < unsent.len() {
-        return Err(WalError::OnlyInLog { count: unsent.len() - present });
+        return Err(WalError::OnlyInWal { count: unsent.len() - present });
     }
     Ok(())
 }
@@ -176,25 +178,6 @@ statement!(
     MayBeUnsent {} -> BigInt,
     "SELECT count(*) FROM outbox WHERE sent_at IS NULL \
      AND seq > (SELECT min(greatest(sent_through, polled_through)) FROM outbox_shard)"
-);
-
-statement!(
-    Pg,
-    Part {
-        slot: String => Text,
-        end: i64 => BigInt,
-        changes: i32 => Integer,
-        publication: String => Text
-    } -> Binary,
-    "SELECT data FROM pg_logical_slot_get_binary_changes(?, '0/0'::pg_lsn + ?::numeric, ?, 'proto_version', '1', \
-     'binary', 'true', 'publication_names', ?)"
-);
-
-statement!(
-    Pg,
-    Peek { slot: String => Text, end: i64 => BigInt, publication: String => Text } -> Binary,
-    "SELECT data FROM pg_logical_slot_peek_binary_changes(?, '0/0'::pg_lsn + ?::numeric, NULL, 'proto_version', '1', \
-     'binary', 'true', 'publication_names', ?)"
 );
 
 statement!(
@@ -211,7 +194,7 @@ statement!(
 
 statement!(
     Pg,
-    /// Those that are polled tell it themselves.
+    /// Those that are polled have a mark themselves.
     MarkSent { first: i64 => BigInt, last: i64 => BigInt, seqs: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE o.seq >= ? AND o.seq <= ? \
      AND o.seq = ANY (?) AND o.sent_at IS NULL AND s.shard = o.shard AND NOT (o.seq > s.sent_through AND o.seq <= s.polled_through)"

@@ -1,0 +1,89 @@
+use diesel::result::Error as DieselError;
+use diesel_outbox_core::__private::one_line;
+
+/// Why the slot could not be set up or taken down. Nothing was changed for the relays then.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WalError {
+    /// The server does not write what is needed into its WAL.
+    #[error(
+        "the server's wal_level is `{level}`: run ALTER SYSTEM SET wal_level = 'logical' and restart the server (on a \
+         managed server its logical replication setting)"
+    )]
+    Level {
+        /// What it is.
+        level: String,
+    },
+    /// A relay reads the slot.
+    #[error("a relay reads the write-ahead log now: stop it first, and those that stand by")]
+    Active,
+    /// The outbox is read from the WAL already.
+    #[error("the outbox is read from the slot `{slot}` already; it is confirmed up to {confirmed}")]
+    Exists {
+        /// The slot.
+        slot: String,
+        /// Up to where it is confirmed.
+        confirmed: String,
+    },
+    /// Somebody else uses a slot of that name, such as the database that this one is a copy of.
+    #[error(
+        "the replication slot `{slot}` is not one of this outbox, but of another one, another database or another kind: run \
+         `{command}` and start relays with `--slot {free}`"
+    )]
+    Taken {
+        /// The slot.
+        slot: String,
+        /// A name that no slot has.
+        free: String,
+        /// The command with that name.
+        command: String,
+    },
+    /// The outbox is read from another slot.
+    #[error("this outbox is read from the slot `{slot}`: run `{command}`")]
+    OtherSlot {
+        /// The other slot.
+        slot: String,
+        /// The command with its name.
+        command: String,
+    },
+    /// The outbox is read from no slot, and the one of that name is somebody else's.
+    #[error(
+        "the outbox is polled as a whole, and the replication slot `{slot}` is not one of it: nothing is to be dropped"
+    )]
+    NothingToDrop {
+        /// The slot.
+        slot: String,
+    },
+    /// The slot is read with another publication.
+    #[error(
+        "the slot `{slot}` is read with the publication `{publication}`: name that (`--publication {publication}`)"
+    )]
+    OtherPublication {
+        /// The slot.
+        slot: String,
+        /// The other publication.
+        publication: String,
+    },
+    /// A publication of that name is there, without what is needed.
+    #[error("the publication `{publication}` does not have what is inserted into the table outbox: {advice}")]
+    Publication {
+        /// The publication.
+        publication: String,
+        /// What to do, and what that costs.
+        advice: String,
+    },
+    /// Some events are in the WAL only, because their rows were deleted.
+    #[error(
+        "{count} events are in the WAL and no more in the table: let a relay send them first, and take the slot down after it"
+    )]
+    OnlyInWal {
+        /// How many those are.
+        count: usize,
+    },
+    /// The outbox table is not as it must be, or the WAL is not understood.
+    #[error("{0}")]
+    Unusable(String),
+    /// The database refused.
+    #[error("the database refused: {}", one_line(&.0.to_string()))]
+    Database(#[from] DieselError),
+}

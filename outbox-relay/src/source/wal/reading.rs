@@ -1,0 +1,263 @@
+//! The active relay's work on the slot: what is read is received, given to the pipeline and settled.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::{Claimed, DeadLettered, Lag, SourceError};
+
+use super::dead_letters::{self, HeldBack};
+use super::lag::LagWatch;
+use super::lower_bound::LowerBound;
+use super::options::WalOptions;
+use super::position::Position;
+use super::reader::Reader;
+use super::settle::Settling;
+use super::slot::{self, ReplicationSlot};
+use super::standby_relay::{self, ActiveRelay};
+use super::synchronous_standbys::SynchronousStandbys;
+use super::window::Window;
+use super::{decode, origin, polled, publication};
+use crate::source::database::Database;
+use crate::source::interval::is_due;
+use crate::source::prune::PostgresPruning;
+use crate::source::{BLOCKED, SentRows, database_error};
+
+pub(super) struct Reading {
+    /// With the lock of the active relay.
+    conn: Box<ActiveRelay>,
+    database: Database,
+    wal: WalOptions,
+    reader: Reader,
+    window: Window,
+    standbys: SynchronousStandbys,
+    held_back: HeldBack,
+    settling: Settling,
+    lower_bound: LowerBound,
+    pruning: PostgresPruning,
+    lag: LagWatch,
+    done: LastDone,
+}
+
+/// When things were done last that are done now and then.
+#[derive(Default)]
+struct LastDone {
+    looked_for_standbys: Option<Instant>,
+    raised_lower_bound: Option<Instant>,
+    measured_lag: Option<Instant>,
+}
+
+/// How often the relay looks for standbys, and keeps what was sent if nothing else keeps it.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+/// How often what was sent is kept while something is being sent, which lets the server know too.
+const KEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How often what is known to be sent is noted in the table.
+const LOW_INTERVAL: Duration = Duration::from_secs(2);
+/// How many bytes are given at once, and one row more at most.
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// Whether reading the WAL may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readiness {
+    Ready,
+    /// Some of what is polled is unsent.
+    RowsWait,
+    SlotIsRead,
+}
+
+impl Readiness {
+    pub(super) fn look(conn: &mut ActiveRelay, slot: &str) -> Result<Self, SourceError> {
+        let failed = |error| database_error("looking whether the write-ahead log can be read", error);
+        let is_active = ReplicationSlot::find(conn, slot).map_err(failed)?.is_some_and(|slot| slot.is_active);
+        Ok(match is_active {
+            true => Self::SlotIsRead,
+            false if polled::rows_wait(conn).map_err(failed)? => Self::RowsWait,
+            false => Self::Ready,
+        })
+    }
+}
+
+impl Reading {
+    pub(super) fn begin(
+        mut conn: Box<ActiveRelay>,
+        database: &Database,
+        wal: &WalOptions,
+    ) -> Result<Self, SourceError> {
+        let failed = |error| database_error("beginning to read the write-ahead log", error);
+        polled::all_are_sent(&mut conn).map_err(failed)?;
+        origin::check(&mut conn, wal)?;
+        let standbys = SynchronousStandbys::begin(&mut conn, wal)?;
+        let kept = Position::load(&mut conn, &wal.slot).map_err(failed)?.unwrap_or_default();
+        let slot = ReplicationSlot::find(&mut conn, &wal.slot).map_err(failed)?;
+        // The server may have heard of more than the table has.
+        let position = kept.after_end(slot.map_or(0, |slot| slot.confirmed));
+        let end = slot::end_of_wal(&mut conn).map_err(failed)?;
+        let settling = Settling::begin(&mut conn, &wal.slot, kept, position.start, end).map_err(failed)?;
+        let table = decode::table(&mut conn).map_err(failed)?;
+        let lower_bound = LowerBound::begin(&mut conn).map_err(failed)?;
+        let reader = Reader::begin(database, wal, table, position.start, end)?;
+        Ok(Self {
+            conn,
+            database: database.clone(),
+            wal: wal.clone(),
+            reader,
+            window: Window::after(position),
+            standbys,
+            held_back: HeldBack::by(database.options.dead_letter_policy),
+            settling,
+            lower_bound,
+            pruning: PostgresPruning::default(),
+            lag: LagWatch::default(),
+            done: LastDone::default(),
+        })
+    }
+
+    /// Whether there is something to read, or comes within this time.
+    pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        if self.window.is_full() && !self.window.has_more() {
+            // What reads the WAL waits meanwhile, and it goes on when the oldest row is settled.
+            thread::sleep(limit);
+            return Ok(false);
+        }
+        if !self.window.has_more() {
+            match self.reader.receive(limit)? {
+                Some(batch) if batch.is_empty() => {}
+                Some(batch) => {
+                    batch.into_iter().for_each(|message| self.window.receive(message));
+                    self.confirm()?;
+                }
+                None => {
+                    let confirmed = self.settling.confirmable(self.window.position());
+                    self.reader.go_on(&mut self.conn, &self.window, confirmed)?;
+                }
+            }
+        }
+        if !self.window.has_more() {
+            return Ok(false);
+        }
+        let tickets = (self.window.next(), self.window.next_ticket());
+        self.standbys.let_go(&mut self.conn, tickets, limit)
+    }
+
+    pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+        self.held_back.look_up(&mut self.conn)?;
+        let (enough, mut bytes) = (records.len() + limit, 0);
+        while records.len() < enough && bytes < CHUNK_BYTES && self.has_more(Duration::ZERO)? {
+            let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
+            bytes += row.bytes();
+            let ticket = row.ticket;
+            if self.held_back.has(&row) {
+                self.give_up(ticket, BLOCKED)?;
+            } else {
+                records.push(row.claimed());
+            }
+        }
+        self.keep_on()?;
+        self.has_more(Duration::ZERO)
+    }
+
+    pub(super) fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        tickets.iter().for_each(|ticket| self.window.settle(*ticket));
+        self.confirm()?;
+        self.keep_on()
+    }
+
+    /// The server may forget what was sent, as far as that may be confirmed.
+    fn confirm(&mut self) -> Result<(), SourceError> {
+        let interval = self.wal.confirm_interval;
+        let confirmed = self.settling.confirm(&mut self.conn, self.window.position(), interval)?;
+        self.reader.confirm(confirmed);
+        Ok(())
+    }
+
+    /// Keeps what was sent while a pass goes on, which may take long if a broker is slow. The server ends a session that
+    /// has asked nothing for long.
+    fn keep_on(&mut self) -> Result<(), SourceError> {
+        let interval = if self.reader.is_in_batches() { self.wal.confirm_interval } else { KEEP_INTERVAL };
+        if !self.settling.is_due(interval) {
+            return Ok(());
+        }
+        // The lock has a connection of its own, which keeping the position does not use.
+        standby_relay::stay(&mut self.conn)?;
+        self.settling.keep(&mut self.conn, self.window.position())
+    }
+
+    pub(super) fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
+        let (id, aggregate_type) = self.give_up(ticket, reason)?;
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(self.held_back.blocks()))
+    }
+
+    /// Makes a dead letter of it, and returns its id and aggregate type.
+    fn give_up(&mut self, ticket: u64, reason: &str) -> Result<(String, String), SourceError> {
+        let row = self.window.row(ticket)?;
+        let id = row.id.as_ref().map(ToString::to_string).unwrap_or_default();
+        let aggregate_type = String::from_utf8_lossy(&row.aggregate_type).into_owned();
+        self.held_back.add(&row);
+        // Commits might wait for this relay by now.
+        self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
+        dead_letters::keep(&mut self.conn, row, reason, self.standbys.are_seen())
+            .map_err(|error| database_error("moving a record to the dead letters", error))?;
+        self.standbys.wait(&mut self.conn, &self.wal)?;
+        self.settle(&[ticket])?;
+        Ok((id, aggregate_type))
+    }
+
+    /// What was read and not settled is read again.
+    pub(super) fn give_again(&mut self) {
+        if self.window.give_again() {
+            self.held_back.forget();
+        }
+    }
+
+    /// Keeps how much of a large transaction has been sent, of which the server cannot be told.
+    pub(super) fn keep_part(&mut self) -> Result<(), SourceError> {
+        let position = self.window.position();
+        if position.part.is_some() { self.settling.keep(&mut self.conn, position) } else { Ok(()) }
+    }
+
+    pub(super) fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        standby_relay::stay(&mut self.conn)?;
+        if is_due(&mut self.done.looked_for_standbys, LOOK_INTERVAL) {
+            self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
+            self.settling.keep(&mut self.conn, self.window.position())?;
+        }
+        if is_due(&mut self.done.raised_lower_bound, LOW_INTERVAL) {
+            let confirmed = self.settling.confirmable(self.window.position());
+            self.reader.catch_up(&mut self.conn, &self.window, confirmed)?;
+            self.raise_lower_bound()?;
+        }
+        let failed = |error| database_error("looking after the table and the slot", error);
+        let options = &self.database.options;
+        let retention = match options.sent_rows {
+            SentRows::Keep { retention } => retention,
+            SentRows::Delete => Duration::ZERO,
+        };
+        self.pruning.run(&mut self.conn, &self.database, retention).map_err(failed)?;
+        if !is_due(&mut self.done.measured_lag, options.lag_interval) {
+            return Ok(None);
+        }
+        slot::check(&mut self.conn, &self.wal)?;
+        publication::check(&mut self.conn, &self.wal)?;
+        self.lag.look(&mut self.conn, &self.wal, &self.window).map(Some).map_err(failed)
+    }
+
+    fn raise_lower_bound(&mut self) -> Result<(), SourceError> {
+        let failed = |error| database_error("noting what is known to be sent", error);
+        let risen = self.lower_bound.rise(&mut self.conn, self.window.confirmed()).map_err(failed)?;
+        let Some(sent_through) = risen else { return Ok(()) };
+        publication::check(&mut self.conn, &self.wal)?;
+        polled::sent_through(&mut self.conn, sent_through).map_err(failed)
+    }
+
+    /// Keeps all that is known to be sent.
+    pub(super) fn end(&mut self) {
+        let position = self.window.position();
+        let confirmed = self.settling.confirmable(position);
+        self.reader.confirm(confirmed);
+        self.settling.end(&mut self.conn, position);
+        if self.reader.is_in_batches()
+            && let Err(error) = slot::move_up(&mut self.conn, &self.wal.slot, confirmed)
+        {
+            tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! Settling: up to where all is sent is kept in the table, and the server may forget what lies before.
+
+use std::time::{Duration, Instant};
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::SourceError;
+
+use super::confirm_bound::ConfirmBound;
+use super::position::{Lsn, Position};
+use super::{origin, slot};
+use crate::source::database_error;
+use crate::source::interval::{has_passed, is_due};
+
+pub(super) struct Settling {
+    slot: String,
+    /// What the table has, and since when.
+    kept: Position,
+    kept_at: Option<Instant>,
+    bound: ConfirmBound,
+}
+
+impl Settling {
+    /// Begins at the position that the table has, for a WAL that ends here. It notes which server and slot this is.
+    pub(super) fn begin(
+        conn: &mut PgConnection,
+        slot: &str,
+        kept: Position,
+        start: Lsn,
+        end: Lsn,
+    ) -> QueryResult<Self> {
+        let bound = ConfirmBound::at(start).ahead_of(end);
+        origin::note(conn, slot, bound)?;
+        Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound) })
+    }
+
+    /// Up to where the server may forget, if all is sent up to this position. It is kept first if the bound asks for that, but no more often than this.
+    pub(super) fn confirm(
+        &mut self,
+        conn: &mut PgConnection,
+        position: Position,
+        interval: Duration,
+    ) -> Result<Lsn, SourceError> {
+        if self.bound.is_short_of(position.start) && has_passed(self.kept_at, interval) {
+            self.write(conn, position)?;
+        }
+        Ok(self.confirmable(position))
+    }
+
+    /// The same, of what is kept by now.
+    pub(super) fn confirmable(&mut self, position: Position) -> Lsn {
+        self.bound.confirmable(position.start)
+    }
+
+    /// Whether it is time to keep the position, which it is once in this interval.
+    pub(super) fn is_due(&mut self, interval: Duration) -> bool {
+        is_due(&mut self.kept_at, interval)
+    }
+
+    /// Keeps the position, if it is not kept.
+    pub(super) fn keep(&mut self, conn: &mut PgConnection, position: Position) -> Result<(), SourceError> {
+        if position == self.kept { Ok(()) } else { self.write(conn, position) }
+    }
+
+    fn write(&mut self, conn: &mut PgConnection, position: Position) -> Result<(), SourceError> {
+        let mut write = || {
+            let bound = self.bound.ahead_of(slot::end_of_wal(conn)?);
+            position.keep(conn, &self.slot, bound)?;
+            self.bound.wrote(bound, slot::end_of_wal(conn)?);
+            QueryResult::Ok(())
+        };
+        write().map_err(|error| database_error("keeping up to where the WAL was sent", error))?;
+        (self.kept, self.kept_at) = (position, Some(Instant::now()));
+        Ok(())
+    }
+
+    /// Keeps the position for the last time. The server hears nothing later: a slot that is further is another one.
+    pub(super) fn end(&mut self, conn: &mut PgConnection, position: Position) {
+        let confirmed = self.confirmable(position);
+        if let Err(error) = position.keep(conn, &self.slot, confirmed) {
+            tracing::warn!(%error, "some events may be sent again");
+        }
+    }
+}
