@@ -12,8 +12,9 @@ pub const WORKING: i32 = ASLEEP + 2;
 pub const NEXT_READER: i32 = ASLEEP + 4;
 
 /// An SQL expression that notifies the relay if it sleeps: only then is its lock held. If it is awake, or there is none, nothing is
-/// notified, because transactions that notify wait for each other when they commit. The lock that tells is let go at once: the relay
-/// could not lie down while an emitter has it. Who sets `outbox.notify` to `off` never notifies, because PostgreSQL prepares no
+/// notified, because transactions that notify wait for each other when they commit. The lock is let go at once, because the relay
+/// could not lie down while an emitter has it. It is to be tried in the statement that inserts, which has locked the table by then:
+/// a relay that lies down waits for those that hold that lock. Who sets `outbox.notify` to `off` never notifies, because PostgreSQL prepares no
 /// transaction that has.
 pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('off', 'false', 'no', '0') THEN NULL \
                         WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \

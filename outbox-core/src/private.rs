@@ -170,6 +170,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_quoted_identifier_is_one_name_whatever_is_in_it() {
+        assert_eq!(quoted_identifier("public"), "\"public\"");
+        assert_eq!(quoted_identifier("a\"; b"), "\"a\"\"; b\"");
+    }
+
+    #[test]
     fn a_time_in_milliseconds_comes_back_as_it_was() {
         for ms in [0, 1, -1, 1_764_000_000_123, -62_135_596_800_000, 253_402_300_799_999] {
             assert_eq!(unix_ms(from_unix_ms(ms)), ms);

@@ -84,11 +84,6 @@ impl<S> QueryId for InSchema<S> {
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-/// A schema's name as SQL has it.
-pub(crate) fn quoted(schema: &str) -> String {
-    format!("\"{}\"", schema.replace('"', "\"\""))
-}
-
 statement!(InsertOne, insert_one, cached: true);
 statement!(InsertMany, insert_many, cached: false);
 statement!(InsertMark, insert_mark, cached: true);

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 use diesel::result::Error;
+use diesel_outbox_core::__private::quoted_identifier;
 use uuid::Uuid;
 
 pub use self::pruning::Pruning;
 use crate::OutboxConnection;
-use crate::backend::{FindInbox, InsertMark, PruneMarks, quoted};
+use crate::backend::{FindInbox, InsertMark, PruneMarks};
 
 /// One consumer's record of the events that it has handled.
 ///
@@ -67,7 +68,7 @@ impl Inbox {
     /// Sets the schema of the table `inbox` (PostgreSQL only). On SQLite, every call then returns
     /// [`EmitError::NoSchemas`](crate::EmitError::NoSchemas). Default: the connection's `search_path` decides.
     pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
-        self.schema = Some(quoted(schema.as_ref()));
+        self.schema = Some(quoted_identifier(schema.as_ref()));
         self
     }
 

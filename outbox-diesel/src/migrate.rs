@@ -2,9 +2,10 @@ use diesel::connection::{Connection, LoadConnection};
 use diesel::migration::{Migration, MigrationSource};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::Integer;
+use diesel_outbox_core::__private::quoted_identifier;
 
 use crate::MigrateConnection;
-use crate::backend::{InsertVersion, OutboxBackend, quoted, sealed::Statements};
+use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 
 /// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.
 ///
@@ -154,7 +155,7 @@ impl Migrations {
     }
 
     fn quoted_schema(&self) -> Option<String> {
-        self.schema.as_deref().map(quoted)
+        self.schema.as_deref().map(quoted_identifier)
     }
 
     fn embedded<DB: OutboxBackend>(&self) -> Result<Vec<Box<dyn Migration<DB>>>, MigrationError> {

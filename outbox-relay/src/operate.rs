@@ -42,7 +42,7 @@ pub trait Operate {
     /// The database's.
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>>;
 
-    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. Where the
+    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. If the
     /// write-ahead log is read they come at its end; so do those afterwards that had been read from it. It waits for the
     /// relays' present passes.
     ///

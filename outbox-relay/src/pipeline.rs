@@ -127,6 +127,22 @@ impl Pipeline<'_> {
         }
     }
 
+    /// Reads, publishes and settles until nothing more is to be read and nothing is in flight.
+    ///
+    /// - `pass.reading`: the pass takes on more. It falls when the time is up, the relay is to stop, an aggregate is held back or the
+    ///   publisher fails, and never rises again. So each pass ends: what it has taken on is acknowledged, or the broker stalls.
+    /// - `pass.reads_ahead`: the source reads a chunk for us already. It keeps `reading` from falling because the time is up,
+    ///   until that chunk was taken, because the work on it is done and the next pass would begin it anew. It is only set in time, so that
+    ///   there is one such chunk at most.
+    /// - `pass.caught_up`: when the last read found that there is no more for now. Until the next read finds more, reads are spaced out
+    ///   and few records are settled at once. Without it a read follows as soon as there is room.
+    /// - `pass.failing`: the publisher failed. Nothing is handed over any more, and after a moment for acknowledgements that still
+    ///   come, or as soon as nothing is in flight, the pass fails.
+    /// - `full`: handing over stopped because the publisher takes no more, or because records wait for others of their partition and nothing
+    ///   is in flight. Then reading on is of no use until something is acknowledged.
+    /// - `had_nothing`: nothing was in flight before handing over. Waiting records are let go, because nobody else will do that, and the time
+    ///   in which the broker has to show progress begins with what is handed over now.
+    /// - `lingers`: all was read a moment ago, and more may come at once, so that the pass is not worth ending.
     fn drain(
         &self,
         pass: &mut Pass,
@@ -277,7 +293,7 @@ impl Pipeline<'_> {
             }
             Outcome::Retry { reason } => pass.fail(reason, (self.now)()),
             _ => {
-                let reason = "the publisher told an outcome that this relay does not know";
+                let reason = "the publisher reported an outcome that this relay does not know";
                 pass.fail(reason.to_owned(), (self.now)());
             }
         }
@@ -323,7 +339,7 @@ struct Pass {
     began: Instant,
     /// Whether it takes on more.
     reading: bool,
-    /// Whether what comes next is being read, and not to be in vain.
+    /// Whether the source reads the next chunk already.
     reads_ahead: bool,
     /// When a read last gave something.
     found: Instant,
@@ -334,7 +350,7 @@ struct Pass {
     names: TopicNames,
     in_flight: usize,
     /// The sizes of as many records as are in flight, and their sum. Whichever is acknowledged, the one that was handed over first is
-    /// taken out: the sum is that of the last ones, and right where they come back in their order.
+    /// taken out: the sum is that of the last ones, and right if they come back in their order.
     sizes: VecDeque<usize>,
     bytes: usize,
     /// When the broker was last heard of.

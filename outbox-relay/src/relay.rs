@@ -1,7 +1,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use diesel_outbox_core::__private::Stop;
+use diesel_outbox_core::__private::{LONGEST_RETENTION, Stop};
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
@@ -14,9 +14,6 @@ use crate::source::wal::{WalOptions, WalSource};
 use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
 use crate::{RelayError, RelayHandle};
-
-/// Databases cannot count back much further.
-const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Builds a relay: from which database, to which broker, and how.
 ///

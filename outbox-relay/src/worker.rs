@@ -17,7 +17,7 @@ const IDLE_LISTEN: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
-/// How often the source is asked whether something is due besides passes. Where events come one by one that is less often
+/// How often the source is asked whether something is due besides passes. If events come one by one that is less often
 /// than passes are made.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(50);
 

@@ -222,12 +222,9 @@ impl OutboxDatabase {
 
 #[cfg(feature = "postgres")]
 fn use_schema(conn: &mut PgConnection, schema: &str) -> QueryResult<usize> {
-    use diesel::sql_types::Text;
+    use diesel_outbox::__private::quoted_identifier;
 
-    diesel::dsl::sql::<Text>("SELECT set_config('search_path', quote_ident(")
-        .bind::<Text, _>(schema)
-        .sql("), false)")
-        .execute(conn)
+    diesel::sql_query(format!("SET search_path TO {}", quoted_identifier(schema))).execute(conn)
 }
 
 impl fmt::Display for OutboxDatabase {

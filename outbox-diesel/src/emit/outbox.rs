@@ -1,10 +1,11 @@
 use diesel::QueryResult;
 use diesel::connection::TransactionManager;
+use diesel_outbox_core::__private::quoted_identifier;
 use uuid::Uuid;
 
 use super::error::explained;
 use super::{EmitError, chunks, require_transaction};
-use crate::backend::{InsertMany, InsertOne, quoted};
+use crate::backend::{InsertMany, InsertOne};
 use crate::{OutboxConnection, OutboxEvent, Record};
 
 /// An outbox with settings: headers that every event gets, and the schema of its tables.
@@ -68,7 +69,7 @@ impl Outbox {
     /// Sets the schema of the table `outbox` (PostgreSQL only). On SQLite, every emit then returns [`EmitError::NoSchemas`]. Default:
     /// the connection's `search_path` decides.
     pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
-        self.schema = Some(quoted(schema.as_ref()));
+        self.schema = Some(quoted_identifier(schema.as_ref()));
         self
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use diesel_outbox_core::__private::LONGEST_RETENTION;
 use diesel_outbox::Inbox;
 use rdkafka::ClientConfig;
 
@@ -14,8 +15,6 @@ use super::{Consumer, ConsumerError, stalls};
 use crate::publisher::settings::{canonical, problem_of_brokers};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
-/// Databases cannot count back much further.
-const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 impl<C, H> Consumer<C, H> {
     /// Returns the consumer, which has not begun.

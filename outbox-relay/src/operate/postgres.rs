@@ -71,7 +71,7 @@ macro_rules! lag {
              greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
              greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
              FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s ON s.slot_name = o.slot \
-             AND s.database = current_database() LIMIT 1) AS log ON true"
+             AND s.database = current_database() LIMIT 1) AS wal ON true"
         )
     };
 }

@@ -102,7 +102,7 @@ struct Habits {
 
 /// A table of records with tickets 1 to `RECORDS`, which are committed by and by: those of an aggregate in their order,
 /// those of different ones in any. Settling becomes lasting with the release.
-struct Table {
+struct SimulatedTable {
     chance: Chance,
     clock: Clock,
     habits: Habits,
@@ -119,7 +119,7 @@ struct Table {
     claimed: bool,
 }
 
-impl Table {
+impl SimulatedTable {
     fn takes_time(&self) {
         if self.habits.slow_database {
             self.clock.advance(1_000);
@@ -171,7 +171,7 @@ impl Table {
     }
 }
 
-impl Source for Table {
+impl Source for SimulatedTable {
     fn claim(&mut self) -> Result<bool, SourceError> {
         self.may_fail()?;
         self.takes_time();
@@ -349,7 +349,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let clock = Clock::default();
     let max_in_flight_bytes = CHUNK_BYTES + chance.below(64 << 20) as usize;
     let held = Held { sizes: Arc::default(), limit: max_in_flight_bytes };
-    let mut table = Table {
+    let mut table = SimulatedTable {
         chance: chance.clone(),
         clock: clock.clone(),
         habits,

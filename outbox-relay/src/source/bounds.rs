@@ -1,5 +1,8 @@
 //! Between which numbers the rows of a shard are looked for.
 
+use diesel::connection::SimpleConnection;
+use diesel::{PgConnection, QueryResult};
+
 /// Whether the transaction `x` has ended, as seen by the statement's own snapshot. So it is for one that this server has not begun: the
 /// table comes from another server then.
 macro_rules! has_ended {
@@ -12,6 +15,16 @@ pub(crate) use has_ended;
 
 /// Locks all shards, until the transaction ends: no worker has claimed anything then.
 pub(crate) const LOCK_SHARDS: &str = "SELECT FROM outbox_shard ORDER BY shard FOR UPDATE";
+
+/// Locks all shards, and the table against inserts, until the transaction ends. Each is waited for no longer than this: those who claim
+/// wait behind the first, and emitters behind the second.
+pub(crate) fn lock_shards_and_table(conn: &mut PgConnection, shards: &str, table: &str) -> QueryResult<()> {
+    conn.batch_execute(&format!("SET LOCAL lock_timeout = '{shards}'"))?;
+    conn.batch_execute(LOCK_SHARDS)?;
+    conn.batch_execute(&format!(
+        "SET LOCAL lock_timeout = '{table}'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"
+    ))
+}
 
 /// The number after which all rows lie of those of the transactions `open` that have ended. Null if none has.
 macro_rules! first_of_ended {

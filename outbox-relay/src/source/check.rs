@@ -9,12 +9,12 @@ use diesel_outbox_core::{SHARDS, SourceError};
 
 use super::sequence::Sequence;
 use super::{NO_TABLE, database_error};
-use crate::source::bounds::LOCK_SHARDS;
+use crate::source::bounds::lock_shards_and_table;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// The fence holds only where a session takes each number when it inserts, and does not keep some for later; and no number
-/// may come a second time, as lower bounds have gone past it. Rows are known by their place, which is one in a single table. Returns
+/// The fence holds only if a session takes each number when it inserts, and does not keep some for later; and no number
+/// may come a second time, because lower bounds have gone past it. Rows are known by their place, which is one in a single table. Returns
 /// what the numbers come from.
 pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
@@ -99,8 +99,8 @@ pub(crate) fn is_set_back(conn: &mut PgConnection) -> QueryResult<bool> {
     Ok(!is_right && is_polled)
 }
 
-/// Tells a sequence from one that was restarted, and from one of another database or server. Its file alone does not: servers that were
-/// just made count their files alike. A role that may not know the server tells apart less.
+/// Distinguishes a sequence from one that was restarted, and from one of another database or server. Its file alone does not do that: servers that were
+/// just made count their files alike. A role that may not know the server distinguishes less.
 fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
     let server = if MayKnowServer::new().get_result(conn)? { Server::new().get_result(conn)? } else { 0 };
     Origin::new(server).get_result(conn)
@@ -112,11 +112,7 @@ fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
 fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
     let mended = forget(conn).and_then(|()| {
         conn.transaction(|conn| {
-            conn.batch_execute("SET LOCAL lock_timeout = '2s'")?;
-            conn.batch_execute(LOCK_SHARDS)?;
-            conn.batch_execute(
-                "SET LOCAL lock_timeout = '300ms'; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE",
-            )?;
+            lock_shards_and_table(conn, "2s", "300ms")?;
             // Another relay may have mended it meanwhile.
             let Look { is_right, is_polled, .. } = look(conn)?;
             let mut renumbered = 0;

@@ -8,7 +8,7 @@
 //! fence has two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
 //! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
 //! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
-//! locks would not do for that, as a transaction becomes visible before it lets its locks go.
+//! locks would not do for that, because a transaction becomes visible before it lets its locks go.
 //!
 //! One that has the lock may have no transaction id, as after `DELETE FROM outbox WHERE false`, or before the first row of an `INSERT ..
 //! SELECT`. There is nothing to ask snapshots for then. It has inserted nothing; what it inserts later matters only if it has taken the
@@ -56,11 +56,11 @@ pub(super) struct Bounds {
     pub(super) safe: i64,
     /// Every row up to here is visible, or never will be, or belongs to one of `open`.
     pub(super) passed: i64,
-    pub(super) open: Open,
+    pub(super) open: OpenTransactions,
 }
 
 /// Transaction ids, and a number for each: it takes only higher ones. Once it has ended, its rows are looked for after that.
-pub(super) type Open = BTreeMap<i64, i64>;
+pub(super) type OpenTransactions = BTreeMap<i64, i64>;
 
 /// A fence whose transactions have not all ended.
 struct Pending {
@@ -86,7 +86,7 @@ impl Fence {
         &self.bounds
     }
 
-    /// Moves on where that is due, and tells how many workers are at work if it looked.
+    /// Moves on if that is due, and returns how many workers are at work if it looked.
     pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
             return Ok(None);
@@ -152,7 +152,8 @@ impl Fence {
 
     /// Every row up to here is visible, or never will be, or belongs to one of `open`; and so none up to where the first of those began.
     fn is_passed(&mut self, passed: i64) {
-        let open: Open = self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect();
+        let open: OpenTransactions =
+            self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect();
         let safe = open.values().min().map_or(passed, |first| passed.min(*first));
         self.bounds = Bounds { safe: safe.max(self.bounds.safe), passed, open };
     }

@@ -42,9 +42,9 @@ impl StoredRow {
 }
 
 /// Types and ids of the aggregates that are held back.
-pub(super) type Blocked = HashSet<(String, String)>;
+pub(super) type BlockedAggregates = HashSet<(String, String)>;
 
-pub(super) fn is_blocked(blocked: &Blocked, claimed: &Claimed) -> bool {
+pub(super) fn is_blocked(blocked: &BlockedAggregates, claimed: &Claimed) -> bool {
     !blocked.is_empty()
         && claimed.record.as_ref().is_ok_and(|record| {
             blocked.contains(&(record.aggregate_type().to_owned(), record.aggregate_id().to_owned()))

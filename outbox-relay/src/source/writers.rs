@@ -25,10 +25,10 @@ struct Known {
 }
 
 /// One that is open now.
-struct Open {
+struct OpenWriter {
     /// No other transaction has it, of now or later.
     name: String,
-    /// As the server knows it, which tells no other role's unless ours is a member of `pg_read_all_stats`.
+    /// As the server knows it, which shows no other role's unless ours is a member of `pg_read_all_stats`.
     age: Option<Duration>,
     who: Who,
 }
@@ -49,7 +49,7 @@ enum Who {
 impl Writers {
     /// Warns of those that have been open for long, and returns how long the oldest has been.
     pub(super) fn look(&mut self, conn: &mut PgConnection) -> QueryResult<Duration> {
-        let open = OpenWriters::new().load::<Row>(conn)?.into_iter().filter_map(Open::of_row).collect();
+        let open = OpenWriters::new().load::<Row>(conn)?.into_iter().filter_map(OpenWriter::of_row).collect();
         let (oldest, due) = self.due(open, Instant::now());
         for (who, age) in due {
             who.warn(age.as_secs());
@@ -58,10 +58,10 @@ impl Writers {
     }
 
     /// The age of the oldest, and those that somebody is to know of.
-    fn due(&mut self, open: Vec<Open>, now: Instant) -> (Duration, Vec<(Who, Duration)>) {
+    fn due(&mut self, open: Vec<OpenWriter>, now: Instant) -> (Duration, Vec<(Who, Duration)>) {
         let mut before = std::mem::take(&mut self.known);
         let (mut oldest, mut due) = (Duration::ZERO, Vec::new());
-        for Open { name, age, who } in open {
+        for OpenWriter { name, age, who } in open {
             let mut known = before.remove(&name).unwrap_or(Known { seen: now, warned: None });
             let age = age.unwrap_or_else(|| now.saturating_duration_since(known.seen));
             oldest = oldest.max(age);
@@ -102,7 +102,7 @@ impl Who {
 /// Name, seconds, process, role, application, and the name of a prepared transaction, as it is and as SQL has it.
 type Row = (String, Option<f64>, Option<i32>, Option<String>, Option<String>, Option<String>, Option<String>);
 
-impl Open {
+impl OpenWriter {
     fn of_row((name, seconds, pid, role, application, gid, literal): Row) -> Option<Self> {
         let who = match (pid, gid.zip(literal)) {
             (Some(pid), _) => Who::Session { pid, role, application },
@@ -138,9 +138,9 @@ statement!(
 mod tests {
     use super::*;
 
-    fn open(name: &str, age: Option<u64>) -> Open {
+    fn open(name: &str, age: Option<u64>) -> OpenWriter {
         let who = Who::Session { pid: 7, role: None, application: None };
-        Open { name: name.to_owned(), age: age.map(Duration::from_secs), who }
+        OpenWriter { name: name.to_owned(), age: age.map(Duration::from_secs), who }
     }
 
     fn seconds((oldest, due): (Duration, Vec<(Who, Duration)>)) -> (u64, Vec<u64>) {

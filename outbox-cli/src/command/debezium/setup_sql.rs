@@ -1,12 +1,17 @@
 //! `outbox debezium setup-sql`
 
+use diesel_outbox::__private::quoted_identifier;
+
 use super::DebeziumOutbox;
 
 /// The statements that an administrator runs before Debezium starts.
 pub(super) fn text(outbox: &DebeziumOutbox) -> String {
     let DebeziumOutbox { server, schema, slot, publication } = outbox;
-    let (role, database, table) =
-        (identifier(&server.user), identifier(&server.database), format!("{}.outbox", identifier(schema)));
+    let (role, database, table) = (
+        quoted_identifier(&server.user),
+        quoted_identifier(&server.database),
+        format!("{}.outbox", quoted_identifier(schema)),
+    );
     let (role_text, slot_text) = (literal(&server.user), literal(slot));
     let (publication_text, table_text) = (literal(publication), literal(&table));
     format!(
@@ -57,13 +62,9 @@ DO $$ BEGIN
     UPDATE {schema}.outbox_shard SET polled_through = 0;
 END $$;
 ",
-        schema = identifier(schema),
-        publication = identifier(publication),
+        schema = quoted_identifier(schema),
+        publication = quoted_identifier(publication),
     )
-}
-
-fn identifier(name: &str) -> String {
-    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 fn literal(text: &str) -> String {

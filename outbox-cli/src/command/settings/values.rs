@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use diesel_outbox::__private::LONGEST_RETENTION;
 use diesel_outbox_relay::TopicNaming;
 
 /// A text that nobody is shown.
@@ -48,16 +49,13 @@ impl FromStr for Property {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Time(pub(crate) Duration);
 
-/// About 100 years: enough for everybody, and clocks can be moved by it.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
-
 impl FromStr for Time {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match humantime::parse_duration(text) {
             Ok(time) if time.is_zero() => Err("it must be longer than nothing".into()),
-            Ok(time) if time > LONGEST => Err("it must be shorter than 100 years".into()),
+            Ok(time) if time > LONGEST_RETENTION => Err("it must be shorter than 100 years".into()),
             Ok(time) => Ok(Self(time)),
             Err(error) => Err(format!("it must be a time with a unit, such as 500ms, 15s or 7d ({error})")),
         }

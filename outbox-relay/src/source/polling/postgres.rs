@@ -14,13 +14,14 @@ mod unsettled;
 mod upkeep;
 mod wakeup;
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
 use self::connection::Sessions;
 use self::prefetch::{Ahead, Chunks};
-use self::read::Chunk;
+use self::read::ReadChunk;
 use self::thread::OnThread;
 use crate::source::DatabaseUrl;
 use crate::source::SourceOptions;
@@ -42,11 +43,17 @@ pub struct PostgresSource {
     is_alone: bool,
 }
 
-/// How long to do without reading ahead where it failed.
+/// How long to do without reading ahead if it failed.
 const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
 /// So many records are settled at once without another thread.
 const FEW: usize = 20;
+
+impl fmt::Debug for PostgresSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresSource").field("database", &self.database).finish_non_exhaustive()
+    }
+}
 
 impl PostgresSource {
     /// A source that connects to this database when it is first asked for something.
@@ -59,7 +66,7 @@ impl PostgresSource {
     /// The next chunk of those that are read ahead, and whether there are more.
     fn next_chunk(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
         let Some(chunks) = &mut self.chunks else { return Ok(None) };
-        let Some(Chunk { records, held_back, given, exhausts }) = chunks.next() else {
+        let Some(ReadChunk { records, held_back, given, exhausts }) = chunks.next() else {
             (self.chunks, self.ahead) = (None, None);
             self.ahead_failed = Some(Instant::now());
             return Ok(None);

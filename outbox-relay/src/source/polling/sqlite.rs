@@ -2,6 +2,7 @@
 //! second one waiting, and the system lets go of it when its holder dies. Nothing is locked in the database while
 //! records are being published.
 
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use crate::operate::Operate;
 use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
 use crate::source::prune::SqlitePruning;
-use crate::source::row::{Blocked, StoredRow, is_blocked};
+use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
@@ -32,22 +33,29 @@ const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
 pub struct SqliteSource {
     database_url: String,
     options: SourceOptions,
-    open: Option<Open>,
+    open: Option<OpenDatabase>,
     cursor: i64,
     /// How many of the rows that were read in this pass are unsent as yet.
     unsettled: i64,
-    blocked: Blocked,
+    blocked: BlockedAggregates,
     pruning: SqlitePruning,
     measured: Option<Instant>,
 }
 
-struct Open {
+struct OpenDatabase {
     conn: SqliteConnection,
     lock: File,
     owns_lock: bool,
     /// The change counter as it was before the table was last looked at.
     version: i32,
     looked: Instant,
+}
+
+/// Shows nothing of the URL.
+impl fmt::Debug for SqliteSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqliteSource").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 impl SqliteSource {
@@ -59,15 +67,15 @@ impl SqliteSource {
             open: None,
             cursor: 0,
             unsettled: 0,
-            blocked: Blocked::new(),
+            blocked: BlockedAggregates::new(),
             pruning: SqlitePruning::default(),
             measured: None,
         }
     }
 
-    fn open(&mut self) -> Result<&mut Open, SourceError> {
+    fn open(&mut self) -> Result<&mut OpenDatabase, SourceError> {
         if self.open.is_none() {
-            self.open = Some(Open::new(&self.database_url)?);
+            self.open = Some(OpenDatabase::new(&self.database_url)?);
         }
         self.open.as_mut().ok_or_else(|| SourceError::new("the database is not open"))
     }
@@ -81,7 +89,7 @@ impl SqliteSource {
     }
 }
 
-impl Open {
+impl OpenDatabase {
     fn new(database_url: &str) -> Result<Self, SourceError> {
         // Opening it would make it, and a mistyped path would look like a database without tables.
         let is_path = !database_url.starts_with("file:") && database_url != ":memory:";
@@ -148,7 +156,7 @@ impl Source for SqliteSource {
         self.unsettled = 0;
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {
             self.blocked = self
-                .with("claiming", |conn| BlockedAggregates::new().load::<(String, String)>(conn))?
+                .with("claiming", |conn| LoadBlocked::new().load::<(String, String)>(conn))?
                 .into_iter()
                 .collect();
         }
@@ -346,6 +354,6 @@ statement!(
 
 statement!(
     Sqlite,
-    BlockedAggregates {} -> (Text, Text),
+    LoadBlocked {} -> (Text, Text),
     "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter"
 );

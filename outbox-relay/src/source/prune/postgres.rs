@@ -61,7 +61,7 @@ struct Round {
 }
 
 impl PostgresPruning {
-    /// Begins a round where one is due. `conn` prunes one chunk instead where no other connection can be had.
+    /// Begins a round if one is due. `conn` prunes one chunk instead if no other connection can be had.
     pub(in super::super) fn run(
         &mut self,
         conn: &mut PgConnection,
@@ -204,7 +204,7 @@ fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration)
 
 /// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted as long ago, which what comes
 /// after it may not be. What was read from the write-ahead log is sent though nothing marks it: up to its shard's lower bound while the
-/// log is read, and later up to `unmarked`.
+/// WAL is read, and later up to `unmarked`.
 macro_rules! chunk {
     () => {
         "chunk AS MATERIALIZED (SELECT seq, place, coalesce(sent < expiry, false) AS expired, created < expiry AS is_old FROM \

@@ -57,7 +57,7 @@ const BYTES: u64 = 256 << 20;
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
-/// When this is dropped what they wait for is cancelled, again and again, as it may just have ended and something else begun.
+/// When this is dropped what they wait for is cancelled, again and again, because it may just have ended and something else begun.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 /// They are left to themselves if the server does not answer.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);

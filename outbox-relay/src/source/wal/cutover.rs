@@ -23,12 +23,11 @@ use super::options::WalOptions;
 use super::position::Lsn;
 use super::slot::{self, ReplicationSlot};
 use super::{origin, polled, publication, standby_relay};
-use crate::source::bounds::LOCK_SHARDS;
+use crate::source::bounds::lock_shards_and_table;
 use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
-/// Nobody who writes waits for the shards.
-const LOCK_SETTINGS: &str = "SET LOCAL lock_timeout = '10s'; SET LOCAL synchronous_commit = local";
+const COMMIT_SETTING: &str = "SET LOCAL synchronous_commit = local";
 /// How often the lock on the table is tried.
 const TRIES: usize = 120;
 const PAUSE: Duration = Duration::from_millis(500);
@@ -76,13 +75,10 @@ fn locked(
     let mut tries = 0;
     loop {
         // Now and then long enough that the server ends a vacuum for it.
-        let limit = if tries % 4 == 3 { 1_500 } else { 500 };
+        let limit = if tries % 4 == 3 { "1500ms" } else { "500ms" };
         let done = conn.transaction(|conn| {
-            conn.batch_execute(LOCK_SETTINGS)?;
-            conn.batch_execute(LOCK_SHARDS)?;
-            conn.batch_execute(&format!(
-                "SET LOCAL lock_timeout = {limit}; LOCK TABLE outbox IN SHARE ROW EXCLUSIVE MODE"
-            ))?;
+            conn.batch_execute(COMMIT_SETTING)?;
+            lock_shards_and_table(conn, "10s", limit)?;
             let (end, last) = (slot::end_of_wal(conn)?, Sequence::load(conn)?.last);
             work(conn, end, last)?;
             Ok((end, last))

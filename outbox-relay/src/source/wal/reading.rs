@@ -208,7 +208,7 @@ impl Reading {
         }
     }
 
-    /// Keeps how much of a large transaction has been sent, of which the server cannot be told.
+    /// Keeps how much of a large transaction has been sent, of which the server cannot know.
     pub(super) fn keep_part(&mut self) -> Result<(), SourceError> {
         let position = self.window.position();
         if position.part.is_some() { self.settling.keep(&mut self.conn, position) } else { Ok(()) }

@@ -34,7 +34,8 @@ impl Settling {
         Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound) })
     }
 
-    /// Up to where the server may forget, if all is sent up to this position. It is kept first if the bound asks for that, but no more often than this.
+    /// Returns up to where the server may forget if all is sent up to this position. The position is kept first if the bound asks for
+    /// that, but no more often than this.
     pub(super) fn confirm(
         &mut self,
         conn: &mut PgConnection,

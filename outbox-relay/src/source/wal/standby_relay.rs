@@ -1,5 +1,5 @@
-//! The relays that stand by. Of several, the one reads the slot that has locked the view `outbox_reader`, as only a role may that was granted
-//! UPDATE on it. The next in line looks each second whether it is free, and the others much less often, so that more relays do
+//! The relays that stand by. Of several, the one reads the slot that has locked the view `outbox_reader`. Only a role may do so that was
+//! granted UPDATE on it. The next in line looks each second whether it is free, and the others much less often, so that more relays do
 //! not mean more queries. They have nothing to do with standby servers: for those see `synchronous_standbys.rs`.
 //!
 //! The lock is held by an open transaction on a connection of its own. That has neither a transaction id nor a snapshot, so that

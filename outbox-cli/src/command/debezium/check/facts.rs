@@ -3,6 +3,7 @@
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use diesel_outbox::__private::quoted_identifier;
 
 #[derive(Debug, QueryableByName)]
 pub(super) struct Facts {
@@ -106,11 +107,11 @@ impl Table {
     }
 
     fn division(conn: &mut PgConnection, schema: &str) -> QueryResult<Division> {
-        let schema = schema.replace('"', "\"\"");
+        let schema = quoted_identifier(schema);
         diesel::sql_query(format!(
-            "SELECT min(s.polled_through) < 9223372036854775807 AS is_divided, bool_or(EXISTS (SELECT FROM \"{schema}\".outbox AS o \
+            "SELECT min(s.polled_through) < 9223372036854775807 AS is_divided, bool_or(EXISTS (SELECT FROM {schema}.outbox AS o \
              WHERE o.shard = s.shard AND o.seq > s.sent_through AND o.seq <= s.polled_through AND o.sent_at IS NULL)) AS waiting \
-             FROM \"{schema}\".outbox_shard AS s"
+             FROM {schema}.outbox_shard AS s"
         ))
         .get_result(conn)
     }

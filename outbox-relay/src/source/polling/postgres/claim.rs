@@ -9,28 +9,28 @@ use diesel_outbox_core::SHARDS;
 use super::chunk_size::ChunkSize;
 use super::dead_letters;
 use super::prefetch::Backlog;
-use super::read::{Chunk, Unread};
+use super::read::{ReadChunk, Unread};
 use super::tuple_id::TupleId;
 use super::unsettled::Unsettled;
 use super::wakeup;
 use crate::source::bounds::{oldest_unsent, shards};
-use crate::source::fence::{Bounds, Open};
-use crate::source::row::Blocked;
+use crate::source::fence::{Bounds, OpenTransactions};
+use crate::source::row::BlockedAggregates;
 use crate::statement::statement;
 
-/// How far a shard's lower bound may stay behind where the shard has nothing unsent: it is claimed then all the same, so that
+/// How far a shard's lower bound may stay behind if the shard has nothing unsent: it is claimed then all the same, so that
 /// the next claims need not pass over what it has sent since.
 const LOW_LAG: i64 = 65_536;
 
-/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard where events are
+/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard if events are
 /// spread evenly.
 const BOUND_STEP: i64 = 1_024;
 
-pub(super) struct Pass {
+pub(super) struct PollingPass {
     shards: Vec<Shard>,
     /// Up to where rows were visible when the table was last looked at.
     bounds: Bounds,
-    /// The last number that is polled. It changes only where nothing is claimed.
+    /// The last number that is polled. It changes only while nothing is claimed.
     polled_through: i64,
     /// The last row read; all earlier ones of these shards have been read too.
     last: i64,
@@ -41,7 +41,7 @@ pub(super) struct Pass {
     large: bool,
     unsettled: Unsettled,
     has_settled: bool,
-    blocked: Option<Blocked>,
+    blocked: Option<BlockedAggregates>,
 }
 
 /// A claimed shard.
@@ -54,7 +54,7 @@ struct Shard {
     given: i64,
     /// The same, but for the rows of transactions that were open.
     given_of_ended: i64,
-    open: Open,
+    open: OpenTransactions,
     /// Whether the table has other transactions there.
     open_changed: bool,
 }
@@ -62,7 +62,7 @@ struct Shard {
 /// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
 const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
 
-impl Pass {
+impl PollingPass {
     /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
     pub(super) fn begin(
         conn: &mut PgConnection,
@@ -70,7 +70,7 @@ impl Pass {
         bounds: &Bounds,
         block: bool,
     ) -> QueryResult<Option<Self>> {
-        // Most looks find nothing where events come one by one: this takes one statement, and a pass that is rolled back three.
+        // Most looks find nothing if events come one by one: this takes one statement, and a pass that is rolled back three.
         if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, BOUND_STEP).get_result(conn)? {
             return Ok(None);
         }
@@ -85,7 +85,7 @@ impl Pass {
             large: false,
             unsettled: Unsettled::default(),
             has_settled: false,
-            blocked: block.then(Blocked::new),
+            blocked: block.then(BlockedAggregates::new),
         };
         if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOW_LAG)? {
             Self::roll_back(conn)?;
@@ -145,7 +145,7 @@ impl Pass {
         limit: usize,
         workers: usize,
         bounds: &Bounds,
-    ) -> QueryResult<Chunk> {
+    ) -> QueryResult<ReadChunk> {
         self.given_up_to_here();
         // What the first read reads was claimed just now.
         if std::mem::replace(&mut self.has_read, true) {
@@ -158,7 +158,7 @@ impl Pass {
         Ok(chunk)
     }
 
-    /// What was not read of all that was claimed, where that is more than a chunk. Another connection does not see what
+    /// What was not read of all that was claimed, if that is more than a chunk. Another connection does not see what
     /// this pass has settled, and would read it again.
     pub(super) fn backlog(
         &mut self,
@@ -177,8 +177,8 @@ impl Pass {
     fn unread(&mut self) -> Unread {
         let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
         let given = self.unsettled.tickets().map(TupleId::from).collect();
-        let mut open = Open::new();
-        self.shards.iter().for_each(|shard| add(&mut open, &shard.open));
+        let mut open = OpenTransactions::new();
+        self.shards.iter().for_each(|shard| merge(&mut open, &shard.open));
         Unread {
             shards: self.shards.iter().map(|shard| shard.number).collect(),
             lows: self.shards.iter().map(|shard| shard.given).collect(),
@@ -197,8 +197,20 @@ impl Pass {
         self.exhausted = exhausts;
     }
 
-    /// Learns up to where all of the claimed shards has been given. The bounds are from before the last read: what lay below them was
-    /// visible to it, if it ever will be, or belongs to a transaction that was open.
+    /// Learns up to which number all rows of the claimed shards have been given to the relay.
+    ///
+    /// Its inputs are of the last read: `self.bounds` was set just before it, `self.last` and `self.exhausted` come from it, or from
+    /// the last chunk that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and at the end.
+    /// Before the first read `self.last` is 0, and nothing is learned.
+    ///
+    /// Why it is right up to `safe`. The bounds are older than the read's snapshot, so each row up to `safe` was visible to it, if it ever
+    /// will be. The read begins at the oldest unsent row of all shards claimed by then, takes the oldest first, and stops
+    /// at `last`, or not before the end if it was exhausted. So of the rows up to both, it gave all that were unsent and not
+    /// given before. None becomes unsent behind its back: whoever brings dead letters back must lock the shard.
+    ///
+    /// Up to `passed` the same holds but for rows of the transactions in `bounds.open`, so the second bound goes with those. A transaction
+    /// that the shard has and the bounds do not had ended before the read, which saw its rows; so it is left out once the read has come as far
+    /// as the second bound, and not before.
     fn given_up_to_here(&mut self) {
         let read = if self.exhausted { self.polled_through } else { self.last };
         let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
@@ -208,7 +220,7 @@ impl Pass {
                 shard.given_of_ended = of_ended;
                 shard.open_changed |= !shard.open.keys().eq(self.bounds.open.keys());
                 shard.open.retain(|id, _| self.bounds.open.contains_key(id));
-                add(&mut shard.open, &self.bounds.open);
+                merge(&mut shard.open, &self.bounds.open);
             }
         }
     }
@@ -228,15 +240,16 @@ impl Pass {
         self.blocked.is_some()
     }
 
-    /// Moves the lower bounds, lets the other relays know of a backlog, and commits.
+    /// Moves the lower bounds to what was given and is settled, lets the other relays know of a backlog, and commits.
     pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
         self.given_up_to_here();
         // What was given and not settled is unsent.
         let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
-        let (mut shards, mut lows, mut passed, mut open) = (Vec::new(), Vec::new(), Vec::new(), Open::new());
+        let (mut shards, mut lows, mut passed, mut open) =
+            (Vec::new(), Vec::new(), Vec::new(), OpenTransactions::new());
         for shard in self.shards {
             let (sent_through, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
-            // Where a transaction has ended the next look would begin at `sent_through` again.
+            // If a transaction has ended the next look would begin at `sent_through` again.
             let has_moved = sent_through >= shard.sent_through + BOUND_STEP
                 || of_ended >= shard.sent_through.max(shard.passed) + BOUND_STEP
                 || (shard.open_changed && (of_ended > sent_through || shard.passed > shard.sent_through));
@@ -244,7 +257,7 @@ impl Pass {
                 shards.push(shard.number);
                 lows.push(sent_through);
                 passed.push(of_ended);
-                add(&mut open, &shard.open);
+                merge(&mut open, &shard.open);
             }
         }
         if !shards.is_empty() {
@@ -262,8 +275,8 @@ impl Pass {
     }
 }
 
-/// Where two numbers are known of one transaction, both hold: the higher one says more.
-fn add(open: &mut Open, more: &Open) {
+/// Adds what is known of transactions. If two numbers are known of one, both hold: the higher one says more.
+fn merge(open: &mut OpenTransactions, more: &OpenTransactions) {
     for (&id, &after) in more {
         let known = open.entry(id).or_insert(after);
         *known = after.max(*known);
@@ -273,7 +286,7 @@ fn add(open: &mut Open, more: &Open) {
 statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
 /// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
-/// case, as it begins before its own second bound: only the read looks through all since that began. That pass moves the bounds, so that it is
+/// case, because it begins before its own second bound: only the read looks through all since that began. That pass moves the bounds, so that it is
 /// the only one of its kind. It cannot if this fence has not come to the second bound as yet, as after a start beside an open transaction:
 /// each look looks through all that itself, and finds something or does not.
 macro_rules! shards_to_claim {
@@ -309,8 +322,8 @@ statement!(
 
 statement!(
     Pg,
-    /// The oldest first, and with it its neighbours, as shards that lie together are read fastest: the shards are divided
-    /// into parts of a worker's share. Where others have some of a part, the oldest of the next part make up for it. A single worker
+    /// The oldest first, and with it its neighbours, because shards that lie together are read fastest: the shards are divided
+    /// into parts of a worker's share. If others have some of a part, the oldest of the next part make up for it. A single worker
     /// claims all: what comes to the others later need not be claimed then.
     Claim {
         quiet_since: i64 => BigInt,

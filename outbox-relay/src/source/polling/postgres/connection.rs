@@ -1,4 +1,4 @@
-//! The connection of one worker, which is begun anew where it was lost.
+//! The connection of one worker, which is begun anew if it was lost.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use diesel::prelude::*;
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, SourceError};
 
 use super::chunk_size::ChunkSize;
-use super::claim::Pass;
+use super::claim::PollingPass;
 use super::prefetch::Backlog;
 use super::upkeep::Upkeep;
 use super::wakeup::Wake;
@@ -19,7 +19,7 @@ use crate::source::{BLOCKED, SourceOptions, database_error};
 
 pub(super) struct Sessions {
     database: Database,
-    /// Nothing where the connection was lost, and all that hung on it.
+    /// Nothing if the connection was lost, and all that hung on it.
     session: Option<Session>,
 }
 
@@ -33,7 +33,7 @@ struct Session {
     wake: Wake,
     upkeep: Upkeep,
     chunk_size: ChunkSize,
-    pass: Option<Pass>,
+    pass: Option<PollingPass>,
     /// Whether the last pass found more than a chunk at once.
     was_large: bool,
 }
@@ -43,7 +43,7 @@ impl Sessions {
         Self { database, session: None }
     }
 
-    /// Works in the session, which is begun where there is none, and is over where the database fails.
+    /// Works in the session, which is begun if there is none, and is over if the database fails.
     fn with<T>(
         &mut self,
         doing: &str,
@@ -101,7 +101,7 @@ impl Sessions {
     pub(super) fn abandon(&mut self) {
         if let Some(session) = &mut self.session
             && session.pass.take().is_some()
-            && Pass::roll_back(&mut session.conn).is_err()
+            && PollingPass::roll_back(&mut session.conn).is_err()
         {
             self.session = None;
         }
@@ -138,7 +138,7 @@ impl Session {
             self.wake.counted(&mut self.conn, workers)?;
         }
         let block = options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = Pass::begin(&mut self.conn, self.wake.workers(), self.fence.bounds(), block)?;
+        self.pass = PollingPass::begin(&mut self.conn, self.wake.workers(), self.fence.bounds(), block)?;
         if self.pass.is_some() {
             self.wake.awake(&mut self.conn)?;
         }

@@ -15,7 +15,7 @@ pub(super) fn keep(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryR
 
 /// The aggregates of these shards that have dead letters.
 pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<Vec<(String, String)>> {
-    BlockedAggregates::new(shards).load(conn)
+    LoadBlocked::new(shards).load(conn)
 }
 
 statement!(
@@ -31,6 +31,6 @@ statement!(
 
 statement!(
     Pg,
-    BlockedAggregates { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
+    LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
     "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
 );

@@ -1,6 +1,6 @@
 //! A backlog is read on a connection of its own, ahead of the relay, while the worker's connection settles.
 //!
-//! Where that fails the worker's connection reads all the same, chunk by chunk.
+//! If that fails, the worker's connection reads all the same, chunk by chunk.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -12,10 +12,10 @@ use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
 
 use super::chunk_size::ChunkSize;
-use super::read::{Chunk, Unread};
+use super::read::{ReadChunk, Unread};
 use crate::source::database::Database;
 use crate::source::database_error;
-use crate::source::row::Blocked;
+use crate::source::row::BlockedAggregates;
 
 /// Who waits for the whole table waits for the pass: the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
@@ -25,7 +25,7 @@ pub(super) struct Backlog {
     /// What the pass sees. It can be shared for as long as the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
     pub(super) unread: Unread,
-    pub(super) blocked: Option<Blocked>,
+    pub(super) blocked: Option<BlockedAggregates>,
     pub(super) chunk_size: ChunkSize,
     pub(super) limit: usize,
 }
@@ -39,13 +39,13 @@ pub(super) struct Ahead {
 pub(super) struct Chunks {
     wanted: Sender<()>,
     is_asked: bool,
-    read: Receiver<Chunk>,
+    read: Receiver<ReadChunk>,
 }
 
 /// The other end.
 struct Handing {
     wanted: Receiver<()>,
-    read: Sender<Chunk>,
+    read: Sender<ReadChunk>,
 }
 
 /// How long to wait for a chunk: the connection may never be made, or hang.
@@ -55,13 +55,13 @@ impl Chunks {
     /// Has the next one read.
     pub(super) fn ask(&mut self) {
         if !self.is_asked {
-            // Where the thread has ended there is no next one.
+            // If the thread has ended, there is no next one.
             self.is_asked = self.wanted.send(()).is_ok();
         }
     }
 
-    /// The next one; the last one says that it is. Nothing where the connection fails.
-    pub(super) fn next(&mut self) -> Option<Chunk> {
+    /// The next one; the last one says that it is. Nothing if the connection fails.
+    pub(super) fn next(&mut self) -> Option<ReadChunk> {
         self.ask();
         self.is_asked = false;
         self.read.recv_timeout(WAIT).ok()
@@ -87,7 +87,7 @@ impl Ahead {
     /// The chunks of this backlog.
     pub(super) fn read(&self, backlog: Backlog) -> Chunks {
         let ((wanted, asked), (hand, read)) = (channel(), channel());
-        // Where the thread has ended there are no chunks, and the worker's connection reads.
+        // If the thread has ended, there are no chunks, and the worker's connection reads.
         let _ = self.backlogs.send((backlog, Handing { wanted: asked, read: hand }));
         Chunks { wanted, is_asked: false, read }
     }

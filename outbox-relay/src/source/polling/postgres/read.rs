@@ -14,8 +14,8 @@ use uuid::Uuid;
 use super::chunk_size::ChunkSize;
 use super::tuple_id::{Tid, TupleId};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
-use crate::source::fence::Open;
-use crate::source::row::{Blocked, StoredRow, is_blocked};
+use crate::source::fence::OpenTransactions;
+use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
 use crate::statement::statement;
 
 type Columns =
@@ -23,7 +23,7 @@ type Columns =
 
 statement!(
     Pg,
-    /// The oldest first. A scan along `seq`, as that is how the rows lie in the table: going through the table once for each
+    /// The oldest first. A scan along `seq`, because that is how the rows lie in the table: going through the table once for each
     /// shard costs several times as much. Rows of the shards before the first and after the last are passed over in the
     /// index, those between them in the table. It begins at the oldest unsent
     /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
@@ -60,7 +60,7 @@ statement!(
 
 /// Rows that were read together.
 #[derive(Default)]
-pub(super) struct Chunk {
+pub(super) struct ReadChunk {
     pub(super) records: Vec<Claimed>,
     /// The tickets of those whose aggregate is held back.
     pub(super) held_back: Vec<u64>,
@@ -77,7 +77,7 @@ pub(super) struct Unread {
     pub(super) lows: Vec<i64>,
     /// The same as long as none of the transactions in `open` has ended.
     pub(super) passed: Vec<i64>,
-    pub(super) open: Open,
+    pub(super) open: OpenTransactions,
     /// The last number that is polled.
     pub(super) polled_through: i64,
     /// What was read and may not have been settled, and the last number of it.
@@ -92,8 +92,8 @@ impl Unread {
         conn: &mut PgConnection,
         chunk_size: &mut ChunkSize,
         limit: usize,
-        blocked: Option<&Blocked>,
-    ) -> QueryResult<Chunk> {
+        blocked: Option<&BlockedAggregates>,
+    ) -> QueryResult<ReadChunk> {
         let (rows, exhausts) = loop {
             let count = chunk_size.rows(limit);
             let (rows, larger) = self.load(conn, count, chunk_size.largest(count))?;
@@ -107,7 +107,7 @@ impl Unread {
                 break (rows, exhausts);
             }
         };
-        let mut chunk = Chunk { exhausts, ..Chunk::default() };
+        let mut chunk = ReadChunk { exhausts, ..ReadChunk::default() };
         for row in rows.unpack() {
             let ticket = row.ticket;
             chunk.given.push((ticket, row.seq));
@@ -151,7 +151,7 @@ impl Unread {
     }
 
     /// Goes past what was read: in the same snapshot nothing is missing before it.
-    pub(super) fn go_past(&mut self, chunk: &Chunk) {
+    pub(super) fn go_past(&mut self, chunk: &ReadChunk) {
         let Some((_, last)) = chunk.given.last() else { return };
         self.lows
             .iter_mut()

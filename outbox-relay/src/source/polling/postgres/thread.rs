@@ -14,12 +14,12 @@ use super::connection::Sessions;
 use crate::source::database::Database;
 
 pub(super) struct OnThread {
-    shared: Arc<Shared>,
+    shared: Arc<SharedSessions>,
     /// Begun when it is first needed.
     thread: Option<Thread>,
 }
 
-struct Shared {
+struct SharedSessions {
     worked: Mutex<Worked>,
     /// How many jobs the thread has been given and has not done.
     waiting: AtomicUsize,
@@ -40,7 +40,7 @@ struct Thread {
     handle: Option<JoinHandle<()>>,
 }
 
-/// How many things may be told and not done yet: the table is not read on beyond what can be settled.
+/// How many things may be handed over and not done yet: the table is not read on beyond what can be settled.
 const TOLD: usize = 16;
 
 type Job = Box<dyn FnOnce(&mut Worked) + Send>;
@@ -48,7 +48,7 @@ type Job = Box<dyn FnOnce(&mut Worked) + Send>;
 impl OnThread {
     pub(super) fn new(database: Database) -> Self {
         let worked = Worked { sessions: Sessions::new(database), failed: None };
-        let shared = Shared {
+        let shared = SharedSessions {
             worked: Mutex::new(worked),
             waiting: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
@@ -67,7 +67,7 @@ impl OnThread {
         })?
     }
 
-    /// Does this when all else is done. If it fails, who comes next is told.
+    /// Does this when all else is done. If it fails, the next call returns the error.
     pub(super) fn tell(
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
@@ -83,7 +83,7 @@ impl OnThread {
     }
 
     pub(super) fn abandon(&mut self) {
-        // Where the thread has ended the session has ended too.
+        // If the thread has ended, the session has ended too.
         let _ = self.in_turn(|worked| {
             worked.failed = None;
             worked.sessions.abandon();
@@ -99,7 +99,7 @@ impl OnThread {
         }
         let (answer, answered) = sync_channel(1);
         self.send(Box::new(move |worked| {
-            // Nobody waits any more where the source was dropped.
+            // Nobody waits any more if the source was dropped.
             let _ = answer.send(work(worked));
         }))?;
         answered.recv().map_err(|_| self.ended())
@@ -125,7 +125,7 @@ impl OnThread {
     }
 }
 
-impl Shared {
+impl SharedSessions {
     fn work<T>(&self, work: impl FnOnce(&mut Worked) -> T) -> T {
         let mut worked = self.worked();
         let done = work(&mut worked);
@@ -133,14 +133,14 @@ impl Shared {
         done
     }
 
-    /// A session is taken out while it is worked in: none is left where that panicked.
+    /// A session is taken out while it is worked in: none is left if that panicked.
     fn worked(&self) -> MutexGuard<'_, Worked> {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Thread {
-    fn begin(shared: Arc<Shared>) -> Result<Self, SourceError> {
+    fn begin(shared: Arc<SharedSessions>) -> Result<Self, SourceError> {
         let (jobs, received) = sync_channel(TOLD);
         let handle = thread::Builder::new()
             .name("outbox-source".into())
@@ -157,13 +157,13 @@ impl Drop for Thread {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(handle) = self.handle.take() {
-            // Its panic has been told where it mattered.
+            // Its panic has been reported if it mattered.
             let _ = handle.join();
         }
     }
 }
 
-fn work(shared: &Shared, jobs: &Receiver<Job>) {
+fn work(shared: &SharedSessions, jobs: &Receiver<Job>) {
     for job in jobs {
         shared.work(job);
         shared.waiting.fetch_sub(1, Ordering::Release);

@@ -5,6 +5,15 @@
 //! transactions that may have seen it free, looks again until those have ended, and only then sleeps. The other relays
 //! sleep until the leader calls for help with a backlog, or is gone, or leaves events unsent.
 //!
+//! Why no event is overlooked that is emitted while the leader lies down. An emitter's statement takes its lock on the table before
+//! it tries the lock for sleeping, and keeps it until its transaction ends: the server locks the table that a statement inserts into
+//! before it runs any part of it, so this holds for `insert_many` too, though its `SELECT` may run before its `INSERT`. The leader
+//! takes the lock for sleeping before it lists who holds the table's lock. So an emitter that found the lock for sleeping free
+//! had the table's lock before the list was made. Either it is on the list, or it had ended by then. If it is on the list, the leader
+//! does not sleep until it is not, and a transaction is visible before it lets its locks go: the look at the table that
+//! follows each list sees its rows. An emitter that found the lock for sleeping held notifies. The notification comes when
+//! it commits, and the leader has listened since before it lay down.
+//!
 //! Any role that can connect can take these locks, as emitters must. None of them is a claim: the rows of outbox_shard are. Who takes
 //! one without being a relay makes relays look at the table more often, and more than one lead.
 
@@ -37,7 +46,7 @@ const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
 const HELP_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the sleeping leader looks whether numbers were given that nobody notified it of. Only where transactions can be prepared: those
+/// How often the sleeping leader looks whether numbers were given that nobody notified it of. Only if transactions can be prepared: those
 /// may not notify.
 const NUMBER_PAUSE: Duration = Duration::from_secs(1);
 /// How often a leader looks at the table whose lock for sleeping somebody else holds. Emitters hold it for a moment.
@@ -50,11 +59,11 @@ enum State {
     Awake { since: Instant },
     /// Looks again until the transactions that may have seen it awake have ended.
     Dozing { inserting: HashSet<String>, pause: Duration, until: Instant },
-    /// Was told to look once more after the last of them had ended.
+    /// Is to look once more, because the last of them has ended.
     LastLook,
     /// Waits for a notification, or for this time.
     Asleep { until: Instant },
-    /// Cannot sleep, as somebody else holds the lock for it.
+    /// Cannot sleep, because somebody else holds the lock for it.
     Denied { pause: Duration },
 }
 
@@ -141,7 +150,7 @@ impl Wake {
         Ok(())
     }
 
-    /// Waits until it is time to look at the table again: `false` where it is not, after `limit`.
+    /// Waits until it is time to look at the table again: `false` if it is not, after `limit`.
     pub(super) fn wait(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         match &mut self.state {
             State::Awake { since } => {
@@ -256,7 +265,7 @@ impl Wake {
         }
     }
 
-    /// Leads if nobody does. Asked of a busy worker now and then, as the leader may die while there is work.
+    /// Leads if nobody does. Asked of a busy worker now and then, because the leader may die while there is work.
     pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         let asleep = matches!(self.state, State::Asleep { .. });
         if (self.leads && !self.usurped)
@@ -295,7 +304,7 @@ impl Wake {
         self.awake(conn)
     }
 
-    /// `pause` is how long to look at the table by itself where somebody else holds the lock.
+    /// `pause` is how long to look at the table by itself if somebody else holds the lock.
     fn lie_down(&mut self, conn: &mut PgConnection, pause: Duration) -> QueryResult<State> {
         if std::mem::take(&mut self.holds_working) {
             UnlockShared::new(advisory_locks::WORKING).get_result::<bool>(conn)?;
@@ -330,7 +339,7 @@ pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
     CallForHelp::new().execute(conn).map(drop)
 }
 
-/// Waits for a notification or until then, but no longer than `limit`: `false` where neither has come.
+/// Waits for a notification or until then, but no longer than `limit`: `false` if neither has come.
 fn listen_until(
     conn: &mut PgConnection,
     until: Instant,
