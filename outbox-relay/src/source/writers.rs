@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_writer_is_told_of_after_a_minute_and_every_ten_minutes() {
+    fn a_writer_is_warned_of_after_a_minute_and_every_ten_minutes() {
         let mut writers = Writers::default();
         let began = Instant::now();
         let mut look = |open, after| seconds(writers.due(open, began + Duration::from_secs(after)));
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn one_whose_age_the_server_does_not_tell_is_as_old_as_it_is_known() {
+    fn one_whose_age_the_server_does_not_show_is_as_old_as_it_is_known() {
         let mut writers = Writers::default();
         let began = Instant::now();
         let mut look = |after| {

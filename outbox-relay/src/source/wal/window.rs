@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_confirmed_when_all_before_it_is_settled() {
+    fn a_position_is_confirmed_when_all_before_it_is_settled() {
         let mut window = window(transaction(10, 1..=2).into_iter().chain(transaction(20, 3..=3)));
         assert_eq!(given(&mut window), [(0, 1), (1, 2), (2, 3)]);
         for (ticket, confirmed) in [(2, 0), (0, 0), (1, 20)] {
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_server_tells_between_transactions_is_confirmed_where_nothing_waits() {
+    fn what_the_server_reports_between_transactions_is_confirmed_if_nothing_waits() {
         let mut window = window([Message::End(5)]);
         assert_eq!(window.confirmed(), 5);
         transaction(10, 1..=1)
@@ -274,9 +274,9 @@ mod tests {
         assert_eq!(given(&mut window), [(1, 2), (3, 4)]);
     }
 
-    /// Else one partition that is stuck keeps the payloads of all others.
+    /// Otherwise one partition that is stuck would keep the payloads of all others.
     #[test]
-    fn of_what_is_settled_behind_a_row_that_is_not_nothing_is_kept_but_that() {
+    fn nothing_is_kept_of_a_row_that_is_settled_behind_one_that_is_not() {
         let mut window = window(transaction(10, 1..=4));
         given(&mut window);
         [1, 2, 2].into_iter().for_each(|ticket| window.settle(ticket));
