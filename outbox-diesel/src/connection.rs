@@ -194,3 +194,16 @@ macro_rules! __if_migrations {
 macro_rules! __if_migrations {
     ($($item:item)*) => {};
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Record;
+
+    #[test]
+    fn debug_output_of_a_statement_shows_no_values() {
+        let record = Record::new("order", "s3cret", "OrderPlaced").with_payload(*b"s3cret");
+        let insert = InsertOne::new(&record, None);
+        assert_eq!(format!("{:?}", Statement::from(&insert)), "Statement(InsertOne(InsertOne { .. }))");
+    }
+}
