@@ -11,11 +11,13 @@ pub const WORKING: i32 = ASLEEP + 2;
 /// Held exclusively by the relay that is next in line to read the write-ahead log.
 pub const NEXT_READER: i32 = ASLEEP + 4;
 
-/// An SQL expression that notifies the relay if it sleeps: only then is its lock held. If it is awake, or there is none, nothing is
-/// notified, because transactions that notify wait for each other when they commit. The lock is let go at once, because the relay
-/// could not lie down while an emitter has it. It is to be tried in the statement that inserts, which has locked the table by then:
-/// a relay that lies down waits for those that hold that lock. Who sets `outbox.notify` to `off` never notifies, because PostgreSQL prepares no
-/// transaction that has.
+/// An SQL expression that notifies the relay if it sleeps, which it can see because only a sleeping relay holds [`ASLEEP`]. If
+/// the relay is awake, or there is none, it notifies nobody, because transactions that notify wait for each other when they commit.
+///
+/// The expression releases the lock at once, because the relay cannot go to sleep while an emitter holds it. Evaluate it in the
+/// statement that inserts: that statement has already locked the table, and a relay that goes to sleep waits for everyone who
+/// holds that lock. A session that sets `outbox.notify` to `off` never notifies, because PostgreSQL refuses to prepare a
+/// transaction that has notified.
 pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('off', 'false', 'no', '0') THEN NULL \
                         WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
                         THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \

@@ -100,7 +100,7 @@ const FIRST_VERSION: u32 = 1;
 
 /// Returns the version that decides how the event is decoded.
 pub fn version(event: &EncodedEvent<'_>) -> u32 {
-    event.get_version().unwrap_or(FIRST_VERSION)
+    event.version().unwrap_or(FIRST_VERSION)
 }
 
 /// Decodes the event with a function that takes the payload.
@@ -171,7 +171,7 @@ pub fn check<T>(event: &EncodedEvent<'_>, decoded: T, is_it: bool) -> Result<T, 
 }
 
 fn require_id<'a>(event: &EncodedEvent<'a>) -> Result<&'a str, DecodeError> {
-    event.get_aggregate_id().ok_or_else(|| bad_id(event, "is missing".to_owned()))
+    event.aggregate_id().ok_or_else(|| bad_id(event, "is missing".to_owned()))
 }
 
 fn bad_id(event: &EncodedEvent<'_>, problem: String) -> DecodeError {

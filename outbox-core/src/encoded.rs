@@ -26,7 +26,7 @@ use crate::{DecodeError, Record, wire};
 ///     }
 /// }
 ///
-/// let event = EncodedEvent::new("OrderPlaced").payload(Some(br#"{"order_id":7}"#));
+/// let event = EncodedEvent::new("OrderPlaced").with_payload(Some(br#"{"order_id":7}"#));
 /// assert_eq!(OrderPlaced::decode(&event)?.order_id, 7);
 /// # Ok::<(), DecodeError>(())
 /// ```
@@ -66,21 +66,21 @@ impl<'a> EncodedEvent<'a> {
 
     /// Sets the version, which is the header [`eventVersion`](wire::EVENT_VERSION_HEADER). Default: none.
     #[must_use]
-    pub fn version(mut self, version: Option<u32>) -> Self {
+    pub fn with_version(mut self, version: Option<u32>) -> Self {
         self.version = version;
         self
     }
 
     /// Sets the payload, which is the value on Kafka. Default: `None`, a tombstone.
     #[must_use]
-    pub fn payload(mut self, payload: Option<&'a [u8]>) -> Self {
+    pub fn with_payload(mut self, payload: Option<&'a [u8]>) -> Self {
         self.payload = payload;
         self
     }
 
     /// Sets the aggregate id, which is the key on Kafka. Default: none.
     #[must_use]
-    pub fn aggregate_id(mut self, aggregate_id: Option<&'a str>) -> Self {
+    pub fn with_aggregate_id(mut self, aggregate_id: Option<&'a str>) -> Self {
         self.aggregate_id = aggregate_id;
         self
     }
@@ -91,17 +91,17 @@ impl<'a> EncodedEvent<'a> {
     }
 
     /// Returns the version, or `None` if the event has none.
-    pub fn get_version(&self) -> Option<u32> {
+    pub fn version(&self) -> Option<u32> {
         self.version
     }
 
     /// Returns the payload, or `None` for a tombstone.
-    pub fn get_payload(&self) -> Option<&'a [u8]> {
+    pub fn payload(&self) -> Option<&'a [u8]> {
         self.payload
     }
 
     /// Returns the aggregate id, or `None` if it was not set.
-    pub fn get_aggregate_id(&self) -> Option<&'a str> {
+    pub fn aggregate_id(&self) -> Option<&'a str> {
         self.aggregate_id
     }
 
@@ -143,9 +143,9 @@ impl<'a> From<&'a Record> for EncodedEvent<'a> {
     fn from(record: &'a Record) -> Self {
         let version = record.headers().iter().find(|(name, _)| name == wire::EVENT_VERSION_HEADER);
         Self::new(record.event_type())
-            .version(version.and_then(|(_, version)| version.parse().ok()))
-            .payload(record.payload())
-            .aggregate_id(Some(record.aggregate_id()))
+            .with_version(version.and_then(|(_, version)| version.parse().ok()))
+            .with_payload(record.payload())
+            .with_aggregate_id(Some(record.aggregate_id()))
     }
 }
 
@@ -167,14 +167,14 @@ mod tests {
 
     #[test]
     fn an_error_names_the_place_and_the_type_and_never_the_payload() {
-        let event = EncodedEvent::new("Placed").payload(Some(b"{\n \"s3cret\": 1}"));
+        let event = EncodedEvent::new("Placed").with_payload(Some(b"{\n \"s3cret\": 1}"));
         let error = event.json::<Vec<u8>>().unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("`Placed`") && text.contains("Vec<u8>") && text.contains("line 1, column"),
             "{text}"
         );
-        let event = EncodedEvent::new("Placed").payload(Some(b"[\"s3cret\"]"));
+        let event = EncodedEvent::new("Placed").with_payload(Some(b"[\"s3cret\"]"));
         let error = event.json::<Vec<u8>>().unwrap_err();
         assert!(!error.to_string().contains("s3cret") && !format!("{event:?}").contains("s3cret"));
         let source = std::error::Error::source(&error).unwrap().to_string();

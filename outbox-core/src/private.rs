@@ -25,15 +25,15 @@ pub fn one_line(message: &str) -> String {
     message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// A name as SQL has it, whatever characters are in it.
+/// Quotes a name for SQL, whatever characters it contains.
 pub fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// The longest retention, about 100 years: databases cannot count back much further.
+/// The longest retention, about 100 years. Databases cannot count back much further.
 pub const LONGEST_RETENTION: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
-/// Milliseconds since 1970 as a time. One that the system cannot express becomes 1970.
+/// Converts milliseconds since 1970 to a time. A time that the system cannot represent becomes 1970.
 pub fn from_unix_ms(ms: i64) -> SystemTime {
     let distance = Duration::from_millis(ms.unsigned_abs());
     let time = if ms < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };

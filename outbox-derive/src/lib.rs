@@ -295,7 +295,7 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 /// let record = paid.to_record()?;
 /// assert_eq!(OrderEvent::decode(&EncodedEvent::from(&record))?, paid);
 ///
-/// let other = EncodedEvent::new("OrderShipped").payload(Some(b"{}"));
+/// let other = EncodedEvent::new("OrderShipped").with_payload(Some(b"{}"));
 /// assert!(matches!(OrderEvent::decode(&other), Err(DecodeError::UnknownType { .. })));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -349,9 +349,9 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 ///     }
 /// }
 ///
-/// let old = EncodedEvent::new("OrderPlaced").version(Some(1)).payload(Some(br#"{"order_id":7,"total_euros":9}"#));
+/// let old = EncodedEvent::new("OrderPlaced").with_version(Some(1)).with_payload(Some(br#"{"order_id":7,"total_euros":9}"#));
 /// assert_eq!(OrderPlaced::decode(&old)?, OrderPlaced { order_id: 7, total_cents: 900 });
-/// let old = old.version(Some(2)).payload(Some(br#"{"order":7,"total_cents":900}"#));
+/// let old = old.with_version(Some(2)).with_payload(Some(br#"{"order":7,"total_cents":900}"#));
 /// assert_eq!(OrderPlaced::decode(&old)?, OrderPlaced { order_id: 7, total_cents: 900 });
 /// # Ok::<(), DecodeError>(())
 /// ```

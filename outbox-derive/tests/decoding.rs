@@ -23,7 +23,7 @@ fn comes_back<E: OutboxEvent + InboxEvent + PartialEq + Debug>(events: impl Into
 }
 
 fn json<'a>(event_type: &'a str, payload: &'a str) -> EncodedEvent<'a> {
-    EncodedEvent::new(event_type).payload(Some(payload.as_bytes()))
+    EncodedEvent::new(event_type).with_payload(Some(payload.as_bytes()))
 }
 
 #[derive(Debug, PartialEq, Serialize, Deserialize, OutboxEvent, InboxEvent)]
@@ -200,7 +200,8 @@ fn a_tombstone_comes_back_from_its_aggregate_id() {
     assert_eq!(text, "the aggregate id of the event `Dropped` has 6 parts, and its type needs 2");
 
     comes_back([Event::Left("a-b".to_owned()), Event::Other { line: 3, order: None }]);
-    let dropped = |id| Event::decode(&EncodedEvent::new("Dropped").aggregate_id(id)).unwrap_err().to_string();
+    let dropped =
+        |id| Event::decode(&EncodedEvent::new("Dropped").with_aggregate_id(id)).unwrap_err().to_string();
     assert_eq!(dropped(None), "the aggregate id of the event `Dropped` is missing");
     assert_eq!(
         dropped(Some("s3cret-x")),
@@ -252,7 +253,7 @@ fn older_versions_are_brought_up_to_date() {
         Event::Paid { order_id: 1 },
         Event::PaidWith { order_id: 1, currency: "EUR".to_owned() },
     ]);
-    let placed = |version, payload| Event::decode(&json("Placed", payload).version(version));
+    let placed = |version, payload| Event::decode(&json("Placed", payload).with_version(version));
     let first = Event::Placed { order_id: 1, cents: 200 };
     assert_eq!(placed(Some(1), r#"{"order_id":1,"euros":2}"#).unwrap(), first);
     assert_eq!(
@@ -266,7 +267,7 @@ fn older_versions_are_brought_up_to_date() {
     let text = placed(Some(4), "{}").unwrap_err().to_string();
     assert!(text.contains("`Placed` has version 4, which is unknown here; known: 1, 2, 3."), "{text}");
     assert_eq!(
-        Event::decode(&json("Paid", r#"{"order_id":1}"#).version(Some(1))).unwrap(),
+        Event::decode(&json("Paid", r#"{"order_id":1}"#).with_version(Some(1))).unwrap(),
         Event::Paid { order_id: 1 }
     );
 }
@@ -322,7 +323,7 @@ fn errors_say_what_the_event_is_and_where_its_payload_is_wrong() {
     let text = error.to_string();
     assert!(text.contains("`decoding::OrderPlaced` at line 2, column 22"), "{text}");
     assert!(!text.contains("s3cret"), "{text}");
-    let error = OrderPlaced::decode(&json("OrderPlaced", "{}").version(Some(9))).unwrap_err();
+    let error = OrderPlaced::decode(&json("OrderPlaced", "{}").with_version(Some(9))).unwrap_err();
     assert!(matches!(error, DecodeError::UnknownVersion { version: Some(9), .. }), "{error:?}");
 
     #[derive(Debug, Deserialize, InboxEvent)]

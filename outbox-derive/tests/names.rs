@@ -20,7 +20,7 @@ fn the_crate_may_have_another_name() {
     let record: Result<Record, RecordError> = ByPath(1).to_record();
     assert_eq!(record.unwrap().aggregate_id(), "1");
     assert_eq!(ByText(2).to_record().unwrap().aggregate_id(), "2");
-    assert_eq!(ByPath::decode(&EncodedEvent::new("ByPath").aggregate_id(Some("3"))).unwrap().0, 3);
+    assert_eq!(ByPath::decode(&EncodedEvent::new("ByPath").with_aggregate_id(Some("3"))).unwrap().0, 3);
 }
 
 mod reexported {

@@ -16,9 +16,9 @@ use crate::{Record, wire};
 /// A database that can hold an outbox. It is implemented for Diesel's `Pg` with the feature `postgres`, and for `Sqlite` with the
 /// feature `sqlite`. It is sealed.
 #[diagnostic::on_unimplemented(
-    message = "diesel-outbox cannot work with the database `{Self}`",
+    message = "diesel-outbox does not support the database `{Self}`",
     note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
-    note = "for an enum with `#[derive(MultiConnection)]` call `diesel_outbox::multi_connection!`"
+    note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxBackend: Backend + sealed::Statements {}
 
@@ -43,7 +43,7 @@ pub(crate) mod sealed {
         fn insert_many<'b>(insert: &'b InsertMany<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_mark<'b>(mark: &'b InsertMark<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn prune_marks<'b>(prune: &'b PruneMarks<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
-        /// Fails with "no such table" if there is none, in whatever language the server speaks.
+        /// Fails with "no such table" if the table does not exist, whatever the language of the server's messages.
         fn find_inbox<'b>(find: &'b FindInbox<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
     }
 }
@@ -149,12 +149,12 @@ pub struct PruneMarks<'a> {
     pub(crate) limit: i64,
 }
 
-/// Looks for the inbox's table.
+/// The statement that looks for the inbox's table.
 pub struct FindInbox<'a> {
     pub(crate) schema: Option<&'a str>,
 }
 
-/// Records that a migration is run, unless it has been.
+/// The statement that records a migration, unless it has already run.
 #[cfg(feature = "migrations")]
 pub struct InsertVersion<'a> {
     pub(crate) version: &'a str,

@@ -14,10 +14,10 @@ use crate::{MigrationError, Migrations};
 /// Every Diesel connection to PostgreSQL or SQLite implements it, pooled or not, if the feature `postgres` or `sqlite` is on. For an
 /// enum with `#[derive(MultiConnection)]`, [`multi_connection!`](crate::multi_connection) implements it.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no connection to a database that can hold an outbox",
+    message = "`{Self}` is not a connection to a database that can hold an outbox",
     note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
-    note = "for a connection of diesel-async use `AsyncEmit`, the inbox's functions that end in `_async`, or `Consumer::new_async`",
-    note = "for an enum with `#[derive(MultiConnection)]` call `diesel_outbox::multi_connection!`"
+    note = "for a connection of diesel-async, use `AsyncEmit`, the inbox's methods that end in `_async`, or `Consumer::new_async`",
+    note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxConnection: Connection {
     /// Runs one of this crate's statements and returns the number of rows.

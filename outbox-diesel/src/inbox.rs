@@ -135,7 +135,7 @@ impl Inbox {
         Ok(pruning.stepped(deleted, began.elapsed()))
     }
 
-    /// Returns whether the table `inbox` is there: for a consumer that should fail at its start if it is not.
+    /// Returns whether the table `inbox` exists, so that a consumer can fail at its start if it does not.
     ///
     /// # Errors
     /// The database's error.

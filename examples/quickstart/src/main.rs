@@ -1,5 +1,5 @@
-//! The whole path in one process: a shop takes orders, a relay brings their events to Kafka, and billing writes one
-//! invoice for each. `cargo run -p quickstart` prints what happened, and fails if it did not.
+//! The whole path in one process: a shop takes orders, a relay sends their events to Kafka, and billing writes one
+//! invoice for each. `cargo run -p quickstart` prints each step, and fails if a step goes wrong.
 
 use std::error::Error;
 use std::path::Path;

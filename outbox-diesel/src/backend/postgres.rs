@@ -71,8 +71,8 @@ impl Statements for Pg {
         Ok(())
     }
 
-    /// The outer `SELECT` may run before the `INSERT`. The relay relies on it all the same that the table's lock is taken before `WAKE` tries the
-    /// lock of a relay that sleeps: PostgreSQL locks what a statement inserts into before it runs any of it.
+    /// The outer `SELECT` may run before the `INSERT`. Nevertheless the table is locked before `WAKE` tries the lock of a sleeping
+    /// relay, which the relay relies on: PostgreSQL locks the tables that a statement inserts into before it runs any part of it.
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         let columns = &insert.columns;
         out.push_sql("WITH emitted AS (INSERT INTO ");

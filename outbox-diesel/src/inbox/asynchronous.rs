@@ -70,7 +70,7 @@ impl Inbox {
         }
     }
 
-    /// [`has_table`](Self::has_table) on a diesel-async connection.
+    /// Returns whether the table `inbox` exists, on a diesel-async connection: see [`has_table`](Self::has_table).
     ///
     /// # Errors
     /// As for [`has_table`](Self::has_table).
@@ -81,7 +81,7 @@ impl Inbox {
         found(self.execute(conn, self.find()).await)
     }
 
-    /// [`prune`](Self::prune) on a diesel-async connection.
+    /// Deletes old marks on a diesel-async connection: see [`prune`](Self::prune).
     ///
     /// # Errors
     /// As for [`prune`](Self::prune).

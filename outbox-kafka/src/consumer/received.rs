@@ -69,7 +69,7 @@ impl Received {
             ),
             None => None,
         };
-        E::decode(&self.encoded().version(version)).map_err(undecoded)
+        E::decode(&self.encoded().with_version(version)).map_err(undecoded)
     }
 
     /// Reads the payload as JSON.
@@ -83,7 +83,7 @@ impl Received {
 
     fn encoded(&self) -> EncodedEvent<'_> {
         let key = self.key().and_then(|key| str::from_utf8(key).ok());
-        EncodedEvent::new(&self.event_type).payload(self.payload()).aggregate_id(key)
+        EncodedEvent::new(&self.event_type).with_payload(self.payload()).with_aggregate_id(key)
     }
 
     /// Returns the value of the first header of this name, if it is text.

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use diesel_outbox_core::__private::LONGEST_RETENTION;
 use diesel_outbox::Inbox;
+use diesel_outbox_core::__private::LONGEST_RETENTION;
 use rdkafka::ClientConfig;
 
 use super::connection::Reconnecting;

@@ -2,7 +2,7 @@ use diesel_outbox::InboxEvent;
 use serde::Deserialize;
 use uuid::Uuid;
 
-/// What billing reads of the events of orders; what else they hold is of no interest here.
+/// The parts of an order's events that billing needs. It ignores their other fields.
 #[derive(Deserialize, InboxEvent)]
 pub(crate) enum OrderEvent {
     #[outbox(type = "OrderPlaced")]

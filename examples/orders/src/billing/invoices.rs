@@ -14,7 +14,7 @@ diesel::table! {
     }
 }
 
-/// The consumer calls it once for each event, in the transaction that notes the event's id in the inbox.
+/// Handles one event. The consumer calls it once for each event, in the transaction that records the event's id in the inbox.
 pub(crate) fn handle(c: &mut PgConnection, event: OrderEvent) -> Result<(), HandlerError> {
     match event {
         OrderEvent::Placed { order_id, customer, total_cents } => write(c, order_id, &customer, total_cents)?,
@@ -37,7 +37,7 @@ fn write(c: &mut PgConnection, order_id: Uuid, customer: &str, total_cents: i64)
 fn settle(c: &mut PgConnection, order_id: Uuid) -> Result<(), HandlerError> {
     let of_order = invoice::table.filter(invoice::order_id.eq(order_id));
     match diesel::update(of_order).set(invoice::paid.eq(true)).execute(c)? {
-        // Its OrderPlaced is a dead letter, say. This event will be one too, to be sent again after that one.
+        // The order's OrderPlaced may be a dead letter. Then this event becomes one too, and can be sent again after it.
         0 => Err(format!("there is no invoice for the order {order_id}").into()),
         _ => Ok(()),
     }

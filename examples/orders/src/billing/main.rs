@@ -1,4 +1,4 @@
-//! The service that writes an invoice for each order. It learns of orders from Kafka, and because of its inbox an
+//! The service that writes an invoice for each order. It receives the orders' events from Kafka, and because of its inbox an
 //! event that is delivered twice has its effect once.
 
 mod events;
