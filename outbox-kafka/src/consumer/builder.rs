@@ -11,7 +11,8 @@ use crate::publisher::settings;
 
 /// Builds a consumer: which topics it reads, what it does with each type of event, and in which database.
 ///
-/// `C` is the connection that handlers get: write `Consumer::<PgConnection>::new`, or name a pooled connection. A consumer handles one
+/// `C` is the connection that handlers get: write `Consumer::<PgConnection>::new`, or name a pooled connection. Any
+/// [`OutboxConnection`](diesel_outbox::OutboxConnection) does, an enum of connections too, or one of diesel-async. A consumer handles one
 /// record at a time. For more at the same time start more consumers of the same name, in one process or in many: Kafka
 /// shares the partitions among them. See the [module](super) for an example and for what happens when something fails.
 #[must_use = "a consumer does nothing before `spawn` or `run`"]

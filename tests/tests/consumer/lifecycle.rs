@@ -70,6 +70,32 @@ fn a_consumer_finds_its_inbox_in_the_schema_that_it_is_given() {
     consumer.stop_blocking().unwrap();
 }
 
+#[derive(diesel::MultiConnection)]
+enum EitherConnection {
+    Postgres(PgConnection),
+    Sqlite(SqliteConnection),
+}
+
+diesel_outbox::multi_connection!(EitherConnection { Postgres, Sqlite });
+
+#[test]
+fn a_consumer_works_on_an_enum_of_connections() {
+    let bench = Bench::new(1);
+    bench.send([(0, &Sent::new("a"))]);
+    let consumer =
+        Consumer::<EitherConnection>::new(bench.kafka.brokers(), &bench.name).topics([&bench.topic]);
+    let consumer = consumer.database_url(bench.database.url()).on("Counted", |c, r| match c {
+        EitherConnection::Postgres(c) => insert_effect(c, r),
+        EitherConnection::Sqlite(_) => Err("it is not PostgreSQL".into()),
+    });
+    let consumer = consumer.spawn().unwrap();
+    bench.wait_for_effects(1);
+    consumer.stop_blocking().unwrap();
+    let sqlite = Consumer::<EitherConnection>::new("127.0.0.1:1", "billing").database_url(":memory:");
+    let sqlite = sqlite.topics(["order"]).on_other(|_, _| Ok(()));
+    assert!(matches!(block_on(sqlite.run(pending())), Err(ConsumerError::NoInbox)));
+}
+
 #[test]
 fn a_consumer_waits_for_a_database_that_is_away_at_its_start() {
     let bench = Bench::new(1);
