@@ -15,7 +15,7 @@ use uuid::Uuid;
 use self::partly::Partly;
 
 #[derive(diesel::MultiConnection)]
-pub enum DbConn {
+enum DbConn {
     Sqlite(SqliteConnection),
     Pg(PgConnection),
     #[cfg(any())]

@@ -395,7 +395,7 @@ mod tests {
             vec![(10, vec![1, 2]), (20, vec![]), (30, vec![3, 4, 5, 6]), (40, vec![7])];
         // As a reader has it that begins at this place.
         let from = |start: Lsn| {
-            let transactions = all.iter().filter(move |(end, _)| end - 1 >= start);
+            let transactions = all.iter().filter(move |(end, _)| *end > start);
             let messages = transactions.flat_map(|(end, seqs)| transaction(*end, seqs.iter().copied()));
             [Message::End(start)].into_iter().chain(messages)
         };
