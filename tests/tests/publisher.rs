@@ -202,7 +202,7 @@ fn settings_that_would_break_a_guarantee_are_refused_at_the_start() {
     assert_eq!(
         refusal(broker().set("delivery.timeout.ms", "120000")),
         "the Kafka property `delivery.timeout.ms` is refused: a record that times out in the producer leaves a gap in \
-         its aggregate's order: leave it out, and set the relay's `stall_timeout` for how long Kafka may be silent"
+         its aggregate's order: leave it out, and set the relay's `stall_timeout` to how long Kafka may be silent"
     );
     assert!(refusal(broker().set("acks", "1")).contains("`acks` is refused"));
     assert!(refusal(Broker::new(",")).contains("`bootstrap.servers` is refused: `,` has a comma"));
