@@ -15,6 +15,10 @@ pub use self::pruning::Pruning;
 use crate::OutboxConnection;
 use crate::backend::{FindInbox, InsertMark, PruneMarks};
 
+/// Fails in a transaction that an error has aborted. PostgreSQL answers a COMMIT of such a transaction with success although it rolls
+/// back, so an effect that ignored the error would count as done.
+const STILL_VALID: &str = "SELECT 1";
+
 /// One consumer's record of the events that it has handled.
 ///
 /// [`once`](Self::once) inserts the event's id, and then runs the effect in the same transaction: both are committed, or neither.
@@ -83,7 +87,9 @@ impl Inbox {
     /// that you open around it and that reads first should be an `immediate_transaction`.
     ///
     /// # Errors
-    /// The effect's error or the database's. The mark and the effect are both rolled back, and the event can be delivered again.
+    /// The effect's error or the database's. The mark and the effect are both rolled back, and the event can be delivered again. On
+    /// PostgreSQL it is also an error if the effect ignored one of the database's: such an error aborts the transaction, so that
+    /// nothing of it could be committed. Put a statement that may fail into a `transaction` of its own, which is a savepoint.
     pub fn once<C, T, E>(
         &self,
         conn: &mut C,
@@ -96,7 +102,11 @@ impl Inbox {
     {
         conn.transaction(|c| match c.execute_statement((&self.mark(event_id)).into())? {
             0 => Ok(Once::Duplicate),
-            _ => effect(c).map(Once::First),
+            _ => {
+                let done = effect(c)?;
+                c.batch_execute(STILL_VALID)?;
+                Ok(Once::First(done))
+            }
         })
     }
 

@@ -1,5 +1,6 @@
 //! What the relay reports of itself: metrics through the `metrics` facade, and log lines through `tracing`.
 
+use std::cell::OnceCell;
 use std::sync::Once;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tracing::{error, info, warn};
 
 /// A worker's metrics. Their label `outbox` tells several outboxes of one process apart.
 pub(crate) struct Metrics {
-    outbox: SharedString,
+    outbox: OnceCell<SharedString>,
 }
 
 /// Whoever installs a recorder does so before the first relay starts.
@@ -20,20 +21,18 @@ static DESCRIBED: Once = Once::new();
 impl Metrics {
     pub(crate) fn new() -> Self {
         DESCRIBED.call_once(describe);
-        Self { outbox: SharedString::const_str("") }
+        Self { outbox: OnceCell::new() }
     }
 
     /// Names the outbox as soon as the source knows which it is.
-    pub(crate) fn name(&mut self, outbox: Option<&str>) {
-        if self.outbox.is_empty()
-            && let Some(outbox) = outbox
-        {
-            self.outbox = outbox.to_owned().into();
+    pub(crate) fn name(&self, outbox: Option<&str>) {
+        if let Some(outbox) = outbox {
+            self.outbox.get_or_init(|| outbox.to_owned().into());
         }
     }
 
     fn outbox(&self) -> SharedString {
-        self.outbox.clone()
+        self.outbox.get().cloned().unwrap_or_default()
     }
 
     pub(crate) fn published(&self, count: usize) {

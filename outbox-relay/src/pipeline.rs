@@ -99,7 +99,9 @@ impl Pipeline<'_> {
         publisher: &mut dyn Publisher,
     ) -> Result<Passed, Failure> {
         let began = (self.now)();
-        if !source.claim().inspect_err(|_| source.abandon())? {
+        let claimed = source.claim();
+        self.metrics.name(source.outbox());
+        if !claimed.inspect_err(|_| source.abandon())? {
             return Ok(Passed::Idle);
         }
         // What is claimed is worked on, however long that took.

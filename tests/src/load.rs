@@ -166,7 +166,7 @@ pub fn write(
     write_until(conn, writer, writers, aggregates, events, || false)
 }
 
-/// Writes as [`write`] does until it is told to end, but no more than this many events.
+/// Writes as [`write()`] does until it is told to end, but no more than this many events.
 pub fn write_until(
     conn: &mut PgConnection,
     writer: usize,

@@ -183,3 +183,37 @@ fn racing_deliveries_have_one_effect_on_sqlite() {
     race(|| open(&path));
     assert_eq!(count!(&mut open(&path), "effect"), 50);
 }
+
+/// PostgreSQL answers the COMMIT of such a transaction with success, although it rolls back.
+#[tokio::test]
+async fn an_effect_that_ignores_an_error_of_the_database_is_not_taken_for_done() {
+    let database = postgres();
+    let conn = &mut database.connect();
+    let (inbox, event) = (Inbox::new("billing"), Uuid::now_v7());
+    let ignored = inbox.once(conn, event, |c| {
+        c.batch_execute(EFFECT)?;
+        let _ = c.batch_execute("INSERT INTO nowhere VALUES (1)");
+        QueryResult::Ok(())
+    });
+    assert!(ignored.is_err(), "{ignored:?}");
+    assert_eq!(count!(conn, "effect") + count!(conn, "inbox"), 0);
+
+    let asynchronous = &mut AsyncPgConnection::establish(database.url()).await.unwrap();
+    let ignored = inbox.once_async(asynchronous, event, async |c: &mut AsyncPgConnection| {
+        diesel_async::RunQueryDsl::execute(diesel::sql_query(EFFECT), c).await?;
+        let _ =
+            diesel_async::RunQueryDsl::execute(diesel::sql_query("INSERT INTO nowhere VALUES (1)"), c).await;
+        QueryResult::Ok(())
+    });
+    let ignored = ignored.await;
+    assert!(ignored.is_err(), "{ignored:?}");
+    assert_eq!(count!(conn, "effect") + count!(conn, "inbox"), 0);
+
+    // In a savepoint of its own it may fail.
+    let allowed = inbox.once(conn, event, |c| {
+        let _ = c.transaction(|c| c.batch_execute("INSERT INTO nowhere VALUES (1)"));
+        c.batch_execute(EFFECT)
+    });
+    assert_eq!(allowed, Ok(Once::First(())));
+    assert_eq!((count!(conn, "effect"), count!(conn, "inbox")), (1, 1));
+}

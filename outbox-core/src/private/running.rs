@@ -62,6 +62,8 @@ impl<E: Send + 'static> Running<E> {
     where
         W: FnOnce() -> Result<(), E> + Send + 'static,
     {
+        // All of it is made before anything runs: if making it panics, nothing is left at work.
+        let work: Vec<(String, W)> = work.into_iter().collect();
         let state = State { at_work: 0, outcome: Ok(()), timed_out: false, waker: None };
         let end = Arc::new(End { state: Mutex::new(state), changed: Condvar::new() });
         let running = Self { stop, end };

@@ -68,6 +68,9 @@ impl Outbox {
 
     /// Sets the schema of the table `outbox` (PostgreSQL only). On SQLite, every emit then returns [`EmitError::NoSchemas`]. Default:
     /// the connection's `search_path` decides.
+    ///
+    /// Each schema costs a connection a prepared statement or two, which it keeps: for thousands of schemas set the `search_path`
+    /// instead.
     pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
         self.schema = Some(quoted_identifier(schema.as_ref()));
         self

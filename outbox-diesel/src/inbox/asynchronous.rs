@@ -66,7 +66,11 @@ impl Inbox {
     {
         match self.execute(conn, self.mark(event_id)).await? {
             0 => Ok(Once::Duplicate),
-            _ => effect(conn).await.map(Once::First),
+            _ => {
+                let done = effect(conn).await?;
+                conn.batch_execute(super::STILL_VALID).await?;
+                Ok(Once::First(done))
+            }
         }
     }
 

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use diesel::result::ConnectionError;
-use diesel_outbox::{Inbox, Once, Pruning, connection_problem};
+use diesel_outbox::{EmitError, Inbox, Once, Pruning, connection_problem};
 use diesel_outbox_core::__private::panic_message;
 use tracing::{info, warn};
 
@@ -91,7 +91,7 @@ impl<C> Reconnecting<C> {
     /// Connects for the first time, as soon as the database is there, and looks for the inbox.
     ///
     /// # Errors
-    /// [`ConsumerError::NoInbox`]: waiting would hide that nobody has created it.
+    /// [`ConsumerError::NoInbox`], because waiting would hide that nobody has created it, and [`ConsumerError::Database`].
     pub(super) fn begin<H: Handler<C>>(&mut self, inbox: &Inbox) -> Result<(), ConsumerError> {
         if self.has_begun {
             return Ok(());
@@ -105,6 +105,8 @@ impl<C> Reconnecting<C> {
                 Ok(())
             }
             Ok(false) => Err(ConsumerError::NoInbox),
+            // No time mends it: SQLite has no schemas, for example.
+            Err(error) if EmitError::of(&error).is_some() => Err(ConsumerError::Database(error)),
             Err(error) => {
                 self.looks = self.looks.saturating_add(1);
                 let wait = self.backoff.after(self.looks);

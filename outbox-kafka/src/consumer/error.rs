@@ -47,6 +47,9 @@ pub enum ConsumerError {
          `.schema(..)`), or the role may not use the schema. Nothing was handled, and no offset committed"
     )]
     NoInbox,
+    /// The database cannot hold the inbox as it is set: `schema` was set and SQLite has none, for example.
+    #[error("the consumer cannot work with this database: {0}")]
+    Database(#[source] diesel::result::Error),
     /// The consumer cannot go on: another one has taken its `group.instance.id`, for example. What was handled is in
     /// the database; start a new consumer to go on from there.
     #[error("the Kafka consumer failed for good: {0}. Start a new one: it goes on where this one ended")]

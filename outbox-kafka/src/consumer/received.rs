@@ -63,12 +63,13 @@ impl Received {
     /// Returns [`Rejected`] if the event is not as it should be. Because trying again cannot help, a handler
     /// that returns the error with `?` sends the record to the dead letters at once.
     pub fn decode<E: InboxEvent>(&self) -> Result<E, Rejected> {
-        let version = match self.header(wire::EVENT_VERSION_HEADER) {
-            Some(version) => Some(
-                version.parse().map_err(|_| Rejected::new("the header `eventVersion` is not a number"))?,
-            ),
-            None => None,
-        };
+        let version = self.headers().find(|(name, _)| *name == wire::EVENT_VERSION_HEADER);
+        let version = version
+            .map(|(_, value)| {
+                let number = value.and_then(|value| str::from_utf8(value).ok()?.parse().ok());
+                number.ok_or_else(|| Rejected::new("the header `eventVersion` is not a number"))
+            })
+            .transpose()?;
         E::decode(&self.encoded().with_version(version)).map_err(undecoded)
     }
 

@@ -94,7 +94,9 @@ impl OpenDatabase {
         // Opening it would make it, and a mistyped path would look like a database without tables.
         let is_path = !database_url.starts_with("file:") && database_url != ":memory:";
         if is_path && !std::path::Path::new(database_url.trim_start_matches("sqlite://")).exists() {
-            return Err(SourceError::new(format!("there is no database file {database_url}")));
+            return Err(SourceError::misconfigured(format!(
+                "there is no database file `{database_url}`: correct the path, or create the file by running the migrations"
+            )));
         }
         let mut conn = SqliteConnection::establish(database_url).map_err(|error| {
             SourceError::new(format!("cannot open the database: {error}")).with_source(error)

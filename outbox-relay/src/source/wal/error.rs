@@ -74,7 +74,7 @@ pub enum WalError {
     },
     /// Some events are in the WAL only, because their rows were deleted.
     #[error(
-        "{count} events are in the WAL and no more in the table: let a relay send them first, and take the slot down after it"
+        "{count} events are in the WAL and no more in the table: let a relay send them first, and run `outbox wal drop` after it"
     )]
     OnlyInWal {
         /// How many those are.

@@ -86,6 +86,8 @@ impl Window {
                 let part = self.received.part.filter(|part| part.commit == commit);
                 (self.commit, self.skipping) = (commit, part.map_or(0, |part| part.events));
             }
+            // It lies before the commit of the transaction whose events are skipped now, so it does not end that one.
+            Message::End(lsn) if self.skipping > 0 && lsn <= self.commit => {}
             Message::End(lsn) => {
                 self.skipping = 0;
                 self.received = self.received.after_end(lsn);
@@ -346,6 +348,19 @@ mod tests {
         assert_eq!(window.position(), at(15, part));
         transaction(20, 1..=3).into_iter().for_each(|message| window.receive(message));
         assert_eq!(given(&mut window), [(0, 3)]);
+    }
+
+    /// Otherwise events would be given again and counted twice, and the next relay would skip as many too many.
+    #[test]
+    fn an_end_in_the_middle_of_a_transaction_that_is_skipped_ends_nothing() {
+        let part = Some(Part { commit: 19, events: 2 });
+        let mut window = Window::after(Position { start: 10, part });
+        let mut again = transaction(20, 1..=4).into_iter();
+        window.receive(again.next().unwrap());
+        window.receive(again.next().unwrap());
+        window.receive(Message::End(15));
+        again.for_each(|message| window.receive(message));
+        assert_eq!(given(&mut window).iter().map(|(_, seq)| *seq).collect::<Vec<_>>(), [3, 4]);
     }
 
     #[test]
