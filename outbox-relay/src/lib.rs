@@ -119,7 +119,7 @@
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
 //! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared; counted from when the relay first saw it if its role is not a member of `pg_read_all_stats` |
 //! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
-//! | `outbox_wal_retained_bytes` | gauge | how much of its log the server keeps for the slot |
+//! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |

@@ -91,7 +91,7 @@ pub fn relay_at(url: &str, topic: &str, arguments: &[&str]) -> Process {
 }
 
 /// Starts a process of the binary `outbox` that reads the slot with the database's name.
-pub fn log_relay(database: &Database<'_>, topic: &str) -> Process {
+pub fn wal_relay(database: &Database<'_>, topic: &str) -> Process {
     relay(database, topic, &["--source", "wal", "--slot", database.name()])
 }
 

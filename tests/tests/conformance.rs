@@ -1,8 +1,8 @@
 //! What every source of records must do. One suite runs on PostgreSQL 15 and 18 and on SQLite. Most of it also runs on the WAL,
 //! where nothing is settled in the table.
 
-#[path = "conformance/log.rs"]
-mod log;
+#[path = "conformance/wal.rs"]
+mod wal;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -154,13 +154,13 @@ suite!(
     a_source_that_stands_by_does_not_spin,
 );
 
-macro_rules! suite_of_the_log {
+macro_rules! suite_of_the_wal {
     ($($name:ident),* $(,)?) => {
-        mod write_ahead_log { $(#[test] fn $name() { super::$name(&super::log::log()); })* }
+        mod write_ahead_log { $(#[test] fn $name() { super::$name(&super::wal::wal()); })* }
     };
 }
 
-suite_of_the_log!(
+suite_of_the_wal!(
     every_field_comes_back_as_it_was_emitted,
     an_aggregate_is_read_in_order_over_many_reads,
     a_pass_reads_events_that_arrive_meanwhile_and_returns_none_twice,

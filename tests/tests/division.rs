@@ -11,8 +11,8 @@ use diesel_outbox_core::Source;
 use diesel_outbox_relay::source::wal::{self, WalError, WalOptions, WalSource, setup};
 use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
 use outbox_tests::load::{
-    count, drop_roles, grants, log_relay, migrated, new_topic, relay, relay_at, repetitions, stop,
-    wait_until_confirmed, wal, write,
+    count, drop_roles, grants, migrated, new_topic, relay, relay_at, repetitions, stop, wait_until_confirmed,
+    wal, wal_relay, write,
 };
 use outbox_tests::{Database, Kafka, Process, Signal, eventually, workspace_binary};
 
@@ -68,7 +68,7 @@ fn requeuing_a_dead_letter_after_the_drop_sends_no_other_event_again() {
     let topic = new_topic("requeued");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let conn = &mut database.connect();
     let large = Record::new("order", "large", "TooLarge").with_payload(vec![b'x'; 2_000_000]);
     conn.transaction(|c| c.emit(&large)).unwrap();
@@ -107,7 +107,7 @@ fn events_sent_from_the_wal_are_not_sent_again_when_the_sequence_is_unknown() {
     let topic = new_topic("unknown");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let conn = &mut database.connect();
     let mut committed = write(conn, 0, 3, 10, 500);
     eventually("the events", PATIENCE, || (counter.count() >= 500).then_some(()));
@@ -369,7 +369,7 @@ fn a_relay_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_behind() {
          FROM generate_series(1, 200000) AS n",
     )
     .unwrap();
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let decodes = "pg_stat_activity WHERE datname = current_database() AND state = 'active' \
                    AND application_name = 'outbox relay' AND query LIKE '%pg_logical_slot_get_binary_changes%'";
     eventually("it to read a batch", PATIENCE, || (count(conn, decodes) > 0).then_some(()));

@@ -24,12 +24,12 @@ struct Way {
 
 impl Way {
     /// Runs the relay that reads the WAL, or the one that polls.
-    fn new(name: &'static str, from_log: bool) -> Self {
+    fn new(name: &'static str, from_wal: bool) -> Self {
         let (database, prefix) = (migrated(), Kafka::shared().unique(name));
         for (aggregate_type, partitions) in AGGREGATE_TYPES.iter().zip([5, 3, 1]) {
             Kafka::shared().create_topic(&format!("{prefix}.{aggregate_type}"), partitions);
         }
-        if from_log {
+        if from_wal {
             wal(&database, "setup");
         }
         Self { name, database, prefix }

@@ -118,17 +118,17 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_sqlite() {
 
 #[test]
 fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_wal() {
-    does_not_exhaust_a_relay_on_the_log("jump-log", &MANY, "EXTENDED", 1_400);
+    does_not_exhaust_a_relay_on_the_wal("jump-log", &MANY, "EXTENDED", 1_400);
 }
 
 /// Payloads of one letter take so little WAL that the relay would stream them, so they are stored uncompressed.
 #[test]
 fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_that_reads_batches() {
-    let relay = does_not_exhaust_a_relay_on_the_log("jump-batches", &FEWER, "EXTERNAL", 350);
+    let relay = does_not_exhaust_a_relay_on_the_wal("jump-batches", &FEWER, "EXTERNAL", 350);
     assert!(relay.output().contains("in batches"), "{}", relay.output());
 }
 
-fn does_not_exhaust_a_relay_on_the_log(topic: &str, rows: &Rows, storage: &str, megabytes: usize) -> Process {
+fn does_not_exhaust_a_relay_on_the_wal(topic: &str, rows: &Rows, storage: &str, megabytes: usize) -> Process {
     let database = migrated();
     let conn = &mut database.connect();
     wal(&database, "setup");

@@ -85,7 +85,7 @@ fn confirmed(database: &Database<'_>) -> String {
 }
 
 /// Waits until the slot has moved so far that it cannot be read from this position any more, as after a longer time.
-fn wait_until_the_log_is_gone(database: &Database<'_>, place: &str) {
+fn wait_until_the_wal_is_gone(database: &Database<'_>, place: &str) {
     let conn = &mut database.connect();
     conn.batch_execute("CHECKPOINT").unwrap();
     let gone =
@@ -139,7 +139,7 @@ fn a_live_outbox_moves_from_polling_to_debezium_and_the_wal_and_back() {
         let place = confirmed(&database);
         let log = relay(&database, &watched.topic, &["--source", "wal", "--slot", database.name()]);
         watched.wait_for_more();
-        wait_until_the_log_is_gone(&database, &place);
+        wait_until_the_wal_is_gone(&database, &place);
 
         stop(&log);
         tell_the_slot(&database);

@@ -15,7 +15,7 @@ use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Refu
 use diesel_outbox_relay::source::wal::WalOptions;
 use diesel_outbox_relay::{Relay, RelayHandle};
 use outbox_tests::load::{
-    count, log_relay, migrated, migrated_on, new_topic, relay, stop, wait_for_the_relays_end, wal, write,
+    count, migrated, migrated_on, new_topic, relay, stop, wait_for_the_relays_end, wal, wal_relay, write,
 };
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually, workspace_binary};
 
@@ -218,9 +218,9 @@ fn refusal(relay: &Process, reason: &str) -> String {
 /// Follows the advice of a relay that refuses to work, and checks that all of these events arrive.
 fn is_refused_and_all_arrives_after(database: &Database<'_>, reason: &str, committed: &BTreeSet<String>) {
     let topic = new_topic("advised");
-    let advice = refusal(&log_relay(database, &topic), reason);
+    let advice = refusal(&wal_relay(database, &topic), reason);
     follow(database, &command_in(&advice));
-    all_arrive(&log_relay(database, &topic), &topic, committed);
+    all_arrive(&wal_relay(database, &topic), &topic, committed);
 }
 
 /// Has a relay send some events, then writes others that wait in the table. Returns the latter.
@@ -228,7 +228,7 @@ fn sent_and_unsent(database: &Database<'_>) -> BTreeSet<String> {
     let topic = new_topic("before");
     let counter = Kafka::shared().counter(&topic);
     let conn = &mut database.connect();
-    let relay = log_relay(database, &topic);
+    let relay = wal_relay(database, &topic);
     write(conn, 0, 1, 10, 50);
     eventually("the first events", PATIENCE, || (counter.count() >= 50).then_some(()));
     stop(&relay);

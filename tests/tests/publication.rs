@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel_outbox_relay::source::wal::{self, WalError, WalOptions, setup};
-use outbox_tests::load::{count, log_relay, migrated_on, new_topic, relay, stop, wal, wal_with, write};
+use outbox_tests::load::{count, migrated_on, new_topic, relay, stop, wal, wal_relay, wal_with, write};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,13 +46,13 @@ fn is_changed_under_a_relay(major: u32, change: &str) {
     let database = migrated_on(Postgres::shared_version(major));
     let topic = new_topic("publication");
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let mut committed = emit(&database, 50);
     arrive(&topic, &committed);
     execute(&database, change);
     committed.extend(emit(&database, 20));
     follow_advice(&database, &log);
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     committed.extend(emit(&database, 10));
     arrive(&topic, &committed);
     stop(&log);
@@ -105,7 +105,7 @@ fn a_setup_over_a_publication_that_was_changed_leaves_the_slot_alone_and_says_wh
     for command in error.to_string().split('`').filter_map(|quoted| quoted.strip_prefix("outbox wal ")) {
         wal_with(&database, &command.split(' ').collect::<Vec<_>>());
     }
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     committed.extend(emit(&database, 10));
     arrive(&topic, &committed);
     stop(&log);
@@ -118,15 +118,15 @@ fn a_table_that_was_out_of_its_publication_for_a_while_is_noticed() {
     let topic = new_topic("for-a-while");
     wal(&database, "setup");
     let mut committed = emit(&database, 50);
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     arrive(&topic, &committed);
     stop(&log);
     execute(&database, WITHOUT_TABLE);
     committed.extend(emit(&database, 20));
     execute(&database, "ALTER PUBLICATION outbox ADD TABLE outbox");
     committed.extend(emit(&database, 10));
-    follow_advice(&database, &log_relay(&database, &topic));
-    let log = log_relay(&database, &topic);
+    follow_advice(&database, &wal_relay(&database, &topic));
+    let log = wal_relay(&database, &topic);
     arrive(&topic, &committed);
     stop(&log);
 }

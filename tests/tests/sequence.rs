@@ -11,7 +11,7 @@ use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::operate::{Operate, Requeue};
 use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
-use outbox_tests::load::{drop_roles, grants, log_relay, migrated, new_topic, relay, relay_at, stop, wal};
+use outbox_tests::load::{drop_roles, grants, migrated, new_topic, relay, relay_at, stop, wal, wal_relay};
 use outbox_tests::{Kafka, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -387,7 +387,7 @@ fn a_sequence_that_is_restarted_under_a_relay_on_the_wal_hides_no_event() {
     let counter = Kafka::shared().counter(&topic);
     emit(conn, 0..5_000);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     emit(conn, 5_000..5_100);
     eventually("the first events", PATIENCE, || (counter.count() >= 5_100).then_some(()));
     conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();

@@ -8,7 +8,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox::{Emit, Migrations, Record};
 use outbox_tests::load::{
-    count, log_relay, migrated_on, new_topic, relay, relay_to, repetitions, stop, wait_until_confirmed, wal,
+    count, migrated_on, new_topic, relay, relay_to, repetitions, stop, wait_until_confirmed, wal, wal_relay,
     wal_with, write,
 };
 use outbox_tests::{Kafka, Postgres, Signal, eventually};
@@ -33,7 +33,7 @@ fn waits_and_streams_and_catches_up(major: u32) {
     let conn = &mut database.connect();
     let mut committed = write(conn, 0, 3, 30, 2_000);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     committed.extend(write(conn, 1, 3, 30, 2_000));
     let have_come = |events| {
         eventually("all events", PATIENCE, || (counter.count() >= events).then_some(()));
@@ -42,7 +42,7 @@ fn waits_and_streams_and_catches_up(major: u32) {
     stop(&log);
 
     committed.extend(large_events(conn, 200));
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     for mode in ["in batches", "streamed from here on"] {
         log.wait_for_line(mode, PATIENCE, |line| line.contains(mode));
     }
@@ -89,7 +89,7 @@ fn a_relay_whose_slot_the_server_gave_up_stops_and_after_another_setup_the_rest_
     let conn = &mut database.connect();
     wal(&database, "setup");
     let mut committed = write(conn, 0, 2, 20, 1_000);
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     // When the slot is lost, only the table says what was sent.
     eventually("it to be known", PATIENCE, || {
@@ -102,7 +102,7 @@ fn a_relay_whose_slot_the_server_gave_up_stops_and_after_another_setup_the_rest_
         conn.batch_execute("SELECT pg_switch_wal(); CHECKPOINT").unwrap();
         (count(conn, "pg_replication_slots WHERE wal_status = 'lost'") == 1).then_some(())
     });
-    let stopped = log_relay(&database, &topic);
+    let stopped = wal_relay(&database, &topic);
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
     stopped.wait_for_line("what to do", PATIENCE, |line| {
         line.contains("has given up the replication slot")
@@ -110,7 +110,7 @@ fn a_relay_whose_slot_the_server_gave_up_stops_and_after_another_setup_the_rest_
     });
 
     wal(&database, "setup");
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
@@ -154,7 +154,7 @@ fn a_relay_streams_if_no_slots_are_free_for_copies() {
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
     let committed = large_events(&mut database.connect(), 200);
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     for line in ["in batches", "could not be copied", "streamed from here on"] {
         log.wait_for_line(line, PATIENCE, |printed| printed.contains(line));
     }
@@ -226,7 +226,7 @@ fn the_events_of_a_prepared_transaction_are_sent_when_it_commits() {
     let topic = new_topic("prepared");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let conn = &mut database.connect();
     conn.batch_execute("BEGIN").unwrap();
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
@@ -236,7 +236,7 @@ fn the_events_of_a_prepared_transaction_are_sent_when_it_commits() {
     write(conn, 0, 1, 10, 500);
     eventually("the others", PATIENCE, || (counter.count() >= 500).then_some(()));
     stop(&log);
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     conn.batch_execute("COMMIT PREPARED 'later'").unwrap();
     eventually("the prepared", PATIENCE, || (counter.count() >= 501).then_some(()));
     stop(&log);
@@ -252,10 +252,10 @@ fn a_relay_that_is_frozen_is_replaced_and_stands_by_afterwards() {
     wal(&database, "setup");
     let conn = &mut database.connect();
     let mut committed = write(conn, 0, 3, 30, 1_000);
-    let frozen = log_relay(&database, &topic);
+    let frozen = wal_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     frozen.signal(Signal::Stop);
-    let other = log_relay(&database, &topic);
+    let other = wal_relay(&database, &topic);
     committed.extend(write(conn, 1, 3, 30, 1_000));
     eventually("the next events", PATIENCE, || (counter.count() >= 2_000).then_some(()));
     frozen.signal(Signal::Continue);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{count, grants, log_relay, migrated_on, new_topic, relay, relay_at, stop, wal};
+use outbox_tests::load::{count, grants, migrated_on, new_topic, relay, relay_at, stop, wal, wal_relay};
 use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,7 +36,7 @@ fn a_relay_refuses_a_server_whose_commits_would_wait_for_it() {
     let conn = &mut connect_without_waiting(&database);
     for names in ["*", "FIRST 1 (other, \"outbox relay\")"] {
         set_names(conn, names);
-        is_refused(&log_relay(&database, &new_topic("waits")));
+        is_refused(&wal_relay(&database, &new_topic("waits")));
     }
 }
 
@@ -136,7 +136,7 @@ fn is_not_sent_if_a_failover_undoes_it(major: u32) {
     set_names(&mut connect_without_waiting(&database), "standby");
     let topic = new_topic("failover");
     let counter = Kafka::shared().counter(&topic);
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     if major >= 17 {
         // The copy of the slot on the standby could be ahead of the standby.
         relay.wait_for_line("which setting is missing", PATIENCE, |line| {

@@ -8,7 +8,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{
-    count, log_relay, migrated, migrated_on, new_topic, relay, repetitions, stop, wait_until_confirmed, wal,
+    count, migrated, migrated_on, new_topic, relay, repetitions, stop, wait_until_confirmed, wal, wal_relay,
     write, write_together,
 };
 use outbox_tests::{Kafka, Postgres, Process, Signal, eventually};
@@ -25,7 +25,7 @@ fn events_from_before_the_setup_are_sent_first_and_then_those_written_since() {
         let written = scope.spawn(|| write(&mut database.connect(), 1, 2, 1_000, 40_000));
         let set_up = scope.spawn(|| wal(&database, "setup"));
         assert!(set_up.join().unwrap().contains("are read from the slot"));
-        let relay = log_relay(&database, &topic);
+        let relay = wal_relay(&database, &topic);
         (written.join().unwrap(), relay)
     });
     committed.extend(more);
@@ -54,7 +54,7 @@ fn a_relay_that_starts_late_does_not_look_for_ever_for_polled_events() {
         (0..70_000).map(|number| Record::new("order", "late", number.to_string())).collect();
     committed.extend(later.iter().map(|record| record.id().to_string()));
     conn.transaction(|c| c.emit_all(&later)).unwrap();
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
@@ -84,7 +84,7 @@ fn events_sent_before_an_older_event_commits_are_not_sent_again() {
     let topic = new_topic("older");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let log = log_relay(&database, &topic);
+    let log = wal_relay(&database, &topic);
     let late = &mut database.connect();
     late.batch_execute("BEGIN").unwrap();
     let insert = "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
@@ -139,12 +139,12 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     let streams = |relay: &Process| {
         relay.wait_for_line("that it streams", PATIENCE, |line| line.contains("streamed from here on"));
     };
-    let killed = log_relay(&database, &topic);
+    let killed = wal_relay(&database, &topic);
     in_batches(&killed);
     eventually("some events", PATIENCE, || (counter.count() >= 50_000).then_some(()));
     killed.signal(Signal::Kill);
     killed.wait(PATIENCE);
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     in_batches(&relay);
     std::thread::scope(|scope| {
         let written = scope.spawn(|| write_by(4..5, 20_000));
@@ -179,7 +179,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
     wal(&database, "setup");
     let (committed, relays) = std::thread::scope(|scope| {
         let written = scope.spawn(|| write_together(&database, 4, EVENTS));
-        let mut relays = vec![log_relay(&database, &topic), log_relay(&database, &topic)];
+        let mut relays = vec![wal_relay(&database, &topic), wal_relay(&database, &topic)];
         for kill in 1..=KILLS {
             let target = kill * EVENTS / (KILLS + 2) + random(EVENTS / KILLS / 2);
             eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
@@ -187,7 +187,7 @@ fn relays_that_are_killed_lose_nothing_and_repeat_only_what_was_not_confirmed() 
             let victim = relays.remove(active);
             victim.signal(Signal::Kill);
             victim.wait(PATIENCE);
-            relays.push(log_relay(&database, &topic));
+            relays.push(wal_relay(&database, &topic));
         }
         (written.join().unwrap(), relays)
     });
@@ -220,16 +220,16 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
     let mut committed = write(conn, 0, 1, 500, EVENTS / 2);
     committed.extend(large.iter().map(|record| record.id().to_string()));
     for target in [10_000, 30_000, 60_000] {
-        let relay = log_relay(&database, &topic);
+        let relay = wal_relay(&database, &topic);
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         stop(&relay);
         assert!(counter.count() < EVENTS, "the stop came after the end");
         // A relay that is stopped before it has received anything must know what was sent, too.
-        let relay = log_relay(&database, &topic);
+        let relay = wal_relay(&database, &topic);
         relay.wait_for_line("that it reads", PATIENCE, |line| line.contains("reads the write-ahead log"));
         stop(&relay);
     }
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
     stop(&relay);
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
@@ -243,10 +243,10 @@ fn another_relay_takes_over_within_two_seconds() {
     wal(&database, "setup");
     let conn = &mut database.connect();
     let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
-    let first = log_relay(&database, &topic);
+    let first = wal_relay(&database, &topic);
     emit();
     eventually("the first event", PATIENCE, || (counter.count() >= 1).then_some(()));
-    let second = log_relay(&database, &topic);
+    let second = wal_relay(&database, &topic);
     let next_in_line = "pg_locks WHERE locktype = 'advisory' AND classid = 1869968486 AND granted \
                         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
     let looking = &mut database.connect();
@@ -278,7 +278,7 @@ fn polling_continues_where_reading_the_wal_ended_and_the_other_way_round() {
         has_come(15_000);
         // Both relays run, and each sends its part.
         wal(&database, "setup");
-        let log = log_relay(&database, &topic);
+        let log = wal_relay(&database, &topic);
         has_come(50_000);
         stop(&polling);
         stop(&log);
@@ -287,7 +287,7 @@ fn polling_continues_where_reading_the_wal_ended_and_the_other_way_round() {
         has_come((counter.count() + 20_000).min(150_000));
         wal(&database, "setup");
         stop(&polling);
-        let log = log_relay(&database, &topic);
+        let log = wal_relay(&database, &topic);
         let committed = written.join().unwrap();
         has_come(committed.len());
         stop(&log);
@@ -302,13 +302,13 @@ fn a_relay_whose_slot_is_gone_stops_and_after_another_setup_the_rest_is_sent() {
     let topic = new_topic("lost");
     let counter = Kafka::shared().counter(&topic);
     let conn = &mut database.connect();
-    let refused = log_relay(&database, &topic);
+    let refused = wal_relay(&database, &topic);
     assert_eq!(refused.wait(PATIENCE).code(), Some(1));
     refused.wait_for_line("what to do", PATIENCE, |line| line.contains("run `outbox wal setup --slot"));
 
     wal(&database, "setup");
     let mut committed = write(conn, 0, 1, 10, 1_000);
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     eventually("the first events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     stop(&relay);
     // More events are written, and the slot is lost.
@@ -321,12 +321,12 @@ fn a_relay_whose_slot_is_gone_stops_and_after_another_setup_the_rest_is_sent() {
             .collect::<Vec<_>>(),
     );
     conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", database.name())).unwrap();
-    let stopped = log_relay(&database, &topic);
+    let stopped = wal_relay(&database, &topic);
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
     stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("does not exist any more"));
 
     wal(&database, "setup");
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     // Some events may arrive a second time before the last one arrives for the first time.
     eventually("the rest", PATIENCE, || {
         let received = Kafka::shared().read_all(&topic);
@@ -367,7 +367,7 @@ fn rows_that_were_sent_from_the_wal_are_pruned_without_a_mark() {
     let topic = new_topic("pruned");
     wal(&database, "setup");
     let conn = &mut database.connect();
-    let keeping = log_relay(&database, &topic);
+    let keeping = wal_relay(&database, &topic);
     write(conn, 0, 1, 10, 500);
     eventually("it to be known that all are sent", PATIENCE, || {
         (count(conn, "outbox WHERE seq > (SELECT min(sent_through) FROM outbox_shard)") == 0).then_some(())
@@ -388,7 +388,7 @@ fn events_whose_rows_are_deleted_in_their_own_transaction_are_sent() {
     let topic = new_topic("empty");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     let conn = &mut database.connect();
     for n in 0..100 {
         conn.transaction(|c| {
@@ -411,7 +411,7 @@ fn a_relay_keeps_running_when_a_column_is_added_to_the_table() {
     let topic = new_topic("column");
     let counter = Kafka::shared().counter(&topic);
     wal(&database, "setup");
-    let relay = log_relay(&database, &topic);
+    let relay = wal_relay(&database, &topic);
     let conn = &mut database.connect();
     let mut committed = write(conn, 0, 1, 10, 500);
     conn.batch_execute("ALTER TABLE outbox ADD COLUMN tenant text DEFAULT 'a'").unwrap();

@@ -60,42 +60,43 @@ pub(crate) fn dead_letters(
 ) -> Result<(), Failure> {
     let database = OutboxDatabase::chosen(&common.database, origins)?;
     let mut conn = database.operations()?;
-    let mut letters = conn.dead_letters(limit.saturating_add(1)).map_err(|error| database.failed(error))?;
+    let mut dead_letters =
+        conn.dead_letters(limit.saturating_add(1)).map_err(|error| database.failed(error))?;
     let shown = usize::try_from(limit).unwrap_or(usize::MAX);
-    if letters.len() > shown {
-        letters.truncate(shown);
+    if dead_letters.len() > shown {
+        dead_letters.truncate(shown);
         say(&format!("there are more than {limit}: see --limit"));
     }
-    print(&if json { letters_json(&letters) } else { letters_text(&letters) })
+    print(&if json { dead_letters_json(&dead_letters) } else { dead_letters_text(&dead_letters) })
 }
 
-fn letters_json(letters: &[DeadLetter]) -> String {
-    let letters: Vec<_> = letters
+fn dead_letters_json(dead_letters: &[DeadLetter]) -> String {
+    let dead_letters: Vec<_> = dead_letters
         .iter()
-        .map(|letter| {
+        .map(|dead_letter| {
             json!({
-                "seq": letter.seq,
-                "id": letter.id,
-                "aggregate_type": letter.aggregate_type,
-                "aggregate_id": letter.aggregate_id,
-                "event_type": letter.event_type,
-                "created_at": moment(letter.created_at),
-                "reason": letter.reason,
-                "failed_at": moment(letter.failed_at),
+                "seq": dead_letter.seq,
+                "id": dead_letter.id,
+                "aggregate_type": dead_letter.aggregate_type,
+                "aggregate_id": dead_letter.aggregate_id,
+                "event_type": dead_letter.event_type,
+                "created_at": moment(dead_letter.created_at),
+                "reason": dead_letter.reason,
+                "failed_at": moment(dead_letter.failed_at),
             })
         })
         .collect();
-    format!("{}\n", serde_json::Value::from(letters))
+    format!("{}\n", serde_json::Value::from(dead_letters))
 }
 
-fn letters_text(letters: &[DeadLetter]) -> String {
-    if letters.is_empty() {
+fn dead_letters_text(dead_letters: &[DeadLetter]) -> String {
+    if dead_letters.is_empty() {
         return "no dead letters\n".to_owned();
     }
     let mut text = String::new();
-    for letter in letters {
-        let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = letter;
-        let (created_at, failed_at) = (moment(letter.created_at), moment(letter.failed_at));
+    for dead_letter in dead_letters {
+        let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = dead_letter;
+        let (created_at, failed_at) = (moment(dead_letter.created_at), moment(dead_letter.failed_at));
         // Writing to a string cannot fail.
         let _ = write!(
             text,

@@ -93,11 +93,10 @@ impl<C: 'static> Consumer<C, AsyncHandler<C>> {
 
     /// Handles all events of a type that derives `InboxEvent`, as [its namesake](Consumer::on_event) for synchronous connections
     /// does. This is the first choice.
-    pub fn on_event<E, F>(mut self, mut handler: F) -> Self
-    where
-        E: InboxEvent,
-        F: AsyncFnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
-    {
+    pub fn on_event<E: InboxEvent>(
+        mut self,
+        mut handler: impl AsyncFnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
+    ) -> Self {
         let handler = async move |c: &mut C, received: &Received| handler(c, received.decode()?).await;
         self.handlers.insert(E::EVENT_TYPES.iter().copied(), AsyncHandler(Box::new(handler)));
         self
@@ -105,11 +104,11 @@ impl<C: 'static> Consumer<C, AsyncHandler<C>> {
 
     /// Handles the events of this type with their payload, read as JSON. A payload that is not such JSON makes the
     /// record a dead letter at once. Otherwise as for [`on`](Self::on).
-    pub fn on_json<T, F>(self, event_type: impl Into<String>, mut handler: F) -> Self
-    where
-        T: DeserializeOwned,
-        F: AsyncFnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
-    {
+    pub fn on_json<T: DeserializeOwned>(
+        self,
+        event_type: impl Into<String>,
+        mut handler: impl AsyncFnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
+    ) -> Self {
         self.on(event_type, async move |c: &mut C, received: &Received| handler(c, received.json()?).await)
     }
 

@@ -92,7 +92,7 @@ impl<C: 'static> Consumer<C> {
     /// }
     ///
     /// # fn f() {
-    /// let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing").on_event(|c, event| {
+    /// let consumer = Consumer::<PgConnection>::new("localhost:9092", "billing").on_event::<OrderEvent>(|c, event| {
     ///     match event {
     ///         OrderEvent::OrderPlaced { order_id, total_cents } => { /* write the invoice */ }
     ///         OrderEvent::OrderPaid { order_id } => { /* settle it */ }
@@ -105,11 +105,10 @@ impl<C: 'static> Consumer<C> {
     /// ```
     ///
     /// `crate = diesel_outbox_kafka` is for a service that does not depend on `diesel-outbox`.
-    pub fn on_event<E, F>(mut self, mut handler: F) -> Self
-    where
-        E: InboxEvent,
-        F: FnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
-    {
+    pub fn on_event<E: InboxEvent>(
+        mut self,
+        mut handler: impl FnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,
+    ) -> Self {
         let handler = move |c: &mut C, received: &Received| handler(c, received.decode()?);
         self.handlers.insert(E::EVENT_TYPES.iter().copied(), BlockingHandler(Box::new(handler)));
         self
@@ -117,11 +116,11 @@ impl<C: 'static> Consumer<C> {
 
     /// Handles the events of this type with their payload, read as JSON. A payload that is not such JSON makes the
     /// record a dead letter at once. Otherwise as for [`on`](Self::on).
-    pub fn on_json<T, F>(self, event_type: impl Into<String>, mut handler: F) -> Self
-    where
-        T: DeserializeOwned,
-        F: FnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
-    {
+    pub fn on_json<T: DeserializeOwned>(
+        self,
+        event_type: impl Into<String>,
+        mut handler: impl FnMut(&mut C, T) -> Result<(), HandlerError> + Send + 'static,
+    ) -> Self {
         self.on(event_type, move |c: &mut C, received: &Received| handler(c, received.json()?))
     }
 

@@ -9,6 +9,7 @@ use std::error::Error;
 
 use diesel::{Connection, PgConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use diesel_outbox_kafka::Migrations;
 use diesel_outbox_kafka::consumer::Consumer;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::info;
@@ -20,7 +21,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tracing_subscriber::fmt().init();
     let database_url = env::var("DATABASE_URL")?;
     let brokers = env::var("BROKERS").unwrap_or_else(|_| "localhost:9092".to_owned());
-    migrate(&database_url)?;
+    let migrated = database_url.clone();
+    tokio::task::spawn_blocking(move || migrate(&migrated)).await??;
 
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let stop = async move {
@@ -41,7 +43,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
 
 fn migrate(database_url: &str) -> Result<(), Box<dyn Error + Send + Sync>> {
     let mut conn = PgConnection::establish(database_url)?;
-    diesel_outbox::Migrations::new().run(&mut conn)?;
+    Migrations::inbox_only().run(&mut conn)?;
     conn.run_pending_migrations(MIGRATIONS)?;
     Ok(())
 }

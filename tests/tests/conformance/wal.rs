@@ -9,12 +9,12 @@ use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
 use super::{Database, OnPostgres, Operate, Store, postgres};
 
 /// PostgreSQL, read from a slot that was made before the first emit.
-pub(super) struct OnLog(OnPostgres);
+pub(super) struct OnWal(OnPostgres);
 
-pub(super) fn log() -> OnLog {
+pub(super) fn wal() -> OnWal {
     let store = postgres(15);
     setup(&mut store.0.connect(), &mut store.0.connect(), &options(&store.0)).unwrap();
-    OnLog(store)
+    OnWal(store)
 }
 
 fn options(database: &Database<'_>) -> WalOptions {
@@ -23,7 +23,7 @@ fn options(database: &Database<'_>) -> WalOptions {
     options
 }
 
-impl Store for OnLog {
+impl Store for OnWal {
     fn source(&self, options_of_source: SourceOptions) -> Box<dyn Source> {
         let database = &self.0.0;
         Box::new(Patient(WalSource::new(database.url(), options_of_source, options(database))))
