@@ -32,6 +32,7 @@ mod host;
 mod java;
 mod kafka;
 pub mod load;
+mod log;
 mod postgres;
 mod process;
 mod scratch;
@@ -39,6 +40,7 @@ mod wait;
 
 pub use debezium::Debezium;
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, Received};
+pub use log::{logged, start_logging};
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;

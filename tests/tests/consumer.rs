@@ -13,8 +13,6 @@ mod events;
 mod failures;
 #[path = "consumer/lifecycle.rs"]
 mod lifecycle;
-#[path = "consumer/log.rs"]
-mod log;
 #[path = "consumer/outages.rs"]
 mod outages;
 #[path = "consumer/rebalance.rs"]

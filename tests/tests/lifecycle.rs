@@ -1,15 +1,14 @@
 //! How relays start, stop and report what keeps them from working.
 
-use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayError};
-use outbox_tests::{Database, Kafka, Postgres, eventually};
+use outbox_tests::{Database, Kafka, Postgres, eventually, logged, start_logging};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,31 +29,6 @@ fn emit(database: &Database<'_>, event_type: &str) {
     database.connect().transaction(|c| c.emit(&event).map(drop)).unwrap();
 }
 
-/// What this process has logged.
-static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
-
-struct Logged;
-
-impl Write for Logged {
-    fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
-        LOG.lock().unwrap_or_else(PoisonError::into_inner).write(text)
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn log() {
-    static START: Once = Once::new();
-    START.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Logged).init());
-}
-
-fn has_logged(level: &str, text: &str) -> Option<()> {
-    let log = String::from_utf8_lossy(&LOG.lock().unwrap_or_else(PoisonError::into_inner)).into_owned();
-    log.lines().any(|line| line.contains(level) && line.contains(text)).then_some(())
-}
-
 fn sessions(database: &Database<'_>) -> i64 {
     let relays = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox relay'";
     diesel::dsl::sql::<diesel::sql_types::BigInt>(relays).get_result(&mut database.connect()).unwrap()
@@ -62,7 +36,7 @@ fn sessions(database: &Database<'_>) -> i64 {
 
 #[test]
 fn a_relay_whose_handle_is_dropped_stops_and_logs_a_warning() {
-    log();
+    start_logging();
     let database = migrated();
     let topic = Kafka::shared().unique("dropped");
     let handle = relay(&database, &topic).spawn().unwrap();
@@ -71,7 +45,7 @@ fn a_relay_whose_handle_is_dropped_stops_and_logs_a_warning() {
     assert!(!handle.is_finished());
     drop(handle);
     eventually("the warning", PATIENCE, || {
-        has_logged("WARN", "the relay's handle was dropped, so the relay stops")
+        logged(&["WARN", "the relay's handle was dropped, so the relay stops"])
     });
     eventually("the relay's end", PATIENCE, || (sessions(&database) == 0).then_some(()));
 }
@@ -100,11 +74,11 @@ fn a_relay_stops_on_any_async_runtime() {
 
 #[test]
 fn a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
-    log();
+    start_logging();
     let database = Postgres::shared().database();
     let topic = Kafka::shared().unique("tables");
     let run = || {
-        let missing = || has_logged("ERROR", "the table `outbox` does not exist here: run the migrations");
+        let missing = || logged(&["ERROR", "the table `outbox` does not exist here: run the migrations"]);
         let handle = relay(&database, &topic).spawn().unwrap();
         eventually("the error", PATIENCE, missing);
         handle

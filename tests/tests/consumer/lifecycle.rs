@@ -12,10 +12,9 @@ use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
 use diesel_async::AsyncPgConnection;
 use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, Received};
 use futures_executor::block_on;
-use outbox_tests::{Kafka, Postgres, eventually};
+use outbox_tests::{Kafka, Postgres, eventually, logged, start_logging};
 
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_async};
-use super::log::{logged, start_logging};
 
 #[test]
 fn a_consumer_whose_inbox_is_missing_ends_at_once_with_an_error_that_says_what_to_do() {

@@ -1,10 +1,9 @@
 //! Batches that the consumer's client cannot read. The consumer skips none, and an error names each.
 
-use outbox_tests::{Kafka, Packing, Postgres, eventually};
+use outbox_tests::{Kafka, Packing, Postgres, eventually, logged, start_logging};
 use rdkafka::mocking::MockCluster;
 
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, raw};
-use super::log::{logged, start_logging};
 
 #[test]
 fn records_that_are_compressed_with_zstd_are_handled() {

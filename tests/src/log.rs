@@ -1,12 +1,12 @@
-//! What the consumers of this process log.
+//! What the relays and consumers of this process log.
 
 use std::io::{self, Write};
 use std::sync::{Mutex, Once};
 
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-/// Keeps what the consumers of this process log.
-pub(crate) fn start_logging() {
+/// Keeps what the relays and consumers of this process log from now on.
+pub fn start_logging() {
     static START: Once = Once::new();
     START.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Logged).init());
 }
@@ -23,8 +23,8 @@ impl Write for Logged {
     }
 }
 
-/// The first line with all of this in it.
-pub(crate) fn logged(texts: &[&str]) -> Option<String> {
+/// Returns the first line that contains all of these texts.
+pub fn logged(texts: &[&str]) -> Option<String> {
     let log = LOG.lock().unwrap();
     let log = String::from_utf8_lossy(&log);
     log.lines().find(|line| texts.iter().all(|text| line.contains(text))).map(str::to_owned)
