@@ -2,6 +2,8 @@
 //! because any role may take them. The constants are the first halves of their keys. The second half is the oid of the table
 //! `outbox`, so that each schema has its own locks.
 
+use crate::__private::quoted_literal;
+
 /// Held exclusively by the listening relay while it sleeps and wants to be notified. The number spells "outb".
 pub const ASLEEP: i32 = 1_869_968_482;
 /// Held exclusively by the one relay that listens for notifications.
@@ -25,7 +27,7 @@ pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('of
 
 /// Returns [`WAKE`] for the table in this schema, whose name must already be quoted.
 pub fn wake_in(schema: &str) -> String {
-    let table = format!("'{}.outbox'::regclass", schema.replace('\'', "''"));
+    let table = format!("{}::regclass", quoted_literal(&format!("{schema}.outbox")));
     WAKE.replace("'outbox'::regclass", &table)
 }
 

@@ -2,7 +2,7 @@ use diesel::connection::{Connection, LoadConnection};
 use diesel::migration::{Migration, MigrationSource};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::Integer;
-use diesel_outbox_core::__private::quoted_identifier;
+use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
 use crate::MigrateConnection;
 use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
@@ -141,15 +141,17 @@ impl Migrations {
         };
         // Without a schema, the table is created in the first schema of the search_path, whatever the others contain.
         let place = match &self.schema {
-            Some(_) => literal(&table),
+            Some(_) => quoted_literal(&table),
             None => "quote_ident(current_schema()) || '.outbox_migration'".to_owned(),
         };
         if count(conn, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL"))? == 0 {
             return Ok(false);
         }
         let migrations = self.embedded::<C::Backend>()?;
-        let versions: Vec<String> =
-            migrations.iter().map(|migration| literal(&migration.name().version().to_string())).collect();
+        let versions: Vec<String> = migrations
+            .iter()
+            .map(|migration| quoted_literal(&migration.name().version().to_string()))
+            .collect();
         let versions = versions.join(", ");
         Ok(count(conn, &format!("SELECT 1 FROM {table} WHERE version IN ({versions})"))? == migrations.len())
     }
@@ -164,10 +166,6 @@ impl Migrations {
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
         Ok(all.into_iter().filter(|migration| self.part.has(&migration.name().to_string())).collect())
     }
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 /// Returns the number of rows that the query selects.

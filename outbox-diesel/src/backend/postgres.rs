@@ -2,6 +2,7 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{Array, BigInt, Binary, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel_outbox_core::__private::quoted_literal;
 use diesel_outbox_core::advisory_locks;
 use uuid::Uuid;
 
@@ -117,10 +118,10 @@ impl Statements for Pg {
         let table = find.schema.map_or_else(|| "inbox".to_owned(), |schema| format!("{schema}.inbox"));
         let block = format!(
             "BEGIN IF to_regclass({}) IS NULL THEN RAISE undefined_table USING MESSAGE = 'no such table: inbox'; END IF; END",
-            literal(&table)
+            quoted_literal(&table)
         );
         out.push_sql("DO ");
-        out.push_sql(&literal(&block));
+        out.push_sql(&quoted_literal(&block));
         Ok(())
     }
 
@@ -141,10 +142,6 @@ impl Statements for Pg {
         out.push_sql("))");
         Ok(())
     }
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
 
 fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {

@@ -1,6 +1,6 @@
 //! `outbox debezium setup-sql`
 
-use diesel_outbox::__private::quoted_identifier;
+use diesel_outbox::__private::{quoted_identifier, quoted_literal};
 
 use super::DebeziumOutbox;
 
@@ -12,8 +12,8 @@ pub(super) fn text(outbox: &DebeziumOutbox) -> String {
         quoted_identifier(&server.database),
         format!("{}.outbox", quoted_identifier(schema)),
     );
-    let (role_text, slot_text) = (literal(&server.user), literal(slot));
-    let (publication_text, table_text) = (literal(publication), literal(&table));
+    let (role_text, slot_text) = (quoted_literal(&server.user), quoted_literal(slot));
+    let (publication_text, table_text) = (quoted_literal(publication), quoted_literal(&table));
     format!(
         "-- Run this as an administrator in the database {database}, one statement after the other.
 
@@ -65,8 +65,4 @@ END $$;
         schema = quoted_identifier(schema),
         publication = quoted_identifier(publication),
     )
-}
-
-fn literal(text: &str) -> String {
-    format!("'{}'", text.replace('\'', "''"))
 }
