@@ -1,7 +1,7 @@
 //! What the relay reports of itself: metrics through the `metrics` facade, and log lines through `tracing`.
 
 use std::cell::OnceCell;
-use std::sync::Once;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use diesel_outbox_core::Lag;
@@ -27,7 +27,7 @@ impl Metrics {
     /// Names the outbox as soon as the source knows which it is.
     pub(crate) fn name(&self, outbox: Option<&str>) {
         if let Some(outbox) = outbox {
-            self.outbox.get_or_init(|| outbox.to_owned().into());
+            self.outbox.get_or_init(|| Arc::<str>::from(outbox).into());
         }
     }
 

@@ -122,7 +122,6 @@ impl Worker {
     }
 
     fn upkeep(&mut self) -> Result<(), Failure> {
-        self.metrics.name(self.source.outbox());
         self.upkept = Some(Instant::now());
         if let Some(lag) = self.source.upkeep()? {
             self.metrics.lag(lag);
