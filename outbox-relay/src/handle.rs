@@ -12,8 +12,7 @@ use crate::worker::Worker;
 #[derive(Debug)]
 #[must_use = "the relay stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct RelayHandle {
-    /// Taken when it is stopped.
-    running: Option<Running<RelayError>>,
+    running: Running<RelayError>,
     shutdown_timeout: Duration,
 }
 
@@ -28,7 +27,7 @@ impl RelayHandle {
             (format!("outbox-relay-{number}"), move || worker.run().map_err(RelayError::Source))
         });
         let running = Running::start(stop, work, RelayError::Panicked)?;
-        Ok(Self { running: Some(running), shutdown_timeout })
+        Ok(Self { running, shutdown_timeout })
     }
 
     /// Stops the relay gracefully: what is in flight is acknowledged and settled, nothing new is begun, and the connections
@@ -37,41 +36,35 @@ impl RelayHandle {
     /// # Errors
     /// Returns [`RelayError::ShutdownTimeout`] if that took longer than [`Relay::shutdown_timeout`](crate::Relay::shutdown_timeout).
     /// If the relay had ended by itself, returns why: [`RelayError::Source`] or [`RelayError::Panicked`].
-    pub async fn stop(mut self) -> Result<(), RelayError> {
-        match self.running.take() {
-            Some(running) => self.outcome(running.stop(self.shutdown_timeout).await),
-            None => Ok(()),
-        }
+    pub async fn stop(self) -> Result<(), RelayError> {
+        self.outcome(self.running.stop(self.shutdown_timeout).await)
     }
 
     /// Does the same as [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
     ///
     /// # Errors
     /// As for [`stop`](Self::stop).
-    pub fn stop_blocking(mut self) -> Result<(), RelayError> {
-        match self.running.take() {
-            Some(running) => self.outcome(running.stop_blocking(self.shutdown_timeout)),
-            None => Ok(()),
-        }
+    pub fn stop_blocking(self) -> Result<(), RelayError> {
+        self.outcome(self.running.stop_blocking(self.shutdown_timeout))
     }
 
     /// Lets the relay work until the process ends, without a handle.
     ///
     /// Nothing stops it gracefully then: the records in flight at the end are sent again by the next relay.
-    pub fn detach(mut self) {
-        self.running = None;
+    pub fn detach(self) {
+        // Its threads keep what they share with it for as long as they work.
+        std::mem::forget(self);
     }
 
     /// Returns whether the relay has ended by itself. It does so only if it cannot go on; [`stop`](Self::stop) returns why.
     pub fn is_finished(&self) -> bool {
-        self.running.as_ref().is_none_or(Running::is_finished)
+        self.running.is_finished()
     }
 
-    /// Waits until the relay has ended by itself, or the future ends.
-    pub(crate) async fn until(&self, shutdown: impl Future<Output = ()>) {
-        if let Some(running) = &self.running {
-            running.until(shutdown).await;
-        }
+    /// Waits until the relay has ended by itself or the future ends, and stops it.
+    pub(crate) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RelayError> {
+        self.running.until(shutdown).await;
+        self.stop().await
     }
 
     fn outcome(&self, ended: Option<Result<(), RelayError>>) -> Result<(), RelayError> {
@@ -81,14 +74,11 @@ impl RelayHandle {
 
 impl Drop for RelayHandle {
     fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            if !running.is_finished() {
-                tracing::warn!(
-                    "the relay's handle was dropped, so the relay stops: keep the handle for as long as the relay should work, or \
-                     call `detach` on it"
-                );
-            }
-            running.signal_stop();
+        if self.running.abandon() {
+            tracing::warn!(
+                "the relay's handle was dropped, so the relay stops: keep the handle for as long as the relay should work, or \
+                 call `detach` on it"
+            );
         }
     }
 }

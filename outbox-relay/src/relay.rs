@@ -229,9 +229,7 @@ impl Relay {
     /// # Errors
     /// As for [`spawn`](Self::spawn) and [`RelayHandle::stop`].
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), RelayError> {
-        let handle = self.spawn()?;
-        handle.until(shutdown).await;
-        handle.stop().await
+        self.spawn()?.run(shutdown).await
     }
 
     fn check(&self) -> Result<(), RelayError> {

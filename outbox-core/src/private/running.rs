@@ -88,9 +88,11 @@ impl<E: Send + 'static> Running<E> {
         self.end.lock().at_work == 0
     }
 
-    /// Asks the threads to stop, without waiting for them.
-    pub fn signal_stop(&self) {
+    /// Asks the threads to stop, without waiting for them. Returns whether that is news to threads at work.
+    pub fn abandon(&self) -> bool {
+        let is_news = !self.stop.is_set() && !self.is_finished();
         self.stop.set();
+        is_news
     }
 
     /// Waits until all threads have ended by themselves or `shutdown` completes.
@@ -104,7 +106,7 @@ impl<E: Send + 'static> Running<E> {
     }
 
     /// Stops the threads and waits for their end. Returns `None` if they did not end in time.
-    pub async fn stop(self, timeout: Duration) -> Option<Result<(), E>> {
+    pub async fn stop(&self, timeout: Duration) -> Option<Result<(), E>> {
         self.stop.set();
         let end = self.end.clone();
         // A thread, because only a runtime has a timer, and this code knows none. A process stops only once.
@@ -117,7 +119,7 @@ impl<E: Send + 'static> Running<E> {
     }
 
     /// Does what [`stop`](Self::stop) does, but blocks the thread.
-    pub fn stop_blocking(self, timeout: Duration) -> Option<Result<(), E>> {
+    pub fn stop_blocking(&self, timeout: Duration) -> Option<Result<(), E>> {
         self.stop.set();
         self.end.time_out(timeout);
         self.is_finished().then(|| self.end.take())

@@ -12,8 +12,7 @@ use super::ConsumerError;
 #[derive(Debug)]
 #[must_use = "the consumer stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct ConsumerHandle {
-    /// Taken when it is stopped.
-    running: Option<Running<ConsumerError>>,
+    running: Running<ConsumerError>,
     shutdown_timeout: Duration,
 }
 
@@ -27,7 +26,7 @@ impl ConsumerHandle {
         let stopped = stop.clone();
         let work = iter::once(("outbox-consumer".to_owned(), move || work(&stopped)));
         let running = Running::start(stop, work, ConsumerError::Panicked)?;
-        Ok(Self { running: Some(running), shutdown_timeout })
+        Ok(Self { running, shutdown_timeout })
     }
 
     /// Stops the consumer gracefully: it finishes the record in hand, commits the offsets and leaves the group, so that others take
@@ -37,42 +36,35 @@ impl ConsumerHandle {
     /// Returns [`ConsumerError::ShutdownTimeout`] if that took longer than [`Consumer::shutdown_timeout`](super::Consumer::shutdown_timeout).
     /// If the consumer had ended by itself, returns why: [`ConsumerError::NoInbox`], [`ConsumerError::Kafka`] or
     /// [`ConsumerError::Panicked`].
-    pub async fn stop(mut self) -> Result<(), ConsumerError> {
-        match self.running.take() {
-            Some(running) => self.outcome(running.stop(self.shutdown_timeout).await),
-            None => Ok(()),
-        }
+    pub async fn stop(self) -> Result<(), ConsumerError> {
+        self.outcome(self.running.stop(self.shutdown_timeout).await)
     }
 
     /// Does the same as [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
     ///
     /// # Errors
     /// As for [`stop`](Self::stop).
-    pub fn stop_blocking(mut self) -> Result<(), ConsumerError> {
-        match self.running.take() {
-            Some(running) => self.outcome(running.stop_blocking(self.shutdown_timeout)),
-            None => Ok(()),
-        }
+    pub fn stop_blocking(self) -> Result<(), ConsumerError> {
+        self.outcome(self.running.stop_blocking(self.shutdown_timeout))
     }
 
     /// Lets the consumer work until the process ends, without a handle.
     ///
     /// Nothing stops it gracefully then: Kafka gives its partitions to others only when it misses the heartbeats, and the
     /// inbox recognises the records that are delivered again.
-    pub fn detach(mut self) {
-        self.running = None;
+    pub fn detach(self) {
+        // Its threads keep what they share with it for as long as they work.
+        std::mem::forget(self);
     }
 
     /// Returns whether the consumer has ended by itself. It does so only if it cannot go on; [`stop`](Self::stop) returns why.
     pub fn is_finished(&self) -> bool {
-        self.running.as_ref().is_none_or(Running::is_finished)
+        self.running.is_finished()
     }
 
     /// Waits until the consumer has ended by itself or the future ends, and stops it.
     pub(super) async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), ConsumerError> {
-        if let Some(running) = &self.running {
-            running.until(shutdown).await;
-        }
+        self.running.until(shutdown).await;
         self.stop().await
     }
 
@@ -83,14 +75,11 @@ impl ConsumerHandle {
 
 impl Drop for ConsumerHandle {
     fn drop(&mut self) {
-        if let Some(running) = &self.running {
-            if !running.is_finished() {
-                tracing::warn!(
-                    "the consumer's handle was dropped, so the consumer stops: keep the handle for as long as the consumer should \
-                     work, or call `detach` on it"
-                );
-            }
-            running.signal_stop();
+        if self.running.abandon() {
+            tracing::warn!(
+                "the consumer's handle was dropped, so the consumer stops: keep the handle for as long as the consumer should \
+                 work, or call `detach` on it"
+            );
         }
     }
 }
