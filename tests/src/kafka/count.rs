@@ -1,6 +1,8 @@
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::Kafka;
 use super::read::partitions;
@@ -23,12 +25,19 @@ impl Kafka {
 impl Counter {
     /// Returns how many records the topic holds, or 0 while Kafka does not answer.
     pub fn count(&self) -> usize {
-        let patience = Duration::from_secs(5);
         let partitions = partitions(&self.consumer, &self.topic).unwrap_or_default();
-        let counts = partitions.into_iter().filter_map(|partition| {
-            let (low, high) = self.consumer.fetch_watermarks(&self.topic, partition, patience).ok()?;
-            usize::try_from(high - low).ok()
-        });
-        counts.sum()
+        let sum_of = |place| {
+            let mut asked = TopicPartitionList::new();
+            for partition in &partitions {
+                // This is how librdkafka asks for the ends of all partitions at once. To ask for one after the other takes as long
+                // as some ten thousand records take to come.
+                asked.add_partition_offset(&self.topic, *partition, place)?;
+            }
+            let offsets = self.consumer.offsets_for_times(asked, Duration::from_secs(5))?;
+            let offsets = offsets.elements().iter().filter_map(|end| end.offset().to_raw()).sum::<i64>();
+            Ok::<_, KafkaError>(offsets)
+        };
+        let count = sum_of(Offset::End).and_then(|high| Ok(high - sum_of(Offset::Beginning)?));
+        count.ok().and_then(|count| usize::try_from(count).ok()).unwrap_or_default()
     }
 }
