@@ -45,14 +45,14 @@ impl Operate for PgConnection {
             // With the shards locked no relay is reading them, and their lower bounds can go back.
             conn.batch_execute(LOCK_SHARDS)?;
             let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
-            let mut lows: BTreeMap<i16, i64> = BTreeMap::new();
+            let mut lower_bounds: BTreeMap<i16, i64> = BTreeMap::new();
             for (shard, seq) in &restored {
-                let sent_through = lows.entry(*shard).or_insert(seq - 1);
+                let sent_through = lower_bounds.entry(*shard).or_insert(seq - 1);
                 *sent_through = (*sent_through).min(seq - 1);
             }
-            if !lows.is_empty() {
-                let (shards, lows) = lows.into_iter().unzip();
-                LowerBounds::new(shards, lows).execute(conn)?;
+            if !lower_bounds.is_empty() {
+                let (shards, lower_bounds) = lower_bounds.into_iter().unzip();
+                SetLowerBoundsBack::new(shards, lower_bounds).execute(conn)?;
                 wake(conn)?;
             }
             Ok(restored.len())
@@ -134,7 +134,7 @@ statement!(
 statement!(
     Pg,
     /// A slot that is read has them anyway.
-    LowerBounds { shards: Vec<i16> => Array<SmallInt>, lows: Vec<i64> => Array<BigInt> } -> BigInt,
+    SetLowerBoundsBack { shards: Vec<i16> => Array<SmallInt>, lower_bounds: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox_shard AS s SET sent_through = least(s.sent_through, restored.sent_through), passed = least(s.passed, restored.sent_through) \
      FROM unnest(?, ?) AS restored (shard, sent_through) WHERE s.shard = restored.shard AND s.polled_through = 9223372036854775807"
 );

@@ -51,7 +51,7 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what was sent is kept while something is being sent, which lets the server know too.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what is known to be sent is noted in the table.
-const LOW_INTERVAL: Duration = Duration::from_secs(2);
+const LOWER_BOUND_INTERVAL: Duration = Duration::from_secs(2);
 /// How many bytes are given at once, and one row more at most.
 const CHUNK_BYTES: usize = 8 << 20;
 
@@ -220,7 +220,7 @@ impl Reading {
             self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
             self.settling.keep(&mut self.conn, self.window.position())?;
         }
-        if is_due(&mut self.done.raised_lower_bound, LOW_INTERVAL) {
+        if is_due(&mut self.done.raised_lower_bound, LOWER_BOUND_INTERVAL) {
             let confirmed = self.settling.confirmable(self.window.position());
             self.reader.catch_up(&mut self.conn, &self.window, confirmed)?;
             self.raise_lower_bound()?;

@@ -20,11 +20,11 @@ use crate::statement::statement;
 
 /// How far a shard's lower bound may stay behind if the shard has nothing unsent: it is claimed then all the same, so that
 /// the next claims need not pass over what it has sent since.
-const LOW_LAG: i64 = 65_536;
+const LOWER_BOUND_LAG: i64 = 65_536;
 
 /// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard if events are
 /// spread evenly.
-const BOUND_STEP: i64 = 1_024;
+const LOWER_BOUND_STEP: i64 = 1_024;
 
 pub(super) struct PollingPass {
     shards: Vec<Shard>,
@@ -71,7 +71,9 @@ impl PollingPass {
         block: bool,
     ) -> QueryResult<Option<Self>> {
         // Most looks find nothing if events come one by one: this takes one statement, and a pass that is rolled back three.
-        if !IsWanted::new(bounds.passed, bounds.passed - LOW_LAG, BOUND_STEP).get_result(conn)? {
+        if !IsWanted::new(bounds.passed, bounds.passed - LOWER_BOUND_LAG, LOWER_BOUND_STEP)
+            .get_result(conn)?
+        {
             return Ok(None);
         }
         AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
@@ -87,7 +89,7 @@ impl PollingPass {
             has_settled: false,
             blocked: block.then(BlockedAggregates::new),
         };
-        if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOW_LAG)? {
+        if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)? {
             Self::roll_back(conn)?;
             return Ok(None);
         }
@@ -107,9 +109,16 @@ impl PollingPass {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
         let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
         let claimed = self.shards.iter().map(|shard| shard.number).collect();
-        let shards =
-            Claim::new(quiet_since, BOUND_STEP, passed, claimed, share as i16, workers <= 1, free as i64)
-                .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
+        let shards = Claim::new(
+            quiet_since,
+            LOWER_BOUND_STEP,
+            passed,
+            claimed,
+            share as i16,
+            workers <= 1,
+            free as i64,
+        )
+        .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
         if let Some(blocked) = &mut self.blocked
             && !shards.is_empty()
         {
@@ -181,7 +190,7 @@ impl PollingPass {
         self.shards.iter().for_each(|shard| merge(&mut open, &shard.open));
         Unread {
             shards: self.shards.iter().map(|shard| shard.number).collect(),
-            lows: self.shards.iter().map(|shard| shard.given).collect(),
+            lower_bounds: self.shards.iter().map(|shard| shard.given).collect(),
             passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
             open,
             polled_through: self.polled_through,
@@ -245,24 +254,24 @@ impl PollingPass {
         self.given_up_to_here();
         // What was given and not settled is unsent.
         let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
-        let (mut shards, mut lows, mut passed, mut open) =
+        let (mut shards, mut lower_bounds, mut passed, mut open) =
             (Vec::new(), Vec::new(), Vec::new(), OpenTransactions::new());
         for shard in self.shards {
             let (sent_through, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
             // If a transaction has ended the next look would begin at `sent_through` again.
-            let has_moved = sent_through >= shard.sent_through + BOUND_STEP
-                || of_ended >= shard.sent_through.max(shard.passed) + BOUND_STEP
+            let has_moved = sent_through >= shard.sent_through + LOWER_BOUND_STEP
+                || of_ended >= shard.sent_through.max(shard.passed) + LOWER_BOUND_STEP
                 || (shard.open_changed && (of_ended > sent_through || shard.passed > shard.sent_through));
             if has_moved {
                 shards.push(shard.number);
-                lows.push(sent_through);
+                lower_bounds.push(sent_through);
                 passed.push(of_ended);
                 merge(&mut open, &shard.open);
             }
         }
         if !shards.is_empty() {
             let (open, after) = open.into_iter().unzip();
-            MoveLow::new(shards, lows, passed, open, after).execute(conn)?;
+            MoveLowerBounds::new(shards, lower_bounds, passed, open, after).execute(conn)?;
         }
         if call_for_help {
             wakeup::call_for_help(conn)?;
@@ -348,9 +357,9 @@ statement!(
 
 statement!(
     Pg,
-    MoveLow {
+    MoveLowerBounds {
         shards: Vec<i16> => Array<SmallInt>,
-        lows: Vec<i64> => Array<BigInt>,
+        lower_bounds: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
         open: Vec<i64> => Array<BigInt>,
         open_after: Vec<i64> => Array<BigInt>

@@ -34,7 +34,7 @@ statement!(
         open: Vec<i64> => Array<BigInt>,
         open_after: Vec<i64> => Array<BigInt>,
         shards: Vec<i16> => Array<SmallInt>,
-        lows: Vec<i64> => Array<BigInt>,
+        lower_bounds: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
         largest: i64 => BigInt,
         last_given: i64 => BigInt,
@@ -74,7 +74,7 @@ pub(super) struct ReadChunk {
 pub(super) struct Unread {
     pub(super) shards: Vec<i16>,
     /// Up to where all of them was given.
-    pub(super) lows: Vec<i64>,
+    pub(super) lower_bounds: Vec<i64>,
     /// The same as long as none of the transactions in `open` has ended.
     pub(super) passed: Vec<i64>,
     pub(super) open: OpenTransactions,
@@ -133,7 +133,7 @@ impl Unread {
             self.open.keys().copied().collect(),
             self.open.values().copied().collect(),
             self.shards.clone(),
-            self.lows.clone(),
+            self.lower_bounds.clone(),
             self.passed.clone(),
             largest as i64,
             self.last_given,
@@ -153,7 +153,7 @@ impl Unread {
     /// Goes past what was read: in the same snapshot nothing is missing before it.
     pub(super) fn go_past(&mut self, chunk: &ReadChunk) {
         let Some((_, last)) = chunk.given.last() else { return };
-        self.lows
+        self.lower_bounds
             .iter_mut()
             .chain(&mut self.passed)
             .for_each(|sent_through| *sent_through = (*sent_through).max(*last));

@@ -74,13 +74,13 @@ pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptio
 /// Of the rows that were read from the WAL these are unsent, up to the last number; those that were polled before have a mark
 /// themselves. If the sequence was restarted, some of the unsent have numbers among those.
 fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i64]) -> Result<(), WalError> {
-    let sent_up_to = unsent.first().map_or(last, |first| first - 1);
+    let sent_through = unsent.first().map_or(last, |first| first - 1);
     loop {
         let rows_wait = polled::rows_wait(conn)?;
         // The lower bounds stay where they are then, and all that was read from the WAL lies behind them.
-        let from = if rows_wait { sent_up_to.min(polled::polled_through(conn)?) } else { sent_up_to };
+        let from = if rows_wait { sent_through.min(polled::polled_through(conn)?) } else { sent_through };
         unread::mark_others(conn, slot, from, last, unsent)?;
-        if poll_all(conn, sent_up_to, rows_wait)? {
+        if poll_all(conn, sent_through, rows_wait)? {
             return Ok(());
         }
     }
@@ -88,13 +88,13 @@ fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i
 
 /// Polls the whole table again: from this number on, or from the lower bounds on if those are to stay. If rows wait of which that was
 /// not known, it does nothing and returns `false`.
-fn poll_all(conn: &mut PgConnection, sent_up_to: i64, lows_stay: bool) -> QueryResult<bool> {
+fn poll_all(conn: &mut PgConnection, sent_through: i64, lower_bounds_stay: bool) -> QueryResult<bool> {
     conn.transaction(|conn| {
         conn.batch_execute(LOCK_SHARDS)?;
-        if !lows_stay && polled::rows_wait(conn)? {
+        if !lower_bounds_stay && polled::rows_wait(conn)? {
             return Ok(false);
         }
-        PollAll::new(lows_stay, sent_up_to).execute(conn)?;
+        PollAll::new(lower_bounds_stay, sent_through).execute(conn)?;
         wake(conn)?;
         Ok(true)
     })
@@ -103,9 +103,10 @@ fn poll_all(conn: &mut PgConnection, sent_up_to: i64, lows_stay: bool) -> QueryR
 statement!(
     Pg,
     /// Rows after the last that was polled, up to the lower bound, are sent and not marked.
-    PollAll { lows_stay: bool => Bool, sent_up_to: i64 => BigInt } -> BigInt,
+    PollAll { lower_bounds_stay: bool => Bool, sent_through: i64 => BigInt } -> BigInt,
     "UPDATE outbox_shard AS s SET sent_through = new.sent_through, polled_through = 9223372036854775807, passed = 0, open = '{}', open_after = '{}', \
      unmarked = CASE WHEN new.sent_through > s.polled_through THEN new.sent_through ELSE least(s.unmarked, new.sent_through) END, \
-     unmarked_until = CASE WHEN new.sent_through > s.polled_through THEN clock_timestamp() ELSE s.unmarked_until END FROM (SELECT o.shard, CASE WHEN given.lows_stay THEN least(o.sent_through, given.sent_through) ELSE given.sent_through END AS sent_through \
-     FROM outbox_shard AS o, (SELECT ?::bool AS lows_stay, ?::bigint AS sent_through) AS given) AS new WHERE new.shard = s.shard"
+     unmarked_until = CASE WHEN new.sent_through > s.polled_through THEN clock_timestamp() ELSE s.unmarked_until END \
+     FROM (SELECT o.shard, CASE WHEN given.lower_bounds_stay THEN least(o.sent_through, given.sent_through) ELSE given.sent_through END \
+     AS sent_through FROM outbox_shard AS o, (SELECT ?::bool AS lower_bounds_stay, ?::bigint AS sent_through) AS given) AS new WHERE new.shard = s.shard"
 );
