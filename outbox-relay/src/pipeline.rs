@@ -70,12 +70,12 @@ pub(crate) struct Pipeline<'a> {
     /// How many records were published is added here, whether the pass fails or not.
     pub(crate) published: &'a Cell<usize>,
     pub(crate) metrics: &'a Metrics,
-    /// Told between chunks; `true` ends the pass as soon as what is in flight has been acknowledged.
+    /// Told between batches; `true` ends the pass as soon as what is in flight has been acknowledged.
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
 
 /// About the most that a source reads at once, unless a single record is larger, and so the least that a relay may hold.
-pub(crate) const CHUNK_BYTES: usize = 16 << 20;
+pub(crate) const BATCH_BYTES: usize = 16 << 20;
 /// How long to wait for acknowledgements if there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
 /// How often what has come since is read while the broker has records.
@@ -84,7 +84,7 @@ const READ_ON_PAUSE: Duration = Duration::from_millis(1);
 const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
 /// How many records are settled at once if they come one by one.
-const SHORT_CHUNK: usize = 100;
+const SHORT_BATCH: usize = 100;
 /// How long an acknowledged record may wait to be settled if the broker is slow.
 const LONGEST_UNSETTLED: Duration = Duration::from_secs(1);
 /// How long a pass that is about to fail still listens to the broker.
@@ -133,9 +133,9 @@ impl Pipeline<'_> {
     ///
     /// - `pass.reading`: the pass takes on more. It falls when the time is up, the relay is to stop, an aggregate is held back or the
     ///   publisher fails, and never rises again. So each pass ends: what it has taken on is acknowledged, or the broker stalls.
-    /// - `pass.reads_ahead`: the source reads a chunk for us already. It keeps `reading` from falling because the time is up,
-    ///   until that chunk was taken, because the work on it is done and the next pass would begin it anew. It is only set in time, so that
-    ///   there is one such chunk at most.
+    /// - `pass.reads_ahead`: the source reads a batch for us already. It keeps `reading` from falling because the time is up,
+    ///   until that batch was taken, because the work on it is done and the next pass would begin it anew. It is only set in time, so that
+    ///   there is one such batch at most.
     /// - `pass.caught_up`: when the last read found that there is no more for now. Until the next read finds more, reads are spaced out
     ///   and few records are settled at once. Without it a read follows as soon as there is room.
     /// - `pass.failing`: the publisher failed. Nothing is handed over any more, and after a moment for acknowledgements that still
@@ -152,7 +152,7 @@ impl Pipeline<'_> {
         publisher: &mut dyn Publisher,
     ) -> Result<(), Failure> {
         let mut acknowledgements = Vec::new();
-        let mut chunk = Vec::new();
+        let mut batch = Vec::new();
         loop {
             if (self.stopping)() {
                 pass.close();
@@ -161,9 +161,9 @@ impl Pipeline<'_> {
             let in_time = now.duration_since(pass.began) < self.limits.max_pass_duration;
             pass.reading &= in_time || pass.reads_ahead;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
-                let more = source.read(self.limits.batch_size, &mut chunk)?;
+                let more = source.read(self.limits.batch_size, &mut batch)?;
                 pass.caught_up = (!more).then(self.now);
-                pass.unsent = std::mem::take(&mut chunk).into();
+                pass.unsent = std::mem::take(&mut batch).into();
                 if !pass.unsent.is_empty() {
                     pass.found = now;
                 }
@@ -211,7 +211,7 @@ impl Pipeline<'_> {
                 return Err(failing.failure());
             }
             let enough = if pass.caught_up.is_some() {
-                SHORT_CHUNK.min(self.limits.batch_size)
+                SHORT_BATCH.min(self.limits.batch_size)
             } else {
                 self.limits.batch_size
             };
@@ -228,11 +228,11 @@ impl Pipeline<'_> {
         pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
     }
 
-    /// Whether there are bytes left for another chunk and so many more. What is being read has not come yet, so that a chunk's most is
+    /// Whether there are bytes left for another batch and so many more. What is being read has not come yet, so that a batch's most is
     /// reckoned for it.
     fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
         let unsent: usize = pass.unsent.iter().map(size).sum();
-        pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * CHUNK_BYTES
+        pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * BATCH_BYTES
             <= self.limits.max_in_flight_bytes
     }
 
@@ -341,7 +341,7 @@ struct Pass {
     began: Instant,
     /// Whether it takes on more.
     reading: bool,
-    /// Whether the source reads the next chunk already.
+    /// Whether the source reads the next batch already.
     reads_ahead: bool,
     /// When a read last gave something.
     found: Instant,

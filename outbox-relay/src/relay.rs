@@ -6,7 +6,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
 use crate::metrics::Metrics;
-use crate::pipeline::{CHUNK_BYTES, Limits};
+use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(feature = "postgres")]
 use crate::source::DatabaseUrl;
 #[cfg(feature = "postgres-wal")]
@@ -242,7 +242,7 @@ impl Relay {
         within("workers", self.workers, range, (1..=self.most_workers).contains(&self.workers))?;
         within("batch_size", batch_size, "1 to 100,000", (1..=100_000).contains(&batch_size))?;
         within("max_in_flight", max_in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&max_in_flight))?;
-        let bytes = CHUNK_BYTES..=(1 << 40);
+        let bytes = BATCH_BYTES..=(1 << 40);
         within(
             "max_in_flight_bytes",
             max_in_flight_bytes,

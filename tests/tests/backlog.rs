@@ -21,7 +21,7 @@ use self::gate::Gate;
 const EVENTS: usize = 1_000;
 /// Enough aggregates that every shard has some.
 const AGGREGATES: usize = 101;
-const CHUNK: usize = 50;
+const BATCH: usize = 50;
 
 fn migrated() -> Database<'static> {
     let database = Postgres::shared().database();
@@ -63,11 +63,11 @@ fn drain(source: &mut PostgresSource) {
     source.release().unwrap();
 }
 
-/// Reads a chunk, and has the next one read ahead.
+/// Reads a batch, and has the next one read ahead.
 fn read(source: &mut PostgresSource, records: &mut Vec<Claimed>) -> bool {
-    let more = source.read(CHUNK, records).unwrap();
+    let more = source.read(BATCH, records).unwrap();
     if more {
-        source.read_ahead(CHUNK).unwrap();
+        source.read_ahead(BATCH).unwrap();
     }
     more
 }
@@ -203,7 +203,7 @@ fn the_second_connection_reads_nothing_for_a_pass_that_has_lost_its_claim() {
     eventually("the claim to be free", Duration::from_secs(20), || other.claim().unwrap().then_some(()));
     gate.open();
     let mut records = Vec::new();
-    assert!(source.read(CHUNK, &mut records).is_err(), "{} records", records.len());
+    assert!(source.read(BATCH, &mut records).is_err(), "{} records", records.len());
     drain(&mut other);
 }
 
@@ -269,7 +269,7 @@ fn records_that_were_read_ahead_are_held_back_if_their_aggregate_is_blocked() {
     assert!(source.claim().unwrap());
     // These include the next event of the blocked aggregate.
     source.read(AGGREGATES, &mut all).unwrap();
-    source.read_ahead(CHUNK).unwrap();
+    source.read_ahead(BATCH).unwrap();
     reads_ahead(conn);
     while read(&mut source, &mut all) {}
     assert!(all.iter().map(number).eq((0..EVENTS).filter(|n| n % AGGREGATES > 0)), "in another order");

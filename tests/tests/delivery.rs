@@ -397,7 +397,7 @@ fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
 #[test]
 fn a_blocked_aggregate_holds_back_records_that_were_read_already() {
     let database = migrated();
-    let prefix = Kafka::shared().unique("chunk");
+    let prefix = Kafka::shared().unique("batch");
     let relay = relay(&database, &prefix).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap();
     let conn = &mut database.connect();
     let large = record(1, "TooLarge").with_payload(vec![b'x'; 2_000_000]);

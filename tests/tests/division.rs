@@ -356,11 +356,11 @@ fn a_stranger_that_takes_advisory_locks_stops_neither_setup_nor_a_relay_nor_drop
     drop_roles(conn, &format!("{stranger}, {role}"));
 }
 
-/// The relay has asked the server for a batch that takes some seconds to decode.
+/// The relay has asked the server for a chunk that takes some seconds to decode.
 #[test]
-fn a_relay_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_behind() {
+fn a_relay_that_is_stopped_in_the_middle_of_a_chunk_leaves_nothing_behind() {
     let database = migrated();
-    let topic = new_topic("batch");
+    let topic = new_topic("chunk");
     let conn = &mut database.connect();
     wal(&database, "setup");
     conn.batch_execute(
@@ -372,7 +372,7 @@ fn a_relay_that_is_stopped_in_the_middle_of_a_batch_leaves_nothing_behind() {
     let log = wal_relay(&database, &topic);
     let decodes = "pg_stat_activity WHERE datname = current_database() AND state = 'active' \
                    AND application_name = 'outbox relay' AND query LIKE '%pg_logical_slot_get_binary_changes%'";
-    eventually("it to read a batch", PATIENCE, || (count(conn, decodes) > 0).then_some(()));
+    eventually("it to read a chunk", PATIENCE, || (count(conn, decodes) > 0).then_some(()));
     stop(&log);
     let sessions =
         "pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox relay'";

@@ -124,8 +124,8 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_the_wal() {
 /// Payloads of one letter take so little WAL that the relay would stream them, so they are stored uncompressed.
 #[test]
 fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_that_reads_batches() {
-    let relay = does_not_exhaust_a_relay_on_the_wal("jump-batches", &FEWER, "EXTERNAL", 350);
-    assert!(relay.output().contains("in batches"), "{}", relay.output());
+    let relay = does_not_exhaust_a_relay_on_the_wal("jump-chunks", &FEWER, "EXTERNAL", 350);
+    assert!(relay.output().contains("in chunks"), "{}", relay.output());
 }
 
 fn does_not_exhaust_a_relay_on_the_wal(topic: &str, rows: &Rows, storage: &str, megabytes: usize) -> Process {

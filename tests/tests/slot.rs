@@ -24,7 +24,7 @@ macro_rules! on {
 
 on!(postgresql_14: 14, postgresql_15: 15, postgresql_17: 17, postgresql_18: 18);
 
-/// The relay polls what waits, streams new events, and reads a backlog in batches. What is left when the slot is dropped is
+/// The relay polls what waits, streams new events, and reads a backlog in chunks. What is left when the slot is dropped is
 /// polled again.
 fn waits_and_streams_and_catches_up(major: u32) {
     let database = migrated_on(Postgres::shared_version(major));
@@ -43,7 +43,7 @@ fn waits_and_streams_and_catches_up(major: u32) {
 
     committed.extend(large_events(conn, 200));
     let log = wal_relay(&database, &topic);
-    for mode in ["in batches", "streamed from here on"] {
+    for mode in ["in chunks", "streamed from here on"] {
         log.wait_for_line(mode, PATIENCE, |line| line.contains(mode));
     }
     have_come(4_200);
@@ -135,9 +135,9 @@ fn a_batch_that_the_broker_does_not_take_is_given_up_and_streamed() {
     let mode = |mode: &str| {
         log.wait_for_line(mode, PATIENCE, |line| line.contains(mode));
     };
-    mode("in batches");
+    mode("in chunks");
     let copies = "pg_replication_slots WHERE temporary AND database = current_database()";
-    eventually("the batches to be given up", PATIENCE, || (count(conn, copies) == 0).then_some(()));
+    eventually("the chunks to be given up", PATIENCE, || (count(conn, copies) == 0).then_some(()));
     kafka.restart();
     mode("streamed from here on");
     eventually("all events", PATIENCE, || (counter.count() >= committed.len()).then_some(()));
@@ -155,7 +155,7 @@ fn a_relay_streams_if_no_slots_are_free_for_copies() {
     wal(&database, "setup");
     let committed = large_events(&mut database.connect(), 200);
     let log = wal_relay(&database, &topic);
-    for line in ["in batches", "could not be copied", "streamed from here on"] {
+    for line in ["in chunks", "could not be copied", "streamed from here on"] {
         log.wait_for_line(line, PATIENCE, |printed| printed.contains(line));
     }
     eventually("all events", PATIENCE, || (counter.count() >= 200).then_some(()));

@@ -134,7 +134,7 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     conn.transaction(|c| c.emit_all(&large)).unwrap();
 
     let in_batches = |relay: &Process| {
-        relay.wait_for_line("that it reads batches", PATIENCE, |line| line.contains("in batches"));
+        relay.wait_for_line("that it reads chunks", PATIENCE, |line| line.contains("in chunks"));
     };
     let streams = |relay: &Process| {
         relay.wait_for_line("that it streams", PATIENCE, |line| line.contains("streamed from here on"));
@@ -156,7 +156,7 @@ fn a_relay_that_is_far_behind_reads_batches_and_then_the_stream() {
     relay.signal(Signal::Stop);
     committed.extend(write_by(5..9, 50_000));
     relay.signal(Signal::Continue);
-    for what in ["in batches", "streamed from here on"] {
+    for what in ["in chunks", "streamed from here on"] {
         eventually(what, PATIENCE, || {
             relay.lines()[printed..].iter().any(|line| line.contains(what)).then_some(())
         });

@@ -14,7 +14,7 @@ use diesel_outbox_core::{
 
 use crate::metrics::Metrics;
 
-use super::{CHUNK_BYTES, Failure, Limits, Passed, Pipeline, size};
+use super::{BATCH_BYTES, Failure, Limits, Passed, Pipeline, size};
 
 const RECORDS: u64 = 400;
 const AGGREGATES: u64 = 7;
@@ -51,7 +51,7 @@ impl Clock {
     }
 }
 
-/// Small records, larger ones, and some that are larger than a chunk.
+/// Small records, larger ones, and some that are larger than a batch.
 fn record(ticket: u64) -> Record {
     static RECORDS: LazyLock<[Record; 4]> = LazyLock::new(|| {
         let sized = |bytes| Record::new("order", "1", "OrderPlaced").with_payload(vec![0; bytes]);
@@ -113,7 +113,7 @@ struct SimulatedTable {
     pending: Vec<(u64, Option<String>)>,
     /// Read in this pass.
     given: BTreeSet<u64>,
-    /// The next chunk, if it has been read ahead, and whether there may be more.
+    /// The next batch, if it has been read ahead, and whether there may be more.
     ahead: Option<(Vec<Claimed>, bool)>,
     held: Held,
     claimed: bool,
@@ -144,22 +144,22 @@ impl SimulatedTable {
     }
 
     /// So many records at most, and so many bytes, unless the first one is larger.
-    fn next_chunk(&mut self, limit: usize) -> (Vec<Claimed>, bool) {
+    fn next_batch(&mut self, limit: usize) -> (Vec<Claimed>, bool) {
         let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
-        let (mut chunk, mut bytes, mut more) = (Vec::new(), 0, false);
+        let (mut batch, mut bytes, mut more) = (Vec::new(), 0, false);
         for &ticket in unsent {
             let record = if ticket % 97 == 0 { Err("unreadable".to_owned()) } else { Ok(record(ticket)) };
             let claimed = Claimed::new(ticket, record);
             bytes += size(&claimed);
-            more = chunk.len() == limit || (bytes > CHUNK_BYTES && !chunk.is_empty());
+            more = batch.len() == limit || (bytes > BATCH_BYTES && !batch.is_empty());
             if more {
                 break;
             }
-            chunk.push(claimed);
+            batch.push(claimed);
         }
-        self.given.extend(chunk.iter().map(|claimed| claimed.ticket));
-        self.held.add(&chunk);
-        (chunk, more)
+        self.given.extend(batch.iter().map(|claimed| claimed.ticket));
+        self.held.add(&batch);
+        (batch, more)
     }
 
     fn is_open(&self, ticket: u64) -> bool {
@@ -189,14 +189,14 @@ impl Source for SimulatedTable {
         self.takes_time();
         assert!(self.claimed, "read without a claim");
         self.commit_some();
-        let (chunk, more) = self.ahead.take().unwrap_or_else(|| self.next_chunk(limit));
-        records.extend(chunk);
+        let (batch, more) = self.ahead.take().unwrap_or_else(|| self.next_batch(limit));
+        records.extend(batch);
         Ok(more)
     }
 
     fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
         self.may_fail()?;
-        self.ahead = Some(self.next_chunk(limit));
+        self.ahead = Some(self.next_batch(limit));
         Ok(())
     }
 
@@ -347,7 +347,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let chance = Chance::new(seed);
     let log = Arc::new(Mutex::new(Vec::new()));
     let clock = Clock::default();
-    let max_in_flight_bytes = CHUNK_BYTES + chance.below(64 << 20) as usize;
+    let max_in_flight_bytes = BATCH_BYTES + chance.below(64 << 20) as usize;
     let held = Held { sizes: Arc::default(), limit: max_in_flight_bytes };
     let mut table = SimulatedTable {
         chance: chance.clone(),

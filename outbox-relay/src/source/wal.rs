@@ -6,8 +6,8 @@
 //!
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
 
-mod batches;
 mod changes;
+mod chunks;
 mod confirm_bound;
 mod cutover;
 mod dead_letters;

@@ -1,7 +1,7 @@
 //! PostgreSQL, polled. The lock on a shard's row is the claim: no lease, no clock, no token. A worker that dies loses its
 //! connection, and with it the lock.
 
-mod chunk_size;
+mod batch_size;
 mod claim;
 mod connection;
 mod dead_letters;
@@ -20,8 +20,8 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
 use self::connection::Sessions;
-use self::prefetch::{Ahead, Chunks};
-use self::read::ReadChunk;
+use self::prefetch::{Ahead, Batches};
+use self::read::ReadBatch;
 use self::thread::OnThread;
 use crate::source::DatabaseUrl;
 use crate::source::SourceOptions;
@@ -36,7 +36,7 @@ pub struct PostgresSource {
     sessions: OnThread,
     ahead: Option<Ahead>,
     /// What is read ahead in this pass.
-    chunks: Option<Chunks>,
+    batches: Option<Batches>,
     /// When that failed last.
     ahead_failed: Option<Instant>,
     /// Whether no other worker was at work when this pass began.
@@ -60,19 +60,19 @@ impl PostgresSource {
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
         let database = Database::new(database_url.into(), options);
         let sessions = OnThread::new(database.clone());
-        Self { database, sessions, ahead: None, chunks: None, ahead_failed: None, is_alone: false }
+        Self { database, sessions, ahead: None, batches: None, ahead_failed: None, is_alone: false }
     }
 
-    /// The next chunk of those that are read ahead, and whether there are more.
-    fn next_chunk(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
-        let Some(chunks) = &mut self.chunks else { return Ok(None) };
-        let Some(ReadChunk { records, held_back, given, exhausts }) = chunks.next() else {
-            (self.chunks, self.ahead) = (None, None);
+    /// The next batch of those that are read ahead, and whether there are more.
+    fn next_batch(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
+        let Some(batches) = &mut self.batches else { return Ok(None) };
+        let Some(ReadBatch { records, held_back, given, exhausts }) = batches.next() else {
+            (self.batches, self.ahead) = (None, None);
             self.ahead_failed = Some(Instant::now());
             return Ok(None);
         };
         if exhausts {
-            self.chunks = None;
+            self.batches = None;
         }
         self.sessions.tell(move |sessions| sessions.give(given, exhausts, held_back))?;
         Ok(Some((records, !exhausts)))
@@ -81,33 +81,33 @@ impl PostgresSource {
 
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.chunks = None;
+        self.batches = None;
         let (has_claimed, is_alone) = self.sessions.ask(Sessions::claim)?;
         self.is_alone = is_alone;
         Ok(has_claimed)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let (chunk, more) = match self.next_chunk()? {
-            Some(chunk) => chunk,
+        let (batch, more) = match self.next_batch()? {
+            Some(batch) => batch,
             None => self.sessions.ask(move |sessions| sessions.read(limit))?,
         };
-        records.extend(chunk);
+        records.extend(batch);
         Ok(more)
     }
 
     fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
-        if self.chunks.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+        if self.batches.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
             let Some(backlog) = self.sessions.ask(move |sessions| sessions.backlog(limit))? else {
                 return Ok(());
             };
             if self.ahead.is_none() {
                 self.ahead = Ahead::begin(self.database.clone()).ok();
             }
-            self.chunks = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+            self.batches = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
         }
-        if let Some(chunks) = &mut self.chunks {
-            chunks.ask();
+        if let Some(batches) = &mut self.batches {
+            batches.ask();
         }
         Ok(())
     }
@@ -130,13 +130,13 @@ impl Source for PostgresSource {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.chunks = None;
+        self.batches = None;
         self.sessions.ask(Sessions::release)
     }
 
     fn abandon(&mut self) {
         // A database that was away took both connections with it.
-        (self.chunks, self.ahead, self.ahead_failed) = (None, None, None);
+        (self.batches, self.ahead, self.ahead_failed) = (None, None, None);
         self.sessions.abandon();
     }
 

@@ -24,8 +24,8 @@ use crate::statement::statement;
 
 /// How often the file's change counter is looked at.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
-/// How many bytes a chunk has before it is not added to.
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
+/// How many bytes a batch has before it is not added to.
+const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// How often a relay that stands by looks whether the other one is gone.
 const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -173,7 +173,7 @@ impl Source for SqliteSource {
                 if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
                     return Ok((Vec::new(), false));
                 }
-                read_chunk(conn, cursor, limit)
+                read_batch(conn, cursor, limit)
             })
         })?;
         self.unsettled += rows.len() as i64;
@@ -268,14 +268,14 @@ impl Source for SqliteSource {
 }
 
 /// The next rows, up to this many, and whether there may be more. They are loaded one by one until they have this many bytes, so that
-/// a chunk holds one row more at most, whatever the sizes.
-fn read_chunk(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
+/// a batch holds one row more at most, whatever the sizes.
+fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
     let (mut rows, mut bytes) = (Vec::new(), 0);
     for row in Read::new(cursor, limit as i64).load_iter::<Row, DefaultLoadingMode>(conn)? {
         let row = stored(row?);
         bytes += row.bytes();
         rows.push(row);
-        if bytes >= CHUNK_BYTES {
+        if bytes >= BATCH_BYTES {
             return Ok((rows, true));
         }
     }

@@ -12,16 +12,16 @@ use super::decode::Message;
 use super::position::Lsn;
 
 /// Messages that are handed over at once.
-pub(super) type Batch = Result<Vec<Message>, SourceError>;
+pub(super) type Messages = Result<Vec<Message>, SourceError>;
 
-/// How many batches may wait for the relay, and how many messages and about how many bytes each has at most.
-const BATCHES: usize = 2;
-pub(super) const BATCH_MESSAGES: usize = 4_000;
-pub(super) const BATCH_BYTES: usize = 2 << 20;
+/// How often messages may wait for the relay, and how many messages and about how many bytes are handed over at once.
+const MOST_WAITING: usize = 2;
+pub(super) const MOST_MESSAGES: usize = 4_000;
+pub(super) const ENOUGH_BYTES: usize = 2 << 20;
 
 /// The relay's end.
 pub(super) struct Handover {
-    received: Receiver<Batch>,
+    received: Receiver<Messages>,
     orders: Arc<Orders>,
 }
 
@@ -34,17 +34,17 @@ pub(super) struct Orders {
 
 /// What comes of a look.
 pub(super) enum HandedOver {
-    Batch(Vec<Message>),
+    Messages(Vec<Message>),
     Nothing,
     /// Nothing more comes: what was to be read has been read.
     End,
 }
 
 impl Handover {
-    pub(super) fn new() -> (SyncSender<Batch>, Arc<Orders>, Self) {
-        let (batches, received) = sync_channel(BATCHES);
+    pub(super) fn new() -> (SyncSender<Messages>, Arc<Orders>, Self) {
+        let (sender, received) = sync_channel(MOST_WAITING);
         let orders = Arc::<Orders>::default();
-        (batches, orders.clone(), Self { received, orders })
+        (sender, orders.clone(), Self { received, orders })
     }
 
     /// What has come, or comes within this time.
@@ -55,7 +55,7 @@ impl Handover {
             self.received.recv_timeout(limit).map_err(|error| error == RecvTimeoutError::Timeout)
         };
         match received {
-            Ok(batch) => batch.map(HandedOver::Batch),
+            Ok(messages) => messages.map(HandedOver::Messages),
             Err(true) => Ok(HandedOver::Nothing),
             Err(false) => Ok(HandedOver::End),
         }

@@ -1,11 +1,11 @@
-//! What reads the WAL: near its end a stream, far behind batches. Any change begins at the place up to which all has come.
+//! What reads the WAL: near its end a stream, far behind chunks. Any change begins at the place up to which all has come.
 
 use std::time::{Duration, Instant};
 
 use diesel::pg::PgConnection;
 use diesel_outbox_core::SourceError;
 
-use super::batches::{Batches, FAR};
+use super::chunks::{Chunks, FAR};
 use super::decode::Message;
 use super::handover::{HandedOver, Handover};
 use super::options::WalOptions;
@@ -25,13 +25,13 @@ pub(super) struct Reader {
     began: Instant,
     /// How many rows had come by then.
     began_after: u64,
-    /// How long it is streamed at least before batches are read again.
+    /// How long it is streamed at least before chunks are read again.
     stream_time: Duration,
 }
 
 enum By {
     Stream(Stream),
-    Batches(Batches),
+    Chunks(Chunks),
 }
 
 const STREAM_TIME: Duration = Duration::from_secs(5);
@@ -49,7 +49,7 @@ impl Reader {
         end: Lsn,
     ) -> Result<Self, SourceError> {
         let by = if end.saturating_sub(start) > FAR {
-            By::batches(database, wal, table, start)?
+            By::chunks(database, wal, table, start)?
         } else {
             By::stream(database, wal, table, start)?
         };
@@ -67,14 +67,14 @@ impl Reader {
     /// What has come, or comes within this time. Nothing if that needs another reader: see [`go_on`](Self::go_on).
     pub(super) fn receive(&self, limit: Duration) -> Result<Option<Vec<Message>>, SourceError> {
         match self.by.handover().receive(limit) {
-            Ok(HandedOver::Batch(batch)) => Ok(Some(batch)),
+            Ok(HandedOver::Messages(messages)) => Ok(Some(messages)),
             Ok(HandedOver::Nothing) => Ok(Some(Vec::new())),
-            Ok(HandedOver::End) if self.is_in_batches() => Ok(None),
+            Ok(HandedOver::End) if self.reads_chunks() => Ok(None),
             Ok(HandedOver::End) => {
                 Err(SourceError::new("the thread that reads the write-ahead log has ended"))
             }
-            Err(error) if self.is_in_batches() => {
-                tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in batches now");
+            Err(error) if self.reads_chunks() => {
+                tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in chunks now");
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -86,19 +86,19 @@ impl Reader {
         self.by.handover().confirm(lsn);
     }
 
-    /// Whether it reads batches. The slot is moved up now and then only while it does.
-    pub(super) fn is_in_batches(&self) -> bool {
-        matches!(self.by, By::Batches(_))
+    /// Whether it reads chunks. The slot is moved up now and then only while it does.
+    pub(super) fn reads_chunks(&self) -> bool {
+        matches!(self.by, By::Chunks(_))
     }
 
-    /// Streams from here on, after batches. What is confirmed is that all is sent up to `confirmed`.
+    /// Streams from here on, after chunks. What is confirmed is that all is sent up to `confirmed`.
     pub(super) fn go_on(
         &mut self,
         conn: &mut PgConnection,
         window: &Window,
         confirmed: Lsn,
     ) -> Result<(), SourceError> {
-        // If it is not near, batches could not be read, or not be taken.
+        // If it is not near, chunks could not be read, or not be taken.
         let is_near = behind(conn, window)? <= FAR;
         self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
         tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
@@ -107,7 +107,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads batches if the stream is far behind. A stream of which nothing has come yet is still at what
+    /// Reads chunks if the stream is far behind. A stream of which nothing has come yet is still at what
     /// any other reader would have to begin with, too.
     pub(super) fn catch_up(
         &mut self,
@@ -115,13 +115,13 @@ impl Reader {
         window: &Window,
         confirmed: Lsn,
     ) -> Result<(), SourceError> {
-        let may_change = !self.is_in_batches()
+        let may_change = !self.reads_chunks()
             && self.began.elapsed() >= self.stream_time
             && window.next_ticket() > self.began_after
             && window.receiving() < LARGE;
         if may_change && behind(conn, window)? > FAR {
-            let batches = By::batches(&self.database, &self.wal, self.table, window.end())?;
-            self.read_by(batches, window, confirmed);
+            let chunks = By::chunks(&self.database, &self.wal, self.table, window.end())?;
+            self.read_by(chunks, window, confirmed);
         }
         Ok(())
     }
@@ -137,15 +137,15 @@ impl By {
         Stream::begin(&database.url.get()?, wal.clone(), start, table).map(Self::Stream)
     }
 
-    fn batches(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
-        tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in batches");
-        Batches::begin(database, wal, start, table).map(Self::Batches)
+    fn chunks(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
+        tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in chunks");
+        Chunks::begin(database, wal, start, table).map(Self::Chunks)
     }
 
     fn handover(&self) -> &Handover {
         match self {
             Self::Stream(stream) => stream.handover(),
-            Self::Batches(batches) => batches.handover(),
+            Self::Chunks(chunks) => chunks.handover(),
         }
     }
 }

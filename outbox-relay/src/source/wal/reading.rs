@@ -52,8 +52,8 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often what is known to be sent is noted in the table.
 const LOWER_BOUND_INTERVAL: Duration = Duration::from_secs(2);
-/// How many bytes are given at once, and one row more at most.
-const CHUNK_BYTES: usize = 8 << 20;
+/// How many bytes a batch has, and one row more at most.
+const BATCH_BYTES: usize = 8 << 20;
 
 /// Whether reading the WAL may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,9 +120,9 @@ impl Reading {
         }
         if !self.window.has_more() {
             match self.reader.receive(limit)? {
-                Some(batch) if batch.is_empty() => {}
-                Some(batch) => {
-                    batch.into_iter().for_each(|message| self.window.receive(message));
+                Some(messages) if messages.is_empty() => {}
+                Some(messages) => {
+                    messages.into_iter().for_each(|message| self.window.receive(message));
                     self.confirm()?;
                 }
                 None => {
@@ -141,7 +141,7 @@ impl Reading {
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         self.held_back.look_up(&mut self.conn)?;
         let (enough, mut bytes) = (records.len() + limit, 0);
-        while records.len() < enough && bytes < CHUNK_BYTES && self.has_more(Duration::ZERO)? {
+        while records.len() < enough && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
             let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
             bytes += row.bytes();
             let ticket = row.ticket;
@@ -172,7 +172,7 @@ impl Reading {
     /// Keeps what was sent while a pass goes on, which may take long if a broker is slow. The server ends a session that
     /// has asked nothing for long.
     fn keep_on(&mut self) -> Result<(), SourceError> {
-        let interval = if self.reader.is_in_batches() { self.wal.confirm_interval } else { KEEP_INTERVAL };
+        let interval = if self.reader.reads_chunks() { self.wal.confirm_interval } else { KEEP_INTERVAL };
         if !self.settling.is_due(interval) {
             return Ok(());
         }
@@ -254,7 +254,7 @@ impl Reading {
         let confirmed = self.settling.confirmable(position);
         self.reader.confirm(confirmed);
         self.settling.end(&mut self.conn, position);
-        if self.reader.is_in_batches()
+        if self.reader.reads_chunks()
             && let Err(error) = slot::move_up(&mut self.conn, &self.wal.slot, confirmed)
         {
             tracing::debug!(slot = self.wal.slot, %error, "the slot was not moved up");

@@ -12,7 +12,7 @@ use diesel_outbox_core::SourceError;
 use pg_walstream::{PgReplicationConnection, ReplicationError, parse_keepalive_message};
 
 use super::decode::{Decoder, Message, PROTOCOL};
-use super::handover::{BATCH_BYTES, BATCH_MESSAGES, Batch, Handover, Orders};
+use super::handover::{ENOUGH_BYTES, Handover, MOST_MESSAGES, Messages, Orders};
 use super::options::WalOptions;
 use super::position::Lsn;
 use crate::source::database::{with_keepalives, with_parameters};
@@ -31,7 +31,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// How long to try to confirm the last.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const SHORTEST_CONFIRM_INTERVAL: Duration = Duration::from_millis(1);
-/// How often it is looked whether there is room for a batch.
+/// How often it is looked whether there is room.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 /// The server waits so long for the heartbeat of a process that was frozen.
 const SETTINGS: [&str; 2] = ["SET application_name = 'outbox relay'", "SET wal_sender_timeout = '30s'"];
@@ -43,7 +43,7 @@ impl Stream {
         start: Lsn,
         table: u32,
     ) -> Result<Self, SourceError> {
-        let (batches, orders, handover) = Handover::new();
+        let (handed, orders, handover) = Handover::new();
         let reader = StreamReader {
             url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
             options: WalOptions {
@@ -52,7 +52,7 @@ impl Stream {
             },
             start,
             decoder: Decoder::new(table),
-            batches,
+            handed,
             orders,
             in_transaction: false,
             end: start,
@@ -97,7 +97,7 @@ struct StreamReader {
     /// It begins no earlier.
     start: Lsn,
     decoder: Decoder,
-    batches: SyncSender<Batch>,
+    handed: SyncSender<Messages>,
     orders: Arc<Orders>,
     in_transaction: bool,
     /// Up to where something was received.
@@ -116,7 +116,7 @@ impl StreamReader {
         let _silence = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
         if let Err(error) = self.read().await {
             // Nobody waits for it if the relay has ended.
-            let _ = self.batches.send(Err(error));
+            let _ = self.handed.send(Err(error));
         }
     }
 
@@ -127,24 +127,24 @@ impl StreamReader {
         self.heard = Instant::now();
         while !ends.is_cancelled() {
             let next = tokio::time::timeout(self.options.confirm_interval, conn.get_copy_data_async(&ends));
-            let mut batch = Vec::new();
+            let mut messages = Vec::new();
             let first = next.await;
             if ends.is_cancelled() {
                 break;
             }
             if let Ok(first) = first {
                 self.heard = Instant::now();
-                let mut bytes = self.add(first.map_err(lost)?, &mut batch)?;
-                while batch.len() < BATCH_MESSAGES
-                    && bytes < BATCH_BYTES
+                let mut bytes = self.add(first.map_err(lost)?, &mut messages)?;
+                while messages.len() < MOST_MESSAGES
+                    && bytes < ENOUGH_BYTES
                     && let Poll::Ready(next) =
                         pin!(conn.get_copy_data_async(&ends)).poll(&mut Context::from_waker(Waker::noop()))
                 {
-                    bytes += self.add(next.map_err(lost)?, &mut batch)?;
+                    bytes += self.add(next.map_err(lost)?, &mut messages)?;
                 }
             }
-            if !batch.is_empty() {
-                self.hand_over(&mut conn, batch).await?;
+            if !messages.is_empty() {
+                self.hand_over(&mut conn, messages).await?;
             }
             self.confirm(&mut conn, false).await?;
             if self.heard.elapsed() > SILENCE {
@@ -180,7 +180,7 @@ impl StreamReader {
     }
 
     /// Adds what this has, and returns its size.
-    fn add(&mut self, data: Bytes, batch: &mut Vec<Message>) -> Result<usize, SourceError> {
+    fn add(&mut self, data: Bytes, messages: &mut Vec<Message>) -> Result<usize, SourceError> {
         let size = data.len();
         match data.first() {
             Some(b'w') if size >= WAL_HEADER => {
@@ -190,7 +190,7 @@ impl StreamReader {
                     Some(Message::End(lsn)) => (self.in_transaction, self.end) = (false, self.end.max(lsn)),
                     _ => {}
                 }
-                batch.extend(message);
+                messages.extend(message);
             }
             Some(b'k') => {
                 let keepalive = parse_keepalive_message(&data).map_err(lost)?;
@@ -198,7 +198,7 @@ impl StreamReader {
                 // In the middle of a transaction it says nothing of what has been sent.
                 if !self.in_transaction && keepalive.wal_end > self.end {
                     self.end = keepalive.wal_end;
-                    batch.push(Message::End(keepalive.wal_end));
+                    messages.push(Message::End(keepalive.wal_end));
                 }
             }
             _ => return Err(SourceError::new("the server sent something other than its write-ahead log")),
@@ -210,14 +210,14 @@ impl StreamReader {
     async fn hand_over(
         &mut self,
         conn: &mut PgReplicationConnection,
-        batch: Vec<Message>,
+        messages: Vec<Message>,
     ) -> Result<(), SourceError> {
-        let mut batch = Ok(batch);
-        while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
+        let mut messages = Ok(messages);
+        while let Err(TrySendError::Full(full)) = self.handed.try_send(messages) {
             if self.orders.ends.is_cancelled() {
                 break;
             }
-            batch = full;
+            messages = full;
             tokio::time::sleep(FULL_PAUSE).await;
             self.confirm(conn, false).await?;
             // It was not listened to.

@@ -6,10 +6,10 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
-use super::chunk_size::ChunkSize;
+use super::batch_size::BatchSize;
 use super::dead_letters;
 use super::prefetch::Backlog;
-use super::read::{ReadChunk, Unread};
+use super::read::{ReadBatch, Unread};
 use super::tuple_id::TupleId;
 use super::unsettled::Unsettled;
 use super::wakeup;
@@ -37,7 +37,7 @@ pub(super) struct PollingPass {
     /// Whether there was nothing after it.
     exhausted: bool,
     has_read: bool,
-    /// Whether it found more than a chunk at once.
+    /// Whether it found more than a batch at once.
     large: bool,
     unsettled: Unsettled,
     has_settled: bool,
@@ -150,29 +150,29 @@ impl PollingPass {
     pub(super) fn read(
         &mut self,
         conn: &mut PgConnection,
-        chunk_size: &mut ChunkSize,
+        batch_size: &mut BatchSize,
         limit: usize,
         workers: usize,
         bounds: &Bounds,
-    ) -> QueryResult<ReadChunk> {
+    ) -> QueryResult<ReadBatch> {
         self.given_up_to_here();
         // What the first read reads was claimed just now.
         if std::mem::replace(&mut self.has_read, true) {
             self.claim(conn, workers, bounds.passed, i64::MIN)?;
         }
         self.bounds.clone_from(bounds);
-        let chunk = self.unread().read(conn, chunk_size, limit, self.blocked.as_ref())?;
-        self.large |= !chunk.exhausts;
-        self.give(&chunk.given, chunk.exhausts);
-        Ok(chunk)
+        let batch = self.unread().read(conn, batch_size, limit, self.blocked.as_ref())?;
+        self.large |= !batch.exhausts;
+        self.give(&batch.given, batch.exhausts);
+        Ok(batch)
     }
 
-    /// What was not read of all that was claimed, if that is more than a chunk. Another connection does not see what
+    /// What was not read of all that was claimed, if that is more than a batch. Another connection does not see what
     /// this pass has settled, and would read it again.
     pub(super) fn backlog(
         &mut self,
         conn: &mut PgConnection,
-        chunk_size: ChunkSize,
+        batch_size: BatchSize,
         limit: usize,
     ) -> QueryResult<Option<Backlog>> {
         if self.exhausted || self.has_settled {
@@ -180,7 +180,7 @@ impl PollingPass {
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
         let (unread, blocked) = (self.unread(), self.blocked.clone());
-        Ok(Some(Backlog { snapshot, unread, blocked, chunk_size, limit }))
+        Ok(Some(Backlog { snapshot, unread, blocked, batch_size, limit }))
     }
 
     fn unread(&mut self) -> Unread {
@@ -209,7 +209,7 @@ impl PollingPass {
     /// Learns up to which number all rows of the claimed shards have been given to the relay.
     ///
     /// Its inputs are of the last read: `self.bounds` was set just before it, `self.last` and `self.exhausted` come from it, or from
-    /// the last chunk that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and at the end.
+    /// the last batch that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and at the end.
     /// Before the first read `self.last` is 0, and nothing is learned.
     ///
     /// Why it is right up to `safe`. The bounds are older than the read's snapshot, so each row up to `safe` was visible to it, if it ever

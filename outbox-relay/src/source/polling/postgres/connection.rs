@@ -6,7 +6,7 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, SourceError};
 
-use super::chunk_size::ChunkSize;
+use super::batch_size::BatchSize;
 use super::claim::PollingPass;
 use super::prefetch::Backlog;
 use super::upkeep::Upkeep;
@@ -32,9 +32,9 @@ struct Session {
     fence: Fence,
     wake: Wake,
     upkeep: Upkeep,
-    chunk_size: ChunkSize,
+    batch_size: BatchSize,
     pass: Option<PollingPass>,
-    /// Whether the last pass found more than a chunk at once.
+    /// Whether the last pass found more than a batch at once.
     was_large: bool,
 }
 
@@ -127,7 +127,7 @@ impl Session {
             fence: Fence::after(sequence),
             wake,
             upkeep: Upkeep::default(),
-            chunk_size: ChunkSize::new(),
+            batch_size: BatchSize::new(),
             pass: None,
             was_large: false,
         })
@@ -151,14 +151,14 @@ impl Session {
         }
         let (workers, bounds) = (self.wake.workers(), self.fence.bounds());
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let chunk = pass.read(&mut self.conn, &mut self.chunk_size, limit, workers, bounds)?;
-        self.hold_back(chunk.held_back)?;
-        Ok((chunk.records, !chunk.exhausts))
+        let batch = pass.read(&mut self.conn, &mut self.batch_size, limit, workers, bounds)?;
+        self.hold_back(batch.held_back)?;
+        Ok((batch.records, !batch.exhausts))
     }
 
     fn backlog(&mut self, limit: usize) -> QueryResult<Option<Backlog>> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        pass.backlog(&mut self.conn, self.chunk_size, limit)
+        pass.backlog(&mut self.conn, self.batch_size, limit)
     }
 
     fn give(&mut self, given: &[(u64, i64)], exhausts: bool, held_back: Vec<u64>) -> QueryResult<()> {

@@ -1,6 +1,6 @@
 //! A backlog is read on a connection of its own, ahead of the relay, while the worker's connection settles.
 //!
-//! If that fails, the worker's connection reads all the same, chunk by chunk.
+//! If that fails, the worker's connection reads all the same, batch by batch.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -11,8 +11,8 @@ use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
 
-use super::chunk_size::ChunkSize;
-use super::read::{ReadChunk, Unread};
+use super::batch_size::BatchSize;
+use super::read::{ReadBatch, Unread};
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::row::BlockedAggregates;
@@ -26,7 +26,7 @@ pub(super) struct Backlog {
     pub(super) snapshot: String,
     pub(super) unread: Unread,
     pub(super) blocked: Option<BlockedAggregates>,
-    pub(super) chunk_size: ChunkSize,
+    pub(super) batch_size: BatchSize,
     pub(super) limit: usize,
 }
 
@@ -35,23 +35,23 @@ pub(super) struct Ahead {
     backlogs: Sender<(Backlog, Handing)>,
 }
 
-/// The chunks of a backlog, each of which is read when it is asked for.
-pub(super) struct Chunks {
+/// The batches of a backlog, each of which is read when it is asked for.
+pub(super) struct Batches {
     wanted: Sender<()>,
     is_asked: bool,
-    read: Receiver<ReadChunk>,
+    read: Receiver<ReadBatch>,
 }
 
 /// The other end.
 struct Handing {
     wanted: Receiver<()>,
-    read: Sender<ReadChunk>,
+    read: Sender<ReadBatch>,
 }
 
-/// How long to wait for a chunk: the connection may never be made, or hang.
+/// How long to wait for a batch: the connection may never be made, or hang.
 const WAIT: Duration = Duration::from_secs(1);
 
-impl Chunks {
+impl Batches {
     /// Has the next one read.
     pub(super) fn ask(&mut self) {
         if !self.is_asked {
@@ -61,7 +61,7 @@ impl Chunks {
     }
 
     /// The next one; the last one says that it is. Nothing if the connection fails.
-    pub(super) fn next(&mut self) -> Option<ReadChunk> {
+    pub(super) fn next(&mut self) -> Option<ReadBatch> {
         self.ask();
         self.is_asked = false;
         self.read.recv_timeout(WAIT).ok()
@@ -84,12 +84,12 @@ impl Ahead {
         Ok(Self { backlogs })
     }
 
-    /// The chunks of this backlog.
-    pub(super) fn read(&self, backlog: Backlog) -> Chunks {
+    /// The batches of this backlog.
+    pub(super) fn read(&self, backlog: Backlog) -> Batches {
         let ((wanted, asked), (hand, read)) = (channel(), channel());
-        // If the thread has ended, there are no chunks, and the worker's connection reads.
+        // If the thread has ended, there are no batches, and the worker's connection reads.
         let _ = self.backlogs.send((backlog, Handing { wanted: asked, read: hand }));
-        Chunks { wanted, is_asked: false, read }
+        Batches { wanted, is_asked: false, read }
     }
 }
 
@@ -113,12 +113,12 @@ fn read(
 }
 
 fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing) -> QueryResult<()> {
-    let Backlog { snapshot, mut unread, blocked, mut chunk_size, limit } = backlog;
+    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     for () in &handing.wanted {
-        let chunk = unread.read(conn, &mut chunk_size, limit, blocked.as_ref())?;
-        unread.go_past(&chunk);
-        if handing.read.send(chunk).is_err() {
+        let batch = unread.read(conn, &mut batch_size, limit, blocked.as_ref())?;
+        unread.go_past(&batch);
+        if handing.read.send(batch).is_err() {
             break;
         }
     }

@@ -11,7 +11,7 @@ use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timesta
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
-use super::chunk_size::ChunkSize;
+use super::batch_size::BatchSize;
 use super::tuple_id::{Tid, TupleId};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
 use crate::source::fence::OpenTransactions;
@@ -60,7 +60,7 @@ statement!(
 
 /// Rows that were read together.
 #[derive(Default)]
-pub(super) struct ReadChunk {
+pub(super) struct ReadBatch {
     pub(super) records: Vec<Claimed>,
     /// The tickets of those whose aggregate is held back.
     pub(super) held_back: Vec<u64>,
@@ -90,35 +90,35 @@ impl Unread {
     pub(super) fn read(
         &self,
         conn: &mut PgConnection,
-        chunk_size: &mut ChunkSize,
+        batch_size: &mut BatchSize,
         limit: usize,
         blocked: Option<&BlockedAggregates>,
-    ) -> QueryResult<ReadChunk> {
+    ) -> QueryResult<ReadBatch> {
         let (rows, exhausts) = loop {
-            let count = chunk_size.rows(limit);
-            let (rows, larger) = self.load(conn, count, chunk_size.largest(count))?;
+            let count = batch_size.rows(limit);
+            let (rows, larger) = self.load(conn, count, batch_size.largest(count))?;
             match larger {
-                None => chunk_size.learn(rows.rows.len(), rows.memory.len()),
+                None => batch_size.learn(rows.rows.len(), rows.memory.len()),
                 // It is the next one, or is read at once.
-                Some(size) => chunk_size.learn(1, size),
+                Some(size) => batch_size.learn(1, size),
             }
             if larger.is_none() || !rows.rows.is_empty() {
                 let exhausts = larger.is_none() && rows.rows.len() < count;
                 break (rows, exhausts);
             }
         };
-        let mut chunk = ReadChunk { exhausts, ..ReadChunk::default() };
+        let mut batch = ReadBatch { exhausts, ..ReadBatch::default() };
         for row in rows.unpack() {
             let ticket = row.ticket;
-            chunk.given.push((ticket, row.seq));
+            batch.given.push((ticket, row.seq));
             let claimed = row.claimed();
             if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
-                chunk.held_back.push(ticket);
+                batch.held_back.push(ticket);
             } else {
-                chunk.records.push(claimed);
+                batch.records.push(claimed);
             }
         }
-        Ok(chunk)
+        Ok(batch)
     }
 
     /// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
@@ -151,8 +151,8 @@ impl Unread {
     }
 
     /// Goes past what was read: in the same snapshot nothing is missing before it.
-    pub(super) fn go_past(&mut self, chunk: &ReadChunk) {
-        let Some((_, last)) = chunk.given.last() else { return };
+    pub(super) fn go_past(&mut self, batch: &ReadBatch) {
+        let Some((_, last)) = batch.given.last() else { return };
         self.lower_bounds
             .iter_mut()
             .chain(&mut self.passed)
@@ -166,7 +166,7 @@ impl Unread {
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
-/// Rows whose texts and payloads lie one after the other in memory that they share: one allocation for a chunk, and not
+/// Rows whose texts and payloads lie one after the other in memory that they share: one allocation for a batch, and not
 /// some for each row, which another thread would have to give back.
 #[derive(Default)]
 struct Packed {

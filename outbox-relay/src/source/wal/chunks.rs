@@ -1,20 +1,20 @@
-//! The WAL in batches over ordinary connections, for a relay that is far behind.
+//! The WAL in chunks over ordinary connections, for a relay that is far behind.
 //!
 //! The server's sender of a replication connection makes a system call for each message, which costs more than the decoding. An
-//! ordinary connection decodes a batch as a whole, and sends it as fast as any result. The slot would forget a batch with the
+//! ordinary connection decodes a chunk as a whole, and sends it as fast as any result. The slot would forget a chunk with the
 //! call that reads it, so what is read is a temporary copy of it, which goes with its connection.
 //!
-//! Two connections take turns, so that one decodes while the other's batch is published: each copies the other's copy as it is
-//! after its batch. The slot itself is moved up behind them, as far as all is acknowledged.
+//! Two connections take turns, so that one decodes while the other's chunk is published: each copies the other's copy as it is
+//! after its chunk. The slot itself is moved up behind them, as far as all is acknowledged.
 //!
 //! What it means if an end of a channel is dropped:
 //!
-//! - `before`, of which the other end is `done`: a batch was handed over as a whole if `done` sends, and not if it is dropped without.
-//!   Whoever waits for `before` then hands over nothing and ends, so that no batch follows one that is missing. If `before` is dropped, the
+//! - `before`, of which the other end is `done`: a chunk was handed over as a whole if `done` sends, and not if it is dropped without.
+//!   Whoever waits for `before` then hands over nothing and ends, so that no chunk follows one that is missing. If `before` is dropped, the
 //!   reader that has it has ended, and nobody need know.
 //! - `turns`, of which the other end is `next` of the other reader: if `next` is dropped that reader has ended, so there is no further turn,
 //!   and this one ends when it has none left. If `turns` is dropped, a turn that is sent to it goes nowhere, and its `before` with it.
-//! - `batches`, of which the other end is in the handover: if both readers have dropped theirs no more batches come, and the relay goes on with
+//! - `handed`, of which the other end is in the handover: if both readers have dropped theirs no more chunks come, and the relay goes on with
 //!   a stream from where the last one ended. If the handover is dropped the relay has ended, and what is handed over is for nobody.
 //!
 //! So if one reader ends for any reason, both end, and all that was handed over lies before all that was not.
@@ -35,7 +35,7 @@ use diesel_outbox_core::SourceError;
 
 use super::changes;
 use super::decode::{Decoder, Message};
-use super::handover::{BATCH_BYTES, BATCH_MESSAGES, Batch, HandedOver, Handover, Orders};
+use super::handover::{ENOUGH_BYTES, HandedOver, Handover, MOST_MESSAGES, Messages, Orders};
 use super::options::WalOptions;
 use super::position::Lsn;
 use super::slot::{self, move_up};
@@ -48,12 +48,12 @@ use diesel_outbox_core::__private::one_line;
 pub(super) const FAR: u64 = 64 << 20;
 const NEAR: u64 = 16 << 20;
 
-/// A batch ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the WAL,
+/// A chunk ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the WAL,
 /// which may have nothing of the outbox. The transaction in which it ends is in it as a whole.
 const CHANGES: i32 = 300_000;
 const BYTES: u64 = 256 << 20;
 
-/// While a batch is taken the server keeps a snapshot. One that is not taken by then is left to the stream.
+/// While a chunk is taken the server keeps a snapshot. One that is not taken by then is left to the stream.
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
@@ -63,7 +63,7 @@ const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
 /// The two that read. They end when what is left is short enough for the stream, and when this is dropped.
-pub(super) struct Batches {
+pub(super) struct Chunks {
     handover: Handover,
     database: Database,
     threads: Vec<(JoinHandle<()>, Arc<Session>)>,
@@ -72,7 +72,7 @@ pub(super) struct Batches {
 /// The number of a connection's process on the server, or zero.
 type Session = AtomicI32;
 
-impl Batches {
+impl Chunks {
     /// Reads from this place on.
     pub(super) fn begin(
         database: &Database,
@@ -80,7 +80,7 @@ impl Batches {
         start: Lsn,
         table: u32,
     ) -> Result<Self, SourceError> {
-        let (batches, orders, handover) = Handover::new();
+        let (handed, orders, handover) = Handover::new();
         let ((first, turns_of_first), (second, turns_of_second)) = (channel(), channel());
         // Their other ends are here.
         let (done, before) = channel();
@@ -88,12 +88,12 @@ impl Batches {
         let _ = first.send(Turn { slot: options.slot.clone(), start: Some(start), before });
         let mut threads = Vec::new();
         for (name, turns, next) in [("a", turns_of_first, second), ("b", turns_of_second, first)] {
-            let reader = BatchReader {
+            let reader = ChunkReader {
                 name,
                 database: database.clone(),
                 options: options.clone(),
                 table,
-                batches: batches.clone(),
+                handed: handed.clone(),
                 orders: orders.clone(),
                 turns,
                 next,
@@ -118,7 +118,7 @@ impl Batches {
     }
 }
 
-impl Drop for Batches {
+impl Drop for Chunks {
     /// The server would go on decoding, with the slot or a copy of it, when the relay has ended.
     fn drop(&mut self) {
         self.handover.cancel();
@@ -126,7 +126,7 @@ impl Drop for Batches {
         while self.threads.iter().any(|(thread, _)| !thread.is_finished()) {
             if began.elapsed() >= ENDED_WITHIN {
                 tracing::warn!(
-                    "the server has not ended what reads batches of the write-ahead log: it may have the slot yet"
+                    "the server has not ended what reads chunks of the write-ahead log: it may have the slot yet"
                 );
                 return;
             }
@@ -155,22 +155,22 @@ impl Drop for Batches {
     }
 }
 
-/// To read the next batch.
+/// To read the next chunk.
 struct Turn {
     /// What is copied.
     slot: String,
     /// Where the copy is to begin, if not where it is.
     start: Option<Lsn>,
-    /// Has something once the batch before was handed over.
+    /// Has something once the chunk before was handed over.
     before: Receiver<()>,
 }
 
-struct BatchReader {
+struct ChunkReader {
     name: &'static str,
     database: Database,
     options: WalOptions,
     table: u32,
-    batches: SyncSender<Batch>,
+    handed: SyncSender<Messages>,
     orders: Arc<Orders>,
     turns: Receiver<Turn>,
     next: Sender<Turn>,
@@ -178,11 +178,11 @@ struct BatchReader {
     session: Arc<Session>,
 }
 
-impl BatchReader {
+impl ChunkReader {
     fn run(mut self) {
         if let Err(error) = self.take_turns() {
             // Nobody waits for it if the relay has ended.
-            let _ = self.batches.send(Err(error));
+            let _ = self.handed.send(Err(error));
         }
     }
 
@@ -190,7 +190,7 @@ impl BatchReader {
         let mut conn = self.database.connect()?;
         let pid = slot::session(&mut conn);
         self.session.store(
-            pid.map_err(|error| database_error("reading a batch of the write-ahead log", error))?,
+            pid.map_err(|error| database_error("reading a chunk of the write-ahead log", error))?,
             Ordering::Relaxed,
         );
         while let Ok(turn) = self.turns.recv() {
@@ -220,7 +220,7 @@ impl BatchReader {
                 return Ok(false);
             }
         };
-        let failed = |error| database_error("reading a batch of the write-ahead log", error);
+        let failed = |error| database_error("reading a chunk of the write-ahead log", error);
         let (begin, behind) = Left::new(copy.clone()).get_result::<(i64, i64)>(conn).map_err(failed)?;
         let begin = begin.unsigned_abs();
         if behind.unsigned_abs() < NEAR {
@@ -231,7 +231,7 @@ impl BatchReader {
             return Ok(false);
         }
         let changes = changes::get(&copy, begin + BYTES, CHANGES, &self.options.publication);
-        // It returns when the batch has been decoded, and the copy has moved.
+        // It returns when the chunk has been decoded, and the copy has moved.
         let changes = LoadConnection::<PgRowByRowLoadingMode>::load(conn, changes).map_err(failed)?;
         let (done, before) = channel();
         // See above for what it means if this fails, or `done`.
@@ -261,34 +261,34 @@ impl BatchReader {
         changes: impl Iterator<Item = QueryResult<R>>,
     ) -> Result<bool, SourceError> {
         let mut decoder = Decoder::new(self.table);
-        // The batches before may have had nothing of the outbox.
-        let (mut batch, mut bytes, since) = (vec![Message::End(begin)], 0, Instant::now());
+        // The chunks before may have had nothing of the outbox.
+        let (mut messages, mut bytes, since) = (vec![Message::End(begin)], 0, Instant::now());
         for change in changes {
             let change =
-                change.map_err(|error| database_error("reading a batch of the write-ahead log", error))?;
+                change.map_err(|error| database_error("reading a chunk of the write-ahead log", error))?;
             let change =
                 change.get(0).and_then(|field| Some(Bytes::copy_from_slice(field.value()?.as_bytes())));
             let Some(change) = change else { continue };
             bytes += change.len();
-            batch.extend(decoder.decode(change)?);
-            if batch.len() >= BATCH_MESSAGES || bytes >= BATCH_BYTES {
+            messages.extend(decoder.decode(change)?);
+            if messages.len() >= MOST_MESSAGES || bytes >= ENOUGH_BYTES {
                 bytes = 0;
-                if !self.hand_over(std::mem::take(&mut batch), since) {
+                if !self.hand_over(std::mem::take(&mut messages), since) {
                     return Ok(false);
                 }
             }
         }
-        Ok(self.hand_over(batch, since))
+        Ok(self.hand_over(messages, since))
     }
 
     /// Waits until there is room: whether it was taken in time.
-    fn hand_over(&self, batch: Vec<Message>, since: Instant) -> bool {
-        let mut batch = Ok(batch);
-        while let Err(TrySendError::Full(full)) = self.batches.try_send(batch) {
+    fn hand_over(&self, messages: Vec<Message>, since: Instant) -> bool {
+        let mut messages = Ok(messages);
+        while let Err(TrySendError::Full(full)) = self.handed.try_send(messages) {
             if self.orders.ends.is_cancelled() || since.elapsed() >= TAKEN_WITHIN {
                 return false;
             }
-            batch = full;
+            messages = full;
             thread::sleep(FULL_PAUSE);
         }
         !self.orders.ends.is_cancelled()

@@ -1,12 +1,12 @@
 //! How many rows are read at once.
 
-/// How many rows to read at once, so that a chunk has about the same number of bytes whatever the payloads' size.
+/// How many rows to read at once, so that a batch has about the same number of bytes whatever the payloads' size.
 #[derive(Clone, Copy)]
-pub(super) struct ChunkSize {
+pub(super) struct BatchSize {
     row_bytes: usize,
 }
 
-impl ChunkSize {
+impl BatchSize {
     const TARGET_BYTES: usize = 8 * 1024 * 1024;
     /// Before anything was read the rows might be large.
     const UNKNOWN: usize = 64 * 1024;
@@ -19,7 +19,7 @@ impl ChunkSize {
         (Self::TARGET_BYTES / self.row_bytes.max(1)).clamp(1, limit.max(1))
     }
 
-    /// The largest of so many rows. Together they have about twice the bytes of a chunk at most, or it is a single one.
+    /// The largest of so many rows. Together they have about twice the bytes of a batch at most, or it is a single one.
     pub(super) fn largest(&self, rows: usize) -> usize {
         (2 * Self::TARGET_BYTES / rows.max(1)).max(self.row_bytes)
     }
