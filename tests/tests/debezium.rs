@@ -99,7 +99,7 @@ fn debezium_needs_only_what_the_commands_print() {
     assert!(topics.is_empty(), "a heartbeat's message was sent as an event");
 }
 
-/// `outbox wal setup` has divided the table, and a relay has read the WAL before.
+/// `outbox wal setup` has made the cutover, and a relay has read the WAL before.
 #[test]
 fn the_check_reports_what_waits_and_what_was_sent_before() {
     let database = migrated();
@@ -107,7 +107,7 @@ fn the_check_reports_what_waits_and_what_was_sent_before() {
     conn.transaction(|c| c.emit(&Record::new("order", "7", "Waits"))).unwrap();
     wal_with(&database, &["setup", "--slot", database.name(), "--publication", database.name()]);
     let (sql, _) = debezium(&database, &["setup-sql"]);
-    // The publication, the slot and the division exist.
+    // The publication, the slot and the cutover exist.
     let made = ["PUBLICATION", "_slot(", "polled_through = 0"];
     for statement in sql.split("\n\n").skip(1).filter(|sql| !made.iter().any(|made| sql.contains(made))) {
         conn.batch_execute(statement).unwrap_or_else(|error| panic!("{error}: {statement}"));

@@ -1,8 +1,8 @@
 //! The write-ahead log (WAL) as a source of records: the inserts of the outbox table from a logical replication slot, in the order
 //! of their commits.
 //!
-//! [`setup`] makes the slot and divides the table: rows up to then are polled, later ones come from the WAL. [`drop`]
-//! takes it back, so that all rows are polled again. Neither loses an event or sends one twice, on a live system too.
+//! [`setup`] makes the slot and the cutover: the rows that are in the table by then are polled, and later ones come from the WAL.
+//! [`drop`] takes the cutover back, so that all rows are polled again. Neither loses an event or sends one twice, even on a live system.
 //!
 //! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
 

@@ -267,7 +267,7 @@ fn limit(facts: &Facts) -> Finding {
 
 /// Debezium sends what comes from the slot, and no event that was in the table before.
 fn waiting(table: &Table) -> Option<Finding> {
-    match (table.is_divided?, table.waiting?) {
+    match (table.is_cut_over?, table.waiting?) {
         (true, true) => Some(finding(
             Warn,
             "events wait to be polled, which Debezium does not do: let a relay run until `outbox lag` reports none, and then start \

@@ -10,7 +10,7 @@ use crate::programs::Outcome;
 /// The programs that take longest and about how many seconds they take, for the first run in a new checkout.
 const LONG: [(&str, u64); 9] = [
     ("tests/consumer", 72),
-    ("tests/division", 82),
+    ("tests/cutover", 82),
     ("tests/drain", 158),
     ("tests/memory", 105),
     ("tests/moving", 135),

@@ -43,7 +43,7 @@ pub(super) struct Table {
     /// Columns that the router reads, and that are missing or of another type.
     pub(super) wrong_columns: Vec<String>,
     /// Whether later rows are read from the WAL. `None` if the role may not see that.
-    pub(super) is_divided: Option<bool>,
+    pub(super) is_cut_over: Option<bool>,
     /// Whether a relay that polls would send something.
     pub(super) waiting: Option<bool>,
 }
@@ -59,9 +59,9 @@ struct TableRow {
 }
 
 #[derive(Debug, QueryableByName)]
-struct Division {
+struct Cutover {
     #[diesel(sql_type = Bool)]
-    is_divided: bool,
+    is_cut_over: bool,
     #[diesel(sql_type = Bool)]
     waiting: bool,
 }
@@ -89,27 +89,27 @@ impl Table {
                 is_there: false,
                 may_select: false,
                 wrong_columns: Vec::new(),
-                is_divided: None,
+                is_cut_over: None,
                 waiting: None,
             });
         };
-        let division = match row.may_look_at_shards && row.may_select {
-            true => Some(Self::division(conn, schema)?),
+        let cutover = match row.may_look_at_shards && row.may_select {
+            true => Some(Self::cutover(conn, schema)?),
             false => None,
         };
         Ok(Self {
             is_there: true,
             may_select: row.may_select,
             wrong_columns: row.wrong_columns,
-            is_divided: division.as_ref().map(|division| division.is_divided),
-            waiting: division.map(|division| division.waiting),
+            is_cut_over: cutover.as_ref().map(|cutover| cutover.is_cut_over),
+            waiting: cutover.map(|cutover| cutover.waiting),
         })
     }
 
-    fn division(conn: &mut PgConnection, schema: &str) -> QueryResult<Division> {
+    fn cutover(conn: &mut PgConnection, schema: &str) -> QueryResult<Cutover> {
         let schema = quoted_identifier(schema);
         diesel::sql_query(format!(
-            "SELECT min(s.polled_through) < 9223372036854775807 AS is_divided, bool_or(EXISTS (SELECT FROM {schema}.outbox AS o \
+            "SELECT min(s.polled_through) < 9223372036854775807 AS is_cut_over, bool_or(EXISTS (SELECT FROM {schema}.outbox AS o \
              WHERE o.shard = s.shard AND o.seq > s.sent_through AND o.seq <= s.polled_through AND o.sent_at IS NULL)) AS waiting \
              FROM {schema}.outbox_shard AS s"
         ))

@@ -17,9 +17,10 @@ use crate::source::wal::position::Position;
 use crate::source::wal::slot::{self, ReplicationSlot};
 use crate::statement::statement;
 
-/// Takes the division back and drops the slot and the publication: all rows are polled from then on. What was sent from the WAL is
-/// marked as sent. The relays that read the WAL must have been stopped. A slot that is of another database is left alone, and all that
-/// is not known to be sent is polled.
+/// Takes the cutover back and drops the slot and the publication. From then on all rows are polled.
+///
+/// Stop the relays that read the WAL before. This marks what they sent. It leaves a slot of another database alone; then all that is not
+/// known to be sent is polled.
 ///
 /// Writers wait for a moment, as for [`setup`](super::setup()), and the other connection is the same.
 ///
@@ -36,14 +37,14 @@ pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptio
             return Err(WalError::OtherSlot { slot: slot.clone(), command });
         }
         let found = ReplicationSlot::find(conn, name)?;
-        let is_divided = !polled::is_whole_table(conn)?;
-        if !is_named && !is_divided && found.is_some() {
+        let is_cut_over = !polled::is_whole_table(conn)?;
+        if !is_named && !is_cut_over && found.is_some() {
             return Err(WalError::NothingToDrop { slot: name.clone() });
         }
         // Somebody else's slot is left alone, and shows nothing of what was sent here.
         let slot = found.filter(|slot| is_named && slot.fits);
         check_publication(conn, name, &options.publication)?;
-        if is_divided {
+        if is_cut_over {
             // What comes after this is unsent, because nobody reads the WAL now. What came before is unsent if it is in the WAL
             // still; if that cannot be relied on, then if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;

@@ -16,17 +16,19 @@ use crate::source::wal::slot::{self, ReplicationSlot};
 use crate::source::wal::{polled, publication};
 use crate::statement::statement;
 
-/// Makes the publication and the slot, and divides the table: rows that are there are polled, by the relay that reads the WAL
-/// or by one that polls, and later ones are read from the WAL. If the slot has been lost, a new one takes its place, of the same
-/// name or of another. So it does if the slot is of another database, which this one is a copy of; that slot is left alone.
+/// Makes the publication, the slot and the cutover: the rows that are in the table are polled, by the relay that reads the WAL or by one
+/// that polls, and later ones are read from the WAL.
 ///
-/// The other connection, to the same database and schema, holds the lock that keeps relays from the slot meanwhile.
+/// If the slot was lost, this makes a new one in its place, which may have another name. It does the same if the slot belongs to another
+/// database, which this one is a copy of, and leaves that slot alone.
 ///
-/// Making a slot waits for all transactions of the database that are open. Dividing the table makes writers wait for a moment,
-/// and waits for transactions that have emitted and are still open.
+/// `lock` is a second connection to the same database and schema. It holds the lock that keeps relays from the slot meanwhile.
+///
+/// Making a slot waits for all open transactions of the database. The cutover makes writers wait for a moment, and waits for
+/// transactions that have emitted and are still open.
 ///
 /// # Errors
-/// See [`WalError`]. It can be run again.
+/// Returns why it changed nothing: see [`WalError`]. You can run it again.
 pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     let level = WalLevel::new().get_result::<String>(conn)?;
     if level != "logical" {
@@ -67,7 +69,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         };
         own(conn, name, &lost)?;
         if !healthy {
-            // Until the table is divided anew nobody is to take it for the slot that was read up to the stored position.
+            // Until the new cutover nobody must take it for the slot that was read up to the stored position.
             Unknown::new(name.clone()).execute(conn)?;
             slot::make(conn, name)?;
         }
