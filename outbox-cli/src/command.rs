@@ -20,18 +20,18 @@ use std::process::ExitCode;
 
 use self::args::Action;
 use self::failure::Failure;
-use self::invocation::{Invocation, Refusal};
+use self::invocation::{Invocation, InvocationError};
 
 /// Runs what the arguments of the process ask for.
 pub(crate) fn run() -> ExitCode {
     let invocation = match Invocation::read(std::env::args_os(), std::env::vars_os()) {
         Ok(invocation) => invocation,
-        Err(Refusal::CommandLine(error)) => {
+        Err(InvocationError::CommandLine(error)) => {
             // If even this cannot be printed, nobody is left to read why.
             let _ = error.print();
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
-        Err(Refusal::Setting(error)) => return failed(&error.into()),
+        Err(InvocationError::Setting(error)) => return failed(&error.into()),
     };
     match perform(&invocation) {
         Ok(()) => ExitCode::SUCCESS,

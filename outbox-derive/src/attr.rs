@@ -19,7 +19,7 @@ pub(crate) struct Settings {
     /// A function that makes headers.
     pub(crate) header_function: Option<ExprPath>,
     pub(crate) event_id: Option<ExprPath>,
-    pub(crate) payload: Option<Payload>,
+    pub(crate) payload: Option<PayloadSetting>,
     pub(crate) decode: Option<ExprPath>,
     pub(crate) upcasts: Vec<Upcast>,
     pub(crate) krate: Option<Path>,
@@ -40,7 +40,7 @@ pub(crate) enum Id {
     Fields(Vec<Member>),
 }
 
-pub(crate) enum Payload {
+pub(crate) enum PayloadSetting {
     Function(ExprPath),
     Tombstone,
 }
@@ -123,20 +123,20 @@ impl Settings {
                 self.upcasts.extend(upcasts(meta)?);
                 Ok(())
             }
-            "payload" => self.set_payload(meta, Payload::Function(function(meta)?)),
+            "payload" => self.set_payload(meta, PayloadSetting::Function(function(meta)?)),
             "tombstone" => {
                 alone(meta)?;
-                self.set_payload(meta, Payload::Tombstone)
+                self.set_payload(meta, PayloadSetting::Tombstone)
             }
             "crate" if place == Place::Type => set(&mut self.krate, meta, krate(meta.input)?),
             _ => Err(unknown(meta, place.known())),
         }
     }
 
-    fn set_payload(&mut self, meta: &ParseNestedMeta, payload: Payload) -> Result<()> {
+    fn set_payload(&mut self, meta: &ParseNestedMeta, payload: PayloadSetting) -> Result<()> {
         match (&self.payload, &payload) {
-            (Some(Payload::Function(_)), Payload::Tombstone)
-            | (Some(Payload::Tombstone), Payload::Function(_)) => Err(Error::new_spanned(
+            (Some(PayloadSetting::Function(_)), PayloadSetting::Tombstone)
+            | (Some(PayloadSetting::Tombstone), PayloadSetting::Function(_)) => Err(Error::new_spanned(
                 &meta.path,
                 "a tombstone has no payload: write either `payload = function` or `tombstone`",
             )),

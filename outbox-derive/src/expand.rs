@@ -14,7 +14,7 @@ use self::bounds::{bounds, inside_option};
 pub(crate) use self::decode::expand as expand_decoding;
 use crate::ast::{Field, Input};
 use crate::attr::Value;
-use crate::valid::{Event, EventId, Header, Id, Payload, Source};
+use crate::valid::{Event, EventId, EventPayload, Header, Id, Source};
 
 pub(crate) fn expand(input: &Input, events: &[Event]) -> TokenStream {
     let Input { ident, generics, .. } = input;
@@ -123,24 +123,24 @@ fn header(header: &Header, record: &Ident, krate: Krate) -> TokenStream {
     }
 }
 
-fn payload(payload: &Payload, ident: &Ident, record: &Ident, krate: Krate) -> TokenStream {
+fn payload(payload: &EventPayload, ident: &Ident, record: &Ident, krate: Krate) -> TokenStream {
     match payload {
-        Payload::Json => {
+        EventPayload::Json => {
             let (span, krate) = (place(ident), krate.at(ident));
             quote_spanned!(span=> #krate::__private::Json::json(self, #record))
         }
-        Payload::Content => {
+        EventPayload::Content => {
             let (span, krate) = (place(ident), krate.at(ident));
             quote_spanned!(span=> #krate::__private::Json::content(self, #record))
         }
-        Payload::Function(function) => {
+        EventPayload::Function(function) => {
             let (span, krate) = (place(function), krate.at(function));
             quote_spanned! {span=>
                 let payload = #function(self);
                 #krate::__private::Payload::into_bytes(payload).map(|bytes| #record.with_payload(bytes))
             }
         }
-        Payload::Tombstone => quote!(::core::result::Result::Ok(#record)),
+        EventPayload::Tombstone => quote!(::core::result::Result::Ok(#record)),
     }
 }
 

@@ -30,7 +30,7 @@ pub(crate) struct Event<'a> {
     pub(crate) headers: Vec<Header<'a>>,
     /// A function that makes more headers.
     pub(crate) header_function: Option<&'a ExprPath>,
-    pub(crate) payload: Payload<'a>,
+    pub(crate) payload: EventPayload<'a>,
 }
 
 impl<'a> Event<'a> {
@@ -41,7 +41,7 @@ impl<'a> Event<'a> {
     }
 }
 
-pub(crate) enum Payload<'a> {
+pub(crate) enum EventPayload<'a> {
     /// The whole value, as serde writes it.
     Json,
     /// The content of the variant, without the variant's name.
@@ -80,10 +80,10 @@ fn check_event<'a>(input: &'a Input<'a>, event: &'a ast::Event<'a>) -> Result<Ev
         headers: headers::check(defaults, event, version)?,
         header_function: own.header_function.as_ref().or(defaults.header_function.as_ref()),
         payload: match own.payload.as_ref().or(defaults.payload.as_ref()) {
-            None if input.is_written_whole => Payload::Json,
-            None => Payload::Content,
-            Some(attr::Payload::Function(function)) => Payload::Function(function),
-            Some(attr::Payload::Tombstone) => Payload::Tombstone,
+            None if input.is_written_whole => EventPayload::Json,
+            None => EventPayload::Content,
+            Some(attr::PayloadSetting::Function(function)) => EventPayload::Function(function),
+            Some(attr::PayloadSetting::Tombstone) => EventPayload::Tombstone,
         },
     })
 }

@@ -94,20 +94,20 @@ statement!(InsertVersion, insert_version, cached: true);
 
 /// The statement that inserts one record into the outbox.
 pub struct InsertOne<'a> {
-    row: Row<'a>,
+    row: OutboxRow<'a>,
     /// Already quoted.
     pub(crate) schema: Option<&'a str>,
 }
 
 impl<'a> InsertOne<'a> {
     pub(crate) fn new(record: &'a Record, schema: Option<&'a str>) -> Self {
-        Self { row: Row::new(record), schema }
+        Self { row: OutboxRow::new(record), schema }
     }
 }
 
 /// The statement that inserts several records into the outbox in their order.
 pub struct InsertMany<'a> {
-    rows: Vec<Row<'a>>,
+    rows: Vec<OutboxRow<'a>>,
     pub(crate) schema: Option<&'a str>,
     #[cfg(feature = "postgres")]
     columns: postgres::Columns<'a>,
@@ -115,7 +115,7 @@ pub struct InsertMany<'a> {
 
 impl<'a> InsertMany<'a> {
     pub(crate) fn new(records: &'a [Record], schema: Option<&'a str>) -> Self {
-        let rows: Vec<Row<'a>> = records.iter().map(Row::new).collect();
+        let rows: Vec<OutboxRow<'a>> = records.iter().map(OutboxRow::new).collect();
         Self {
             #[cfg(feature = "postgres")]
             columns: postgres::Columns::new(&rows),
@@ -161,7 +161,7 @@ pub struct InsertVersion<'a> {
 }
 
 /// A record's columns, some of them converted for the database.
-struct Row<'a> {
+struct OutboxRow<'a> {
     record: &'a Record,
     id: Uuid,
     payload: Option<&'a [u8]>,
@@ -171,7 +171,7 @@ struct Row<'a> {
     id_text: String,
 }
 
-impl<'a> Row<'a> {
+impl<'a> OutboxRow<'a> {
     fn new(record: &'a Record) -> Self {
         Self {
             record,

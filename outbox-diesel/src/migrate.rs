@@ -33,20 +33,20 @@ use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
 #[must_use]
 pub struct Migrations {
     schema: Option<String>,
-    part: Part,
+    tables: MigratedTables,
 }
 
 /// The tables to create.
 #[derive(Debug, Clone, Copy, Default)]
-enum Part {
+enum MigratedTables {
     #[default]
     Both,
     Outbox,
     Inbox,
 }
 
-impl Part {
-    /// Returns whether a migration of this name belongs to the part. The name says whose tables it creates.
+impl MigratedTables {
+    /// Returns whether a migration of this name belongs to these tables. The name says whose tables it creates.
     fn has(self, name: &str) -> bool {
         match self {
             Self::Both => true,
@@ -66,13 +66,13 @@ impl Migrations {
     /// Returns only the migrations of the inbox, for a service that consumes and does not emit. You may run the others later in the
     /// same database.
     pub fn inbox_only() -> Self {
-        Self { part: Part::Inbox, ..Self::default() }
+        Self { tables: MigratedTables::Inbox, ..Self::default() }
     }
 
     /// Returns only the migrations of the outbox, for a service that emits and does not consume. You may run the others later in the
     /// same database.
     pub fn outbox_only() -> Self {
-        Self { part: Part::Outbox, ..Self::default() }
+        Self { tables: MigratedTables::Outbox, ..Self::default() }
     }
 
     /// Sets the schema for the tables (PostgreSQL only), and creates it if it does not exist. Default: the first schema of the
@@ -164,7 +164,7 @@ impl Migrations {
         let all: Vec<Box<dyn Migration<DB>>> = <DB as Statements>::MIGRATIONS
             .migrations()
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
-        Ok(all.into_iter().filter(|migration| self.part.has(&migration.name().to_string())).collect())
+        Ok(all.into_iter().filter(|migration| self.tables.has(&migration.name().to_string())).collect())
     }
 }
 

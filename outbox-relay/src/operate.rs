@@ -103,9 +103,9 @@ impl Requeue {
     }
 }
 
-type Row = (i64, String, String, String, String, i64, String, i64);
+type DeadLetterRow = (i64, String, String, String, String, i64, String, i64);
 
-fn dead_letter(row: Row) -> DeadLetter {
+fn dead_letter(row: DeadLetterRow) -> DeadLetter {
     let (seq, id, aggregate_type, aggregate_id, event_type, created_at, reason, failed_at) = row;
     let (created_at, failed_at) = (from_unix_ms(created_at), from_unix_ms(failed_at));
     DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, created_at, reason, failed_at }

@@ -52,12 +52,12 @@ pub(crate) enum Passed {
 
 /// Which side failed.
 #[derive(Debug)]
-pub(crate) enum Failure {
+pub(crate) enum PassError {
     Source(SourceError),
     Publisher(PublishError),
 }
 
-impl From<SourceError> for Failure {
+impl From<SourceError> for PassError {
     fn from(error: SourceError) -> Self {
         Self::Source(error)
     }
@@ -97,7 +97,7 @@ impl Pipeline<'_> {
         &self,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
-    ) -> Result<Passed, Failure> {
+    ) -> Result<Passed, PassError> {
         let began = (self.now)();
         let claimed = source.claim();
         self.metrics.name(source.outbox());
@@ -111,7 +111,7 @@ impl Pipeline<'_> {
             publisher.abandon();
         }
         let ended = match failure {
-            Some(Failure::Source(error)) => Err(error),
+            Some(PassError::Source(error)) => Err(error),
             // What is durable is settled though the broker has failed: it need not be sent twice.
             failure => pass.settle(source, began).and_then(|()| source.release()).map(|()| failure),
         };
@@ -150,7 +150,7 @@ impl Pipeline<'_> {
         pass: &mut Pass,
         source: &mut dyn Source,
         publisher: &mut dyn Publisher,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), PassError> {
         let mut acknowledgements = Vec::new();
         let mut batch = Vec::new();
         loop {
@@ -192,12 +192,12 @@ impl Pipeline<'_> {
                 return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
             }
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
-            publisher.acknowledgements(wait, &mut acknowledgements).map_err(Failure::Publisher)?;
+            publisher.acknowledgements(wait, &mut acknowledgements).map_err(PassError::Publisher)?;
             let now = (self.now)();
             if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
                 pass.progress = now;
             } else if now.duration_since(pass.progress) >= self.limits.stall_timeout {
-                return Err(Failure::Publisher(PublishError::new(format!(
+                return Err(PassError::Publisher(PublishError::new(format!(
                     "the broker acknowledged nothing for {:?}",
                     self.limits.stall_timeout
                 ))));
@@ -331,8 +331,8 @@ struct Failing {
 }
 
 impl Failing {
-    fn failure(self) -> Failure {
-        Failure::Publisher(PublishError::new(self.reason))
+    fn failure(self) -> PassError {
+        PassError::Publisher(PublishError::new(self.reason))
     }
 }
 

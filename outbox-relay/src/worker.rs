@@ -8,7 +8,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
 use crate::metrics::{self, Metrics};
-use crate::pipeline::{Failure, Limits, Passed, Pipeline};
+use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
 /// How long a worker waits before it looks whether it should stop: after a failure, and if there is nothing to do.
 const SLICE: Duration = Duration::from_millis(50);
@@ -48,19 +48,19 @@ impl Worker {
                     unmended = None;
                     retry.succeeded();
                 }
-                Err(Failure::Source(error)) if error.is_permanent() => {
+                Err(PassError::Source(error)) if error.is_permanent() => {
                     self.stop.set();
                     metrics::gave_up(&error);
                     return Err(error);
                 }
                 Err(failure) => {
-                    self.broker_is_away |= matches!(failure, Failure::Publisher(_));
+                    self.broker_is_away |= matches!(failure, PassError::Publisher(_));
                     if self.published.get() > before {
                         retry.begin_anew();
                     }
                     retry.failed(&failure, &self.stop, &self.metrics);
                     unmended = match failure {
-                        Failure::Source(error) if error.is_misconfigured() => Some(error),
+                        PassError::Source(error) if error.is_misconfigured() => Some(error),
                         _ => None,
                     };
                 }
@@ -71,7 +71,7 @@ impl Worker {
     }
 
     /// Makes one pass, or waits if there is nothing to do.
-    fn turn(&mut self) -> Result<(), Failure> {
+    fn turn(&mut self) -> Result<(), PassError> {
         if self.broker_is_away {
             // Nothing is claimed then, but how far the relay is behind is of interest.
             self.upkeep()?;
@@ -105,23 +105,23 @@ impl Worker {
     }
 
     /// Nothing is in flight, but a publisher may have something to log.
-    fn listen(&mut self) -> Result<(), Failure> {
+    fn listen(&mut self) -> Result<(), PassError> {
         self.publisher.acknowledgements(Duration::ZERO, &mut Vec::new()).map_err(|error| {
             self.publisher.abandon();
-            Failure::Publisher(error)
+            PassError::Publisher(error)
         })
     }
 
-    fn reach_broker(&mut self) -> Result<(), Failure> {
+    fn reach_broker(&mut self) -> Result<(), PassError> {
         let reached = self.publisher.ready(READY_WAIT);
         self.broker_is_away = reached.is_err();
         reached.map_err(|error| {
             self.publisher.abandon();
-            Failure::Publisher(error)
+            PassError::Publisher(error)
         })
     }
 
-    fn upkeep(&mut self) -> Result<(), Failure> {
+    fn upkeep(&mut self) -> Result<(), PassError> {
         self.upkept = Some(Instant::now());
         if let Some(lag) = self.source.upkeep()? {
             self.metrics.lag(lag);
@@ -153,10 +153,12 @@ impl Retry {
         self.wait = FIRST_RETRY;
     }
 
-    fn failed(&mut self, failure: &Failure, stop: &Stop, metrics: &Metrics) {
+    fn failed(&mut self, failure: &PassError, stop: &Stop, metrics: &Metrics) {
         let (component, error, is_misconfigured) = match failure {
-            Failure::Source(error) => ("database", error as &dyn std::error::Error, error.is_misconfigured()),
-            Failure::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
+            PassError::Source(error) => {
+                ("database", error as &dyn std::error::Error, error.is_misconfigured())
+            }
+            PassError::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
         };
         metrics.failed(component, error, is_misconfigured, self.wait);
         self.failure = Some(component);
@@ -243,7 +245,7 @@ mod tests {
             published: Cell::new(0),
             metrics: Metrics::new(),
         };
-        assert!(matches!(worker.turn(), Err(Failure::Publisher(_))));
+        assert!(matches!(worker.turn(), Err(PassError::Publisher(_))));
         assert!(worker.turn().is_ok());
     }
 }

@@ -21,17 +21,17 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const COUNT: usize = 50;
 
 /// An order's id, customer and total, and whether it is paid.
-type Row = (Uuid, String, i64, bool);
+type OrderRow = (Uuid, String, i64, bool);
 
-fn orders(conn: &mut PgConnection) -> Vec<Row> {
+fn orders(conn: &mut PgConnection) -> Vec<OrderRow> {
     rows(conn, "SELECT id, customer, total_cents, paid FROM orders ORDER BY id")
 }
 
-fn invoices(conn: &mut PgConnection) -> Vec<Row> {
+fn invoices(conn: &mut PgConnection) -> Vec<OrderRow> {
     rows(conn, "SELECT order_id, customer, total_cents, paid FROM invoice ORDER BY order_id")
 }
 
-fn rows(conn: &mut PgConnection, query: &str) -> Vec<Row> {
+fn rows(conn: &mut PgConnection, query: &str) -> Vec<OrderRow> {
     sql::<(sql_types::Uuid, sql_types::Text, sql_types::BigInt, sql_types::Bool)>(query).load(conn).unwrap()
 }
 

@@ -25,13 +25,13 @@ pub(crate) struct Invocation {
 
 /// Why nothing can be done.
 #[derive(Debug)]
-pub(crate) enum Refusal {
+pub(crate) enum InvocationError {
     /// The command line is wrong, or asks for the help.
     CommandLine(clap::Error),
     Setting(ConfigError),
 }
 
-impl From<ConfigError> for Refusal {
+impl From<ConfigError> for InvocationError {
     fn from(error: ConfigError) -> Self {
         Self::Setting(error)
     }
@@ -42,10 +42,13 @@ impl Invocation {
     pub(crate) fn read(
         arguments: impl IntoIterator<Item = impl Into<OsString>>,
         variables: impl Iterator<Item = (OsString, OsString)>,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, InvocationError> {
         let mut arguments: Vec<OsString> = arguments.into_iter().map(Into::into).collect();
         let command = command();
-        let flags = command.clone().try_get_matches_from(&arguments).map_err(|error| refusal(error, None))?;
+        let flags = command
+            .clone()
+            .try_get_matches_from(&arguments)
+            .map_err(|error| invocation_error(error, None))?;
         let (depth, operation, flags) = operation(&command, &flags);
         let file = flags.get_one::<PathBuf>("config");
         let values = layers::read(file.map(PathBuf::as_path), variables)?;
@@ -53,10 +56,11 @@ impl Invocation {
         // The names of the commands come first: no flag goes before them.
         let place = (1 + depth).min(arguments.len());
         arguments.splice(place..place, added);
-        let matches =
-            command.try_get_matches_from(arguments).map_err(|error| refusal(error, Some(&origins)))?;
-        let CommandLine { action } =
-            CommandLine::from_arg_matches(&matches).map_err(|error| refusal(error, Some(&origins)))?;
+        let matches = command
+            .try_get_matches_from(arguments)
+            .map_err(|error| invocation_error(error, Some(&origins)))?;
+        let CommandLine { action } = CommandLine::from_arg_matches(&matches)
+            .map_err(|error| invocation_error(error, Some(&origins)))?;
         Ok(Self { action, origins })
     }
 }
@@ -129,7 +133,7 @@ fn on_command_line(name: String) -> Origin {
 
 /// The error in our words, if it is about the value of a setting; else in clap's. Without origins, all values are the command
 /// line's.
-fn refusal(error: clap::Error, origins: Option<&Origins>) -> Refusal {
+fn invocation_error(error: clap::Error, origins: Option<&Origins>) -> InvocationError {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
         _ => None,
@@ -148,10 +152,10 @@ fn refusal(error: clap::Error, origins: Option<&Origins>) -> Refusal {
     };
     let value = context(ContextKind::InvalidValue).filter(|value| !value.is_empty());
     let (Some(problem), Some(value)) = (problem, value) else {
-        return Refusal::CommandLine(without_secrets(error));
+        return InvocationError::CommandLine(without_secrets(error));
     };
     if !settings::all().iter().any(|setting| setting.get_id() == key.as_str()) {
-        return Refusal::CommandLine(without_secrets(error));
+        return InvocationError::CommandLine(without_secrets(error));
     }
     let origin = origins.and_then(|origins| origins.given(&key)).cloned();
     let origin = origin.unwrap_or_else(|| on_command_line(settings::flag(&key)));

@@ -5,13 +5,13 @@ use quote::{ToTokens, quote};
 use syn::{GenericArgument, GenericParam, Generics, PathArguments, Type};
 
 use super::Krate;
-use crate::valid::{Arm, Event, Header, How, Payload};
+use crate::valid::{Arm, Event, EventPayload, Header, How};
 
 /// Returns the bounds that the implementation needs on a generic type. The compiler itself checks types that do not depend on a
 /// parameter.
 pub(super) fn bounds(generics: &Generics, events: &[Event], krate: Krate) -> Vec<TokenStream> {
     let parameters = parameters(generics);
-    let is_json = |event: &Event| matches!(event.payload, Payload::Json | Payload::Content);
+    let is_json = |event: &Event| matches!(event.payload, EventPayload::Json | EventPayload::Content);
     let serialized = !parameters.is_empty() && events.iter().any(is_json);
     let serialize = serialized.then(|| quote!(Self: #krate::__private::Serialize));
 

@@ -7,7 +7,7 @@ use syn::{Error, ExprPath, Ident, LitStr, Result};
 use super::id::{self, Id, name_of};
 use super::{check_separator, check_texts};
 use crate::ast::{Event, Field, Input};
-use crate::attr::Payload;
+use crate::attr::PayloadSetting;
 
 /// The version of events that have none.
 const FIRST_VERSION: u32 = 1;
@@ -72,10 +72,10 @@ fn check_event<'a>(
     // A variant with an encoding of its own also needs a decoding of its own.
     let any_function = function.or(defaults.decode.as_ref().filter(|_| own.payload.is_none()));
     let how = match own.payload.as_ref().or(defaults.payload.as_ref()) {
-        Some(Payload::Tombstone) => {
+        Some(PayloadSetting::Tombstone) => {
             Some(function.map_or_else(|| tombstone(input, event), |it| Ok(How::FromId(it)))?)
         }
-        Some(Payload::Function(_)) if any_function.is_none() => return Err(no_counterpart(event)),
+        Some(PayloadSetting::Function(_)) if any_function.is_none() => return Err(no_counterpart(event)),
         _ if any_function.is_some() => any_function.map(How::Function),
         _ if event.is_skipped => None,
         _ if input.is_read_whole => Some(How::Json),

@@ -7,7 +7,7 @@ use diesel_outbox_core::advisory_locks;
 use uuid::Uuid;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks};
 
 /// Any role that may connect can hold this lock. So wait for it only as long as other migrations take, and then name its holder.
 #[cfg(feature = "migrations")]
@@ -50,7 +50,7 @@ impl Statements for Pg {
     }
 
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
-        let Row { record, id, payload, headers, shard, .. } = &insert.row;
+        let OutboxRow { record, id, payload, headers, shard, .. } = &insert.row;
         out.push_sql("INSERT INTO ");
         push_schema(insert.schema, &mut out);
         out.push_sql("outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (");
@@ -170,7 +170,7 @@ pub(super) struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    pub(super) fn new(rows: &[Row<'a>]) -> Self {
+    pub(super) fn new(rows: &[OutboxRow<'a>]) -> Self {
         Self {
             ids: rows.iter().map(|row| row.record.id()).collect(),
             aggregate_types: rows.iter().map(|row| row.record.aggregate_type()).collect(),

@@ -4,7 +4,7 @@ use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::Sqlite;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, Row};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks};
 use crate::EmitError;
 
 const INSERT: &str =
@@ -84,7 +84,7 @@ fn refuse_schema(schema: Option<&str>) -> QueryResult<()> {
     schema.map_or(Ok(()), |_| Err(EmitError::NoSchemas.into()))
 }
 
-fn push_row<'b>(row: &'b Row<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
     out.push_sql("(");
     out.push_bind_param::<Text, String>(&row.id_text)?;
     out.push_sql(", ");

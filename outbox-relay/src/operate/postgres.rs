@@ -8,7 +8,7 @@ use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as
 use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
-use super::{DeadLetter, Operate, Requeue, Row, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
@@ -16,11 +16,11 @@ use crate::statement::statement;
 
 impl Operate for PgConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
-        type Row = (i64, f64, Option<i64>, Option<i64>, Option<String>);
+        type LagRow = (i64, f64, Option<i64>, Option<i64>, Option<String>);
         let (unsent, oldest, bytes, retained, status) = if is_set_back(self)? {
-            UnsentAnywhere::new().get_result::<Row>(self)?
+            UnsentAnywhere::new().get_result::<LagRow>(self)?
         } else {
-            Unsent::new().get_result::<Row>(self)?
+            Unsent::new().get_result::<LagRow>(self)?
         };
         let mut lag = Lag::default();
         lag.unsent = unsent.unsigned_abs();
@@ -36,7 +36,7 @@ impl Operate for PgConnection {
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
-        Ok(DeadLetters::new(limit).load::<Row>(self)?.into_iter().map(dead_letter).collect())
+        Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

@@ -5,7 +5,7 @@ use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
-use super::{DeadLetter, Operate, Requeue, Row, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
 use crate::source::julian_day::{created_at_ms, unix_ms};
 use crate::statement::statement;
 
@@ -19,7 +19,7 @@ impl Operate for SqliteConnection {
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
-        Ok(DeadLetters::new(limit).load::<Row>(self)?.into_iter().map(dead_letter).collect())
+        Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

@@ -14,7 +14,7 @@ use diesel_outbox_core::{
 
 use crate::metrics::Metrics;
 
-use super::{BATCH_BYTES, Failure, Limits, Passed, Pipeline, size};
+use super::{BATCH_BYTES, Limits, PassError, Passed, Pipeline, size};
 
 const RECORDS: u64 = 400;
 const AGGREGATES: u64 = 7;
@@ -399,7 +399,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
             Ok(Passed::Worked) => {
                 assert!(broker.in_flight.is_empty(), "released with records in flight")
             }
-            Err(Failure::Source(_) | Failure::Publisher(_)) => failures += 1,
+            Err(PassError::Source(_) | PassError::Publisher(_)) => failures += 1,
         }
         assert!(!table.claimed, "a pass left its claim behind");
     }

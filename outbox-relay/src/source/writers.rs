@@ -49,7 +49,8 @@ enum Who {
 impl Writers {
     /// Warns of those that have been open for long, and returns how long the oldest has been.
     pub(super) fn look(&mut self, conn: &mut PgConnection) -> QueryResult<Duration> {
-        let open = OpenWriters::new().load::<Row>(conn)?.into_iter().filter_map(OpenWriter::of_row).collect();
+        let open =
+            OpenWriters::new().load::<WriterRow>(conn)?.into_iter().filter_map(OpenWriter::of_row).collect();
         let (oldest, due) = self.due(open, Instant::now());
         for (who, age) in due {
             who.warn(age.as_secs());
@@ -100,10 +101,11 @@ impl Who {
 }
 
 /// Name, seconds, process, role, application, and the name of a prepared transaction, as it is and as SQL has it.
-type Row = (String, Option<f64>, Option<i32>, Option<String>, Option<String>, Option<String>, Option<String>);
+type WriterRow =
+    (String, Option<f64>, Option<i32>, Option<String>, Option<String>, Option<String>, Option<String>);
 
 impl OpenWriter {
-    fn of_row((name, seconds, pid, role, application, gid, literal): Row) -> Option<Self> {
+    fn of_row((name, seconds, pid, role, application, gid, literal): WriterRow) -> Option<Self> {
         let who = match (pid, gid.zip(literal)) {
             (Some(pid), _) => Who::Session { pid, role, application },
             (None, Some((gid, literal))) => Who::Prepared { gid, literal },

@@ -15,7 +15,7 @@ const SEED: u64 = 2_463_534_242;
 const TRANSACTIONS: [usize; 5] = [1, 7, 1_000, 40, 250];
 const LARGE: usize = 900_000;
 
-pub(crate) struct Row {
+pub(crate) struct GoldenRow {
     id: Uuid,
     aggregate_type: &'static str,
     aggregate_id: String,
@@ -45,12 +45,12 @@ impl Chance {
     }
 }
 
-pub(crate) fn generated(count: usize) -> Vec<Row> {
+pub(crate) fn generated(count: usize) -> Vec<GoldenRow> {
     let mut chance = Chance(SEED);
     // Kafka refuses timestamps in the future, and deletes old records.
     let since = UNIX_EPOCH.elapsed().unwrap().as_millis() as i64 - 3_600_000;
     (0..count)
-        .map(|number| Row {
+        .map(|number| GoldenRow {
             id: Uuid::from_u128(u128::from(chance.next()) << 64 | u128::from(chance.next())),
             aggregate_type: AGGREGATE_TYPES[chance.below(10).saturating_sub(7)],
             aggregate_id: aggregate_id(&mut chance),
@@ -123,7 +123,7 @@ fn headers(chance: &mut Chance, number: usize) -> Option<String> {
 }
 
 /// Inserts the rows in transactions of different sizes.
-pub(crate) fn insert(conn: &mut PgConnection, rows: &[Row]) {
+pub(crate) fn insert(conn: &mut PgConnection, rows: &[GoldenRow]) {
     let (mut rest, mut sizes) = (rows, TRANSACTIONS.into_iter().cycle());
     while !rest.is_empty() {
         let size = sizes.next().unwrap().min(rest.len());
@@ -133,8 +133,8 @@ pub(crate) fn insert(conn: &mut PgConnection, rows: &[Row]) {
     }
 }
 
-fn insert_together(conn: &mut PgConnection, rows: &[Row]) {
-    let shard = |row: &Row| Record::new(row.aggregate_type, row.aggregate_id.as_str(), "any").shard();
+fn insert_together(conn: &mut PgConnection, rows: &[GoldenRow]) {
+    let shard = |row: &GoldenRow| Record::new(row.aggregate_type, row.aggregate_id.as_str(), "any").shard();
     diesel::sql_query(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created_at, shard) \
          SELECT id, aggregatetype, aggregateid, type, payload, headers::json, \

@@ -29,40 +29,40 @@ struct PlaceOrder {
 async fn place(
     State(database): Database,
     Json(order): Json<PlaceOrder>,
-) -> Result<(StatusCode, Json<Order>), Failure> {
+) -> Result<(StatusCode, Json<Order>), RequestError> {
     let conn = &mut database.get().await?;
     let order = Order::place(conn, order.customer, order.total_cents).await?;
     Ok((StatusCode::CREATED, Json(order)))
 }
 
-async fn pay(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, Failure> {
+async fn pay(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
     let conn = &mut database.get().await?;
     Ok(Json(Order::pay(conn, id).await?))
 }
 
-async fn show(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, Failure> {
+async fn show(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
     let conn = &mut database.get().await?;
     Ok(Json(Order::find(conn, id).await?))
 }
 
-enum Failure {
+enum RequestError {
     Unavailable(PoolError),
     Database(diesel::result::Error),
 }
 
-impl From<PoolError> for Failure {
+impl From<PoolError> for RequestError {
     fn from(error: PoolError) -> Self {
         Self::Unavailable(error)
     }
 }
 
-impl From<diesel::result::Error> for Failure {
+impl From<diesel::result::Error> for RequestError {
     fn from(error: diesel::result::Error) -> Self {
         Self::Database(error)
     }
 }
 
-impl IntoResponse for Failure {
+impl IntoResponse for RequestError {
     fn into_response(self) -> Response {
         use diesel::result::DatabaseErrorKind::CheckViolation;
         use diesel::result::Error::{DatabaseError, NotFound};

@@ -1,14 +1,14 @@
 use super::*;
-use crate::command::invocation::{Invocation, Refusal, command};
+use crate::command::invocation::{Invocation, InvocationError, command};
 use crate::command::settings;
 
-fn read(arguments: &[&str]) -> Result<Invocation, Refusal> {
+fn read(arguments: &[&str]) -> Result<Invocation, InvocationError> {
     Invocation::read(["outbox"].iter().chain(arguments), std::iter::empty())
 }
 
 fn refused(arguments: &[&str]) -> clap::Error {
     match read(arguments) {
-        Err(Refusal::CommandLine(error)) => error,
+        Err(InvocationError::CommandLine(error)) => error,
         other => panic!("{other:?}"),
     }
 }

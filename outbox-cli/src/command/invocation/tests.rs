@@ -30,14 +30,14 @@ impl Drop for File {
     }
 }
 
-fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, Refusal> {
+fn read(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Invocation, InvocationError> {
     let variables = variables.iter().map(|(name, text)| (name.into(), text.into()));
     Invocation::read(["outbox", "relay"].iter().chain(arguments), variables)
 }
 
 fn problem(arguments: &[&str], variables: &[(&str, &str)]) -> String {
     match read(arguments, variables) {
-        Err(Refusal::Setting(error)) => error.to_string(),
+        Err(InvocationError::Setting(error)) => error.to_string(),
         other => panic!("{other:?}"),
     }
 }

@@ -271,7 +271,7 @@ impl Source for SqliteSource {
 /// a batch holds one row more at most, whatever the sizes.
 fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
     let (mut rows, mut bytes) = (Vec::new(), 0);
-    for row in Read::new(cursor, limit as i64).load_iter::<Row, DefaultLoadingMode>(conn)? {
+    for row in Read::new(cursor, limit as i64).load_iter::<SqliteRow, DefaultLoadingMode>(conn)? {
         let row = stored(row?);
         bytes += row.bytes();
         rows.push(row);
@@ -283,9 +283,9 @@ fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryRe
     Ok((rows, more))
 }
 
-type Row = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
+type SqliteRow = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
 
-fn stored(row: Row) -> StoredRow {
+fn stored(row: SqliteRow) -> StoredRow {
     let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms) = row;
     let id = Uuid::parse_str(&id).map_err(|_| format!("the column `id` holds {id:?}, which is not a UUID"));
     StoredRow {

@@ -66,11 +66,11 @@ const ENDED_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Chunks {
     handover: Handover,
     database: Database,
-    threads: Vec<(JoinHandle<()>, Arc<Session>)>,
+    threads: Vec<(JoinHandle<()>, Arc<ServerProcess>)>,
 }
 
 /// The number of a connection's process on the server, or zero.
-type Session = AtomicI32;
+type ServerProcess = AtomicI32;
 
 impl Chunks {
     /// Reads from this place on.
@@ -175,7 +175,7 @@ struct ChunkReader {
     turns: Receiver<Turn>,
     next: Sender<Turn>,
     copies: usize,
-    session: Arc<Session>,
+    session: Arc<ServerProcess>,
 }
 
 impl ChunkReader {
@@ -188,7 +188,7 @@ impl ChunkReader {
 
     fn take_turns(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
-        let pid = slot::session(&mut conn);
+        let pid = slot::session_pid(&mut conn);
         self.session.store(
             pid.map_err(|error| database_error("reading a chunk of the write-ahead log", error))?,
             Ordering::Relaxed,

@@ -27,11 +27,11 @@ pub(super) enum Message {
 /// letter.
 pub(super) struct Insert {
     message: Bytes,
-    columns: Arc<Columns>,
+    columns: Arc<ColumnPositions>,
 }
 
 /// Where in a row each column stands.
-struct Columns {
+struct ColumnPositions {
     seq: usize,
     id: usize,
     aggregate_type: usize,
@@ -61,7 +61,7 @@ pub(super) struct Decoder {
     parser: LogicalReplicationParser,
     table: u32,
     /// Where its columns stand since it was last described.
-    columns: Option<Arc<Columns>>,
+    columns: Option<Arc<ColumnPositions>>,
 }
 
 impl Decoder {
@@ -82,7 +82,7 @@ impl Decoder {
             Decoded::Begin { final_lsn, .. } => Some(Message::Begin(final_lsn)),
             Decoded::Commit { end_lsn, .. } => Some(Message::End(end_lsn)),
             Decoded::Relation { relation_id, columns, .. } if relation_id == self.table => {
-                self.columns = Some(Arc::new(Columns::of(&columns)?));
+                self.columns = Some(Arc::new(ColumnPositions::of(&columns)?));
                 None
             }
             _ => None,
@@ -90,7 +90,7 @@ impl Decoder {
     }
 }
 
-impl Columns {
+impl ColumnPositions {
     fn of(columns: &[ColumnInfo]) -> Result<Self, SourceError> {
         let position = |name: &str| {
             columns.iter().position(|column| &*column.name == name).ok_or_else(|| {
@@ -120,7 +120,7 @@ impl Insert {
         let Decoded::Insert { tuple, .. } = decoded.message else {
             return Err(SourceError::new("the write-ahead log has something other than the row that it had"));
         };
-        let mut values = Values(tuple);
+        let mut values = RowValues(tuple);
         let columns = &self.columns;
         Ok(StoredRow {
             ticket,
@@ -139,9 +139,9 @@ impl Insert {
 }
 
 /// A row's values, each of which is taken once.
-struct Values(TupleData);
+struct RowValues(TupleData);
 
-impl Values {
+impl RowValues {
     fn take(&mut self, position: usize) -> Option<Bytes> {
         let value = self.0.columns.get_mut(position).filter(|value| !value.is_null())?;
         Some(std::mem::replace(value, pg_walstream::ColumnData::null()).into_bytes())
@@ -208,7 +208,10 @@ pub(super) mod tests {
             None,
             Some(&created_at),
         ];
-        Insert { message: message(&values), columns: Arc::new(Columns::of(&columns(&NAMES)).unwrap()) }
+        Insert {
+            message: message(&values),
+            columns: Arc::new(ColumnPositions::of(&columns(&NAMES)).unwrap()),
+        }
     }
 
     #[test]
@@ -223,7 +226,7 @@ pub(super) mod tests {
         let mut names = NAMES.to_vec();
         names.insert(0, "added");
         names.swap(3, 4);
-        let columns = Arc::new(Columns::of(&columns(&names)).unwrap());
+        let columns = Arc::new(ColumnPositions::of(&columns(&names)).unwrap());
         let (seq, id, time) = (6i64.to_be_bytes(), [7; 16], [0; 8]);
         let values: [Option<&[u8]>; 9] = [
             Some(b"new"),
@@ -243,7 +246,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_column_that_is_missing_is_named() {
-        let error = Columns::of(&columns(&NAMES[..7])).err().unwrap().to_string();
+        let error = ColumnPositions::of(&columns(&NAMES[..7])).err().unwrap().to_string();
         assert!(error.contains("no column `created_at`"), "{error}");
     }
 
@@ -251,7 +254,7 @@ pub(super) mod tests {
     fn a_value_of_another_size_is_an_error() {
         let insert = Insert {
             message: message(&[Some(b"12"), None, None, None, None, None, None, None]),
-            columns: Arc::new(Columns::of(&columns(&NAMES)).unwrap()),
+            columns: Arc::new(ColumnPositions::of(&columns(&NAMES)).unwrap()),
         };
         let error = insert.row(0).err().unwrap().to_string();
         assert!(error.contains("column seq") && error.contains("2 bytes"), "{error}");

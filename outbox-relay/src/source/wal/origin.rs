@@ -14,8 +14,8 @@ use crate::statement::statement;
 
 /// Why a stored position or the slot is not to be trusted.
 pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<String>> {
-    type Row = (i64, i64, i64, bool, bool);
-    let row = Look::new(slot.to_owned()).get_result::<Row>(conn).optional()?;
+    type OriginRow = (i64, i64, i64, bool, bool);
+    let row = Look::new(slot.to_owned()).get_result::<OriginRow>(conn).optional()?;
     let Some((start, end, confirmed, is_here, is_same)) = row else { return Ok(None) };
     let is_beyond = start > end;
     let [start, end, confirmed] = [start, end, confirmed].map(|lsn| shown(lsn.unsigned_abs()));

@@ -21,12 +21,12 @@ pub(super) struct Position {
     /// All that ends up to here lies before it.
     pub(super) start: Lsn,
     /// Of the transaction that comes next, what lies before it. The commit is not before `start`.
-    pub(super) part: Option<Part>,
+    pub(super) part: Option<TransactionPart>,
 }
 
 /// The first events of the transaction that commits here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct TransactionPart {
     pub(super) commit: Lsn,
     pub(super) events: u64,
 }
@@ -34,7 +34,7 @@ pub(super) struct Part {
 impl Position {
     /// So many events further in the same transaction.
     pub(super) fn after_events(self, events: u64) -> Self {
-        let part = self.part.map(|part| Part { events: part.events + events, ..part });
+        let part = self.part.map(|part| TransactionPart { events: part.events + events, ..part });
         Self { part, ..self }
     }
 
@@ -48,8 +48,10 @@ impl Position {
     pub(super) fn load(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<Self>> {
         let row = Load::new(slot.to_owned()).get_result::<(i64, Option<i64>, i64)>(conn).optional()?;
         Ok(row.map(|(start, commit, events)| {
-            let part =
-                commit.map(|commit| Part { commit: commit.unsigned_abs(), events: events.unsigned_abs() });
+            let part = commit.map(|commit| TransactionPart {
+                commit: commit.unsigned_abs(),
+                events: events.unsigned_abs(),
+            });
             Self { start: start.unsigned_abs(), part }
         }))
     }

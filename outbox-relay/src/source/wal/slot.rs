@@ -25,11 +25,11 @@ pub(super) struct ReplicationSlot {
     pub(super) retained: u64,
 }
 
-type Row = (bool, bool, Option<String>, i64, i64);
+type ReplicationSlotRow = (bool, bool, Option<String>, i64, i64);
 
 impl ReplicationSlot {
     pub(super) fn find(conn: &mut PgConnection, name: &str) -> QueryResult<Option<Self>> {
-        let row = Find::new(name.to_owned()).get_result::<Row>(conn).optional()?;
+        let row = Find::new(name.to_owned()).get_result::<ReplicationSlotRow>(conn).optional()?;
         Ok(row.map(|(fits, is_active, status, confirmed, retained)| Self {
             fits,
             is_active,
@@ -159,14 +159,14 @@ pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResu
 /// Makes a temporary copy of a slot, which goes with this connection, and returns its name: it has the server's number of the session, and
 /// the label.
 pub(super) fn copy(conn: &mut PgConnection, slot: &str, label: &str) -> QueryResult<String> {
-    let copy = format!("outbox_{}_{label}", session(conn)?);
+    let copy = format!("outbox_{}_{label}", session_pid(conn)?);
     Copy::new(slot.to_owned(), copy.clone()).get_result::<bool>(conn)?;
     Ok(copy)
 }
 
 /// The server's number of this session.
-pub(super) fn session(conn: &mut PgConnection) -> QueryResult<i32> {
-    Session::new().get_result(conn)
+pub(super) fn session_pid(conn: &mut PgConnection) -> QueryResult<i32> {
+    SessionPid::new().get_result(conn)
 }
 
 statement!(
@@ -199,7 +199,7 @@ statement!(
     "SELECT setting::bigint FROM pg_settings WHERE name = 'max_slot_wal_keep_size'"
 );
 
-statement!(Pg, Session {} -> Integer, "SELECT pg_backend_pid()");
+statement!(Pg, SessionPid {} -> Integer, "SELECT pg_backend_pid()");
 
 statement!(Pg, Version {} -> BigInt, "SELECT current_setting('server_version_num')::bigint");
 

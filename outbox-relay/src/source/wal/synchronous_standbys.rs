@@ -196,9 +196,9 @@ pub(super) struct Found {
 impl Found {
     /// An error if commits wait for the relay, or would.
     pub(super) fn look(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
-        type Row = (String, i64, String, bool, String, bool);
+        type StandbysRow = (String, i64, String, bool, String, bool);
         let (setting, version, slots, is_visible, role, is_standby) = Look::new(options.slot.clone())
-            .get_result::<Row>(conn)
+            .get_result::<StandbysRow>(conn)
             .map_err(|error| database_error("looking for synchronous standbys", error))?;
         let names = Names::of(&setting);
         if is_standby || names.includes_relay {

@@ -23,7 +23,7 @@ use std::collections::VecDeque;
 use diesel_outbox_core::SourceError;
 
 use super::decode::{Insert, Message};
-use super::position::{Lsn, Part, Position};
+use super::position::{Lsn, Position, TransactionPart};
 use crate::source::row::StoredRow;
 
 #[derive(Default)]
@@ -74,7 +74,7 @@ impl Window {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
             Message::Insert(insert) => {
                 if self.received.part.is_none_or(|part| part.commit != self.commit) {
-                    self.received.part = Some(Part { commit: self.commit, events: 0 });
+                    self.received.part = Some(TransactionPart { commit: self.commit, events: 0 });
                     self.mark();
                 }
                 self.rows.push_back(Some(insert));
@@ -236,7 +236,7 @@ mod tests {
     }
 
     fn at(start: Lsn, part: Option<(Lsn, u64)>) -> Position {
-        Position { start, part: part.map(|(commit, events)| Part { commit, events }) }
+        Position { start, part: part.map(|(commit, events)| TransactionPart { commit, events }) }
     }
 
     fn given(window: &mut Window) -> Vec<(u64, i64)> {
@@ -353,7 +353,7 @@ mod tests {
     /// Otherwise events would be given again and counted twice, and the next relay would skip as many too many.
     #[test]
     fn an_end_in_the_middle_of_a_transaction_that_is_skipped_ends_nothing() {
-        let part = Some(Part { commit: 19, events: 2 });
+        let part = Some(TransactionPart { commit: 19, events: 2 });
         let mut window = Window::after(Position { start: 10, part });
         let mut again = transaction(20, 1..=4).into_iter();
         window.receive(again.next().unwrap());

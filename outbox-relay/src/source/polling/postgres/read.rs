@@ -18,7 +18,7 @@ use crate::source::fence::OpenTransactions;
 use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
 use crate::statement::statement;
 
-type Columns =
+type UnsentRow =
     (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz, Nullable<BigInt>);
 
 statement!(
@@ -40,7 +40,7 @@ statement!(
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
         limit: i64 => BigInt
-    } -> Columns,
+    } -> UnsentRow,
     concat!(
         "WITH claimed AS MATERIALIZED (SELECT shard, ?::bigint AS polled_through, after IS NOT NULL AS ended, \
          greatest(sent_through, least(passed, after)) AS start FROM (SELECT ",

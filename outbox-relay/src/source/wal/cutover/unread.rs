@@ -41,7 +41,7 @@ pub(super) fn unsent_in_wal(
     tracing::info!(slot, events, "these events may be unsent: looking for them in the write-ahead log");
     let position = Position::load(conn, slot)?.unwrap_or_default();
     slot::move_up(conn, slot, position.start)?;
-    let mut reading = Reading {
+    let mut search = UnsentSearch {
         decoder: Decoder::new(decode::table(conn)?),
         window: Window::after(position),
         unsent: Vec::new(),
@@ -49,7 +49,7 @@ pub(super) fn unsent_in_wal(
     };
     match slot::copy(conn, slot, "drop") {
         Ok(copy) => {
-            let read = reading.read_in_parts(conn, options, &copy, end);
+            let read = search.read_in_parts(conn, options, &copy, end);
             let dropped = slot::remove(conn, &copy);
             read?;
             dropped?;
@@ -62,24 +62,24 @@ pub(super) fn unsent_in_wal(
                  meanwhile (it takes a free slot: max_replication_slots)"
             );
             let all = changes::peek(slot, end, &options.publication);
-            reading.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, all)?)?;
+            search.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, all)?)?;
         }
     }
-    let mut unsent = reading.unsent;
+    let mut unsent = search.unsent;
     unsent.sort_unstable();
     unsent.dedup();
     tracing::info!(slot, unsent = unsent.len(), "the write-ahead log was read: these events are unsent");
     Ok(unsent)
 }
 
-struct Reading {
+struct UnsentSearch {
     decoder: Decoder,
     window: Window,
     unsent: Vec<i64>,
     reported: Option<Instant>,
 }
 
-impl Reading {
+impl UnsentSearch {
     fn read_in_parts(
         &mut self,
         conn: &mut PgConnection,
