@@ -10,6 +10,9 @@ pub const ASLEEP: i32 = 1_869_968_482;
 pub const LEADER: i32 = ASLEEP + 1;
 /// Held shared by every active worker, so that workers can count each other.
 pub const WORKING: i32 = ASLEEP + 2;
+/// Held exclusively by a process that migrates, so that a second one waits. The table may not exist yet, so the second half of its key
+/// is 0.
+pub const MIGRATING: i32 = ASLEEP;
 /// Held exclusively by the relay that is next in line to read the write-ahead log.
 pub const NEXT_READER: i32 = ASLEEP + 4;
 

@@ -30,6 +30,11 @@ pub fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
+/// Returns the statement with which a PostgreSQL session finds the tables in this schema.
+pub fn set_search_path(schema: &str) -> String {
+    format!("SET search_path TO {}", quoted_identifier(schema))
+}
+
 /// Quotes a text for SQL, whatever characters it contains.
 pub fn quoted_literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))

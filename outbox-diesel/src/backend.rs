@@ -33,10 +33,10 @@ pub(crate) mod sealed {
     pub trait Statements: Backend {
         #[cfg(feature = "migrations")]
         const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
-        /// The statement that keeps a second process from migrating until the transaction ends, or an empty text if transactions
+        /// Returns the statement that keeps a second process from migrating until the transaction ends, or nothing if transactions
         /// alone do so.
         #[cfg(feature = "migrations")]
-        const MIGRATION_LOCK: &'static str;
+        fn migration_lock() -> Option<String>;
         #[cfg(feature = "migrations")]
         fn insert_version<'b>(version: &'b InsertVersion<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_one<'b>(insert: &'b InsertOne<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
@@ -48,7 +48,7 @@ pub(crate) mod sealed {
     }
 }
 
-macro_rules! statement {
+macro_rules! backend_statement {
     ($name:ident, $method:ident, cached: $cached:literal) => {
         impl<DB: OutboxBackend> QueryFragment<DB> for $name<'_> {
             fn walk_ast<'b>(&'b self, out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
@@ -84,13 +84,13 @@ impl<S> QueryId for InSchema<S> {
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-statement!(InsertOne, insert_one, cached: true);
-statement!(InsertMany, insert_many, cached: false);
-statement!(InsertMark, insert_mark, cached: true);
-statement!(PruneMarks, prune_marks, cached: true);
-statement!(FindInbox, find_inbox, cached: true);
+backend_statement!(InsertOne, insert_one, cached: true);
+backend_statement!(InsertMany, insert_many, cached: false);
+backend_statement!(InsertMark, insert_mark, cached: true);
+backend_statement!(PruneMarks, prune_marks, cached: true);
+backend_statement!(FindInbox, find_inbox, cached: true);
 #[cfg(feature = "migrations")]
-statement!(InsertVersion, insert_version, cached: true);
+backend_statement!(InsertVersion, insert_version, cached: true);
 
 /// The statement that inserts one record into the outbox.
 pub struct InsertOne<'a> {

@@ -98,13 +98,13 @@ impl Migrations {
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
-        let lock = <C::Backend as Statements>::MIGRATION_LOCK;
+        let lock = <C::Backend as Statements>::migration_lock();
         // If the tables exist, a service must be able to start no matter who holds the lock.
-        if !lock.is_empty() && self.are_run(conn)? {
+        if lock.is_some() && self.are_run(conn)? {
             return Ok(Vec::new());
         }
         conn.transaction(|c| {
-            if !lock.is_empty() {
+            if let Some(lock) = &lock {
                 c.batch_execute(lock)?;
             }
             if let Some(quoted) = self.quoted_schema() {

@@ -201,7 +201,9 @@ impl OutboxDatabase {
     fn connect_postgres(&self, url: &Secret, schema: Option<&str>) -> Result<PgConnection, Failure> {
         let mut conn = self.connect::<PgConnection>(url)?;
         if let Some(schema) = schema {
-            use_schema(&mut conn, schema).map_err(|error| self.failed(error))?;
+            diesel::sql_query(diesel_outbox::__private::set_search_path(schema))
+                .execute(&mut conn)
+                .map_err(|error| self.failed(error))?;
         }
         Ok(conn)
     }
@@ -218,13 +220,6 @@ impl OutboxDatabase {
     fn connect<C: Connection>(&self, url: &Secret) -> Result<C, Failure> {
         C::establish(url.reveal()).map_err(|source| Failure::Connect { database: self.to_string(), source })
     }
-}
-
-#[cfg(feature = "postgres")]
-fn use_schema(conn: &mut PgConnection, schema: &str) -> QueryResult<usize> {
-    use diesel_outbox::__private::quoted_identifier;
-
-    diesel::sql_query(format!("SET search_path TO {}", quoted_identifier(schema))).execute(conn)
 }
 
 impl fmt::Display for OutboxDatabase {

@@ -15,7 +15,9 @@ impl Statements for Sqlite {
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/sqlite");
     #[cfg(feature = "migrations")]
-    const MIGRATION_LOCK: &'static str = "";
+    fn migration_lock() -> Option<String> {
+        None
+    }
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(

@@ -6,7 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
-use diesel_outbox_core::__private::quoted_identifier;
+use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::SourceError;
 
 use super::{DatabaseUrl, database_error};
@@ -72,7 +72,7 @@ statement!(
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
     if let Some(schema) = &options.schema {
-        conn.batch_execute(&format!("SET search_path TO {}", quoted_identifier(schema)))?;
+        conn.batch_execute(&set_search_path(schema))?;
     }
     // The shards of a process that was stopped are let go of by the first timeout, or by the last one if it was stopped
     // while it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
