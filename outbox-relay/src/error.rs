@@ -23,7 +23,7 @@ pub enum RelayError {
     #[error("the relay cannot make a publisher: {0}")]
     Broker(#[from] PublishError),
     /// A worker's thread could not be started.
-    #[error("a worker's thread could not be started: {0}")]
+    #[error("cannot start a worker's thread: {0}")]
     Thread(#[from] std::io::Error),
     /// The source cannot go on, and trying again cannot mend it: a replication slot was lost, for example. Nothing that was
     /// not sent is marked as sent.

@@ -126,12 +126,12 @@ fn describe() {
     describe_gauge!(
         "outbox_wal_lag_bytes",
         Unit::Bytes,
-        "How far what is confirmed is behind the end of the WAL"
+        "How many bytes the confirmed position is behind the end of the WAL"
     );
     describe_gauge!(
         "outbox_wal_lag_seconds",
         Unit::Seconds,
-        "How long ago the WAL ended where it is confirmed now"
+        "How long ago the WAL ended at the confirmed position"
     );
     describe_gauge!("outbox_wal_retained_bytes", Unit::Bytes, "How much WAL the server keeps for the slot");
     describe_gauge!("outbox_wal_slot_status", Unit::Count, "1 for the slot's status, 0 for the others");

@@ -48,7 +48,7 @@ const BLOCKED: &str =
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
-                        `Migrations::new().run(..)`), or name the schema if the tables live in one of their own";
+                        `Migrations::new().run(..)`), or name the schema that holds the tables";
 
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {

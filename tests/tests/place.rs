@@ -353,7 +353,7 @@ fn on_a_copy_on_the_same_server_each_errors_advice_leads_to_a_slot_of_its_own() 
         let (copy, mut committed) = original.copy();
         let topic = new_topic("copy");
         let refused = first.is_none().then(|| relay(&copy, &topic, &["--source", "wal"]));
-        let refused = refused.map(|refused| refusal(&refused, "of another database"));
+        let refused = refused.map(|refused| refusal(&refused, "belongs to another database"));
         let first = first.unwrap_or_else(|| refused.as_deref().unwrap());
         let first = if refused.is_some() { command_in(first) } else { first.split(' ').collect() };
         let done = follow(&copy, &first);
@@ -381,7 +381,7 @@ fn on_a_copy_on_the_same_server_each_errors_advice_leads_to_polling() {
         let topic = new_topic("copy");
         all_arrive(&relay(&copy, &topic, &[]), &topic, &committed);
         let refused = outbox(&copy, &["wal", "drop"]);
-        assert!(refused.0.contains("nothing is to be dropped") && !refused.1, "{refused:?}");
+        assert!(refused.0.contains("there is nothing to drop") && !refused.1, "{refused:?}");
     }
     original.goes_on();
 }

@@ -323,7 +323,7 @@ fn a_relay_whose_slot_is_gone_stops_and_after_another_setup_the_rest_is_sent() {
     conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", database.name())).unwrap();
     let stopped = wal_relay(&database, &topic);
     assert_eq!(stopped.wait(PATIENCE).code(), Some(1));
-    stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("does not exist any more"));
+    stopped.wait_for_line("what to do", PATIENCE, |line| line.contains("no longer exists"));
 
     wal(&database, "setup");
     let relay = wal_relay(&database, &topic);

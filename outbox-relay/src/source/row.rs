@@ -32,7 +32,9 @@ impl StoredRow {
     fn record(self) -> Result<Record, String> {
         let Self { aggregate_type, aggregate_id, event_type, payload, .. } = self;
         let record = Record::from_bytes(self.id?, aggregate_type, aggregate_id, event_type, payload)
-            .map_err(|error| format!("a text is not UTF-8: {error}"))?
+            .map_err(|error| {
+                format!("the aggregate type, the aggregate id or the event type is not UTF-8: {error}")
+            })?
             .with_created_at(from_unix_ms(self.created_at_ms));
         let Some(headers) = &self.headers else { return Ok(record) };
         let json = str::from_utf8(headers).map_err(|error| format!("the headers are not UTF-8: {error}"))?;

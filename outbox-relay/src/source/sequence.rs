@@ -18,8 +18,8 @@ pub(super) struct Sequence {
 
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the sequence of outbox.seq was set back or replaced while the relay was at work (it stands at {last}): the table is checked \
-     anew before anything else is sent"
+    "the sequence of outbox.seq was set back or replaced while the relay worked (it stands at {last}): the relay checks the table \
+     before it sends anything else"
 )]
 struct SetBack {
     last: i64,

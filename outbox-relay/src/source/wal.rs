@@ -128,7 +128,7 @@ impl WalSource {
                     *waits = Some(Instant::now());
                     tracing::info!(
                         slot = name,
-                        "somebody else reads the slot: this relay waits until that ends"
+                        "somebody else reads the slot: this relay waits until they stop"
                     );
                 }
                 Ok(readiness == Readiness::Ready)
@@ -167,7 +167,7 @@ const LAST_ONE_ENDS: Duration = Duration::from_secs(2);
 const LAST_ONE_PAUSE: Duration = Duration::from_millis(10);
 
 fn nothing_claimed() -> SourceError {
-    SourceError::new("nothing of the write-ahead log is claimed")
+    SourceError::new("nothing is claimed")
 }
 
 impl Source for WalSource {

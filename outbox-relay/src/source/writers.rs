@@ -85,16 +85,16 @@ impl Who {
                 role,
                 application,
                 seconds,
-                "a transaction that may have emitted stays open: until it ends the database keeps every version of the \
-                 rows that are sent, and the table grows; look what it waits for, or end it, which rolls it back: \
+                "a transaction that may have emitted stays open: until it ends, the database keeps every version of the \
+                 rows that are sent, and the table grows; find out what it waits for, or end it, which rolls it back: \
                  SELECT pg_terminate_backend({pid})"
             ),
             Self::Prepared { gid, literal } => tracing::warn!(
                 gid,
                 seconds,
-                "a prepared transaction that may have emitted waits to be ended: until then the database keeps every \
+                "a prepared transaction that may have emitted waits to be ended: until then, the database keeps every \
                  version of the rows that are sent, and the table grows; ask its coordinator, or end it in this database as \
-                 its owner or a superuser, with what it did: COMMIT PREPARED {literal}; or without: ROLLBACK PREPARED {literal}"
+                 its owner or a superuser. To keep what it did: COMMIT PREPARED {literal}; to undo it: ROLLBACK PREPARED {literal}"
             ),
         }
     }

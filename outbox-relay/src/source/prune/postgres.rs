@@ -100,7 +100,7 @@ impl PostgresPruning {
         match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
             Ok(round) => self.round = Some(round),
             Err(error) => {
-                tracing::warn!(%error, "no thread to prune sent rows; it is tried again in a minute")
+                tracing::warn!(%error, "cannot start a thread that prunes sent rows; the relay tries again in a minute")
             }
         }
         Ok(())
@@ -136,7 +136,7 @@ fn round(database: &Database, mut place: Start, retention: Duration, ends: &Atom
             }
             Err(error) => {
                 let error = one_line(&error.to_string());
-                tracing::warn!(error, "sent rows could not be pruned; it is tried again in a minute");
+                tracing::warn!(error, "sent rows could not be pruned; the relay tries again in a minute");
                 break;
             }
         }

@@ -126,7 +126,7 @@ impl Drop for Chunks {
         while self.threads.iter().any(|(thread, _)| !thread.is_finished()) {
             if began.elapsed() >= ENDED_WITHIN {
                 tracing::warn!(
-                    "the server has not ended what reads chunks of the write-ahead log: it may have the slot yet"
+                    "the server has not ended the sessions that read chunks of the write-ahead log: they may hold the slot for a while"
                 );
                 return;
             }
@@ -214,8 +214,8 @@ impl ChunkReader {
                 tracing::warn!(
                     slot = self.options.slot,
                     error = one_line(&error.to_string()),
-                    "the slot could not be copied, so that the write-ahead log is streamed only, which is slower \
-                     (it takes two free slots: max_replication_slots)"
+                    "the slot could not be copied, so the relay only streams the write-ahead log, which is slower: to read in chunks it \
+                     needs two free replication slots (max_replication_slots)"
                 );
                 return Ok(false);
             }

@@ -118,7 +118,7 @@ impl Insert {
         let mut parser = LogicalReplicationParser::with_protocol_version(PROTOCOL);
         let decoded = parser.parse_wal_message_bytes(self.message.clone()).map_err(not_understood)?;
         let Decoded::Insert { tuple, .. } = decoded.message else {
-            return Err(SourceError::new("the write-ahead log has something other than the row that it had"));
+            return Err(SourceError::new("a row of the write-ahead log was decoded as something else"));
         };
         let mut values = RowValues(tuple);
         let columns = &self.columns;
@@ -165,7 +165,7 @@ impl RowValues {
 }
 
 fn not_understood(error: pg_walstream::ReplicationError) -> SourceError {
-    SourceError::new(format!("the write-ahead log is not understood: {error}")).with_source(error)
+    SourceError::new(format!("cannot decode the write-ahead log: {error}")).with_source(error)
 }
 
 #[cfg(test)]

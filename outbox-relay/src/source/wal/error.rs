@@ -1,6 +1,10 @@
 use diesel::result::Error as DieselError;
 use diesel_outbox_core::__private::one_line;
 
+/// What follows from a new slot. It stands in each error that advises one.
+pub(super) const RESENDS: &str = "The relay then sends every event in the table that is not known to be sent, some of them perhaps \
+                                  twice; it cannot send an event whose row the service deleted unsent";
+
 /// Why the slot could not be set up or taken down. Nothing was changed for the relays then.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,10 +19,12 @@ pub enum WalError {
         level: String,
     },
     /// A relay reads the slot.
-    #[error("a relay reads the write-ahead log now: stop it first, and those that stand by")]
+    #[error("a relay reads the write-ahead log: stop it, and those that stand by; then run this again")]
     Active,
     /// The outbox is read from the WAL already.
-    #[error("the outbox is read from the slot `{slot}` already; it is confirmed up to {confirmed}")]
+    #[error(
+        "the outbox is read from the slot `{slot}` already, which is confirmed up to {confirmed}: start relays with `--source wal`"
+    )]
     Exists {
         /// The slot.
         slot: String,
@@ -27,7 +33,7 @@ pub enum WalError {
     },
     /// Somebody else uses a slot of that name, such as the database that this one is a copy of.
     #[error(
-        "the replication slot `{slot}` is not one of this outbox, but of another one, another database or another kind: run \
+        "the replication slot `{slot}` belongs to another outbox or another database, or is of another kind: run \
          `{command}` and start relays with `--slot {free}`"
     )]
     Taken {
@@ -48,7 +54,7 @@ pub enum WalError {
     },
     /// The outbox is read from no slot, and the one of that name is somebody else's.
     #[error(
-        "the outbox is polled as a whole, and the replication slot `{slot}` is not one of it: nothing is to be dropped"
+        "the whole outbox is polled, and the replication slot `{slot}` does not belong to it: there is nothing to drop"
     )]
     NothingToDrop {
         /// The slot.
@@ -56,7 +62,7 @@ pub enum WalError {
     },
     /// The slot is read with another publication.
     #[error(
-        "the slot `{slot}` is read with the publication `{publication}`: name that (`--publication {publication}`)"
+        "the slot `{slot}` is read with the publication `{publication}`: run this again with `--publication {publication}`"
     )]
     OtherPublication {
         /// The slot.
@@ -65,7 +71,7 @@ pub enum WalError {
         publication: String,
     },
     /// A publication of that name is there, without what is needed.
-    #[error("the publication `{publication}` does not have what is inserted into the table outbox: {advice}")]
+    #[error("the publication `{publication}` does not have all inserts into the table outbox: {advice}")]
     Publication {
         /// The publication.
         publication: String,
@@ -74,7 +80,7 @@ pub enum WalError {
     },
     /// Some events are in the WAL only, because their rows were deleted.
     #[error(
-        "{count} events are in the WAL and no more in the table: let a relay send them first, and run `outbox wal drop` after it"
+        "{count} events are only in the WAL, because their rows were deleted: let a relay send them, and then run `outbox wal drop` again"
     )]
     OnlyInWal {
         /// How many those are.

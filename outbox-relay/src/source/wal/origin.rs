@@ -7,6 +7,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_outbox_core::SourceError;
 
+use super::error::RESENDS;
 use super::options::WalOptions;
 use super::position::{Lsn, shown};
 use crate::source::database_error;
@@ -20,11 +21,11 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
     let is_beyond = start > end;
     let [start, end, confirmed] = [start, end, confirmed].map(|lsn| shown(lsn.unsigned_abs()));
     Ok(if is_beyond {
-        Some(format!("the WAL was sent up to {start}, which is beyond the end of this server's WAL, {end}"))
+        Some(format!("the relay has sent the WAL up to {start}, beyond the end of this server's WAL ({end})"))
     } else if !is_here {
-        Some(format!("it was on another server that the WAL was sent up to {start}"))
+        Some(format!("the relay sent the WAL up to {start} on another server"))
     } else if !is_same {
-        Some(format!("it is at {confirmed}, where no relay has been: it was made anew"))
+        Some(format!("it stands at {confirmed}, where no relay has been, so it was made anew"))
     } else {
         None
     })
@@ -35,9 +36,8 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     let failed = |error| database_error("looking where the slot comes from", error);
     match doubt(conn, &options.slot).map_err(failed)? {
         Some(doubt) => Err(SourceError::permanent(format!(
-            "the replication slot `{}` is not the one from which this outbox was read: {doubt}. Events would be overlooked: run \
-             `{}`. It makes a new slot and sends what is not known to be sent, some of it \
-             perhaps twice; what is not in the table any more, because the service deleted it unsent, is not sent",
+            "the replication slot `{}` is not the one from which this outbox was read: {doubt}. The relay would miss events: run \
+             `{}`, which makes a new slot. {RESENDS}",
             options.slot,
             options.command("setup", &options.slot)
         ))),

@@ -6,6 +6,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Text};
 use diesel_outbox_core::SourceError;
 
+use super::error::RESENDS;
 use super::options::WalOptions;
 use crate::source::database_error;
 use crate::statement::statement;
@@ -35,15 +36,14 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     }
     let what = if is_whole {
         format!(
-            "the publication `{name}` is not the one that the slot `{slot}` was set up with: it was changed or made anew since"
+            "the publication `{name}` is not the one that the slot `{slot}` was set up with: somebody has changed it or made it anew"
         )
     } else {
-        format!("there is no publication `{name}` of all inserts into the table outbox any more")
+        format!("the publication `{name}` is gone, or no longer has all inserts into the table outbox")
     };
     Err(SourceError::permanent(format!(
-        "{what}. The write-ahead log does not show the events that were emitted meanwhile, which are still in the table: stop the \
-         relays that stand by, and run `{}` and then `{}`. What is not known to be \
-         sent is sent then, some of it perhaps twice; what is not in the table any more, because the service deleted it unsent, is not sent",
+        "{what}. The write-ahead log does not show the events that were emitted meanwhile, but the table has them: stop the relays that \
+         stand by, and run `{}` and then `{}`. {RESENDS}",
         options.command("drop", slot),
         options.command("setup", slot)
     )))

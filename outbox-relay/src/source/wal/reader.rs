@@ -74,7 +74,7 @@ impl Reader {
                 Err(SourceError::new("the thread that reads the write-ahead log has ended"))
             }
             Err(error) if self.reads_chunks() => {
-                tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in chunks now");
+                tracing::warn!(slot = self.wal.slot, %error, "the write-ahead log cannot be read in chunks now, so the relay streams it");
                 Ok(None)
             }
             Err(error) => Err(error),

@@ -70,7 +70,7 @@ impl Settling {
             self.bound.wrote(bound, slot::end_of_wal(conn)?);
             QueryResult::Ok(())
         };
-        write().map_err(|error| database_error("keeping up to where the WAL was sent", error))?;
+        write().map_err(|error| database_error("storing up to where the WAL was sent", error))?;
         (self.kept, self.kept_at) = (position, Some(Instant::now()));
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Settling {
     pub(super) fn end(&mut self, conn: &mut PgConnection, position: Position) {
         let confirmed = self.confirmable(position);
         if let Err(error) = position.keep(conn, &self.slot, confirmed) {
-            tracing::warn!(%error, "some events may be sent again");
+            tracing::warn!(%error, "cannot store up to where events were sent, so some may be sent again");
         }
     }
 }

@@ -5,6 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use diesel_outbox_core::SourceError;
 
+use super::error::RESENDS;
 use super::options::WalOptions;
 use super::polled;
 use super::position::{Lsn, Position, shown};
@@ -76,42 +77,41 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     let setup = options.command("setup", name);
     if polled::is_whole_table(conn).map_err(failed)? {
         return Err(SourceError::permanent(format!(
-            "the outbox is polled as a whole, and nothing is to be read from the write-ahead log: run `{setup}` first"
+            "the whole outbox is polled, so there is nothing to read from the write-ahead log: run `{setup}` first"
         )));
     }
-    let resend = "which makes a new slot and sends what is not known to be sent, some of it perhaps twice; what is not in the table any \
-                  more, because the service deleted it unsent, is not sent";
+    let run_setup = format!("run `{setup}`, which makes a new slot. {RESENDS}");
     if Position::load(conn, name).map_err(failed)?.is_none() {
         let others = others(conn, name).map_err(failed)?;
         let usable = others.iter().find(|(_, slot)| slot.as_ref().is_some_and(ReplicationSlot::is_usable));
         return Err(SourceError::permanent(match usable {
             Some((other, _)) => format!(
-                "this outbox is read from the slot `{other}`, and not from `{name}`: start the relay with `--slot {other}`"
+                "this outbox is read from the slot `{other}`, not from `{name}`: start the relay with `--slot {other}`"
             ),
             None => format!(
-                "the slot `{name}` is not the one from which this outbox was read, and that one is gone: run `{setup}`, {resend}"
+                "this outbox was read from another slot than `{name}`, and that slot is gone: {run_setup}"
             ),
         }));
     }
     let Some(slot) = ReplicationSlot::find(conn, name).map_err(failed)? else {
         return Err(SourceError::permanent(format!(
-            "the replication slot `{name}` does not exist any more: run `{setup}`, {resend}"
+            "the replication slot `{name}` no longer exists: {run_setup}"
         )));
     };
     if !slot.fits {
         let free = free_name(conn).map_err(failed)?;
         return Err(SourceError::permanent(format!(
-            "the replication slot `{name}` is of another database or another kind (this one needs plugin pgoutput), as after this \
-             database was copied from that one: run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. Either \
-             leaves that slot alone, and what is not known to be sent is sent, some of it perhaps twice",
+            "the replication slot `{name}` belongs to another database, perhaps one that this database is a copy of, or is of another \
+             kind (the relay needs the plugin pgoutput): run `{setup}` and start relays with `--slot {free}`, or run `{drop}` and poll. \
+             Either leaves that slot alone. {RESENDS}",
             setup = options.command("setup", &free),
             drop = options.command("drop", name)
         )));
     }
     if slot.is_lost() {
         return Err(SourceError::permanent(format!(
-            "the server has given up the replication slot `{name}`, which was confirmed up to {}, because it retained more than \
-             max_slot_wal_keep_size allows or was invalidated: run `{setup}`, {resend}",
+            "the server has given up the replication slot `{name}`, confirmed up to {}, because the slot retained more WAL than \
+             max_slot_wal_keep_size allows or was invalidated: {run_setup}",
             shown(slot.confirmed)
         )));
     }
@@ -124,8 +124,8 @@ pub(super) fn warn_of_no_limit(conn: &mut PgConnection, options: &WalOptions) ->
     if limit.map_err(|error| database_error("looking up max_slot_wal_keep_size", error))? < 0 {
         tracing::warn!(
             slot = options.slot,
-            "max_slot_wal_keep_size is not set: while no relay reads the slot the server keeps all of its WAL, until the \
-             disk is full"
+            "max_slot_wal_keep_size is not set: while no relay reads the slot, the server keeps all WAL that is written, until \
+             the disk is full; set it to what the disk has room for"
         );
     }
     Ok(())

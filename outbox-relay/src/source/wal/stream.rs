@@ -148,9 +148,9 @@ impl StreamReader {
             }
             self.confirm(&mut conn, false).await?;
             if self.heard.elapsed() > SILENCE {
-                return Err(SourceError::new(
-                    "the server has fallen silent while its write-ahead log was read",
-                ));
+                return Err(SourceError::new(format!(
+                    "the server has fallen silent: nothing came on the replication connection for {SILENCE:?}"
+                )));
             }
         }
         // It is not the only one that knows.

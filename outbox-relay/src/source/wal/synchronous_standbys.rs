@@ -79,8 +79,8 @@ impl SynchronousStandbys {
         if !found.is_visible && found.slots.is_empty() {
             tracing::warn!(
                 slot = options.slot,
-                "the relay cannot see how far the synchronous standbys are: it may send an event whose transaction is undone \
-                 by a failover; run GRANT pg_read_all_stats TO {}",
+                "the relay cannot see how far the synchronous standbys are: it may send an event whose transaction a \
+                 failover undoes; run GRANT pg_read_all_stats TO {}",
                 found.role
             );
         }
@@ -171,7 +171,8 @@ impl SynchronousStandbys {
             }
             if began.elapsed() >= PATIENCE {
                 return Err(SourceError::new(format!(
-                    "a dead letter was written, but the synchronous standbys did not have it within {PATIENCE:?}"
+                    "a dead letter was written, but the synchronous standbys did not have it within {PATIENCE:?}: bring them back, or \
+                     take one out of synchronous_standby_names and run SELECT pg_reload_conf()"
                 )));
             }
             thread::sleep(PAUSE);
@@ -203,8 +204,8 @@ impl Found {
         let names = Names::of(&setting);
         if is_standby || names.includes_relay {
             return Err(SourceError::permanent(format!(
-                "synchronous_standby_names is `{setting}`, so that commits wait for this relay as for a standby, and its own for \
-                 itself: write the names of the standbys there (their application_name), without `*` and `{OWN_NAME}`, and \
+                "synchronous_standby_names is `{setting}`, so commits wait for this relay as for a standby, and its own commits \
+                 for itself: set it to the names of the standbys (their application_name), without `*` and `{OWN_NAME}`, and \
                  run SELECT pg_reload_conf(). Nothing is lost meanwhile, but commits may wait until then"
             )));
         }

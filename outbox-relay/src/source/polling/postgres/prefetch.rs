@@ -76,7 +76,7 @@ impl Ahead {
             for (backlog, handing) in received {
                 if let Err(error) = read(&mut conn, &database, backlog, &handing) {
                     conn = None;
-                    tracing::warn!(%error, "a backlog cannot be read ahead; it is read more slowly");
+                    tracing::warn!(%error, "cannot read a backlog ahead, so the relay reads it more slowly");
                 }
             }
         };

@@ -51,7 +51,7 @@ impl Upkeep {
         lag.oldest_writer = self.writers.look(conn)?;
         if lag.wal.is_some() && !std::mem::replace(&mut self.reported_wal, true) {
             tracing::info!(
-                "only what was emitted before `outbox wal setup` is polled: what came later is read from the write-ahead log"
+                "the relay polls only the events from before `outbox wal setup`: later ones are read from the write-ahead log"
             );
         }
         Ok(Some(lag))

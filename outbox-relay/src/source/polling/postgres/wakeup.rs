@@ -251,8 +251,8 @@ impl Wake {
         if !strangers.is_empty() && !std::mem::replace(&mut self.warned, true) {
             tracing::warn!(
                 pids = ?strangers,
-                "sessions of a role that may not work on outbox_shard hold advisory locks of the outbox: relays send all the \
-                 same, but look at the table more often; end those sessions, and ask whose they are"
+                "sessions whose role may not update outbox_shard hold advisory locks of the outbox: relays still send, but \
+                 look at the table more often; find out whose those sessions are, and end them"
             );
         }
     }

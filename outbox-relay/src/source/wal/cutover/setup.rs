@@ -9,7 +9,7 @@ use diesel_outbox_core::__private::quoted_identifier;
 
 use super::{check_publication, exclusively, forget, is_reliable, locked, lost_others};
 use crate::source::check::check_table;
-use crate::source::wal::error::WalError;
+use crate::source::wal::error::{RESENDS, WalError};
 use crate::source::wal::options::WalOptions;
 use crate::source::wal::position::{Position, shown};
 use crate::source::wal::slot::{self, ReplicationSlot};
@@ -90,11 +90,11 @@ fn make_publication(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
         return Ok(());
     }
     let advice = if polled::is_whole_table(conn)? {
-        "choose another one (`--publication NAME`), or drop it if nobody else reads it".to_owned()
+        "name another one (`--publication NAME`), or drop this one if nobody else reads it".to_owned()
     } else {
         format!(
-            "the write-ahead log does not show what was emitted since it was changed, and nothing was done. Stop the relays that stand by, \
-             and run `{}` and then `{}`: what is not known to be sent is sent then, some of it perhaps twice",
+            "somebody has changed it, and the write-ahead log does not show what was emitted since. Nothing was done: stop the relays that \
+             stand by, and run `{}` and then `{}`. {RESENDS}",
             options.command("drop", &options.slot),
             options.command("setup", &options.slot)
         )

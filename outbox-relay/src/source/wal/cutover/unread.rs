@@ -58,8 +58,8 @@ pub(super) fn unsent_in_wal(
             tracing::warn!(
                 slot,
                 error = one_line(&error.to_string()),
-                "the slot could not be copied, so that the write-ahead log is read as a whole, without a word \
-                 meanwhile (it takes a free slot: max_replication_slots)"
+                "the slot could not be copied, so the write-ahead log is read in one piece, and no progress is reported: a copy \
+                 needs a free replication slot (max_replication_slots)"
             );
             let all = changes::peek(slot, end, &options.publication);
             search.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, all)?)?;
@@ -68,7 +68,7 @@ pub(super) fn unsent_in_wal(
     let mut unsent = search.unsent;
     unsent.sort_unstable();
     unsent.dedup();
-    tracing::info!(slot, unsent = unsent.len(), "the write-ahead log was read: these events are unsent");
+    tracing::info!(slot, unsent = unsent.len(), "the write-ahead log has been read: these events are unsent");
     Ok(unsent)
 }
 
@@ -163,7 +163,7 @@ pub(super) fn mark_others(
             _ => break,
         }
         if is_due(&mut reported, REPORT_INTERVAL) {
-            tracing::info!(slot, looked_at, "still marking what was sent");
+            tracing::info!(slot, looked_at, "still marking sent events");
         }
     }
     if present < unsent.len() {
