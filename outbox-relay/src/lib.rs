@@ -1,4 +1,13 @@
-//! The relay: it brings the outbox's records to the broker, at least once and in order for each aggregate.
+//! The relay of [diesel-outbox](https://docs.rs/diesel-outbox): it brings the records in the table `outbox` to Kafka, at least once and
+//! in order for each aggregate.
+//!
+//! Your service emits events in the transactions that cause them. Run a relay beside it: embedded in the service, as on this page, or
+//! as a process, with the binary `outbox` of `diesel-outbox-cli`.
+//!
+//! ```toml
+//! [dependencies]
+//! diesel-outbox-relay = { version = "0.1", features = ["postgres"] } # or "postgres-wal", or "sqlite"
+//! ```
 //!
 //! ```no_run
 //! # #[cfg(all(feature = "postgres", feature = "kafka"))]
@@ -7,51 +16,86 @@
 //!
 //! let relay = Relay::postgres(&database_url).broker(Kafka::new("localhost:9092")).spawn()?;
 //! // ... the service does its work ...
-//! relay.stop().await?; // flush, settle, leave
+//! relay.stop().await?; // waits for acknowledgements, settles them and closes the connections
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! Keep the handle: dropping it stops the relay. The relay works on threads of its own and needs no async runtime; `stop` can be
-//! awaited on any, and [`stop_blocking`](RelayHandle::stop_blocking) needs none. The relay ends by itself only if it cannot go on: ask
-//! [`is_finished`](RelayHandle::is_finished) in your health check, or run the relay until a future ends, with
-//! `Relay::postgres(..).broker(..).run(shutdown).await`, which returns when either ends. To run the relay as a process of its own, use
-//! the binary `outbox` of `diesel-outbox-cli`.
+//! The tables must exist: run `diesel_outbox::Migrations` or `outbox migrate` first. The database and the broker need not be up yet.
 //!
-//! What the relay has to report it logs with [`tracing`](https://docs.rs/tracing): install a subscriber, such as
-//! `tracing_subscriber::fmt::init()`, to see it.
+//! # Overview
 //!
-//! # A pass
+//! | item | what it does |
+//! |---|---|
+//! | [`Relay`] | builds a relay: which database, which broker, how fast, and how long sent rows are kept |
+//! | [`RelayHandle`] | stops a running relay, and reports whether it has ended by itself |
+//! | `Kafka` | the broker and its settings. [Your own broker](#a-broker-of-your-own) implements [`Publisher`] |
+//! | [`TopicNaming`] | names the topics, and says which of them the relay may write to |
+//! | [`DeadLetterPolicy`] | what happens to an aggregate's later records after one became a dead letter |
+//! | `operate::Operate` | the lag, the dead letters, and how to requeue them |
+//! | `wal` | [reads the write-ahead log](#the-write-ahead-log) instead of the table |
+//! | [`Source`] | where a relay finds records: implement it to relay from another store |
 //!
-//! Each worker makes one pass after the other. It
+//! # Start and stop
 //!
-//! 1. **claims** free shards of the table by locking their rows,
-//! 2. **reads** the unsent records in order,
-//! 3. **publishes** them while it reads on,
-//! 4. **settles** exactly those that the broker acknowledged, and
-//! 5. **releases** the shards with a commit; after half a second it reads nothing more ([`Relay::max_pass_duration`]).
+//! The relay works on its own threads and needs no async runtime. You can await [`stop`](RelayHandle::stop) on any runtime, or
+//! call [`stop_blocking`](RelayHandle::stop_blocking) on none.
 //!
-//! The lock is the claim: a worker that dies loses its connection, and with it the lock. There is no lease and no clock.
+//! Keep the handle: if you drop it, the relay stops. The relay ends by itself only if it cannot go on, so check
+//! [`is_finished`](RelayHandle::is_finished) in your health check. Or let [`run`](Relay::run) do both: it runs the relay until your
+//! shutdown future ends or the relay does.
+//!
+//! ```no_run
+//! # #[cfg(all(feature = "postgres", feature = "kafka"))]
+//! # async fn f(database_url: String, shutdown: impl Future<Output = ()>) -> Result<(), diesel_outbox_relay::RelayError> {
+//! # use diesel_outbox_relay::{Kafka, Relay};
+//! Relay::postgres(&database_url).broker(Kafka::new("localhost:9092")).run(shutdown).await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! The relay logs with [`tracing`](https://docs.rs/tracing). Install a subscriber, such as `tracing_subscriber::fmt::init()`, to see
+//! what it logs. No line contains a password or a payload.
+//!
+//! # What happens to a record
+//!
+//! A relay has one worker or several. Each worker makes one pass after the other:
+//!
+//! ```text
+//!  claim ------> read ------> publish ------> settle ------> release
+//!  lock the      the unsent   hand them to    mark those     commit, and
+//!  rows of free  records, in  the broker      that it has    let go of
+//!  shards        order                        acknowledged   the shards
+//! ```
+//!
+//! The steps overlap: while the broker works on some records, the worker reads the next ones and settles earlier ones. After half a
+//! second ([`Relay::max_pass_duration`]) it reads nothing more, and the pass ends.
+//!
+//! The lock is the claim. There is no lease and no clock: if a worker dies, it loses its connection and with it the lock, and another
+//! worker sends what it had not settled. That is why a record may arrive twice. Protect consumers with an inbox.
+//!
+//! A record that the broker will never take, because it is too large for example, becomes a dead letter with its reason, and the
+//! others go on. Correct the reason, then requeue it with `operate::Operate`.
 //!
 //! # When something is away
 //!
-//! You need not do anything: the relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
+//! You need not do anything. The relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
 //!
-//! If the broker acknowledges nothing for a while ([`Relay::stall_timeout`]), the relay gives the pass up, and keeps no
-//! transaction open until the broker answers again. If the database is away, the relay connects again.
+//! If the broker acknowledges nothing for [`Relay::stall_timeout`], the relay gives up the pass, so that no transaction stays open
+//! until the broker answers again. If the database is away, the relay connects again.
 //!
 //! # Several relays
 //!
-//! Run as many as you like, for example one in each instance of the service. On SQLite one relay works, and the others
-//! wait for its end.
+//! Run as many relays as you like, for example one in each instance of the service. They share the work, and if one dies, the others
+//! take over. On SQLite one relay works, and the others wait until it ends.
 //!
-//! On PostgreSQL one of them listens for the emitters' notifications. It calls the others when there is a backlog, and
-//! they share it. An idle relay sends the database a few short statements each `poll_interval`. That is also how long it
-//! may take until another relay listens after the listening one has died.
+//! On PostgreSQL one of them leads: it listens for the notifications of emitters, and calls the others if there is a backlog. An idle
+//! relay sends the database a few short statements in each [`Relay::poll_interval`]. If the leader dies, another one leads after that
+//! time at the latest.
 //!
 //! # A broker of your own
 //!
-//! A relay publishes to anything that implements [`Publisher`], in a test for example to the test itself:
+//! A relay publishes to anything that implements [`Publisher`]. In a test that can be the test itself:
 //!
 //! ```
 //! use std::sync::mpsc::{Sender, channel};
@@ -102,29 +146,32 @@
 //!
 //! # The write-ahead log
 //!
-//! `Relay::postgres_wal` reads PostgreSQL's write-ahead log instead of the table, from a slot that `outbox wal setup` has made.
-//! Nothing is settled in the table then. One relay is active, and the others stand by. If the slot is lost, the relay stops
-//! with [`RelayError::Source`]. `docs/wal.md` in the repository says what it needs, and how to move from polling to the
-//! write-ahead log and back.
+//! `Relay::postgres_wal` reads PostgreSQL's write-ahead log (WAL) instead of the table. It has nothing to settle in the table, so an
+//! event costs the database only its insert. In exchange, a replication slot keeps the WAL while no relay reads it. Make the slot with
+//! `outbox wal setup` or `wal::setup`.
+//!
+//! One relay is active and the others stand by. If the slot is lost, the relay stops with [`RelayError::Source`], whose message says
+//! what to do. `docs/wal.md` in the repository says what the WAL needs, and how to move a live system from polling to the WAL and
+//! back.
 //!
 //! # Metrics
 //!
-//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade: install any recorder before you start the relay. Of several
-//! relays only the leading one sets the gauges. Each metric has the label `outbox`, such as `shop.public` for the tables in the
-//! schema `public` of the database `shop`, so that several outboxes in one process stay apart.
+//! The relay reports through the [`metrics`](https://docs.rs/metrics) facade. Install any recorder before you start the relay. If there
+//! are several relays, only the one that leads sets the gauges. Each metric has the label `outbox`, such as `shop.public` for the
+//! tables in the schema `public` of the database `shop`, so that you can tell several outboxes of one process apart.
 //!
-//! | metric | kind | |
+//! | metric | kind | meaning |
 //! |---|---|---|
-//! | `outbox_unsent` | gauge | records that wait to be sent; if the write-ahead log is read, only what the relay has received of it: watch `outbox_wal_lag_bytes` then |
+//! | `outbox_unsent` | gauge | how many records wait to be sent. If the relay reads the WAL, only those that it has received: watch `outbox_wal_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
-//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared; counted from when the relay first saw it if its role is not a member of `pg_read_all_stats` |
-//! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far what is confirmed is behind the end of the write-ahead log |
+//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it |
+//! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far the slot's confirmed position is behind the end of the WAL |
 //! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |
 //! | `outbox_failures_total` | counter | failed passes, by `component`: `database` or `broker` |
-//! | `outbox_pass_duration_seconds`, `outbox_pass_records` | histogram | how long passes take, and how much they publish |
+//! | `outbox_pass_duration_seconds`, `outbox_pass_records` | histogram | how long passes take, and how many records they publish |
 //!
 //! # Features
 //!
