@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use diesel_outbox_core::{PublishError, SourceError};
 
-/// Why a relay could not be started, or did not stop well.
+/// Why a relay cannot start, or why it did not stop well.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RelayError {
-    /// It has no broker to send records to.
+    /// The relay has no broker to send records to.
     #[error("the relay has no broker: name one with `.broker(Kafka::new(\"host:9092\"))`")]
     NoBroker,
     /// A setting is out of its range.

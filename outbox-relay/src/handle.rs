@@ -7,8 +7,8 @@ use crate::worker::Worker;
 
 /// A running relay.
 ///
-/// Keep it for as long as the relay should work, then [stop](Self::stop) it. Dropping the handle stops the relay too, without
-/// waiting for it, and logs a warning. Call [`detach`](Self::detach) if the relay should work until the process ends.
+/// Keep it for as long as the relay should work, then [stop](Self::stop) it. If you drop it, the relay stops too: the drop does not
+/// wait for that, and logs a warning. Call [`detach`](Self::detach) if the relay should work until the process ends.
 #[derive(Debug)]
 #[must_use = "the relay stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct RelayHandle {
@@ -30,17 +30,18 @@ impl RelayHandle {
         Ok(Self { running, shutdown_timeout })
     }
 
-    /// Stops the relay gracefully: what is in flight is acknowledged and settled, nothing new is begun, and the connections
-    /// are closed. Nothing is sent twice because of it. It works on any async runtime.
+    /// Stops the relay gracefully. The relay begins nothing new, waits until the broker has acknowledged what is in flight, settles
+    /// that, and closes its connections. So a stop alone makes no record arrive twice. Await it on any async runtime.
     ///
     /// # Errors
-    /// Returns [`RelayError::ShutdownTimeout`] if that took longer than [`Relay::shutdown_timeout`](crate::Relay::shutdown_timeout).
-    /// If the relay had ended by itself, returns why: [`RelayError::Source`] or [`RelayError::Panicked`].
+    /// Returns [`RelayError::ShutdownTimeout`] if the stop took longer than
+    /// [`Relay::shutdown_timeout`](crate::Relay::shutdown_timeout). If the relay had ended by itself, returns why:
+    /// [`RelayError::Source`] or [`RelayError::Panicked`].
     pub async fn stop(self) -> Result<(), RelayError> {
         self.outcome(self.running.stop(self.shutdown_timeout).await)
     }
 
-    /// Does the same as [`stop`](Self::stop) for programs without an async runtime: it blocks the thread.
+    /// Stops the relay as [`stop`](Self::stop) does, and blocks the thread meanwhile. For programs without an async runtime.
     ///
     /// # Errors
     /// As for [`stop`](Self::stop).
@@ -48,9 +49,9 @@ impl RelayHandle {
         self.outcome(self.running.stop_blocking(self.shutdown_timeout))
     }
 
-    /// Lets the relay work until the process ends, without a handle.
+    /// Gives up the handle and lets the relay work until the process ends.
     ///
-    /// Nothing stops it gracefully then: the records in flight at the end are sent again by the next relay.
+    /// Nothing stops it gracefully then: the next relay sends again what was in flight.
     pub fn detach(self) {
         // Its threads keep what they share with it for as long as they work.
         std::mem::forget(self);

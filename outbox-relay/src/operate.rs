@@ -1,4 +1,4 @@
-//! What an operator asks of the tables: how far behind the relay is, what became a dead letter, and to try those again.
+//! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -12,7 +12,7 @@ use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
-/// An operator's questions, asked on a plain `PgConnection` or `SqliteConnection`.
+/// An operator's questions, on a plain `PgConnection` or `SqliteConnection`.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
@@ -29,29 +29,32 @@ use uuid::Uuid;
 /// # }
 /// ```
 pub trait Operate {
-    /// How many records wait to be sent, and the age of the oldest. It counts them, which takes about a second for each
-    /// few million. On PostgreSQL the role needs SELECT on `outbox`, `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
+    /// Returns how many records wait to be sent, and the age of the oldest.
+    ///
+    /// It counts them, which takes about a second for every few million. On PostgreSQL the role needs SELECT on `outbox`,
+    /// `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the database's error.
     fn lag(&mut self) -> QueryResult<Lag>;
 
-    /// The oldest dead letters, up to this many.
+    /// Returns the oldest dead letters, up to `limit`.
     ///
     /// # Errors
-    /// The database's.
+    /// Returns the database's error.
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>>;
 
-    /// Brings dead letters back to the outbox, each at its old place in the order, and returns how many those were. If the
-    /// write-ahead log is read they come at its end; so do those afterwards that had been read from it. It waits for the
-    /// relays' present passes.
+    /// Puts dead letters back into the outbox and returns how many there were. It waits for the passes that are going on.
+    ///
+    /// Each comes to its old place in the order. If the write-ahead log is read, they come to the end of the order instead. The same is
+    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log.
     ///
     /// # Errors
-    /// The database's; nothing is changed then.
+    /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
 }
 
-/// An event that the broker would never have taken.
+/// A record that the broker will never take, with the reason.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DeadLetter {
@@ -67,13 +70,13 @@ pub struct DeadLetter {
     pub event_type: String,
     /// When it was emitted.
     pub created_at: SystemTime,
-    /// Why it is here, and what to do about it.
+    /// Why it became a dead letter, and what to do about it.
     pub reason: String,
-    /// When it came here.
+    /// When it became a dead letter.
     pub failed_at: SystemTime,
 }
 
-/// Which dead letters to try again.
+/// Which dead letters to put back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Requeue {
@@ -81,7 +84,7 @@ pub enum Requeue {
     All,
     /// The one event with this id.
     Id(Uuid),
-    /// All of this aggregate.
+    /// All of one aggregate.
     Aggregate {
         /// The aggregate's type.
         aggregate_type: String,
@@ -91,7 +94,7 @@ pub enum Requeue {
 }
 
 impl Requeue {
-    /// As three optional conditions: id, aggregate type, aggregate id.
+    /// Returns the choice as three optional conditions: id, aggregate type, aggregate id.
     fn conditions(&self) -> (Option<Uuid>, Option<String>, Option<String>) {
         match self {
             Self::All => (None, None, None),

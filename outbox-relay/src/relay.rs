@@ -26,7 +26,7 @@ use crate::{RelayError, RelayHandle};
 ///
 /// let relay = Relay::postgres(&database_url).broker(Kafka::new("localhost:9092")).spawn()?;
 /// // ... the service does its work ...
-/// relay.stop().await?; // flush, settle, leave
+/// relay.stop().await?; // waits for acknowledgements, settles them and closes the connections
 /// # Ok(())
 /// # }
 /// ```
@@ -43,15 +43,15 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// A relay for the outbox in this PostgreSQL database, which it polls.
+    /// Returns a relay that polls the outbox in this PostgreSQL database.
     ///
-    /// Several relays may work on one outbox: they share the work, and take over from each other. Give the database by its URL, or by
-    /// a closure that returns the URL if its password changes: see [`DatabaseUrl`].
+    /// Several relays may work on one outbox: they share the work, and take over from each other. Give the database by its URL, or
+    /// by a closure that returns the URL if its password changes: see [`DatabaseUrl`].
     ///
-    /// The relay needs sessions of its own, so a pooler in transaction mode does not do. Set TLS and time-outs
-    /// in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Keepalives let both sides notice
-    /// within a minute that the other is gone, unless the URL sets its own. Another relay takes over from a process that is frozen
-    /// after half a minute; over a Unix socket such a process may keep its claim until it ends.
+    /// Each session is the relay's alone, so a pooler in transaction mode does not work. Set TLS and time-outs in the URL, as libpq
+    /// has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Unless the URL sets keepalives, the relay does, so that both sides
+    /// notice within a minute if the other is gone. If a process is frozen, another relay takes over after half a minute; over a
+    /// Unix socket, such a process may keep its claim until it ends.
     #[cfg(feature = "postgres")]
     pub fn postgres(database_url: impl Into<DatabaseUrl>) -> Self {
         let database_url = database_url.into();
@@ -60,11 +60,11 @@ impl Relay {
         })
     }
 
-    /// A relay for the outbox in this PostgreSQL database that reads the write-ahead log, from the slot that
+    /// Returns a relay that reads the outbox in this PostgreSQL database from the write-ahead log, through the slot that
     /// [`wal::setup`](crate::source::wal::setup) or `outbox wal setup` has made.
     ///
-    /// Of several relays one is active, and another takes over within two seconds when it is gone. Events are sent in the
-    /// order of the commits. The connection's role needs `REPLICATION`; otherwise all is as for [`postgres`](Self::postgres).
+    /// One relay is active. If it ends, another takes over within two seconds. Events are sent in the order of the commits. The
+    /// connection's role needs `REPLICATION`. Everything else is as for [`postgres`](Self::postgres).
     #[cfg(feature = "postgres-wal")]
     pub fn postgres_wal(database_url: impl Into<DatabaseUrl>, wal: WalOptions) -> Self {
         let database_url = database_url.into();
@@ -74,18 +74,18 @@ impl Relay {
         Self { most_workers: 1, ..relay }
     }
 
-    /// A relay for the outbox in this SQLite file. One relay works at a time; a second one waits its turn.
+    /// Returns a relay for the outbox in this SQLite file. One relay works at a time, and the others wait until it ends.
     ///
-    /// The relay writes to the file too, now and then. Set `PRAGMA busy_timeout` on the service's own connections, and emit in
-    /// `conn.immediate_transaction(|c| ..)`: a plain `transaction` that reads first finds the database locked at once, however long
-    /// the timeout is, if the relay has written since.
+    /// The relay writes to the file too, now and then. So set `PRAGMA busy_timeout` on the service's own connections, and emit in
+    /// `conn.immediate_transaction(|c| ..)`. A plain `transaction` that reads first fails at once with "database is locked" if the
+    /// relay has written since, however long the timeout is.
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl Into<String>) -> Self {
         let path = path.into();
         Self::from_source(move |options| Box::new(crate::source::SqliteSource::new(path.clone(), options)))
     }
 
-    /// A relay that gets its records from a source of your own. Each worker asks the closure for one.
+    /// Returns a relay that gets its records from your own source. It calls the closure once for each worker.
     pub fn from_source(source: impl Fn(SourceOptions) -> Box<dyn Source> + Send + 'static) -> Self {
         Self {
             source: Box::new(source),
@@ -111,7 +111,8 @@ impl Relay {
         self
     }
 
-    /// Sets the schema that holds the tables (PostgreSQL). Default: what the connection's `search_path` says.
+    /// Sets the schema that holds the tables (PostgreSQL). Default: the first schema in the connection's `search_path` that has
+    /// them.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.options = self.options.schema(schema);
         self
@@ -123,69 +124,69 @@ impl Relay {
         self
     }
 
-    /// Deletes rows as soon as they are sent, instead of keeping them. That is somewhat faster, and the table stays small.
+    /// Deletes rows as soon as they are sent, instead of keeping them. This is a little faster, and the table stays small.
     pub fn delete_sent(mut self) -> Self {
         self.options = self.options.sent_rows(SentRows::Delete);
         self
     }
 
-    /// Sets what happens to the later records of an aggregate after one of its records became a dead letter. Default: they
-    /// are sent.
+    /// Sets what happens to the later records of an aggregate after one of its records became a dead letter. Default: the relay
+    /// sends them.
     pub fn dead_letter_policy(mut self, policy: DeadLetterPolicy) -> Self {
         self.options = self.options.dead_letter_policy(policy);
         self
     }
 
-    /// Sets how often a relay that is not notified looks at the table, 1 ms to a day. Default: 15 s.
+    /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.options = self.options.poll_interval(interval);
         self
     }
 
-    /// Sets how often the lag is measured, logged and set as a metric, 1 ms to a day. Default: 15 s. It is less often if counting
-    /// what waits would take more than a fiftieth of the time.
+    /// Sets how often the relay measures the lag, logs it and sets it as a metric, 1 ms to a day. Default: 15 s. If counting what
+    /// waits would take more than a fiftieth of the time, it measures less often.
     pub fn lag_interval(mut self, interval: Duration) -> Self {
         self.options = self.options.lag_interval(interval);
         self
     }
 
-    /// Sets how many workers this relay has, each a thread with a connection and a producer, 1 to 16. Default: 1.
+    /// Sets how many workers this relay has, 1 to 16. Each is a thread with a connection and a producer. Default: 1.
     ///
-    /// One is as fast as several on a small machine, and more relays are better than more workers for taking over. On
-    /// PostgreSQL each worker has a second connection while it works off a backlog.
+    /// On a small machine one is as fast as several, and more relays are better for taking over than more workers. On PostgreSQL
+    /// each worker has a second connection while it works off a backlog.
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// Sets how many records are read at once, and settled at once, 1 to 100,000. Default: 2,000. Large payloads make it fewer
-    /// by themselves.
+    /// Sets how many records the relay reads, and settles, at once, 1 to 100,000. Default: 2,000. If payloads are large, it reads
+    /// fewer by itself.
     pub fn batch_size(mut self, records: usize) -> Self {
         self.limits.batch_size = records;
         self
     }
 
-    /// Sets how many records may be with the broker unacknowledged, for each worker, 1 to 1,000,000. Default: 8,000.
+    /// Sets how many records may be unacknowledged at once, for each worker, 1 to 1,000,000. Default: 8,000.
     pub fn max_in_flight(mut self, records: usize) -> Self {
         self.limits.max_in_flight = records;
         self
     }
 
-    /// Sets how many bytes of payloads and headers a worker may hold, read and unacknowledged together, 16 MiB to 1 TiB.
-    /// Default: 64 MiB. A single record that is larger is held alone.
+    /// Sets how many bytes of payloads and headers a worker may hold, read and unacknowledged together, 16 MiB to 1 TiB. Default:
+    /// 64 MiB. It holds a single record that is larger alone.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_in_flight_bytes = bytes;
         self
     }
 
-    /// Sets how long a pass goes on reading before it commits what it settled, 1 ms to a day. Default: 500 ms. The batch that
-    /// is being read by then is sent too.
+    /// Sets how long a pass keeps reading before it commits what it settled, 1 ms to a day. Default: 500 ms. It still sends the
+    /// batch that it is reading at that moment.
     pub fn max_pass_duration(mut self, duration: Duration) -> Self {
         self.limits.max_pass_duration = duration;
         self
     }
 
-    /// Sets how long the broker may acknowledge nothing before the relay gives the pass up, 1 s to 20 s. Default: 5 s.
+    /// Sets how long the broker may acknowledge nothing before the relay gives up the pass, 1 s to 20 s. Default: 5 s.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.limits.stall_timeout = timeout;
         self
@@ -197,14 +198,14 @@ impl Relay {
         self
     }
 
-    /// Starts the relay on threads of its own. It works until its handle is stopped or dropped.
+    /// Starts the relay on its own threads. It works until you stop or drop its handle.
     ///
-    /// The database and the broker need not be there yet: the relay waits for them. It needs the tables: run
-    /// `diesel_outbox::Migrations` first. While they are missing the relay logs errors that say so, and if it is stopped then it returns
-    /// [`RelayError::Source`].
+    /// The database and the broker need not be up yet: the relay waits for them. It needs the tables, so run
+    /// `diesel_outbox::Migrations` first. While they are missing, the relay logs errors that say so. If you stop it then, it
+    /// returns [`RelayError::Source`].
     ///
     /// # Errors
-    /// A setting is missing or wrong, one of the broker's too, or the system has no more threads.
+    /// Returns an error if a setting of the relay or of the broker is missing or wrong, or if the system has no more threads.
     pub fn spawn(self) -> Result<RelayHandle, RelayError> {
         let broker = self.broker.as_ref().ok_or(RelayError::NoBroker)?;
         self.check()?;
@@ -224,7 +225,7 @@ impl Relay {
         RelayHandle::start(stop.clone(), workers, self.shutdown_timeout)
     }
 
-    /// Runs the relay until the future ends, then stops it gracefully. Returns earlier if the relay cannot go on.
+    /// Runs the relay until the future ends, then stops it gracefully. Returns earlier if the relay ends by itself.
     ///
     /// # Errors
     /// As for [`spawn`](Self::spawn) and [`RelayHandle::stop`].
@@ -255,8 +256,8 @@ impl Relay {
             let value = format!("{retention:?}");
             return Err(RelayError::Setting { setting: "keep_sent", value, range: "100 years at most" });
         }
-        // A pass that waits longer would be ended by the database, as one of a process that was stopped. The producer may linger
-        // for half of the shortest.
+        // The database ends the session of a pass that waits longer, as if its process were frozen. The producer may linger for
+        // half of the shortest stall timeout.
         if !(Duration::from_secs(1)..=Duration::from_secs(20)).contains(&stall_timeout) {
             let value = format!("{stall_timeout:?}");
             return Err(RelayError::Setting { setting: "stall_timeout", value, range: "1 s to 20 s" });

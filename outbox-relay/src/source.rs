@@ -1,4 +1,4 @@
-//! The tables as a source of records: claim, read, settle, release. A relay drives it.
+//! The tables as a source of records. A relay drives it: claim, read, settle, release.
 
 #[cfg(feature = "postgres")]
 mod advisory_lock;
@@ -56,7 +56,7 @@ fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
     SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
 }
 
-/// Wakes the relay that listens, when the open transaction commits, for rows that are brought back to the outbox.
+/// Wakes the relay that listens when the open transaction commits, because rows come back to the outbox.
 #[cfg(feature = "postgres")]
 pub(crate) fn wake(conn: &mut diesel::PgConnection) -> diesel::QueryResult<()> {
     use diesel::RunQueryDsl;

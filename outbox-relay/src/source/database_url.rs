@@ -8,8 +8,8 @@ type Url = dyn Fn() -> Result<String, Box<dyn Error + Send + Sync>> + Send + Syn
 
 /// The URL of a PostgreSQL database, or a closure that returns it.
 ///
-/// The closure is called for each new connection, so that a password that changes (from a vault, or a token of a cloud's
-/// database) is always the present one. If it fails, the relay logs the error and tries again, as if the database were away.
+/// The relay calls the closure for each new connection. Use one if the password changes, because it comes from a vault or is a
+/// token of a cloud's database. If the closure fails, the relay logs the error and tries again, as if the database were away.
 ///
 /// ```
 /// use diesel_outbox_relay::source::DatabaseUrl;
@@ -61,7 +61,7 @@ where
     }
 }
 
-/// The URL may hold a password.
+/// Shows nothing of the URL, which may have a password.
 impl fmt::Debug for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("DatabaseUrl(..)")

@@ -6,18 +6,18 @@ use diesel_outbox_core::DeadLetterPolicy;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceOptions {
-    /// The schema that holds the tables (PostgreSQL). Default: what the connection's `search_path` says.
+    /// The schema that holds the tables (PostgreSQL). Default: the first schema in the connection's `search_path` that has them.
     pub schema: Option<String>,
-    /// What becomes of rows that were sent. Default: they are kept for 7 days.
+    /// What the relay does with rows that it has sent. Default: it keeps them for 7 days.
     pub sent_rows: SentRows,
-    /// What happens to the later records of an aggregate after one of its records became a dead letter. Default: they are sent.
+    /// What happens to the later records of an aggregate after one of its records became a dead letter. Default: the relay sends
+    /// them.
     pub dead_letter_policy: DeadLetterPolicy,
-    /// How often a source that is not notified looks at the table, and how often one that stands by looks whether the
-    /// listening relay is gone. Default: 15 s on PostgreSQL; SQLite looks at the file's change counter every 10 ms in
-    /// any case.
+    /// How often a source looks at the table if nothing notifies it, and how often one that stands by looks whether the leader is
+    /// gone. Default: 15 s on PostgreSQL. On SQLite a source always looks at the file's change counter every 10 ms.
     pub poll_interval: Duration,
-    /// How often the number and age of the unsent rows is measured. Default: 15 s. On PostgreSQL it is less often if
-    /// counting them would take more than a fiftieth of the time.
+    /// How often a source measures the number and age of the unsent rows. Default: 15 s. On PostgreSQL it measures less often if
+    /// counting would take more than a fiftieth of the time.
     pub lag_interval: Duration,
 }
 
@@ -29,7 +29,7 @@ impl SourceOptions {
         self
     }
 
-    /// Sets what becomes of rows that were sent.
+    /// Sets what the relay does with rows that it has sent.
     #[must_use]
     pub fn sent_rows(mut self, sent_rows: SentRows) -> Self {
         self.sent_rows = sent_rows;
@@ -43,14 +43,14 @@ impl SourceOptions {
         self
     }
 
-    /// Sets how often a source that is not notified looks at the table.
+    /// Sets how often a source looks at the table if nothing notifies it.
     #[must_use]
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.poll_interval = interval;
         self
     }
 
-    /// Sets how often the lag is measured.
+    /// Sets how often a source measures the lag.
     #[must_use]
     pub fn lag_interval(mut self, interval: Duration) -> Self {
         self.lag_interval = interval;
@@ -70,16 +70,16 @@ impl Default for SourceOptions {
     }
 }
 
-/// What becomes of rows that were sent.
+/// What a relay does with rows that it has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SentRows {
-    /// They get a `sent_at`, and are pruned when that is longer ago than this.
+    /// It sets `sent_at`, and prunes the rows when that is longer ago than the retention.
     Keep {
-        /// How long they are kept.
+        /// How long sent rows are kept.
         retention: Duration,
     },
-    /// They are deleted as soon as they are sent. Somewhat faster, and the table stays small.
+    /// It deletes them at once. This is a little faster, and the table stays small.
     Delete,
 }
 

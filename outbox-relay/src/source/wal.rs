@@ -1,10 +1,11 @@
-//! The write-ahead log (WAL) as a source of records: the inserts of the outbox table from a logical replication slot, in the order
+//! The write-ahead log (WAL) as a source of records: the inserts into the outbox, read from a logical replication slot in the order
 //! of their commits.
 //!
-//! [`setup`] makes the slot and the cutover: the rows that are in the table by then are polled, and later ones come from the WAL.
-//! [`drop`] takes the cutover back, so that all rows are polled again. Neither loses an event or sends one twice, even on a live system.
+//! [`setup`] makes the slot and the cutover: the rows that are in the table by then are polled, and later ones are read from the
+//! WAL. [`drop`] takes the cutover back, so that all rows are polled again. Neither loses an event or sends one twice, even on a
+//! live system.
 //!
-//! The database needs `wal_level = logical`, and the relay a role with `REPLICATION`.
+//! The database needs `wal_level = logical`, and the relay needs a role with `REPLICATION`.
 
 mod changes;
 mod chunks;
@@ -48,13 +49,14 @@ use super::{DatabaseUrl, PostgresSource, SourceOptions};
 
 /// The outbox's part of the WAL as a source of records.
 ///
-/// Any number of these may be there for one slot, in any number of processes: one is active, and another takes over when it
-/// is gone. Rows that waited when the slot was made are polled first.
+/// You can have any number of these for one slot, in any number of processes. One is active; if it ends, another takes over. The
+/// active one first polls the rows from before the cutover.
 ///
-/// If the server has synchronous standbys, a transaction's records are held back until those have it, so that a failover does not
-/// undo a transaction whose events were sent. To see how far they are the role needs `pg_read_all_stats`; without it, and without
-/// `synchronized_standby_slots` (PostgreSQL 17 and later), a failover can do so. `synchronous_standby_names` must not include the
-/// relay itself, by `*` or by its name: that is an error that trying again cannot mend.
+/// If the server has synchronous standbys, the source holds records back until the standbys have their transaction. Otherwise a
+/// failover could undo a transaction whose events were sent. To see how far the standbys are, the role needs `pg_read_all_stats`.
+/// Without that, and without `synchronized_standby_slots` (PostgreSQL 17 and later), a failover can do so.
+/// `synchronous_standby_names` must not include the relay itself, by `*` or by its name: the source reports that as an error that
+/// trying again cannot correct.
 pub struct WalSource {
     database: Database,
     wal: WalOptions,
@@ -75,24 +77,24 @@ enum State {
     Away,
     /// Another relay is active.
     StandingBy(Box<StandbyRelay>),
-    /// What was there before the slot is polled.
+    /// The rows from before the cutover are polled.
     Polling {
         polled: Box<PostgresSource>,
         conn: Box<ActiveRelay>,
-        /// Since when it is known that somebody else reads the slot.
+        /// When it was first seen that somebody else reads the slot.
         waits: Option<Instant>,
     },
     Reading(Box<Reading>),
 }
 
 impl WalSource {
-    /// A source that connects to this database when it is first asked for something.
+    /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions, wal: WalOptions) -> Self {
         let database = Database::new(database_url.into(), options);
         Self { database, wal, state: State::Away }
     }
 
-    /// Begins to work, or to stand by.
+    /// Connects, and begins to work or to stand by.
     fn begin(&mut self) -> Result<(), SourceError> {
         let mut conn = self.database.connect()?;
         check_table(&mut conn)?;
@@ -118,7 +120,7 @@ impl WalSource {
         Ok(State::Polling { polled, conn, waits: None })
     }
 
-    /// Goes over from what is polled to the WAL, if nothing of that is left and nobody else reads the slot.
+    /// Goes over from polling to reading the WAL if no polled row is left and nobody else reads the slot. Returns whether it did.
     fn begin_to_read(&mut self) -> Result<bool, SourceError> {
         let name = self.wal.slot.clone();
         let may_begin = self.with(|state| match state {
@@ -146,8 +148,8 @@ impl WalSource {
         Ok(true)
     }
 
-    /// Works in the present state, of which nothing is left if something fails. What is polled has connections of its own, and the
-    /// one of the lock is not to be silent for long meanwhile.
+    /// Works in the present state, and drops that if something fails. While rows are polled, which uses other connections, it also
+    /// uses the connection of the lock now and then, so that the server does not end it.
     fn with<T>(&mut self, work: impl FnOnce(&mut State) -> Result<T, SourceError>) -> Result<T, SourceError> {
         let stayed = match &mut self.state {
             State::Polling { conn, .. } => standby_relay::stay(conn),
@@ -161,8 +163,8 @@ impl WalSource {
     }
 }
 
-/// The server notices within a moment that the relay before this one has ended, and nobody reads the slot any more. Whoever reads it for
-/// longer is looked at less often.
+/// If the relay before this one has ended, the server notices within a moment, and nobody reads the slot any more. If somebody
+/// reads it for longer, this relay looks less often.
 const LAST_ONE_ENDS: Duration = Duration::from_secs(2);
 const LAST_ONE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -226,7 +228,7 @@ impl Source for WalSource {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.release(),
             State::Reading(reading) => {
-                // What was read and not sent, because the broker failed or the relay is to stop.
+                // The broker failed or the relay is stopping, so some of what was read was not sent.
                 reading.give_again();
                 reading.keep_part()
             }
@@ -288,7 +290,7 @@ impl Source for WalSource {
 }
 
 impl Drop for WalSource {
-    /// What was settled is confirmed, so that it is not sent again.
+    /// Confirms what was settled, so that it is not sent again.
     fn drop(&mut self) {
         if let State::Reading(reading) = &mut self.state {
             reading.end();

@@ -5,17 +5,17 @@ use diesel_outbox_core::__private::one_line;
 pub(super) const RESENDS: &str = "The relay then sends every event in the table that is not known to be sent, some of them perhaps \
                                   twice; it cannot send an event whose row the service deleted unsent";
 
-/// Why the slot could not be set up or taken down. Nothing was changed for the relays then.
+/// Why [`setup`](super::setup()) or [`drop`](super::drop()) failed. Relays go on as before. Run it again when the reason is gone.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WalError {
-    /// The server does not write what is needed into its WAL.
+    /// The server does not write enough into its WAL.
     #[error(
         "the server's wal_level is `{level}`: run ALTER SYSTEM SET wal_level = 'logical' and restart the server (on a \
          managed server its logical replication setting)"
     )]
     Level {
-        /// What it is.
+        /// The setting `wal_level`.
         level: String,
     },
     /// A relay reads the slot.
@@ -31,7 +31,7 @@ pub enum WalError {
         /// Up to where it is confirmed.
         confirmed: String,
     },
-    /// Somebody else uses a slot of that name, such as the database that this one is a copy of.
+    /// A slot of that name belongs to somebody else, such as the database that this one is a copy of.
     #[error(
         "the replication slot `{slot}` belongs to another outbox or another database, or is of another kind: run \
          `{command}` and start relays with `--slot {free}`"
@@ -52,7 +52,7 @@ pub enum WalError {
         /// The command with its name.
         command: String,
     },
-    /// The outbox is read from no slot, and the one of that name is somebody else's.
+    /// The outbox is read from no slot, and the slot of that name belongs to somebody else.
     #[error(
         "the whole outbox is polled, and the replication slot `{slot}` does not belong to it: there is nothing to drop"
     )]
@@ -70,7 +70,7 @@ pub enum WalError {
         /// The other publication.
         publication: String,
     },
-    /// A publication of that name is there, without what is needed.
+    /// A publication of that name exists, but does not have all inserts into the outbox.
     #[error("the publication `{publication}` does not have all inserts into the table outbox: {advice}")]
     Publication {
         /// The publication.
@@ -83,10 +83,10 @@ pub enum WalError {
         "{count} events are only in the WAL, because their rows were deleted: let a relay send them, and then run `outbox wal drop` again"
     )]
     OnlyInWal {
-        /// How many those are.
+        /// How many events those are.
         count: usize,
     },
-    /// The outbox table is not as it must be, or the WAL is not understood.
+    /// The table outbox is not as it must be, or the WAL cannot be decoded.
     #[error("{0}")]
     Unusable(String),
     /// The database refused.

@@ -4,14 +4,14 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WalOptions {
-    /// The replication slot's name, which is unique on a server: each outbox has a slot of its own. Default: `outbox`.
+    /// The name of the replication slot. Slot names are unique on a server, so give each outbox its own. Default: `outbox`.
     pub slot: String,
-    /// The publication's name. Default: `outbox`.
+    /// The name of the publication. Default: `outbox`.
     pub publication: String,
     /// How many bytes of WAL the slot may retain before the relay logs a warning. Default: 1 GiB.
     pub slot_size_warning: u64,
-    /// How often what was sent is confirmed to the server while there is more, at least 1 ms. What was not confirmed is sent again
-    /// after a crash. Default: 100 ms.
+    /// How often the relay confirms to the server what it has sent, at least 1 ms. After a crash it sends again what it had not
+    /// confirmed. Default: 100 ms.
     pub confirm_interval: Duration,
 }
 
@@ -27,14 +27,14 @@ impl Default for WalOptions {
 }
 
 impl WalOptions {
-    /// Sets the replication slot's name.
+    /// Sets the name of the replication slot.
     #[must_use]
     pub fn slot(mut self, name: impl Into<String>) -> Self {
         self.slot = name.into();
         self
     }
 
-    /// Sets the publication's name.
+    /// Sets the name of the publication.
     #[must_use]
     pub fn publication(mut self, name: impl Into<String>) -> Self {
         self.publication = name.into();
@@ -48,14 +48,14 @@ impl WalOptions {
         self
     }
 
-    /// Sets how often what was sent is confirmed to the server.
+    /// Sets how often the relay confirms to the server what it has sent.
     #[must_use]
     pub fn confirm_interval(mut self, interval: Duration) -> Self {
         self.confirm_interval = interval;
         self
     }
 
-    /// The command that does this with a slot, for whoever reads an error.
+    /// Returns the command that does this with a slot, for an error to advise.
     pub(super) fn command(&self, verb: &str, slot: &str) -> String {
         let command = format!("outbox wal {verb} --slot {slot}");
         if self.publication == Self::default().publication {
