@@ -1,4 +1,4 @@
-//! What the relay reports of itself: metrics through the `metrics` facade, and log lines through `tracing`.
+//! What the relay reports about itself: metrics through the `metrics` facade, and log lines through `tracing`.
 
 use std::cell::OnceCell;
 use std::sync::{Arc, Once};
@@ -10,12 +10,12 @@ use metrics::{
 };
 use tracing::{error, info, warn};
 
-/// A worker's metrics. Their label `outbox` tells several outboxes of one process apart.
+/// A worker's metrics. Their label `outbox` distinguishes several outboxes of one process.
 pub(crate) struct Metrics {
     outbox: OnceCell<SharedString>,
 }
 
-/// Whoever installs a recorder does so before the first relay starts.
+/// Set once the metrics are described. A recorder is installed before the first relay starts.
 static DESCRIBED: Once = Once::new();
 
 impl Metrics {

@@ -1,5 +1,5 @@
-//! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O of its own and reads no
-//! clock but the one it is given, so that a simulation can drive it.
+//! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O itself and reads only the clock that
+//! it is given, so that a simulation can drive it.
 
 mod names;
 #[cfg(test)]
@@ -19,7 +19,7 @@ use self::names::TopicNames;
 use self::waiting::Waiting;
 use crate::metrics::Metrics;
 
-/// How much a pass takes on: the settings of these names on [`Relay`](crate::Relay).
+/// How much a pass takes on: the settings of the same names on [`Relay`](crate::Relay).
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     pub(crate) batch_size: usize,
@@ -50,7 +50,7 @@ pub(crate) enum Passed {
     Worked,
 }
 
-/// Which side failed.
+/// Which side failed, and how.
 #[derive(Debug)]
 pub(crate) enum PassError {
     Source(SourceError),
@@ -67,20 +67,20 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) topic_naming: &'a TopicNaming,
     pub(crate) limits: Limits,
     pub(crate) now: &'a dyn Fn() -> Instant,
-    /// How many records were published is added here, whether the pass fails or not.
+    /// The pass adds how many records it has published, whether it fails or not.
     pub(crate) published: &'a Cell<usize>,
     pub(crate) metrics: &'a Metrics,
-    /// Told between batches; `true` ends the pass as soon as what is in flight has been acknowledged.
+    /// Asked between batches. If it returns `true`, the pass ends as soon as the broker has acknowledged what is in flight.
     pub(crate) stopping: &'a dyn Fn() -> bool,
 }
 
-/// About the most that a source reads at once, unless a single record is larger, and so the least that a relay may hold.
+/// About how many bytes a source reads at once at most, unless a single record is larger. So it is the least that a relay may hold.
 pub(crate) const BATCH_BYTES: usize = 16 << 20;
 /// How long to wait for acknowledgements if there is nothing else to do.
 const WAIT: Duration = Duration::from_millis(50);
-/// How often what has come since is read while the broker has records.
+/// How often the pass looks for new records while the broker has some.
 const READ_ON_PAUSE: Duration = Duration::from_millis(1);
-/// A pass that has caught up lingers until it is so old, or nothing has come for so long.
+/// How old a pass that has caught up may become while it lingers, and how long nothing may have come.
 const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
 /// How many records are settled at once if they come one by one.
@@ -91,8 +91,8 @@ const LONGEST_UNSETTLED: Duration = Duration::from_secs(1);
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 impl Pipeline<'_> {
-    /// Runs one pass. After a failure nothing is claimed and nothing is in flight any more; what had been acknowledged
-    /// before the broker failed is settled.
+    /// Runs one pass. After a failure, nothing is claimed or in flight any more, and what the broker acknowledged before it failed
+    /// is settled.
     pub(crate) fn pass(
         &self,
         source: &mut dyn Source,
@@ -104,7 +104,7 @@ impl Pipeline<'_> {
         if !claimed.inspect_err(|_| source.abandon())? {
             return Ok(Passed::Idle);
         }
-        // What is claimed is worked on, however long that took.
+        // The pass begins only now: however long the claim took, what it claimed is worked on.
         let mut pass = Pass::begin((self.now)());
         let failure = self.drain(&mut pass, source, publisher).err();
         if failure.is_some() {
@@ -112,7 +112,7 @@ impl Pipeline<'_> {
         }
         let ended = match failure {
             Some(PassError::Source(error)) => Err(error),
-            // What is durable is settled though the broker has failed: it need not be sent twice.
+            // The broker has failed, but what is durable is settled, so that it is not sent twice.
             failure => pass.settle(source, began).and_then(|()| source.release()).map(|()| failure),
         };
         match ended {
@@ -129,22 +129,23 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Reads, publishes and settles until nothing more is to be read and nothing is in flight.
+    /// Reads, publishes and settles until there is nothing more to read and nothing is in flight.
     ///
-    /// - `pass.reading`: the pass takes on more. It falls when the time is up, the relay is to stop, an aggregate is held back or the
-    ///   publisher fails, and never rises again. So each pass ends: what it has taken on is acknowledged, or the broker stalls.
-    /// - `pass.reads_ahead`: the source reads a batch for us already. It keeps `reading` from falling because the time is up,
-    ///   until that batch was taken, because the work on it is done and the next pass would begin it anew. It is only set in time, so that
-    ///   there is one such batch at most.
-    /// - `pass.caught_up`: when the last read found that there is no more for now. Until the next read finds more, reads are spaced out
-    ///   and few records are settled at once. Without it a read follows as soon as there is room.
-    /// - `pass.failing`: the publisher failed. Nothing is handed over any more, and after a moment for acknowledgements that still
-    ///   come, or as soon as nothing is in flight, the pass fails.
-    /// - `full`: handing over stopped because the publisher takes no more, or because records wait for others of their partition and nothing
-    ///   is in flight. Then reading on is of no use until something is acknowledged.
-    /// - `had_nothing`: nothing was in flight before handing over. Waiting records are let go, because nobody else will do that, and the time
-    ///   in which the broker has to show progress begins with what is handed over now.
-    /// - `lingers`: all was read a moment ago, and more may come at once, so that the pass is not worth ending.
+    /// - `pass.reading`: the pass takes on more. It turns false when the time is up, the relay should stop, an aggregate is held
+    ///   back or the publisher fails, and never turns true again. So each pass ends: the broker acknowledges what the pass has
+    ///   taken on, or it stalls.
+    /// - `pass.reads_ahead`: the source already reads another batch for us. Until we have taken that batch, `reading` stays true
+    ///   though the time is up, because the source has done the work and the next pass would do it again. It is only set in time,
+    ///   so there is one such batch at most.
+    /// - `pass.caught_up`: when the last read found that there is no more for now. Until a read finds more, the pass spaces its
+    ///   reads out and settles few records at once. Without it, the pass reads as soon as there is room.
+    /// - `pass.failing`: the publisher failed. The pass hands nothing more over. It fails when nothing is in flight, or after a
+    ///   moment in which acknowledgements may still come.
+    /// - `full`: the publisher took no more, or records wait for others of their partition and nothing is in flight. There is no
+    ///   use in reading until the broker acknowledges something.
+    /// - `had_nothing`: nothing was in flight before the pass handed records over. It lets waiting records go, because nothing else
+    ///   will, and the broker's time to show progress begins now.
+    /// - `lingers`: everything was read a moment ago and more may come at once, so it is not worth ending the pass.
     fn drain(
         &self,
         pass: &mut Pass,
@@ -172,7 +173,7 @@ impl Pipeline<'_> {
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.batch_size)?;
                 }
-                // The broker was not listened to meanwhile.
+                // The pass did not listen to the broker meanwhile.
                 pass.progress += (self.now)().duration_since(now);
             }
             let had_nothing = pass.in_flight == 0;
@@ -205,7 +206,7 @@ impl Pipeline<'_> {
             for acknowledgement in acknowledgements.drain(..) {
                 self.acknowledge(pass, acknowledgement, source)?;
             }
-            // What else is known by then need not be sent again.
+            // What the broker acknowledges until then need not be sent again.
             let is_over = |failing: &mut Failing| now.duration_since(failing.since) >= LAST_WORDS;
             if let Some(failing) = pass.failing.take_if(is_over) {
                 return Err(failing.failure());
@@ -228,15 +229,15 @@ impl Pipeline<'_> {
         pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
     }
 
-    /// Whether there are bytes left for another batch and so many more. What is being read has not come yet, so that a batch's most is
-    /// reckoned for it.
+    /// Returns whether there are bytes left for another batch and for this many more. A batch that is being read counts with the
+    /// most that it may have.
     fn has_bytes_for(&self, pass: &Pass, more: usize) -> bool {
         let unsent: usize = pass.unsent.iter().map(size).sum();
         pass.bytes + pass.waiting.bytes() + unsent + (1 + more) * BATCH_BYTES
             <= self.limits.max_in_flight_bytes
     }
 
-    /// Hands over what was read, in order, for as long as the publisher takes it. `true`: it takes no more for now.
+    /// Hands over what was read, in order, for as long as the publisher takes it. Returns `true` if it takes no more for now.
     fn hand_over(
         &self,
         pass: &mut Pass,
@@ -264,7 +265,7 @@ impl Pipeline<'_> {
                 Err(Refusal::Behind { ticket }) => pass.waiting.push(ticket, claimed),
                 Err(Refusal::Rejected { reason }) => {
                     if self.dead_letter(pass, source, ticket, &reason)? {
-                        // What waits came before it.
+                        // The records that wait came before it, and are still sent.
                         pass.reading = false;
                         pass.unsent.clear();
                     }
@@ -273,7 +274,7 @@ impl Pipeline<'_> {
                 Err(_) => pass.fail("not taken".to_owned(), (self.now)()),
             }
         }
-        // Without anything in flight they wait in vain.
+        // With nothing in flight they would wait in vain.
         Ok(pass.in_flight == 0 && pass.waiting.count() > 0)
     }
 
@@ -302,7 +303,8 @@ impl Pipeline<'_> {
         Ok(())
     }
 
-    /// Whether the later records of its aggregate are held back: the next pass leaves them out.
+    /// Makes a dead letter of the record. Returns whether the later records of its aggregate are held back: then the next pass
+    /// leaves them out.
     fn dead_letter(
         &self,
         pass: &mut Pass,
@@ -317,14 +319,14 @@ impl Pipeline<'_> {
     }
 }
 
-/// How much of the memory a record takes that is bounded.
+/// Returns how much of the bounded memory a record takes.
 fn size(claimed: &Claimed) -> usize {
     let Ok(record) = &claimed.record else { return 0 };
     let headers = record.headers().iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
     record.payload().map_or(0, <[u8]>::len) + headers
 }
 
-/// Why a pass is about to fail, and since when that is known.
+/// Why a pass is about to fail, and since when.
 struct Failing {
     reason: String,
     since: Instant,
@@ -339,29 +341,30 @@ impl Failing {
 /// Where the records of one pass are.
 struct Pass {
     began: Instant,
-    /// Whether it takes on more.
+    /// Whether the pass takes on more.
     reading: bool,
-    /// Whether the source reads the next batch already.
+    /// Whether the source already reads the next batch.
     reads_ahead: bool,
-    /// When a read last gave something.
+    /// When a read last found something.
     found: Instant,
-    /// Since when it is known that all that was there had been read.
+    /// When the last read found that there is no more for now.
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
     waiting: Waiting,
     names: TopicNames,
     in_flight: usize,
-    /// The sizes of as many records as are in flight, and their sum. Whichever is acknowledged, the one that was handed over first is
-    /// taken out: the sum is that of the last ones, and right if they come back in their order.
+    /// The sizes of as many records as are in flight. An acknowledgement removes the one that was handed over first, whichever
+    /// record it is about, so `bytes` is exact only if records are acknowledged in order.
     sizes: VecDeque<usize>,
+    /// Their sum.
     bytes: usize,
-    /// When the broker was last heard of.
+    /// When the broker last acknowledged something.
     progress: Instant,
-    /// Durable, and not settled yet.
+    /// Durable, but not settled yet.
     acknowledged: Vec<u64>,
     settled: Instant,
     published: usize,
-    /// The publisher takes no more until it has been abandoned, but it may still report the outcomes of what it has.
+    /// Set if the publisher takes no more until it is abandoned. It may still report the outcomes of what it has.
     failing: Option<Failing>,
 }
 
@@ -400,7 +403,7 @@ impl Pass {
         self.caught_up.map_or(Duration::ZERO, |since| (since + READ_ON_PAUSE).saturating_duration_since(now))
     }
 
-    /// Takes on nothing more: what was not handed over is still unsent.
+    /// Stops taking on records. What was not handed over stays unsent.
     fn close(&mut self) {
         self.reading = false;
         self.unsent.clear();

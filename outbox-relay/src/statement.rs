@@ -1,4 +1,4 @@
-//! How the statements of the relay and the operator are written.
+//! How the relay and the operator write their statements.
 
 /// A statement whose text never changes, with `?` for each bound value: Diesel keeps it prepared.
 macro_rules! statement {

@@ -1,4 +1,4 @@
-//! A worker: one thread with a connection and a publisher of its own, that makes one pass after the other.
+//! A worker: one thread with its own connection and publisher, which makes one pass after the other.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -10,18 +10,18 @@ use diesel_outbox_core::{Publisher, Source, SourceError};
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
-/// How long a worker waits before it looks whether it should stop: after a failure, and if there is nothing to do.
+/// How long a worker waits before it looks whether it should stop: after a failure, and when there is nothing to do.
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
-/// How often the source is asked whether something is due besides passes. If events come one by one that is less often
-/// than passes are made.
+/// How often the worker asks the source whether something is due besides passes. If events come one by one, passes are more
+/// frequent than this.
 const UPKEEP_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A thread's work, and what it knows from pass to pass.
+/// A thread's work, and what it keeps from pass to pass.
 pub(crate) struct Worker {
     pub(crate) source: Box<dyn Source>,
     pub(crate) publisher: Box<dyn Publisher>,
@@ -37,7 +37,8 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    /// Works until it should stop. Returns an error that trying again cannot mend, or one that nobody has mended by then.
+    /// Works until it should stop. Returns an error that trying again cannot correct, or the last one that nobody had corrected by
+    /// then.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let mut retry = Retry::new();
         let mut unmended = None;
@@ -73,7 +74,7 @@ impl Worker {
     /// Makes one pass, or waits if there is nothing to do.
     fn turn(&mut self) -> Result<(), PassError> {
         if self.broker_is_away {
-            // Nothing is claimed then, but how far the relay is behind is of interest.
+            // It claims nothing then, but the lag is still of interest.
             self.upkeep()?;
             self.reach_broker()?;
         }
@@ -104,7 +105,7 @@ impl Worker {
         Ok(())
     }
 
-    /// Nothing is in flight, but a publisher may have something to log.
+    /// Lets the publisher log what it has to report while nothing is in flight.
     fn listen(&mut self) -> Result<(), PassError> {
         self.publisher.acknowledgements(Duration::ZERO, &mut Vec::new()).map_err(|error| {
             self.publisher.abandon();
@@ -130,7 +131,7 @@ impl Worker {
     }
 }
 
-/// Waits twice as long after each failure in a row, and reports when they are over.
+/// Waits twice as long after each failure in a row, and reports when the failures are over.
 struct Retry {
     wait: Duration,
     failure: Option<&'static str>,
@@ -148,7 +149,7 @@ impl Retry {
         self.begin_anew();
     }
 
-    /// Something went well before the next failure.
+    /// Forgets the failures, because something went well before the next one.
     fn begin_anew(&mut self) {
         self.wait = FIRST_RETRY;
     }

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use diesel_outbox_core::wire::{TopicError, TopicNaming};
 
-/// The topics of the aggregate types that a pass has met, so that each name is made once.
+/// The topics of the aggregate types that a pass has met. Each name is made once.
 #[derive(Default)]
 pub(super) struct TopicNames {
     known: HashMap<String, Result<String, TopicError>>,

@@ -1,4 +1,4 @@
-//! The pipeline between a database and a broker that fail at random. Each seed is one history, the same every time.
+//! The pipeline between a database and a broker that fail at random. A seed always makes the same history.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,7 +19,7 @@ use super::{BATCH_BYTES, Limits, PassError, Passed, Pipeline, size};
 const RECORDS: u64 = 400;
 const AGGREGATES: u64 = 7;
 
-/// Xorshift: any generator does whose histories do not change with a library's version.
+/// Xorshift. A library's generator could change the histories with its version.
 #[derive(Clone)]
 struct Chance(Arc<Mutex<u64>>);
 
@@ -41,7 +41,7 @@ impl Chance {
     }
 }
 
-/// In milliseconds. It goes on whenever somebody looks at it.
+/// A clock in milliseconds, which moves on whenever somebody looks at it.
 #[derive(Clone, Default)]
 struct Clock(Arc<AtomicU64>);
 
@@ -51,7 +51,7 @@ impl Clock {
     }
 }
 
-/// Small records, larger ones, and some that are larger than a batch.
+/// Returns a small record, a larger one, or one that is larger than a batch.
 fn record(ticket: u64) -> Record {
     static RECORDS: LazyLock<[Record; 4]> = LazyLock::new(|| {
         let sized = |bytes| Record::new("order", "1", "OrderPlaced").with_payload(vec![0; bytes]);
@@ -66,7 +66,7 @@ fn record(ticket: u64) -> Record {
     RECORDS[size].clone()
 }
 
-/// The sizes of the records that the relay holds: read, read ahead or with the broker.
+/// The sizes of the records that the relay holds: read, read ahead, or with the broker.
 #[derive(Clone)]
 struct Held {
     sizes: Arc<Mutex<BTreeMap<u64, usize>>>,
@@ -91,17 +91,17 @@ impl Held {
     }
 }
 
-/// What is always so in a history, and not by chance.
+/// What is true throughout a history, and does not happen by chance.
 #[derive(Clone, Copy, Default)]
 struct Habits {
     /// Claiming and reading take longer than a pass may, and than the broker may be silent.
     slow_database: bool,
-    /// The producer takes nothing more once it has a record that will be refused.
+    /// The producer takes nothing more once it has a record that the broker will refuse.
     fails_early: bool,
 }
 
-/// A table of records with tickets 1 to `RECORDS`, which are committed by and by: those of an aggregate in their order,
-/// those of different ones in any. Settling becomes lasting with the release.
+/// A table of records with the tickets 1 to `RECORDS`. They are committed little by little: those of an aggregate in their order,
+/// those of different aggregates in any order. Settling becomes durable with the release.
 struct SimulatedTable {
     chance: Chance,
     clock: Clock,
@@ -143,7 +143,7 @@ impl SimulatedTable {
         }
     }
 
-    /// So many records at most, and so many bytes, unless the first one is larger.
+    /// Returns this many records at most, and up to the byte limit, unless the first one is larger.
     fn next_batch(&mut self, limit: usize) -> (Vec<Claimed>, bool) {
         let unsent = self.committed.difference(&self.given).filter(|ticket| self.is_open(**ticket));
         let (mut batch, mut bytes, mut more) = (Vec::new(), 0, false);
@@ -241,12 +241,12 @@ impl Source for SimulatedTable {
     }
 }
 
-/// A broker that keeps the order, takes its time, loses connections and refuses every 31st record. It takes one record for a
-/// partition until that is acknowledged.
+/// A broker that keeps the order, takes its time, loses connections and refuses every 31st record. For each partition, it takes one
+/// record until that is acknowledged.
 struct Broker {
     chance: Chance,
     habits: Habits,
-    /// Whether it was asked since it was given something.
+    /// Whether it was asked for acknowledgements since it was given something.
     asked: bool,
     in_flight: Vec<u64>,
     open: BTreeSet<u64>,
@@ -257,7 +257,7 @@ struct Broker {
     jammed: bool,
 }
 
-/// Where the aggregate's records go.
+/// Returns the partition of the record's aggregate.
 fn partition(ticket: u64) -> u64 {
     ticket % AGGREGATES % 3
 }

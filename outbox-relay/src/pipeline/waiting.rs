@@ -4,7 +4,7 @@ use diesel_outbox_core::Claimed;
 
 use super::size;
 
-/// Records that the publisher takes only after the outcome of another one is known, in their order.
+/// Records that the publisher takes only when it knows the outcome of another one, in order.
 #[derive(Default)]
 pub(super) struct Waiting {
     behind: BTreeMap<u64, VecDeque<Claimed>>,
@@ -19,7 +19,7 @@ impl Waiting {
         self.behind.entry(behind).or_default().push_back(claimed);
     }
 
-    /// Puts those that wait for this ticket before what is unsent, which was read later.
+    /// Puts those that wait for this ticket before the unsent ones, which were read later.
     pub(super) fn release(&mut self, ticket: u64, unsent: &mut VecDeque<Claimed>) {
         for claimed in self.behind.remove(&ticket).unwrap_or_default().into_iter().rev() {
             self.count -= 1;

@@ -1,4 +1,4 @@
-//! Taking and letting go of advisory locks, of which [`diesel_outbox_core::advisory_locks`] has the keys. None is waited for.
+//! Taking and releasing advisory locks, whose keys are in [`diesel_outbox_core::advisory_locks`]. None of these statements waits.
 
 use diesel::pg::Pg;
 use diesel::sql_types::{Bool, Integer};

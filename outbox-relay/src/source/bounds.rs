@@ -1,10 +1,10 @@
-//! Between which numbers the rows of a shard are looked for.
+//! Between which numbers the relay looks for the rows of a shard.
 
 use diesel::connection::SimpleConnection;
 use diesel::{PgConnection, QueryResult};
 
-/// Whether the transaction `x` has ended, as seen by the statement's own snapshot. So it is for one that this server has not begun: the
-/// table comes from another server then.
+/// Whether the transaction `x` has ended, as the statement's own snapshot sees it. A transaction that this server has not begun counts as
+/// ended: then the table comes from another server.
 macro_rules! has_ended {
     () => {
         "(pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()) \
@@ -13,11 +13,11 @@ macro_rules! has_ended {
 }
 pub(crate) use has_ended;
 
-/// Locks all shards, until the transaction ends: no worker has claimed anything then.
+/// Locks all shards until the transaction ends. No worker has claimed anything meanwhile.
 pub(crate) const LOCK_SHARDS: &str = "SELECT FROM outbox_shard ORDER BY shard FOR UPDATE";
 
-/// Locks all shards, and the table against inserts, until the transaction ends. Each is waited for no longer than this: those who claim
-/// wait behind the first, and emitters behind the second.
+/// Locks all shards, and the table against inserts, until the transaction ends. It waits for each lock no longer than given,
+/// because workers that claim wait behind the first, and emitters behind the second.
 pub(crate) fn lock_shards_and_table(conn: &mut PgConnection, shards: &str, table: &str) -> QueryResult<()> {
     conn.batch_execute(&format!("SET LOCAL lock_timeout = '{shards}'"))?;
     conn.batch_execute(LOCK_SHARDS)?;
@@ -26,7 +26,7 @@ pub(crate) fn lock_shards_and_table(conn: &mut PgConnection, shards: &str, table
     ))
 }
 
-/// The number after which all rows lie of those of the transactions `open` that have ended. Null if none has.
+/// The number after which all rows of those transactions in `open` lie that have ended. Null if none has.
 macro_rules! first_of_ended {
     ($open:literal, $after:literal) => {
         concat!(
@@ -42,9 +42,9 @@ macro_rules! first_of_ended {
 }
 pub(crate) use first_of_ended;
 
-/// The shards, and after which `seq` each may have unsent rows. That is `passed` as long as none of the transactions that were
-/// open then has ended: what the snapshot cannot see of theirs is not looked for. Once one has ended its rows may be anywhere above the
-/// number that was the last when it began. `OFFSET 0` keeps that from being computed for each row that is compared with it.
+/// The shards, and the `seq` after which each may have unsent rows. That is `passed` as long as none of the transactions that were open
+/// then has ended, because the snapshot cannot see their rows anyway. Once one has ended, its rows may be anywhere above the number that
+/// was the last when it began. `OFFSET 0` prevents the server from computing that for each row that it compares.
 macro_rules! shards {
     () => {
         concat!(
@@ -56,8 +56,8 @@ macro_rules! shards {
 }
 pub(crate) use shards;
 
-/// The oldest unsent row of each shard `s` that is polled. The comparison and the order are of both columns, so that only the index on
-/// (shard, seq) can serve them: along `seq` alone a shard without such a row is looked for in what all the others have sent.
+/// The oldest unsent row of each shard `s` that is polled. The comparison and the order use both columns, so that only the index on (shard,
+/// seq) can serve them. Along `seq` alone, the search for a shard without such a row would pass over all that the others have sent.
 macro_rules! oldest_unsent {
     () => {
         "JOIN LATERAL (SELECT o.seq FROM outbox AS o WHERE (o.shard, o.seq) > (s.shard, s.start) \

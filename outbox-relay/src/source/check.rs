@@ -1,4 +1,4 @@
-//! What must be true of the tables before anything is claimed, and what a relay mends by itself.
+//! What must be true of the tables before anything is claimed, and what a relay corrects by itself.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
@@ -13,9 +13,11 @@ use crate::source::bounds::lock_shards_and_table;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// The fence holds only if a session takes each number when it inserts, and does not keep some for later; and no number
-/// may come a second time, because lower bounds have gone past it. Rows are known by their place, which is one in a single table. Returns
-/// what the numbers come from.
+/// Refuses a table that would lose events, and returns its sequence.
+///
+/// The fence holds only if a session takes each number when it inserts, and keeps none for later. No number may come a second time,
+/// because lower bounds have moved past it. The relay knows rows by their place in the table, which is unique only in a single
+/// table.
 pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     if !HasTable::new().get_result::<bool>(conn).map_err(failed)? {
@@ -71,49 +73,52 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
 
 struct Look {
     sequence: Sequence,
-    /// Whether it gives only numbers that were not given before, and hides nothing unsent.
+    /// Whether it gives only numbers that it has not given before, and hides nothing unsent.
     is_right: bool,
-    /// Which one it is.
+    /// Which sequence it is.
     origin: i64,
-    /// Whether it is one that was looked at before.
+    /// Whether a relay has looked at it before.
     is_known: bool,
     is_polled: bool,
 }
 
 fn look(conn: &mut PgConnection) -> QueryResult<Look> {
     let (origins, highest, is_polled) = Known::new().get_result::<(Vec<i64>, i64, bool)>(conn)?;
-    // After what it is compared with: emitters may be at work.
+    // Read after the numbers that it is compared with, because emitters may be at work.
     let sequence = Sequence::load(conn)?;
     let origin = origin(conn)?;
     let is_known = origins.contains(&origin);
-    // All is well if this is the first look, or if the table was moved with its sequence.
+    // All is well too if this is the first look, or if somebody moved the table together with its sequence.
     let is_right =
         sequence.last >= highest && (is_known || !is_polled || !Hidden::new().get_result::<bool>(conn)?);
     Ok(Look { sequence, is_right, origin, is_known, is_polled })
 }
 
-/// Whether something unsent may have a number that the lower bounds have gone past, as after a restart of the sequence that no relay
-/// has noticed as yet. A sequence that a relay has seen is not looked behind, so that this costs no more than a few rows.
+/// Returns whether something unsent may have a number that the lower bounds have moved past, for example after a restart of the
+/// sequence that no relay has noticed yet. If a relay has seen the sequence before, this reads only a few rows.
 pub(crate) fn is_set_back(conn: &mut PgConnection) -> QueryResult<bool> {
     let Look { is_right, is_polled, .. } = look(conn)?;
     Ok(!is_right && is_polled)
 }
 
-/// Distinguishes a sequence from one that was restarted, and from one of another database or server. Its file alone does not do that: servers that were
-/// just made count their files alike. A role that may not know the server distinguishes less.
+/// Returns a number that distinguishes this sequence from one that was restarted, and from one of another database or server. Its
+/// file alone does not, because new servers all count their files alike. A role that may not identify the server distinguishes
+/// less.
 fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
     let server = if MayKnowServer::new().get_result(conn)? { Server::new().get_result(conn)? } else { 0 };
     Origin::new(server).get_result(conn)
 }
 
-/// Numbers go on after all that there are, and what is polled and unsent gets new ones, in the order in which it was emitted: some of
-/// it may have numbers that are passed over, or that put it before what was emitted earlier. Nobody emits or claims meanwhile; emitters wait
-/// behind the lock, so that it is tried for a moment only. What is read from the write-ahead log is found there whatever its numbers are.
+/// Moves the sequence past all numbers. If the table is polled, also gives new numbers to what is unsent, in the order in which it
+/// was emitted, because some of it may have numbers that the relay passes over, or that put it before what was emitted earlier.
+///
+/// Nobody emits or claims meanwhile. Emitters wait behind the lock, so this tries it only for a moment. Events that are read from
+/// the write-ahead log are found there whatever their numbers are.
 fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
     let mended = forget(conn).and_then(|()| {
         conn.transaction(|conn| {
             lock_shards_and_table(conn, "2s", "300ms")?;
-            // Another relay may have mended it meanwhile.
+            // Another relay may have corrected it meanwhile.
             let Look { is_right, is_polled, .. } = look(conn)?;
             let mut renumbered = 0;
             if !is_right {
@@ -146,8 +151,8 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
     }
 }
 
-/// Setting a sequence is not undone with its transaction: whoever tries again is to look for what is hidden, though the sequence stands
-/// right by then.
+/// Forgets which sequences were seen. A rollback does not undo the setting of a sequence, so whoever tries again must look for
+/// hidden rows although the sequence is right by then.
 fn forget(conn: &mut PgConnection) -> QueryResult<()> {
     conn.transaction(|conn| {
         conn.batch_execute("SET LOCAL lock_timeout = '2s'; UPDATE outbox_shard SET sequence_origin = NULL")
@@ -183,7 +188,7 @@ statement!(
 
 statement!(Pg, Shards {} -> BigInt, "SELECT count(*) FROM outbox_shard WHERE shard BETWEEN 0 AND 15");
 
-/// The highest number that a row has or that any bound has gone past.
+/// The highest number that a row has or that any bound has moved past.
 macro_rules! highest {
     () => {
         "greatest((SELECT max(seq) FROM outbox), \
@@ -193,7 +198,7 @@ macro_rules! highest {
 
 statement!(
     Pg,
-    /// The sequences that were seen before, the highest number, and whether the whole table is polled.
+    /// The sequences that relays have seen before, the highest number, and whether the whole table is polled.
     Known {} -> (Array<BigInt>, BigInt, Bool),
     concat!(
         "SELECT ARRAY(SELECT DISTINCT sequence_origin FROM outbox_shard WHERE sequence_origin IS NOT NULL), ",
@@ -217,7 +222,7 @@ statement!(
      pg_relation_filenode('outbox_seq_seq')), 0)"
 );
 
-/// Whether a row `o` of a shard `s` was sent from the write-ahead log before that was left.
+/// Whether a row `o` of a shard `s` was sent from the write-ahead log, before the cutover was taken back.
 macro_rules! was_sent_from_wal {
     () => {
         "coalesce(o.seq <= s.unmarked AND o.created_at AT TIME ZONE 'utc' <= s.unmarked_until, false)"
@@ -227,8 +232,8 @@ pub(crate) use was_sent_from_wal;
 
 statement!(
     Pg,
-    /// Whether something unsent has a number that was passed over. It looks at the whole table, once: 0.15 s for a million rows, where a
-    /// look for each shard takes twenty times as long. So it is not for each connection.
+    /// Whether something unsent has a number that the relay passes over. This reads the whole table once, which takes 0.15 s for a million
+    /// rows. A look for each shard takes twenty times as long. It is too slow for every connection.
     Hidden {} -> Bool,
     concat!(
         "SELECT EXISTS (SELECT FROM outbox AS o WHERE o.sent_at IS NULL AND o.seq <= (SELECT max(sent_through) FROM outbox_shard) \
@@ -240,14 +245,14 @@ statement!(
 
 statement!(
     Pg,
-    /// Keeps it in the shards that nobody has claimed: one is enough, and nobody is waited for.
+    /// Stores it in the shards that nobody has claimed. One is enough, and this waits for nobody.
     Remember { origin: i64 => BigInt } -> BigInt,
     "UPDATE outbox_shard SET sequence_origin = ? WHERE shard IN (SELECT shard FROM outbox_shard FOR UPDATE SKIP LOCKED)"
 );
 
 statement!(
     Pg,
-    /// Has the sequence go on after all numbers that are known, and returns the last of those.
+    /// Moves the sequence past all known numbers, and returns the last of those.
     Advance {} -> BigInt,
     concat!(
         "SELECT setval('outbox_seq_seq', greatest(1, ",
@@ -258,7 +263,7 @@ statement!(
 
 statement!(
     Pg,
-    /// What was read from the write-ahead log is not to be sent again.
+    /// Marks what was read from the write-ahead log, so that it is not sent again.
     MarkSent {} -> BigInt,
     concat!(
         "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE s.shard = o.shard AND o.sent_at IS NULL AND ",

@@ -1,4 +1,4 @@
-//! Where a source's connections go, and how they are set.
+//! A source's database: how it connects, and with which settings.
 
 use std::sync::{Arc, OnceLock};
 
@@ -44,7 +44,7 @@ impl Database {
     }
 }
 
-/// Adds keepalives to a URL that has none of its own: without them, a server that is gone without a word is waited for for hours.
+/// Adds keepalives to a URL that has none. Without them, a client waits for hours for a server that vanished.
 pub(super) fn with_keepalives(url: &str) -> String {
     if url.contains("keepalives") {
         return url.to_owned();
@@ -74,10 +74,9 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     if let Some(schema) = &options.schema {
         conn.batch_execute(&set_search_path(schema))?;
     }
-    // The shards of a process that was stopped are let go of by the first timeout, or by the last one if it was stopped
-    // while it read; those of a machine that is gone by the keepalives. What was settled need not outlive a crash of the
-    // server: it is sent again. The plans are known to be right, whatever the statistics say while the table fills and
-    // empties.
+    // If a process is frozen, the first timeout releases its shards, or the last one if it was frozen while it read. If a machine
+    // is lost, the keepalives do. Settling need not outlive a crash of the server: what was settled is sent again. The plans are
+    // known to be right, whatever the statistics say while the table fills and empties.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
          SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \

@@ -1,20 +1,21 @@
 //! The insert fence: up to which `seq` every row is visible or never will be.
 //!
-//! A transaction that took a low `seq` may commit late. It took its lock on the table before its `seq` and keeps it to
-//! its end. So: read the sequence's last value, then list the transactions that hold that lock. When all of those have
-//! ended, every row up to that value is settled history. Transactions that do not insert into the outbox play no part.
+//! A transaction that took a low `seq` may commit late. It took its lock on the table before its `seq`, and keeps it until it ends.
+//! So: read the sequence's last value, then list the transactions that hold that lock. When all of those have ended, no row up to
+//! that value can appear any more. Transactions that do not insert into the outbox play no part.
 //!
-//! Some may stay open for hours, and whoever waited for them would pass over all that was sent since in each look. So the
-//! fence has two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can:
-//! those that were on the list for longer than others take. Whether one of them has ended is asked in each look by its
-//! transaction id, of the look's own snapshot: rows of a transaction that the snapshot holds to be at work cannot be in it. The list of
-//! locks would not do for that, because a transaction becomes visible before it lets its locks go.
+//! Some may stay open for hours. If the relay waited for them, each look would pass over all that was sent since. So the fence has
+//! two bounds. Up to `safe` nothing can appear any more. Up to `passed` only rows of the transactions in `open` can: those that
+//! were on the list for longer than others take. Each look asks by transaction id whether one of them has ended, in its own
+//! snapshot: if the snapshot holds a transaction to be at work, it cannot see rows of it. The list of locks would not do for that,
+//! because a transaction becomes visible before it releases its locks.
 //!
-//! One that has the lock may have no transaction id, as after `DELETE FROM outbox WHERE false`, or before the first row of an `INSERT ..
-//! SELECT`. There is nothing to ask snapshots for then. It has inserted nothing; what it inserts later matters only if it has taken the
-//! number already. Who takes a number first locks the sequence, and keeps that lock to its end. So if it has neither an id nor that lock,
-//! looked up after the last number was read, then either it has taken no number up to that one, and its rows will have later ones; or it
-//! has ended in that moment, and every later look sees its rows. It is left out. If it has the sequence's lock it is waited for.
+//! A transaction that holds the lock may have no id, for example after `DELETE FROM outbox WHERE false`, or before the first row of
+//! an `INSERT .. SELECT`. Then there is nothing to ask snapshots for. It has inserted nothing, and what it inserts later matters
+//! only if it has already taken the number. Whoever takes a number first locks the sequence, and keeps that lock until it ends. So
+//! if a transaction has neither an id nor that lock, looked up after the last number was read, there are two cases. Either it has
+//! taken no number up to that one, and its rows will have later ones. Or it has ended in that moment, and every later look sees its
+//! rows. In both cases the fence leaves it out. If it holds the lock on the sequence, the fence waits for it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -27,16 +28,16 @@ use super::sequence::Sequence;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
-/// How often a new fence is put up, or the present one looked at.
+/// How often to put up a new fence, or to look at the present one.
 const INTERVAL: Duration = Duration::from_millis(25);
-/// How long a transaction is waited for before it counts as one that stays open. Other workers' passes, which hold the lock too, end
-/// sooner.
+/// How long to wait for a transaction before it counts as one that stays open. Passes of other workers, which hold the lock too,
+/// end sooner.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// With more than so many that stay open, all of them are waited for: each look asks whether one has ended, for each shard. For a thousand
-/// that is some milliseconds' work, and their ids are 8 kB in each shard's row.
+/// If more than this many stay open, the fence waits for all of them: each look asks, for each shard, whether one has ended. For a
+/// thousand that takes some milliseconds, and their ids take 8 kB in each shard's row.
 const MOST_OPEN: usize = 1_000;
 
-/// What the names of transactions begin with that wait for COMMIT PREPARED.
+/// The beginning of the names of transactions that wait for COMMIT PREPARED.
 pub(super) const PREPARED: &str = "-1/";
 
 pub(super) struct Fence {
@@ -49,7 +50,7 @@ pub(super) struct Fence {
     looked: Option<Instant>,
 }
 
-/// Up to where rows can be relied on.
+/// Up to which numbers the rows are reliable.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Bounds {
     /// Every row up to here is visible, or never will be.
@@ -59,7 +60,8 @@ pub(super) struct Bounds {
     pub(super) open: OpenTransactions,
 }
 
-/// Transaction ids, and a number for each: it takes only higher ones. Once it has ended, its rows are looked for after that.
+/// Transaction ids, each with a number after which all of its rows lie. Once it has ended, the relay looks for its rows after that
+/// number.
 pub(super) type OpenTransactions = BTreeMap<i64, i64>;
 
 /// A fence whose transactions have not all ended.
@@ -70,7 +72,7 @@ struct Pending {
 }
 
 impl Fence {
-    /// A fence whose numbers come from this sequence.
+    /// Returns a fence whose numbers come from this sequence.
     pub(super) fn after(sequence: Sequence) -> Self {
         Self {
             sequence,
@@ -86,7 +88,7 @@ impl Fence {
         &self.bounds
     }
 
-    /// Moves on if that is due, and returns how many workers are at work if it looked.
+    /// Moves the fence on if that is due. If it looked, returns how many workers are at work.
     pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
             return Ok(None);
@@ -112,7 +114,7 @@ impl Fence {
         } else if since.elapsed() < PATIENCE {
             self.pending = Some(Pending { last, listed: holders, since });
         } else {
-            // Those that stay open. One without a transaction id that has taken a number may be about to insert.
+            // These stay open. One without a transaction id that has taken a number may be about to insert.
             let ids: BTreeMap<String, Option<i64>> = TransactionIds::new()
                 .load::<(String, Option<i64>, bool)>(conn)?
                 .into_iter()
@@ -138,7 +140,8 @@ impl Fence {
         Ok(Some(workers))
     }
 
-    /// Those of `open` that have ended are visible to every look from now on. One that was prepared may have another name since.
+    /// Leaves out those of `open` that have ended, because every look sees their rows from now on. One that was prepared may have
+    /// another name since.
     fn leave_out_ended(&mut self, holders: &HashSet<String>) {
         if holders.iter().any(|name| name.starts_with(PREPARED) && !self.open.contains_key(name)) {
             return;
@@ -150,7 +153,8 @@ impl Fence {
         }
     }
 
-    /// Every row up to here is visible, or never will be, or belongs to one of `open`; and so none up to where the first of those began.
+    /// Sets the bounds: every row up to `passed` is visible, or never will be, or belongs to one of `open`. So no row can appear up
+    /// to the number at which the first of those began.
     fn is_passed(&mut self, passed: i64) {
         let open: OpenTransactions =
             self.open.iter().map(|(name, id)| (*id, self.first.after(name))).collect();
@@ -159,9 +163,9 @@ impl Fence {
     }
 }
 
-/// After which number each of the listed transactions has taken its first. Who is listed now and was not in the look before has taken
-/// its lock since then, and its numbers after its lock: they are higher than the last number of that look, which was read before
-/// that list.
+/// After which number each listed transaction took its first. One that is listed now and was not in the look before has taken its
+/// lock since, and its numbers after its lock. So they are higher than the last number of that look, which was read before its
+/// list.
 #[derive(Default)]
 struct First {
     after: HashMap<String, i64>,
@@ -184,7 +188,7 @@ impl First {
     }
 }
 
-/// The other transactions that may have inserted into the outbox and are still open, and the number of workers at work.
+/// Returns the other open transactions that may have inserted into the outbox, and the number of workers at work.
 pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, usize)> {
     let rows = Holders::new(advisory_locks::WORKING).load::<(bool, String)>(conn)?;
     let workers = rows.iter().filter(|(inserting, _)| !inserting).count();
@@ -204,8 +208,8 @@ statement!(
 
 statement!(
     Pg,
-    /// The transaction ids of those that hold the lock, and whether they may have taken a number. Inner transactions have ids too: the
-    /// snapshot has the outermost.
+    /// The transaction ids of those that hold the lock, and whether they may have taken a number. Subtransactions have ids too, but the
+    /// snapshot has only the outermost one.
     TransactionIds {} -> (Text, Nullable<BigInt>, Bool),
     "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
      running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \

@@ -1,8 +1,8 @@
-//! Whether something is due that is done now and then.
+//! Whether something is due that happens now and then.
 
 use std::time::{Duration, Instant};
 
-/// Whether the interval has passed since the last time. If so, the last time is now.
+/// Returns whether the interval has passed since the last time. If so, sets the last time to now.
 pub(super) fn is_due(last: &mut Option<Instant>, interval: Duration) -> bool {
     let due = has_passed(*last, interval);
     if due {
@@ -11,7 +11,7 @@ pub(super) fn is_due(last: &mut Option<Instant>, interval: Duration) -> bool {
     due
 }
 
-/// Whether so much time has passed since then.
+/// Returns whether this much time has passed since then.
 pub(super) fn has_passed(since: Option<Instant>, time: Duration) -> bool {
     since.is_none_or(|since| since.elapsed() >= time)
 }

@@ -1,4 +1,4 @@
-//! Times as SQLite reckons with them.
+//! Times as SQLite computes them.
 
 /// Milliseconds since 1970 from a Julian day.
 macro_rules! unix_ms {
@@ -8,7 +8,7 @@ macro_rules! unix_ms {
 }
 pub(crate) use unix_ms;
 
-/// A time that SQLite does not understand stops nobody.
+/// When a row was emitted. If SQLite does not understand the time, this is now, so that the row does not stop the relay.
 macro_rules! created_at_ms {
     () => {
         crate::source::julian_day::unix_ms!("coalesce(julianday(created_at), julianday('now'))")

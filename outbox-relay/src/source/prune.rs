@@ -1,4 +1,4 @@
-//! Deleting what was sent and is older than the retention.
+//! Deletes what was sent and is older than the retention.
 
 #[cfg(feature = "postgres")]
 mod postgres;

@@ -5,9 +5,9 @@ use diesel_outbox_core::__private::from_unix_ms;
 use diesel_outbox_core::{Claimed, Record, wire};
 use uuid::Uuid;
 
-/// A row of the outbox table, as both databases give it but for the id.
+/// A row of the outbox table, as both databases return it except for the id.
 pub(super) struct StoredRow {
-    /// What the source settles it by.
+    /// The number by which the source settles it.
     pub(super) ticket: u64,
     pub(super) seq: i64,
     pub(super) id: Result<Uuid, String>,
@@ -43,7 +43,7 @@ impl StoredRow {
     }
 }
 
-/// Types and ids of the aggregates that are held back.
+/// The types and ids of the aggregates that are held back.
 pub(super) type BlockedAggregates = HashSet<(String, String)>;
 
 pub(super) fn is_blocked(blocked: &BlockedAggregates, claimed: &Claimed) -> bool {

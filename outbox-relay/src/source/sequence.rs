@@ -1,6 +1,8 @@
-//! The sequence that numbers the rows. Lower bounds go past numbers, so a sequence that gives some of them a second time hides
-//! events: it was restarted, its table was truncated with RESTART IDENTITY, or the table came here without it, as by logical
-//! replication. A restarted sequence has another file than before, and so it is noticed even when it has caught up by then.
+//! The sequence that numbers the rows.
+//!
+//! Lower bounds move past numbers, so a sequence that gives some of them a second time hides events. That happens if somebody
+//! restarts it, truncates its table with RESTART IDENTITY, or copies the table without it, as logical replication does. A restarted
+//! sequence has another file than before, so the relay notices it even after it has caught up.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -31,7 +33,7 @@ impl Sequence {
         Ok(Self { last, file })
     }
 
-    /// The last number by now. An error if the sequence has not gone on from where it was.
+    /// Returns the last number by now, or an error if the sequence has not gone on from where it was.
     pub(super) fn go_on(&mut self, conn: &mut PgConnection) -> QueryResult<i64> {
         let now = Self::load(conn)?;
         if now.file != self.file || now.last < self.last {

@@ -1,4 +1,5 @@
-//! Transactions that have emitted and stay open. What was sent since cannot be forgotten, and pruning and vacuum wait for them.
+//! Transactions that have emitted and stay open. Until they end, the relay cannot forget what it has sent since they began, and
+//! pruning and vacuum wait for them.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,11 +10,11 @@ use diesel::sql_types::{Double, Integer, Nullable, Text};
 
 use crate::statement::statement;
 
-/// When somebody is to know of one, and how often.
+/// How old a transaction is before the relay warns of it, and how often it does.
 const LONG: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(600);
 
-/// Those that were open at the last look.
+/// The transactions that were open at the last look.
 #[derive(Default)]
 pub(super) struct Writers {
     known: HashMap<String, Known>,
@@ -24,11 +25,11 @@ struct Known {
     warned: Option<Instant>,
 }
 
-/// One that is open now.
+/// A transaction that is open now.
 struct OpenWriter {
-    /// No other transaction has it, of now or later.
+    /// No other transaction has this name, now or later.
     name: String,
-    /// As the server knows it, which shows no other role's unless ours is a member of `pg_read_all_stats`.
+    /// Its age, if the server shows it: that of another role's transaction only to members of `pg_read_all_stats`.
     age: Option<Duration>,
     who: Who,
 }
@@ -39,7 +40,7 @@ enum Who {
         role: Option<String>,
         application: Option<String>,
     },
-    /// `literal` is the name as SQL has it.
+    /// `literal` is the name as an SQL literal.
     Prepared {
         gid: String,
         literal: String,
@@ -47,7 +48,7 @@ enum Who {
 }
 
 impl Writers {
-    /// Warns of those that have been open for long, and returns how long the oldest has been.
+    /// Warns of transactions that have been open for long, and returns how long the oldest has been open.
     pub(super) fn look(&mut self, conn: &mut PgConnection) -> QueryResult<Duration> {
         let open =
             OpenWriters::new().load::<WriterRow>(conn)?.into_iter().filter_map(OpenWriter::of_row).collect();
@@ -58,7 +59,7 @@ impl Writers {
         Ok(oldest)
     }
 
-    /// The age of the oldest, and those that somebody is to know of.
+    /// Returns the age of the oldest, and those that the relay should warn of.
     fn due(&mut self, open: Vec<OpenWriter>, now: Instant) -> (Duration, Vec<(Who, Duration)>) {
         let mut before = std::mem::take(&mut self.known);
         let (mut oldest, mut due) = (Duration::ZERO, Vec::new());
@@ -100,7 +101,7 @@ impl Who {
     }
 }
 
-/// Name, seconds, process, role, application, and the name of a prepared transaction, as it is and as SQL has it.
+/// Name, seconds, process, role, application, and the name of a prepared transaction, plain and as an SQL literal.
 type WriterRow =
     (String, Option<f64>, Option<i32>, Option<String>, Option<String>, Option<String>, Option<String>);
 
@@ -120,8 +121,8 @@ impl OpenWriter {
 
 statement!(
     Pg,
-    /// Those that hold the lock on the table that an insert takes. A prepared one is known by its transaction id, which it has locked
-    /// too; other processes' transactions may have had the same name before they were prepared.
+    /// The transactions that hold the lock on the table that an insert takes. A prepared one is known by its transaction id, which it has
+    /// locked too, because transactions of other processes may have had the same name before they were prepared.
     OpenWriters {} -> (
         Text, Nullable<Double>, Nullable<Integer>, Nullable<Text>, Nullable<Text>, Nullable<Text>, Nullable<Text>
     ),

@@ -1,5 +1,5 @@
-//! Pruning on a connection and a thread of its own, which are there while there is something to prune, so that it keeps up with a
-//! relay that is at work and does not hold it up.
+//! Pruning on its own connection and thread, which exist only while there is something to prune. So pruning keeps up with a busy
+//! relay and does not delay it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,24 +18,24 @@ use crate::source::interval::is_due;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that were sent of late: what lies
-/// before is a late commit's, was unsent then, or is an index entry of a row that is gone.
+/// How often a round begins with the oldest row of all. Others begin where the last one came to recently sent rows. What lies
+/// before that is a late commit's, was unsent then, or is an index entry of a deleted row.
 const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// It pauses so many times as long as it works, until it has worked for so long.
+/// A round pauses this many times as long as it works, until it has taken this long.
 const PAUSES: u32 = 3;
 const LEISURE: Duration = Duration::from_secs(30);
-/// How soon a thread that pauses notices that it is to end, and how often it is asked whether it has.
+/// How soon a thread that pauses notices that it should end, and how often the relay looks whether it has.
 const SLICE: Duration = Duration::from_millis(50);
-/// After so many chunks without an expired row a round ends; the next one goes on there.
+/// After this many chunks without an expired row a round ends. The next one goes on there.
 const IDLE_CHUNKS: usize = 100;
-/// How long the end of a thread is waited for: a chunk, or a lock. One that hangs on its connection ends by itself when that does, and
-/// whoever prunes meanwhile passes over what it has locked.
+/// How long to wait for the end of a thread: for a chunk, or a lock. A thread that hangs on its connection ends when the connection
+/// does, and until then other pruning passes over what it has locked.
 const LONGEST_END: Duration = Duration::from_secs(2);
-/// It is no relay's session, for those who count them. Somebody else's lock on the table, as for an index that is made, is waited for
-/// no longer than this, and neither is one on a row.
+/// The name keeps the session apart from relays', for whoever counts those. A round waits no longer than this for somebody else's
+/// lock on the table, such as that of an index being made, or on a row.
 const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '200ms'";
 
-/// Rounds of pruning. The thread is waited for when this is dropped, but not for long: the relay is to stop, or to connect anew.
+/// Rounds of pruning. The drop waits for the thread, but not for long: the relay should stop or reconnect.
 #[derive(Default)]
 pub(in super::super) struct PostgresPruning {
     begun: Option<Instant>,
@@ -49,19 +49,19 @@ pub(in super::super) struct PostgresPruning {
 struct Start {
     cursor: i64,
     was_full: Option<Instant>,
-    /// Whether a round ended there that has not come to what was sent of late.
+    /// Whether a round ended there before it came to recently sent rows.
     is_on_its_way: bool,
 }
 
-/// What a round has left behind.
+/// What a round leaves behind.
 struct Round {
     place: Start,
-    /// Whether it could not have a connection.
+    /// Whether it could not get a connection.
     refused: bool,
 }
 
 impl PostgresPruning {
-    /// Begins a round if one is due. `conn` prunes one chunk instead if no other connection can be had.
+    /// Begins a round if one is due. If it cannot get another connection, prunes one chunk on `conn` instead.
     pub(in super::super) fn run(
         &mut self,
         conn: &mut PgConnection,
@@ -73,7 +73,7 @@ impl PostgresPruning {
         {
             self.place = place;
             if refused {
-                // The relay waits for nobody.
+                // The relay must not wait for anybody's lock.
                 let chunk = chunk_beside_locks(conn, self.place.cursor, retention)?;
                 self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
                 if !chunk.is_last && !chunk.is_idle {
@@ -160,18 +160,19 @@ fn pause(time: Duration, ends: &AtomicBool) {
     }
 }
 
-/// What came of a chunk.
+/// The outcome of a chunk.
 struct PrunedChunk {
     /// Where the next one begins.
     next: i64,
-    /// Whether the round is over: what comes after was emitted of late.
+    /// Whether the round is over, because what comes next was emitted recently.
     is_last: bool,
-    /// Whether none of it has expired. The rows of a partition that Kafka does not take may be older than all that is sent.
+    /// Whether none of it has expired. If Kafka does not take the records of a partition, their rows may be older than all that is
+    /// sent.
     is_idle: bool,
 }
 
-/// The last number, the first one that has not expired, how many rows there are, how many of them have expired, and whether all were
-/// emitted long ago.
+/// The last number, the first one that has not expired, how many rows there are, how many of them have expired, and whether all
+/// were emitted long ago.
 type Counted = (Option<i64>, Option<i64>, i64, i64, bool);
 
 impl PrunedChunk {
@@ -179,13 +180,14 @@ impl PrunedChunk {
         let last = last.unwrap_or(cursor);
         let is_idle = expired == 0;
         let is_last = rows < PRUNE_CHUNK || (is_idle && !is_old);
-        // What is kept is looked at again, if it may be due next time.
+        // The next round looks again at what this one keeps, if it may have expired by then.
         let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
         Self { next, is_last, is_idle }
     }
 }
 
-/// Deletes the rows of one chunk that are too old. Exactly those rows are deleted, never a range: a late commit's row would be in it.
+/// Deletes the rows of one chunk that are too old. It deletes exactly those rows, never a range, which could contain the row of a
+/// late commit.
 fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     match Prune::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn) {
         // Perhaps because somebody has locked a row.
@@ -196,15 +198,16 @@ fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResu
     }
 }
 
-/// The same, but for rows that somebody has locked. To find them, each is locked before it is deleted, which takes twice as long.
+/// Does the same as [`chunk`], except for rows that somebody has locked. To find those, it locks each row before it deletes it,
+/// which takes twice as long.
 fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     let counted = PruneBesideLocks::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn)?;
     Ok(PrunedChunk::after(cursor, counted))
 }
 
-/// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted as long ago, which what comes
-/// after it may not be. What was read from the write-ahead log is sent though nothing marks it: up to its shard's lower bound while the
-/// WAL is read, and later up to `unmarked`.
+/// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted long enough ago that later rows
+/// may have expired too. Rows that were read from the write-ahead log are sent, though nothing marks them: up to their shard's lower bound
+/// while the WAL is read, and later up to `unmarked`.
 macro_rules! chunk {
     () => {
         "chunk AS MATERIALIZED (SELECT seq, place, coalesce(sent < expiry, false) AS expired, created < expiry AS is_old FROM \
@@ -231,7 +234,7 @@ statement!(
 
 statement!(
     Pg,
-    /// A row that was changed since the statement began lies elsewhere, and is left alone.
+    /// Leaves alone a row that was changed since the statement began, because it lies elsewhere then.
     Prune {
         retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
     } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
@@ -245,7 +248,7 @@ statement!(
 
 statement!(
     Pg,
-    /// The same, but for rows that somebody has locked.
+    /// Does the same, except for rows that somebody has locked.
     PruneBesideLocks {
         retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
     } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),

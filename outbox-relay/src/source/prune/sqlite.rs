@@ -1,4 +1,5 @@
-//! Pruning on the relay's own connection, chunk by chunk. What is kept is only read: SQLite has one write lock, and emitters wait for it.
+//! Pruning on the relay's own connection, chunk by chunk. It only reads the rows that stay, because SQLite has one write lock and
+//! emitters wait for it.
 
 use std::time::{Duration, Instant};
 
@@ -11,13 +12,14 @@ use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
 use crate::source::interval::is_due;
 use crate::statement::statement;
 
-/// How many bytes a chunk has before it is not added to: `sent_at` lies behind the payload, which is read with it.
+/// How many bytes fill a chunk. `sent_at` lies behind the payload in a row, so SQLite reads the payload too.
 const CHUNK_BYTES: i64 = 8 * 1024 * 1024;
-/// It takes this part of the time at most that the relay had for other things, and no longer than this at once. A chunk may take longer.
+/// Pruning takes at most this part of the time that the relay had for other things, and at most this long at once. A chunk may take
+/// longer.
 const SHARE: u32 = 2;
 const LONGEST: Duration = Duration::from_secs(1);
 
-/// After so many chunks without an expired row a round ends; the next one goes on there.
+/// After this many chunks without an expired row a round ends. The next one goes on there.
 const IDLE_CHUNKS: usize = 10;
 
 /// Rounds of pruning, each from the oldest row on.
@@ -28,7 +30,7 @@ pub(in super::super) struct SqlitePruning {
     start: i64,
     /// How many chunks of this round had no expired row.
     idle: usize,
-    /// Where the next chunk of this round begins. Nothing between rounds.
+    /// Where the next chunk of this round begins. `None` between rounds.
     cursor: Option<i64>,
     ended: Option<Instant>,
 }
@@ -59,15 +61,16 @@ impl SqlitePruning {
     }
 }
 
-/// What came of a chunk.
+/// The outcome of a chunk.
 struct PrunedChunk {
-    /// Where the next one begins. Nothing if the round is over: what comes after was emitted of late.
+    /// Where the next one begins. `None` if the round is over, because what comes next was emitted recently.
     next: Option<i64>,
-    /// Whether none of it has expired. The rows of a partition that Kafka does not take may be older than all that is sent.
+    /// Whether none of it has expired. If Kafka does not take the records of a partition, their rows may be older than all that is
+    /// sent.
     is_idle: bool,
 }
 
-/// Deletes the rows of one chunk that are too old. The write lock is taken only if there are such rows, and only to delete them.
+/// Deletes the rows of one chunk that are too old. It takes the write lock only if there are such rows, and only to delete them.
 fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     let retention = retention.as_secs_f64();
     let (mut expired, mut last, mut rows, mut bytes, mut is_old) = (Vec::new(), cursor, 0, 0, true);
@@ -92,7 +95,7 @@ fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> Query
     Ok(PrunedChunk { next: goes_on.then_some(last), is_idle })
 }
 
-/// Whether a time is longer ago than the retention. That of what is unsent never is.
+/// Whether a time is longer ago than the retention. For an unsent row, which has no time, this is false.
 macro_rules! is_old {
     ($time:literal) => {
         concat!("coalesce(", $time, " < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds'), 0)")
@@ -101,7 +104,7 @@ macro_rules! is_old {
 
 statement!(
     Sqlite,
-    /// Rows in their order, whether each has expired and was emitted as long ago, and the size of its payload.
+    /// Rows in their order, whether each has expired, whether it was emitted that long ago, and the size of its payload.
     Oldest { retention: f64 => Double, same_retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, Bool, BigInt),
     concat!(
         "SELECT seq, ",
@@ -114,7 +117,7 @@ statement!(
 
 statement!(
     Sqlite,
-    /// Exactly these, and not what has come to such a number since.
+    /// Deletes exactly these rows, and not one that has got such a number since.
     Expired { seqs: String => Text, retention: f64 => Double } -> Bool,
     concat!("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?)) AND ", is_old!("sent_at"))
 );
