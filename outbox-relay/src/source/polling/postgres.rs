@@ -1,5 +1,5 @@
-//! PostgreSQL, polled. The lock on a shard's row is the claim: no lease, no clock, no token. A worker that dies loses its
-//! connection, and with it the lock.
+//! PostgreSQL, polled. The lock on a shard's row is the claim: there is no lease, no clock and no token. A worker that dies loses
+//! its connection, and with it the lock.
 
 mod batch_size;
 mod claim;
@@ -29,24 +29,24 @@ use crate::source::database::Database;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///
-/// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time.
-/// Each has a connection, and a second one as long as it works off a backlog: while the one settles the other reads on.
+/// You can have any number of these on one table, in any number of processes: only one at a time works on an aggregate. Each has a
+/// connection, and a second one while it works off a backlog, so that one settles while the other reads.
 pub struct PostgresSource {
     database: Database,
     sessions: OnThread,
     ahead: Option<Ahead>,
-    /// What is read ahead in this pass.
+    /// The backlog that is read ahead in this pass.
     batches: Option<Batches>,
-    /// When that failed last.
+    /// When reading ahead last failed.
     ahead_failed: Option<Instant>,
     /// Whether no other worker was at work when this pass began.
     is_alone: bool,
 }
 
-/// How long to do without reading ahead if it failed.
+/// How long to do without reading ahead after it failed.
 const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
-/// So many records are settled at once without another thread.
+/// This many records are settled at once without another thread.
 const FEW: usize = 20;
 
 impl fmt::Debug for PostgresSource {
@@ -56,14 +56,14 @@ impl fmt::Debug for PostgresSource {
 }
 
 impl PostgresSource {
-    /// A source that connects to this database when it is first asked for something.
+    /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
         let database = Database::new(database_url.into(), options);
         let sessions = OnThread::new(database.clone());
         Self { database, sessions, ahead: None, batches: None, ahead_failed: None, is_alone: false }
     }
 
-    /// The next batch of those that are read ahead, and whether there are more.
+    /// Returns the next batch that was read ahead, and whether there are more. Returns `None` if nothing is read ahead.
     fn next_batch(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
         let Some(batches) = &mut self.batches else { return Ok(None) };
         let Some(ReadBatch { records, held_back, given, exhausts }) = batches.next() else {
@@ -112,7 +112,7 @@ impl Source for PostgresSource {
         Ok(())
     }
 
-    /// If there are many, the next call returns the error.
+    /// If there are many tickets, the next call returns the error.
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
         if tickets.is_empty() {
             return Ok(());
@@ -140,7 +140,7 @@ impl Source for PostgresSource {
         self.sessions.abandon();
     }
 
-    /// With a share of the shards only, the events of the others would wait meanwhile.
+    /// If it has only some of the shards, events of the others would wait meanwhile.
     fn lingers(&self) -> bool {
         self.is_alone
     }

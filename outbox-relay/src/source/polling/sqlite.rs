@@ -1,6 +1,5 @@
-//! SQLite, polled. SQLite has one writer at a time, so one relay is enough: a lock on a file beside the database keeps a
-//! second one waiting, and the system lets go of it when its holder dies. Nothing is locked in the database while
-//! records are being published.
+//! SQLite, polled. SQLite has one writer at a time, so one relay is enough. A lock on a file beside the database keeps a second one
+//! waiting, and the system releases it if its holder dies. Nothing in the database is locked while records are being published.
 
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -22,9 +21,9 @@ use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
-/// How often the file's change counter is looked at.
+/// How often to look at the file's change counter.
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
-/// How many bytes a batch has before it is not added to.
+/// How many bytes fill a batch.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
 /// How often a relay that stands by looks whether the other one is gone.
 const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
@@ -35,7 +34,7 @@ pub struct SqliteSource {
     options: SourceOptions,
     open: Option<OpenDatabase>,
     cursor: i64,
-    /// How many of the rows that were read in this pass are unsent as yet.
+    /// How many of the rows that this pass has read are still unsent.
     unsettled: i64,
     blocked: BlockedAggregates,
     pruning: SqlitePruning,
@@ -46,7 +45,7 @@ struct OpenDatabase {
     conn: SqliteConnection,
     lock: File,
     owns_lock: bool,
-    /// The change counter as it was before the table was last looked at.
+    /// The change counter from before the last look at the table.
     version: i32,
     looked: Instant,
 }
@@ -59,7 +58,7 @@ impl fmt::Debug for SqliteSource {
 }
 
 impl SqliteSource {
-    /// A source that opens this database file when it is first asked for something.
+    /// Returns a source that opens this database file when it is first asked for something.
     pub fn new(database_url: impl Into<String>, options: SourceOptions) -> Self {
         Self {
             database_url: database_url.into(),
@@ -91,7 +90,7 @@ impl SqliteSource {
 
 impl OpenDatabase {
     fn new(database_url: &str) -> Result<Self, SourceError> {
-        // Opening it would make it, and a mistyped path would look like a database without tables.
+        // To open it would create it, and a mistyped path would look like a database without tables.
         let is_path = !database_url.starts_with("file:") && database_url != ":memory:";
         if is_path && !std::path::Path::new(database_url.trim_start_matches("sqlite://")).exists() {
             return Err(SourceError::misconfigured(format!(
@@ -149,7 +148,7 @@ impl Source for SqliteSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
         let open = self.open()?;
         open.looked = Instant::now();
-        // Before the table is looked at, so that no change in between is missed.
+        // Read before the table, so that no change in between is missed.
         open.version = open.version()?;
         if !open.own_lock()? {
             return Ok(false);
@@ -169,7 +168,7 @@ impl Source for SqliteSource {
         let (cursor, unsettled) = (self.cursor, self.unsettled);
         let (rows, more) = self.with("reading", |conn| {
             conn.transaction(|conn| {
-                // A row that was requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
+                // A row that somebody requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
                 if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
                     return Ok((Vec::new(), false));
                 }
@@ -222,7 +221,7 @@ impl Source for SqliteSource {
     }
 
     fn abandon(&mut self) {
-        // What was settled was committed at once; there is nothing to take back. A new connection starts afresh.
+        // What was settled was committed at once, so there is nothing to take back. A new connection starts afresh.
         if let Some(open) = &mut self.open
             && open.version().is_err()
         {
@@ -235,7 +234,7 @@ impl Source for SqliteSource {
         let open = self.open()?;
         let until = Instant::now() + limit;
         loop {
-            // One that stands by has no use for changes: it looks whether the other is gone.
+            // One that stands by does not need changes: it looks whether the other one is gone.
             let due = open.looked.elapsed() >= if open.owns_lock { poll_interval } else { STAND_BY_PAUSE };
             if due || (open.owns_lock && open.version()? != open.version) {
                 return Ok(true);
@@ -253,7 +252,7 @@ impl Source for SqliteSource {
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
-        // The lock is taken by the claim that follows.
+        // The claim that follows takes the lock.
         if !self.open()?.owns_lock {
             return Ok(None);
         }
@@ -267,8 +266,8 @@ impl Source for SqliteSource {
     }
 }
 
-/// The next rows, up to this many, and whether there may be more. They are loaded one by one until they have this many bytes, so that
-/// a batch holds one row more at most, whatever the sizes.
+/// Returns the next rows, up to this many, and whether there may be more. It loads them one by one until the batch is full, so that
+/// a batch exceeds its bytes by one row at most, whatever the sizes.
 fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
     let (mut rows, mut bytes) = (Vec::new(), 0);
     for row in Read::new(cursor, limit as i64).load_iter::<SqliteRow, DefaultLoadingMode>(conn)? {

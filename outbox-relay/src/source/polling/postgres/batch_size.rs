@@ -1,6 +1,6 @@
-//! How many rows are read at once.
+//! How many rows to read at once.
 
-/// How many rows to read at once, so that a batch has about the same number of bytes whatever the payloads' size.
+/// How many rows to read at once, so that a batch has about the same number of bytes whatever the size of the payloads.
 #[derive(Clone, Copy)]
 pub(super) struct BatchSize {
     row_bytes: usize,
@@ -8,7 +8,7 @@ pub(super) struct BatchSize {
 
 impl BatchSize {
     const TARGET_BYTES: usize = 8 * 1024 * 1024;
-    /// Before anything was read the rows might be large.
+    /// Before anything was read, the rows might be large.
     const UNKNOWN: usize = 64 * 1024;
 
     pub(super) fn new() -> Self {
@@ -19,7 +19,8 @@ impl BatchSize {
         (Self::TARGET_BYTES / self.row_bytes.max(1)).clamp(1, limit.max(1))
     }
 
-    /// The largest of so many rows. Together they have about twice the bytes of a batch at most, or it is a single one.
+    /// Returns how large each of this many rows may be. Together they have at most about twice the bytes of a batch, unless there
+    /// is only one.
     pub(super) fn largest(&self, rows: usize) -> usize {
         (2 * Self::TARGET_BYTES / rows.max(1)).max(self.row_bytes)
     }

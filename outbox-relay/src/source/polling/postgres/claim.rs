@@ -18,26 +18,26 @@ use crate::source::fence::{Bounds, OpenTransactions};
 use crate::source::row::BlockedAggregates;
 use crate::statement::statement;
 
-/// How far a shard's lower bound may stay behind if the shard has nothing unsent: it is claimed then all the same, so that
-/// the next claims need not pass over what it has sent since.
+/// How far a shard's lower bound may stay behind if the shard has nothing unsent. If it is farther behind, a pass claims the shard
+/// all the same, so that the next claims need not pass over what it has sent since.
 const LOWER_BOUND_LAG: i64 = 65_536;
 
-/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard if events are
-/// spread evenly.
+/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard, if events are spread
+/// evenly.
 const LOWER_BOUND_STEP: i64 = 1_024;
 
 pub(super) struct PollingPass {
     shards: Vec<Shard>,
-    /// Up to where rows were visible when the table was last looked at.
+    /// Up to where rows were visible at the last look at the table.
     bounds: Bounds,
     /// The last number that is polled. It changes only while nothing is claimed.
     polled_through: i64,
-    /// The last row read; all earlier ones of these shards have been read too.
+    /// The last row that was read. All earlier ones of these shards have been read too.
     last: i64,
     /// Whether there was nothing after it.
     exhausted: bool,
     has_read: bool,
-    /// Whether it found more than a batch at once.
+    /// Whether a read found more than a batch.
     large: bool,
     unsettled: Unsettled,
     has_settled: bool,
@@ -50,16 +50,16 @@ struct Shard {
     /// Its bounds, as the table has them.
     sent_through: i64,
     passed: i64,
-    /// All of its rows up to here have been given to the relay, or will never be.
+    /// The relay has been given all of its rows up to here, or they will never exist.
     given: i64,
-    /// The same, but for the rows of transactions that were open.
+    /// The same, except for rows of transactions that were open.
     given_of_ended: i64,
     open: OpenTransactions,
     /// Whether the table has other transactions there.
     open_changed: bool,
 }
 
-/// The snapshot of this cursor lives as long as the pass, and while it does no row that was given moves.
+/// The snapshot of this cursor lives as long as the pass. Until then, no row that was given moves.
 const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
 
 impl PollingPass {
@@ -70,7 +70,7 @@ impl PollingPass {
         bounds: &Bounds,
         block: bool,
     ) -> QueryResult<Option<Self>> {
-        // Most looks find nothing if events come one by one: this takes one statement, and a pass that is rolled back three.
+        // If events come one by one, most looks find nothing. This takes one statement, and a pass that is rolled back takes three.
         if !IsWanted::new(bounds.passed, bounds.passed - LOWER_BOUND_LAG, LOWER_BOUND_STEP)
             .get_result(conn)?
         {
@@ -96,9 +96,9 @@ impl PollingPass {
         Ok(Some(pass))
     }
 
-    /// Claims a shard without unsent rows only if its lower bound lies before `quiet_since` and can be moved, or if a transaction that was
-    /// open has ended and `passed` has reached the shard's second bound. Returns whether any of the claimed shards was wanted: somebody
-    /// who does not count as a worker may have locked those that are.
+    /// Claims a shard without unsent rows only in two cases: its lower bound lies before `quiet_since` and can move, or a
+    /// transaction that was open has ended and `passed` has reached the shard's second bound. Returns whether any of the claimed
+    /// shards was wanted: somebody who does not count as a worker may have locked those that are.
     fn claim(
         &mut self,
         conn: &mut PgConnection,
@@ -134,8 +134,9 @@ impl PollingPass {
                 sent_through,
                 passed,
                 given: sent_through,
-                // The rows of one that has ended may be many: what this pass gives of them the next one need not go past again.
-                // The bounds are those of the locked row. Somebody may have lowered them since the snapshot that `begin` comes from.
+                // The rows of a transaction that has ended may be many, and the next pass need not go past those again that this
+                // pass gives. The bounds are those of the locked row: somebody may have lowered them since the snapshot that
+                // `begin` comes from.
                 given_of_ended: begin.min(passed.max(sent_through)),
                 open: open.into_iter().zip(open_after).collect(),
                 open_changed: false,
@@ -144,9 +145,9 @@ impl PollingPass {
         Ok(any_wanted)
     }
 
-    /// Claims and reads what has been committed since the last read: of all that is unsent and was not given yet the
-    /// oldest, up to so many. A snapshot that holds an aggregate's later event holds its earlier ones too, and each read
-    /// begins anew at the oldest, so that order is kept.
+    /// Claims, and reads what was committed since the last read: of all that is unsent and was not given yet, the oldest rows, up
+    /// to `limit`. A snapshot that has an aggregate's later event has its earlier ones too, and each read begins anew at the
+    /// oldest, so the order is kept.
     pub(super) fn read(
         &mut self,
         conn: &mut PgConnection,
@@ -156,7 +157,7 @@ impl PollingPass {
         bounds: &Bounds,
     ) -> QueryResult<ReadBatch> {
         self.given_up_to_here();
-        // What the first read reads was claimed just now.
+        // What the first read reads was claimed a moment ago.
         if std::mem::replace(&mut self.has_read, true) {
             self.claim(conn, workers, bounds.passed, i64::MIN)?;
         }
@@ -167,8 +168,8 @@ impl PollingPass {
         Ok(batch)
     }
 
-    /// What was not read of all that was claimed, if that is more than a batch. Another connection does not see what
-    /// this pass has settled, and would read it again.
+    /// Returns what was claimed and not read, if that is more than a batch. Another connection does not see what this pass has
+    /// settled, and would read it again, so there is no backlog once something was settled.
     pub(super) fn backlog(
         &mut self,
         conn: &mut PgConnection,
@@ -199,27 +200,27 @@ impl PollingPass {
         }
     }
 
-    /// These were given to the relay, and there were no more after them or there were.
+    /// Notes that these rows were given to the relay, and whether there were no more after them.
     pub(super) fn give(&mut self, rows: &[(u64, i64)], exhausts: bool) {
         self.unsettled.give(rows);
         self.last = rows.last().map_or(self.last, |(_, seq)| *seq);
         self.exhausted = exhausts;
     }
 
-    /// Learns up to which number all rows of the claimed shards have been given to the relay.
+    /// Learns up to which number the relay has been given all rows of the claimed shards.
     ///
-    /// Its inputs are of the last read: `self.bounds` was set just before it, `self.last` and `self.exhausted` come from it, or from
-    /// the last batch that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and at the end.
-    /// Before the first read `self.last` is 0, and nothing is learned.
+    /// Its inputs belong to the last read: `self.bounds` was set just before it, and `self.last` and `self.exhausted` come from it,
+    /// or from the last batch that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and
+    /// at the end. Before the first read `self.last` is 0, and this learns nothing.
     ///
-    /// Why it is right up to `safe`. The bounds are older than the read's snapshot, so each row up to `safe` was visible to it, if it ever
-    /// will be. The read begins at the oldest unsent row of all shards claimed by then, takes the oldest first, and stops
-    /// at `last`, or not before the end if it was exhausted. So of the rows up to both, it gave all that were unsent and not
-    /// given before. None becomes unsent behind its back: whoever brings dead letters back must lock the shard.
+    /// Why it is right up to `safe`. The bounds are older than the read's snapshot, so the read saw each row up to `safe` that will
+    /// ever be visible. It began at the oldest unsent row of all shards claimed by then, took the oldest first, and stopped at
+    /// `last`, or at the end if it was exhausted. So of the rows up to both, it gave all that were unsent and not given before.
+    /// None becomes unsent behind its back, because whoever puts dead letters back must lock the shard.
     ///
-    /// Up to `passed` the same holds but for rows of the transactions in `bounds.open`, so the second bound goes with those. A transaction
-    /// that the shard has and the bounds do not had ended before the read, which saw its rows; so it is left out once the read has come as far
-    /// as the second bound, and not before.
+    /// Up to `passed` the same holds except for rows of the transactions in `bounds.open`, so the second bound comes with those. If
+    /// the shard has a transaction that the bounds do not have, it had ended before the read, which saw its rows. So it is left out
+    /// once the read has come as far as the second bound, and not before.
     fn given_up_to_here(&mut self) {
         let read = if self.exhausted { self.polled_through } else { self.last };
         let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
@@ -234,7 +235,7 @@ impl PollingPass {
         }
     }
 
-    /// Whether other workers would have found something to do.
+    /// Returns whether other workers would have found something to do.
     pub(super) fn was_large(&self) -> bool {
         self.large
     }
@@ -244,12 +245,12 @@ impl PollingPass {
         self.unsettled.settle(tickets);
     }
 
-    /// Whether aggregates with dead letters are held back.
+    /// Returns whether aggregates with dead letters are held back.
     pub(super) fn holds_back(&self) -> bool {
         self.blocked.is_some()
     }
 
-    /// Moves the lower bounds to what was given and is settled, lets the other relays know of a backlog, and commits.
+    /// Moves the lower bounds to what was given and is settled, calls the other relays to a backlog, and commits.
     pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
         self.given_up_to_here();
         // What was given and not settled is unsent.
@@ -258,7 +259,7 @@ impl PollingPass {
             (Vec::new(), Vec::new(), Vec::new(), OpenTransactions::new());
         for shard in self.shards {
             let (sent_through, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
-            // If a transaction has ended the next look would begin at `sent_through` again.
+            // If a transaction has ended, the next look would begin at `sent_through` again.
             let has_moved = sent_through >= shard.sent_through + LOWER_BOUND_STEP
                 || of_ended >= shard.sent_through.max(shard.passed) + LOWER_BOUND_STEP
                 || (shard.open_changed && (of_ended > sent_through || shard.passed > shard.sent_through));
@@ -284,7 +285,7 @@ impl PollingPass {
     }
 }
 
-/// Adds what is known of transactions. If two numbers are known of one, both hold: the higher one says more.
+/// Adds what is known of transactions. If two numbers of one are known, both hold, and the higher one says more.
 fn merge(open: &mut OpenTransactions, more: &OpenTransactions) {
     for (&id, &after) in more {
         let known = open.entry(id).or_insert(after);
@@ -294,10 +295,12 @@ fn merge(open: &mut OpenTransactions, more: &OpenTransactions) {
 
 statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 
-/// The shards with their oldest unsent rows. A shard for which a transaction has ended that had been open for long is claimed in any
-/// case, because it begins before its own second bound: only the read looks through all since that began. That pass moves the bounds, so that it is
-/// the only one of its kind. It cannot if this fence has not come to the second bound as yet, as after a start beside an open transaction:
-/// each look looks through all that itself, and finds something or does not.
+/// The shards with their oldest unsent rows.
+///
+/// If a transaction that had been open for long has ended, a pass claims its shard in any case, because the shard begins before its own
+/// second bound. Only that pass's read goes through all rows since the transaction began. The pass moves the bounds, so there is only one
+/// such pass. It cannot do so if this fence has not yet come to the second bound, as after a start beside an open transaction. Until then
+/// each look goes through all those rows itself, and finds something or does not.
 macro_rules! shards_to_claim {
     () => {
         concat!(
@@ -318,7 +321,7 @@ macro_rules! is_to_be_claimed {
 
 statement!(
     Pg,
-    /// Whether there is a shard that `Claim` would claim, if nobody had it.
+    /// Whether there is a shard that `Claim` would claim if it were free.
     IsWanted { passed: i64 => BigInt, quiet_since: i64 => BigInt, step: i64 => BigInt } -> Bool,
     concat!(
         "SELECT EXISTS (SELECT FROM ",
@@ -331,9 +334,9 @@ statement!(
 
 statement!(
     Pg,
-    /// The oldest first, and with it its neighbours, because shards that lie together are read fastest: the shards are divided
-    /// into parts of a worker's share. If others have some of a part, the oldest of the next part make up for it. A single worker
-    /// claims all: what comes to the others later need not be claimed then.
+    /// Claims the shard with the oldest row, and with it its neighbours, because shards that lie together are read fastest. For that, the
+    /// shards are split into parts of a worker's share. If other workers hold some of a part, the oldest of the next part make up for it. A
+    /// single worker claims all shards, so that it need not claim those that get events later.
     Claim {
         quiet_since: i64 => BigInt,
         step: i64 => BigInt,

@@ -1,4 +1,4 @@
-//! The connection of one worker, which is begun anew if it was lost.
+//! The connection of one worker. If it is lost, a new one takes its place.
 
 use std::time::Duration;
 
@@ -17,13 +17,14 @@ use crate::source::database::Database;
 use crate::source::fence::Fence;
 use crate::source::{BLOCKED, SourceOptions, database_error};
 
+/// The session of one worker.
 pub(super) struct Sessions {
     database: Database,
-    /// Nothing if the connection was lost, and all that hung on it.
+    /// `None` if the connection was lost, and everything with it.
     session: Option<Session>,
 }
 
-/// A place in the table says nothing without the pass that read it.
+/// A place in the table means nothing without the pass that read it.
 const NOTHING_CLAIMED: diesel::result::Error = diesel::result::Error::NotInTransaction;
 
 /// A connection, and what is known and held through it.
@@ -43,7 +44,7 @@ impl Sessions {
         Self { database, session: None }
     }
 
-    /// Works in the session, which is begun if there is none, and is over if the database fails.
+    /// Works in the session. Begins one if there is none, and drops it if the database fails.
     fn with<T>(
         &mut self,
         doing: &str,
@@ -58,7 +59,7 @@ impl Sessions {
         Ok(done)
     }
 
-    /// Whether something is claimed, and whether this is the only worker that is at work.
+    /// Claims shards. Returns whether it has any, and whether this is the only worker at work.
     pub(super) fn claim(&mut self) -> Result<(bool, bool), SourceError> {
         self.with("claiming", |session, database| {
             let has_claimed = session.claim(&database.options)?;
@@ -66,17 +67,17 @@ impl Sessions {
         })
     }
 
-    /// The records, and whether there are more.
+    /// Returns the next records, and whether there are more.
     pub(super) fn read(&mut self, limit: usize) -> Result<(Vec<Claimed>, bool), SourceError> {
         self.with("reading", |session, _| session.read(limit))
     }
 
-    /// What can be read ahead.
+    /// Returns what can be read ahead.
     pub(super) fn backlog(&mut self, limit: usize) -> Result<Option<Backlog>, SourceError> {
         self.with("reading", |session, _| session.backlog(limit))
     }
 
-    /// These were read ahead and given to the relay, but for those that are held back.
+    /// Notes that these rows were read ahead and given to the relay, except for those that are held back.
     pub(super) fn give(
         &mut self,
         given: Vec<(u64, i64)>,
@@ -166,7 +167,8 @@ impl Session {
         self.hold_back(held_back)
     }
 
-    /// These stay among what was given: another connection still sees them.
+    /// Makes dead letters of rows that are held back. They stay among those that were given, because another connection still sees
+    /// them.
     fn hold_back(&mut self, tickets: Vec<u64>) -> QueryResult<()> {
         for ticket in tickets {
             dead_letters::keep(&mut self.conn, ticket, BLOCKED)?;

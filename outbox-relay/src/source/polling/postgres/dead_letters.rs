@@ -1,4 +1,4 @@
-//! Rows that the broker will never take, and those that are held back because of them.
+//! Rows that the broker will never take, and rows that are held back because of them.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -7,20 +7,20 @@ use diesel::sql_types::{Array, SmallInt, Text};
 use super::tuple_id::{Tid, TupleId};
 use crate::statement::statement;
 
-/// Keeps a row as a dead letter, and returns its aggregate type and id. A row that somebody changed while it was claimed is not there
-/// any more: the next pass reads it anew.
+/// Keeps a row as a dead letter, and returns its aggregate type and id. If somebody changed the row while it was claimed, it is not
+/// found: the next pass reads it again.
 pub(super) fn keep(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
     Move::new(ticket.into(), reason.to_owned()).get_result(conn)
 }
 
-/// The aggregates of these shards that have dead letters.
+/// Returns the aggregates of these shards that have dead letters.
 pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<Vec<(String, String)>> {
     LoadBlocked::new(shards).load(conn)
 }
 
 statement!(
     Pg,
-    /// Moves a row to the dead letters, and returns whose it was.
+    /// Moves a row to the dead letters, and returns its aggregate type and id.
     Move { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
     "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
      INSERT INTO outbox_dead_letter \

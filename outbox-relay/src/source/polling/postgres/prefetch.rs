@@ -1,6 +1,6 @@
-//! A backlog is read on a connection of its own, ahead of the relay, while the worker's connection settles.
+//! Reads a backlog ahead of the relay on its own connection, while the worker's connection settles.
 //!
-//! If that fails, the worker's connection reads all the same, batch by batch.
+//! If that fails, the worker's connection reads instead, batch by batch.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -17,12 +17,12 @@ use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::row::BlockedAggregates;
 
-/// Who waits for the whole table waits for the pass: the pass must not wait for them.
+/// Whoever waits for a lock on the whole table waits for the pass, so the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
-/// What a pass is to read, and all that it takes.
+/// What a pass has still to read, and all that reading it takes.
 pub(super) struct Backlog {
-    /// What the pass sees. It can be shared for as long as the pass holds its claim, and on the same server only.
+    /// What the pass sees. Another connection can share it while the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
     pub(super) unread: Unread,
     pub(super) blocked: Option<BlockedAggregates>,
@@ -30,29 +30,29 @@ pub(super) struct Backlog {
     pub(super) limit: usize,
 }
 
-/// Ends, and with it the connection, when it is dropped.
+/// A thread that reads ahead. It ends, and with it the connection, when this is dropped.
 pub(super) struct Ahead {
     backlogs: Sender<(Backlog, Handing)>,
 }
 
-/// The batches of a backlog, each of which is read when it is asked for.
+/// The batches of a backlog. Each is read when it is asked for.
 pub(super) struct Batches {
     wanted: Sender<()>,
     is_asked: bool,
     read: Receiver<ReadBatch>,
 }
 
-/// The other end.
+/// The thread's end of [`Batches`].
 struct Handing {
     wanted: Receiver<()>,
     read: Sender<ReadBatch>,
 }
 
-/// How long to wait for a batch: the connection may never be made, or hang.
+/// How long to wait for a batch. The connection may never be made, or may hang.
 const WAIT: Duration = Duration::from_secs(1);
 
 impl Batches {
-    /// Has the next one read.
+    /// Asks the thread to read the next batch.
     pub(super) fn ask(&mut self) {
         if !self.is_asked {
             // If the thread has ended, there is no next one.
@@ -60,7 +60,7 @@ impl Batches {
         }
     }
 
-    /// The next one; the last one says that it is. Nothing if the connection fails.
+    /// Returns the next batch; the last one says that it is the last. Returns `None` if the connection fails.
     pub(super) fn next(&mut self) -> Option<ReadBatch> {
         self.ask();
         self.is_asked = false;
@@ -69,6 +69,7 @@ impl Batches {
 }
 
 impl Ahead {
+    /// Starts the thread.
     pub(super) fn begin(database: Database) -> std::io::Result<Self> {
         let (backlogs, received) = channel();
         let reader = move || {
@@ -84,7 +85,7 @@ impl Ahead {
         Ok(Self { backlogs })
     }
 
-    /// The batches of this backlog.
+    /// Returns the batches of this backlog.
     pub(super) fn read(&self, backlog: Backlog) -> Batches {
         let ((wanted, asked), (hand, read)) = (channel(), channel());
         // If the thread has ended, there are no batches, and the worker's connection reads.

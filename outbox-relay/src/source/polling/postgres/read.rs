@@ -1,4 +1,4 @@
-//! Reading the rows of a pass, in their order.
+//! Reads the rows of a pass, in their order.
 
 use std::error::Error;
 
@@ -23,12 +23,13 @@ type UnsentRow =
 
 statement!(
     Pg,
-    /// The oldest first. A scan along `seq`, because that is how the rows lie in the table: going through the table once for each
-    /// shard costs several times as much. Rows of the shards before the first and after the last are passed over in the
-    /// index, those between them in the table. It begins at the oldest unsent
-    /// row of the claimed shards, looked up in the same snapshot: one from before could lie beyond a row that has been
-    /// committed since. What was given before is left out; beyond the last of it nothing is looked for in it. Of a row that is larger than
-    /// expected only the size comes: payloads are measured where they lie.
+    /// The oldest unsent rows first. This scans along `seq`, because that is how the rows lie in the table: to go through the table once for
+    /// each shard costs several times as much. It passes over rows of the shards before the first and after the last claimed one in the
+    /// index, and over those between them in the table.
+    ///
+    /// The scan begins at the oldest unsent row of the claimed shards, looked up in the same snapshot. One from an earlier snapshot could lie
+    /// beyond a row that was committed since. It leaves out what was given before, and does not compare rows beyond the last of that. Of a row
+    /// that is larger than expected only the size comes, because payloads are measured where they lie.
     pub(super) Unsent {
         polled_through: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
@@ -64,7 +65,7 @@ pub(super) struct ReadBatch {
     pub(super) records: Vec<Claimed>,
     /// The tickets of those whose aggregate is held back.
     pub(super) held_back: Vec<u64>,
-    /// The tickets and numbers of all.
+    /// The tickets and numbers of all of them.
     pub(super) given: Vec<(u64, i64)>,
     /// Whether there are no more after these.
     pub(super) exhausts: bool,
@@ -73,20 +74,20 @@ pub(super) struct ReadBatch {
 /// What a pass has claimed and not read.
 pub(super) struct Unread {
     pub(super) shards: Vec<i16>,
-    /// Up to where all of them was given.
+    /// Up to which number all rows of each shard were given.
     pub(super) lower_bounds: Vec<i64>,
     /// The same as long as none of the transactions in `open` has ended.
     pub(super) passed: Vec<i64>,
     pub(super) open: OpenTransactions,
     /// The last number that is polled.
     pub(super) polled_through: i64,
-    /// What was read and may not have been settled, and the last number of it.
+    /// What was read and may not be settled, and the last number of that.
     pub(super) given: Vec<TupleId>,
     pub(super) last_given: i64,
 }
 
 impl Unread {
-    /// The oldest rows, up to so many.
+    /// Reads the oldest rows, up to `limit`.
     pub(super) fn read(
         &self,
         conn: &mut PgConnection,
@@ -99,7 +100,7 @@ impl Unread {
             let (rows, larger) = self.load(conn, count, batch_size.largest(count))?;
             match larger {
                 None => batch_size.learn(rows.rows.len(), rows.memory.len()),
-                // It is the next one, or is read at once.
+                // It is the next row, or is read at once.
                 Some(size) => batch_size.learn(1, size),
             }
             if larger.is_none() || !rows.rows.is_empty() {
@@ -121,7 +122,7 @@ impl Unread {
         Ok(batch)
     }
 
-    /// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
+    /// Loads up to `count` rows. If the next row is larger than `largest`, also returns its size, and drops the rows behind it.
     fn load(
         &self,
         conn: &mut PgConnection,
@@ -166,8 +167,8 @@ impl Unread {
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
-/// Rows whose texts and payloads lie one after the other in memory that they share: one allocation for a batch, and not
-/// some for each row, which another thread would have to give back.
+/// Rows whose texts and payloads lie one after the other in memory that they share. That is one allocation for a batch, and not
+/// several for each row, which another thread would have to free.
 #[derive(Default)]
 struct Packed {
     memory: Vec<u8>,
@@ -188,8 +189,9 @@ struct PackedRow {
 }
 
 impl Packed {
-    /// The columns from their binary form. This is where most of the time of reading goes: Diesel's conversions, which
-    /// look at each column several times, take half as long again. Returns the size of a row that is too large to have come.
+    /// Adds a row from the binary form of its columns. If the row is too large to have come, adds nothing and returns its size.
+    /// Most of the time of reading goes here: Diesel's conversions, which look at each column several times, take half as long
+    /// again.
     fn add<'a>(&mut self, row: &impl Row<'a, Pg>) -> Converted<Option<usize>> {
         if let Some(size) = nullable_column(row, 9, int8)? {
             return Ok(Some(usize::try_from(size)?));

@@ -1,4 +1,4 @@
-//! Settling: exactly the rows that the broker has acknowledged are marked as sent, or deleted.
+//! Settling: marks exactly the rows that the broker has acknowledged as sent, or deletes them.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -19,7 +19,7 @@ pub(super) fn settle(conn: &mut PgConnection, tickets: &[u64], sent_rows: SentRo
 
 statement!(
     Pg,
-    /// Marks rows as sent. No index reads sent_at, so that these are heap-only updates.
+    /// Marks rows as sent. No index contains `sent_at`, so these are heap-only updates.
     MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
     "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
 );

@@ -1,7 +1,7 @@
 //! A worker's connection, and a thread that works on it while the relay does something else.
 //!
-//! The relay runs what it waits for on its own thread, unless the other thread still has work: waking that one takes as long as a
-//! short statement.
+//! If the relay waits for the outcome, it works on its own thread, unless the other thread still has work. To wake that one takes
+//! as long as a short statement.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -15,32 +15,32 @@ use crate::source::database::Database;
 
 pub(super) struct OnThread {
     shared: Arc<SharedSessions>,
-    /// Begun when it is first needed.
+    /// Started when it is first needed.
     thread: Option<Thread>,
 }
 
 struct SharedSessions {
     worked: Mutex<Worked>,
-    /// How many jobs the thread has been given and has not done.
+    /// How many jobs the thread was given and has not done.
     waiting: AtomicUsize,
-    /// Whether something has failed that the relay does not know of yet.
+    /// Whether something failed that the relay does not know of yet.
     failed: AtomicBool,
 }
 
-/// What is worked on.
+/// The sessions that are worked on.
 struct Worked {
     sessions: Sessions,
     /// Why something failed that nobody waited for. Nothing more is done until the relay knows.
     failed: Option<SourceError>,
 }
 
-/// Ends when it is dropped.
+/// A thread, which ends when this is dropped.
 struct Thread {
     jobs: Option<SyncSender<Job>>,
     handle: Option<JoinHandle<()>>,
 }
 
-/// How many things may be handed over and not done yet: the table is not read on beyond what can be settled.
+/// How many jobs may wait. So the relay reads no further than it can settle.
 const TOLD: usize = 16;
 
 type Job = Box<dyn FnOnce(&mut Worked) + Send>;
@@ -56,7 +56,7 @@ impl OnThread {
         Self { shared: Arc::new(shared), thread: None }
     }
 
-    /// Does this when all else is done, and waits for its outcome.
+    /// Does this after all earlier work, and returns its outcome.
     pub(super) fn ask<T: Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<T, SourceError> + Send + 'static,
@@ -67,7 +67,7 @@ impl OnThread {
         })?
     }
 
-    /// Does this when all else is done. If it fails, the next call returns the error.
+    /// Does this after all earlier work, without waiting for it. If it fails, the next call returns the error.
     pub(super) fn tell(
         &mut self,
         work: impl FnOnce(&mut Sessions) -> Result<(), SourceError> + Send + 'static,
@@ -117,7 +117,7 @@ impl OnThread {
         }
     }
 
-    /// The next one begins anew.
+    /// Returns the error that the thread has ended. The next call starts another one.
     fn ended(&mut self) -> SourceError {
         self.thread = None;
         self.shared.waiting.store(0, Ordering::Relaxed);
@@ -133,7 +133,7 @@ impl SharedSessions {
         done
     }
 
-    /// A session is taken out while it is worked in: none is left if that panicked.
+    /// Locks the sessions. A session is taken out while it is in use, so after a panic none is left.
     fn worked(&self) -> MutexGuard<'_, Worked> {
         self.worked.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -157,7 +157,7 @@ impl Drop for Thread {
     fn drop(&mut self) {
         self.jobs = None;
         if let Some(handle) = self.handle.take() {
-            // Its panic has been reported if it mattered.
+            // If its panic mattered, it was reported.
             let _ = handle.join();
         }
     }

@@ -1,8 +1,8 @@
 //! Where a row lies in the table, its `ctid`.
 //!
-//! It leads to the row without an index, and it is good for as long as a snapshot that saw the row is open: until then
-//! the row is not moved, and no other row takes its place. It means nothing across the parts of a partitioned table,
-//! so all statements that use it read and write `ONLY` the outbox itself.
+//! It leads to the row without an index. It is good while a snapshot that saw the row is open: until then the row does not move,
+//! and no other row takes its place. It means nothing across the parts of a partitioned table, so all statements that use it read
+//! and write `ONLY` the outbox itself.
 
 use diesel::expression::AsExpression;
 use diesel::pg::Pg;

@@ -5,8 +5,8 @@ const MANY: usize = 10_000;
 /// The rows that the relay was given in a pass and has not settled.
 #[derive(Default)]
 pub(super) struct Unsettled {
-    /// The tickets and numbers of what was given. Those that are settled are taken out when it matters which are left, and
-    /// when they are many.
+    /// The tickets and numbers of what was given. Settled ones are removed when somebody asks for the rest, and when there are
+    /// many.
     given: Vec<(u64, i64)>,
     settled: Vec<u64>,
 }
@@ -23,12 +23,12 @@ impl Unsettled {
         }
     }
 
-    /// The lowest number among them.
+    /// Returns the lowest number among them.
     pub(super) fn oldest(&mut self) -> Option<i64> {
         self.left().iter().map(|(_, seq)| *seq).min()
     }
 
-    /// The highest.
+    /// Returns the highest number among them.
     pub(super) fn newest(&mut self) -> Option<i64> {
         self.left().iter().map(|(_, seq)| *seq).max()
     }

@@ -1,4 +1,4 @@
-//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
 
 use std::time::{Duration, Instant};
 
@@ -13,13 +13,13 @@ use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
 use crate::source::writers::Writers;
 
-/// Measuring the lag takes a fiftieth of the time at most.
+/// Measuring the lag takes at most a fiftieth of the time.
 const LONGEST_SHARE: u32 = 50;
 
 #[derive(Default)]
 pub(super) struct Upkeep {
     measured: Option<Instant>,
-    /// How long it took last.
+    /// How long the last measuring took.
     measuring: Duration,
     reported_wal: bool,
     pruning: PostgresPruning,
@@ -41,7 +41,7 @@ impl Upkeep {
         if was_large {
             self.measured.get_or_insert_with(Instant::now);
         }
-        // All unsent rows are counted: with millions of them that is done less often.
+        // This counts all unsent rows. With millions of them, it happens less often.
         if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
             return Ok(None);
         }

@@ -1,21 +1,21 @@
 //! When to look at the table.
 //!
-//! One relay leads: it alone listens for emitters' notifications. Those would cost emitters a global lock at commit, so they
-//! are only sent to a relay that sleeps, which holds a lock to say so. Going to sleep it takes that lock, lists the
-//! transactions that may have seen it free, looks again until those have ended, and only then sleeps. The other relays
-//! sleep until the leader calls for help with a backlog, or is gone, or leaves events unsent.
+//! One relay leads: only it listens for emitters' notifications. A notification costs an emitter a global lock at commit, so
+//! emitters notify only a relay that sleeps, which holds a lock to say so. To go to sleep, the leader takes that lock, lists the
+//! transactions that may have seen it free, looks again until those have ended, and only then sleeps. The other relays sleep until
+//! the leader calls for help with a backlog, or is gone, or leaves events unsent.
 //!
-//! Why no event is overlooked that is emitted while the leader lies down. An emitter's statement takes its lock on the table before
-//! it tries the lock for sleeping, and keeps it until its transaction ends: the server locks the table that a statement inserts into
+//! Why no event is overlooked that is emitted while the leader lies down. An emitter's statement locks the table before it tries
+//! the lock for sleeping, and keeps the table's lock until its transaction ends. The server locks the table that a statement inserts into
 //! before it runs any part of it, so this holds for `insert_many` too, though its `SELECT` may run before its `INSERT`. The leader
-//! takes the lock for sleeping before it lists who holds the table's lock. So an emitter that found the lock for sleeping free
-//! had the table's lock before the list was made. Either it is on the list, or it had ended by then. If it is on the list, the leader
-//! does not sleep until it is not, and a transaction is visible before it lets its locks go: the look at the table that
-//! follows each list sees its rows. An emitter that found the lock for sleeping held notifies. The notification comes when
-//! it commits, and the leader has listened since before it lay down.
+//! takes the lock for sleeping before it lists who holds the table's lock. So an emitter that found the lock for sleeping free had
+//! the table's lock before the list was made. Either it is on the list, or it had ended by then. If it is on the list, the leader
+//! does not sleep until it is not. A transaction is visible before it releases its locks, so the look at the table that follows
+//! each list sees its rows. An emitter that found the lock for sleeping held notifies. The notification comes when it commits, and
+//! the leader has listened since before it lay down.
 //!
-//! Any role that can connect can take these locks, as emitters must. None of them is a claim: the rows of outbox_shard are. Who takes
-//! one without being a relay makes relays look at the table more often, and more than one lead.
+//! Any role that can connect can take these locks, because emitters must. None of them is a claim: the rows of outbox_shard are. If
+//! somebody takes one who is no relay, relays look at the table more often, and more than one may lead.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -35,31 +35,31 @@ use diesel_outbox_core::advisory_locks;
 /// How long a relay without work stays awake, and how often it looks meanwhile.
 const LINGER: Duration = Duration::from_millis(50);
 const AWAKE_PAUSE: Duration = Duration::from_millis(2);
-/// The same for a worker that was called for help. It waits for shards to become free, which takes others a pass: they
-/// count it from its call on, and leave it its part.
+/// The same for a worker that was called for help. It waits for shards to become free, which takes the others a pass: they count it
+/// from its call on, and leave it its part.
 const HELP_LINGER: Duration = Duration::from_secs(2);
 const HELP_PAUSE: Duration = Duration::from_millis(20);
-/// How often a sleeping relay looks into its socket, which sends nothing: after a hundredth of the time that it has been
-/// quiet, so that each of some sparse events is found soon and a long silence costs nothing.
+/// How often a sleeping relay looks into its socket, which sends nothing: after a hundredth of the time that it has been quiet. So
+/// it finds each of some rare events soon, and a long silence costs nothing.
 const SHORTEST_LISTEN_PAUSE: Duration = Duration::from_millis(2);
 const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
 const HELP_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the sleeping leader looks whether numbers were given that nobody notified it of. Only if transactions can be prepared: those
-/// may not notify.
+/// How often the sleeping leader looks whether somebody took numbers without notifying it. It does so only if the server allows
+/// prepared transactions, which may not notify.
 const NUMBER_PAUSE: Duration = Duration::from_secs(1);
-/// How often a leader looks at the table whose lock for sleeping somebody else holds. Emitters hold it for a moment.
+/// How often a leader looks at the table while somebody else holds its lock for sleeping. Emitters hold it for a moment.
 const LONGEST_DENIED_PAUSE: Duration = Duration::from_millis(250);
-/// How often it is asked who counts as a worker.
+/// How often it asks who counts as a worker and is none.
 const STRANGERS_INTERVAL: Duration = Duration::from_secs(1);
 
 enum State {
-    /// Looks at the table by itself, since then without finding anything.
+    /// Looks at the table by itself, and has found nothing since then.
     Awake { since: Instant },
     /// Looks again until the transactions that may have seen it awake have ended.
     Dozing { inserting: HashSet<String>, pause: Duration, until: Instant },
-    /// Is to look once more, because the last of them has ended.
+    /// Looks once more, because the last of them has ended.
     LastLook,
     /// Waits for a notification, or for this time.
     Asleep { until: Instant },
@@ -75,17 +75,17 @@ pub(super) struct Wake {
     leads: bool,
     holds_asleep: bool,
     holds_working: bool,
-    /// Whether it leads because the lock for it is held by somebody who is no relay.
+    /// Whether it leads because somebody who is no relay holds the lock of the leader.
     usurped: bool,
     tried_to_lead: Option<Instant>,
     workers: usize,
-    /// How many of those who count as workers are none, and when that was asked.
+    /// How many of those who count as workers are none, and when that was last asked.
     strangers: usize,
     asked: Option<Instant>,
     called: Option<Instant>,
-    /// Whether transactions can be prepared on this server.
+    /// Whether the server allows prepared transactions.
     may_prepare: bool,
-    /// The last number that was given before the last look at the table, and when that was asked.
+    /// The last number that was taken before the last look at the table, and when that was asked.
     numbered: (i64, Instant),
     warned: bool,
 }
@@ -112,7 +112,7 @@ impl Wake {
             numbered: (0, now),
             warned: false,
         };
-        // It counts from the beginning: those who work leave it its part.
+        // It counts from the beginning, so that the workers leave it its part.
         wake.awake(conn)?;
         wake.try_to_lead(conn)?;
         Ok(wake)
@@ -136,7 +136,7 @@ impl Wake {
         Ok(())
     }
 
-    /// Is awake from now on: it found work, or is to look for some.
+    /// Stays awake from now on: it has found work, or should look for some.
     pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         let now = Instant::now();
         self.state = State::Awake { since: now };
@@ -150,7 +150,7 @@ impl Wake {
         Ok(())
     }
 
-    /// Waits until it is time to look at the table again: `false` if it is not, after `limit`.
+    /// Waits until it is time to look at the table again. Returns `false` if it is not time after `limit`.
     pub(super) fn wait(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
         match &mut self.state {
             State::Awake { since } => {
@@ -168,7 +168,8 @@ impl Wake {
                     return Ok(false);
                 }
                 if self.may_prepare {
-                    // Before the holders are listed: who takes a number later is noticed by it, who took one holds the lock.
+                    // Read before the holders are listed: a later number changes it, and whoever took an earlier one holds the
+                    // lock.
                     self.numbered = (Sequence::load(conn)?.last, Instant::now());
                 }
                 let (still_inserting, _) = holders(conn)?;
@@ -223,7 +224,7 @@ impl Wake {
         Ok(true)
     }
 
-    /// Whether numbers were given while the leader slept, by transactions that may be prepared.
+    /// Returns whether transactions that may be prepared took numbers while the leader slept.
     fn is_numbered(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
         let (last, asked) = self.numbered;
         if !self.leads || !self.may_prepare || asked.elapsed() < NUMBER_PAUSE {
@@ -233,13 +234,13 @@ impl Wake {
         if self.numbered.0 == last {
             return Ok(false);
         }
-        // As when it lay down: until those have ended that took them.
+        // The same as when it lay down: wait until those that took them have ended.
         let (inserting, _) = holders(conn)?;
         self.state = State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() };
         Ok(true)
     }
 
-    /// Whether the lock of the leader is held by somebody who may not work on the table.
+    /// Returns whether somebody who may not work on the table holds the lock of the leader.
     fn may_usurp(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
         let strangers = Strangers::new(advisory_locks::LEADER).load::<i32>(conn)?;
         self.usurped = !strangers.is_empty();
@@ -265,7 +266,7 @@ impl Wake {
         }
     }
 
-    /// Leads if nobody does. Asked of a busy worker now and then, because the leader may die while there is work.
+    /// Leads if nobody does. A busy worker calls this now and then, because the leader may die while there is work.
     pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         let asleep = matches!(self.state, State::Asleep { .. });
         if (self.leads && !self.usurped)
@@ -294,7 +295,7 @@ impl Wake {
         self.awake(conn)
     }
 
-    /// Another relay leads, perhaps since a stranger is gone.
+    /// Stops leading, because another relay leads, perhaps since a stranger is gone.
     fn follow(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         if !std::mem::take(&mut self.leads) {
             return Ok(());
@@ -304,7 +305,7 @@ impl Wake {
         self.awake(conn)
     }
 
-    /// `pause` is how long to look at the table by itself if somebody else holds the lock.
+    /// Prepares to sleep. `pause` is how long to look at the table by itself if somebody else holds the lock.
     fn lie_down(&mut self, conn: &mut PgConnection, pause: Duration) -> QueryResult<State> {
         if std::mem::take(&mut self.holds_working) {
             UnlockShared::new(advisory_locks::WORKING).get_result::<bool>(conn)?;
@@ -324,7 +325,7 @@ impl Wake {
         Ok(State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() })
     }
 
-    /// Whether the other relays are to be woken for a backlog now.
+    /// Returns whether it is time to wake the other relays for a backlog.
     pub(super) fn may_call_for_help(&mut self) -> bool {
         let due = self.leads && self.called.is_none_or(|called| called.elapsed() >= HELP_INTERVAL);
         if due {
@@ -339,7 +340,7 @@ pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
     CallForHelp::new().execute(conn).map(drop)
 }
 
-/// Waits for a notification or until then, but no longer than `limit`: `false` if neither has come.
+/// Waits for a notification or until `until`, but no longer than `limit`. Returns `false` if neither has come.
 fn listen_until(
     conn: &mut PgConnection,
     until: Instant,
@@ -350,7 +351,7 @@ fn listen_until(
     Ok(listen(conn, limit.min(left), pause)? || Instant::now() >= until)
 }
 
-/// Waits for a notification by looking for what has arrived on the connection.
+/// Waits for a notification by looking at what has arrived on the connection.
 fn listen(conn: &mut PgConnection, limit: Duration, pause: Duration) -> QueryResult<bool> {
     let until = Instant::now() + limit;
     loop {
@@ -381,7 +382,7 @@ statement!(
 statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid, '')");
 statement!(
     Pg,
-    /// Whether this relay leads from now on, and whether there is something unsent: a leader that hangs is not waited for.
+    /// Whether this relay leads from now on, and whether something is unsent: it does not wait for a leader that hangs.
     StandBy { leader: i32 => Integer } -> (Bool, Bool),
     concat!(
         "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS (SELECT FROM ",
