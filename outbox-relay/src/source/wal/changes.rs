@@ -1,4 +1,5 @@
-//! What a slot has of the WAL, decoded by an ordinary connection. The slot moves behind what was read, or stays if that is only peeked.
+//! What a slot has of the WAL, decoded by an ordinary connection. `get` moves the slot behind what was read, and `peek` leaves it
+//! where it is.
 
 use diesel::pg::Pg;
 use diesel::sql_types::{BigInt, Binary, Integer, Text};
@@ -7,17 +8,18 @@ use diesel_outbox_core::__private::quoted_identifier;
 use super::position::Lsn;
 use crate::statement::statement;
 
-/// Up to this end, or until so many messages have come: the transaction in which that happens comes as a whole.
+/// Returns the statement that reads up to this end, or until this many messages have come. It reads the transaction in which that
+/// happens as a whole.
 pub(super) fn get(slot: &str, end: Lsn, messages: i32, publication: &str) -> Get<'static> {
     Get::new(slot.to_owned(), end as i64, messages, quoted_identifier(publication))
 }
 
-/// All up to this end.
+/// Returns the statement that reads all up to this end.
 pub(super) fn peek(slot: &str, end: Lsn, publication: &str) -> Peek<'static> {
     Peek::new(slot.to_owned(), end as i64, quoted_identifier(publication))
 }
 
-/// The end and the protocol's options. They are those of the stream, but for the way in which they are given.
+/// A call with the end and the protocol's options. The options are those of the stream, given in another way.
 macro_rules! changes {
     ($function:literal, $messages:literal) => {
         concat!(

@@ -1,23 +1,25 @@
-//! The WAL in chunks over ordinary connections, for a relay that is far behind.
+//! Reads the WAL in chunks over ordinary connections, for a relay that is far behind.
 //!
-//! The server's sender of a replication connection makes a system call for each message, which costs more than the decoding. An
-//! ordinary connection decodes a chunk as a whole, and sends it as fast as any result. The slot would forget a chunk with the
-//! call that reads it, so what is read is a temporary copy of it, which goes with its connection.
+//! On a replication connection the server makes a system call for each message, which costs more than the decoding. On an ordinary
+//! connection it decodes a chunk as a whole, and sends it as fast as any result. The slot would forget a chunk with the call that
+//! reads it, so the relay reads a temporary copy of the slot, which ends with its connection.
 //!
-//! Two connections take turns, so that one decodes while the other's chunk is published: each copies the other's copy as it is
-//! after its chunk. The slot itself is moved up behind them, as far as all is acknowledged.
+//! Two connections take turns, so that one decodes while the relay publishes the other's chunk. Each copies the other's copy as it
+//! is after the other's chunk. The slot itself is moved up behind them, as far as everything is acknowledged.
 //!
 //! What it means if an end of a channel is dropped:
 //!
-//! - `before`, of which the other end is `done`: a chunk was handed over as a whole if `done` sends, and not if it is dropped without.
-//!   Whoever waits for `before` then hands over nothing and ends, so that no chunk follows one that is missing. If `before` is dropped, the
-//!   reader that has it has ended, and nobody need know.
-//! - `turns`, of which the other end is `next` of the other reader: if `next` is dropped that reader has ended, so there is no further turn,
-//!   and this one ends when it has none left. If `turns` is dropped, a turn that is sent to it goes nowhere, and its `before` with it.
-//! - `handed`, of which the other end is in the handover: if both readers have dropped theirs no more chunks come, and the relay goes on with
-//!   a stream from where the last one ended. If the handover is dropped the relay has ended, and what is handed over is for nobody.
+//! - `before`, whose other end is `done`: if `done` sends, a chunk was handed over as a whole; if it is dropped without, it was
+//!   not. Whoever waits for `before` then hands over nothing and ends, so that no chunk follows one that is missing. If `before` is
+//!   dropped, the reader that has it has ended, and nobody needs to know.
+//! - `turns`, whose other end is `next` of the other reader: if `next` is dropped, that reader has ended, so there is no further
+//!   turn, and this one ends when it has none left. If `turns` is dropped, a turn that is sent to it goes nowhere, and its `before`
+//!   with it.
+//! - `handed`, whose other end is in the handover: if both readers have dropped theirs, no more chunks come, and the relay goes on
+//!   with a stream from where the last one ended. If the handover is dropped, the relay has ended, and what is handed over is for
+//!   nobody.
 //!
-//! So if one reader ends for any reason, both end, and all that was handed over lies before all that was not.
+//! So if one reader ends for any reason, both end, and everything that was handed over lies before everything that was not.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -44,25 +46,26 @@ use crate::source::database_error;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// From so many bytes of the WAL on a relay is far behind, and so few are left to the stream.
+/// If it has this many bytes of the WAL to read, a relay is far behind. It leaves the last `NEAR` bytes to the stream.
 pub(super) const FAR: u64 = 64 << 20;
 const NEAR: u64 = 16 << 20;
 
-/// A chunk ends after so many messages, of which a transaction has two beside its events, and after so many bytes of the WAL,
-/// which may have nothing of the outbox. The transaction in which it ends is in it as a whole.
+/// A chunk ends after this many messages, of which a transaction has two besides its events, or after this many bytes of the WAL,
+/// which may have nothing of the outbox. It contains the transaction in which it ends as a whole.
 const CHANGES: i32 = 300_000;
 const BYTES: u64 = 256 << 20;
 
-/// While a chunk is taken the server keeps a snapshot. One that is not taken by then is left to the stream.
+/// While the relay takes a chunk, the server keeps a snapshot. If the relay has not taken the chunk within this time, it leaves it
+/// to the stream.
 const TAKEN_WITHIN: Duration = Duration::from_secs(20);
 const FULL_PAUSE: Duration = Duration::from_millis(1);
 
-/// When this is dropped what they wait for is cancelled, again and again, because it may just have ended and something else begun.
+/// A drop cancels what the readers wait for, again and again, because it may just have ended and something else begun.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
-/// They are left to themselves if the server does not answer.
+/// If the server does not answer for so long, the drop leaves the readers to themselves.
 const ENDED_WITHIN: Duration = Duration::from_secs(5);
 
-/// The two that read. They end when what is left is short enough for the stream, and when this is dropped.
+/// The two readers. They end when what is left is short enough for the stream, and when this is dropped.
 pub(super) struct Chunks {
     handover: Handover,
     database: Database,
@@ -119,7 +122,7 @@ impl Chunks {
 }
 
 impl Drop for Chunks {
-    /// The server would go on decoding, with the slot or a copy of it, when the relay has ended.
+    /// Ends the readers. Otherwise the server would keep decoding after the relay has ended, with the slot or a copy of it.
     fn drop(&mut self) {
         self.handover.cancel();
         let (began, mut conn) = (Instant::now(), None);
@@ -130,7 +133,7 @@ impl Drop for Chunks {
                 );
                 return;
             }
-            // If nothing more can come they are about to end.
+            // If nothing more can come, they are about to end.
             if matches!(self.handover.receive(Duration::ZERO), Ok(HandedOver::End)) {
                 thread::sleep(FULL_PAUSE);
                 continue;
@@ -149,19 +152,19 @@ impl Drop for Chunks {
             let _ = self.handover.receive(CANCEL_INTERVAL);
         }
         for (thread, _) in self.threads.drain(..) {
-            // Its panic was reported when something was to be received.
+            // If it panicked, the relay noticed when it tried to receive something.
             let _ = thread.join();
         }
     }
 }
 
-/// To read the next chunk.
+/// An order to read the next chunk.
 struct Turn {
-    /// What is copied.
+    /// The slot to copy.
     slot: String,
-    /// Where the copy is to begin, if not where it is.
+    /// Where the copy should begin, if not where the slot is.
     start: Option<Lsn>,
-    /// Has something once the chunk before was handed over.
+    /// Receives something once the chunk before was handed over.
     before: Receiver<()>,
 }
 
@@ -204,7 +207,7 @@ impl ChunkReader {
         Ok(())
     }
 
-    /// Whether there is to be another.
+    /// Reads a chunk and hands it over. Returns whether there should be another.
     fn take_turn(&mut self, conn: &mut PgConnection, turn: Turn) -> Result<bool, SourceError> {
         self.move_slot(conn);
         let copy = match self.copy(conn, &turn) {
@@ -231,10 +234,10 @@ impl ChunkReader {
             return Ok(false);
         }
         let changes = changes::get(&copy, begin + BYTES, CHANGES, &self.options.publication);
-        // It returns when the chunk has been decoded, and the copy has moved.
+        // This returns when the chunk has been decoded, and the copy has moved.
         let changes = LoadConnection::<PgRowByRowLoadingMode>::load(conn, changes).map_err(failed)?;
         let (done, before) = channel();
-        // See above for what it means if this fails, or `done`.
+        // The module says what it means if this fails, or `done`.
         let _ = self.next.send(Turn { slot: copy, start: None, before });
         if turn.before.recv().is_err() || !self.hand_all_over(begin, changes)? {
             return Ok(false);
@@ -243,7 +246,7 @@ impl ChunkReader {
         Ok(true)
     }
 
-    /// In place of the one that this connection had.
+    /// Copies the slot, in place of the copy that this connection had.
     fn copy(&mut self, conn: &mut PgConnection, turn: &Turn) -> QueryResult<String> {
         DropOwn::new().execute(conn)?;
         self.copies += 1;
@@ -254,7 +257,7 @@ impl ChunkReader {
         Ok(copy)
     }
 
-    /// What begins at this place: whether all was taken in time.
+    /// Hands over what begins at this place. Returns whether the relay took all of it in time.
     fn hand_all_over<'a, R: Row<'a, Pg>>(
         &self,
         begin: Lsn,
@@ -281,7 +284,7 @@ impl ChunkReader {
         Ok(self.hand_over(messages, since))
     }
 
-    /// Waits until there is room: whether it was taken in time.
+    /// Waits until there is room, and hands the messages over. Returns whether the relay took them in time.
     fn hand_over(&self, messages: Vec<Message>, since: Instant) -> bool {
         let mut messages = Ok(messages);
         while let Err(TrySendError::Full(full)) = self.handed.try_send(messages) {
@@ -294,9 +297,9 @@ impl ChunkReader {
         !self.orders.ends.is_cancelled()
     }
 
-    /// So that the server need not keep what was sent. If it fails, because the stream has not let go of it yet, the next time
-    /// does it. An error drops the copies that a connection has, so that this is done when nobody needs this one's any more; and
-    /// only one at a time can do it, who has the turn.
+    /// Moves the slot up, so that the server need not keep what was sent. If it fails, because the stream has not yet released the
+    /// slot, the next turn does it. An error drops the copies that a connection has, so this runs when nobody needs this one's any
+    /// more. Only the reader whose turn it is can do it.
     fn move_slot(&self, conn: &mut PgConnection) {
         let confirmed = self.orders.confirmed();
         if let Err(error) = move_up(conn, &self.options.slot, confirmed) {
@@ -321,7 +324,7 @@ statement!(
 
 statement!(
     Pg,
-    /// From where a slot is read, and how many bytes of the WAL there are from there on.
+    /// The position from which a slot is read, and how many bytes of the WAL follow it.
     Left { slot: String => Text } -> (BigInt, BigInt),
     "SELECT (confirmed_flush_lsn - '0/0')::bigint, greatest(pg_current_wal_flush_lsn() - confirmed_flush_lsn, 0)::bigint \
      FROM pg_replication_slots WHERE slot_name = ?"

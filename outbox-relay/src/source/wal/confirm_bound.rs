@@ -1,9 +1,10 @@
-//! Up to where the server may hear that all is sent. The table has a bound for it, so that a slot that is ahead of the bound
-//! is known to be another one.
+//! Up to which position the relay may confirm to the server that all is sent.
 //!
-//! A bound is written before the server hears of a position below it. It lies ahead of the end of the WAL, so that it is written seldom,
-//! and the server hears of no position that lies before the writing of its bound: whatever a crash or a failover leaves of the WAL, a slot
-//! that has heard of a position has its bound beside it.
+//! The table stores a bound for it. If a slot is ahead of the bound, it is not the one that was read.
+//!
+//! A bound is written before the server hears of a position below it. It lies ahead of the end of the WAL, so that the relay seldom
+//! writes one. The server hears of no position that lies before the writing of its bound. So whatever a crash or a failover leaves
+//! of the WAL: if a slot has heard of a position, its bound is there too.
 
 use super::position::Lsn;
 
@@ -16,17 +17,17 @@ pub(super) struct ConfirmBound {
     bound: Lsn,
     /// A further bound, and where its writing ended, beyond the first.
     next: Option<(Lsn, Lsn)>,
-    /// Where the WAL ended when a bound was written last.
+    /// Where the WAL ended when the last bound was written.
     end: Lsn,
 }
 
 impl ConfirmBound {
-    /// With a bound that is on the disk.
+    /// Begins with a bound that is on the disk.
     pub(super) fn at(bound: Lsn) -> Self {
         Self { bound, next: None, end: bound }
     }
 
-    /// What may be confirmed if all is sent up to here.
+    /// Returns what the relay may confirm if everything up to here is sent.
     pub(super) fn confirmable(&mut self, sent: Lsn) -> Lsn {
         if let Some((bound, _)) = self.next.take_if(|(_, written)| *written <= sent) {
             self.bound = bound;
@@ -34,22 +35,22 @@ impl ConfirmBound {
         sent.min(self.bound)
     }
 
-    /// Whether a further bound is needed to confirm this.
+    /// Returns whether the relay needs a further bound to confirm this.
     pub(super) fn is_short_of(&self, sent: Lsn) -> bool {
         self.bound < sent && self.next.is_none()
     }
 
-    /// A bound for a WAL that ends here: ahead by twice as much as came since the last.
+    /// Returns a bound for a WAL that ends here: ahead by twice as much as came since the last bound.
     pub(super) fn ahead_of(&mut self, end: Lsn) -> Lsn {
         let came = end.saturating_sub(self.end);
         self.end = end;
         end + came.saturating_mul(2).clamp(LEAST_AHEAD, 1 << 30)
     }
 
-    /// A bound has been written, before this place.
+    /// Notes that a bound was written, before this place in the WAL.
     pub(super) fn wrote(&mut self, bound: Lsn, written: Lsn) {
         if written <= self.bound {
-            // Lower than the last one perhaps, if that was written in a burst.
+            // It may be lower than the last one, if that was written in a burst.
             self.bound = bound;
         } else {
             let (next, _) = self.next.get_or_insert((bound, written));

@@ -1,8 +1,8 @@
-//! The cutover from polling to the WAL and back. Rows up to a number are polled, later ones are read from the WAL.
+//! The cutover from polling to the WAL and back. Rows up to a number are polled, and later ones are read from the WAL.
 //!
-//! The cut is exact because of two locks. With all shards locked no worker has claimed anything. With the table locked no
-//! transaction that has inserted is open, and those that come after take higher numbers. In that moment the slot is moved to
-//! the end of the WAL: what is in the table is behind it, what comes is before it.
+//! Two locks make the cut exact. While all shards are locked, no worker has claimed anything. While the table is locked, no
+//! transaction that has inserted is open, and later ones take higher numbers. In that moment the slot moves to the end of the WAL:
+//! what is in the table lies before it, and what comes lies after it.
 
 mod drop;
 mod setup;
@@ -28,23 +28,23 @@ use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 const COMMIT_SETTING: &str = "SET LOCAL synchronous_commit = local";
-/// How often the lock on the table is tried.
+/// How often to try the lock on the table.
 const TRIES: usize = 120;
 const PAUSE: Duration = Duration::from_millis(500);
-/// An attempt that was killed has ended by then.
+/// How long an attempt that was killed may still hold something.
 const LAST_ONE_ENDS: Duration = Duration::from_secs(5);
-/// The lock is held for as long as it takes.
+/// The lock is held for as long as the work takes.
 const NO_IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = 0";
 
-/// Does this while no relay reads the WAL: the other connection holds the lock of the active relay.
+/// Does this while no relay reads the WAL: the second connection holds the lock of the active relay.
 fn exclusively(
     conn: &mut PgConnection,
     lock: &mut PgConnection,
     slot: &str,
     work: impl FnOnce(&mut PgConnection) -> Result<(), WalError>,
 ) -> Result<(), WalError> {
-    // If the server can, it looks whether its client is still there: the last statement of one that was killed ends soon.
-    // If it cannot, it says so and goes on.
+    // If the server can, it checks whether its client is still there, so the last statement of a killed attempt ends soon. If it
+    // cannot, it says so and goes on.
     let _ = conn.batch_execute("SET client_connection_check_interval = '1s'");
     let began = Instant::now();
     while !standby_relay::take_lock(lock)? {
@@ -53,20 +53,20 @@ fn exclusively(
         }
         std::thread::sleep(PAUSE);
     }
-    // That statement may have the slot. If somebody has it for longer, the server's error names them.
+    // That statement may hold the slot. If somebody holds it for longer, the server's error names them.
     while ReplicationSlot::find(conn, slot)?.is_some_and(|slot| slot.fits && slot.is_active)
         && began.elapsed() < LAST_ONE_ENDS
     {
         std::thread::sleep(PAUSE);
     }
     let done = lock.batch_execute(NO_IDLE_LIMIT).map_err(WalError::from).and_then(|()| work(conn));
-    // A connection that is lost has lost its lock too.
+    // If the connection is lost, so is its lock.
     done.and(standby_relay::give_lock_back(lock).map_err(WalError::from))
 }
 
-/// Does this in a transaction while nothing is claimed and nobody inserts, and returns the end of the WAL and the last number
-/// that was taken: what is in the table has commits before that end, and numbers up to that one. Afterwards the WAL is on the
-/// disk up to that end, before which a slot cannot be moved or read. Writers wait behind the lock, so this does not wait for it
+/// Does this in a transaction while nothing is claimed and nobody inserts. Returns the end of the WAL and the last number that was
+/// taken: what is in the table was committed before that end, and has numbers up to that one. Afterwards the WAL is on the disk up
+/// to that end; before it is, a slot cannot be moved or read there. Writers wait behind the lock, so this does not wait for it
 /// long, but tries again.
 fn locked(
     conn: &mut PgConnection,
@@ -96,8 +96,8 @@ fn is_lock_timeout(error: &DieselError) -> bool {
         if information.message().contains("lock timeout"))
 }
 
-/// The slots but the given one that the table names, none of which can be read: they are not there, the server has given them up, or
-/// they are of another database. An error if one can be.
+/// Returns the slots that the table names, except the given one, if none of them can be read: they do not exist, the server has
+/// given them up, or they belong to another database. Returns an error if one can be read.
 fn lost_others(conn: &mut PgConnection, options: &WalOptions, verb: &str) -> Result<Vec<String>, WalError> {
     let (usable, lost): (Vec<_>, Vec<_>) = slot::others(conn, &options.slot)?
         .into_iter()
@@ -111,7 +111,7 @@ fn lost_others(conn: &mut PgConnection, options: &WalOptions, verb: &str) -> Res
     }
 }
 
-/// Nobody is to give up a slot because of a name that was mistyped.
+/// Refuses another publication than the one that the slot is read with, so that nobody gives up a slot because of a mistyped name.
 fn check_publication(conn: &mut PgConnection, slot: &str, name: &str) -> Result<(), WalError> {
     match publication::other(conn, slot, name)? {
         Some(publication) => Err(WalError::OtherPublication { slot: slot.to_owned(), publication }),
@@ -119,8 +119,8 @@ fn check_publication(conn: &mut PgConnection, slot: &str, name: &str) -> Result<
     }
 }
 
-/// Whether the slot shows all that was emitted since its position: it is there, it is the one that was read up to it, and its publication
-/// has had all inserts since the cutover.
+/// Returns whether the slot shows everything that was emitted since its position: it exists, it is the one that was read up to
+/// there, and its publication has had all inserts since the cutover.
 fn is_reliable(conn: &mut PgConnection, slot: &ReplicationSlot, options: &WalOptions) -> QueryResult<bool> {
     Ok(!slot.is_lost()
         && origin::doubt(conn, &options.slot)?.is_none()

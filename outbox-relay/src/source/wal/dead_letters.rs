@@ -1,4 +1,4 @@
-//! Dead letters of what was read from the WAL. Its row may be in the table or not.
+//! Dead letters of records that were read from the WAL. Their rows may or may not be in the table.
 
 use std::collections::HashMap;
 
@@ -15,11 +15,11 @@ use crate::statement::statement;
 
 type Aggregate = (Vec<u8>, Vec<u8>);
 
-/// Aggregates that are held back because of their dead letters, if the policy is to block. One is free again when all of its dead letters
-/// have come back, with new numbers.
+/// The aggregates that are held back because of their dead letters, if the policy is to block. An aggregate is free again when all
+/// of its dead letters have come back, with new numbers.
 pub(super) struct HeldBack {
     blocks: bool,
-    /// Each with the ids and numbers of its dead letters. Nothing before they are looked up.
+    /// Each aggregate with the ids and numbers of its dead letters. `None` before they were looked up.
     aggregates: Option<HashMap<Aggregate, HashMap<Uuid, i64>>>,
 }
 
@@ -28,12 +28,12 @@ impl HeldBack {
         Self { blocks: policy == DeadLetterPolicy::Block, aggregates: None }
     }
 
-    /// Whether any may be.
+    /// Returns whether any aggregate may be held back.
     pub(super) fn blocks(&self) -> bool {
         self.blocks
     }
 
-    /// Looks them up, unless that was done.
+    /// Looks the dead letters up, unless that was done.
     pub(super) fn look_up(&mut self, conn: &mut PgConnection) -> Result<(), SourceError> {
         if !self.blocks || self.aggregates.is_some() {
             return Ok(());
@@ -49,26 +49,26 @@ impl HeldBack {
         Ok(())
     }
 
-    /// Has them looked up again.
+    /// Forgets them, so that they are looked up again.
     pub(super) fn forget(&mut self) {
         self.aggregates = None;
     }
 
-    /// This one becomes a dead letter.
+    /// Adds a row that becomes a dead letter.
     pub(super) fn add(&mut self, row: &StoredRow) {
         if let (Some(aggregates), Ok(id)) = (&mut self.aggregates, row.id.as_ref()) {
             aggregates.entry(aggregate(row)).or_default().insert(*id, row.seq);
         }
     }
 
-    /// Whether this row is held back.
+    /// Returns whether this row is held back.
     pub(super) fn has(&mut self, row: &StoredRow) -> bool {
         let Some(aggregates) = self.aggregates.as_mut().filter(|aggregates| !aggregates.is_empty()) else {
             return false;
         };
         let aggregate = aggregate(row);
         let (Some(dead_letters), Ok(id)) = (aggregates.get_mut(&aggregate), &row.id) else { return false };
-        // One with its old number is read once more, and is a dead letter already.
+        // A row with its old number was read once more, and is a dead letter already.
         let requeued = dead_letters.get(id).is_some_and(|seq| *seq != row.seq);
         if requeued {
             dead_letters.remove(id);
@@ -84,8 +84,8 @@ fn aggregate(row: &StoredRow) -> Aggregate {
     (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
 }
 
-/// Keeps the row as a dead letter, for good: the WAL is not asked for it again. The commit waits for synchronous standbys, unless
-/// the caller does.
+/// Keeps the row as a dead letter for good: the relay does not ask the WAL for it again. The commit waits for synchronous standbys,
+/// unless the caller does.
 pub(super) fn keep(
     conn: &mut PgConnection,
     row: StoredRow,
@@ -125,7 +125,7 @@ statement!(
 
 statement!(
     Pg,
-    /// It may be there already, if the WAL is read once more.
+    /// Does nothing if the dead letter exists already, because the WAL was read once more.
     Insert {
         seq: i64 => BigInt,
         id: Uuid => SqlUuid,

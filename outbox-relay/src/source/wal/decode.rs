@@ -1,4 +1,4 @@
-//! pgoutput's messages, and the rows of the outbox in them.
+//! Decodes the messages of pgoutput, and the rows of the outbox in them.
 
 use std::sync::Arc;
 
@@ -14,23 +14,22 @@ use super::position::Lsn;
 use crate::source::row::StoredRow;
 use crate::statement::statement;
 
-/// What is of interest in the WAL, in its order.
+/// What matters in the WAL, in its order.
 pub(super) enum Message {
-    /// A transaction begins that commits at this place.
+    /// A transaction begins, which commits at this place.
     Begin(Lsn),
     Insert(Insert),
     /// Everything up to here has come.
     End(Lsn),
 }
 
-/// A row as it came, which is decoded when it is needed: when it is given to the relay, and once more if it becomes a dead
-/// letter.
+/// A row as it came. It is decoded when it is needed: when it is given to the relay, and once more if it becomes a dead letter.
 pub(super) struct Insert {
     message: Bytes,
     columns: Arc<ColumnPositions>,
 }
 
-/// Where in a row each column stands.
+/// The position of each column in a row.
 struct ColumnPositions {
     seq: usize,
     id: usize,
@@ -42,7 +41,7 @@ struct ColumnPositions {
     created_at: usize,
 }
 
-/// Versions before streaming of open transactions: what comes has been committed.
+/// The version before the one that streams open transactions: whatever comes was committed.
 pub(super) const PROTOCOL: u32 = 1;
 
 const INSERT: u8 = b'I';
@@ -50,7 +49,7 @@ const INSERT: u8 = b'I';
 /// 1 January 2000, from which PostgreSQL counts microseconds.
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
-/// The number of the table outbox. A publication may have others, and others of its name in other schemas.
+/// Returns the number of the table outbox. A publication may have other tables, even of the same name in other schemas.
 pub(super) fn table(conn: &mut PgConnection) -> QueryResult<u32> {
     Table::new().get_result::<i64>(conn).map(|number| number as u32)
 }
@@ -60,17 +59,17 @@ statement!(Pg, Table {} -> BigInt, "SELECT 'outbox'::regclass::oid::bigint");
 pub(super) struct Decoder {
     parser: LogicalReplicationParser,
     table: u32,
-    /// Where its columns stand since it was last described.
+    /// The positions of its columns, since the server last described it.
     columns: Option<Arc<ColumnPositions>>,
 }
 
 impl Decoder {
-    /// For the table of this number.
+    /// Returns a decoder for the table of this number.
     pub(super) fn new(table: u32) -> Self {
         Self { parser: LogicalReplicationParser::with_protocol_version(PROTOCOL), table, columns: None }
     }
 
-    /// Nothing if the message is of no interest.
+    /// Decodes a message. Returns `None` if it does not matter.
     pub(super) fn decode(&mut self, message: Bytes) -> Result<Option<Message>, SourceError> {
         if message.first() == Some(&INSERT) {
             let relation = message.get(1..5).and_then(|oid| oid.try_into().ok()).map(u32::from_be_bytes);
@@ -138,7 +137,7 @@ impl Insert {
     }
 }
 
-/// A row's values, each of which is taken once.
+/// A row's values. Each can be taken once.
 struct RowValues(TupleData);
 
 impl RowValues {

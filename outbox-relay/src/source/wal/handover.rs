@@ -1,4 +1,4 @@
-//! How a thread that reads the WAL hands over what it reads, as far as the relay keeps up.
+//! How a thread that reads the WAL hands over what it reads, as fast as the relay takes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,10 +11,10 @@ use pg_walstream::CancellationToken;
 use super::decode::Message;
 use super::position::Lsn;
 
-/// Messages that are handed over at once.
+/// The messages that are handed over at once.
 pub(super) type Messages = Result<Vec<Message>, SourceError>;
 
-/// How often messages may wait for the relay, and how many messages and about how many bytes are handed over at once.
+/// How many handovers may wait for the relay, and how many messages and about how many bytes each has at most.
 const MOST_WAITING: usize = 2;
 pub(super) const MOST_MESSAGES: usize = 4_000;
 pub(super) const ENOUGH_BYTES: usize = 2 << 20;
@@ -25,18 +25,18 @@ pub(super) struct Handover {
     orders: Arc<Orders>,
 }
 
-/// What the thread that reads hears from the relay.
+/// What the relay orders the reading thread to do.
 #[derive(Default)]
 pub(super) struct Orders {
     confirmed: AtomicU64,
     pub(super) ends: CancellationToken,
 }
 
-/// What comes of a look.
+/// What a look at the handover finds.
 pub(super) enum HandedOver {
     Messages(Vec<Message>),
     Nothing,
-    /// Nothing more comes: what was to be read has been read.
+    /// Nothing more comes: the thread has read what it should.
     End,
 }
 
@@ -47,7 +47,7 @@ impl Handover {
         (sender, orders.clone(), Self { received, orders })
     }
 
-    /// What has come, or comes within this time.
+    /// Returns what has come, or comes within this time.
     pub(super) fn receive(&self, limit: Duration) -> Result<HandedOver, SourceError> {
         let received = if limit.is_zero() {
             self.received.try_recv().map_err(|error| error == TryRecvError::Empty)
@@ -61,17 +61,17 @@ impl Handover {
         }
     }
 
-    /// The server may forget what lies before this.
+    /// Lets the server forget what lies before this.
     pub(super) fn confirm(&self, lsn: Lsn) {
         self.orders.confirmed.store(lsn, Ordering::Relaxed);
     }
 
-    /// Nothing more is to be read.
+    /// Orders the thread to read nothing more.
     pub(super) fn cancel(&self) {
         self.orders.ends.cancel();
     }
 
-    /// Lets the thread end, which may be about to hand something over, and waits until it hands over nothing more.
+    /// Orders the thread to end, even if it is about to hand something over, and waits until it hands over nothing more.
     pub(super) fn end(&self) {
         self.cancel();
         self.received.iter().for_each(drop);

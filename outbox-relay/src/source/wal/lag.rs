@@ -73,7 +73,7 @@ impl LagWatch {
     }
 }
 
-/// How old something is that was made at this time, in milliseconds since 1970.
+/// Returns the age of something that was made at this time, in milliseconds since 1970.
 fn age(created_at_ms: i64) -> Duration {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     now.saturating_sub(Duration::from_millis(created_at_ms.unsigned_abs()))

@@ -1,8 +1,9 @@
-//! Up to which number rows are known to be sent. It becomes the shards' lower bound, by which pruning and [`drop`](super::drop()) go.
+//! Up to which number the rows are known to be sent. This becomes the shards' lower bound, which pruning and
+//! [`drop`](super::drop()) use.
 //!
-//! Every row with a number up to the fence's has come, or never will, in what the WAL has when the fence is read: rows are
-//! in the WAL before their transaction is seen to have ended. So once all is sent up to the end that the WAL had then, those rows
-//! are sent; unless the publication kept one back, which is checked before the bound is raised.
+//! When the relay reads the fence, every row up to the fence's number is in the WAL or never will be, because rows are in the WAL
+//! before their transaction is seen to have ended. So once everything is sent up to where the WAL ended at that moment, those rows
+//! are sent, unless the publication kept one back. The relay checks that before it raises the bound.
 
 use std::collections::VecDeque;
 
@@ -14,11 +15,12 @@ use super::slot;
 use crate::source::fence::Fence;
 use crate::source::sequence::Sequence;
 
+/// The numbers that become the lower bound.
 pub(super) struct LowerBound {
     fence: Fence,
     /// Up to where all was sent at the last look.
     looked_at: Lsn,
-    /// Numbers, each of which is known to be sent as soon as all is sent up to the place beside it.
+    /// Numbers, each with a place in the WAL. Once all is sent up to the place, all rows up to the number are sent.
     numbers: VecDeque<(i64, Lsn)>,
 }
 
@@ -28,7 +30,7 @@ impl LowerBound {
         Ok(Self { fence, looked_at: 0, numbers: VecDeque::new() })
     }
 
-    /// A number up to which all rows are known to be sent, if another one is known now. All is sent up to `confirmed`.
+    /// Returns a new number up to which all rows are known to be sent, if there is one. All is sent up to `confirmed`.
     pub(super) fn rise(&mut self, conn: &mut PgConnection, confirmed: Lsn) -> QueryResult<Option<i64>> {
         if confirmed == self.looked_at && self.numbers.is_empty() {
             return Ok(None);

@@ -17,15 +17,15 @@ use crate::source::wal::position::Position;
 use crate::source::wal::slot::{self, ReplicationSlot};
 use crate::statement::statement;
 
-/// Takes the cutover back and drops the slot and the publication. From then on all rows are polled.
+/// Takes the cutover back, and drops the slot and the publication. From then on all rows are polled.
 ///
-/// Stop the relays that read the WAL before. This marks what they sent. It leaves a slot of another database alone; then all that is not
-/// known to be sent is polled.
+/// First stop the relays that read the WAL. This marks what they have sent. If the slot belongs to another database, this leaves it
+/// alone, and everything that is not known to be sent is polled.
 ///
-/// Writers wait for a moment, as for [`setup`](super::setup()), and the other connection is the same.
+/// Writers wait for a moment, as for [`setup`](super::setup()), and `lock` is the same second connection.
 ///
 /// # Errors
-/// See [`WalError`]. It can be run again.
+/// See [`WalError`]. You can run it again.
 pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     exclusively(conn, lock, &options.slot, |conn| {
         check_table(conn).map_err(|error| WalError::Unusable(error.to_string()))?;
@@ -41,12 +41,12 @@ pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptio
         if !is_named && !is_cut_over && found.is_some() {
             return Err(WalError::NothingToDrop { slot: name.clone() });
         }
-        // Somebody else's slot is left alone, and shows nothing of what was sent here.
+        // A slot of somebody else is left alone, and shows nothing of what was sent here.
         let slot = found.filter(|slot| is_named && slot.fits);
         check_publication(conn, name, &options.publication)?;
         if is_cut_over {
-            // What comes after this is unsent, because nobody reads the WAL now. What came before is unsent if it is in the WAL
-            // still; if that cannot be relied on, then if it is not below the shards' lower bounds.
+            // What comes after this is unsent, because nobody reads the WAL now. What came before is unsent if it is still in the
+            // WAL. If that is not reliable, it is unsent if it is not below the shards' lower bounds.
             let (end, last) = locked(conn, |_, _, _| Ok(()))?;
             match &slot {
                 Some(slot) if is_reliable(conn, slot, options)? => {
@@ -60,7 +60,7 @@ pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptio
         if slot.is_some() {
             slot::remove(conn, name)?;
         }
-        // Only now, and all at once: what nobody owns could not be dropped if this is run again.
+        // Only now, and all at once: if this has to run again, it could not drop what nobody owns.
         let publication = quoted_identifier(&options.publication);
         conn.transaction(|conn| {
             for named in lost.iter().chain([name]) {
@@ -72,13 +72,13 @@ pub fn drop(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptio
     })
 }
 
-/// Of the rows that were read from the WAL these are unsent, up to the last number; those that were polled before have a mark
-/// themselves. If the sequence was restarted, some of the unsent have numbers among those.
+/// Marks what was sent, up to the last number: of the rows that were read from the WAL, only those in `unsent` are unsent, and rows
+/// that were polled before are marked already. If the sequence was restarted, some unsent rows have numbers among the polled ones.
 fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i64]) -> Result<(), WalError> {
     let sent_through = unsent.first().map_or(last, |first| first - 1);
     loop {
         let rows_wait = polled::rows_wait(conn)?;
-        // The lower bounds stay where they are then, and all that was read from the WAL lies behind them.
+        // Then the lower bounds stay, and everything that was read from the WAL lies behind them.
         let from = if rows_wait { sent_through.min(polled::polled_through(conn)?) } else { sent_through };
         unread::mark_others(conn, slot, from, last, unsent)?;
         if poll_all(conn, sent_through, rows_wait)? {
@@ -87,8 +87,8 @@ fn mark_and_poll_all(conn: &mut PgConnection, slot: &str, last: i64, unsent: &[i
     }
 }
 
-/// Polls the whole table again: from this number on, or from the lower bounds on if those are to stay. If rows wait of which that was
-/// not known, it does nothing and returns `false`.
+/// Polls the whole table again: from this number on, or from the lower bounds on if those stay. If they should not, but polled rows
+/// turn out to wait, it does nothing and returns `false`.
 fn poll_all(conn: &mut PgConnection, sent_through: i64, lower_bounds_stay: bool) -> QueryResult<bool> {
     conn.transaction(|conn| {
         conn.batch_execute(LOCK_SHARDS)?;
@@ -103,7 +103,7 @@ fn poll_all(conn: &mut PgConnection, sent_through: i64, lower_bounds_stay: bool)
 
 statement!(
     Pg,
-    /// Rows after the last that was polled, up to the lower bound, are sent and not marked.
+    /// The rows after the last polled one, up to the lower bound, are sent and not marked.
     PollAll { lower_bounds_stay: bool => Bool, sent_through: i64 => BigInt } -> BigInt,
     "UPDATE outbox_shard AS s SET sent_through = new.sent_through, polled_through = 9223372036854775807, passed = 0, open = '{}', open_after = '{}', \
      unmarked = CASE WHEN new.sent_through > s.polled_through THEN new.sent_through ELSE least(s.unmarked, new.sent_through) END, \

@@ -28,7 +28,7 @@ use crate::statement::statement;
 /// transactions that have emitted and are still open.
 ///
 /// # Errors
-/// Returns why it changed nothing: see [`WalError`]. You can run it again.
+/// See [`WalError`]. You can run it again.
 pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     let level = WalLevel::new().get_result::<String>(conn)?;
     if level != "logical" {
@@ -49,17 +49,17 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         for named in lost.iter().chain([name]) {
             check_publication(conn, named, &options.publication)?;
         }
-        // Before anything is given up.
+        // Done before anything is given up.
         make_publication(conn, options)?;
         let healthy = match slot {
-            // Whatever was sent of another slot's WAL, or of another server's, or of what a changed publication has shown, the
-            // table has what is not known to be sent.
+            // Whatever was sent of another slot's WAL, of another server's, or of what a changed publication has shown, the table
+            // has what is not known to be sent.
             Some(slot) if !is_reliable(conn, &slot, options)? => {
                 slot::remove(conn, name)?;
                 false
             }
             Some(slot) if !polled::is_whole_table(conn)? => {
-                // The last of an attempt that was interrupted: see below.
+                // This completes an attempt that was interrupted: see below.
                 if is_behind(conn, name, &slot)? {
                     return Ok(());
                 }
@@ -78,12 +78,13 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
             publication::note(conn, name, &options.publication)?;
             Begin::new(end as i64, name.clone()).execute(conn).map(drop)
         })?;
-        // A relay begins there by itself; whoever else reads the slot is to do so too.
+        // A relay begins there by itself, and so should whoever else reads the slot.
         slot::move_up(conn, name, end)?;
         Ok(())
     })
 }
 
+/// Makes the publication, unless it already has all inserts.
 fn make_publication(conn: &mut PgConnection, options: &WalOptions) -> Result<(), WalError> {
     let name = &options.publication;
     if publication::is_whole(conn, name)? {
@@ -116,8 +117,8 @@ fn is_behind(conn: &mut PgConnection, name: &str, slot: &ReplicationSlot) -> Que
     Ok(slot.confirmed < start)
 }
 
-/// Names this slot in the table, instead of those that are lost. What the server still has of those is dropped first, because nobody would
-/// know of it afterwards.
+/// Names this slot in the table instead of those that are lost. First drops what the server still has of those, because nobody
+/// would know of it afterwards.
 fn own(conn: &mut PgConnection, name: &str, lost: &[String]) -> QueryResult<()> {
     for other in lost {
         if ReplicationSlot::find(conn, other)?.is_some_and(|slot| slot.fits) {

@@ -1,4 +1,4 @@
-//! What nobody has read of the WAL when its slot is dropped: the rows that it has are unsent, and the others were sent.
+//! What nobody has read of the WAL when its slot is dropped: the rows in it are unsent, and the others were sent.
 
 use std::time::{Duration, Instant};
 
@@ -19,18 +19,18 @@ use crate::source::wal::{changes, slot};
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
-/// So many messages are read at once, so that the server keeps no more than that, and a person sees that it goes on.
+/// How many messages to read at once, so that the server keeps no more than that, and a person sees progress.
 const CHANGES: i32 = 300_000;
-/// So many rows are looked at in one transaction.
+/// How many rows to look at in one transaction.
 const ROWS: i64 = 20_000;
 const REPORT_INTERVAL: Duration = Duration::from_secs(2);
 
-/// The index along `seq` is right, whatever the statistics say of a table that has just been filled.
+/// The index along `seq` is right, whatever the statistics say of a table that was just filled.
 const ROWS_SETTINGS: &str =
     "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off";
 
-/// The numbers of the rows that the WAL has up to this end, and that have not been sent, in their order. The slot stays where it
-/// is, so that this can be done again: a temporary copy of it is read.
+/// Returns the numbers of the rows that the WAL has up to this end and that were not sent, in their order. It reads a temporary
+/// copy of the slot, which itself stays where it is, so that this can run again.
 pub(super) fn unsent_in_wal(
     conn: &mut PgConnection,
     options: &WalOptions,
@@ -72,6 +72,7 @@ pub(super) fn unsent_in_wal(
     Ok(unsent)
 }
 
+/// A search for unsent events in the WAL.
 struct UnsentSearch {
     decoder: Decoder,
     window: Window,
@@ -90,7 +91,7 @@ impl UnsentSearch {
         loop {
             let part = changes::get(copy, end, CHANGES, &options.publication);
             let taken = self.take(LoadConnection::<PgRowByRowLoadingMode>::load(conn, part)?)?;
-            // A part ends only with a transaction.
+            // A part ends only at the end of a transaction.
             if taken < CHANGES as usize {
                 return Ok(());
             }
@@ -104,7 +105,7 @@ impl UnsentSearch {
         }
     }
 
-    /// How many messages those were.
+    /// Takes these messages, and returns how many there were.
     fn take<'a, R: Row<'a, Pg>>(
         &mut self,
         changes: impl Iterator<Item = QueryResult<R>>,
@@ -128,8 +129,8 @@ impl UnsentSearch {
     }
 }
 
-/// Marks the rows after `from` up to `last` as sent that were read from the WAL, but for those that are unsent. What was marked
-/// is right whatever comes next, so that it is done in parts, and can be done again.
+/// Marks as sent the rows after `from` up to `last` that were read from the WAL, except for the unsent ones. What it has marked is
+/// right whatever happens next, so it works in parts and can run again.
 pub(super) fn mark_others(
     conn: &mut PgConnection,
     slot: &str,
@@ -138,7 +139,7 @@ pub(super) fn mark_others(
     unsent: &[i64],
 ) -> Result<(), WalError> {
     let (mut cursor, mut looked_at, mut reported) = ((from, i16::MAX), 0, Some(Instant::now()));
-    // Numbers come in their order, so that each is counted once.
+    // Numbers come in order, so each is counted once.
     let (mut present, mut counted) = (0, None);
     loop {
         let rows = conn.transaction(|conn| {
@@ -174,7 +175,7 @@ pub(super) fn mark_others(
 
 statement!(
     Pg,
-    /// At most: those after what is known to be sent.
+    /// How many events may be unsent at most: those after what is known to be sent.
     MayBeUnsent {} -> BigInt,
     "SELECT count(*) FROM outbox WHERE sent_at IS NULL \
      AND seq > (SELECT min(greatest(sent_through, polled_through)) FROM outbox_shard)"
@@ -194,7 +195,7 @@ statement!(
 
 statement!(
     Pg,
-    /// Those that are polled have a mark themselves.
+    /// Leaves out the rows that are polled, which are marked already if they were sent.
     MarkSent { first: i64 => BigInt, last: i64 => BigInt, seqs: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox AS o SET sent_at = now() FROM outbox_shard AS s WHERE o.seq >= ? AND o.seq <= ? \
      AND o.seq = ANY (?) AND o.sent_at IS NULL AND s.shard = o.shard AND NOT (o.seq > s.sent_through AND o.seq <= s.polled_through)"
