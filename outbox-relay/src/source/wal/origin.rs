@@ -1,5 +1,5 @@
-//! Whether the position that the table has is one of this server's WAL, and the slot the one that was read up to there. The table may
-//! come from elsewhere, as with a dump, and a slot may have been made anew under its name.
+//! Whether the position in the table belongs to this server's WAL, and whether the slot is the one that was read up to there. The
+//! table may come from elsewhere, for example with a dump, and somebody may have made a new slot of the same name.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
@@ -13,7 +13,7 @@ use super::position::{Lsn, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
-/// Why a stored position or the slot is not to be trusted.
+/// Returns why not to trust a stored position or the slot, if there is a reason.
 pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<String>> {
     type OriginRow = (i64, i64, i64, bool, bool);
     let row = Look::new(slot.to_owned()).get_result::<OriginRow>(conn).optional()?;
@@ -31,7 +31,7 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
     })
 }
 
-/// An error if there is a reason not to trust them.
+/// Returns an error if there is a reason not to trust them.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking where the slot comes from", error);
     match doubt(conn, &options.slot).map_err(failed)? {
@@ -45,7 +45,8 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     }
 }
 
-/// Notes which server and slot this is, and a bound up to which the server may hear that all is sent: it is on the disk then.
+/// Notes which server and slot this is, and a bound up to which the relay may confirm to the server that all is sent. The bound is
+/// on the disk when this returns.
 pub(super) fn note(conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
     conn.transaction(|conn| {
         conn.batch_execute("SET LOCAL synchronous_commit = local")?;
@@ -56,8 +57,8 @@ pub(super) fn note(conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResu
 
 statement!(
     Pg,
-    /// The stored position, the end of the WAL, the slot's position, whether the first is of this server, and whether the slot is the same:
-    /// its position is one that was confirmed to it, or somebody else has read it since, because its statistics go on.
+    /// The stored position, the end of the WAL, the slot's position, whether the first belongs to this server, and whether the slot is the
+    /// same. It is if its position is one that a relay confirmed to it, or if its statistics go on, because somebody else has read it since.
     Look { slot: String => Text } -> (BigInt, BigInt, BigInt, Bool, Bool),
     "SELECT (o.start_lsn - '0/0')::bigint, (pg_current_wal_insert_lsn() - '0/0')::bigint, \
      (s.confirmed_flush_lsn - '0/0')::bigint, \

@@ -1,4 +1,4 @@
-//! Which rows are polled: those up to a number, or all. Later ones are read from the WAL.
+//! Which rows are polled: all, or those up to a number. Later ones are read from the WAL.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -7,22 +7,22 @@ use diesel::sql_types::{BigInt, Bool};
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::statement::statement;
 
-/// The last number that is polled; `i64::MAX` if the whole table is.
+/// Returns the last number that is polled, or `i64::MAX` if the whole table is.
 pub(super) fn polled_through(conn: &mut PgConnection) -> QueryResult<i64> {
     PolledThrough::new().get_result(conn)
 }
 
-/// Whether the whole table is polled, and nothing is read from the WAL.
+/// Returns whether the whole table is polled, and nothing is read from the WAL.
 pub(super) fn is_whole_table(conn: &mut PgConnection) -> QueryResult<bool> {
     polled_through(conn).map(|last| last == i64::MAX)
 }
 
-/// Whether some of the rows that are polled are unsent, or claimed by somebody.
+/// Returns whether some of the polled rows are unsent, or claimed by somebody.
 pub(super) fn rows_wait(conn: &mut PgConnection) -> QueryResult<bool> {
     RowsWait::new().get_result(conn)
 }
 
-/// Notes that all rows that are polled are sent.
+/// Notes that all polled rows are sent.
 pub(super) fn all_are_sent(conn: &mut PgConnection) -> QueryResult<()> {
     let last = polled_through(conn)?;
     sent_through(conn, last)

@@ -1,4 +1,4 @@
-//! Positions in the write-ahead log (WAL), and the one from which a slot is read on.
+//! Positions in the write-ahead log (WAL), and the position from which a slot is read on.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -6,21 +6,21 @@ use diesel::sql_types::{BigInt, Nullable, Text};
 
 use crate::statement::statement;
 
-/// A place in the WAL: so many bytes after its beginning.
+/// A place in the WAL: the number of bytes before it.
 pub(super) type Lsn = u64;
 
-/// As PostgreSQL writes it.
+/// Returns the place as PostgreSQL writes it.
 pub(super) fn shown(lsn: Lsn) -> String {
     format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff)
 }
 
-/// A position in what the WAL has for an outbox. The table keeps the one up to where all is sent. The server hears of it too, but it may
-/// not hear the last of it, and it knows whole transactions only.
+/// A position in what the WAL has for an outbox. The table stores the position up to which all is sent. The server hears of it too,
+/// but perhaps not of the last one, and it knows only whole transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Position {
-    /// All that ends up to here lies before it.
+    /// All transactions that end up to here lie before the position.
     pub(super) start: Lsn,
-    /// Of the transaction that comes next, what lies before it. The commit is not before `start`.
+    /// What lies before it of the transaction that comes next, whose commit is not before `start`.
     pub(super) part: Option<TransactionPart>,
 }
 
@@ -32,19 +32,19 @@ pub(super) struct TransactionPart {
 }
 
 impl Position {
-    /// So many events further in the same transaction.
+    /// Returns the position this many events further in the same transaction.
     pub(super) fn after_events(self, events: u64) -> Self {
         let part = self.part.map(|part| TransactionPart { events: part.events + events, ..part });
         Self { part, ..self }
     }
 
-    /// After all that ends up to here. A transaction that commits there or later has not ended by then.
+    /// Returns the position after all that ends up to here. A transaction that commits there or later has not ended by then.
     pub(super) fn after_end(self, end: Lsn) -> Self {
         let start = self.start.max(end);
         Self { start, part: self.part.filter(|part| start <= part.commit) }
     }
 
-    /// Nothing if the slot is not one of this outbox.
+    /// Loads the stored position. Returns `None` if the slot does not belong to this outbox.
     pub(super) fn load(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<Self>> {
         let row = Load::new(slot.to_owned()).get_result::<(i64, Option<i64>, i64)>(conn).optional()?;
         Ok(row.map(|(start, commit, events)| {
@@ -56,7 +56,7 @@ impl Position {
         }))
     }
 
-    /// With a bound up to which the server may hear that all is sent.
+    /// Stores the position, with a bound up to which the relay may confirm to the server that all is sent.
     pub(super) fn keep(self, conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
         let (commit, events) = self.part.map(|part| (part.commit as i64, part.events as i64)).unzip();
         let (start, events) = (self.start as i64, events.unwrap_or_default());

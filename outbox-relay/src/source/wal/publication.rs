@@ -1,5 +1,5 @@
-//! The publication that the slot is read with. While it does not have all inserts the WAL shows nothing of them, and says nothing
-//! about it; so it must be the same all along, and unchanged.
+//! The publication with which the slot is read. While it does not have all inserts, the WAL shows nothing of them and does not say
+//! so. So it must always be the same one, unchanged.
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
@@ -11,12 +11,12 @@ use super::options::WalOptions;
 use crate::source::database_error;
 use crate::statement::statement;
 
-/// Whether the publication has all that is inserted into the outbox.
+/// Returns whether the publication has all inserts into the outbox.
 pub(super) fn is_whole(conn: &mut PgConnection, name: &str) -> QueryResult<bool> {
     look(conn, "", name).map(|(is_whole, _)| is_whole)
 }
 
-/// Whether the publication has all inserts now, and has not been changed since [`note`].
+/// Returns whether the publication has all inserts now, and was not changed since [`note`].
 pub(super) fn is_same(conn: &mut PgConnection, options: &WalOptions) -> QueryResult<bool> {
     look(conn, &options.slot, &options.publication).map(|(_, is_same)| is_same)
 }
@@ -26,7 +26,7 @@ pub(super) fn note(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResu
     Note::new(name.to_owned(), slot.to_owned()).execute(conn).map(drop)
 }
 
-/// An error unless it is the same. Whatever was committed by now came with the publication as it was noted, if this succeeds.
+/// Returns an error unless it is the same. If it is, everything that was committed by now came with the publication that was noted.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let (slot, name) = (&options.slot, &options.publication);
     let (is_whole, is_same) =
@@ -49,7 +49,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     )))
 }
 
-/// The publication that the slot was set up with, if it is there under another name than this.
+/// Returns the publication that the slot was set up with, if it exists under another name than this.
 pub(super) fn other(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<Option<String>> {
     Other::new(slot.to_owned(), name.to_owned()).get_result(conn).optional()
 }
@@ -58,8 +58,8 @@ fn look(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<(bool, b
     Look::new(name.to_owned(), slot.to_owned()).get_result(conn)
 }
 
-/// What is different after any change of the publication, even one that was taken back: its rows in the catalog are other rows
-/// then. Nothing if it does not have all inserts; from PostgreSQL 15 on it can have a filter (`prqual`).
+/// An identity that any change of the publication changes, even if somebody takes the change back, because its rows in the catalog are
+/// other rows then. Null if it does not have all inserts; from PostgreSQL 15 on it can have a filter (`prqual`).
 macro_rules! identity {
     () => {
         "(SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \

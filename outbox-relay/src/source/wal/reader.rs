@@ -1,4 +1,5 @@
-//! What reads the WAL: near its end a stream, far behind chunks. Any change begins at the place up to which all has come.
+//! What reads the WAL: near its end a stream, far behind it chunks. Any change of reader begins at the place up to which everything
+//! has come.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub(super) struct Reader {
     began: Instant,
     /// How many rows had come by then.
     began_after: u64,
-    /// How long it is streamed at least before chunks are read again.
+    /// How long to stream at least before reading chunks again.
     stream_time: Duration,
 }
 
@@ -36,7 +37,7 @@ enum By {
 
 const STREAM_TIME: Duration = Duration::from_secs(5);
 const LONG_STREAM_TIME: Duration = Duration::from_secs(60);
-/// A transaction with so many events is streamed to its end, because any change of reader begins at its beginning again.
+/// A transaction with this many events is streamed to its end, because a new reader starts at the beginning of the transaction.
 const LARGE: u64 = 100_000;
 
 impl Reader {
@@ -64,7 +65,8 @@ impl Reader {
         })
     }
 
-    /// What has come, or comes within this time. Nothing if that needs another reader: see [`go_on`](Self::go_on).
+    /// Returns what has come, or comes within this time. Returns `None` if more comes only from another reader: see
+    /// [`go_on`](Self::go_on).
     pub(super) fn receive(&self, limit: Duration) -> Result<Option<Vec<Message>>, SourceError> {
         match self.by.handover().receive(limit) {
             Ok(HandedOver::Messages(messages)) => Ok(Some(messages)),
@@ -81,24 +83,24 @@ impl Reader {
         }
     }
 
-    /// The server may forget what lies before this.
+    /// Lets the server forget what lies before this.
     pub(super) fn confirm(&self, lsn: Lsn) {
         self.by.handover().confirm(lsn);
     }
 
-    /// Whether it reads chunks. The slot is moved up now and then only while it does.
+    /// Returns whether it reads chunks. Only then must the relay move the slot up now and then.
     pub(super) fn reads_chunks(&self) -> bool {
         matches!(self.by, By::Chunks(_))
     }
 
-    /// Streams from here on, after chunks. What is confirmed is that all is sent up to `confirmed`.
+    /// Streams from here on, after chunks. All is sent up to `confirmed`.
     pub(super) fn go_on(
         &mut self,
         conn: &mut PgConnection,
         window: &Window,
         confirmed: Lsn,
     ) -> Result<(), SourceError> {
-        // If it is not near, chunks could not be read, or not be taken.
+        // If it is not near the end, chunks could not be read, or were not taken in time.
         let is_near = behind(conn, window)? <= FAR;
         self.stream_time = if is_near { STREAM_TIME } else { LONG_STREAM_TIME };
         tracing::info!(slot = self.wal.slot, "the write-ahead log is streamed from here on");
@@ -107,8 +109,8 @@ impl Reader {
         Ok(())
     }
 
-    /// Reads chunks if the stream is far behind. A stream of which nothing has come yet is still at what
-    /// any other reader would have to begin with, too.
+    /// Reads chunks if the stream is far behind. If nothing has come from the stream yet, it is still at what any other reader
+    /// would begin with too.
     pub(super) fn catch_up(
         &mut self,
         conn: &mut PgConnection,
@@ -150,7 +152,7 @@ impl By {
     }
 }
 
-/// How many bytes of the WAL have not come.
+/// Returns how many bytes of the WAL have not come yet.
 fn behind(conn: &mut PgConnection, window: &Window) -> Result<u64, SourceError> {
     let end = slot::end_of_wal(conn)
         .map_err(|error| database_error("looking up the end of the write-ahead log", error))?;

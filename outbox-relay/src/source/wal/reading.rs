@@ -1,4 +1,4 @@
-//! The active relay's work on the slot: what is read is received, given to the pipeline and settled.
+//! The active relay's work on the slot: it receives what is read, gives it to the pipeline and settles it.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,8 +22,9 @@ use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
 use crate::source::{BLOCKED, SentRows, database_error};
 
+/// The active relay's work on the slot.
 pub(super) struct Reading {
-    /// With the lock of the active relay.
+    /// Holds the lock of the active relay.
     conn: Box<ActiveRelay>,
     database: Database,
     wal: WalOptions,
@@ -38,7 +39,7 @@ pub(super) struct Reading {
     done: LastDone,
 }
 
-/// When things were done last that are done now and then.
+/// When the relay last did what it does now and then.
 #[derive(Default)]
 struct LastDone {
     looked_for_standbys: Option<Instant>,
@@ -46,21 +47,22 @@ struct LastDone {
     measured_lag: Option<Instant>,
 }
 
-/// How often the relay looks for standbys, and keeps what was sent if nothing else keeps it.
+/// How often the relay looks for standbys, and stores its position if nothing else has stored it.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
-/// How often what was sent is kept while something is being sent, which lets the server know too.
+/// How often the relay stores its position while it sends, so that the server can hear of it too.
 const KEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// How often what is known to be sent is noted in the table.
+/// How often the relay notes in the table what is known to be sent.
 const LOWER_BOUND_INTERVAL: Duration = Duration::from_secs(2);
-/// How many bytes a batch has, and one row more at most.
+/// How many bytes fill a batch, which may exceed this by one row.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// Whether reading the WAL may begin.
+/// Whether the relay may begin to read the WAL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Readiness {
     Ready,
-    /// Some of what is polled is unsent.
+    /// Some polled rows are unsent.
     RowsWait,
+    /// Somebody else reads the slot.
     SlotIsRead,
 }
 
@@ -111,10 +113,10 @@ impl Reading {
         })
     }
 
-    /// Whether there is something to read, or comes within this time.
+    /// Returns whether there is something to read, or comes within this time.
     pub(super) fn has_more(&mut self, limit: Duration) -> Result<bool, SourceError> {
         if self.window.is_full() && !self.window.has_more() {
-            // What reads the WAL waits meanwhile, and it goes on when the oldest row is settled.
+            // The reader waits meanwhile, and goes on when the oldest row is settled.
             thread::sleep(limit);
             return Ok(false);
         }
@@ -161,7 +163,7 @@ impl Reading {
         self.keep_on()
     }
 
-    /// The server may forget what was sent, as far as that may be confirmed.
+    /// Lets the server forget what was sent, as far as the relay may confirm it.
     fn confirm(&mut self) -> Result<(), SourceError> {
         let interval = self.wal.confirm_interval;
         let confirmed = self.settling.confirm(&mut self.conn, self.window.position(), interval)?;
@@ -169,14 +171,14 @@ impl Reading {
         Ok(())
     }
 
-    /// Keeps what was sent while a pass goes on, which may take long if a broker is slow. The server ends a session that
-    /// has asked nothing for long.
+    /// Stores what was sent while a pass goes on, which may take long if a broker is slow. The server ends a session that has asked
+    /// nothing for long.
     fn keep_on(&mut self) -> Result<(), SourceError> {
         let interval = if self.reader.reads_chunks() { self.wal.confirm_interval } else { KEEP_INTERVAL };
         if !self.settling.is_due(interval) {
             return Ok(());
         }
-        // The lock has a connection of its own, which keeping the position does not use.
+        // The lock has its own connection, which storing the position does not use.
         standby_relay::stay(&mut self.conn)?;
         self.settling.keep(&mut self.conn, self.window.position())
     }
@@ -186,13 +188,13 @@ impl Reading {
         Ok(DeadLettered::new(id, aggregate_type).holding_back(self.held_back.blocks()))
     }
 
-    /// Makes a dead letter of it, and returns its id and aggregate type.
+    /// Makes a dead letter of the row, and returns its id and aggregate type.
     fn give_up(&mut self, ticket: u64, reason: &str) -> Result<(String, String), SourceError> {
         let row = self.window.row(ticket)?;
         let id = row.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let aggregate_type = String::from_utf8_lossy(&row.aggregate_type).into_owned();
         self.held_back.add(&row);
-        // Commits might wait for this relay by now.
+        // By now, commits might wait for this relay.
         self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
         dead_letters::keep(&mut self.conn, row, reason, self.standbys.are_seen())
             .map_err(|error| database_error("moving a record to the dead letters", error))?;
@@ -201,14 +203,14 @@ impl Reading {
         Ok((id, aggregate_type))
     }
 
-    /// What was read and not settled is read again.
+    /// Lets what was read and not settled be read again.
     pub(super) fn give_again(&mut self) {
         if self.window.give_again() {
             self.held_back.forget();
         }
     }
 
-    /// Keeps how much of a large transaction has been sent, of which the server cannot know.
+    /// Stores how much of a large transaction was sent, which the server cannot know.
     pub(super) fn keep_part(&mut self) -> Result<(), SourceError> {
         let position = self.window.position();
         if position.part.is_some() { self.settling.keep(&mut self.conn, position) } else { Ok(()) }
@@ -248,7 +250,7 @@ impl Reading {
         polled::sent_through(&mut self.conn, sent_through).map_err(failed)
     }
 
-    /// Keeps all that is known to be sent.
+    /// Stores and confirms all that is known to be sent.
     pub(super) fn end(&mut self) {
         let position = self.window.position();
         let confirmed = self.settling.confirmable(position);

@@ -1,4 +1,4 @@
-//! Settling: up to where all is sent is kept in the table, and the server may forget what lies before.
+//! Settling: stores in the table up to where all is sent, and lets the server forget what lies before.
 
 use std::time::{Duration, Instant};
 
@@ -12,16 +12,17 @@ use super::{origin, slot};
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
 
+/// Up to where all is sent, as the table and the server know it.
 pub(super) struct Settling {
     slot: String,
-    /// What the table has, and since when.
+    /// The position that the table has, and since when.
     kept: Position,
     kept_at: Option<Instant>,
     bound: ConfirmBound,
 }
 
 impl Settling {
-    /// Begins at the position that the table has, for a WAL that ends here. It notes which server and slot this is.
+    /// Begins at the position that the table has, for a WAL that ends at `end`. Notes which server and slot this is.
     pub(super) fn begin(
         conn: &mut PgConnection,
         slot: &str,
@@ -34,8 +35,8 @@ impl Settling {
         Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound) })
     }
 
-    /// Returns up to where the server may forget if all is sent up to this position. The position is kept first if the bound asks for
-    /// that, but no more often than this.
+    /// Returns up to where the server may forget if all is sent up to this position. First stores the position if the bound
+    /// requires that, but no more often than `interval`.
     pub(super) fn confirm(
         &mut self,
         conn: &mut PgConnection,
@@ -48,17 +49,17 @@ impl Settling {
         Ok(self.confirmable(position))
     }
 
-    /// The same, of what is kept by now.
+    /// Does the same with what is stored by now.
     pub(super) fn confirmable(&mut self, position: Position) -> Lsn {
         self.bound.confirmable(position.start)
     }
 
-    /// Whether it is time to keep the position, which it is once in this interval.
+    /// Returns whether it is time to store the position, once in each interval.
     pub(super) fn is_due(&mut self, interval: Duration) -> bool {
         is_due(&mut self.kept_at, interval)
     }
 
-    /// Keeps the position, if it is not kept.
+    /// Stores the position, unless the table has it.
     pub(super) fn keep(&mut self, conn: &mut PgConnection, position: Position) -> Result<(), SourceError> {
         if position == self.kept { Ok(()) } else { self.write(conn, position) }
     }
@@ -75,7 +76,7 @@ impl Settling {
         Ok(())
     }
 
-    /// Keeps the position for the last time. The server hears nothing later: a slot that is further is another one.
+    /// Stores the position for the last time. The server hears nothing later, so a slot that is further is another one.
     pub(super) fn end(&mut self, conn: &mut PgConnection, position: Position) {
         let confirmed = self.confirmable(position);
         if let Err(error) = position.keep(conn, &self.slot, confirmed) {

@@ -12,17 +12,17 @@ use super::position::{Lsn, Position, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
-/// What is known of a slot.
+/// What the server knows of a slot.
 #[derive(Debug, Clone)]
 pub(super) struct ReplicationSlot {
-    /// Whether it is one of this database and of the right kind.
+    /// Whether it belongs to this database and is of the right kind.
     pub(super) fits: bool,
     /// Whether somebody reads it.
     pub(super) is_active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub(super) status: String,
     pub(super) confirmed: Lsn,
-    /// How many bytes of the WAL are kept for it.
+    /// How many bytes of the WAL the server keeps for it.
     pub(super) retained: u64,
 }
 
@@ -44,13 +44,14 @@ impl ReplicationSlot {
         self.status == "lost"
     }
 
-    /// Whether the WAL can be read from it.
+    /// Returns whether the WAL can be read from it.
     pub(super) fn is_usable(&self) -> bool {
         self.fits && !self.is_lost()
     }
 }
 
-/// The slots but this one that the table names, if they are there. One of another database came here with a copy of its tables.
+/// Returns the slots that the table names, except this one, with what the server knows of them. A slot of another database came
+/// here with a copy of its tables.
 pub(super) fn others(
     conn: &mut PgConnection,
     name: &str,
@@ -59,7 +60,7 @@ pub(super) fn others(
     names.into_iter().map(|other| ReplicationSlot::find(conn, &other).map(|slot| (other, slot))).collect()
 }
 
-/// A name that no slot of the server has.
+/// Returns a name that no slot of the server has.
 pub(super) fn free_name(conn: &mut PgConnection) -> QueryResult<String> {
     let name = OwnName::new().get_result::<String>(conn)?;
     let (mut free, mut n) = (name.clone(), 1);
@@ -70,7 +71,7 @@ pub(super) fn free_name(conn: &mut PgConnection) -> QueryResult<String> {
     Ok(free)
 }
 
-/// Whether the slot can be read. If it cannot, that is an error that trying again cannot mend.
+/// Checks that the slot can be read. Trying again cannot correct the errors that this returns.
 pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the replication slot", error);
     let name = &options.slot;
@@ -118,7 +119,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
     Ok(())
 }
 
-/// While nobody reads the slot its part of the WAL grows.
+/// Warns if nothing limits the WAL that the server keeps while nobody reads the slot.
 pub(super) fn warn_of_no_limit(conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
     let limit = KeepSize::new().get_result::<i64>(conn);
     if limit.map_err(|error| database_error("looking up max_slot_wal_keep_size", error))? < 0 {
@@ -131,12 +132,12 @@ pub(super) fn warn_of_no_limit(conn: &mut PgConnection, options: &WalOptions) ->
     Ok(())
 }
 
-/// Up to where the WAL reaches. What is committed by now lies before it.
+/// Returns where the WAL ends. Everything that is committed by now lies before that.
 pub(super) fn end_of_wal(conn: &mut PgConnection) -> QueryResult<Lsn> {
     Ok(EndOfWal::new().get_result::<i64>(conn)?.unsigned_abs())
 }
 
-/// Makes a slot. On PostgreSQL 17 and later standbys of the server keep it too, so that a relay can go on there.
+/// Makes a slot. On PostgreSQL 17 and later, standbys of the server keep it too, so that a relay can go on there.
 pub(super) fn make(conn: &mut PgConnection, name: &str) -> QueryResult<()> {
     if Version::new().get_result::<i64>(conn)? >= 170_000 {
         MakeForFailover::new(name.to_owned()).execute(conn)?;
@@ -156,15 +157,15 @@ pub(super) fn move_up(conn: &mut PgConnection, slot: &str, to: Lsn) -> QueryResu
     MoveUp::new(to as i64, slot.to_owned()).execute(conn).map(drop)
 }
 
-/// Makes a temporary copy of a slot, which goes with this connection, and returns its name: it has the server's number of the session, and
-/// the label.
+/// Makes a temporary copy of a slot and returns its name, which has the server's number of the session and the label. The copy ends
+/// with this connection.
 pub(super) fn copy(conn: &mut PgConnection, slot: &str, label: &str) -> QueryResult<String> {
     let copy = format!("outbox_{}_{label}", session_pid(conn)?);
     Copy::new(slot.to_owned(), copy.clone()).get_result::<bool>(conn)?;
     Ok(copy)
 }
 
-/// The server's number of this session.
+/// Returns the server's number of this session.
 pub(super) fn session_pid(conn: &mut PgConnection) -> QueryResult<i32> {
     SessionPid::new().get_result(conn)
 }
@@ -185,7 +186,7 @@ statement!(
 
 statement!(
     Pg,
-    /// Of lower-case letters, digits and underscores, 63 at most, as a slot's name has to be.
+    /// A name for a slot of this database. Like every slot's name, it has only lower-case letters, digits and underscores, 63 at most.
     OwnName {} -> Text,
     "SELECT 'outbox_' || left(regexp_replace(lower(current_database()), '[^a-z0-9_]', '_', 'g'), 50)"
 );

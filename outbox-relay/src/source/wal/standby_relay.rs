@@ -1,11 +1,13 @@
-//! The relays that stand by. Of several, the one reads the slot that has locked the view `outbox_reader`. Only a role may do so that was
-//! granted UPDATE on it. The next in line looks each second whether it is free, and the others much less often, so that more relays do
-//! not mean more queries. They have nothing to do with standby servers: for those see `synchronous_standbys.rs`.
+//! The relays that stand by. Of several relays, the one that has locked the view `outbox_reader` reads the slot. Only a role with
+//! UPDATE on the view may lock it. The next relay in line looks each second whether the lock is free, and the others much less
+//! often, so that more relays do not mean more queries. They have nothing to do with standby servers: for those see
+//! `synchronous_standbys.rs`.
 //!
-//! The lock is held by an open transaction on a connection of its own. That has neither a transaction id nor a snapshot, so that
-//! it holds nothing back however long it lasts, and nobody vacuums or analyzes a view.
+//! An open transaction on its own connection holds the lock. It has neither a transaction id nor a snapshot, so it holds nothing
+//! back however long it lasts, and nobody vacuums or analyzes a view.
 //!
-//! Being the next in line is an advisory lock, which any role may take: if a stranger has it, all look at the longer interval.
+//! To be the next in line is an advisory lock, which any role may take. If a stranger holds it, all relays look at the longer
+//! interval.
 
 use std::ops::{Deref, DerefMut};
 use std::thread;
@@ -27,11 +29,11 @@ use diesel_outbox_core::advisory_locks;
 const NEXT_INTERVAL: Duration = Duration::from_secs(1);
 const OTHERS_INTERVAL: Duration = Duration::from_secs(15);
 
-/// No snapshot is kept between two statements.
+/// Keeps no snapshot between two statements.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; LOCK TABLE outbox_reader IN EXCLUSIVE MODE NOWAIT";
-/// How often the server is asked something meanwhile, so that it knows that this process goes on.
+/// How often the relay asks the server something meanwhile, so that the server knows that this process goes on.
 const STAY_INTERVAL: Duration = Duration::from_secs(5);
-/// A process that was frozen loses its lock when it has asked nothing for so long.
+/// A process that is frozen loses its lock when it has asked nothing for this long.
 const IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = '30s'";
 
 /// A relay that waits to become the active one.
@@ -46,11 +48,11 @@ pub(super) struct StandbyRelay {
 pub(super) struct ActiveRelay {
     conn: PgConnection,
     lock: PgConnection,
-    /// When that one was used last.
+    /// When the lock's connection was last used.
     stayed: Option<Instant>,
 }
 
-/// What a relay is by now.
+/// The role that a relay has by now.
 pub(super) enum Role {
     Active(Box<ActiveRelay>),
     Standby(Box<StandbyRelay>),
@@ -67,7 +69,7 @@ impl StandbyRelay {
         let failed = |error| database_error("looking whether another relay is active", error);
         self.is_next = self.is_next
             || Lock::new(advisory_locks::NEXT_READER).get_result(&mut self.conn).map_err(failed)?;
-        // Its connection is made only if it is likely to be needed.
+        // The lock's connection is made only if it is likely to be needed.
         if IsHeld::new().get_result(&mut self.conn).map_err(failed)? {
             return Ok(Role::Standby(self));
         }
@@ -122,13 +124,13 @@ pub(super) fn take_lock(conn: &mut PgConnection) -> QueryResult<bool> {
     if IsHeld::new().get_result(conn)? { Ok(false) } else { Err(error) }
 }
 
-/// Ends that transaction.
+/// Ends the transaction that holds the lock.
 pub(super) fn give_lock_back(conn: &mut PgConnection) -> QueryResult<()> {
     conn.batch_execute("ROLLBACK")
 }
 
-/// Lets the server know that this process goes on, if it has not done so for a while: a pass may take long if a broker is slow. It is an
-/// error if the lock was lost.
+/// Lets the server know that this process goes on, if it has not done so for a while, because a pass may take long if a broker is
+/// slow. Returns an error if the lock was lost.
 pub(super) fn stay(active: &mut ActiveRelay) -> Result<(), SourceError> {
     if !is_due(&mut active.stayed, STAY_INTERVAL) {
         return Ok(());

@@ -1,4 +1,4 @@
-//! The replication connection, on a thread of its own that reads ahead as far as the relay can keep up.
+//! Streams the WAL over a replication connection, on its own thread, which reads ahead as far as the relay can keep up.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -18,22 +18,22 @@ use super::position::Lsn;
 use crate::source::database::{with_keepalives, with_parameters};
 use diesel_outbox_core::__private::{one_line, quoted_identifier};
 
-/// Ends, and with it the connection, when it is dropped.
+/// A stream of the WAL. It ends, and with it the connection, when this is dropped.
 pub(super) struct Stream {
     handover: Handover,
     thread: Option<JoinHandle<()>>,
 }
 
-/// How often the server hears that all is well if nothing new is to be confirmed.
+/// How often the server hears that all is well if there is nothing new to confirm.
 const HEARTBEAT: Duration = Duration::from_secs(5);
-/// It answers each time: if it does not for so long it is gone.
+/// The server answers each time. If it has not answered for this long, it is gone.
 const SILENCE: Duration = Duration::from_secs(30);
-/// How long to try to confirm the last.
+/// How long to try to confirm the last position.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 const SHORTEST_CONFIRM_INTERVAL: Duration = Duration::from_millis(1);
-/// How often it is looked whether there is room.
+/// How often to look whether there is room.
 const FULL_PAUSE: Duration = Duration::from_millis(1);
-/// The server waits so long for the heartbeat of a process that was frozen.
+/// The server waits this long for the heartbeat of a process that is frozen.
 const SETTINGS: [&str; 2] = ["SET application_name = 'outbox relay'", "SET wal_sender_timeout = '30s'"];
 
 impl Stream {
@@ -81,11 +81,11 @@ impl Stream {
 }
 
 impl Drop for Stream {
-    /// The server hears first what is confirmed.
+    /// Ends the thread, which first confirms the last position to the server.
     fn drop(&mut self) {
         self.handover.end();
         if let Some(thread) = self.thread.take() {
-            // Its panic was reported when something was to be received.
+            // If it panicked, the relay noticed when it tried to receive something.
             let _ = thread.join();
         }
     }
@@ -94,7 +94,7 @@ impl Drop for Stream {
 struct StreamReader {
     url: String,
     options: WalOptions,
-    /// It begins no earlier.
+    /// It begins no earlier than here.
     start: Lsn,
     decoder: Decoder,
     handed: SyncSender<Messages>,
@@ -102,9 +102,9 @@ struct StreamReader {
     in_transaction: bool,
     /// Up to where something was received.
     end: Lsn,
-    /// When something came last.
+    /// When something last came.
     heard: Instant,
-    /// What was confirmed to the server last, and when.
+    /// What was last confirmed to the server, and when.
     last_confirmed: (Lsn, Instant),
     /// Whether the server waits for an answer.
     is_asked: bool,
@@ -153,7 +153,7 @@ impl StreamReader {
                 )));
             }
         }
-        // It is not the only one that knows.
+        // The table knows the position too, so an error does not matter.
         let _ = tokio::time::timeout(LAST_WORDS, self.confirm(&mut conn, true)).await;
         Ok(())
     }
@@ -179,7 +179,7 @@ impl StreamReader {
         Ok(conn)
     }
 
-    /// Adds what this has, and returns its size.
+    /// Adds the messages in this, and returns its size.
     fn add(&mut self, data: Bytes, messages: &mut Vec<Message>) -> Result<usize, SourceError> {
         let size = data.len();
         match data.first() {
@@ -195,7 +195,7 @@ impl StreamReader {
             Some(b'k') => {
                 let keepalive = parse_keepalive_message(&data).map_err(lost)?;
                 self.is_asked |= keepalive.reply_requested;
-                // In the middle of a transaction it says nothing of what has been sent.
+                // In the middle of a transaction, the keepalive says nothing of what has come.
                 if !self.in_transaction && keepalive.wal_end > self.end {
                     self.end = keepalive.wal_end;
                     messages.push(Message::End(keepalive.wal_end));
@@ -220,7 +220,7 @@ impl StreamReader {
             messages = full;
             tokio::time::sleep(FULL_PAUSE).await;
             self.confirm(conn, false).await?;
-            // It was not listened to.
+            // The thread did not listen to the server.
             self.heard = Instant::now();
         }
         Ok(())
@@ -245,7 +245,7 @@ impl StreamReader {
     }
 }
 
-/// Before each message there are two positions and a time.
+/// Two positions and a time precede each message.
 const WAL_HEADER: usize = 25;
 
 fn lost(error: ReplicationError) -> SourceError {

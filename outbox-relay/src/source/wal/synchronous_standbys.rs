@@ -1,6 +1,6 @@
-//! The server's synchronous standbys. It lets the relay read a transaction before they have it, and a failover undoes one that they
-//! never got: its events are held back until they have it. The relay itself must not be one of them, because commits would wait for it.
-//! Relays that stand by are another thing: see `standby_relay.rs`.
+//! The server's synchronous standbys. The server lets the relay read a transaction before they have it, and a failover undoes a
+//! transaction that they never got. So the relay holds its events back until they have it. The relay itself must not be one of
+//! them, because commits would wait for it. Relays that stand by are something else: see `standby_relay.rs`.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -15,15 +15,15 @@ use super::position::{Lsn, shown};
 use crate::source::database_error;
 use crate::statement::statement;
 
-/// What the relay is called where standbys are named.
+/// The relay's name as a standby.
 const OWN_NAME: &str = "outbox relay";
 
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
-/// How long standbys may take before a warning, and how long the commit of a dead letter waits for them.
+/// How long standbys may take before the relay warns, and how long a dead letter waits for them.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The setting `synchronous_standby_names`: so many of those named must have what is committed.
+/// The setting `synchronous_standby_names`: how many of those that it names must have what is committed.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Names {
     needed: usize,
@@ -31,7 +31,7 @@ struct Names {
 }
 
 impl Names {
-    /// Of `a, b`, `1 (a, b)`, `FIRST 1 (a, b)` and `ANY 1 (a, b)`, in any case; the server has looked at it.
+    /// Reads `a, b`, `1 (a, b)`, `FIRST 1 (a, b)` and `ANY 1 (a, b)`, in upper or lower case. The server has checked the setting.
     fn of(setting: &str) -> Self {
         let (head, list) = match setting.split_once('(') {
             Some((head, list)) if !head.contains('"') => (head, list.trim_end().trim_end_matches(')')),
@@ -45,14 +45,14 @@ impl Names {
     }
 }
 
-/// What is held back for them.
+/// What is held back for the synchronous standbys.
 #[derive(Debug, Default)]
 pub(super) struct SynchronousStandbys {
-    /// How many of them must have an event's transaction; none if nothing is held back.
+    /// How many of them must have an event's transaction. Zero if nothing is held back.
     needed: usize,
-    /// Rows with a lower ticket need not be held back any more.
+    /// Rows with a lower ticket are no longer held back.
     released: u64,
-    /// Rows with a lower ticket need not be either when the standbys have the WAL up to there.
+    /// Rows with a lower ticket are released when the standbys have the WAL up to this place.
     next: Option<(u64, Lsn)>,
     looked: Option<Instant>,
     pause: Duration,
@@ -62,7 +62,7 @@ pub(super) struct SynchronousStandbys {
 }
 
 impl SynchronousStandbys {
-    /// Looks for them, and says what is to be done if the relay cannot wait for them by itself.
+    /// Looks for them. Warns, with what to do, if the relay cannot wait for them properly.
     pub(super) fn begin(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
         let mut standbys = Self::default();
         let found = standbys.look_again(conn, options, 0)?;
@@ -87,7 +87,7 @@ impl SynchronousStandbys {
         Ok(standbys)
     }
 
-    /// Looks whether they are still the same; rows that were not given by now, from this ticket on, are held back then.
+    /// Looks whether they are still the same. If the relay begins to wait for some, rows from the ticket `next` on are held back.
     pub(super) fn look_again(
         &mut self,
         conn: &mut PgConnection,
@@ -103,12 +103,12 @@ impl SynchronousStandbys {
         Ok(found)
     }
 
-    /// Rows from this ticket on are not to be given.
+    /// Returns the ticket from which on rows must not be given.
     pub(super) fn released(&self) -> u64 {
         if self.needed == 0 { u64::MAX } else { self.released }
     }
 
-    /// Whether the row with the ticket `next` may be given, now or within this time. So many were received.
+    /// Returns whether the row with the ticket `next` may be given, now or within this time. `received` is how many rows have come.
     pub(super) fn let_go(
         &mut self,
         conn: &mut PgConnection,
@@ -157,14 +157,14 @@ impl SynchronousStandbys {
         Ok(())
     }
 
-    /// Waits until they have all that is committed by now, if the relay waits for them.
+    /// Waits until they have everything that is committed by now, if the relay waits for them.
     pub(super) fn wait(&self, conn: &mut PgConnection, options: &WalOptions) -> Result<(), SourceError> {
         if self.needed == 0 {
             return Ok(());
         }
         let (began, end) = (Instant::now(), Reached::look(conn, self.needed)?.end);
         loop {
-            // That they are others now, or none, is noticed too.
+            // This also notices if they are others now, or none.
             let needed = Found::look(conn, options)?.names.needed;
             if needed == 0 || Reached::look(conn, needed)?.standbys.is_some_and(|standbys| standbys >= end) {
                 return Ok(());
@@ -179,12 +179,13 @@ impl SynchronousStandbys {
         }
     }
 
-    /// Whether what is committed is to wait for them by itself, because it cannot be seen how far they are.
+    /// Returns whether the relay sees how far they are, so that it waits for them itself. Otherwise its commits must wait.
     pub(super) fn are_seen(&self) -> bool {
         self.needed > 0
     }
 }
 
+/// What a look at the server finds.
 pub(super) struct Found {
     names: Names,
     version: i64,
@@ -195,7 +196,7 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// An error if commits wait for the relay, or would.
+    /// Returns an error if commits wait for the relay, or would.
     pub(super) fn look(conn: &mut PgConnection, options: &WalOptions) -> Result<Self, SourceError> {
         type StandbysRow = (String, i64, String, bool, String, bool);
         let (setting, version, slots, is_visible, role, is_standby) = Look::new(options.slot.clone())
@@ -213,10 +214,11 @@ impl Found {
     }
 }
 
+/// How far the standbys are.
 struct Reached {
     /// Up to where the WAL is on the disk here.
     end: Lsn,
-    /// Up to where as many standbys have it as are needed.
+    /// Up to where as many standbys as are needed have the WAL.
     standbys: Option<Lsn>,
 }
 
@@ -225,7 +227,7 @@ impl Reached {
         let (end, standbys) = Flushed::new()
             .get_result::<(i64, Vec<i64>)>(conn)
             .map_err(|error| database_error("looking how far the synchronous standbys are", error))?;
-        // By priority those that count are as many as are needed; of a quorum the others may be behind.
+        // By priority, as many count as are needed. Of a quorum, the others may be behind.
         let standbys =
             needed.checked_sub(1).and_then(|last| standbys.get(last)).map(|lsn| lsn.unsigned_abs());
         Ok(Self { end: end.unsigned_abs(), standbys })

@@ -1,22 +1,22 @@
-//! What was received and is not settled, and the position up to where everything is.
+//! What was received and is not settled, and the position up to which everything is.
 //!
 //! There is one encoding of a position, [`Position`]: before it lies all that ends up to `start`, and of the transaction that
-//! commits at `part.commit` the first `part.events` events. The window has one where receiving goes on (`received`) and one at
-//! each mark: a mark has the ticket of the row that comes next, and the position there.
+//! commits at `part.commit` the first `part.events` events. The window has a position at which receiving goes on (`received`) and
+//! one at each mark. A mark has the ticket of the row that comes next, and the position there.
 //!
-//! Why the position of the oldest row is right. Rows come in the order of their commits, and their tickets have no gaps. A mark
-//! is set before the first row of a transaction and where one ends, so the rows from one mark to the next are of one transaction
-//! and follow each other in it. So the position before such a row is the mark's with as many more events as there are
-//! tickets in between. If two marks have the same ticket no row lies between them, and the later one replaces the earlier: it
-//! says all that the earlier says, and more. A row leaves the window when it and all before it are settled, so what lies before
-//! the oldest row is settled as a whole, and its position may be kept. It never goes back: tickets and ends only rise.
+//! Why the position of the oldest row is right. Rows come in the order of their commits, and their tickets have no gaps. A mark is
+//! set before the first row of a transaction and at the end of one, so the rows from one mark to the next belong to one transaction
+//! and follow each other in it. So the position before such a row is the mark's, plus as many events as there are tickets in
+//! between. If two marks have the same ticket, no row lies between them, and the later one replaces the earlier: it says all that
+//! the earlier one says, and more. A row leaves the window when it and all before it are settled. So everything before the oldest
+//! row is settled, and its position may be stored. It never goes back, because tickets and ends only rise.
 //!
-//! Why nothing is lost or sent twice if a transaction is read again from its beginning, by another reader or another relay. It
-//! is the one whose commit `received.part` has, whether this window received that part or an earlier relay sent it. The server
-//! decodes a transaction's events in the same order each time, so the first `part.events` of them are skipped, and the next one
-//! is the first that has not come. It follows the one before, so no mark is set. What comes before the transaction on the second
-//! reading are ends before its commit and transactions without rows, which leave the part as it is: all others ended before
-//! `start`, from where the WAL is read. If one had rows all the same they would be given, and so would the whole transaction after it.
+//! Why nothing is lost or sent twice if a transaction is read again from its beginning, by another reader or another relay. It is
+//! the one whose commit `received.part` has, whether this window received that part or an earlier relay sent it. The server decodes
+//! a transaction's events in the same order each time. So the first `part.events` of them are skipped, and the next one is the
+//! first that has not come. It follows the one before, so no mark is set. On the second reading, only ends before its commit and
+//! transactions without rows come before the transaction, and they leave the part as it is: all others ended before `start`, from
+//! where the WAL is read. If one had rows all the same, they would be given, and so would the whole transaction after it.
 
 use std::collections::VecDeque;
 
@@ -26,32 +26,33 @@ use super::decode::{Insert, Message};
 use super::position::{Lsn, Position, TransactionPart};
 use crate::source::row::StoredRow;
 
+/// What was received and is not settled.
 #[derive(Default)]
 pub(super) struct Window {
-    /// The ticket of the oldest row here; each later one has the next.
+    /// The ticket of the oldest row here. Each later row has the next ticket.
     first: u64,
     rows: VecDeque<ReceivedRow>,
     /// How many of them are not settled.
     unsettled: usize,
-    /// The next ticket to be given to the relay.
+    /// The ticket of the row to be given next.
     next: u64,
-    /// The last mark that lies before the oldest row, and those behind it.
+    /// The last mark before the oldest row, and those behind it.
     settled: Mark,
     marks: VecDeque<Mark>,
-    /// Up to where all has come.
+    /// Up to where everything has come.
     received: Position,
-    /// Where the transaction commits that comes now.
+    /// Where the transaction that is coming commits.
     commit: Lsn,
-    /// How many of its events are still to be skipped.
+    /// How many of its events to skip.
     skipping: u64,
 }
 
-/// A row that came; nothing of it once it is settled, because one that is older may keep it here for long.
+/// A row that came. `None` once it is settled, because an older row may keep it here for long.
 type ReceivedRow = Option<Insert>;
 
-/// From so many rows on nothing more is received. What is settled behind a row that is not costs about a hundred bytes, if each has
-/// a transaction of its own, and a look if rows are given again: 50 MB at most, and some milliseconds. Others' events go on for
-/// as many rows while one partition is stuck.
+/// At this many rows, the relay receives no more. A row that is settled behind an unsettled one costs about a hundred bytes, if
+/// each has its own transaction, and a look if rows are given again: 50 MB at most, and some milliseconds. While one partition is
+/// stuck, other events go on for this many rows.
 const MOST_ROWS: usize = 1 << 19;
 
 /// The position before a row.
@@ -68,7 +69,7 @@ impl Window {
         Self { settled: Mark { before: 0, position }, received: position, ..Self::default() }
     }
 
-    /// Takes what comes next. If something is read again, that is from the place up to which all has come.
+    /// Takes what comes next. If something is read again, it comes from the place up to which everything has come.
     pub(super) fn receive(&mut self, message: Message) {
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
@@ -82,11 +83,11 @@ impl Window {
                 self.received = self.received.after_events(1);
             }
             Message::Begin(commit) => {
-                // Some of it has come if it is read again from its beginning.
+                // If it is read again from its beginning, some of it has come.
                 let part = self.received.part.filter(|part| part.commit == commit);
                 (self.commit, self.skipping) = (commit, part.map_or(0, |part| part.events));
             }
-            // It lies before the commit of the transaction whose events are skipped now, so it does not end that one.
+            // This lies before the commit of the transaction whose events are being skipped, so it does not end that one.
             Message::End(lsn) if self.skipping > 0 && lsn <= self.commit => {}
             Message::End(lsn) => {
                 self.skipping = 0;
@@ -101,27 +102,27 @@ impl Window {
         self.next < self.next_ticket()
     }
 
-    /// Whether nothing more is to be received until something is settled.
+    /// Returns whether to receive nothing more until something is settled.
     pub(super) fn is_full(&self) -> bool {
         self.rows.len() >= MOST_ROWS
     }
 
-    /// The ticket of the next row to be given.
+    /// Returns the ticket of the next row to be given.
     pub(super) fn next(&self) -> u64 {
         self.next
     }
 
-    /// The ticket of the next row that comes: how many have come.
+    /// Returns the ticket of the next row that comes, which is how many have come.
     pub(super) fn next_ticket(&self) -> u64 {
         self.first + self.rows.len() as u64
     }
 
-    /// The next row that was not given, or not settled since it was to be given again.
+    /// Gives the next row: one that was not given, or one that was not settled and is given again.
     pub(super) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
         self.give_before(u64::MAX)
     }
 
-    /// The same, if its ticket is below this one.
+    /// Does the same, if the row's ticket is below this one.
     pub(super) fn give_before(&mut self, end: u64) -> Result<Option<StoredRow>, SourceError> {
         while self.next < end
             && let Some(received) = self.find(self.next)
@@ -136,7 +137,7 @@ impl Window {
         Ok(None)
     }
 
-    /// What is not settled is given again: whether there is any.
+    /// Lets what is not settled be given again. Returns whether there is any.
     pub(super) fn give_again(&mut self) -> bool {
         let again = self.next > self.first;
         self.next = self.first;
@@ -160,28 +161,28 @@ impl Window {
         }
     }
 
-    /// Up to where all has come: from here the WAL is to be read on.
+    /// Returns up to where everything has come: from here the WAL is read on.
     pub(super) fn end(&self) -> Lsn {
         self.received.start
     }
 
-    /// How many events have come of a transaction of which more are to come.
+    /// Returns how many events have come of a transaction that has not ended.
     pub(super) fn receiving(&self) -> u64 {
         self.received.part.map_or(0, |part| part.events)
     }
 
-    /// Up to where the server may forget.
+    /// Returns up to where the server may forget.
     pub(super) fn confirmed(&self) -> Lsn {
         self.settled.position.start
     }
 
-    /// Up to where all is settled.
+    /// Returns up to where everything is settled.
     pub(super) fn position(&self) -> Position {
         let Position { start, part } = self.settled.position.after_events(self.first - self.settled.before);
         Position { start, part: part.filter(|part| part.events > 0) }
     }
 
-    /// How many rows are not settled, and the oldest of them.
+    /// Returns how many rows are not settled, and the oldest of them.
     pub(super) fn unsettled(&self) -> (usize, Option<&Insert>) {
         (self.unsettled, self.rows.front().and_then(Option::as_ref))
     }
@@ -194,7 +195,7 @@ impl Window {
         self.rows.get(self.index(ticket)?)
     }
 
-    /// Marks the present position. Many may come while one row waits, and transactions without any.
+    /// Marks the present position. Many marks may come while one row waits, and transactions without rows.
     fn mark(&mut self) {
         let mark = Mark { before: self.next_ticket(), position: self.received };
         match self.marks.back_mut() {
