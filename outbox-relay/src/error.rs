@@ -22,17 +22,17 @@ pub enum RelayError {
     /// The broker's settings are wrong.
     #[error("the relay cannot make a publisher: {0}")]
     Broker(#[from] PublishError),
-    /// A worker's thread could not be started.
+    /// The system could not start a worker's thread.
     #[error("cannot start a worker's thread: {0}")]
     Thread(#[from] std::io::Error),
-    /// The source cannot go on, and trying again cannot mend it: a replication slot was lost, for example. Nothing that was
-    /// not sent is marked as sent.
+    /// The source cannot go on, and trying again cannot help, for example because a replication slot was lost. No unsent record is
+    /// marked as sent.
     #[error("the relay cannot go on: {0}")]
     Source(#[source] SourceError),
     /// A worker panicked; the others have been stopped.
     #[error("a relay worker panicked: {0}")]
     Panicked(String),
-    /// The workers did not stop in time. They end with the process; what they had in flight may be sent again.
+    /// The workers did not stop in time. They end with the process, and the next relay may send again what they had in flight.
     #[error("the relay did not stop within {0:?}: records in flight may be sent again")]
     ShutdownTimeout(Duration),
 }

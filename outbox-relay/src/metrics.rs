@@ -88,7 +88,7 @@ impl Metrics {
         counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component).increment(1);
         let retry_in_ms = retry_in.as_millis() as u64;
         if is_misconfigured {
-            error!(error = %error, retry_in_ms, "nothing is sent until somebody mends the {component}; trying again");
+            error!(error = %error, retry_in_ms, "nothing is sent until somebody fixes the {component}; trying again");
         } else {
             warn!(error = %error, retry_in_ms, "the {component} failed; trying again");
         }

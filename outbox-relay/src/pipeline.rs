@@ -168,7 +168,7 @@ impl Pipeline<'_> {
                 if !pass.unsent.is_empty() {
                     pass.found = now;
                 }
-                // What is read ahead comes on top of this.
+                // The batch that is read ahead comes on top of this.
                 pass.reads_ahead = more && in_time && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.batch_size)?;

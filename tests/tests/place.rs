@@ -262,7 +262,7 @@ fn a_position_of_another_server_is_refused_with_advice_that_loses_nothing() {
     wal(&source, "setup");
     let mut committed = sent_and_unsent(&source);
     move_to(&source, &target);
-    eventually("the log to be longer", PATIENCE, || {
+    eventually("the WAL to be longer", PATIENCE, || {
         let longer = "SELECT pg_logical_emit_message(false, 'x', 'y'), pg_switch_wal()";
         target.connect().batch_execute(longer).unwrap();
         let is_longer = "outbox_slot WHERE start_lsn < pg_current_wal_lsn()";

@@ -42,7 +42,7 @@ impl Operate for PgConnection {
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
         let (id, aggregate_type, aggregate_id) = which.conditions();
         self.transaction(|conn| {
-            // With the shards locked no relay is reading them, and their lower bounds can go back.
+            // While the shards are locked, no relay reads them, and their lower bounds can move back.
             conn.batch_execute(LOCK_SHARDS)?;
             let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
             let mut lower_bounds: BTreeMap<i16, i64> = BTreeMap::new();
@@ -60,7 +60,7 @@ impl Operate for PgConnection {
     }
 }
 
-/// The number and age of the rows of this part of a query, and how far the slot is behind from which others are read, if there is one.
+/// The number and age of the rows of this part of a query, and how far the slot is behind, if other rows are read from one.
 macro_rules! lag {
     ($($rows:expr),+) => {
         concat!(
@@ -91,7 +91,7 @@ statement!(
 
 statement!(
     Pg,
-    /// Counts in the whole table, because the lower bounds say nothing if the sequence was set back.
+    /// Counts in the whole table, because the lower bounds mean nothing if the sequence was set back.
     UnsentAnywhere {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
     lag!(
         "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",
@@ -108,9 +108,9 @@ statement!(
 
 statement!(
     Pg,
-    /// Puts them back at their old place if rows are polled. They get new numbers if rows are read from the write-ahead log, which has no
-    /// other order than that of the commits; if nothing marks what was sent among their neighbours; and if another event has the number
-    /// because the sequence was restarted. Later ones of an aggregate stay behind earlier ones.
+    /// Puts dead letters back at their old place if rows are polled. They get new numbers in three cases: rows are read from the write-ahead
+    /// log, which has only the order of the commits; nothing marks which of their neighbours were sent; or another event has the number,
+    /// because the sequence was restarted. Later dead letters of an aggregate stay behind earlier ones.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -133,7 +133,7 @@ statement!(
 
 statement!(
     Pg,
-    /// A slot that is read has them anyway.
+    /// Moves lower bounds back before these rows, if the table is polled. A slot that is read has the rows anyway.
     SetLowerBoundsBack { shards: Vec<i16> => Array<SmallInt>, lower_bounds: Vec<i64> => Array<BigInt> } -> BigInt,
     "UPDATE outbox_shard AS s SET sent_through = least(s.sent_through, restored.sent_through), passed = least(s.passed, restored.sent_through) \
      FROM unnest(?, ?) AS restored (shard, sent_through) WHERE s.shard = restored.shard AND s.polled_through = 9223372036854775807"

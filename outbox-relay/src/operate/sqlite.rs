@@ -53,7 +53,8 @@ statement!(
 
 statement!(
     Sqlite,
-    /// Puts them back at their old place, or under a new number if another event has the old one because the sequence was restarted.
+    /// Puts dead letters back at their old place, or under a new number if another event has the old one, because the sequence was
+    /// restarted.
     Restore {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,

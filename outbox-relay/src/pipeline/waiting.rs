@@ -57,7 +57,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::pipeline::{Limits, Passed, Pipeline};
 
-    /// Two records of an aggregate, and a third that is none: the policy is to block.
+    /// Two records of an aggregate, and a third row that is no record. The policy is to block.
     struct Rows {
         unread: Vec<Claimed>,
         settled: Vec<u64>,

@@ -120,7 +120,7 @@ impl Fence {
                 .into_iter()
                 .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
                 .collect();
-            // One that has just been prepared is looked for again under its new name.
+            // If one has just been prepared, look for it again under its new name.
             let is_new = |name: &String| !holders.contains(name) && !self.open.contains_key(name);
             if ids.keys().any(|name| name.starts_with(PREPARED) && is_new(name)) {
                 self.pending = Some(Pending { last, listed: holders, since });

@@ -73,7 +73,7 @@ impl fmt::Debug for WalSource {
 }
 
 enum State {
-    /// Nothing is known, as after a failure.
+    /// Nothing is known, for example after a failure.
     Away,
     /// Another relay is active.
     StandingBy(Box<StandbyRelay>),

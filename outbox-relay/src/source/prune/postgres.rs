@@ -198,7 +198,7 @@ fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResu
     }
 }
 
-/// Does the same as [`chunk`], except for rows that somebody has locked. To find those, it locks each row before it deletes it,
+/// Does the same as [`chunk()`], except for rows that somebody has locked. To find those, it locks each row before it deletes it,
 /// which takes twice as long.
 fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
     let counted = PruneBesideLocks::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn)?;

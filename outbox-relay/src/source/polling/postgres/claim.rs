@@ -299,7 +299,7 @@ statement!(Pg, ExportSnapshot {} -> Text, "SELECT pg_export_snapshot()");
 ///
 /// If a transaction that had been open for long has ended, a pass claims its shard in any case, because the shard begins before its own
 /// second bound. Only that pass's read goes through all rows since the transaction began. The pass moves the bounds, so there is only one
-/// such pass. It cannot do so if this fence has not yet come to the second bound, as after a start beside an open transaction. Until then
+/// such pass. It cannot do so if this fence has not yet come to the second bound, for example after a start beside an open transaction. Until then
 /// each look goes through all those rows itself, and finds something or does not.
 macro_rules! shards_to_claim {
     () => {
