@@ -1,4 +1,4 @@
-//! What a relay has to live with: a large backlog, a large table, an old snapshot; and who has to live with the relay.
+//! What a relay has to live with: a large backlog, a large table, an old snapshot. And what a bystander notices of the relay.
 
 mod pruning;
 mod writer;
@@ -44,11 +44,11 @@ pub(crate) struct Backlog {
 }
 
 const BATCHES: usize = 4;
-/// A relay's lag interval. Measuring the lag takes longer the more waits: in as long a window it has its due share.
+/// A relay's lag interval. Measuring the lag takes longer the more rows wait, and in such a window it has its due share.
 const WINDOW: Duration = Duration::from_secs(15);
 /// How many rows the bare libraries drain: about as long as the window lasts.
 const BARE_ROWS: usize = 3_000_000;
-/// How many of a large backlog.
+/// How many rows of a large backlog they drain.
 const BARE_MANY: usize = 1_000_000;
 /// The rows that the bystander reads, and the time between two of its queries.
 const BYSTANDER_ROWS: i64 = 1_000_000;
@@ -81,7 +81,7 @@ impl Backlog {
         Report {
             benchmark: "backlog".into(),
             conditions: format!(
-                "{} rows, of which {} s are drained in a round, or {BATCHES} times {}, {} bytes of payload, 1 worker, \
+                "{} rows, {} s of draining in a round, or {BATCHES} times {}, {} bytes of payload, 1 worker, \
                  PostgreSQL {}; the old snapshot beside {BATCHES} times {} rows",
                 self.rows,
                 WINDOW.as_secs(),
@@ -94,9 +94,9 @@ impl Backlog {
         }
     }
 
-    /// Many rows waiting or few. Of the many a window of time is drained in each round, and made up for before the next.
-    /// A speed is that from the first event which comes to Kafka to the last one of the window or of the few, so that no
-    /// relay's start is in it. The bare libraries show what draining does to a bystander whoever drains.
+    /// Compares a large backlog with a small one. Each round drains the large one for a window of time, and refills it before the
+    /// next. A speed counts from the first event that reaches Kafka to the last one, so that no relay's start is in it. The bare
+    /// libraries show what draining does to a bystander, whoever drains.
     fn waiting(&self, rounds: usize, kafka: &Kafka, [small, large]: [&Template<'_>; 2]) -> Vec<Figure> {
         large.empty();
         large.append_many(self.rows);
@@ -156,7 +156,7 @@ impl Backlog {
         vec![ratio, growth, bare_ratio, many, few, bare_many, bare_few, p99, limit, beside, bare, alone]
     }
 
-    /// The same for the bare libraries, after the relay, as they leave the shards' lower bounds where they are.
+    /// Compares the same for the bare libraries. They come after the relay, because they leave the shards' lower bounds alone.
     fn waiting_for_bare(
         &self,
         rounds: usize,
@@ -192,7 +192,7 @@ impl Backlog {
         [Figure { goal: None, ..ratio }, many, few]
     }
 
-    /// Many sent rows in the table or none.
+    /// Compares a table with many sent rows and an empty one.
     fn kept(&self, rounds: usize, kafka: &Kafka, [small, large]: [&Template<'_>; 2]) -> Vec<Figure> {
         large.append_sent(self.rows);
         large.vacuum();
@@ -212,7 +212,7 @@ impl Backlog {
         compare("sent rows kept", kept, "empty table", empty).into()
     }
 
-    /// A snapshot that is older than all rows, so that the server can clear nothing away, or none.
+    /// Compares draining beside a snapshot that is older than all rows, so that the server can clear nothing away, and without one.
     fn snapshot(&self, rounds: usize, kafka: &Kafka, template: &Template<'_>) -> Vec<Figure> {
         let work = |options: fn(Relay) -> Relay, hold: bool| {
             template.empty();
@@ -236,13 +236,13 @@ impl Backlog {
     }
 }
 
-/// Two speeds, and what is left of the second one in the first.
+/// Returns the ratio of two speeds, and both.
 fn compare(name: &str, values: Vec<f64>, usual_name: &str, usual: Vec<f64>) -> [Figure; 3] {
     let (speed, usual) = (Figure::new(name, "events/s", values), Figure::new(usual_name, "events/s", usual));
     [Figure::ratio(format!("{name} / {usual_name}"), &speed, &usual).at_least(0.9), speed, usual]
 }
 
-/// Of the bare libraries, with the oldest rows, from the first arrival to the last.
+/// Returns the speed of the bare libraries with the oldest rows, from the first arrival to the last.
 fn bare_speed(template: &Template<'_>, kafka: &Kafka, rows: usize) -> f64 {
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
@@ -265,7 +265,7 @@ fn make_bystander(database: &Database<'_>) {
     conn.batch_execute("VACUUM (ANALYZE) bystander").unwrap();
 }
 
-/// What the work gives, and the 99th percentile of another service's queries meanwhile, in milliseconds.
+/// Returns the work's result, and the 99th percentile of another service's queries meanwhile, in milliseconds.
 fn beside_bystander(database: &Database<'_>, work: impl FnOnce() -> f64) -> [f64; 2] {
     let (working, done) = channel();
     thread::scope(|scope| {

@@ -1,6 +1,6 @@
-//! About the least that draining a table can take: libpq and librdkafka, by Diesel and rdkafka, with nothing around them. One
-//! connection and one transaction, no claim, no order kept where something fails, no dead letters, and no record is ever
-//! made of a row: bytes go from one library to the other.
+//! About the least that draining a table can take: libpq and librdkafka, through Diesel and rdkafka, with nothing around them. One
+//! connection and one transaction, no claim, no dead letters, and no order if something fails. No row ever becomes
+//! a record: bytes go from one library to the other.
 
 use std::ops::Range;
 use std::process::Command;
@@ -85,8 +85,7 @@ impl ProducerContext for Deliveries {
 pub(crate) const MARK: &str = "UPDATE outbox SET sent_at = now()";
 pub(crate) const DELETE: &str = "DELETE FROM outbox";
 
-/// Drains each part with a connection and a producer of its own, until the last row is settled by one of the statements
-/// above.
+/// Drains each part with a connection and a producer of its own, until one of the statements above has settled the last row.
 pub(crate) fn drain(database: &Database<'_>, kafka: &Kafka, topic: &str, settling: &str, parts: &[Part]) {
     drain_from(
         database.url(),
@@ -127,9 +126,9 @@ pub(crate) struct Bare {
     topic: String,
     #[arg(long)]
     rows: usize,
-    /// How many records may be with the broker unacknowledged.
+    /// How many records may be unacknowledged at once.
     #[arg(long)]
-    in_flight: usize,
+    max_in_flight: usize,
 }
 
 impl Bare {
@@ -138,16 +137,17 @@ impl Bare {
         kafka: &Kafka,
         topic: &str,
         rows: usize,
-        in_flight: usize,
+        max_in_flight: usize,
     ) -> Process {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.env(DATABASE_URL, database.url());
         command.args(["bare", "--brokers", kafka.brokers(), "--topic", topic]);
-        Process::start(command.args(["--rows", &rows.to_string(), "--in-flight", &in_flight.to_string()]))
+        command.args(["--rows", &rows.to_string()]);
+        Process::start(command.args(["--max-in-flight", &max_in_flight.to_string()]))
     }
 
     pub(crate) fn run(&self) -> ! {
-        let producer = |context| bare_producer(&self.brokers, context, self.in_flight);
+        let producer = |context| bare_producer(&self.brokers, context, self.max_in_flight);
         drain_from(
             &std::env::var(DATABASE_URL).unwrap(),
             &producer,

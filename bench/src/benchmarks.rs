@@ -7,11 +7,11 @@ use crate::{backlog, drain, emit, growth, idle, latency, memory, order, wal};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
-    /// How fast one relay with one worker drains what waits, beside the bare producer and Debezium.
+    /// How fast one relay with one worker drains a backlog, beside the bare producer and Debezium.
     Drain(drain::Drain),
     /// How long after its commit an event reaches a consumer, beside Debezium.
     Latency(latency::Latency),
-    /// How much memory the relay's process takes, whatever waits.
+    /// How much memory the relay's process takes, with small and large backlogs.
     Memory(memory::Memory),
     /// What a large backlog, a large table and an old snapshot cost, and what a bystander notices.
     Backlog(backlog::Backlog),
@@ -21,9 +21,9 @@ pub(crate) enum Benchmark {
     Emit(emit::Emit),
     /// What relays without work ask of the database and of the processor.
     Idle(idle::Idle),
-    /// The relay that reads the write-ahead log, beside Debezium, polling and the protocol alone: speed, latency, memory, processor.
+    /// The relay that reads the WAL, beside Debezium, polling and the protocol alone: speed, latency, memory, processor.
     Wal(wal::Wal),
-    /// How fast one relay drains as payload, chunk, workers, shards and backlog grow, each by itself; what an event costs.
+    /// How fast one relay drains while payload, batch, workers, shards or backlog grow, one at a time; what an event costs.
     Growth(growth::Growth),
 }
 

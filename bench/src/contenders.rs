@@ -1,8 +1,8 @@
-//! Contenders that take turns, so that what else the machine does falls on all of them.
+//! Contenders that take turns, so that whatever else the machine does slows all of them.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Something that is measured, with `N` values each time.
+/// A piece of work that is measured, with `N` values each time.
 pub(crate) struct Contender<'a, const N: usize> {
     name: String,
     work: Box<dyn FnMut() -> [f64; N] + 'a>,
@@ -14,8 +14,8 @@ impl<'a, const N: usize> Contender<'a, N> {
     }
 }
 
-/// Lets each work once in every round; another one begins each time. The first round warms up, and is not counted. The
-/// values are in the contenders' order.
+/// Lets each contender work once in every round. Another one begins each time. The first round warms up, and does not count.
+/// Returns the values in the contenders' order.
 pub(crate) fn take_turns<const N: usize>(
     rounds: usize,
     mut contenders: Vec<Contender<'_, N>>,

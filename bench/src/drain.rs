@@ -1,4 +1,4 @@
-//! How fast what waits comes to Kafka.
+//! How fast a backlog reaches Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use crate::rows::{Part, Template, records};
 use crate::servers::{PATIENCE, SETTINGS, servers, start_postgres};
 use crate::topics::new_topic;
 
-/// How many rows Debezium's transactions have.
+/// How many rows each transaction has that Debezium reads.
 const TRANSACTION: usize = 1_000;
 
 #[derive(Args)]
@@ -35,13 +35,13 @@ pub(crate) struct Drain {
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
-    /// How many records the relay reads at once.
+    /// How many records the relay reads, and settles, at once.
     #[arg(long, default_value_t = 2_000)]
-    chunk: usize,
-    /// How many records may be with the broker unacknowledged.
+    batch_size: usize,
+    /// How many records may be unacknowledged at once.
     #[arg(long, default_value_t = 8_000)]
-    in_flight: usize,
-    /// How long the relay goes on before it commits, in milliseconds.
+    max_in_flight: usize,
+    /// How long a pass may last, in milliseconds.
     #[arg(long, default_value_t = 500)]
     pass_ms: u64,
     /// Leave Debezium out.
@@ -69,12 +69,12 @@ impl Drain {
             template.refill();
             [self.speed(|| bare::drain_without_kafka(&database, settling))]
         };
-        // Debezium reads the log of a server of its own, so that it need not read what the relay does to the table.
+        // Debezium reads the WAL of a server of its own, so that it need not read what the relay does to the table.
         let server = (!self.without_debezium).then(|| start_postgres(self.postgres, SETTINGS));
-        let logged = server.as_ref().map(Postgres::database);
+        let for_debezium = server.as_ref().map(Postgres::database);
         let topic = new_topic(&kafka);
-        let template = logged.as_ref().map(|database| Template::new(database, &records));
-        let debezium = logged.as_ref().map(|database| {
+        let template = for_debezium.as_ref().map(|database| Template::new(database, &records));
+        let debezium = for_debezium.as_ref().map(|database| {
             let debezium = Debezium::start(database, &kafka, &topic, &Debezium::TUNED);
             debezium.pause();
             debezium
@@ -130,9 +130,16 @@ impl Drain {
         Report {
             benchmark: "drain".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, {} worker(s), chunk {}, in flight {}, pass {} ms, PostgreSQL {}; Debezium \
-                 has a server of its own, on which the rows are inserted in transactions of {TRANSACTION}",
-                self.rows, self.bytes, self.workers, self.chunk, self.in_flight, self.pass_ms, self.postgres
+                "{} rows, {} bytes of payload, {} worker(s), `batch_size` {}, `max_in_flight` {}, passes of {} ms, \
+                 PostgreSQL {}; Debezium has a server of its own, on which the rows are inserted in transactions of \
+                 {TRANSACTION}",
+                self.rows,
+                self.bytes,
+                self.workers,
+                self.batch_size,
+                self.max_in_flight,
+                self.pass_ms,
+                self.postgres
             ),
             figures,
         }
@@ -143,8 +150,8 @@ impl Drain {
         let counter = kafka.counter(&topic);
         let relay = relay(database, kafka, &topic)
             .workers(self.workers)
-            .batch_size(self.chunk)
-            .max_in_flight(self.in_flight)
+            .batch_size(self.batch_size)
+            .max_in_flight(self.max_in_flight)
             .max_pass_duration(Duration::from_millis(self.pass_ms));
         let conn = &mut database.connect();
         // Nothing is unsettled but what was published last.
@@ -163,7 +170,7 @@ impl Drain {
         speed
     }
 
-    /// Events per second from the start to the end of all.
+    /// Returns the events per second from the relay's start to its end.
     fn speed(&self, drain: impl FnOnce()) -> f64 {
         let began = Instant::now();
         drain();
@@ -171,7 +178,7 @@ impl Drain {
     }
 }
 
-/// The rows are committed while Debezium is frozen.
+/// Returns Debezium's speed with rows that were committed while it was frozen.
 fn drain_debezium(
     debezium: &Debezium<'_>,
     template: &Template<'_>,
@@ -186,7 +193,8 @@ fn drain_debezium(
     resume_and_drain(debezium, kafka, topic, before, rows)
 }
 
-/// Events per second from when Debezium, which is frozen, goes on until so many have come after those that were there before.
+/// Lets Debezium go on, which is frozen, and returns its events per second until so many events have reached Kafka after those
+/// that were there before.
 pub(crate) fn resume_and_drain(
     debezium: &Debezium<'_>,
     kafka: &Kafka,

@@ -1,8 +1,8 @@
 //! A transaction inserts an order and an event. One that emits the event is measured against the same transaction with an
-//! ordinary Diesel insert of the same row into the same table, so that the ratio tells what `emit` costs besides the row.
+//! ordinary Diesel insert of the same row into the same table, so that the ratio shows what `emit` costs besides the row.
 //!
-//! Where a relay drains the outbox meanwhile, it does so for both: what publishing takes from the machine is no cost of
-//! `emit`, and is told by a figure of its own.
+//! If a relay drains the outbox meanwhile, it does so for both: what publishing takes from the machine is not a cost of `emit`,
+//! and has a figure of its own.
 
 mod clients;
 mod ground;
@@ -31,12 +31,12 @@ pub(crate) struct Emit {
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
-    /// Let the server lose what it committed if the machine fails: it is faster, and emit's share of the time larger.
+    /// Let the server lose commits if the machine fails: it is faster then, and emit's share of the time is larger.
     #[arg(long)]
     no_fsync: bool,
 }
 
-/// The same thing with an emit and with an insert.
+/// One piece of work, done with an emit and with an insert.
 struct Pair<'a> {
     name: &'static str,
     unit: &'static str,
@@ -47,7 +47,7 @@ struct Pair<'a> {
 const BATCH: usize = 1_000;
 /// Longer than a relay without work stays awake.
 const SPARSE: Duration = Duration::from_millis(100);
-/// So many times as long, as there are few of them.
+/// Sparse transactions are measured this many times as long, because there are few of them.
 const SPARSE_TIMES: f64 = 5.0;
 
 impl Emit {
@@ -69,7 +69,7 @@ impl Emit {
         Report {
             benchmark: "emit".into(),
             conditions: format!(
-                "{} s each, {} where sparse, {} bytes of payload, PostgreSQL {} ({}); beside a relay both emit and \
+                "{} s each, {} if sparse, {} bytes of payload, PostgreSQL {} ({}); beside a relay both emit and \
                  insert, and the relay looks for what was inserted every 100 ms",
                 self.seconds,
                 self.seconds * SPARSE_TIMES,
@@ -112,7 +112,7 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// The ratios, then what publishing costs the machine besides, then the speeds.
+/// Returns the ratios, then what publishing costs the machine besides, then the speeds.
 fn figures(pairs: &[Pair<'_>], mut values: impl Iterator<Item = Vec<f64>>) -> Vec<Figure> {
     let mut next = |how: &str, pair: &Pair<'_>| {
         Figure::new(format!("{how}, {}", pair.name), pair.unit, values.next().unwrap())

@@ -1,5 +1,5 @@
-//! How fast one relay drains as one thing grows while the others stay as they are: the curves for planning a capacity;
-//! and what an event costs.
+//! How fast one relay drains while one thing grows and the others stay as they are: the curves for planning a capacity.
+//! And what an event costs.
 
 mod costs;
 mod events;
@@ -53,9 +53,9 @@ impl Growth {
         Report {
             benchmark: "growth".into(),
             conditions: format!(
-                "1 relay; where nothing else is said {AGGREGATES} aggregates in all shards, 200 bytes of payload that \
-                 nothing can compress, default limits, 1 worker, 200000 rows (400000 for costs); in flight is four times the chunk; \
-                 PostgreSQL {}",
+                "1 relay; unless a figure says otherwise, {AGGREGATES} aggregates in all shards, 200 bytes of payload that \
+                 nothing can compress, default limits, 1 worker, 200000 rows (400000 for costs); `max_in_flight` is four times \
+                 `batch_size`; PostgreSQL {}",
                 self.postgres
             ),
             figures,
@@ -63,7 +63,7 @@ impl Growth {
     }
 }
 
-/// The speed there. It leaves an empty table, so that the server has nothing to tidy up while others are measured.
+/// Returns the speed at this point. It leaves an empty table, so that the server has nothing to tidy up during the next one.
 fn drain(point: &Point, template: &Template<'_>, kafka: &Kafka) -> f64 {
     let speed = drain_batches(template, kafka, |relay| point.set_up(relay), point.batches, point.rows);
     template.empty();

@@ -1,5 +1,5 @@
-//! What is counted here: statements by pg_stat_statements, and the processor by the system's scheduler, which tells it in
-//! nanoseconds.
+//! What relays without work cost: statements, as pg_stat_statements counts them, and processor time, which the system's scheduler
+//! reports in nanoseconds.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::servers::start_postgres;
 
 #[derive(Args)]
 pub(crate) struct Idle {
-    /// How long the idle relays are watched in each round. They look at the table every 15 s: see that it is a multiple.
+    /// How long the idle relays are watched in each round. They look at the table every 15 s, so choose a multiple.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
     /// How many relays are many.
@@ -76,21 +76,21 @@ impl Idle {
         }
     }
 
-    /// Queries per second of all relays together, and CPU of each in percent of a core.
-    fn watch(&self, postgres: &Postgres, kafka: &Kafka, count: usize, reads_log: bool) -> [f64; 2] {
+    /// Returns the queries per second of all relays together, and the CPU of each in percent of a core.
+    fn watch(&self, postgres: &Postgres, kafka: &Kafka, count: usize, reads_wal: bool) -> [f64; 2] {
         let database = postgres.database();
         Migrations::new().run(&mut database.connect()).unwrap();
         let topic = kafka.unique("bench");
-        let log = wal_options(&database);
-        if reads_log {
+        let wal = wal_options(&database);
+        if reads_wal {
             outbox(database.url(), &["wal", "setup", "--slot", database.name()]);
         }
-        let options: &[&str] = if reads_log { &log } else { &[] };
+        let options: &[&str] = if reads_wal { &wal } else { &[] };
         let relays: Vec<Process> =
             (0..count).map(|_| relay_process(database.url(), kafka, &topic, options)).collect();
-        // What is asked in this other database is not counted.
+        // Queries in this other database do not count.
         let conn = &mut postgres.connect();
-        if !reads_log {
+        if !reads_wal {
             wait_until_asleep(conn, &database, count);
         }
         std::thread::sleep(SETTLING_DOWN);
@@ -110,7 +110,7 @@ impl Idle {
 }
 
 impl Idle {
-    /// CPU in percent of a core.
+    /// Returns Debezium's CPU in percent of a core.
     fn watch_debezium(&self, postgres: &Postgres, kafka: &Kafka) -> [f64; 2] {
         let database = postgres.database();
         Migrations::new().run(&mut database.connect()).unwrap();
@@ -123,7 +123,7 @@ impl Idle {
     }
 }
 
-/// Asleep is a relay that has asked nothing for 2 s: before it sleeps it asks at least every second.
+/// Waits until each relay has asked nothing for 2 s. It is asleep then, because before it sleeps it asks at least every second.
 fn wait_until_asleep(conn: &mut PgConnection, database: &Database<'_>, count: usize) {
     let mut asleep = HashSet::new();
     eventually("the relays to go to sleep", Duration::from_secs(120), || {

@@ -63,13 +63,13 @@ const NAMES: [&str; 13] = [
     "WAL relay, start to first record",
 ];
 
-/// Where librdkafka alone takes as much, no relay can take less.
+/// If librdkafka alone takes as much, no relay can take less.
 pub(crate) const CPU_LIMIT: &str = "bare producer, 500/s: CPU";
 
-/// The median and the 99th percentile in milliseconds, and the processor time of who publishes in percent of a core.
+/// The median and the 99th percentile in milliseconds, and the publishing process's CPU in percent of a core.
 pub(crate) type Measured = [f64; 3];
 
-/// The processor time of who publishes if nobody watched it, which is another thing than none.
+/// The CPU of a process that nobody watched, which is not the same as no CPU.
 const UNWATCHED: f64 = f64::NAN;
 
 pub(crate) const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
@@ -79,19 +79,19 @@ const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
 impl Latency {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
-        let log_read = start_postgres(self.postgres, SETTINGS);
+        let wal_server = start_postgres(self.postgres, SETTINGS);
         let (polled, unread) = (postgres.database(), postgres.database());
-        let (streamed, logged) = (log_read.database(), log_read.database());
-        for database in [&polled, &unread, &streamed, &logged] {
+        let (streamed, for_debezium) = (wal_server.database(), wal_server.database());
+        for database in [&polled, &unread, &streamed, &for_debezium] {
             Migrations::new().run(&mut database.connect()).unwrap();
         }
         outbox(streamed.url(), &["wal", "setup", "--slot", streamed.name()]);
         let topic = new_topic(&kafka);
-        let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
+        let debezium = Debezium::start(&for_debezium, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let relay = |load| self.through(&polled, &kafka, load, &[]);
         let wal_relay = |load| self.through(&streamed, &kafka, load, &wal_options(&streamed));
-        let through_debezium = |load| self.through_debezium(&debezium, &logged, &kafka, &topic, load);
+        let through_debezium = |load| self.through_debezium(&debezium, &for_debezium, &kafka, &topic, load);
         let measured = take_turns(
             rounds,
             vec![
@@ -145,7 +145,7 @@ impl Latency {
         }
     }
 
-    /// With a relay's process to a new topic.
+    /// Measures a relay's process that publishes to a new topic.
     pub(crate) fn through(
         &self,
         database: &Database<'_>,
@@ -161,8 +161,8 @@ impl Latency {
         measured
     }
 
-    /// How long a relay's process takes from its start until an event that waits has come, in milliseconds. One before it reads what other
-    /// contenders have written to the same write-ahead log; behind a checkpoint that is not read again.
+    /// Returns how long a relay's process takes from its start until a waiting event has reached Kafka, in milliseconds. An earlier
+    /// process reads what other contenders have written to the same WAL. After the checkpoint nobody reads that again.
     fn first(&self, database: &Database<'_>, kafka: &Kafka, options: &[&str]) -> Measured {
         database.connect().batch_execute("CHECKPOINT").unwrap();
         self.start(database, kafka, options);
@@ -181,7 +181,7 @@ impl Latency {
         first
     }
 
-    /// With Debezium, which is frozen before and after.
+    /// Measures Debezium, which is frozen before and after.
     pub(crate) fn through_debezium(
         &self,
         debezium: &Debezium<'_>,
@@ -197,7 +197,7 @@ impl Latency {
         measured
     }
 
-    /// With nothing but a producer.
+    /// Measures a producer alone.
     pub(crate) fn through_kafka_alone(&self, kafka: &Kafka, load: Load) -> Measured {
         let topic = &new_topic(kafka);
         let [p50, p99, _] = self.measure(kafka, topic, load, None, &|| sender(kafka, topic));
@@ -205,7 +205,7 @@ impl Latency {
         [p50, p99, spent_at(kafka, rate as u32, self.seconds, self.bytes)]
     }
 
-    /// From just before the commit to the consumer's hands, by the process of this number and name.
+    /// Measures from just before the commit until the consumer has the event. The process has this number and name.
     pub(crate) fn measure<'a>(
         &self,
         kafka: &Kafka,
@@ -215,7 +215,7 @@ impl Latency {
         emitter: &(dyn Fn() -> Emitter<'a> + Sync),
     ) -> Measured {
         let consumer = consumer(kafka, topic);
-        // Who has just begun, or was frozen, is awake when the first event has come.
+        // A process that has just started, or was frozen, is awake once the first event has come.
         emitter()(&[self.event(0)]);
         await_event(&consumer);
         let mut times = Times::default();
@@ -227,7 +227,7 @@ impl Latency {
         let per_emitter = load.transactions * self.seconds as usize;
         let total = load.emitters * per_emitter * load.events;
         let mut came: Vec<(usize, Instant)> = Vec::with_capacity(total);
-        // What was committed when, by the number in its payload.
+        // When each event was committed, by the number in its payload.
         let committed: Vec<Instant> = thread::scope(|scope| {
             let emitters: Vec<_> = (0..load.emitters)
                 .map(|number| scope.spawn(move || self.emit(load, number * per_emitter, emitter())))
@@ -249,7 +249,7 @@ impl Latency {
         [p50, p99, cpu]
     }
 
-    /// What of it is PostgreSQL's own: how long the commits take.
+    /// Measures PostgreSQL's own part of the latency: how long the commits take.
     fn commits(&self, database: &Database<'_>, load: Load) -> Measured {
         let emitted = self.emit(load, 0, emitter(database));
         let [p50, p99] =
@@ -257,7 +257,7 @@ impl Latency {
         [p50, p99, UNWATCHED]
     }
 
-    /// Emits for so long, and gives the time just before and just after each commit.
+    /// Emits for so long, and returns the time just before and just after each commit.
     fn emit(&self, load: Load, first: usize, mut emit: Emitter<'_>) -> Vec<(Instant, Instant)> {
         let began = Instant::now();
         (0..load.transactions * self.seconds as usize)
@@ -278,7 +278,7 @@ impl Latency {
     }
 }
 
-/// The figures of one contender; that of the processor where a process was watched.
+/// Returns the figures of one contender, with the CPU only if a process was watched.
 pub(crate) fn figures_of(name: &str, [p50, p99, cpu]: [Vec<f64>; 3]) -> Vec<Figure> {
     let is_watched = !cpu.iter().any(|cpu| cpu.is_nan());
     let cpu = is_watched.then(|| Figure::new(format!("{name}: CPU"), "% of a core", cpu));
@@ -289,12 +289,12 @@ pub(crate) fn figures_of(name: &str, [p50, p99, cpu]: [Vec<f64>; 3]) -> Vec<Figu
         .collect()
 }
 
-/// The options of a relay that reads the log by the database's slot.
+/// Returns the options of a relay that reads the WAL by the database's slot.
 pub(crate) fn wal_options<'a>(database: &'a Database<'_>) -> [&'a str; 4] {
     ["--source", "wal", "--slot", database.name()]
 }
 
-/// Emits these in one transaction, and tells when it began to commit.
+/// Emits these events in one transaction, and returns when it began to commit.
 pub(crate) type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
 
 pub(crate) fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
@@ -338,7 +338,7 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Waits for the next event and gives its number. Others may come that were sent twice of a backlog.
+/// Waits for the next event and returns its number. It skips records that have none.
 fn await_event(consumer: &BaseConsumer) -> usize {
     loop {
         let message = consumer.poll(Duration::from_secs(60)).expect("an event").unwrap();

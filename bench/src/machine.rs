@@ -74,21 +74,21 @@ impl Machine {
     }
 }
 
-/// The first line that a command prints, if it succeeds.
+/// Returns the first line that a command prints, if it succeeds.
 fn first_line(program: &str, arguments: &[&str]) -> Option<String> {
     let output =
         Command::new(program).args(arguments).output().ok().filter(|output| output.status.success())?;
     String::from_utf8_lossy(&output.stdout).lines().next().map(|line| line.trim().to_owned())
 }
 
-/// What follows a name and the separator in the first such line of a file.
+/// Returns what follows a name and the separator in the first such line of a file.
 fn after(file: &str, name: &str, separator: char) -> Option<String> {
     let text = fs::read_to_string(file).ok()?;
     let mut pairs = text.lines().filter_map(|line| line.split_once(separator));
     pairs.find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
-/// `24684096 kB`, as the kernel has it, which means kibibytes.
+/// Converts `24684096 kB`, the kernel's spelling, which means kibibytes.
 fn gibibytes(kibibytes: &str) -> Option<String> {
     let kibibytes: f64 = kibibytes.split(' ').next()?.parse().ok()?;
     Some(format!("{:.1} GiB", kibibytes / 1_048_576.0))
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn memory_is_told_in_gibibytes() {
+    fn memory_is_reported_in_gibibytes() {
         assert_eq!(gibibytes("24684096 kB").as_deref(), Some("23.5 GiB"));
         assert_eq!(gibibytes("much"), None);
     }

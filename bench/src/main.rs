@@ -37,7 +37,7 @@ use self::benchmarks::Benchmark;
 use self::machine::Machine;
 use self::measured::Measured;
 
-/// Compares what the outbox does with what the machine can do, in turns, and prints medians beside their goals.
+/// Compares the outbox with what the machine can do, in turns, and prints medians beside their goals.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -45,7 +45,7 @@ struct Arguments {
     /// How often each contender runs; they take turns.
     #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     rounds: u16,
-    /// Fail where a figure falls short of its goal.
+    /// Fail if a figure falls short of its goal.
     #[arg(long, global = true)]
     check: bool,
     /// Write every value to this file.
@@ -65,8 +65,7 @@ enum Command {
     Paced(paced::Paced),
     /// Every benchmark with its default options, one after the other; writes bench/RESULTS.md and its plots.
     All,
-    /// Writes bench/RESULTS.md and its plots from files that --json has written. Of a benchmark that is in several, the
-    /// last counts.
+    /// Writes bench/RESULTS.md and its plots from files that --json has written. If a benchmark is in several, the last counts.
     Results {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,

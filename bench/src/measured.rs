@@ -1,4 +1,4 @@
-//! Reports and the machine that they come from, as they are kept in a file.
+//! Reports and the machine that they come from, in the form in which a file keeps them.
 
 use std::any::Any;
 use std::fs::{self, File};
@@ -31,7 +31,7 @@ impl Measured {
         Self { machine, reports: Vec::new(), unfinished: Vec::new() }
     }
 
-    /// Keeps what the benchmark finds, or that it did not finish.
+    /// Keeps the benchmark's report, or notes that it did not finish.
     pub(crate) fn add(&mut self, benchmark: String, run: impl FnOnce() -> Report) {
         // Servers end with their benchmark, also when it panics, so that the next finds nothing of it.
         match catch_unwind(AssertUnwindSafe(run)) {
@@ -61,7 +61,7 @@ impl Measured {
     }
 }
 
-/// Each benchmark's last run only, and what comes from the same machine on the same day together.
+/// Returns only the last run of each benchmark, with the runs of one machine on one day together.
 pub(crate) fn latest(all: Vec<Measured>) -> Vec<Measured> {
     let mut latest: Vec<Measured> = Vec::new();
     for new in all {

@@ -1,4 +1,4 @@
-//! How much memory a relay process takes, whatever waits.
+//! How much memory a relay's process takes, with small and large backlogs.
 
 use clap::Args;
 use outbox_tests::{Counter, Database, Kafka, Process, eventually};
@@ -19,7 +19,7 @@ pub(crate) struct Memory {
     /// How many rows the small backlog has.
     #[arg(long, default_value_t = 10_000)]
     few: usize,
-    /// How many rows a backlog has that fills the pipeline and is no large one.
+    /// How many rows a backlog has that just fills the pipeline.
     #[arg(long, default_value_t = 100_000)]
     some: usize,
     /// How many rows of the large backlog are drained in a round.
@@ -91,7 +91,7 @@ impl Memory {
             benchmark: "memory".into(),
             conditions: format!(
                 "{} bytes of payload, 1 worker, PostgreSQL {}; of the {} rows each round's process drains {}; the bare libraries \
-                 with as many records in flight as the relay",
+                 have as many records in flight as the relay",
                 self.bytes, self.postgres, self.rows, window
             ),
             figures: vec![
@@ -110,8 +110,7 @@ impl Memory {
     }
 }
 
-/// The most megabytes that a new relay has had in memory when it has sent this many events, and how many it has sent
-/// when it has stopped.
+/// Returns a new relay's peak of memory in MB until it has sent this many events, and how many it has sent when it has stopped.
 fn relay_peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, usize) {
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
@@ -121,12 +120,12 @@ fn relay_peak(database: &Database<'_>, kafka: &Kafka, events: usize) -> (f64, us
     (peak, counter.count())
 }
 
-/// The most megabytes that a process has had in memory when it has sent this many events.
+/// Returns a process's peak of memory in MB until it has sent this many events.
 fn peak(process: &Process, counter: &Counter, events: usize) -> f64 {
     eventually("the events to be sent", PATIENCE, || {
         assert!(process.exited().is_none(), "the process has ended:\n{}", process.output());
         (counter.count() >= events).then_some(())
     });
-    let kib = process.peak_resident_kb().expect("a system that tells what a process occupies, such as Linux");
+    let kib = process.peak_resident_kb().expect("a system that reports a process's memory, such as Linux");
     kib as f64 * 1_024.0 / 1e6
 }

@@ -92,7 +92,7 @@ impl Order {
             benchmark: "order".into(),
             conditions: format!(
                 "{} rows of {AGGREGATES} aggregates, {} bytes of payload, PostgreSQL {}; from the first arrival to the \
-                 last; what the relays sent is read back and found in order; the bare libraries keep none where \
+                 last; the relays' records are read back and found in order; the bare libraries keep no order if \
                  something fails",
                 self.rows, self.bytes, self.postgres
             ),
@@ -100,7 +100,7 @@ impl Order {
         }
     }
 
-    /// Events per second, and the share of the relay that published least.
+    /// Returns the events per second, and the share of the relay that published least.
     fn drain(&self, database_url: &str, kafka: &Kafka, relays: usize, workers: usize) -> [f64; 2] {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
@@ -122,14 +122,14 @@ impl Order {
     }
 }
 
-/// How many events a relay says it has published; each of its workers says so when it stops.
+/// Returns how many events a relay has published. Each of its workers logs that when it stops.
 fn published(relay: &Process) -> usize {
     let lines = relay.lines().into_iter().filter_map(|line| serde_json::from_str::<Value>(&line).ok());
     let stopped = lines.filter(|line| line["message"] == "a relay worker stopped");
     stopped.map(|line| line["published"].as_u64().unwrap() as usize).sum()
 }
 
-/// Every aggregate's events must have come once and in order. They are numbered, the aggregates in turn.
+/// Checks that every aggregate's events have come once and in order. They are numbered, the aggregates in turn.
 fn check_order(events: &[Received], rows: usize) {
     let mut next: Vec<usize> = (0..AGGREGATES).collect();
     for event in events {

@@ -1,4 +1,4 @@
-//! The least that a process spends which sends single records to Kafka: librdkafka by rdkafka, and a thread that waits for
+//! The least that sending single records to Kafka costs a process: librdkafka through rdkafka, and a thread that waits for
 //! deliveries.
 
 use std::process::Command;
@@ -27,7 +27,7 @@ pub(crate) struct Paced {
     rate: u32,
     #[arg(long)]
     seconds: u32,
-    /// Of payload in each record.
+    /// Bytes of payload in each record.
     #[arg(long)]
     bytes: usize,
 }
@@ -63,7 +63,7 @@ impl Paced {
     }
 }
 
-/// What such a process spends, in percent of a core.
+/// Returns the CPU of such a process in percent of a core.
 pub(crate) fn spent_at(kafka: &Kafka, rate: u32, seconds: u64, bytes: usize) -> f64 {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["paced", "--brokers", kafka.brokers(), "--topic", &new_topic(kafka)]);

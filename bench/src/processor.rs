@@ -9,12 +9,12 @@ use diesel::prelude::*;
 use diesel::sql_types::Integer;
 use outbox_tests::Database;
 
-/// What threads have had of the processor, in nanoseconds. Of one that has ended it is what was seen last.
+/// The processor time of threads, in nanoseconds. For a thread that has ended it is the last that was seen.
 #[derive(Default)]
 pub(crate) struct Times(BTreeMap<PathBuf, u64>);
 
 impl Times {
-    /// Looks at all threads of a process. `false`: this program does not run under this number on this machine.
+    /// Looks at all threads of a process. Returns `false` if this program does not run under this number on this machine.
     pub(crate) fn look(&mut self, process: u32, program: &str) -> bool {
         let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
         if name.trim_end() != program {
@@ -22,8 +22,8 @@ impl Times {
         }
         let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return false };
         for thread in threads.flatten() {
-            let told = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
-            if let Some(time) = told.split(' ').next().and_then(|time| time.parse().ok()) {
+            let times = fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            if let Some(time) = times.split(' ').next().and_then(|time| time.parse().ok()) {
                 self.0.insert(thread.path(), time);
             }
         }
@@ -35,14 +35,14 @@ impl Times {
     }
 }
 
-/// What a process has had of the processor until now, in seconds, with its threads that have ended.
+/// Returns a process's processor time until now, in seconds, with its threads that have ended.
 pub(crate) fn spent(process: u32) -> f64 {
     stat(process).map_or(0.0, |[own, _, _]| own)
 }
 
-/// What a database's server has had of it with all its processes, those that have ended too.
+/// Returns the processor time of a database's server with all its processes, those that have ended too.
 pub(crate) fn server_spent(database: &Database<'_>) -> f64 {
-    // Its process is looked at as long as it is there.
+    // The process of this connection must be there while it is looked at.
     let conn = &mut database.connect();
     let backend: i32 = diesel::select(sql::<Integer>("pg_backend_pid()")).get_result(conn).unwrap();
     let [_, _, server] = stat(backend.unsigned_abs()).expect("the server on this machine, and Linux");
@@ -56,7 +56,7 @@ pub(crate) fn server_spent(database: &Database<'_>) -> f64 {
     own + ended + living
 }
 
-/// Seconds of its own, seconds of its children that have ended, and its parent's number; see `man 5 proc`.
+/// Returns a process's own seconds, those of its children that have ended, and its parent's number: see `man 5 proc`.
 fn stat(process: u32) -> Option<[f64; 3]> {
     const TICKS: f64 = 100.0;
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;

@@ -10,7 +10,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Produc
 
 use crate::topics::new_topic;
 
-/// Sends the records as the relay would, and gives events per second until the last is durable.
+/// Sends the records as the relay would, and returns the events per second until the last is durable.
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let topic = new_topic(kafka);
     let began = Instant::now();
@@ -46,11 +46,11 @@ pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
 /// How many records the relay's producer holds.
 pub(crate) const IN_FLIGHT: usize = 100_000;
 
-/// A producer with the relay's settings, which holds up to so many records.
+/// Returns a producer with the relay's settings, which holds up to so many records.
 pub(crate) fn bare_producer<C: ProducerContext>(
     brokers: &str,
     context: C,
-    in_flight: usize,
+    max_in_flight: usize,
 ) -> BaseProducer<C> {
     let mut config = ClientConfig::new();
     for (name, value) in [
@@ -61,7 +61,7 @@ pub(crate) fn bare_producer<C: ProducerContext>(
         ("partitioner", "murmur2_random"),
         ("message.timeout.ms", "0"),
         ("linger.ms", "0"),
-        ("queue.buffering.max.messages", &in_flight.to_string()),
+        ("queue.buffering.max.messages", &max_in_flight.to_string()),
         ("queue.buffering.max.kbytes", "65536"),
     ] {
         config.set(name, value);

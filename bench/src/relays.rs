@@ -12,12 +12,12 @@ use crate::rows::Template;
 use crate::servers::PATIENCE;
 use crate::topics::new_topic;
 
-/// A relay as it is by default, to one topic.
+/// Returns a relay with default settings, to one topic.
 pub(crate) fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> Relay {
     Relay::postgres(database.url()).broker(Broker::new(kafka.brokers())).topic_naming(topic.parse().unwrap())
 }
 
-/// What came to Kafka in a time that begins with the first arrival, so that no relay's start is in it.
+/// The events that reached Kafka in a time that begins with the first arrival, so that no relay's start is in it.
 pub(crate) struct Window {
     events: usize,
     time: Duration,
@@ -36,7 +36,7 @@ impl Window {
         })
     }
 
-    /// Events per second of all these windows.
+    /// Returns the events per second of all these windows.
     pub(crate) fn speed(windows: &[Self]) -> f64 {
         let events: usize = windows.iter().map(|window| window.events).sum();
         let time: Duration = windows.iter().map(|window| window.time).sum();
@@ -44,7 +44,7 @@ impl Window {
     }
 }
 
-/// The speed of one relay that drains batches; each is appended in one transaction when the last one has come to Kafka.
+/// Returns the speed of one relay that drains batches. Each is appended in one transaction when the last one has reached Kafka.
 pub(crate) fn drain_batches(
     template: &Template<'_>,
     kafka: &Kafka,
@@ -60,8 +60,8 @@ pub(crate) fn drain_batches(
     watch_relay(template.database, kafka, options, all).0
 }
 
-/// The speed of one relay with what waits, up to so many rows and no longer than `limit`; and how many it has sent when it
-/// has stopped.
+/// Returns the speed of one relay that drains a backlog, up to so many rows and no longer than `limit`, and how many rows it has
+/// sent when it has stopped.
 pub(crate) fn drain_window(
     template: &Template<'_>,
     kafka: &Kafka,
@@ -108,7 +108,7 @@ pub(crate) fn stop(relay: &Process) {
     assert!(status.success(), "the relay ended with {status}:\n{}", relay.output());
 }
 
-/// The binary `outbox` as the sources are now, built beside this one.
+/// Returns the path of the binary `outbox`, built from the present sources beside this one.
 fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {

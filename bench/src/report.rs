@@ -1,4 +1,4 @@
-//! Figures with their goals, as rows on the terminal.
+//! Figures with their goals, and the rows that show them on the terminal.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     pub(crate) benchmark: String,
-    /// Rows, bytes and whatever else was chosen.
+    /// The rows, bytes and whatever else was chosen.
     pub(crate) conditions: String,
     pub(crate) figures: Vec<Figure>,
 }
@@ -20,7 +20,7 @@ pub(crate) struct Figure {
     pub(crate) unit: String,
     pub(crate) values: Vec<f64>,
     pub(crate) goal: Option<Goal>,
-    /// The figure that shows, where it reaches its own goal, that this one's is beyond the machine.
+    /// The figure that shows, if it reaches its own goal, that this one's goal is beyond the machine.
     #[serde(default)]
     pub(crate) limit: Option<String>,
 }
@@ -31,7 +31,6 @@ pub(crate) struct Figure {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
-    /// And not at it.
     Below(f64),
 }
 
@@ -40,7 +39,7 @@ impl Report {
         self.figures.iter().any(|figure| self.verdict(figure) == SHORT)
     }
 
-    /// Nothing where there is no goal.
+    /// Returns nothing if there is no goal.
     fn verdict(&self, figure: &Figure) -> &'static str {
         let is_limit = |other: &&Figure| figure.limit.as_ref() == Some(&other.name);
         match figure.reaches_goal() {
@@ -51,7 +50,7 @@ impl Report {
             {
                 "at the limit"
             }
-            // A limit is of interest where a goal is not reached.
+            // A limit is of interest only if a goal is not reached.
             Some(false) if self.limits_what_is_reached(figure) => "",
             Some(false) => SHORT,
         }
@@ -63,7 +62,7 @@ impl Report {
         limited.peek().is_some() && limited.all(|other| other.reaches_goal() == Some(true))
     }
 
-    /// Name, unit, median, min, max, goal and whether it was reached, of each figure.
+    /// Returns each figure's name, unit, median, min, max, goal and whether it was reached.
     pub(crate) fn rows(&self) -> impl Iterator<Item = [String; 7]> {
         self.figures.iter().map(|figure| {
             let [name, unit, median, min, max, goal] = figure.cells();
@@ -79,7 +78,7 @@ impl Figure {
         Self { name: name.into(), unit: unit.to_owned(), values, goal: None, limit: None }
     }
 
-    /// The first over the second, round by round, so that what slows a whole round does not count.
+    /// Divides the first by the second, round by round, so that a slow round does not count.
     pub(crate) fn ratio(name: impl Into<String>, above: &Self, below: &Self) -> Self {
         let pairs = above.values.iter().zip(&below.values);
         Self::new(name, "ratio", pairs.map(|(above, below)| above / below).collect())
@@ -95,7 +94,7 @@ impl Figure {
         self
     }
 
-    /// It need not reach its goal where that figure reaches its own.
+    /// Excuses the figure from its goal if that other figure reaches its own.
     pub(crate) fn limited_by(mut self, limit: &Self) -> Self {
         self.limit = Some(limit.name.clone());
         self
@@ -130,7 +129,7 @@ impl Figure {
         sorted
     }
 
-    /// Nothing where there is no goal. A figure that was not measured reaches none.
+    /// Returns nothing if there is no goal. A figure that was not measured reaches none.
     pub(crate) fn reaches_goal(&self) -> Option<bool> {
         Some(match self.goal? {
             Goal::AtLeast(goal) => self.median() >= goal,
@@ -139,7 +138,7 @@ impl Figure {
         })
     }
 
-    /// Name, unit, median, min, max and goal.
+    /// Returns name, unit, median, min, max and goal.
     pub(crate) fn cells(&self) -> [String; 6] {
         [
             self.name.clone(),
@@ -188,7 +187,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// With as many digits as tell something.
+/// Writes only the digits that mean something.
 fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 1_000.0 => format!("{value:.0}"),
@@ -212,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_goal_beyond_the_machine_is_told_by_the_figure_that_shows_its_limit() {
+    fn a_figure_that_shows_the_machines_limit_excuses_another_from_its_goal() {
         let report = |ratio, limit| {
             let limit = Figure::new("a / bare", "ratio", vec![limit]).at_least(0.9);
             let short = Figure::new("a / b", "ratio", vec![ratio]).at_least(0.9).limited_by(&limit);

@@ -10,7 +10,7 @@ use std::path::Path;
 use self::markdown::Page;
 use crate::measured::Measured;
 
-/// Writes both anew.
+/// Writes the page and its plots anew.
 pub(crate) fn write(measured: &[Measured]) -> Result<(), Box<dyn Error>> {
     let bench = Path::new(env!("CARGO_MANIFEST_DIR"));
     write_to(bench, measured)
@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn results_have_a_table_each_and_plots_and_tell_what_is_missing() {
+    fn results_have_a_table_each_and_plots_and_say_what_is_missing() {
         let mut measured = Measured::new(Machine::here());
         measured.add("drain".into(), || report("drain", "events/s", &["bare producer", "relay, delete"]));
         measured.add("latency".into(), || report("latency", "ms", &["relay: p50", "relay: p99"]));

@@ -64,7 +64,7 @@ impl<'a> Template<'a> {
         self.settle_down();
     }
 
-    /// The rows in as many parts, each of some of the shards.
+    /// Divides the rows into this many parts, each of some of the shards.
     pub(crate) fn parts(&self, count: i16) -> Vec<Part> {
         let mut conn = self.database.connect();
         let share = SHARDS / count;
@@ -91,8 +91,8 @@ impl<'a> Template<'a> {
         );
     }
 
-    /// Appends this many rows, which are the template's again and again under new ids, in transactions of so many, which
-    /// divides the template's number.
+    /// Appends this many rows, which are the template's again and again under new ids, in transactions of `size`, which must
+    /// divide the template's number of rows.
     pub(crate) fn append_in_transactions(&self, rows: usize, size: usize) {
         let mut conn = self.database.connect();
         conn.batch_execute("CREATE INDEX IF NOT EXISTS template_seq ON template (seq)").unwrap();
@@ -113,7 +113,7 @@ impl<'a> Template<'a> {
         self.repeat(rows, "NULL");
     }
 
-    /// The same, but the rows were sent a minute ago, and the lower bounds have gone past them.
+    /// Appends rows that were sent a minute ago, and moves the lower bounds past them.
     pub(crate) fn append_sent(&self, rows: usize) {
         self.repeat(rows, "clock_timestamp() - interval '1 minute'");
         self.execute("UPDATE outbox_shard SET sent_through = (SELECT max(seq) FROM outbox)");

@@ -15,12 +15,12 @@ use crate::rows::records;
 /// Longer than anything that a benchmark waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3_600);
 
-/// Room for large tables, and no end of connections that are frozen while others are measured.
+/// Room for large tables, and no timeout for connections that are frozen while others are measured.
 pub(crate) const SETTINGS: &[(&str, &str)] =
     &[("shared_buffers", "1GB"), ("max_wal_size", "8GB"), ("wal_sender_timeout", "0")];
 
-/// PostgreSQL and a broker that has taken two million records: its virtual machine has compiled some of what it runs, and
-/// goes on compiling for some twenty million more.
+/// Starts PostgreSQL and a broker, and sends two million records to the broker: its virtual machine has then compiled some of what
+/// it runs, and goes on compiling for some twenty million more.
 pub(crate) fn servers(postgres: u32) -> (Postgres, Kafka) {
     let (postgres, kafka) = (start_postgres(postgres, SETTINGS), Kafka::start_for_benchmark(&[]));
     let records = records(250_000, 200);
@@ -30,7 +30,7 @@ pub(crate) fn servers(postgres: u32) -> (Postgres, Kafka) {
     (postgres, kafka)
 }
 
-/// Starts PostgreSQL, and keeps in mind which version it says it is.
+/// Starts PostgreSQL, and notes the version that it reports.
 pub(crate) fn start_postgres(major: u32, settings: &[(&str, &str)]) -> Postgres {
     let postgres = Postgres::start_with(major, settings);
     let version = sql::<Text>("SELECT current_setting('server_version')").get_result(&mut postgres.connect());
@@ -40,7 +40,7 @@ pub(crate) fn start_postgres(major: u32, settings: &[(&str, &str)]) -> Postgres 
 
 static VERSIONS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
 
-/// The versions of PostgreSQL that were started until now.
+/// Returns the versions of PostgreSQL that were started until now.
 pub(crate) fn postgres_versions() -> Vec<String> {
     VERSIONS.lock().unwrap().iter().cloned().collect()
 }

@@ -1,4 +1,4 @@
-//! The relay that reads the write-ahead log, beside Debezium, beside polling, and beside the protocol alone.
+//! The relay that reads the WAL, beside Debezium, beside polling, and beside the protocol alone.
 
 mod backlog;
 
@@ -19,7 +19,7 @@ use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct Wal {
-    /// How many events wait in the log at the beginning of each round.
+    /// How many events wait in the WAL at the beginning of each round.
     #[arg(long, default_value_t = 1_000_000)]
     rows: usize,
     /// Bytes of payload in each.
@@ -61,8 +61,8 @@ impl Wal {
         Report {
             benchmark: "wal".into(),
             conditions: format!(
-                "{} events, {} bytes of payload, PostgreSQL {}; the same log is read by the relay's process, by Debezium on \
-                 Kafka Connect and by pg_recvlogical, one after the other; 20,000/s for {} s: four emitters, 20 events a \
+                "{} events, {} bytes of payload, PostgreSQL {}; the relay's process, Debezium on Kafka Connect and \
+                 pg_recvlogical read the same WAL, one after the other; 20,000/s for {} s: four emitters, 20 events a \
                  transaction",
                 self.rows, self.bytes, self.postgres, self.live
             ),
@@ -70,7 +70,7 @@ impl Wal {
         }
     }
 
-    /// In one round: filling the table takes longer than what is measured.
+    /// Measures `outbox wal drop`, in one round, because filling the table takes longer than the command.
     fn take_down(&self) -> Figure {
         let postgres = start_postgres(self.postgres, SETTINGS);
         let database = postgres.database();
@@ -90,18 +90,17 @@ impl Wal {
 
     fn drain(&self, rounds: usize) -> Vec<Figure> {
         let (postgres, kafka) = servers(self.postgres);
-        // What is polled is on a server of its own, so that nothing of it is in the log.
+        // The polled outbox is on a server of its own, so that none of its changes are in the WAL.
         let other = start_postgres(self.postgres, SETTINGS);
-        let (logged, polled) = (postgres.database(), other.database());
+        let (wal, polled) = (postgres.database(), other.database());
         let template = records(AGGREGATES, self.bytes);
-        let (logged_rows, polled_rows) =
-            (Template::new(&logged, &template), Template::new(&polled, &template));
+        let (wal_rows, polled_rows) = (Template::new(&wal, &template), Template::new(&polled, &template));
         let topic = new_topic(&kafka);
         // Making a slot waits for open transactions, and Debezium may be frozen in one.
-        backlog::set_up(&logged);
-        let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
+        backlog::set_up(&wal);
+        let debezium = Debezium::start(&wal, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
-        let backlog = Backlog::new(&kafka, &logged_rows, &polled_rows, &debezium, &topic, self.rows);
+        let backlog = Backlog::new(&kafka, &wal_rows, &polled_rows, &debezium, &topic, self.rows);
         let mut contenders: Vec<Contender<'_, { backlog::VALUES }>> = Vec::new();
         for &size in &self.transactions {
             let backlog = &backlog;
@@ -123,30 +122,30 @@ impl Wal {
     fn latency(&self, rounds: usize) -> Vec<Figure> {
         let (postgres, kafka) = servers(self.postgres);
         let other = start_postgres(self.postgres, SETTINGS);
-        let (read, logged, polled) = (postgres.database(), other.database(), postgres.database());
-        for database in [&read, &logged, &polled] {
+        let (read, for_debezium, polled) = (postgres.database(), other.database(), postgres.database());
+        for database in [&read, &for_debezium, &polled] {
             Migrations::new().run(&mut database.connect()).unwrap();
         }
         outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
         let topic = new_topic(&kafka);
-        let debezium = Debezium::start(&logged, &kafka, &topic, &Debezium::TUNED);
+        let debezium = Debezium::start(&for_debezium, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
         let latency = Latency { seconds: self.seconds, bytes: self.bytes, postgres: self.postgres };
-        let read_log = |latency: &Latency, load| latency.through(&read, &kafka, load, &wal_options(&read));
+        let read_wal = |latency: &Latency, load| latency.through(&read, &kafka, load, &wal_options(&read));
         let measured = take_turns(
             rounds,
             vec![
-                Contender::new("relay, 500/s", || read_log(&latency, MODERATE)),
+                Contender::new("relay, 500/s", || read_wal(&latency, MODERATE)),
                 Contender::new("polling, 500/s", || latency.through(&polled, &kafka, MODERATE, &[])),
                 Contender::new("Debezium, 500/s", || {
-                    latency.through_debezium(&debezium, &logged, &kafka, &topic, MODERATE)
+                    latency.through_debezium(&debezium, &for_debezium, &kafka, &topic, MODERATE)
                 }),
                 Contender::new("bare producer, 500/s", || latency.through_kafka_alone(&kafka, MODERATE)),
             ],
         );
         let live = Latency { seconds: self.live, bytes: self.bytes, postgres: self.postgres };
         let sustained =
-            take_turns(rounds, vec![Contender::new("relay, 20,000/s", || read_log(&live, HEAVY))]);
+            take_turns(rounds, vec![Contender::new("relay, 20,000/s", || read_wal(&live, HEAVY))]);
         let names =
             ["relay, 500/s", "polling, 500/s", "Debezium, 500/s", "bare producer, 500/s", "relay, 20,000/s"];
         let mut figures = Vec::new();

@@ -1,4 +1,4 @@
-//! What it costs a relay that it prunes meanwhile, and whether that keeps up.
+//! What pruning costs a relay that drains, and whether pruning keeps up.
 
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ pub(super) fn figures(rounds: usize, kafka: &Kafka, template: &Template<'_>) -> 
     ]
 }
 
-/// The speed of draining, and how many rows were pruned for each that was drained.
+/// Returns the speed of draining, and how many rows were pruned for each that was drained.
 fn work(kafka: &Kafka, template: &Template<'_>, retention: Duration) -> [f64; 2] {
     template.empty();
     template.append_sent(SENT);

@@ -46,7 +46,7 @@ pub(super) fn figures(rounds: usize, bytes: usize, kafka: &Kafka, template: &Tem
     ]
 }
 
-/// The median latency, and the speed of draining a batch.
+/// Returns the median latency, and the speed of draining a batch.
 fn work(bytes: usize, kafka: &Kafka, template: &Template<'_>, is_open: bool) -> [f64; 2] {
     template.empty();
     let mut writer = template.database.connect();

@@ -17,13 +17,13 @@ pub(super) enum How {
 pub(super) struct Clients {
     pub(super) count: usize,
     pub(super) time: Duration,
-    /// Before each transaction. It is not counted as time.
+    /// The pause before each transaction. It does not count as time.
     pub(super) pause: Duration,
-    /// Of payload in each event.
+    /// Bytes of payload in each event.
     pub(super) bytes: usize,
 }
 
-/// What each client does before the clock starts: statements become prepared, and the server settles on their plans.
+/// How many transactions each client makes before the clock starts: statements become prepared, and the server settles on plans.
 const WARM_UP: usize = 20;
 
 /// Counts one client's transactions and the time they took.
@@ -47,7 +47,7 @@ impl Clock {
         self.spent += began.elapsed();
     }
 
-    /// In transactions per second.
+    /// Returns the transactions per second.
     fn speed(&self) -> f64 {
         f64::from(self.transactions) / self.spent.as_secs_f64()
     }

@@ -1,4 +1,4 @@
-//! Where the transactions happen: a database with both tables, and a relay where one is wanted.
+//! The place of the transactions: a database with both tables, and a relay if one is wanted.
 
 use std::time::Duration;
 
@@ -40,8 +40,8 @@ impl<'a> Ground<'a> {
         }
     }
 
-    /// The same while a relay drains the outbox. A plain insert does not wake it: that it looks by itself at short
-    /// intervals gives it as much to do as an emit does.
+    /// Measures the same while a relay drains the outbox. A plain insert does not wake the relay, so it looks by itself at short
+    /// intervals. It has as much to do then as with emits.
     pub(super) fn beside_relay(&'a self, measure: impl Fn(How) -> f64 + 'a) -> impl Fn(How) -> f64 + 'a {
         self.alone(move |how| {
             let relay = self.relay();
@@ -66,7 +66,7 @@ impl<'a> Ground<'a> {
         });
     }
 
-    /// What the server was told of durability.
+    /// Returns the server's settings of durability.
     pub(super) fn settings(&self) -> String {
         let conn = &mut self.database.connect();
         let setting = |name: &str| {

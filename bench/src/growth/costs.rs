@@ -1,4 +1,4 @@
-//! What an event costs, for planning what a larger machine can do: processor time by process, and write-ahead log.
+//! What an event costs, for planning what a larger machine can do: processor time by process, and bytes of WAL.
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
@@ -17,7 +17,7 @@ const ROWS: usize = 400_000;
 /// The name of a backend's program.
 const POSTGRES: &str = "postgres";
 
-/// Processor time can be seen of a server only that runs on this machine, and outside a container.
+/// Checks that the server runs on this machine and outside a container. Otherwise its processor time cannot be seen.
 pub(super) fn check_server(postgres: &Postgres) {
     let backend = sql::<Integer>("SELECT pg_backend_pid()");
     let conn = &mut postgres.connect();
@@ -35,25 +35,26 @@ pub(super) fn costs(rounds: usize, template: &Template<'_>, kafka: &Kafka) -> Ve
         ],
     );
     let [[emit, kept @ ..], [_, delete @ ..]]: [[Vec<f64>; 4]; 2] = measured.try_into().unwrap();
-    let mut figures = vec![Figure::new("write-ahead log of an emit", "bytes/event", emit)];
-    for (name, [relay, backend, log]) in [("sent_at kept", kept), ("delete", delete)] {
+    let mut figures = vec![Figure::new("WAL of an emit", "bytes/event", emit)];
+    for (name, [relay, backend, wal]) in [("sent_at kept", kept), ("delete", delete)] {
         figures.push(Figure::new(format!("relay's processor time, {name}"), "us/event", relay));
         figures.push(Figure::new(format!("its PostgreSQL backends', {name}"), "us/event", backend));
-        figures.push(Figure::new(format!("write-ahead log of its settling, {name}"), "bytes/event", log));
+        figures.push(Figure::new(format!("WAL of its settling, {name}"), "bytes/event", wal));
     }
     figures
 }
 
-/// Log of an emit; processor time of the relay and of its one worker's backends; log of a settle.
+/// Returns, for each event, the WAL of its emit, the processor time of the relay and of its one worker's backends, and the WAL of
+/// its settling.
 fn cost(template: &Template<'_>, kafka: &Kafka, options: &[&str]) -> [f64; 4] {
     let conn = &mut template.database.connect();
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
     template.empty();
     template.settle_down();
-    let begin = log_position(conn);
+    let begin = wal_position(conn);
     template.append_many(ROWS);
-    let emitted = log_position(conn);
+    let emitted = wal_position(conn);
     let relay = relay_process(template.database.url(), kafka, &topic, options);
     // The relay has a second thread and backend while there is a backlog, and all count.
     let (mut relay_times, mut backend_times) = (Times::default(), Times::default());
@@ -68,12 +69,12 @@ fn cost(template: &Template<'_>, kafka: &Kafka, options: &[&str]) -> [f64; 4] {
         let all_came = counter.count() >= ROWS;
         (all_came && !sql::<Bool>(unsent).get_result::<bool>(conn).unwrap()).then_some(())
     });
-    let settled = log_position(conn);
+    let settled = wal_position(conn);
     stop(&relay);
     let [relay, backend] = [relay_times, backend_times].map(|times| times.total() as f64 / 1e3);
     [(emitted - begin) as f64, relay, backend, (settled - emitted) as f64].map(|all| all / ROWS as f64)
 }
 
-fn log_position(conn: &mut PgConnection) -> i64 {
+fn wal_position(conn: &mut PgConnection) -> i64 {
     sql::<BigInt>("SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint").get_result(conn).unwrap()
 }

@@ -15,7 +15,7 @@ pub(super) struct Events {
 impl Events {
     pub(super) const USUAL: Self = Self { bytes: 200, shards: SHARDS };
 
-    /// One of each aggregate.
+    /// Returns one event of each aggregate.
     pub(super) fn records(self) -> Vec<Record> {
         (0..)
             .map(|n: u64| {
@@ -27,7 +27,7 @@ impl Events {
     }
 }
 
-/// Text that PostgreSQL cannot compress, so that what a large payload costs is not that of a few bytes.
+/// Returns text that PostgreSQL cannot compress, so that a large payload does not cost as little as a small one.
 fn text(seed: u64, bytes: usize) -> Vec<u8> {
     let mut random = (seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let characters = std::iter::repeat_with(|| {

@@ -1,4 +1,4 @@
-//! Which points the curves have.
+//! The points of the curves.
 
 use diesel_outbox_core::SHARDS;
 use diesel_outbox_relay::Relay;
@@ -7,13 +7,13 @@ use super::events::Events;
 
 /// A point of a curve, and what is drained there.
 pub(super) struct Point {
-    /// The curve, and where on it.
+    /// The curve, and the place on it.
     pub(super) name: String,
     pub(super) events: Events,
-    /// How many rows wait, and how often as many do.
+    /// How many rows wait at once, and how often.
     pub(super) rows: usize,
     pub(super) batches: usize,
-    chunk: usize,
+    batch_size: usize,
     workers: usize,
 }
 
@@ -21,20 +21,20 @@ pub(super) struct Point {
 const ROWS: usize = 200_000;
 /// The most bytes of payload that wait.
 const BYTES: usize = 100_000_000;
-/// A small chunk takes longer: of these so many are enough.
-const CHUNKS: usize = 500;
+/// Small batches take longer, so this many of them are enough.
+const FULL_BATCHES: usize = 500;
 
-/// All points of all curves; the largest backlog has so many rows.
+/// Returns all points of all curves. The largest backlog has this many rows.
 pub(super) fn points(rows: usize) -> Vec<Point> {
     let payloads = [50, 200, 1_000, 5_000, 20_000].map(|bytes| Point {
         events: Events { bytes, ..Events::USUAL },
         rows: ROWS.min(BYTES / bytes),
         ..usual(format!("payload {bytes} B"))
     });
-    let chunks = [100, 500, 1_000, 2_000, 4_000, 8_000].map(|chunk| Point {
-        chunk,
-        rows: ROWS.min(chunk * CHUNKS),
-        ..usual(format!("chunk {chunk} rows"))
+    let batch_sizes = [100, 500, 1_000, 2_000, 4_000, 8_000].map(|batch_size| Point {
+        batch_size,
+        rows: ROWS.min(batch_size * FULL_BATCHES),
+        ..usual(format!("batch {batch_size} rows"))
     });
     let workers = [1, 2, 4].map(|workers| Point { workers, ..usual(format!("workers {workers}")) });
     let shards = [1, 4, SHARDS].map(|shards| Point {
@@ -46,17 +46,17 @@ pub(super) fn points(rows: usize) -> Vec<Point> {
         batches: (ROWS / rows.max(1)).max(1),
         ..usual(format!("backlog {rows} rows"))
     });
-    payloads.into_iter().chain(chunks).chain(workers).chain(shards).chain(backlogs).collect()
+    payloads.into_iter().chain(batch_sizes).chain(workers).chain(shards).chain(backlogs).collect()
 }
 
 fn usual(name: String) -> Point {
-    let chunk = 2_000;
-    Point { name, events: Events::USUAL, rows: ROWS, batches: 1, chunk, workers: 1 }
+    let batch_size = 2_000;
+    Point { name, events: Events::USUAL, rows: ROWS, batches: 1, batch_size, workers: 1 }
 }
 
 impl Point {
     pub(super) fn set_up(&self, relay: Relay) -> Relay {
-        relay.workers(self.workers).batch_size(self.chunk).max_in_flight(4 * self.chunk)
+        relay.workers(self.workers).batch_size(self.batch_size).max_in_flight(4 * self.batch_size)
     }
 }
 

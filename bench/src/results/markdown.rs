@@ -13,9 +13,9 @@ pub(super) struct Page {
 const HEAD: &str = "\
 # Results
 
-`cargo run --release -p bench -- all` measures all of this and writes it; `results` writes it from runs that were kept with
-`--json`. Contenders take turns, round by round; a figure is the median of its rounds, and a ratio is taken in each round.
-A plot has a bar or a point for the median, and a line from the least to the most.
+`cargo run --release -p bench -- all` measures everything here and writes this page. `results` writes it from files that `--json`
+has written. Contenders take turns, round by round. A figure is the median of its rounds, and a ratio is taken in each round.
+A plot has a bar or a point for each median, and a line from the least value to the greatest.
 ";
 
 impl Page {
@@ -23,7 +23,7 @@ impl Page {
         Self { text: HEAD.to_owned() }
     }
 
-    /// A table for each; where there are several it says what was measured there.
+    /// Writes a table for each machine. If there are several, it says what was measured on each.
     pub(super) fn machines(&mut self, measured: &[Measured]) {
         for each in measured {
             self.heading("Machine");
@@ -54,7 +54,7 @@ impl Page {
         report.rows().for_each(|row| self.row(&row));
     }
 
-    /// Of a long reason the first line will do.
+    /// Writes the reason, of which the first line is enough.
     pub(super) fn unfinished(&mut self, unfinished: &Unfinished) {
         self.heading(&unfinished.benchmark);
         let reason = unfinished.reason.lines().next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! What is drawn of which benchmark.
+//! The plots of each benchmark.
 
 mod bars;
 mod curve;
@@ -13,7 +13,7 @@ use crate::report::{Figure, Report};
 /// The curves of growth by the first word of their figures' names, and what grows.
 const CURVES: [(&str, &str); 5] = [
     ("payload", "bytes of payload"),
-    ("chunk", "rows read at once"),
+    ("batch", "rows read at once"),
     ("workers", "workers"),
     ("shards", "shards that have rows"),
     ("backlog", "rows that wait"),
@@ -25,7 +25,7 @@ const LIGHT: RGBColor = RGBColor(120, 170, 210);
 
 type Drawn = Result<Vec<String>, Box<dyn Error>>;
 
-/// Draws what there is to draw of it, and gives the files' names.
+/// Draws the report's plots, if it has any, and returns the files' names.
 pub(super) fn draw(folder: &Path, report: &Report) -> Drawn {
     match &*report.benchmark {
         "drain" => drain(folder, &measured(report, |figure| figure.unit == "events/s")),
@@ -70,7 +70,7 @@ fn growth(folder: &Path, report: &Report) -> Drawn {
     Ok(names)
 }
 
-/// Those with a place on an axis.
+/// Returns the wanted figures that have a place on an axis.
 fn measured(report: &Report, wanted: impl Fn(&Figure) -> bool) -> Vec<&Figure> {
     let has_place = |figure: &Figure| figure.min().is_finite() && figure.max().is_finite();
     report.figures.iter().filter(|figure| has_place(figure) && wanted(figure)).collect()

@@ -1,4 +1,4 @@
-//! What waits in the log is read by each in turn.
+//! A backlog in the WAL, which each contender reads in turn.
 
 use std::cell::Cell;
 use std::process::Command;
@@ -21,21 +21,21 @@ pub(super) const VALUES: usize = 10;
 
 pub(super) struct Backlog<'a> {
     kafka: &'a Kafka,
-    logged: &'a Template<'a>,
+    wal: &'a Template<'a>,
     polled: &'a Template<'a>,
     debezium: &'a Debezium<'a>,
-    /// To which Debezium publishes.
+    /// The topic to which Debezium publishes.
     topic: &'a str,
     rows: usize,
     rounds: Cell<usize>,
 }
 
-/// How one of them read it.
+/// How one contender read it.
 #[derive(Default)]
 struct Read {
     speed: f64,
     peak_mb: f64,
-    /// Seconds of the processor for a million events: its own, and the server's.
+    /// Processor seconds for a million events: the contender's own, and the server's.
     own: f64,
     server: f64,
 }
@@ -53,21 +53,21 @@ pub(super) fn set_up(database: &Database<'_>) {
 impl<'a> Backlog<'a> {
     pub(super) fn new(
         kafka: &'a Kafka,
-        logged: &'a Template<'a>,
+        wal: &'a Template<'a>,
         polled: &'a Template<'a>,
         debezium: &'a Debezium<'a>,
         topic: &'a str,
         rows: usize,
     ) -> Self {
-        Self { kafka, logged, polled, debezium, topic, rows, rounds: Cell::new(0) }
+        Self { kafka, wal, polled, debezium, topic, rows, rounds: Cell::new(0) }
     }
 
-    /// Lets them wait in transactions of this size, and each of them read them; another one begins each time.
+    /// Lets events wait in transactions of this size, and each contender read them. Another contender begins each time.
     pub(super) fn round(&self, size: usize) -> [f64; VALUES] {
         let published = self.kafka.counter(self.topic).count();
-        self.logged.empty();
-        self.logged.append_in_transactions(self.rows, size);
-        self.logged.settle_down();
+        self.wal.empty();
+        self.wal.append_in_transactions(self.rows, size);
+        self.wal.settle_down();
         let [mut ours, mut debezium, mut protocol] = [Read::default(), Read::default(), Read::default()];
         let round = self.rounds.replace(self.rounds.get() + 1);
         for turn in 0..3 {
@@ -93,17 +93,18 @@ impl<'a> Backlog<'a> {
         ]
     }
 
-    /// Events per second and the relay's peak in MB where all are in one transaction. Debezium and pg_recvlogical pass them over.
+    /// Returns the relay's events per second and its peak in MB if all events are in one transaction. Debezium and pg_recvlogical
+    /// skip that transaction.
     pub(super) fn large_transaction(&self) -> (f64, f64) {
-        self.logged.fill(self.rows);
+        self.wal.fill(self.rows);
         let read = self.relay();
         eprintln!("one transaction: {:.0} events/s, {:.1} MB", read.speed, read.peak_mb);
         (read.speed, read.peak_mb)
     }
 
-    /// A process from its start to the last event.
+    /// Measures a relay's process from its start to the last event.
     fn relay(&self) -> Read {
-        let database = self.logged.database;
+        let database = self.wal.database;
         let topic = new_topic(self.kafka);
         let counter = self.kafka.counter(&topic);
         let (server, began) = (server_spent(database), Instant::now());
@@ -117,13 +118,13 @@ impl<'a> Backlog<'a> {
         let own = self.for_a_million(spent(process.id()));
         let server = self.for_a_million(server_spent(database) - server);
         let peak =
-            process.peak_resident_kb().expect("a system that tells what a process occupies, such as Linux");
+            process.peak_resident_kb().expect("a system that reports a process's memory, such as Linux");
         stop(&process);
         Read { speed, peak_mb: peak as f64 * 1_024.0 / 1e6, own, server }
     }
 
     fn debezium(&self, published: usize) -> Read {
-        let database = self.logged.database;
+        let database = self.wal.database;
         let process = self.debezium.id().expect("Debezium at work");
         let (server, own) = (server_spent(database), spent(process));
         let speed = resume_and_drain(self.debezium, self.kafka, self.topic, published, self.rows);
@@ -135,9 +136,9 @@ impl<'a> Backlog<'a> {
         }
     }
 
-    /// pg_recvlogical to /dev/null, up to where the log ends now.
+    /// Measures pg_recvlogical to /dev/null, up to the present end of the WAL.
     fn protocol(&self) -> Read {
-        let database = self.logged.database;
+        let database = self.wal.database;
         let conn = &mut database.connect();
         let mut text =
             |sql_text: &str| diesel::select(sql::<Text>(sql_text)).get_result::<String>(conn).unwrap();
@@ -154,7 +155,7 @@ impl<'a> Backlog<'a> {
             "--endpos",
             &end,
         ]);
-        // The relay's is there, and has the same.
+        // The relay's publication exists, and has the same events.
         command.args(["-o", "proto_version=1", "-o", "publication_names=outbox", "--dbname", database.url()]);
         let began = Instant::now();
         let status = Process::start(&command).wait(Duration::from_secs(600));
