@@ -1,135 +1,28 @@
 //! What every source of records must do. One suite runs on PostgreSQL 15 and 18 and on SQLite. Most of it also runs on the WAL,
 //! where nothing is settled in the table.
 
+#[path = "conformance/store.rs"]
+mod store;
 #[path = "conformance/wal.rs"]
 mod wal;
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
-use diesel::sql_types::BigInt;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::Record;
 use diesel_outbox_core::{Claimed, Source};
-use diesel_outbox_relay::operate::{Operate, Requeue};
-use diesel_outbox_relay::source::{DeadLetterPolicy, PostgresSource, SentRows, SourceOptions, SqliteSource};
-use outbox_tests::{Database, Folder, Postgres, eventually};
+use diesel_outbox_relay::operate::Requeue;
+use diesel_outbox_relay::source::{DeadLetterPolicy, SentRows, SourceOptions};
+use outbox_tests::eventually;
 
-/// A database with the tables in it.
-trait Store {
-    fn source(&self, options: SourceOptions) -> Box<dyn Source>;
-    fn emit(&self, records: &[Record]);
-    fn execute(&self, sql: &str);
-    fn count(&self, from: &str) -> i64;
-    fn observe(&self) -> Box<dyn Operate + Send>;
-    /// Whether a requeue succeeds while a pass is open.
-    fn requeues_at_once(&self) -> bool;
-    /// Makes the numbers start from the first one again.
-    fn restart_numbers(&self);
-}
-
-struct OnPostgres(Database<'static>);
-
-impl Store for OnPostgres {
-    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(PostgresSource::new(self.0.url(), options))
-    }
-
-    fn emit(&self, records: &[Record]) {
-        self.0.connect().transaction(|c| c.emit_all(records)).unwrap();
-    }
-
-    fn execute(&self, sql: &str) {
-        self.0.connect().batch_execute(sql).unwrap();
-    }
-
-    fn count(&self, from: &str) -> i64 {
-        let sql = format!("SELECT count(*) FROM {from}");
-        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
-    }
-
-    fn observe(&self) -> Box<dyn Operate + Send> {
-        Box::new(self.0.connect())
-    }
-
-    fn requeues_at_once(&self) -> bool {
-        false
-    }
-
-    fn restart_numbers(&self) {
-        self.execute("ALTER SEQUENCE outbox_seq_seq RESTART");
-    }
-}
-
-struct OnSqlite {
-    _folder: Folder,
-    path: String,
-}
-
-impl OnSqlite {
-    fn connect(&self) -> SqliteConnection {
-        let mut conn = SqliteConnection::establish(&self.path).unwrap();
-        conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
-        conn
-    }
-}
-
-impl Store for OnSqlite {
-    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(SqliteSource::new(&self.path, options))
-    }
-
-    fn emit(&self, records: &[Record]) {
-        self.connect().transaction(|c| c.emit_all(records)).unwrap();
-    }
-
-    fn execute(&self, sql: &str) {
-        self.connect().batch_execute(sql).unwrap();
-    }
-
-    fn count(&self, from: &str) -> i64 {
-        let sql = format!("SELECT count(*) FROM {from}");
-        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.connect()).unwrap()
-    }
-
-    fn observe(&self) -> Box<dyn Operate + Send> {
-        Box::new(self.connect())
-    }
-
-    fn requeues_at_once(&self) -> bool {
-        true
-    }
-
-    fn restart_numbers(&self) {
-        self.execute("DELETE FROM sqlite_sequence");
-    }
-}
-
-fn postgres(major: u32) -> OnPostgres {
-    let database = Postgres::shared_version(major).database();
-    let conn = &mut database.connect();
-    // Far from UTC, so that the test notices a time that is taken for a local one.
-    conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'", database.name()))
-        .unwrap();
-    Migrations::new().run(conn).unwrap();
-    OnPostgres(database)
-}
-
-fn sqlite() -> OnSqlite {
-    let folder = Folder::new("conformance");
-    let path = folder.path().join("outbox.db").display().to_string();
-    let store = OnSqlite { _folder: folder, path };
-    Migrations::new().run(&mut store.connect()).unwrap();
-    store
-}
+use self::store::Store;
 
 /// Turns each function of the suite into a test on each database.
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
-        mod postgres_15 { $(#[test] fn $name() { super::$name(&super::postgres(15)); })* }
-        mod postgres_18 { $(#[test] fn $name() { super::$name(&super::postgres(18)); })* }
-        mod sqlite { $(#[test] fn $name() { super::$name(&super::sqlite()); })* }
+        mod postgres_15 { $(#[test] fn $name() { super::$name(&super::store::postgres(15)); })* }
+        mod postgres_18 { $(#[test] fn $name() { super::$name(&super::store::postgres(18)); })* }
+        mod sqlite { $(#[test] fn $name() { super::$name(&super::store::sqlite()); })* }
     };
 }
 

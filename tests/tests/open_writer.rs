@@ -1,17 +1,22 @@
 //! While a transaction that has emitted stays open, the relay's costs do not grow. When it ends, none of its events is lost or
 //! overtaken.
 
+#[path = "open_writer/before_the_emit.rs"]
+mod before_the_emit;
+#[path = "open_writer/warnings.rs"]
+mod warnings;
+
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Nullable, Text};
+use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Claimed, Source};
 use diesel_outbox_relay::source::{PostgresSource, SentRows, SourceOptions};
-use outbox_tests::load::{entries_read, migrated_on, new_topic, relay, stop, wait_for_the_relays_end};
-use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+use outbox_tests::load::{entries_read, migrated_on, wait_for_the_relays_end};
+use outbox_tests::{Database, Postgres, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 const SENT: i64 = 100_000;
@@ -351,47 +356,6 @@ fn a_quiet_outbox_is_not_claimed_for_ever_after_a_writer_has_ended() {
     });
 }
 
-/// Begins a transaction that has taken a number of the sequence, but does not have a transaction id yet.
-fn draw(conn: &mut PgConnection) -> i64 {
-    eventually("a number without a transaction id", PATIENCE, || {
-        // Each 32nd call writes the sequence, which assigns a transaction id.
-        let sql = "SELECT CASE WHEN pg_current_xact_id_if_assigned() IS NULL THEN n END FROM nextval('outbox_seq_seq') AS n";
-        conn.batch_execute("BEGIN; DELETE FROM outbox WHERE false").unwrap();
-        let drawn = diesel::dsl::sql::<Nullable<BigInt>>(sql).get_result::<Option<i64>>(conn).unwrap();
-        if drawn.is_none() {
-            conn.batch_execute("ROLLBACK").unwrap();
-        }
-        drawn
-    })
-}
-
-/// A relay that has just started knows less about open transactions than the one before it.
-#[test]
-fn a_relay_that_starts_beside_an_open_writer_does_not_claim_for_ever() {
-    let database = migrated_on(Postgres::shared_version(15));
-    let (conn, writer) = (&mut database.connect(), &mut database.connect());
-    let mut relay = source(&database);
-    AnsiTransactionManager::begin_transaction(writer).unwrap();
-    writer.emit(&Record::new("order", "other", "First")).unwrap();
-    emit_until_there_is_a_second_bound(&mut relay, conn);
-    drop(relay);
-    let other = &mut database.connect();
-    draw(other);
-    commit(writer);
-    let mut relay = source(&database);
-    assert_eq!(send(&mut relay, "First"), ["First"]);
-    eventually("nothing to be claimed any more", Duration::from_secs(5), || {
-        let sent = pass(&mut relay);
-        assert!(sent.is_empty(), "{sent:?}");
-        let claimed = relay.claim().unwrap();
-        relay.release().unwrap();
-        (!claimed).then_some(())
-    });
-    other.batch_execute("ROLLBACK").unwrap();
-    emit(conn, "other", "After");
-    assert_eq!(send(&mut relay, "After"), ["After"]);
-}
-
 /// The lower bound is the number of a row that is done, as after a relay that has read the WAL.
 #[test]
 fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
@@ -407,53 +371,6 @@ fn the_row_at_the_lower_bound_is_not_sent_again_when_a_writer_has_ended() {
     .unwrap();
     emit(conn, "1", "Second");
     assert_eq!(pass(&mut source(&database)), ["Second"]);
-}
-
-/// For example a transaction whose statement deletes nothing, or that has not come to its inserts yet.
-#[test]
-fn a_transaction_that_has_not_emitted_yet_holds_nothing_back() {
-    let database = migrated_on(Postgres::shared_version(15));
-    let (conn, writer) = (&mut database.connect(), &mut database.connect());
-    let mut relay = source(&database);
-    writer.batch_execute("BEGIN; DELETE FROM outbox WHERE false").unwrap();
-    keep_sent(conn);
-    go_on_until_it_is_forgotten(&mut relay, conn);
-    assert!(!relay.claim().unwrap());
-    for event_type in ["First", "Second"] {
-        writer
-            .batch_execute(&format!(
-                "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
-             VALUES (gen_random_uuid(), 'order', 'slow', '{event_type}', 1)"
-            ))
-            .unwrap();
-        emit(conn, "other", "Other");
-        send(&mut relay, "Other");
-    }
-    writer.batch_execute("COMMIT").unwrap();
-    assert_eq!(send(&mut relay, "Second"), ["First", "Second"]);
-}
-
-/// The transaction may insert a row with that number at any time, and nothing then distinguishes that row from others.
-#[test]
-fn the_relay_waits_for_a_transaction_that_has_taken_a_number() {
-    let database = migrated_on(Postgres::shared_version(15));
-    let (conn, writer) = (&mut database.connect(), &mut database.connect());
-    let mut relay = source(&database);
-    let seq = draw(writer);
-    keep_sent(conn);
-    // Longer than the relay waits for a transaction before it counts it as one that stays open.
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(2_500) {
-        emit(conn, "other", "Other");
-        pass(&mut relay);
-    }
-    writer
-        .batch_execute(&format!(
-            "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) \
-             VALUES ({seq}, gen_random_uuid(), 'order', 'slow', 'First', 1); COMMIT"
-        ))
-        .unwrap();
-    assert_eq!(send(&mut relay, "First"), ["First"]);
 }
 
 /// Its coordinator is gone, and the server has been restarted since.
@@ -498,73 +415,4 @@ fn marking_rows_as_sent_makes_heap_only_updates() {
     let updated = |what| format!("SELECT {what} FROM pg_stat_user_tables WHERE relname = 'outbox'");
     let (all, in_page) = (count(conn, &updated("n_tup_upd")), count(conn, &updated("n_tup_hot_upd")));
     assert!(all >= EVENTS && in_page * 10 >= all * 9, "{in_page} of {all} updates were heap-only");
-}
-
-/// Sets the clock an hour ahead for sessions that begin from now on, so that no test waits until a transaction is old.
-fn put_the_clock_ahead(conn: &mut PgConnection, database: &Database<'_>) {
-    conn.batch_execute(&format!(
-        "CREATE SCHEMA ahead; CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql \
-         AS $$ SELECT pg_catalog.clock_timestamp() + interval '1 hour' $$; \
-         ALTER DATABASE {} SET search_path = ahead, public, pg_catalog",
-        database.name()
-    ))
-    .unwrap();
-}
-
-/// Returns the message of the warning that names this writer. The age in it must be right.
-fn warning(relay: &Process, field: &str, value: &serde_json::Value) -> String {
-    let parsed = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap_or_default();
-    let names_it = |line: &str| parsed(line)[field] == *value;
-    let line = parsed(&relay.wait_for_line(&format!("the {field} {value}"), PATIENCE, names_it));
-    assert_eq!(line["level"], "WARN");
-    let seconds = line["seconds"].as_u64().unwrap();
-    assert!((3_600..3_700).contains(&seconds), "{line}");
-    line["message"].as_str().unwrap().to_owned()
-}
-
-/// Runs the statement that a message advises. The statement begins with these words.
-fn follow(conn: &mut PgConnection, message: &str, begins: &str) {
-    let (_, statement) = message.rsplit_once(begins).unwrap_or_else(|| panic!("no {begins} in: {message}"));
-    conn.batch_execute(&format!("{begins}{statement}")).unwrap();
-}
-
-/// One transaction of a session and one prepared transaction, both older than the relay.
-#[test]
-fn a_relay_warns_of_old_open_writers_when_it_starts_and_its_advice_ends_them() {
-    let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
-    let database = migrated_on(&server);
-    let (conn, writer, orphan) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
-    let pid = count(writer, "SELECT pg_backend_pid()::bigint");
-    for writer in [&mut *writer, &mut *orphan] {
-        AnsiTransactionManager::begin_transaction(writer).unwrap();
-        writer.batch_execute("SET LOCAL outbox.notify = 'off'").unwrap();
-        writer.emit(&Record::new("order", "slow", "Never")).unwrap();
-    }
-    orphan.batch_execute("PREPARE TRANSACTION 'nobody''s \\ orphan'").unwrap();
-    keep_sent(conn);
-    put_the_clock_ahead(conn, &database);
-    let topic = new_topic("writers");
-    let relay = relay(&database, &topic, &["--log-format", "json"]);
-
-    let of_the_session = warning(&relay, "pid", &pid.into());
-    let of_the_orphan = warning(&relay, "gid", &"nobody's \\ orphan".into());
-    assert!(
-        count(conn, "SELECT max(sent_through) FROM outbox_shard") < SENT,
-        "the open transactions were gone past"
-    );
-    follow(conn, &of_the_session, "SELECT pg_terminate_backend(");
-    follow(conn, &of_the_orphan, "ROLLBACK PREPARED ");
-    let mut emitted = 0;
-    eventually("the first bound to move", PATIENCE, || {
-        emitted += 1;
-        emit(conn, "other", "Other");
-        (count(conn, "SELECT min(sent_through) FROM outbox_shard") >= SENT).then_some(())
-    });
-    eventually("all to be sent", PATIENCE, || {
-        (count(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
-    stop(&relay);
-    let received = Kafka::shared().read_all(&topic);
-    assert_eq!(received.len(), emitted);
-    assert!(received.iter().all(|received| received.header("eventType") == Some("Other")));
 }

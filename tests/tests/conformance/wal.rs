@@ -2,11 +2,14 @@
 
 use std::time::{Duration, Instant};
 
+use diesel_outbox::Record;
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
+use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::SourceOptions;
 use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
+use outbox_tests::Database;
 
-use super::{Database, OnPostgres, Operate, Store, postgres};
+use super::store::{OnPostgres, Store, postgres};
 
 /// PostgreSQL, read from a slot that was made before the first emit.
 pub(super) struct OnWal(OnPostgres);
@@ -29,7 +32,7 @@ impl Store for OnWal {
         Box::new(Patient(WalSource::new(database.url(), options_of_source, options(database))))
     }
 
-    fn emit(&self, records: &[super::Record]) {
+    fn emit(&self, records: &[Record]) {
         self.0.emit(records);
     }
 
