@@ -60,8 +60,8 @@ pub trait Emit: Connection {
     ///
     /// # Errors
     /// An error that contains an [`EmitError`] if no transaction is open or the event cannot be stored: see [`EmitError::of`].
-    /// Nothing was sent to the database then, and the transaction can go on. If the insert fails, the database's error, with advice
-    /// if the cause is known.
+    /// Nothing was sent to the database then, and the transaction can go on. If the insert fails, the database's error. If its cause
+    /// is known, its message ends with advice, and its [`hint`](diesel::result::DatabaseErrorInformation::hint) explains that.
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid>;
 
     /// Writes any number of events in their order, and returns their ids. Each statement writes up to 1,000 events and

@@ -361,6 +361,9 @@ fn on_sqlite_a_transaction_that_reads_first_and_emits_beside_a_relay_must_be_imm
     let error = deferred.unwrap_err();
     let text = error.to_string();
     assert!(text.contains("database is locked") && text.contains("immediate_transaction"), "{text}");
+    let DieselError::DatabaseError(_, information) = &error else { panic!("{error:?}") };
+    let hint = information.hint().unwrap();
+    assert!(hint.contains("`busy_timeout`") && !text.contains(hint), "{hint}");
 
     let (done, sent) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {

@@ -75,25 +75,39 @@ impl From<EmitError> for DieselError {
 /// Adds advice to the error if the cause is known.
 pub(super) fn explained(error: DieselError) -> DieselError {
     match error {
-        DieselError::DatabaseError(kind, information) => {
-            let hint = hint(information.message());
-            if hint.is_empty() {
-                return DieselError::DatabaseError(kind, information);
-            }
-            let message = information.message().to_owned() + hint;
-            DieselError::DatabaseError(kind, Box::new(Hinted { information, message }))
-        }
+        DieselError::DatabaseError(kind, information) => match Advice::on(information.message()) {
+            Some(advice) => DieselError::DatabaseError(kind, Box::new(Advised::new(information, &advice))),
+            None => DieselError::DatabaseError(kind, information),
+        },
         error => error,
     }
 }
 
-/// The database's error, with advice behind its message.
-struct Hinted {
-    information: Box<dyn DatabaseErrorInformation + Send + Sync>,
-    message: String,
+/// What to do about an error of the database.
+struct Advice {
+    /// It stands behind the message, because Diesel shows only the message of an error.
+    short: &'static str,
+    /// The hint, which explains it.
+    long: &'static str,
 }
 
-impl DatabaseErrorInformation for Hinted {
+/// The database's error with advice.
+struct Advised {
+    information: Box<dyn DatabaseErrorInformation + Send + Sync>,
+    message: String,
+    hint: String,
+}
+
+impl Advised {
+    fn new(information: Box<dyn DatabaseErrorInformation + Send + Sync>, advice: &Advice) -> Self {
+        let message = format!("{}: {}", information.message(), advice.short);
+        let hints = information.hint().into_iter().chain([advice.long]);
+        let hint = hints.collect::<Vec<_>>().join(" ");
+        Self { information, message, hint }
+    }
+}
+
+impl DatabaseErrorInformation for Advised {
     fn message(&self) -> &str {
         &self.message
     }
@@ -103,7 +117,7 @@ impl DatabaseErrorInformation for Hinted {
     }
 
     fn hint(&self) -> Option<&str> {
-        self.information.hint()
+        Some(&self.hint)
     }
 
     fn table_name(&self) -> Option<&str> {
@@ -123,16 +137,22 @@ impl DatabaseErrorInformation for Hinted {
     }
 }
 
-fn hint(text: &str) -> &'static str {
-    let is_missing = ["\"outbox\" does not exist", ".outbox\" does not exist", "no such table: outbox"];
-    if is_missing.iter().any(|missing| text.contains(missing)) {
-        " (run the migrations with `Migrations::new().run(..)` or `outbox migrate`; if the tables are in a schema of their own, add it \
-         to the connection's search_path or name it with `Outbox::new().schema(..)`)"
-    } else if text == "database is locked" {
-        " (SQLite has one writer at a time, and the relay writes too: roll this transaction back and run it again. To avoid the error, \
-         set a `busy_timeout`, so that writers wait for their turn, and use `conn.immediate_transaction(|c| ..)` if a transaction \
-         reads before it emits, because otherwise it fails at once if another one has written since)"
-    } else {
-        ""
+impl Advice {
+    fn on(message: &str) -> Option<Self> {
+        let missing = ["\"outbox\" does not exist", ".outbox\" does not exist", "no such table: outbox"];
+        if missing.iter().any(|missing| message.contains(missing)) {
+            return Some(Self {
+                short: "run the migrations, or name the schema that has the tables",
+                long: "Create the tables with `Migrations::new().run(..)` or `outbox migrate`. If they are in a schema of their own, \
+                       add it to the connection's `search_path`, or name it with `Outbox::new().schema(..)`.",
+            });
+        }
+        (message == "database is locked").then_some(Self {
+            short: "roll this transaction back and run it again. To avoid the error, set a `busy_timeout`, and use \
+                    `conn.immediate_transaction(|c| ..)` if a transaction reads before it emits",
+            long: "SQLite has one writer at a time, and the relay writes too. With a `busy_timeout` writers wait for their turn. A \
+                   transaction that reads before it emits fails at once all the same, if another one has written since. An \
+                   immediate transaction waits for its turn before it reads.",
+        })
     }
 }

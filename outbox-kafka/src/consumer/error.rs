@@ -40,11 +40,14 @@ pub enum ConsumerError {
          consumer has stopped"
     )]
     NoRuntime,
-    /// The table `inbox` was missing when the consumer connected for the first time. Nothing was handled, and no offset committed.
+    /// The table `inbox` was missing when the consumer first looked for it. No handler has run. If the database was away before, the
+    /// consumer may have skipped records without a handler, sent unreadable ones to the dead-letter topic, and committed their
+    /// offsets, because none of that needs the database.
     #[error(
         "the consumer's database has no table `inbox`: create it with `Migrations::new().run(..)` or `outbox migrate`, and start the \
-         consumer again. If the table is there, its schema is not in the connection's `search_path` (name it with \
-         `.schema(..)`), or the role may not use the schema. Nothing was handled, and no offset committed"
+         consumer again. If the table is there, the consumer does not see it. On PostgreSQL its schema is not in the connection's \
+         `search_path` (name it with `.schema(..)`), or the role may not use the schema; on SQLite the path names another file. No \
+         handler has run: Kafka delivers its events again"
     )]
     NoInbox,
     /// The database cannot hold the inbox as it is set: `schema` was set and SQLite has none, for example.
@@ -57,10 +60,12 @@ pub enum ConsumerError {
     /// The consumer's own code panicked. A handler's panic does not do this.
     #[error("the consumer panicked: {0}")]
     Panicked(String),
-    /// The consumer did not stop in time, because a handler or the database takes too long. It ends with the process.
+    /// The consumer did not stop in time, because a handler, the database or Kafka takes too long. It stops when they are done, or
+    /// ends with the process.
     #[error(
-        "the consumer did not stop within {0:?}, because a handler is still at work: if the process ends now, that record is rolled \
-         back and delivered again"
+        "the consumer did not stop within {0:?}, because a handler, the database or Kafka takes longer. It stops when they are done. \
+         If the process ends before that, Kafka delivers again what is not committed, and the inbox knows what was \
+         handled: nothing is lost. If this happens often, set a longer `shutdown_timeout`"
     )]
     ShutdownTimeout(Duration),
 }
