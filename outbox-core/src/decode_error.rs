@@ -30,6 +30,14 @@ pub enum DecodeError {
         /// The versions that the Rust type decodes.
         known: &'static [u32],
     },
+    /// The event has a version that is not a number.
+    #[error(
+        "the header `eventVersion` of the event `{event_type}` is not a number: whoever emits it must set digits, up to 4294967295"
+    )]
+    VersionHeader {
+        /// The event's type.
+        event_type: String,
+    },
     /// The event is a tombstone, but its type needs a payload.
     #[error(
         "the event `{event_type}` has no payload, but its type needs one: if such events are tombstones, mark the type \

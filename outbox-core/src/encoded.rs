@@ -71,6 +71,17 @@ impl<'a> EncodedEvent<'a> {
         self
     }
 
+    /// Sets the version to the value of the header [`eventVersion`](wire::EVENT_VERSION_HEADER).
+    ///
+    /// # Errors
+    /// [`DecodeError::VersionHeader`] if the value is not a number.
+    pub fn with_version_header(self, value: &[u8]) -> Result<Self, DecodeError> {
+        match str::from_utf8(value).ok().and_then(|version| version.parse().ok()) {
+            Some(version) => Ok(self.with_version(Some(version))),
+            None => Err(DecodeError::VersionHeader { event_type: self.event_type.to_owned() }),
+        }
+    }
+
     /// Sets the payload, which is the value on Kafka. Default: `None`, a tombstone.
     #[must_use]
     pub fn with_payload(mut self, payload: Option<&'a [u8]>) -> Self {
@@ -138,14 +149,19 @@ impl<'a> EncodedEvent<'a> {
     }
 }
 
-/// Returns the event as a consumer will receive it, for tests without a broker.
-impl<'a> From<&'a Record> for EncodedEvent<'a> {
-    fn from(record: &'a Record) -> Self {
-        let version = record.headers().iter().find(|(name, _)| name == wire::EVENT_VERSION_HEADER);
-        Self::new(record.event_type())
-            .with_version(version.and_then(|(_, version)| version.parse().ok()))
+/// Returns the event as a consumer will receive it, for tests without a broker. Fails with [`DecodeError::VersionHeader`] if the
+/// record's version is not a number, as a consumer does.
+impl<'a> TryFrom<&'a Record> for EncodedEvent<'a> {
+    type Error = DecodeError;
+
+    fn try_from(record: &'a Record) -> Result<Self, DecodeError> {
+        let event = Self::new(record.event_type())
             .with_payload(record.payload())
-            .with_aggregate_id(Some(record.aggregate_id()))
+            .with_aggregate_id(Some(record.aggregate_id()));
+        match record.headers().iter().find(|(name, _)| name == wire::EVENT_VERSION_HEADER) {
+            Some((_, version)) => event.with_version_header(version.as_bytes()),
+            None => Ok(event),
+        }
     }
 }
 
@@ -164,6 +180,24 @@ impl fmt::Debug for EncodedEvent<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_that_is_not_a_number_is_an_error_and_not_the_first_version() {
+        let record =
+            |version| Record::new("order", "7", "Placed").header(wire::EVENT_VERSION_HEADER, version);
+        for version in ["", "two", "-1", "4294967296"] {
+            let record = record(version);
+            let error = EncodedEvent::try_from(&record).unwrap_err();
+            assert!(matches!(&error, DecodeError::VersionHeader { event_type } if event_type == "Placed"));
+            assert!(
+                error.to_string().contains("`eventVersion` of the event `Placed` is not a number"),
+                "{error}"
+            );
+        }
+        assert_eq!(EncodedEvent::try_from(&record("2")).unwrap().version(), Some(2));
+        let without = Record::new("order", "7", "Placed");
+        assert_eq!(EncodedEvent::try_from(&without).unwrap().version(), None);
+    }
 
     #[test]
     fn an_error_names_the_place_and_the_type_and_never_the_payload() {

@@ -293,7 +293,7 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 ///
 /// let paid = OrderEvent::Paid { order_id: Uuid::now_v7() };
 /// let record = paid.to_record()?;
-/// assert_eq!(OrderEvent::decode(&EncodedEvent::from(&record))?, paid);
+/// assert_eq!(OrderEvent::decode(&EncodedEvent::try_from(&record)?)?, paid);
 ///
 /// let other = EncodedEvent::new("OrderShipped").with_payload(Some(b"{}"));
 /// assert!(matches!(OrderEvent::decode(&other), Err(DecodeError::UnknownType { .. })));

@@ -12,7 +12,7 @@ use uuid::Uuid;
 fn back<E: OutboxEvent + InboxEvent>(event: &E) -> E {
     let record = event.to_record().unwrap();
     assert!(E::EVENT_TYPES.contains(&record.event_type()));
-    E::decode(&EncodedEvent::from(&record)).unwrap()
+    E::decode(&EncodedEvent::try_from(&record).unwrap()).unwrap()
 }
 
 #[track_caller]
@@ -132,7 +132,7 @@ fn the_event_type_decides_which_variant_it_is_though_others_fit_as_well() {
     }
     let record = Untagged::Paid { order_id: 1 }.to_record().unwrap();
     assert_eq!(record.payload(), Event::Paid { order_id: 1 }.to_record().unwrap().payload());
-    let error = Untagged::decode(&EncodedEvent::from(&record)).unwrap_err();
+    let error = Untagged::decode(&EncodedEvent::try_from(&record).unwrap()).unwrap_err();
     assert!(matches!(error, DecodeError::WrongType { .. }), "{error:?}");
     let text = error.to_string();
     assert!(text.contains("`Paid`") && text.contains("Untagged`") && text.contains("remove"), "{text}");
@@ -193,9 +193,8 @@ fn a_tombstone_comes_back_from_its_aggregate_id() {
         }
     }
     // The separator of the id also occurs in the UUID.
-    let error = Event::decode(&EncodedEvent::from(
-        &Event::Dropped { order: Uuid::nil(), line: 1 }.to_record().unwrap(),
-    ));
+    let record = Event::Dropped { order: Uuid::nil(), line: 1 }.to_record().unwrap();
+    let error = Event::decode(&EncodedEvent::try_from(&record).unwrap());
     let text = error.unwrap_err().to_string();
     assert_eq!(text, "the aggregate id of the event `Dropped` has 6 parts, and its type needs 2");
 
@@ -345,7 +344,7 @@ fn a_consumers_own_type_needs_neither_aggregate_nor_id() {
         OrderPlaced { order_id: Uuid },
     }
     let record = OrderPlaced { order_id: Uuid::from_u128(7), total_cents: 1 }.to_record().unwrap();
-    let decoded = OrderEvent::decode(&EncodedEvent::from(&record)).unwrap();
+    let decoded = OrderEvent::decode(&EncodedEvent::try_from(&record).unwrap()).unwrap();
     assert_eq!(decoded, OrderEvent::OrderPlaced { order_id: Uuid::from_u128(7) });
 
     #[derive(Deserialize, InboxEvent)]

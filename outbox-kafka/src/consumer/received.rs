@@ -42,7 +42,8 @@ impl Received {
         &self.event_type
     }
 
-    /// Returns the version of the event's schema, if the record has one. Header `eventVersion`.
+    /// Returns the version of the event's schema, or `None` if the record has none or one that is not a number. Header
+    /// `eventVersion`.
     pub fn event_version(&self) -> Option<u32> {
         self.header(wire::EVENT_VERSION_HEADER)?.parse().ok()
     }
@@ -64,13 +65,11 @@ impl Received {
     /// that returns the error with `?` sends the record to the dead letters at once.
     pub fn decode<E: InboxEvent>(&self) -> Result<E, Rejected> {
         let version = self.headers().find(|(name, _)| *name == wire::EVENT_VERSION_HEADER);
-        let version = version
-            .map(|(_, value)| {
-                let number = value.and_then(|value| str::from_utf8(value).ok()?.parse().ok());
-                number.ok_or_else(|| Rejected::new("the header `eventVersion` is not a number"))
-            })
-            .transpose()?;
-        E::decode(&self.encoded().with_version(version)).map_err(undecoded)
+        let event = match version {
+            Some((_, value)) => self.encoded().with_version_header(value.unwrap_or_default()),
+            None => Ok(self.encoded()),
+        };
+        event.and_then(|event| E::decode(&event)).map_err(undecoded)
     }
 
     /// Reads the payload as JSON.

@@ -61,7 +61,7 @@ fn check(bench: &Bench<'_>) {
     let reasons: Vec<&str> = dead.iter().map(|dead| dead.header("outbox-error").unwrap()).collect();
     assert_eq!(reasons.len(), 3, "{reasons:?}");
     assert!(reasons[0].contains("`Closed` has version 3") && reasons[0].contains("known: 2"), "{reasons:?}");
-    assert!(reasons[1].contains("`eventVersion` is not a number"), "{reasons:?}");
+    assert!(reasons[1].contains("`eventVersion` of the event `Closed` is not a number"), "{reasons:?}");
     assert!(
         reasons[2].contains("`Opened` cannot be decoded as") && reasons[2].contains("line 1"),
         "{reasons:?}"
