@@ -72,8 +72,9 @@ pub enum DecodeError {
     },
     /// The payload decodes as an event of another type.
     #[error(
-        "the payload of the event `{event_type}` decodes as another variant of `{target}`, so it was refused: remove \
-         `#[serde(untagged)]` from the enum, which does not change the payloads"
+        "the payload of the event `{event_type}` decodes as another variant of `{target}`, so it was refused: if the enum has \
+         `#[serde(untagged)]`, remove that, which does not change the payloads; if it has a `decode` function, write one for each \
+         variant"
     )]
     WrongType {
         /// The event's type.

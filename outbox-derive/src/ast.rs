@@ -21,6 +21,8 @@ pub(crate) struct Input<'a> {
     pub(crate) is_written_whole: bool,
     /// The same for reading.
     pub(crate) is_read_whole: bool,
+    /// Serde's `into`, by which it writes the value as another type.
+    pub(crate) serde_into: Option<Ident>,
 }
 
 pub(crate) struct Event<'a> {
@@ -65,6 +67,7 @@ impl<'a> Input<'a> {
         };
         let is_enum = matches!(node.data, Data::Enum(_));
         let is_whole = !is_enum || serde_attr::is_untagged(node);
+        let serde_into = serde_attr::find(&node.attrs, "into");
         Ok(Self {
             ident,
             generics,
@@ -72,8 +75,9 @@ impl<'a> Input<'a> {
             defaults,
             events,
             is_enum,
-            is_written_whole: is_whole || serde_attr::says(&node.attrs, &["into"]),
+            is_written_whole: is_whole || serde_into.is_some(),
             is_read_whole: is_whole || serde_attr::says(&node.attrs, &["from", "try_from"]),
+            serde_into,
         })
     }
 }

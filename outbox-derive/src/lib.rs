@@ -209,7 +209,8 @@ use syn::{DeriveInput, parse_macro_input};
 /// this signature: `prost::Message::encode_to_vec`, `rmp_serde::to_vec`, or `serde_json::to_vec` for a payload that contains the
 /// name of the variant.
 ///
-/// A `tombstone` has no payload, which makes a compacted topic forget the aggregate.
+/// A `tombstone` has no payload, which makes a compacted topic forget the aggregate. Of its fields only those in the id and in
+/// headers are sent; all others are dropped.
 ///
 /// ```
 /// # use diesel_outbox::{OutboxEvent, RecordError};
@@ -309,11 +310,15 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 ///
 /// `decode = path::to::function` is the counterpart of `payload = path::to::function`. It takes the payload's bytes and returns
 /// the event, or a `Result` with any error that converts into `Box<dyn Error + Send + Sync>`. `rmp_serde::from_slice` is an
-/// example. A variant with its own `payload` needs its own `decode`.
+/// example. A variant with its own `payload` needs its own `decode`. If the function of an enum returns another variant than the
+/// event type names, decoding fails with `DecodeError::WrongType`.
+///
+/// An enum with serde's `into` needs `from` or `try_from` too, or a `decode` function: what serde writes for the other type is not
+/// the content of a variant.
 ///
 /// A `tombstone` has no payload. Its fields are read from the aggregate id with [`FromStr`](std::str::FromStr), so all of them
 /// must be parts of the id. If they are not, write `decode = path::to::function` on the tombstone. That function takes the
-/// aggregate id, a `&str`.
+/// aggregate id, a `&str`. If such an event has a payload all the same, for example one from another program, it is ignored.
 ///
 /// # Versions
 ///

@@ -1,6 +1,6 @@
 //! How serde's own attributes change the name of a variant in JSON. Serde itself reports mistakes in them.
 
-use proc_macro2::{TokenStream, TokenTree};
+use proc_macro2::{Ident, TokenStream, TokenTree};
 use syn::{Attribute, Data, DeriveInput, Meta};
 
 /// Returns whether serde does not put an enum's content under the name of its variant.
@@ -12,16 +12,21 @@ pub(crate) fn is_untagged(node: &DeriveInput) -> bool {
 
 /// Returns whether a `#[serde(..)]` has one of these keys.
 pub(crate) fn says(attributes: &[Attribute], keys: &[&str]) -> bool {
-    attributes.iter().any(|attribute| match &attribute.meta {
+    keys.iter().any(|key| find(attributes, key).is_some())
+}
+
+/// Returns this key, if a `#[serde(..)]` has it.
+pub(crate) fn find(attributes: &[Attribute], key: &str) -> Option<Ident> {
+    attributes.iter().find_map(|attribute| match &attribute.meta {
         Meta::List(list) if list.path.is_ident("serde") => {
-            found(list.tokens.clone()).any(|key| keys.contains(&key.as_str()))
+            found(list.tokens.clone()).find(|found| found == key)
         }
-        _ => false,
+        _ => None,
     })
 }
 
 /// Returns the keys: the first token, and the one behind each comma.
-fn found(tokens: TokenStream) -> impl Iterator<Item = String> {
+fn found(tokens: TokenStream) -> impl Iterator<Item = Ident> {
     let mut is_key = true;
     tokens.into_iter().filter_map(move |token| {
         let was_key = std::mem::replace(
@@ -29,7 +34,7 @@ fn found(tokens: TokenStream) -> impl Iterator<Item = String> {
             matches!(&token, TokenTree::Punct(punct) if punct.as_char() == ','),
         );
         match token {
-            TokenTree::Ident(ident) if was_key => Some(ident.to_string()),
+            TokenTree::Ident(ident) if was_key => Some(ident),
             _ => None,
         }
     })

@@ -199,6 +199,8 @@ fn a_tombstone_comes_back_from_its_aggregate_id() {
     assert_eq!(text, "the aggregate id of the event `Dropped` has 6 parts, and its type needs 2");
 
     comes_back([Event::Left("a-b".to_owned()), Event::Other { line: 3, order: None }]);
+    let with_payload = EncodedEvent::new("Left").with_aggregate_id(Some("a")).with_payload(Some(b"{}"));
+    assert_eq!(Event::decode(&with_payload).unwrap(), Event::Left("a".to_owned()), "the payload is ignored");
     let dropped =
         |id| Event::decode(&EncodedEvent::new("Dropped").with_aggregate_id(id)).unwrap_err().to_string();
     assert_eq!(dropped(None), "the aggregate id of the event `Dropped` is missing");
@@ -310,6 +312,67 @@ fn a_function_decodes_what_a_function_encoded() {
     assert!(matches!(&error, DecodeError::Payload { position: None, .. }), "{error:?}");
     assert_eq!(std::error::Error::source(&error).unwrap().to_string(), "two bytes are needed");
     assert!(Event::decode(&json("Named", "ab")).is_ok(), "an older one is bytes too");
+}
+
+/// A function for all variants gets bytes that may be another event's.
+#[test]
+fn a_function_of_the_enum_that_returns_another_variant_than_the_event_type_names_is_refused() {
+    #[derive(Debug, PartialEq, OutboxEvent, InboxEvent)]
+    #[outbox(aggregate = "order", id(0), payload = encode, decode = decode)]
+    enum Event {
+        Placed(u8),
+        Paid(u8),
+    }
+    fn encode(event: &Event) -> Vec<u8> {
+        match event {
+            Event::Placed(order) => vec![0, *order],
+            Event::Paid(order) => vec![1, *order],
+        }
+    }
+    fn decode(payload: &[u8]) -> Result<Event, &'static str> {
+        match payload {
+            &[0, order] => Ok(Event::Placed(order)),
+            &[1, order] => Ok(Event::Paid(order)),
+            _ => Err("it is neither"),
+        }
+    }
+    comes_back([Event::Placed(1), Event::Paid(1)]);
+    let error = Event::decode(&EncodedEvent::new("Paid").with_payload(Some(&[0, 1]))).unwrap_err();
+    assert!(matches!(&error, DecodeError::WrongType { event_type, .. } if event_type == "Paid"), "{error:?}");
+    assert!(error.to_string().contains("`decode` function"), "{error}");
+}
+
+#[test]
+fn an_enum_that_serde_writes_and_reads_as_another_type_comes_back() {
+    #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, OutboxEvent, InboxEvent)]
+    #[serde(into = "Wire", from = "Wire")]
+    #[outbox(aggregate = "order", id(0))]
+    enum Event {
+        Placed(u8),
+        Paid(u8),
+    }
+    #[derive(Serialize, Deserialize)]
+    struct Wire {
+        is_paid: bool,
+        order: u8,
+    }
+    impl From<Event> for Wire {
+        fn from(event: Event) -> Self {
+            match event {
+                Event::Placed(order) => Self { is_paid: false, order },
+                Event::Paid(order) => Self { is_paid: true, order },
+            }
+        }
+    }
+    impl From<Wire> for Event {
+        fn from(wire: Wire) -> Self {
+            match wire.is_paid {
+                false => Self::Placed(wire.order),
+                true => Self::Paid(wire.order),
+            }
+        }
+    }
+    comes_back([Event::Placed(1), Event::Paid(1)]);
 }
 
 #[test]

@@ -59,6 +59,7 @@ fn decoded(arm: &Arm, input: &Input, event: &Ident, krate: Krate) -> TokenStream
     };
     match &arm.how {
         How::Function(path) => function(path, "decode"),
+        How::CommonFunction(path) => checked(&function(path, "decode"), arm, input, event, krate),
         How::Upcast(path) => {
             let (span, krate) = (place(path), krate.at(path));
             quote_spanned!(span=> #krate::__private::upcast::<Self, _, _>(#event, #path))
@@ -79,7 +80,7 @@ fn decoded(arm: &Arm, input: &Input, event: &Ident, krate: Krate) -> TokenStream
     }
 }
 
-/// Checks that the value is the variant that the event type names, because serde may have chosen another one.
+/// Checks that the value is the variant that the event type names, because serde or the enum's function may have chosen another one.
 fn checked(decoded: &TokenStream, arm: &Arm, input: &Input, event: &Ident, krate: Krate) -> TokenStream {
     let Some(variant) = arm.variant.filter(|_| input.events.len() > 1) else { return decoded.clone() };
     let value = Ident::new("value", Span::mixed_site());

@@ -27,16 +27,16 @@ pub(crate) enum How<'a> {
     Json,
     /// The payload is the JSON of the content of the variant at this index, counted among the variants that serde knows.
     Content(u32),
+    /// The variant's or the struct's function takes the payload.
     Function(&'a ExprPath),
+    /// The enum's function takes the payload. It may return another variant, because it does not know the event type.
+    CommonFunction(&'a ExprPath),
     /// A function takes an older event, parsed from JSON.
     Upcast(&'a ExprPath),
     /// A function takes a tombstone's aggregate id.
     FromId(&'a ExprPath),
     /// The parts of a tombstone's aggregate id are the fields.
-    Id {
-        fields: Vec<&'a Field<'a>>,
-        separator: String,
-    },
+    Id { fields: Vec<&'a Field<'a>>, separator: String },
 }
 
 /// Returns an arm for each event and for each of its older versions.
@@ -53,6 +53,8 @@ pub(crate) fn check<'a>(input: &'a Input<'a>) -> Result<Vec<Arm<'a>>> {
         index += u32::from(!event.is_skipped);
     }
     check_each_once(&arms)?;
+    check_common_function(input, &arms)?;
+    check_serde_into(input, &arms)?;
     Ok(arms)
 }
 
@@ -70,13 +72,15 @@ fn check_event<'a>(
     let variant = event.is_variant.then_some(event.ident);
     let function = own.decode.as_ref();
     // A variant with an encoding of its own also needs a decoding of its own.
-    let any_function = function.or(defaults.decode.as_ref().filter(|_| own.payload.is_none()));
+    let common_function = defaults.decode.as_ref().filter(|_| own.payload.is_none());
+    let any_function = function.map(How::Function).or_else(|| common_function.map(How::CommonFunction));
+    let takes_bytes = any_function.is_some();
     let how = match own.payload.as_ref().or(defaults.payload.as_ref()) {
         Some(PayloadSetting::Tombstone) => {
             Some(function.map_or_else(|| tombstone(input, event), |it| Ok(How::FromId(it)))?)
         }
-        Some(PayloadSetting::Function(_)) if any_function.is_none() => return Err(no_counterpart(event)),
-        _ if any_function.is_some() => any_function.map(How::Function),
+        Some(PayloadSetting::Function(_)) if !takes_bytes => return Err(no_counterpart(event)),
+        _ if takes_bytes => any_function,
         _ if event.is_skipped => None,
         _ if input.is_read_whole => Some(How::Json),
         _ => Some(How::Content(index)),
@@ -84,10 +88,7 @@ fn check_event<'a>(
     let arm = |version, how, span| Arm { variant, event_type: event_type.clone(), version, how, span };
     arms.extend(how.map(|how| arm(version, how, event.ident.span())));
     for upcast in &own.upcasts {
-        let how = match any_function {
-            Some(_) => How::Function(&upcast.function),
-            None => How::Upcast(&upcast.function),
-        };
+        let how = if takes_bytes { How::Function(&upcast.function) } else { How::Upcast(&upcast.function) };
         arms.push(arm(upcast.version, how, upcast.span));
     }
     Ok(())
@@ -122,6 +123,28 @@ fn no_counterpart(event: &Event) -> Error {
         event.ident,
     );
     Error::new(event.ident.span(), advice)
+}
+
+/// Refuses an enum's function that nothing would call: nobody would notice a mistake in it.
+fn check_common_function(input: &Input, arms: &[Arm]) -> Result<()> {
+    let Some(function) = input.defaults.decode.as_ref().filter(|_| input.is_enum) else { return Ok(()) };
+    if arms.iter().any(|arm| matches!(arm.how, How::CommonFunction(_))) {
+        return Ok(());
+    }
+    let advice = "no variant uses this `decode`, because each has its own or is a tombstone: remove it, or move it to the variant \
+                  that it is for";
+    Err(Error::new_spanned(function, advice))
+}
+
+/// Refuses to read the contents of variants from what serde writes for another type.
+fn check_serde_into(input: &Input, arms: &[Arm]) -> Result<()> {
+    let Some(into) = input.serde_into.as_ref() else { return Ok(()) };
+    if !arms.iter().any(|arm| matches!(arm.how, How::Content(_))) {
+        return Ok(());
+    }
+    let advice = "with `into` alone, the payload that is emitted is another type's, and cannot be decoded as this enum: add serde's \
+                  `from` or `try_from`, or write `#[outbox(decode = path::to::function)]`";
+    Err(Error::new_spanned(into, advice))
 }
 
 fn check_each_once(arms: &[Arm]) -> Result<()> {
