@@ -42,7 +42,7 @@ suite!(
     only_old_sent_rows_are_pruned,
     the_lag_counts_what_is_unsent,
     a_waiting_source_wakes_for_an_emitted_record,
-    large_payloads_make_chunks_smaller,
+    large_payloads_make_batches_smaller,
     a_requeue_in_the_middle_of_a_pass_keeps_the_order,
     a_source_that_stands_by_does_not_spin,
 );
@@ -62,7 +62,7 @@ suite_of_the_wal!(
     dropping_a_source_releases_its_claim,
     dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
-    large_payloads_make_chunks_smaller,
+    large_payloads_make_batches_smaller,
     a_requeue_in_the_middle_of_a_pass_keeps_the_order,
     a_source_that_stands_by_does_not_spin,
 );
@@ -84,14 +84,14 @@ fn claim(source: &mut dyn Source) {
 fn read(source: &mut dyn Source, limit: usize) -> Vec<Claimed> {
     let mut all = Vec::new();
     loop {
-        let mut chunk = Vec::new();
-        if source.read(limit, &mut chunk).unwrap() {
+        let mut batch = Vec::new();
+        if source.read(limit, &mut batch).unwrap() {
             source.read_ahead(limit).unwrap();
         }
-        if chunk.is_empty() {
+        if batch.is_empty() {
             return all;
         }
-        all.append(&mut chunk);
+        all.append(&mut batch);
         assert!(all.len() < 1_000, "records are read again and again");
     }
 }
@@ -398,7 +398,7 @@ fn a_waiting_source_wakes_for_an_emitted_record(store: &dyn Store) {
     assert_eq!(drain(source.as_mut()).len(), 1);
 }
 
-fn large_payloads_make_chunks_smaller(store: &dyn Store) {
+fn large_payloads_make_batches_smaller(store: &dyn Store) {
     let large: Vec<Record> = (0..48).map(|n| record(n, n).with_payload(vec![7; 1 << 20])).collect();
     store.emit(&large);
     let mut source = store.source(SourceOptions::default());
@@ -407,7 +407,7 @@ fn large_payloads_make_chunks_smaller(store: &dyn Store) {
     source.read(8, &mut first).unwrap();
     let mut second = Vec::new();
     source.read(10_000, &mut second).unwrap();
-    assert!((1..=24).contains(&second.len()), "{} records of 1 MiB in a chunk", second.len());
+    assert!((1..=24).contains(&second.len()), "{} records of 1 MiB in a batch", second.len());
     source.abandon();
 }
 
