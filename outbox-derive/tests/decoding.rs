@@ -330,9 +330,9 @@ fn a_function_of_the_enum_that_returns_another_variant_than_the_event_type_names
         }
     }
     fn decode(payload: &[u8]) -> Result<Event, &'static str> {
-        match payload {
-            &[0, order] => Ok(Event::Placed(order)),
-            &[1, order] => Ok(Event::Paid(order)),
+        match *payload {
+            [0, order] => Ok(Event::Placed(order)),
+            [1, order] => Ok(Event::Paid(order)),
             _ => Err("it is neither"),
         }
     }
