@@ -1,6 +1,8 @@
 //! The SQL of each database, behind one sealed trait. The statements are query fragments and not `sql_query`, because Diesel
 //! caches a fragment as a prepared statement, which takes one round trip and is planned once.
 
+#[cfg(feature = "mysql")]
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
 #[cfg(feature = "sqlite")]
@@ -13,11 +15,11 @@ use uuid::Uuid;
 
 use crate::{Record, wire};
 
-/// A database that can hold an outbox. It is implemented for Diesel's `Pg` with the feature `postgres`, and for `Sqlite` with the
-/// feature `sqlite`. It is sealed.
+/// A database that can hold an outbox. It is implemented for Diesel's `Pg`, `Mysql` and `Sqlite`, each with the feature of that name:
+/// `postgres`, `mysql` and `sqlite`. It is sealed.
 #[diagnostic::on_unimplemented(
     message = "diesel-outbox does not support the database `{Self}`",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
+    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
     note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`"
 )]
 pub trait OutboxBackend: Backend + sealed::Statements {}
@@ -28,22 +30,25 @@ impl<DB: Backend + sealed::Statements> OutboxBackend for DB {}
 pub(crate) mod sealed {
     #[cfg(feature = "migrations")]
     use super::InsertVersion;
-    use super::{AstPass, Backend, FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult};
+    use super::{
+        AstPass, Backend, FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult, StillMarked,
+    };
 
     pub trait Statements: Backend {
         #[cfg(feature = "migrations")]
         const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
-        /// Returns the statement that keeps a second process from migrating until the transaction ends, or nothing if transactions
-        /// alone do so.
         #[cfg(feature = "migrations")]
-        fn migration_lock() -> Option<String>;
+        const MIGRATING: super::Migrating;
         #[cfg(feature = "migrations")]
         fn insert_version<'b>(version: &'b InsertVersion<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_one<'b>(insert: &'b InsertOne<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_many<'b>(insert: &'b InsertMany<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn insert_mark<'b>(mark: &'b InsertMark<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        /// Affects one row as long as the transaction that inserted the mark is open and can be committed. If an error has aborted
+        /// it, this fails, or affects none.
+        fn still_marked<'b>(still: &'b StillMarked<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn prune_marks<'b>(prune: &'b PruneMarks<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
-        /// Fails with "no such table" if the table does not exist, whatever the language of the server's messages.
+        /// Fails if the table does not exist, in a way that `has_table` recognizes whatever the language of the server's messages.
         fn find_inbox<'b>(find: &'b FindInbox<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
     }
 }
@@ -87,6 +92,7 @@ impl<S> QueryId for InSchema<S> {
 backend_statement!(InsertOne, insert_one, cached: true);
 backend_statement!(InsertMany, insert_many, cached: false);
 backend_statement!(InsertMark, insert_mark, cached: true);
+backend_statement!(StillMarked, still_marked, cached: true);
 backend_statement!(PruneMarks, prune_marks, cached: true);
 backend_statement!(FindInbox, find_inbox, cached: true);
 #[cfg(feature = "migrations")]
@@ -95,7 +101,6 @@ backend_statement!(InsertVersion, insert_version, cached: true);
 /// The statement that inserts one record into the outbox.
 pub struct InsertOne<'a> {
     row: OutboxRow<'a>,
-    /// Already quoted.
     pub(crate) schema: Option<&'a str>,
 }
 
@@ -139,6 +144,18 @@ impl<'a> InsertMark<'a> {
     }
 }
 
+/// The statement that looks whether the mark can still be committed.
+pub struct StillMarked<'a> {
+    mark: &'a InsertMark<'a>,
+    pub(crate) schema: Option<&'a str>,
+}
+
+impl<'a> StillMarked<'a> {
+    pub(crate) fn new(mark: &'a InsertMark<'a>) -> Self {
+        Self { mark, schema: mark.schema }
+    }
+}
+
 /// The statement that deletes some of the inbox's rows that are older than the retention, the oldest first.
 pub struct PruneMarks<'a> {
     pub(crate) consumer: &'a str,
@@ -154,6 +171,24 @@ pub struct FindInbox<'a> {
     pub(crate) schema: Option<&'a str>,
 }
 
+/// How migrations run, and how a second process is kept from running them at the same time.
+#[cfg(feature = "migrations")]
+#[derive(Debug)]
+pub enum Migrating {
+    /// In one transaction, which locks the database.
+    InTransaction,
+    /// In one transaction that begins with this statement, in the schema that was set.
+    InSchema(fn() -> String),
+    /// One by one, because each statement commits, under a lock of the session.
+    UnderLock {
+        /// Selects a row once it has the lock.
+        lock: &'static str,
+        unlock: &'static str,
+        /// Selects a row if there is a record of what has run.
+        find_record: &'static str,
+    },
+}
+
 /// The statement that records a migration, unless it has already run.
 #[cfg(feature = "migrations")]
 pub struct InsertVersion<'a> {
@@ -167,7 +202,7 @@ struct OutboxRow<'a> {
     payload: Option<&'a [u8]>,
     headers: Option<String>,
     shard: i16,
-    #[cfg(feature = "sqlite")]
+    #[cfg(any(feature = "mysql", feature = "sqlite"))]
     id_text: String,
 }
 
@@ -179,7 +214,7 @@ impl<'a> OutboxRow<'a> {
             payload: record.payload(),
             headers: wire::encode_headers(record.headers()),
             shard: record.shard(),
-            #[cfg(feature = "sqlite")]
+            #[cfg(any(feature = "mysql", feature = "sqlite"))]
             id_text: record.id().to_string(),
         }
     }

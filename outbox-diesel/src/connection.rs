@@ -5,17 +5,19 @@ use diesel::connection::Connection;
 #[cfg(feature = "migrations")]
 use diesel::connection::LoadConnection;
 
-use crate::backend::{FindInbox, InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks};
+use crate::backend::{
+    FindInbox, InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks, StillMarked,
+};
 #[cfg(feature = "migrations")]
 use crate::{MigrationError, Migrations};
 
 /// A synchronous connection to a database that can hold an outbox and an inbox.
 ///
-/// Every Diesel connection to PostgreSQL or SQLite implements it, pooled or not, if the feature `postgres` or `sqlite` is on. For an
+/// Every Diesel connection to PostgreSQL, MySQL, MariaDB or SQLite implements it, pooled or not, if the feature `postgres`, `mysql` or `sqlite` is on. For an
 /// enum with `#[derive(MultiConnection)]`, [`multi_connection!`](crate::multi_connection) implements it.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a connection to a database that can hold an outbox",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
+    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
     note = "for a connection of diesel-async, use `AsyncEmit`, the inbox's methods that end in `_async`, or `Consumer::new_async`",
     note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`"
 )]
@@ -38,6 +40,7 @@ enum Kind<'a> {
     InsertOne(&'a InsertOne<'a>),
     InsertMany(&'a InsertMany<'a>),
     InsertMark(&'a InsertMark<'a>),
+    StillMarked(&'a StillMarked<'a>),
     PruneMarks(&'a PruneMarks<'a>),
     FindInbox(&'a FindInbox<'a>),
 }
@@ -66,13 +69,13 @@ macro_rules! statements {
     };
 }
 
-statements!(InsertOne, InsertMany, InsertMark, PruneMarks, FindInbox);
+statements!(InsertOne, InsertMany, InsertMark, StillMarked, PruneMarks, FindInbox);
 
 /// A synchronous connection on which [`Migrations`] can run. It is implemented for the same connections as [`OutboxConnection`].
 #[cfg(feature = "migrations")]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a connection to a database that can hold an outbox",
-    note = "turn on the feature `postgres` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
+    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
             `diesel_outbox::multi_connection!`"
 )]
 pub trait MigrateConnection: Connection {
@@ -97,7 +100,7 @@ where
 /// Implements [`OutboxConnection`](crate::OutboxConnection) for an enum with Diesel's `#[derive(MultiConnection)]`, so that it emits events, works with an
 /// [`Inbox`](crate::Inbox) and runs `Migrations`.
 ///
-/// List the variants that hold a connection to PostgreSQL or SQLite. If the enum has other variants, write `..` behind the list:
+/// List the variants that hold a connection to PostgreSQL, MySQL, MariaDB or SQLite. If the enum has other variants, write `..` behind the list:
 /// on those, every call fails with [`EmitError::NoOutbox`](crate::EmitError::NoOutbox). Variants may have attributes such as
 /// `#[cfg(..)]`.
 ///

@@ -65,7 +65,7 @@ pub trait Emit: Connection {
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> QueryResult<Uuid>;
 
     /// Writes any number of events in their order, and returns their ids. Each statement writes up to 1,000 events and
-    /// about 16 MiB of payload. All events are checked before the first one is written.
+    /// about 8 MiB of payload. All events are checked before the first one is written.
     ///
     /// # Errors
     /// As for [`emit`](Self::emit).
@@ -99,7 +99,8 @@ fn require_transaction(status: &TransactionManagerStatus) -> Result<(), EmitErro
 }
 
 const CHUNK_RECORDS: usize = 1_000;
-const CHUNK_BYTES: usize = 16 * 1024 * 1024;
+/// Half of what MariaDB takes in one packet by default.
+const CHUNK_BYTES: usize = 8 * 1024 * 1024;
 
 fn chunks(records: &[Record]) -> impl Iterator<Item = &[Record]> {
     let mut rest = records;
@@ -125,7 +126,7 @@ mod tests {
         let record = |bytes: usize| Record::new("a", "1", "E").with_payload(vec![0; bytes]);
         let small: Vec<Record> = (0..2_500).map(|_| record(1)).collect();
         assert_eq!(chunks(&small).map(<[Record]>::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
-        let large: Vec<Record> = [20, 9, 6, 6, 20].map(|mega| record(mega << 20)).into();
+        let large: Vec<Record> = [20, 5, 3, 3, 20].map(|mega| record(mega << 20)).into();
         assert_eq!(chunks(&large).map(<[Record]>::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
         assert_eq!(chunks(&[]).count(), 0);
     }

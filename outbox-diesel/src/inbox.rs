@@ -7,17 +7,12 @@ mod pruning;
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
-use diesel::result::Error;
-use diesel_outbox_core::__private::quoted_identifier;
+use diesel::result::{DatabaseErrorKind, Error};
 use uuid::Uuid;
 
 pub use self::pruning::Pruning;
 use crate::OutboxConnection;
-use crate::backend::{FindInbox, InsertMark, PruneMarks};
-
-/// Fails in a transaction that an error has aborted. PostgreSQL answers a COMMIT of such a transaction with success although it rolls
-/// back, so an effect that ignored the error would count as done.
-const STILL_VALID: &str = "SELECT 1";
+use crate::backend::{FindInbox, InsertMark, PruneMarks, StillMarked};
 
 /// One consumer's record of the events that it has handled.
 ///
@@ -47,7 +42,6 @@ const STILL_VALID: &str = "SELECT 1";
 #[must_use]
 pub struct Inbox {
     consumer: String,
-    /// Already quoted.
     schema: Option<String>,
 }
 
@@ -71,8 +65,8 @@ impl Inbox {
 
     /// Sets the schema of the table `inbox` (PostgreSQL only). On SQLite, every call then returns
     /// [`EmitError::NoSchemas`](crate::EmitError::NoSchemas). Default: the connection's `search_path` decides.
-    pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
-        self.schema = Some(quoted_identifier(schema.as_ref()));
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = Some(schema.into());
         self
     }
 
@@ -100,11 +94,12 @@ impl Inbox {
         C: OutboxConnection,
         E: From<diesel::result::Error>,
     {
-        conn.transaction(|c| match c.execute_statement((&self.mark(event_id)).into())? {
+        let mark = self.mark(event_id);
+        conn.transaction(|c| match c.execute_statement((&mark).into())? {
             0 => Ok(Once::Duplicate),
             _ => {
                 let done = effect(c)?;
-                c.batch_execute(STILL_VALID)?;
+                require_mark(c.execute_statement((&StillMarked::new(&mark)).into()))?;
                 Ok(Once::First(done))
             }
         })
@@ -183,9 +178,27 @@ impl Inbox {
 fn found(outcome: QueryResult<usize>) -> QueryResult<bool> {
     match outcome {
         Ok(_) => Ok(true),
-        Err(Error::DatabaseError(_, information)) if information.message().starts_with("no such table") => {
-            Ok(false)
-        }
+        Err(Error::DatabaseError(_, information)) if is_missing(information.message()) => Ok(false),
         Err(error) => Err(error),
+    }
+}
+
+/// MySQL and MariaDB name the table as `'database.inbox'` in every language.
+fn is_missing(message: &str) -> bool {
+    message.starts_with("no such table") || message.contains(".inbox'")
+}
+
+/// The last thing before the commit. If an error has aborted the transaction, an effect that ignored the error would count as done.
+fn require_mark(marked: QueryResult<usize>) -> QueryResult<()> {
+    match marked? {
+        0 => Err(Error::DatabaseError(
+            DatabaseErrorKind::SerializationFailure,
+            Box::new(
+                "the database has rolled back the transaction in which the event was handled, probably to end a deadlock, and the effect \
+                 ignored that error: return it instead, so that the event is handled again"
+                    .to_owned(),
+            ),
+        )),
+        _ => Ok(()),
     }
 }

@@ -5,7 +5,7 @@ use diesel::sql_types::Integer;
 use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
 use crate::MigrateConnection;
-use crate::backend::{InsertVersion, OutboxBackend, sealed::Statements};
+use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements};
 
 /// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.
 ///
@@ -75,7 +75,7 @@ impl Migrations {
         Self { tables: MigratedTables::Outbox, ..Self::default() }
     }
 
-    /// Sets the schema for the tables (PostgreSQL only), and creates it if it does not exist. Default: the first schema of the
+    /// Sets the schema for the tables (PostgreSQL only; on other databases [`run`](Self::run) fails then), and creates it if it does not exist. Default: the first schema of the
     /// connection's `search_path`.
     ///
     /// Services and the relay must then have the schema in their `search_path` or name it. In a service, that is
@@ -85,11 +85,14 @@ impl Migrations {
         self
     }
 
-    /// Runs the pending migrations in one transaction and returns their names. If nothing is pending, it takes no lock.
+    /// Runs the pending migrations and returns their names. If nothing is pending, it takes no lock.
+    ///
+    /// On PostgreSQL and SQLite, it does so in one transaction. MySQL and MariaDB commit each statement that creates a table, and with
+    /// it a transaction that is open around the call.
     ///
     /// # Errors
-    /// A [`MigrationError`] if the database refuses. Nothing is changed then. On PostgreSQL it waits for another process that
-    /// migrates, but fails after 5 s.
+    /// A [`MigrationError`] if the database refuses. Except on MySQL and MariaDB, nothing is changed then. If another process is
+    /// migrating, it waits, but fails after 5 s.
     pub fn run<C: MigrateConnection>(&self, conn: &mut C) -> Result<Vec<String>, MigrationError> {
         conn.migrate(self)
     }
@@ -98,62 +101,100 @@ impl Migrations {
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
-        let lock = <C::Backend as Statements>::migration_lock();
-        // If the tables exist, a service must be able to start no matter who holds the lock.
-        if lock.is_some() && self.are_run(conn)? {
-            return Ok(Vec::new());
-        }
-        conn.transaction(|c| {
-            if let Some(lock) = &lock {
-                c.batch_execute(lock)?;
-            }
-            if let Some(quoted) = self.quoted_schema() {
-                c.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {quoted}"))?;
-                c.batch_execute(&format!("SET LOCAL search_path TO {quoted}"))?;
-            }
-            c.batch_execute(
-                "CREATE TABLE IF NOT EXISTS outbox_migration \
-                 (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
-            )?;
-            let mut run = Vec::new();
-            for migration in self.embedded::<C::Backend>()? {
-                let name = migration.name().to_string();
-                let version = migration.name().version().to_string();
-                if c.execute_returning_count(&InsertVersion { version: &version })? == 1 {
-                    migration
-                        .run(c)
-                        .map_err(|source| MigrationError::Migration { name: name.clone(), source })?;
-                    run.push(name);
+        match <C::Backend as Statements>::MIGRATING {
+            Migrating::InSchema(lock) => {
+                // If the tables exist, a service must be able to start no matter who holds the lock.
+                if self.are_run_in_schema(conn)? {
+                    return Ok(Vec::new());
                 }
+                conn.transaction(|c| {
+                    c.batch_execute(&lock())?;
+                    if let Some(quoted) = self.quoted_schema() {
+                        c.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {quoted}"))?;
+                        c.batch_execute(&format!("SET LOCAL search_path TO {quoted}"))?;
+                    }
+                    self.run_pending(c, true)
+                })
             }
-            Ok(run)
-        })
+            _ if self.schema.is_some() => Err(MigrationError::NoSchemas),
+            Migrating::InTransaction => conn.transaction(|c| self.run_pending(c, true)),
+            Migrating::UnderLock { lock, unlock, find_record } => {
+                if count(conn, find_record)? > 0 && self.are_run(conn, RECORD)? {
+                    return Ok(Vec::new());
+                }
+                if count(conn, lock)? == 0 {
+                    return Err(MigrationError::Locked);
+                }
+                let run = self.run_pending(conn, false);
+                conn.batch_execute(unlock)?;
+                run
+            }
+        }
+    }
+
+    /// Runs what has not run yet. In a transaction each migration is recorded first, which on SQLite makes this the writer. Elsewhere it
+    /// is recorded last: if it fails half way it runs again, and finds what is there already.
+    fn run_pending<C>(&self, conn: &mut C, in_transaction: bool) -> Result<Vec<String>, MigrationError>
+    where
+        C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
+    {
+        conn.batch_execute(
+            "CREATE TABLE IF NOT EXISTS outbox_migration \
+             (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
+        )?;
+        let mut run = Vec::new();
+        for migration in self.embedded::<C::Backend>()? {
+            let name = migration.name().to_string();
+            let version = migration.name().version().to_string();
+            let record = InsertVersion { version: &version };
+            let is_recorded = match in_transaction {
+                true => conn.execute_returning_count(&record)? == 0,
+                false => has_run(conn, RECORD, &[&*version])?,
+            };
+            if is_recorded {
+                continue;
+            }
+            migration.run(conn).map_err(|source| MigrationError::Migration { name: name.clone(), source })?;
+            if !in_transaction {
+                conn.execute_returning_count(&record)?;
+            }
+            run.push(name);
+        }
+        Ok(run)
     }
 
     /// Returns whether all migrations have run, in a database with schemas.
-    fn are_run<C>(&self, conn: &mut C) -> Result<bool, MigrationError>
+    fn are_run_in_schema<C>(&self, conn: &mut C) -> Result<bool, MigrationError>
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection,
     {
         let table = match self.quoted_schema() {
-            Some(quoted) => format!("{quoted}.outbox_migration"),
-            None => "outbox_migration".to_owned(),
+            Some(quoted) => format!("{quoted}.{RECORD}"),
+            None => RECORD.to_owned(),
         };
         // Without a schema, the table is created in the first schema of the search_path, whatever the others contain.
         let place = match &self.schema {
             Some(_) => quoted_literal(&table),
-            None => "quote_ident(current_schema()) || '.outbox_migration'".to_owned(),
+            None => format!("quote_ident(current_schema()) || '.{RECORD}'"),
         };
         if count(conn, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL"))? == 0 {
             return Ok(false);
         }
-        let migrations = self.embedded::<C::Backend>()?;
-        let versions: Vec<String> = migrations
+        self.are_run(conn, &table)
+    }
+
+    /// Returns whether this table says that all migrations have run.
+    fn are_run<C>(&self, conn: &mut C, table: &str) -> Result<bool, MigrationError>
+    where
+        C: Connection<Backend: OutboxBackend> + LoadConnection,
+    {
+        let versions: Vec<String> = self
+            .embedded::<C::Backend>()?
             .iter()
-            .map(|migration| quoted_literal(&migration.name().version().to_string()))
+            .map(|migration| migration.name().version().to_string())
             .collect();
-        let versions = versions.join(", ");
-        Ok(count(conn, &format!("SELECT 1 FROM {table} WHERE version IN ({versions})"))? == migrations.len())
+        let versions: Vec<&str> = versions.iter().map(String::as_str).collect();
+        Ok(has_run(conn, table, &versions)?)
     }
 
     fn quoted_schema(&self) -> Option<String> {
@@ -166,6 +207,19 @@ impl Migrations {
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
         Ok(all.into_iter().filter(|migration| self.tables.has(&migration.name().to_string())).collect())
     }
+}
+
+/// The table that records what has run.
+const RECORD: &str = "outbox_migration";
+
+/// Returns whether this table names all of these versions.
+fn has_run<C>(conn: &mut C, table: &str, versions: &[&str]) -> diesel::QueryResult<bool>
+where
+    C: Connection<Backend: OutboxBackend> + LoadConnection,
+{
+    let quoted: Vec<String> = versions.iter().map(|version| quoted_literal(version)).collect();
+    let select = format!("SELECT 1 FROM {table} WHERE version IN ({})", quoted.join(", "));
+    Ok(count(conn, &select)? == versions.len())
 }
 
 /// Returns the number of rows that the query selects.
@@ -195,7 +249,8 @@ impl Query for Select<'_> {
     type SqlType = Integer;
 }
 
-/// The reason why the migrations could not run. The database is unchanged.
+/// The reason why the migrations could not run. The database is unchanged, except on MySQL and MariaDB, where each statement commits by
+/// itself: tables that were created stay, and the next run goes on with what is missing.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MigrationError {
@@ -207,6 +262,19 @@ pub enum MigrationError {
         /// The database's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A schema was set, but only PostgreSQL has schemas within a database.
+    #[error(
+        "only PostgreSQL has schemas within a database: do not call `.schema(..)`, and connect to the database in which the tables are \
+         to be"
+    )]
+    NoSchemas,
+    /// On MySQL or MariaDB, another session has held the lock that keeps two processes from migrating at the same time for 5 s.
+    #[error(
+        "another session has held the lock that keeps two processes from migrating at the same time for 5 s, so nothing was changed: \
+         if it is migrating, run this again when it is done; if not, end it: SELECT IS_USED_LOCK(CONCAT('outbox_migration_', \
+         CRC32(DATABASE()))) returns the number for KILL"
+    )]
+    Locked,
     /// The database failed outside a migration, for example because another process held the lock for too long.
     #[error("the migrations could not be run: {0}")]
     Database(#[from] diesel::result::Error),

@@ -2,12 +2,12 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{Array, BigInt, Binary, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::__private::quoted_literal;
+use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 use diesel_outbox_core::advisory_locks;
 use uuid::Uuid;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
 
 /// Returns the statement that takes the lock of migrations. Any role that may connect can hold that lock, so the statement waits for it
 /// only as long as other migrations take, and then names its holder.
@@ -42,9 +42,7 @@ impl Statements for Pg {
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/postgres");
     #[cfg(feature = "migrations")]
-    fn migration_lock() -> Option<String> {
-        Some(migration_lock())
-    }
+    const MIGRATING: super::Migrating = super::Migrating::InSchema(migration_lock);
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(
@@ -60,7 +58,7 @@ impl Statements for Pg {
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         let OutboxRow { record, id, payload, headers, shard, .. } = &insert.row;
         out.push_sql("INSERT INTO ");
-        push_schema(insert.schema, &mut out);
+        push_schema(insert.schema, &mut out)?;
         out.push_sql("outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (");
         out.push_bind_param::<SqlUuid, Uuid>(id)?;
         out.push_sql(", ");
@@ -85,7 +83,7 @@ impl Statements for Pg {
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         let columns = &insert.columns;
         out.push_sql("WITH emitted AS (INSERT INTO ");
-        push_schema(insert.schema, &mut out);
+        push_schema(insert.schema, &mut out)?;
         out.push_sql(
             "outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) \
              SELECT id, aggregatetype, aggregateid, type, payload, headers::json, shard FROM unnest(",
@@ -113,7 +111,7 @@ impl Statements for Pg {
 
     fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         out.push_sql("INSERT INTO ");
-        push_schema(mark.schema, &mut out);
+        push_schema(mark.schema, &mut out)?;
         out.push_sql("inbox (consumer, event_id) VALUES (");
         out.push_bind_param::<Text, str>(mark.consumer)?;
         out.push_sql(", ");
@@ -122,8 +120,17 @@ impl Statements for Pg {
         Ok(())
     }
 
+    /// Fails in a transaction that an error has aborted. PostgreSQL answers a COMMIT of such a transaction with success although it
+    /// rolls back.
+    fn still_marked<'b>(_: &'b StillMarked<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("SELECT 1");
+        Ok(())
+    }
+
     fn find_inbox<'b>(find: &'b FindInbox<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
-        let table = find.schema.map_or_else(|| "inbox".to_owned(), |schema| format!("{schema}.inbox"));
+        let table = find
+            .schema
+            .map_or_else(|| "inbox".to_owned(), |schema| format!("{}.inbox", quoted_identifier(schema)));
         let block = format!(
             "BEGIN IF to_regclass({}) IS NULL THEN RAISE undefined_table USING MESSAGE = 'no such table: inbox'; END IF; END",
             quoted_literal(&table)
@@ -135,9 +142,9 @@ impl Statements for Pg {
 
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         out.push_sql("DELETE FROM ");
-        push_schema(prune.schema, &mut out);
+        push_schema(prune.schema, &mut out)?;
         out.push_sql("inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM ");
-        push_schema(prune.schema, &mut out);
+        push_schema(prune.schema, &mut out)?;
         out.push_sql("inbox WHERE consumer = ");
         out.push_bind_param::<Text, str>(prune.consumer)?;
         out.push_sql(" AND received_at < now() - make_interval(secs => ");
@@ -152,17 +159,18 @@ impl Statements for Pg {
     }
 }
 
-fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {
+fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {
     if let Some(schema) = schema {
-        out.push_sql(schema);
+        out.push_identifier(schema)?;
         out.push_sql(".");
     }
+    Ok(())
 }
 
 fn push_wake(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) {
     match schema {
         None => out.push_sql(advisory_locks::WAKE),
-        Some(schema) => out.push_sql(&advisory_locks::wake_in(schema)),
+        Some(schema) => out.push_sql(&advisory_locks::wake_in(&quoted_identifier(schema))),
     }
 }
 

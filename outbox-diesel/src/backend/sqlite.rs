@@ -4,7 +4,7 @@ use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::Sqlite;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks};
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
 use crate::EmitError;
 
 const INSERT: &str =
@@ -15,9 +15,7 @@ impl Statements for Sqlite {
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/sqlite");
     #[cfg(feature = "migrations")]
-    fn migration_lock() -> Option<String> {
-        None
-    }
+    const MIGRATING: super::Migrating = super::Migrating::InTransaction;
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(
@@ -58,6 +56,14 @@ impl Statements for Sqlite {
         out.push_bind_param::<Text, String>(&mark.event_id_text)?;
         out.push_sql(") ON CONFLICT DO NOTHING");
         Ok(())
+    }
+
+    /// If an error has aborted the transaction, the COMMIT fails.
+    fn still_marked<'b>(still: &'b StillMarked<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("UPDATE inbox SET event_id = event_id WHERE consumer = ");
+        out.push_bind_param::<Text, str>(still.mark.consumer)?;
+        out.push_sql(" AND event_id = ");
+        out.push_bind_param::<Text, String>(&still.mark.event_id_text)
     }
 
     fn find_inbox<'b>(find: &'b FindInbox<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {

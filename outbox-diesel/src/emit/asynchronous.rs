@@ -85,7 +85,7 @@ impl Outbox {
         E: OutboxEvent + ?Sized,
     {
         let record = self.ready(conn, |outbox| outbox.checked(event));
-        insert_one(conn, record, self.quoted_schema())
+        insert_one(conn, record, self.schema_name())
     }
 
     /// Writes any number of events to this outbox on a diesel-async connection: see [`emit_all`](Self::emit_all).
@@ -102,7 +102,7 @@ impl Outbox {
         I: IntoIterator<Item: OutboxEvent>,
     {
         let records = self.ready(conn, |outbox| outbox.all_checked(events));
-        insert_all(conn, records, self.quoted_schema())
+        insert_all(conn, records, self.schema_name())
     }
 
     /// Checks before the future starts, so that neither the event nor what it borrows has to be `Sync`.

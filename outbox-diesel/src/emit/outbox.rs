@@ -1,6 +1,5 @@
 use diesel::QueryResult;
 use diesel::connection::TransactionManager;
-use diesel_outbox_core::__private::quoted_identifier;
 use uuid::Uuid;
 
 use super::error::explained;
@@ -49,7 +48,6 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 #[must_use]
 pub struct Outbox {
     headers: Vec<(String, String)>,
-    /// Already quoted.
     schema: Option<String>,
 }
 
@@ -66,13 +64,13 @@ impl Outbox {
         self
     }
 
-    /// Sets the schema of the table `outbox` (PostgreSQL only). On SQLite, every emit then returns [`EmitError::NoSchemas`]. Default:
-    /// the connection's `search_path` decides.
+    /// Sets the schema of the table `outbox`, which is a database on MySQL and MariaDB. On SQLite, every emit then returns
+    /// [`EmitError::NoSchemas`]. Default: the connection's `search_path` or database decides.
     ///
     /// Each schema costs a connection a prepared statement or two, which it keeps: for thousands of schemas set the `search_path`
     /// instead.
-    pub fn schema(mut self, schema: impl AsRef<str>) -> Self {
-        self.schema = Some(quoted_identifier(schema.as_ref()));
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = Some(schema.into());
         self
     }
 
@@ -130,7 +128,7 @@ impl Outbox {
     }
 
     #[cfg(feature = "async")]
-    pub(super) fn quoted_schema(&self) -> Option<String> {
+    pub(super) fn schema_name(&self) -> Option<String> {
         self.schema.clone()
     }
 }

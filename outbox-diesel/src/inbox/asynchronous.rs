@@ -5,8 +5,8 @@ use diesel::query_builder::{QueryFragment, QueryId};
 use diesel_async::{AsyncConnection, TransactionManager};
 use uuid::Uuid;
 
-use super::{Inbox, Once, PRUNE_CHUNK, Pruning, found};
-use crate::backend::{InSchema, OutboxBackend};
+use super::{Inbox, Once, PRUNE_CHUNK, Pruning, found, require_mark};
+use crate::backend::{InSchema, OutboxBackend, StillMarked};
 
 impl Inbox {
     /// Runs the effect on a diesel-async connection, unless this consumer has handled the event before: see [`once`](Self::once).
@@ -64,11 +64,12 @@ impl Inbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: From<diesel::result::Error>,
     {
-        match self.execute(conn, self.mark(event_id)).await? {
+        let mark = self.mark(event_id);
+        match self.execute(conn, &mark).await? {
             0 => Ok(Once::Duplicate),
             _ => {
                 let done = effect(conn).await?;
-                conn.batch_execute(super::STILL_VALID).await?;
+                require_mark(self.execute(conn, StillMarked::new(&mark)).await)?;
                 Ok(Once::First(done))
             }
         }

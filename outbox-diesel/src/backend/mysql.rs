@@ -1,0 +1,131 @@
+use diesel::QueryResult;
+use diesel::mysql::Mysql;
+use diesel::query_builder::AstPass;
+use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
+
+use super::sealed::Statements;
+use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
+
+impl Statements for Mysql {
+    #[cfg(feature = "migrations")]
+    const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
+        diesel_migrations::embed_migrations!("migrations/mysql");
+
+    #[cfg(feature = "migrations")]
+    const MIGRATING: super::Migrating = super::Migrating::UnderLock {
+        lock: "SELECT 1 FROM DUAL WHERE GET_LOCK(CONCAT('outbox_migration_', CRC32(DATABASE())), 5) = 1",
+        unlock: "DO RELEASE_LOCK(CONCAT('outbox_migration_', CRC32(DATABASE())))",
+        find_record: "SELECT 1 FROM information_schema.tables \
+                      WHERE table_schema = DATABASE() AND table_name = 'outbox_migration'",
+    };
+
+    #[cfg(feature = "migrations")]
+    fn insert_version<'b>(
+        insert: &'b super::InsertVersion<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("INSERT INTO outbox_migration (version) VALUES (");
+        out.push_bind_param::<Text, str>(insert.version)?;
+        out.push_sql(")");
+        Ok(())
+    }
+
+    fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        push_insert(insert.schema, out.reborrow())?;
+        push_row(&insert.row, out)
+    }
+
+    fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        // The text depends on the number of rows, so cached statements would pile up.
+        out.unsafe_to_cache_prepared();
+        push_insert(insert.schema, out.reborrow())?;
+        for (position, row) in insert.rows.iter().enumerate() {
+            if position > 0 {
+                out.push_sql(", ");
+            }
+            push_row(row, out.reborrow())?;
+        }
+        Ok(())
+    }
+
+    /// Only a duplicate is ignored: nothing else can be wrong with these values, whose length is checked before.
+    fn insert_mark<'b>(mark: &'b InsertMark<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("INSERT IGNORE INTO ");
+        push_table(mark.schema, "inbox", &mut out)?;
+        out.push_sql(" (consumer, event_id, received_at) VALUES (");
+        out.push_bind_param::<Binary, [u8]>(mark.consumer.as_bytes())?;
+        out.push_sql(", ");
+        out.push_bind_param::<Text, String>(&mark.event_id_text)?;
+        out.push_sql(", UTC_TIMESTAMP(3))");
+        Ok(())
+    }
+
+    /// A deadlock rolls the whole transaction back, and with it the mark. Whatever follows in it runs outside a transaction then, and
+    /// its COMMIT succeeds.
+    fn still_marked<'b>(still: &'b StillMarked<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let StillMarked { mark, .. } = still;
+        out.push_sql("UPDATE ");
+        push_table(mark.schema, "inbox", &mut out)?;
+        out.push_sql(" SET event_id = event_id WHERE consumer = ");
+        out.push_bind_param::<Binary, [u8]>(mark.consumer.as_bytes())?;
+        out.push_sql(" AND event_id = ");
+        out.push_bind_param::<Text, String>(&mark.event_id_text)
+    }
+
+    fn find_inbox<'b>(find: &'b FindInbox<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("SELECT 1 FROM ");
+        push_table(find.schema, "inbox", &mut out)?;
+        out.push_sql(" LIMIT 0");
+        Ok(())
+    }
+
+    fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        out.push_sql("DELETE FROM ");
+        push_table(prune.schema, "inbox", &mut out)?;
+        out.push_sql(" WHERE consumer = ");
+        out.push_bind_param::<Binary, [u8]>(prune.consumer.as_bytes())?;
+        out.push_sql(" AND received_at < UTC_TIMESTAMP(3) - INTERVAL ");
+        out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
+        out.push_sql(" SECOND AND received_at >= UTC_TIMESTAMP(3) - INTERVAL ");
+        out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
+        // The order is that of the index, so the database reads nothing else.
+        out.push_sql(" SECOND ORDER BY received_at LIMIT ");
+        out.push_bind_param::<BigInt, i64>(&prune.limit)
+    }
+}
+
+/// A schema is a database here.
+fn push_table(schema: Option<&str>, table: &str, out: &mut AstPass<'_, '_, Mysql>) -> QueryResult<()> {
+    if let Some(schema) = schema {
+        out.push_identifier(schema)?;
+        out.push_sql(".");
+    }
+    out.push_sql(table);
+    Ok(())
+}
+
+fn push_insert(schema: Option<&str>, mut out: AstPass<'_, '_, Mysql>) -> QueryResult<()> {
+    out.push_sql("INSERT INTO ");
+    push_table(schema, "outbox", &mut out)?;
+    out.push_sql(" (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) VALUES ");
+    Ok(())
+}
+
+fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Mysql>) -> QueryResult<()> {
+    out.push_sql("(");
+    out.push_bind_param::<Text, String>(&row.id_text)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.aggregate_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.aggregate_id())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(row.record.event_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Binary>, Option<&[u8]>>(&row.payload)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Text>, Option<String>>(&row.headers)?;
+    out.push_sql(", ");
+    out.push_bind_param::<SmallInt, i16>(&row.shard)?;
+    out.push_sql(", UTC_TIMESTAMP(3))");
+    Ok(())
+}
