@@ -179,6 +179,7 @@
 //! |---|---|---|
 //! | `postgres` | | PostgreSQL, polled |
 //! | `postgres-wal` | | PostgreSQL, polled or read from its write-ahead log |
+//! | `mysql` | | MySQL and MariaDB, polled |
 //! | `sqlite` | | SQLite |
 //! | `kafka` | yes | Kafka as the broker |
 //! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
@@ -192,7 +193,7 @@
 mod error;
 mod handle;
 mod metrics;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub mod operate;
 mod pipeline;
 mod relay;
@@ -209,10 +210,13 @@ pub use diesel_outbox_core::{
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;
 
+#[cfg(feature = "mysql")]
+pub use mysql;
+
 pub use self::error::RelayError;
 pub use self::handle::RelayHandle;
 pub use self::relay::Relay;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::source::DatabaseUrl;
 #[cfg(feature = "postgres-wal")]
 pub use self::source::wal::{self, WalOptions};

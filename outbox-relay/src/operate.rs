@@ -1,5 +1,7 @@
 //! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]

@@ -7,7 +7,7 @@ use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::source::DatabaseUrl;
 #[cfg(feature = "postgres-wal")]
 use crate::source::wal::{WalOptions, WalSource};
@@ -72,6 +72,24 @@ impl Relay {
             Box::new(WalSource::new(database_url.clone(), options, wal.clone()))
         });
         Self { most_workers: 1, ..relay }
+    }
+
+    /// Returns a relay for the outbox in this MySQL or MariaDB database, which it polls.
+    ///
+    /// Several relays may work on one outbox: they share the work, and take over from each other. Give the database by its URL, such as
+    /// `mysql://relay:secret@localhost/shop`, or by a closure that returns the URL if its password changes: see [`DatabaseUrl`].
+    ///
+    /// It looks at the table every few milliseconds while there is traffic, and more and more seldom when there is none, down to once in
+    /// 1.25 s. The relay needs sessions of its own, so a proxy that shares sessions does not do. Another relay takes over from a
+    /// process that is frozen after half a minute.
+    ///
+    /// It needs MySQL 8.0.4 or MariaDB 10.6 or later, and InnoDB. It speaks the protocol by itself, so libmysqlclient is not needed.
+    #[cfg(feature = "mysql")]
+    pub fn mysql(database_url: impl Into<DatabaseUrl>) -> Self {
+        let database_url = database_url.into();
+        Self::from_source(move |options| {
+            Box::new(crate::source::MysqlSource::new(database_url.clone(), options))
+        })
     }
 
     /// Returns a relay for the outbox in this SQLite file. One relay works at a time, and the others wait until it ends.

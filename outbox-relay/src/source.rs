@@ -8,20 +8,20 @@ pub(crate) mod bounds;
 pub(crate) mod check;
 #[cfg(feature = "postgres")]
 mod database;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 mod database_url;
 #[cfg(feature = "postgres")]
 mod fence;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod interval;
 #[cfg(feature = "sqlite")]
 pub(crate) mod julian_day;
 mod options;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod polling;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod prune;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod row;
 #[cfg(feature = "postgres")]
 mod sequence;
@@ -34,19 +34,23 @@ pub use diesel_outbox_core::DeadLetterPolicy;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel_outbox_core::SourceError;
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::database_url::DatabaseUrl;
 pub use self::options::{SentRows, SourceOptions};
+#[cfg(feature = "mysql")]
+pub use self::polling::MysqlSource;
 #[cfg(feature = "postgres")]
 pub use self::polling::PostgresSource;
 #[cfg(feature = "sqlite")]
 pub use self::polling::SqliteSource;
+#[cfg(feature = "mysql")]
+pub(crate) use self::polling::mysql;
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const BLOCKED: &str =
     "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
                         `Migrations::new().run(..)`), or name the schema that holds the tables";
 

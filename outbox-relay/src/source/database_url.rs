@@ -6,7 +6,7 @@ use diesel_outbox_core::SourceError;
 
 type Url = dyn Fn() -> Result<String, Box<dyn Error + Send + Sync>> + Send + Sync;
 
-/// The URL of a PostgreSQL database, or a closure that returns it.
+/// The URL of a database, or a closure that returns it.
 ///
 /// The relay calls the closure for each new connection. Use one if the password changes, because it comes from a vault or is a
 /// token of a cloud's database. If the closure fails, the relay logs the error and tries again, as if the database were away.

@@ -1,10 +1,16 @@
 //! The tables, polled.
 
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod batch_size;
+#[cfg(feature = "mysql")]
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+#[cfg(feature = "mysql")]
+pub use self::mysql::MysqlSource;
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresSource;
 #[cfg(feature = "sqlite")]

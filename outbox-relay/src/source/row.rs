@@ -20,7 +20,7 @@ pub(super) struct StoredRow {
 }
 
 impl StoredRow {
-    #[cfg(any(feature = "sqlite", feature = "postgres-wal"))]
+    #[cfg(any(feature = "mysql", feature = "postgres-wal", feature = "sqlite"))]
     pub(super) fn bytes(&self) -> usize {
         self.payload.as_ref().map_or(0, Bytes::len) + self.headers.as_ref().map_or(0, Bytes::len)
     }

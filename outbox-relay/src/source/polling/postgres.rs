@@ -1,7 +1,6 @@
 //! PostgreSQL, polled. The lock on a shard's row is the claim: there is no lease, no clock and no token. A worker that dies loses
 //! its connection, and with it the lock.
 
-mod batch_size;
 mod claim;
 mod connection;
 mod dead_letters;
@@ -23,6 +22,7 @@ use self::connection::Sessions;
 use self::prefetch::{Ahead, Batches};
 use self::read::ReadBatch;
 use self::thread::OnThread;
+use super::batch_size;
 use crate::source::DatabaseUrl;
 use crate::source::SourceOptions;
 use crate::source::database::Database;

@@ -1,0 +1,94 @@
+use diesel::QueryResult;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel_outbox_core::Lag;
+use mysql::prelude::Queryable;
+use mysql::{Conn, IsolationLevel, TxOpts, params};
+
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use crate::source::mysql::{Bound, COLUMNS, lag, listed, load_bounds, row_of};
+
+/// The connection is one of the crate `mysql`, which the relay re-exports.
+impl Operate for Conn {
+    fn lag(&mut self) -> QueryResult<Lag> {
+        let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
+        lag(self, &bounds).map_err(failed)
+    }
+
+    fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
+        let rows = self.exec_iter(DEAD_LETTERS, (limit,)).map_err(failed)?;
+        rows.map(|row| row_of::<DeadLetterRow>(row?).map(dead_letter))
+            .collect::<mysql::Result<_>>()
+            .map_err(failed)
+    }
+
+    fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
+        requeue(self, which).map_err(failed)
+    }
+}
+
+fn failed(error: mysql::Error) -> Error {
+    Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
+}
+
+/// With the locks of all shards, so that nobody moves a bound meanwhile: rows up to it are put into its list.
+fn requeue(conn: &mut Conn, which: &Requeue) -> mysql::Result<usize> {
+    let (id, aggregate_type, aggregate_id) = which.conditions();
+    let which = params! {
+        "id" => id.map(|id| id.to_string()), "aggregate_type" => aggregate_type, "aggregate_id" => aggregate_id,
+    };
+    // Otherwise it would lock the gaps between the rows, and emitters would wait.
+    let isolation = TxOpts::default().set_isolation_level(Some(IsolationLevel::ReadCommitted));
+    let mut transaction = conn.start_transaction(isolation)?;
+    let bounds = load_bounds(
+        &mut transaction,
+        &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard FOR UPDATE"),
+    )?;
+    let mut restored: Vec<(i16, i64)> = Vec::new();
+    for row in transaction.exec_iter(statement(PLACES), which.clone())? {
+        restored.push(row_of(row?)?);
+    }
+    for (shard, Bound { sent_through, mut unsent, .. }) in bounds {
+        let before = unsent.len();
+        unsent.extend(
+            restored.iter().filter(|(of, seq)| *of == shard && *seq <= sent_through).map(|(_, seq)| *seq),
+        );
+        if unsent.len() > before {
+            unsent.sort_unstable();
+            let list = listed(unsent);
+            transaction
+                .query_drop(format!("UPDATE outbox_shard SET unsent = '{list}' WHERE shard = {shard}"))?;
+        }
+    }
+    transaction.exec_drop(statement(RESTORE), which.clone())?;
+    transaction.exec_drop(statement(FORGET), which)?;
+    let forgotten = transaction.affected_rows();
+    transaction.commit()?;
+    Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
+}
+
+const DEAD_LETTERS: &str = "SELECT seq, id, aggregatetype, aggregateid, type, \
+    TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, reason, \
+    TIMESTAMPDIFF(MICROSECOND, '1970-01-01', failed_at) DIV 1000 \
+    FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?";
+
+/// Those with their old numbers: no other row has the number because the table was truncated since.
+const PLACES: &str = "SELECT shard, MIN(d.seq) FROM outbox_dead_letter AS d WHERE {which} \
+    AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) GROUP BY shard, d.seq";
+
+/// Puts them back at their old place, or under a new number if another event has the old one.
+const RESTORE: &str = "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+    SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
+    OR ROW_NUMBER() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
+    id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+    FROM outbox_dead_letter AS d WHERE {which} ORDER BY d.seq";
+
+const FORGET: &str = "DELETE FROM outbox_dead_letter WHERE {which}";
+
+/// The aggregates are compared as bytes: as texts, two are equal that differ in trailing spaces.
+fn statement(with: &str) -> String {
+    with.replace(
+        "{which}",
+        "id = COALESCE(:id, id) AND (:aggregate_type IS NULL OR CAST(aggregatetype AS BINARY) = CAST(:aggregate_type AS BINARY)) \
+         AND (:aggregate_id IS NULL OR CAST(aggregateid AS BINARY) = CAST(:aggregate_id AS BINARY))",
+    )
+}

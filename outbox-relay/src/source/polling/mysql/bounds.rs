@@ -1,0 +1,248 @@
+//! From where on the rows of a shard are looked for, without ever passing over one that commits late.
+//!
+//! A row gets its `seq` when it is inserted and is seen when its transaction commits, so a row with a low `seq` may appear behind
+//! rows that were sent long ago. On the other hand nobody can look at all that was ever sent, each time. So each shard has a bound
+//! and a list: every row up to the bound has been sent, is in the list, or will never exist. A look reads the rows of the list by
+//! their numbers, and what comes after the bound.
+//!
+//! How a bound moves to `last`, a number that the relay has read:
+//!
+//! 1. Every number up to `last` has been taken by then, because a row with that number exists. Whoever has taken one and has not
+//!    stored its row is in the midst of its INSERT, and the server counts the table as in use. So once the table has been seen not
+//!    to be in use, every number up to `last` either has its row, committed or not, or will never have one: see [`Fence`].
+//! 2. Then the worker, which holds the shard's lock, reads the unsent rows up to `last` as READ UNCOMMITTED, which shows the rows of
+//!    transactions that have not ended, and as READ COMMITTED, which shows the rows that others are about to change. Those rows are all
+//!    that can still be sent or appear up to `last`: they are the list.
+//! 3. The bound and the list are written in the pass's own transaction. If that fails, so does what the pass has settled.
+//!
+//! A transaction that stays open for hours costs its rows' place in the list. If there are more than [`MOST_LISTED`], the bound moves no
+//! further than the list reaches.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use mysql::Conn;
+
+use super::connection::Statements;
+
+/// More rows than these are not listed: each look looks for all of them.
+const MOST_LISTED: usize = 1_000;
+/// How often it is asked whether the table is in use.
+const INTERVAL: Duration = Duration::from_millis(25);
+/// How far a bound must be able to move before it does.
+const STEP: i64 = 1_024;
+
+/// From where on a shard's rows are looked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Bound {
+    pub(crate) sent_through: i64,
+    pub(crate) unsent: Vec<i64>,
+    pub(super) witness: Option<Witness>,
+}
+
+/// The `seq` and id of a row that was there when the bound was written.
+pub(super) type Witness = (i64, String);
+
+/// The columns of `outbox_shard` that `load` takes.
+pub(crate) const COLUMNS: &str = "shard, sent_through, unsent, witness, witness_id";
+
+/// Those columns.
+pub(super) type Row = (i16, i64, Option<String>, Option<i64>, Option<String>);
+
+pub(super) fn of_row((shard, sent_through, unsent, witness, witness_id): Row) -> (i16, Bound) {
+    let unsent = unsent.unwrap_or_default();
+    let unsent = unsent.split(',').filter_map(|seq| seq.parse().ok()).collect();
+    (shard, Bound { sent_through, unsent, witness: witness.zip(witness_id) })
+}
+
+/// Numbers for an SQL list. It is never empty, because SQL has no empty list; no row has the number -1.
+pub(crate) fn listed<N: ToString>(numbers: impl IntoIterator<Item = N>) -> String {
+    let numbers: Vec<String> = numbers.into_iter().map(|number| number.to_string()).collect();
+    if numbers.is_empty() { "-1".to_owned() } else { numbers.join(",") }
+}
+
+/// Learns up to which number every row is stored, or never will be.
+#[derive(Default)]
+pub(super) struct Fence {
+    stored_through: i64,
+    asked: Option<Instant>,
+}
+
+impl Fence {
+    /// Asks, if that is due, whether nobody is in the midst of a statement on the table. `last` is a number that was read before.
+    pub(super) fn advance(&mut self, conn: &mut Conn, last: i64) -> mysql::Result<()> {
+        if last < self.stored_through + STEP || self.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
+            return Ok(());
+        }
+        self.asked = Some(Instant::now());
+        // Its columns: database, table, how many statements use it, whether its name is locked.
+        let open: Vec<(String, String, i64, i64)> =
+            conn.load("SHOW OPEN TABLES WHERE `Database` = DATABASE() AND `Table` = 'outbox'")?;
+        // The table is there, because it was just read. Names are compared without regard to case, so that there may be two.
+        if !open.is_empty() && open.iter().all(|(_, _, in_use, _)| *in_use == 0) {
+            self.stored_through = last;
+        }
+        Ok(())
+    }
+}
+
+/// Claimed shards, by number, with their bounds as the table has them.
+pub(crate) type Claimed = Vec<(i16, Bound)>;
+
+/// The bounds to which those of the claimed shards can move, or nothing if that is not worth it. `conn` is the pass's connection, and
+/// `uncommitted` another one.
+///
+/// Listed is what is unsent in either view. That of the pass has the rows that others are about to change and may not: an operator who
+/// deletes some and rolls back, or a pass that a crash of the server has ended and that is still being rolled back.
+pub(super) fn moved(
+    claimed: &Claimed,
+    fence: &Fence,
+    witness: Option<&Witness>,
+    conn: &mut Conn,
+    uncommitted: &mut Conn,
+) -> mysql::Result<Option<Claimed>> {
+    let lowest = claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
+    let is_listed = claimed.iter().any(|(_, bound)| !bound.unsent.is_empty());
+    if fence.stored_through < lowest + STEP && !is_listed {
+        return Ok(None);
+    }
+    let shards = listed(claimed.iter().map(|(shard, _)| shard));
+    let old = listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent));
+    let most = MOST_LISTED + 1;
+    let through = fence.stored_through.max(lowest);
+    let unsent = format!(
+        "(SELECT seq, shard FROM outbox WHERE seq IN ({old}) AND seq <= {lowest} AND shard IN ({shards}) AND sent_at IS NULL) UNION ALL \
+         (SELECT seq, shard FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND seq <= {through} \
+         AND shard IN ({shards}) AND sent_at IS NULL ORDER BY seq LIMIT {most})"
+    );
+    let stored: Vec<(i64, i16)> = uncommitted.load(&unsent)?;
+    let committed: Vec<(i64, i16)> = conn.load(&unsent)?;
+    let unsent: BTreeSet<(i64, i16)> = stored.into_iter().chain(committed).collect();
+    let unsent: Vec<(i64, i16)> = unsent.into_iter().collect();
+    Ok(Some(with_unsent(claimed, lowest, through, &unsent, witness)))
+}
+
+/// `unsent` are the rows of the old lists up to `lowest`, and then those after it up to `through`, in their order. The bounds go to just
+/// before the first one that is too many. A shard whose bound another worker has moved further keeps it.
+fn with_unsent(
+    claimed: &Claimed,
+    lowest: i64,
+    through: i64,
+    unsent: &[(i64, i16)],
+    witness: Option<&Witness>,
+) -> Claimed {
+    let through = unsent.get(MOST_LISTED).map_or(through, |(seq, _)| through.min(seq - 1));
+    let looked_through = through.max(lowest);
+    claimed
+        .iter()
+        .map(|(shard, bound)| {
+            let sent_through = bound.sent_through.max(through);
+            let found =
+                unsent.iter().filter(|(seq, of)| of == shard && *seq <= sent_through).map(|(seq, _)| *seq);
+            let listed = bound.unsent.iter().copied().filter(|seq| *seq > looked_through);
+            let unsent: BTreeSet<i64> = found.chain(listed).collect();
+            (*shard, Bound { sent_through, unsent: unsent.into_iter().collect(), witness: witness.cloned() })
+        })
+        .collect()
+}
+
+/// The statement that writes the bounds that have changed, or nothing if none has.
+pub(super) fn update(claimed: &Claimed, moved: &Claimed) -> Option<String> {
+    let changed: Vec<&(i16, Bound)> = moved
+        .iter()
+        .zip(claimed)
+        .filter(|((_, new), (_, old))| new.sent_through != old.sent_through || new.unsent != old.unsent)
+        .map(|(new, _)| new)
+        .collect();
+    if changed.is_empty() {
+        return None;
+    }
+    let (mut through, mut unsent, mut witness, mut witness_id) =
+        <(String, String, String, String)>::default();
+    for (shard, bound) in &changed {
+        let list: Vec<String> = bound.unsent.iter().map(i64::to_string).collect();
+        through += &format!(" WHEN {shard} THEN {}", bound.sent_through);
+        unsent += &format!(" WHEN {shard} THEN '{}'", list.join(","));
+        if let Some((seq, id)) = &bound.witness {
+            witness += &format!(" WHEN {shard} THEN {seq}");
+            witness_id += &format!(" WHEN {shard} THEN '{id}'");
+        }
+    }
+    let shards = listed(changed.iter().map(|(shard, _)| shard));
+    Some(format!(
+        "UPDATE outbox_shard SET sent_through = CASE shard{through} END, unsent = CASE shard{unsent} END, \
+         witness = {}, witness_id = {} WHERE shard IN ({shards})",
+        case(&witness),
+        case(&witness_id)
+    ))
+}
+
+fn case(whens: &str) -> String {
+    if whens.is_empty() { "NULL".to_owned() } else { format!("CASE shard{whens} END") }
+}
+
+/// The bounds that the query selects.
+pub(crate) fn load(conn: &mut impl Statements, query: &str) -> mysql::Result<Claimed> {
+    Ok(conn.load(query)?.into_iter().map(of_row).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bound(sent_through: i64, unsent: &[i64]) -> Bound {
+        Bound { sent_through, unsent: unsent.to_vec(), witness: None }
+    }
+
+    #[test]
+    fn a_bound_moves_and_lists_what_is_unsent_below_it() {
+        let claimed = vec![(0, bound(10, &[4])), (3, bound(10, &[]))];
+        let unsent = [(4, 0), (12, 3), (15, 0)];
+        assert_eq!(
+            with_unsent(&claimed, 10, 20, &unsent, None),
+            [(0, bound(20, &[4, 15])), (3, bound(20, &[12]))]
+        );
+        // What was listed and is sent is not listed any more.
+        assert_eq!(with_unsent(&claimed, 10, 10, &[], None), [(0, bound(10, &[])), (3, bound(10, &[]))]);
+    }
+
+    #[test]
+    fn a_bound_that_another_worker_moved_further_keeps_what_is_listed_beyond_what_was_looked_at() {
+        let claimed = vec![(0, bound(10, &[])), (1, bound(50, &[9, 15, 40]))];
+        // 15 was sent, 9 and 40 were not: nobody has looked at 40.
+        assert_eq!(
+            with_unsent(&claimed, 10, 20, &[(9, 1)], None),
+            [(0, bound(20, &[])), (1, bound(50, &[9, 40]))]
+        );
+    }
+
+    #[test]
+    fn a_bound_stays_before_what_is_too_much_for_the_list() {
+        let claimed = vec![(0, bound(10, &[]))];
+        let unsent: Vec<(i64, i16)> = (0..=MOST_LISTED as i64).map(|n| (100 + 2 * n, 0)).collect();
+        let last = 100 + 2 * MOST_LISTED as i64;
+        let moved = with_unsent(&claimed, 10, 5_000, &unsent, None);
+        assert_eq!((moved[0].1.sent_through, moved[0].1.unsent.len()), (last - 1, MOST_LISTED));
+        // What is not listed lies behind the bound.
+        assert!(moved[0].1.unsent.iter().all(|seq| *seq < last));
+    }
+
+    #[test]
+    fn bounds_that_have_changed_are_written_and_read_again() {
+        let old = vec![(0, bound(1, &[])), (1, bound(2, &[])), (2, bound(3, &[3]))];
+        let id = "0193-a";
+        let witness = Some((9, id.to_owned()));
+        let new = vec![(0, bound(9, &[4, 5])), (1, bound(2, &[])), (2, Bound { witness, ..bound(9, &[]) })];
+        assert_eq!(
+            update(&old, &new).as_deref(),
+            Some(
+                "UPDATE outbox_shard SET sent_through = CASE shard WHEN 0 THEN 9 WHEN 2 THEN 9 END, \
+                 unsent = CASE shard WHEN 0 THEN '4,5' WHEN 2 THEN '' END, witness = CASE shard WHEN 2 THEN 9 END, \
+                 witness_id = CASE shard WHEN 2 THEN '0193-a' END WHERE shard IN (0,2)"
+            )
+        );
+        assert_eq!(update(&old, &old), None);
+        assert_eq!(of_row((0, 9, Some("4,5".into()), None, None)), new[0]);
+        assert_eq!(of_row((2, 9, Some("".into()), Some(9), Some(id.into()))), new[2]);
+    }
+}

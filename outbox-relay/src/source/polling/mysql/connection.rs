@@ -1,0 +1,117 @@
+//! A worker's connections, and how they are set.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use diesel_outbox_core::SourceError;
+use mysql::prelude::{FromRow, Queryable};
+use mysql::{Conn, Opts, OptsBuilder};
+
+use crate::source::{DatabaseUrl, SourceOptions};
+
+/// What a frozen process has claimed is free again after this time, because the server closes a session that is idle for so long.
+const LONGEST_IDLE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Clone)]
+pub(super) struct Database {
+    url: DatabaseUrl,
+    pub(super) options: SourceOptions,
+    /// The name of the database, once it is known.
+    pub(super) outbox: Arc<OnceLock<String>>,
+}
+
+impl Database {
+    pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
+        Self { url, options, outbox: Arc::default() }
+    }
+
+    /// A connection whose statements each see what has been committed. Whoever waits for the whole table does not keep it waiting for
+    /// long, and what a frozen process has claimed is free again after [`LONGEST_IDLE`].
+    pub(super) fn connect(&self) -> Result<Conn, SourceError> {
+        let mut conn = self.connect_with("READ-COMMITTED", Duration::from_secs(10))?;
+        conn.execute(&format!("SET wait_timeout = {}", LONGEST_IDLE.as_secs()))
+            .map_err(|error| failed("preparing the connection", error))?;
+        if self.outbox.get().is_none()
+            && let Some(Some(name)) = conn
+                .first::<Option<String>>("SELECT DATABASE()")
+                .map_err(|error| failed("looking for the outbox", error))?
+        {
+            let _ = self.outbox.set(name);
+        }
+        Ok(conn)
+    }
+
+    /// A connection whose statements see also what has not been committed. It is used during a pass, for which others may wait who wait
+    /// for the whole table; so it must not wait for those.
+    pub(super) fn connect_to_uncommitted(&self) -> Result<Conn, SourceError> {
+        self.connect_with("READ-UNCOMMITTED", Duration::from_secs(1))
+    }
+
+    fn connect_with(&self, isolation: &str, lock_wait: Duration) -> Result<Conn, SourceError> {
+        let url = self.url.get()?;
+        // Both are the same to the driver, which knows one of them.
+        let url = url.strip_prefix("mariadb://").map_or(url.clone(), |rest| format!("mysql://{rest}"));
+        // The driver's error repeats values, and a value can be a part of a password.
+        let options = Opts::from_url(&url).map_err(|_| SourceError::misconfigured(WRONG_URL))?;
+        let schema = self.options.schema.clone().or_else(|| options.get_db_name().map(str::to_owned));
+        let options = OptsBuilder::from_opts(options)
+            .db_name(schema)
+            // The driver would ask a server behind a tunnel for its socket, and connect to that of another one here.
+            .prefer_socket(false)
+            .tcp_keepalive_time_ms(Some(30_000))
+            .tcp_keepalive_probe_interval_secs(Some(10))
+            .tcp_keepalive_probe_count(Some(3))
+            .tcp_user_timeout_ms(Some(30_000))
+            .tcp_connect_timeout(Some(Duration::from_secs(10)));
+        let mut conn = Conn::new(options).map_err(|error| {
+            SourceError::new(format!("cannot connect to the database: {error}")).with_source(error)
+        })?;
+        // Names and times are those of the tables, whatever the server's defaults are.
+        let settings = format!(
+            "SET NAMES utf8mb4 COLLATE utf8mb4_bin, time_zone = '+00:00', sql_mode = 'STRICT_ALL_TABLES', autocommit = 1, \
+             innodb_lock_wait_timeout = 10, lock_wait_timeout = {}",
+            lock_wait.as_secs()
+        );
+        conn.execute(&format!("{settings}, transaction_isolation = '{isolation}'"))
+            // MariaDB before 11.1 has another name for it.
+            .or_else(|_| conn.execute(&format!("{settings}, tx_isolation = '{isolation}'")))
+            .map_err(|error| failed("preparing the connection", error))?;
+        Ok(conn)
+    }
+}
+
+const WRONG_URL: &str = "the database's URL is not one of MySQL, mysql://user:password@host:port/database?parameter=value: write a `@`, \
+                         `:`, `/`, `?`, `#` or `%` in the user name or the password as %40, %3A, %2F, %3F, %23 or %25, and look whether \
+                         the driver knows the parameters (https://docs.rs/mysql); those for TLS need the feature `mysql-tls`";
+
+/// Statements that are texts. All they hold is numbers and names of ours.
+pub(crate) trait Statements {
+    /// Returns the number of rows that the statement changed.
+    fn execute(&mut self, statement: &str) -> mysql::Result<u64>;
+    fn load<T: FromRow>(&mut self, query: &str) -> mysql::Result<Vec<T>>;
+    fn first<T: FromRow>(&mut self, query: &str) -> mysql::Result<Option<T>>;
+}
+
+impl<Q: Queryable> Statements for Q {
+    fn execute(&mut self, statement: &str) -> mysql::Result<u64> {
+        Ok(self.query_iter(statement)?.affected_rows())
+    }
+
+    fn load<T: FromRow>(&mut self, query: &str) -> mysql::Result<Vec<T>> {
+        self.query_iter(query)?.map(|row| row_of(row?)).collect()
+    }
+
+    fn first<T: FromRow>(&mut self, query: &str) -> mysql::Result<Option<T>> {
+        self.query_iter(query)?.next().map(|row| row_of(row?)).transpose()
+    }
+}
+
+/// The driver's own conversions panic if a column has another type.
+pub(crate) fn row_of<T: FromRow>(row: mysql::Row) -> mysql::Result<T> {
+    T::from_row_opt(row).map_err(|error| mysql::Error::FromRowError(error.0))
+}
+
+pub(super) fn failed(doing: &str, error: mysql::Error) -> SourceError {
+    let message = diesel_outbox_core::__private::one_line(&error.to_string());
+    SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
+}

@@ -1,0 +1,34 @@
+//! Rows that the broker will never take, and those that are held back because of them.
+
+use mysql::params;
+use mysql::prelude::Queryable;
+
+use super::bounds::{Claimed, listed};
+use mysql::Conn;
+
+use super::connection::Statements;
+use crate::source::row::BlockedAggregates;
+
+/// Keeps a row as a dead letter, and returns its aggregate type and id, or nothing if somebody has deleted it.
+pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Option<(String, String)>> {
+    conn.exec_drop(
+        "INSERT INTO outbox_dead_letter \
+         (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason, failed_at) \
+         SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, :reason, UTC_TIMESTAMP(3) \
+         FROM outbox WHERE seq = :seq",
+        params! { reason, seq },
+    )?;
+    let row = conn.first(&format!("SELECT aggregatetype, id FROM outbox WHERE seq = {seq}"))?;
+    conn.execute(&format!("DELETE FROM outbox WHERE seq = {seq}"))?;
+    Ok(row)
+}
+
+/// The aggregates of these shards that have dead letters. They are compared as bytes: as texts, two are equal that differ in trailing
+/// spaces.
+pub(super) fn blocked(conn: &mut Conn, claimed: &Claimed) -> mysql::Result<BlockedAggregates> {
+    let shards = listed(claimed.iter().map(|(shard, _)| shard));
+    let rows: Vec<(String, String)> = conn.load(&format!(
+        "SELECT DISTINCT CAST(aggregatetype AS BINARY), CAST(aggregateid AS BINARY) FROM outbox_dead_letter WHERE shard IN ({shards})"
+    ))?;
+    Ok(rows.into_iter().collect())
+}

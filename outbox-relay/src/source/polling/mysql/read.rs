@@ -1,0 +1,164 @@
+//! Reading the rows of a pass, in their order.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use diesel_outbox_core::Claimed as ClaimedRecord;
+use mysql::Value;
+use mysql::prelude::Queryable;
+use uuid::Uuid;
+
+use super::batch_size::BatchSize;
+use super::bounds::{Claimed, Witness, listed};
+use mysql::Conn;
+
+use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
+
+/// Rows that were read together.
+#[derive(Default)]
+pub(super) struct Batch {
+    pub(super) records: Vec<ClaimedRecord>,
+    /// The numbers of those whose aggregate is held back.
+    pub(super) held_back: Vec<i64>,
+    /// The numbers of all.
+    pub(super) given: Vec<i64>,
+    /// The last one with an id.
+    pub(super) last: Option<Witness>,
+    /// Whether there are no more after these.
+    pub(super) exhausts: bool,
+}
+
+/// Reads the oldest unsent rows of the claimed shards that were not given before, up to so many.
+///
+/// It begins anew at the bounds each time: a row that was committed since the last read may come before those that were given then. One
+/// statement sees all rows that were committed before it began, so whoever sees an aggregate's later event sees its earlier ones too.
+pub(super) fn read(
+    conn: &mut Conn,
+    claimed: &Claimed,
+    given: &HashSet<i64>,
+    size: &mut BatchSize,
+    limit: usize,
+    blocked: Option<&BlockedAggregates>,
+) -> mysql::Result<Batch> {
+    let (rows, exhausts) = loop {
+        let count = size.rows(limit);
+        let (rows, larger) = load(conn, claimed, given, count, size.largest(count))?;
+        match larger {
+            None => size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum()),
+            // It is the next one, or is read at once.
+            Some(bytes) => size.learn(1, bytes),
+        }
+        if larger.is_none() || !rows.is_empty() {
+            let exhausts = larger.is_none() && rows.len() < count;
+            break (rows, exhausts);
+        }
+    };
+    let last = rows.iter().rev().find_map(|row| Some((row.seq, row.id.as_ref().ok()?.to_string())));
+    let mut batch = Batch { exhausts, last, ..Batch::default() };
+    for row in rows {
+        batch.given.push(row.seq);
+        let seq = row.seq;
+        let claimed = row.claimed();
+        if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+            batch.held_back.push(seq);
+        } else {
+            batch.records.push(claimed);
+        }
+    }
+    Ok(batch)
+}
+
+const COLUMNS: usize = 9;
+
+/// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
+///
+/// The rows after the lowest bound are scanned along the primary key, because that is how they lie in the table. Listed rows before it
+/// come first, each looked up. One statement reads both: with two, an aggregate's listed row could be committed, and then a later
+/// one, behind the back of the first and before the second. For the same reason nothing is read after the lowest bound as long as there
+/// are more listed rows than fit.
+fn load(
+    conn: &mut Conn,
+    claimed: &Claimed,
+    given: &HashSet<i64>,
+    count: usize,
+    largest: usize,
+) -> mysql::Result<(Vec<StoredRow>, Option<usize>)> {
+    let shards = listed(claimed.iter().map(|(shard, _)| shard));
+    let given = listed(given);
+    let lowest = claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
+    let columns = format!(
+        "SELECT seq, id, aggregatetype, aggregateid, type, IF(LENGTH(payload) <= {largest}, payload, NULL), \
+         IF(LENGTH(headers) <= {largest}, headers, NULL), TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, \
+         IF(LENGTH(payload) > {largest} OR LENGTH(headers) > {largest}, GREATEST(IFNULL(LENGTH(payload), 0), IFNULL(LENGTH(headers), 0)), NULL) \
+         FROM outbox"
+    );
+    let unsent = format!(
+        "shard IN ({shards}) AND sent_at IS NULL AND seq NOT IN ({given}) ORDER BY seq LIMIT {count}"
+    );
+    let mut query = format!("{columns} FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND {unsent}");
+    if claimed.iter().any(|(_, bound)| !bound.unsent.is_empty()) {
+        let list = listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent));
+        query =
+            format!("({columns} WHERE seq IN ({list}) AND seq <= {lowest} AND {unsent}) UNION ALL ({query})");
+    }
+    let mut rows = Vec::new();
+    let larger = add(conn, &query, count, &mut rows)?;
+    Ok((rows, larger))
+}
+
+fn add(
+    conn: &mut Conn,
+    query: &str,
+    count: usize,
+    rows: &mut Vec<StoredRow>,
+) -> mysql::Result<Option<usize>> {
+    for row in conn.query_iter(query)?.take(count) {
+        let values: [Value; COLUMNS] = row?.unwrap().try_into().map_err(|_| unexpected())?;
+        let [seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at, larger] =
+            values;
+        if let Some(size) = nullable(larger, number)? {
+            return Ok(Some(usize::try_from(size).unwrap_or(usize::MAX)));
+        }
+        let seq = number(seq)?;
+        let id = text(id)?;
+        let uuid = Uuid::try_parse_ascii(&id);
+        rows.push(StoredRow {
+            ticket: seq.unsigned_abs(),
+            seq,
+            id: uuid.map_err(|_| {
+                format!("the column `id` holds {:?}, which is not a UUID", String::from_utf8_lossy(&id))
+            }),
+            aggregate_type: text(aggregate_type)?,
+            aggregate_id: text(aggregate_id)?,
+            event_type: text(event_type)?,
+            payload: nullable(payload, text)?,
+            headers: nullable(headers, text)?,
+            created_at_ms: number(created_at)?,
+        });
+    }
+    Ok(None)
+}
+
+fn nullable<T>(value: Value, convert: fn(Value) -> mysql::Result<T>) -> mysql::Result<Option<T>> {
+    if value == Value::NULL { Ok(None) } else { convert(value).map(Some) }
+}
+
+/// In the text protocol, each value comes as bytes.
+fn text(value: Value) -> mysql::Result<Bytes> {
+    match value {
+        Value::Bytes(bytes) => Ok(bytes.into()),
+        _ => Err(unexpected()),
+    }
+}
+
+fn number(value: Value) -> mysql::Result<i64> {
+    let Value::Bytes(bytes) = value else { return Err(unexpected()) };
+    str::from_utf8(&bytes).ok().and_then(|digits| digits.parse().ok()).ok_or_else(unexpected)
+}
+
+fn unexpected() -> mysql::Error {
+    mysql::Error::IoError(std::io::Error::new(
+        std::io::ErrorKind::InvalidData,
+        "a column of the table outbox has another type than the migrations give it",
+    ))
+}

@@ -1,0 +1,97 @@
+//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::Lag;
+
+use super::{bounds, settle};
+use mysql::Conn;
+
+use super::connection::Statements;
+use crate::source::interval::is_due;
+use crate::source::{SentRows, SourceOptions};
+
+/// Measuring the lag takes a fiftieth of the time at most.
+const LONGEST_SHARE: u32 = 50;
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+const PRUNE_ROWS: usize = 1_000;
+/// Pruning takes this part of the time at most.
+const PRUNE_SHARE: u32 = 4;
+
+#[derive(Default)]
+pub(super) struct Upkeep {
+    measured: Option<Instant>,
+    /// How long it took last.
+    measuring: Duration,
+    pruned: Option<Instant>,
+    /// If a round of pruning has not come to its end: behind which row it goes on, and when.
+    goes_on: Option<(i64, Instant)>,
+}
+
+impl Upkeep {
+    pub(super) fn run(
+        &mut self,
+        conn: &mut Conn,
+        options: &SourceOptions,
+        bounds: &bounds::Claimed,
+        was_large: bool,
+    ) -> mysql::Result<Option<Lag>> {
+        if let SentRows::Keep { retention } = options.sent_rows {
+            self.prune(conn, retention)?;
+        }
+        // A relay that begins with a backlog has better things to do first.
+        if was_large {
+            self.measured.get_or_insert_with(Instant::now);
+        }
+        // All unsent rows are counted: with millions of them that is done less often.
+        if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let lag = lag(conn, bounds)?;
+        self.measuring = began.elapsed();
+        Ok(Some(lag))
+    }
+
+    /// Makes a step of a round: deletes the rows among the next ones that were sent longer ago than the retention, each by its primary
+    /// key, which locks nothing else. The round ends where the rows are younger than that.
+    fn prune(&mut self, conn: &mut Conn, retention: Duration) -> mysql::Result<()> {
+        let cursor = match self.goes_on {
+            Some((cursor, at)) if Instant::now() >= at => cursor,
+            None if is_due(&mut self.pruned, PRUNE_INTERVAL) => 0,
+            _ => return Ok(()),
+        };
+        let began = Instant::now();
+        let expiry = format!("UTC_TIMESTAMP(3) - INTERVAL {} SECOND", retention.as_secs_f64());
+        let rows: Vec<(i64, bool, bool)> = conn.load(&format!(
+            "SELECT seq, IFNULL(sent_at < {expiry}, 0), created_at < {expiry} FROM outbox WHERE seq > {cursor} ORDER BY seq LIMIT {PRUNE_ROWS}"
+        ))?;
+        let expired: Vec<i64> =
+            rows.iter().filter(|(_, expired, _)| *expired).map(|(seq, ..)| *seq).collect();
+        // The rows of a partition that Kafka does not take may be older than all that is sent.
+        let is_old = rows.iter().all(|(.., is_old)| *is_old);
+        let goes_on = rows.len() == PRUNE_ROWS && (is_old || !expired.is_empty());
+        if !expired.is_empty() {
+            settle::delete(conn, &expired)?;
+        }
+        let last = rows.last().filter(|_| goes_on).map(|(seq, ..)| *seq);
+        self.goes_on = last.map(|last| (last, Instant::now() + began.elapsed() * PRUNE_SHARE));
+        Ok(())
+    }
+}
+
+/// What is unsent lies after the bounds or is listed.
+pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
+    let lowest = bounds.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
+    let list = bounds::listed(bounds.iter().flat_map(|(_, bound)| &bound.unsent));
+    let row: Option<(u64, Option<i64>)> = conn.first(&format!(
+        "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM \
+         ((SELECT created_at FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
+         (SELECT created_at FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND sent_at IS NULL)) AS unsent"
+    ))?;
+    let (unsent, oldest) = row.unwrap_or_default();
+    let mut lag = Lag::default();
+    lag.unsent = unsent;
+    lag.oldest = Duration::from_micros(oldest.and_then(|age| u64::try_from(age).ok()).unwrap_or_default());
+    Ok(lag)
+}

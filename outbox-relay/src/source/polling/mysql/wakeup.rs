@@ -1,0 +1,175 @@
+//! When a relay looks at the table, and which of several does.
+//!
+//! MySQL and MariaDB notify nobody, so the table is looked at: every few milliseconds while there is traffic, and more and more seldom
+//! when there is none. Of several relays one leads: it looks. The others stand by, and ask now and then whether the leader is gone or
+//! wants help. All of that is done with user-level locks, which the server lets go of when their session ends.
+
+use std::time::{Duration, Instant};
+
+use mysql::Conn;
+
+use super::connection::Statements;
+use crate::source::interval::has_passed;
+
+/// A look follows the last one after this part of the time for which nothing has come.
+const PATIENCE: u32 = 8;
+const SHORTEST: Duration = Duration::from_millis(2);
+const LONGEST: Duration = Duration::from_millis(1_250);
+/// How long nothing may be found before a relay that does not lead stands by again.
+const STAND_BY_AFTER: Duration = Duration::from_secs(1);
+/// How often those that stand by ask, all of them together.
+const STAND_BY_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_STAND_BY: Duration = Duration::from_secs(10);
+const SHORTEST_STAND_BY: Duration = Duration::from_secs(1);
+/// How often the workers at work are counted.
+const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+/// So many relays and workers are told apart. More of them work and stand by all the same.
+const PLACES: u32 = 64;
+
+pub(super) struct Wake {
+    /// What the names of the locks begin with: other outboxes on the server have others.
+    prefix: String,
+    place: Option<u32>,
+    leads: bool,
+    /// Whether it looks for records although it does not lead.
+    helps: bool,
+    calls_for_help: bool,
+    workers: usize,
+    relays: usize,
+    counted: Option<Instant>,
+    found: Instant,
+    looked: Instant,
+    longest_pause: Duration,
+}
+
+impl Wake {
+    pub(super) fn start(conn: &mut Conn, longest_pause: Duration) -> mysql::Result<Self> {
+        let prefix: Option<Option<String>> =
+            conn.first("SELECT CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_')")?;
+        let prefix = prefix.flatten().unwrap_or_else(|| "outbox_".to_owned());
+        let prefix = prefix.replace(['\'', '\\'], "_");
+        let mut wake = Self {
+            prefix,
+            place: None,
+            leads: false,
+            helps: true,
+            calls_for_help: false,
+            workers: 1,
+            relays: 1,
+            counted: None,
+            found: Instant::now(),
+            looked: Instant::now(),
+            longest_pause: longest_pause.min(LONGEST),
+        };
+        for place in 0..PLACES {
+            if wake.lock(conn, &format!("r{place}"))? {
+                wake.place = Some(place);
+                break;
+            }
+        }
+        wake.works(conn, true)?;
+        Ok(wake)
+    }
+
+    fn lock(&self, conn: &mut Conn, name: &str) -> mysql::Result<bool> {
+        let locked = conn.first::<Option<i64>>(&format!("SELECT GET_LOCK('{}{name}', 0)", self.prefix))?;
+        Ok(locked == Some(Some(1)))
+    }
+
+    fn unlock(&self, conn: &mut Conn, name: &str) -> mysql::Result<()> {
+        conn.execute(&format!("DO RELEASE_LOCK('{}{name}')", self.prefix)).map(drop)
+    }
+
+    /// How many workers share the shards.
+    pub(super) fn workers(&self) -> usize {
+        self.workers
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.leads
+    }
+
+    /// Says whether this worker is one of those that share the shards.
+    fn works(&mut self, conn: &mut Conn, works: bool) -> mysql::Result<()> {
+        self.helps = works;
+        if let Some(place) = self.place {
+            if works {
+                self.lock(conn, &format!("w{place}"))?;
+            } else {
+                self.unlock(conn, &format!("w{place}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a look, and returns whether there is to be one. A relay that stands by asks only whether it is needed.
+    pub(super) fn look(&mut self, conn: &mut Conn) -> mysql::Result<bool> {
+        self.looked = Instant::now();
+        if !self.leads && self.helps && self.found.elapsed() >= STAND_BY_AFTER {
+            self.works(conn, false)?;
+        }
+        if !self.leads {
+            if self.helps { self.count(conn)? } else { self.ask(conn)? }
+        }
+        Ok(self.leads || self.helps)
+    }
+
+    /// Counts the workers if that is due.
+    pub(super) fn count(&mut self, conn: &mut Conn) -> mysql::Result<()> {
+        if has_passed(self.counted, COUNT_INTERVAL) { self.ask(conn) } else { Ok(()) }
+    }
+
+    /// Asks who else there is, and whether a leader is there, which this one becomes otherwise, and wants help.
+    fn ask(&mut self, conn: &mut Conn) -> mysql::Result<()> {
+        self.counted = Some(Instant::now());
+        let count = |kind| {
+            let held = |place| format!("(IS_USED_LOCK('{}{kind}{place}') IS NOT NULL)", self.prefix);
+            (0..PLACES).map(held).collect::<Vec<_>>().join("+")
+        };
+        let lead = if self.leads { "1".to_owned() } else { format!("GET_LOCK('{}leader', 0)", self.prefix) };
+        let row: Option<(Option<i64>, i64, usize, usize)> = conn.first(&format!(
+            "SELECT {lead}, IS_USED_LOCK('{}help') IS NOT NULL, {}, {}",
+            self.prefix,
+            count('w'),
+            count('r')
+        ))?;
+        let Some((leads, help, workers, relays)) = row else { return Ok(()) };
+        (self.workers, self.relays) = (workers.max(1), relays.max(1));
+        self.leads = leads == Some(1);
+        if (self.leads || help == 1) && !self.helps {
+            self.found = Instant::now();
+            self.works(conn, true)?;
+        }
+        Ok(())
+    }
+
+    /// Something was claimed.
+    pub(super) fn found(&mut self) {
+        self.found = Instant::now();
+    }
+
+    /// A leader that has more than it can read at once has the others help, until it has not.
+    pub(super) fn call_for_help(&mut self, conn: &mut Conn, wants_help: bool) -> mysql::Result<()> {
+        if !self.leads || wants_help == self.calls_for_help {
+            return Ok(());
+        }
+        self.calls_for_help = wants_help;
+        if wants_help { self.lock(conn, "help").map(drop) } else { self.unlock(conn, "help") }
+    }
+
+    /// Sleeps until the next look is due, or for this long. Returns whether it is due.
+    pub(super) fn wait(&self, limit: Duration) -> bool {
+        let due = self.pause().saturating_sub(self.looked.elapsed());
+        std::thread::sleep(due.min(limit));
+        due <= limit
+    }
+
+    fn pause(&self) -> Duration {
+        if self.leads || self.helps {
+            (self.found.elapsed() / PATIENCE).clamp(SHORTEST, self.longest_pause.max(SHORTEST))
+        } else {
+            let relays = u32::try_from(self.relays).unwrap_or(PLACES);
+            (STAND_BY_PAUSE * relays).clamp(SHORTEST_STAND_BY, LONGEST_STAND_BY)
+        }
+    }
+}
