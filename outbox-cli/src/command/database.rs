@@ -4,6 +4,8 @@
 mod address;
 #[cfg(feature = "sqlite")]
 mod file;
+#[cfg(feature = "mysql")]
+mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod server;
 mod wal;
@@ -22,6 +24,8 @@ use super::settings::{DatabaseSettings, ReadFrom, Secret, SourceSettings, WalSet
 /// The database that holds the outbox.
 #[derive(Debug)]
 pub(crate) enum OutboxDatabase {
+    #[cfg(feature = "mysql")]
+    Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String },
     #[cfg(feature = "postgres")]
     Postgres { url: Secret, address: String, schema: Option<String> },
     #[cfg(feature = "sqlite")]
@@ -29,7 +33,7 @@ pub(crate) enum OutboxDatabase {
 }
 
 // A binary for one database needs fewer of the parameters.
-#[cfg_attr(not(all(feature = "postgres", feature = "sqlite")), allow(unused_variables))]
+#[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(unused_variables))]
 impl OutboxDatabase {
     /// The database that the settings name.
     pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Self, ConfigError> {
@@ -41,13 +45,14 @@ impl OutboxDatabase {
         let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
         match scheme {
             Some("postgres" | "postgresql") => Self::postgres(url, settings).map_err(wrong),
+            Some("mysql" | "mariadb") => Self::mysql(url, settings).map_err(wrong),
             None | Some("sqlite" | "file") => {
                 if settings.schema.is_some() {
                     return Err(origins.of("schema").wrong("SQLite has no schemas: leave it out"));
                 }
                 Self::sqlite(url).map_err(wrong)
             }
-            Some(_) => Err(wrong("it is neither a postgres:// or sqlite:// URL nor a path".into())),
+            Some(_) => Err(wrong("it is neither a postgres://, mysql:// or sqlite:// URL nor a path".into())),
         }
     }
 
@@ -60,6 +65,19 @@ impl OutboxDatabase {
     #[cfg(not(feature = "postgres"))]
     fn postgres(_url: &Secret, _settings: &DatabaseSettings) -> Result<Self, String> {
         Err("this binary was built without PostgreSQL: build it with the feature `postgres`".into())
+    }
+
+    /// A schema is a database there.
+    #[cfg(feature = "mysql")]
+    fn mysql(url: &Secret, settings: &DatabaseSettings) -> Result<Self, String> {
+        let (url, opts) = mysql::url(url.reveal(), settings.schema.as_deref())?;
+        let address = mysql::address(&opts)?;
+        Ok(Self::Mysql { url: Secret::from(url), opts, address })
+    }
+
+    #[cfg(not(feature = "mysql"))]
+    fn mysql(_url: &Secret, _settings: &DatabaseSettings) -> Result<Self, String> {
+        Err("this binary was built without MySQL and MariaDB: build it with the feature `mysql`".into())
     }
 
     #[cfg(feature = "sqlite")]
@@ -76,6 +94,13 @@ impl OutboxDatabase {
     /// A relay for this database.
     pub(crate) fn relay(&self, settings: &SourceSettings, origins: &Origins) -> Result<Relay, Failure> {
         match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { url, .. } => {
+                if settings.source == ReadFrom::Wal {
+                    return Err(wal::not_here(origins, "source"));
+                }
+                Ok(Relay::mysql(url.reveal()))
+            }
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 let relay = match settings.source {
@@ -105,6 +130,10 @@ impl OutboxDatabase {
     pub(crate) fn migrate(&self) -> Result<Vec<String>, Failure> {
         let failed = |source| Failure::Migrate { database: self.to_string(), source };
         match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { url, .. } => {
+                Migrations::new().run(&mut self.connect::<mysql::MigrationConnection>(url)?).map_err(failed)
+            }
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 let migrations = match schema {
@@ -121,6 +150,14 @@ impl OutboxDatabase {
     /// A connection for lag, dead letters and requeue.
     pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => {
+                let failed = |problem| Failure::Connect {
+                    database: self.to_string(),
+                    source: diesel::ConnectionError::BadConnection(problem),
+                };
+                Ok(Box::new(mysql::connect(opts).map_err(failed)?))
+            }
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 Ok(Box::new(self.connect_postgres(url, schema.as_deref())?))
@@ -140,6 +177,8 @@ impl OutboxDatabase {
             Self::Postgres { url, schema, .. } => {
                 self.change_wal(settings, url, schema.as_deref(), wal::setup)
             }
+            #[cfg(feature = "mysql")]
+            Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
@@ -152,6 +191,8 @@ impl OutboxDatabase {
             Self::Postgres { url, schema, .. } => {
                 self.change_wal(settings, url, schema.as_deref(), wal::drop)
             }
+            #[cfg(feature = "mysql")]
+            Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
@@ -177,6 +218,8 @@ impl OutboxDatabase {
         match self {
             Self::Postgres { url, .. } => Ok(server::Server::named_by(url.reveal())
                 .map_err(|problem| origins.of("database_url").wrong(problem))?),
+            #[cfg(feature = "mysql")]
+            Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
@@ -187,6 +230,8 @@ impl OutboxDatabase {
     pub(crate) fn postgres_connection(&self, origins: &Origins) -> Result<PgConnection, Failure> {
         match self {
             Self::Postgres { url, schema, .. } => self.connect_postgres(url, schema.as_deref()),
+            #[cfg(feature = "mysql")]
+            Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
@@ -225,6 +270,8 @@ impl OutboxDatabase {
 impl fmt::Display for OutboxDatabase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { address, .. } => write!(f, "MySQL at {address}"),
             #[cfg(feature = "postgres")]
             Self::Postgres { address, schema, .. } => {
                 write!(f, "PostgreSQL at {address}")?;

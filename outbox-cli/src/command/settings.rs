@@ -35,7 +35,7 @@ pub(crate) struct CommonSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Database")]
 pub(crate) struct DatabaseSettings {
-    /// The database that holds the outbox: a postgres:// URL, or an SQLite file as a path, sqlite:// or file: URL. Set the
+    /// The database that holds the outbox: a postgres:// or mysql:// URL, or an SQLite file as a path, sqlite:// or file: URL. Set the
     /// variable rather than the flag: everybody on the machine can see a command's arguments. If nothing sets it,
     /// DATABASE_URL is used
     #[arg(long, value_name = "URL")]

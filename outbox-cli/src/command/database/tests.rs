@@ -36,7 +36,7 @@ fn a_path_is_an_sqlite_database() {
 #[test]
 fn what_is_no_database_of_ours_is_refused_without_repeating_it() {
     for url in
-        ["mysql://ann:s3cret@db/shop", "postgres://ann:s3cret/1@db", "password=s3cret", "POSTGRES://s3cret"]
+        ["oracle://ann:s3cret@db/shop", "postgres://ann:s3cret/1@db", "password=s3cret", "POSTGRES://s3cret"]
     {
         let problem = problem(&["--database-url", url]);
         assert!(problem.starts_with("--database-url: ") && !problem.contains("s3cret"), "{problem}");

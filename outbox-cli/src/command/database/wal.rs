@@ -7,9 +7,9 @@ use diesel_outbox_relay::WalOptions;
 #[cfg(feature = "postgres")]
 pub(super) use diesel_outbox_relay::source::wal::{WalError, drop, setup};
 
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
 use crate::command::failure::Failure;
-#[cfg(feature = "sqlite")]
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
 use crate::command::origin::Origins;
 #[cfg(feature = "postgres")]
 use crate::command::settings::{WalReadingSettings, WalSettings};
@@ -33,8 +33,11 @@ pub(super) fn reading_options(settings: &WalSettings, reading: &WalReadingSettin
     options
 }
 
-/// The failure for SQLite, and which setting is the reason.
-#[cfg(feature = "sqlite")]
+/// The failure for other databases than PostgreSQL, and which setting is the reason.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
 pub(super) fn not_here(origins: &Origins, key: &str) -> Failure {
-    origins.of(key).wrong("SQLite has no write-ahead log that a relay could read: poll the table").into()
+    origins
+        .of(key)
+        .wrong("only PostgreSQL's write-ahead log can be read: poll the table of another database")
+        .into()
 }
