@@ -50,6 +50,15 @@ pub(crate) fn postgres(major: u32, port: u16, settings: &[String]) -> impl Host 
     Container::new(image)
 }
 
+/// Returns MariaDB in a container, at `port`.
+pub(crate) fn mariadb(port: u16, settings: &[String]) -> impl Host + use<> {
+    let image = GenericImage::new("mariadb", "10.11")
+        .with_mapped_port(port, 3306.tcp())
+        .with_env_var("MARIADB_ALLOW_EMPTY_ROOT_PASSWORD", "1")
+        .with_cmd(settings);
+    Container::new(image)
+}
+
 /// Returns Apache Kafka in a container. Its server properties must make it listen on `port`.
 pub(crate) fn kafka(version: &str, port: u16, properties: &[(String, String)]) -> impl Host + use<> {
     let mut image: ContainerRequest<GenericImage> =

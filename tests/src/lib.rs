@@ -1,6 +1,6 @@
-//! Real servers for the tests: PostgreSQL and Apache Kafka, each found in this order:
+//! Real servers for the tests: PostgreSQL, MariaDB and Apache Kafka, each found in this order:
 //!
-//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL` or `OUTBOX_TEST_KAFKA_BROKERS`,
+//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL`, `OUTBOX_TEST_MYSQL_URL` or `OUTBOX_TEST_KAFKA_BROKERS`,
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!
@@ -33,6 +33,7 @@ mod java;
 mod kafka;
 pub mod load;
 mod log;
+mod mariadb;
 mod postgres;
 mod process;
 mod scratch;
@@ -41,6 +42,7 @@ mod wait;
 pub use debezium::Debezium;
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, Received};
 pub use log::{logged, start_logging};
+pub use mariadb::{Mariadb, MariadbDatabase};
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;

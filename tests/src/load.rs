@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
 
 use crate::{Database, Kafka, Postgres, Process, Received, Signal, eventually, workspace_binary};
 
@@ -156,8 +156,8 @@ fn record(aggregate: usize, number: usize) -> Record {
 /// Writes events of the aggregates whose number leaves `writer` as the remainder, numbered upwards within each aggregate. The
 /// transactions have different sizes. One in ten is rolled back. One in fifty commits late, when others have passed its
 /// numbers, and one of those only after whole passes. Returns the ids of the committed events.
-pub fn write(
-    conn: &mut PgConnection,
+pub fn write<C: OutboxConnection>(
+    conn: &mut C,
     writer: usize,
     writers: usize,
     aggregates: usize,
@@ -167,8 +167,8 @@ pub fn write(
 }
 
 /// Writes as [`write()`] does until it is told to end, but no more than this many events.
-pub fn write_until(
-    conn: &mut PgConnection,
+pub fn write_until<C: OutboxConnection>(
+    conn: &mut C,
     writer: usize,
     writers: usize,
     aggregates: usize,
@@ -205,10 +205,19 @@ pub fn write_until(
 
 /// Runs this many writers at once for 1,000 aggregates.
 pub fn write_together(database: &Database<'_>, writers: usize, events: usize) -> BTreeSet<String> {
+    write_together_on(|| database.connect(), writers, events)
+}
+
+/// The same on connections to any database.
+pub fn write_together_on<C: OutboxConnection + Send>(
+    connect: impl Fn() -> C,
+    writers: usize,
+    events: usize,
+) -> BTreeSet<String> {
     std::thread::scope(|scope| {
         let writers: Vec<_> = (0..writers)
             .map(|writer| {
-                let mut conn = database.connect();
+                let mut conn = connect();
                 scope.spawn(move || write(&mut conn, writer, writers, 1_000, events / writers))
             })
             .collect();

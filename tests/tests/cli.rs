@@ -298,7 +298,7 @@ fn a_connector_is_printed_without_the_password() {
     let text = failed(&["debezium", "connector", "--database-url", "postgres://ann:s3cret@one,two/shop"], 2);
     assert!(text.starts_with("outbox: --database-url: name one host") && !text.contains("s3cret"), "{text}");
     let text = failed(&["debezium", "setup-sql", "--database-url", "shop.db"], 2);
-    assert!(text.contains("SQLite has no write-ahead log"), "{text}");
+    assert!(text.contains("only PostgreSQL's write-ahead log can be read"), "{text}");
     assert!(
         failed(&["debezium", "check", "--database-url", "postgres://ann@127.0.0.1:1/shop"], 1)
             .contains("cannot connect")

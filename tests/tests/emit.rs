@@ -11,11 +11,11 @@ use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool};
 use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
-use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, OutboxEvent, Record, RecordError};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::source::{SourceOptions, SqliteSource};
-use outbox_tests::{Database, Folder, Postgres, eventually};
+use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres, eventually};
 use uuid::Uuid;
 
 fn placed(order: &str) -> Record {
@@ -24,6 +24,12 @@ fn placed(order: &str) -> Record {
 
 fn postgres() -> Database<'static> {
     let database = Postgres::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn mariadb() -> MariadbDatabase<'static> {
+    let database = Mariadb::shared().database();
     Migrations::new().run(&mut database.connect()).unwrap();
     database
 }
@@ -169,6 +175,12 @@ fn emit_works_on_a_postgres_connection() {
 }
 
 #[test]
+fn emit_works_on_a_mysql_connection() {
+    let database = mariadb();
+    behaves!(&mut database.connect());
+}
+
+#[test]
 fn emit_works_on_an_sqlite_connection() {
     let (_folder, path) = sqlite();
     behaves!(&mut SqliteConnection::establish(&path).unwrap());
@@ -180,6 +192,10 @@ fn emit_works_on_r2d2_pools() {
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<PgConnection>::new(database.url()));
     behaves!(&mut pool.unwrap().get().unwrap());
 
+    let database = mariadb();
+    let manager = ConnectionManager::<MysqlConnection>::new(database.url());
+    behaves!(&mut R2d2Pool::builder().max_size(2).build(manager).unwrap().get().unwrap());
+
     let (_folder, path) = sqlite();
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(path));
     behaves!(&mut pool.unwrap().get().unwrap());
@@ -189,6 +205,13 @@ fn emit_works_on_r2d2_pools() {
 async fn emit_works_on_an_async_postgres_connection() {
     let database = postgres();
     let conn = AsyncPgConnection::establish(database.url()).await.unwrap();
+    behaves_async!(conn, stored!(&mut database.connect()));
+}
+
+#[tokio::test]
+async fn emit_works_on_an_async_mysql_connection() {
+    let database = mariadb();
+    let conn = AsyncMysqlConnection::establish(database.url()).await.unwrap();
     behaves_async!(conn, stored!(&mut database.connect()));
 }
 
@@ -208,6 +231,11 @@ async fn emit_works_on_a_deadpool_pool() {
     let pool = Pool::builder(manager).max_size(2).build().unwrap();
     behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
 
+    let database = mariadb();
+    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
+    let pool = Pool::builder(manager).max_size(2).build().unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+
     let (_folder, path) = sqlite();
     let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
     let pool = Pool::builder(manager).max_size(2).build().unwrap();
@@ -220,6 +248,11 @@ async fn emit_works_on_a_bb8_pool() {
 
     let database = postgres();
     let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
+    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
+    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+
+    let database = mariadb();
+    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
     let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
     behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
 

@@ -1,4 +1,4 @@
-//! The inbox on both databases, sync and async: it distinguishes first deliveries from duplicates, commits effect and mark
+//! The inbox on each database, sync and async: it distinguishes first deliveries from duplicates, commits effect and mark
 //! together, and allows one effect for any number of racing deliveries.
 
 use std::sync::Barrier;
@@ -9,9 +9,9 @@ use diesel::prelude::*;
 use diesel::result::Error as DieselError;
 use diesel::sql_types::BigInt;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
-use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use diesel_outbox::{Inbox, Migrations, Once};
-use outbox_tests::{Database, Folder, Postgres};
+use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres, eventually};
 use uuid::Uuid;
 
 const EFFECT: &str = "INSERT INTO effect VALUES (1)";
@@ -19,6 +19,14 @@ const TABLE: &str = "CREATE TABLE effect (n int)";
 
 fn postgres() -> Database<'static> {
     let database = Postgres::shared().database();
+    let mut conn = database.connect();
+    Migrations::new().run(&mut conn).unwrap();
+    conn.batch_execute(TABLE).unwrap();
+    database
+}
+
+fn mariadb() -> MariadbDatabase<'static> {
+    let database = Mariadb::shared().database();
     let mut conn = database.connect();
     Migrations::new().run(&mut conn).unwrap();
     conn.batch_execute(TABLE).unwrap();
@@ -84,7 +92,7 @@ macro_rules! behaves {
         assert_eq!(inbox.once(conn, later, |c| c.batch_execute(EFFECT)), Ok(Once::First(())));
 
         conn.batch_execute(
-            "UPDATE inbox SET received_at = '2001-01-01T00:00:00.000Z' WHERE consumer = 'shipping'",
+            "UPDATE inbox SET received_at = '2001-01-01 00:00:00' WHERE consumer = 'shipping'",
         )
         .unwrap();
         let retention = Duration::from_secs(24 * 60 * 60);
@@ -97,6 +105,12 @@ macro_rules! behaves {
 #[test]
 fn the_inbox_works_on_postgres() {
     let database = postgres();
+    behaves!(&mut database.connect());
+}
+
+#[test]
+fn the_inbox_works_on_mariadb() {
+    let database = mariadb();
     behaves!(&mut database.connect());
 }
 
@@ -124,7 +138,7 @@ where
     assert_eq!(first, Ok(Once::First(7)));
     let again = inbox.once_async(conn, event, async |c| c.batch_execute(EFFECT).await.map(|()| 7)).await;
     assert_eq!(again, Ok(Once::Duplicate));
-    conn.batch_execute("UPDATE inbox SET received_at = '2001-01-01T00:00:00.000Z'").await.unwrap();
+    conn.batch_execute("UPDATE inbox SET received_at = '2001-01-01 00:00:00'").await.unwrap();
     assert_eq!(inbox.prune_async(conn, Duration::from_secs(60)).await, Ok(1));
 }
 
@@ -132,6 +146,13 @@ where
 async fn the_inbox_works_on_async_postgres() {
     let database = postgres();
     behaves_async(&mut AsyncPgConnection::establish(database.url()).await.unwrap()).await;
+    assert_eq!(count!(&mut database.connect(), "effect"), 1);
+}
+
+#[tokio::test]
+async fn the_inbox_works_on_async_mariadb() {
+    let database = mariadb();
+    behaves_async(&mut AsyncMysqlConnection::establish(database.url()).await.unwrap()).await;
     assert_eq!(count!(&mut database.connect(), "effect"), 1);
 }
 
@@ -178,6 +199,13 @@ fn racing_deliveries_have_one_effect_on_postgres() {
 }
 
 #[test]
+fn racing_deliveries_have_one_effect_on_mariadb() {
+    let database = mariadb();
+    race(|| database.connect());
+    assert_eq!(count!(&mut database.connect(), "effect"), 50);
+}
+
+#[test]
 fn racing_deliveries_have_one_effect_on_sqlite() {
     let (_folder, path) = sqlite();
     race(|| open(&path));
@@ -216,4 +244,42 @@ async fn an_effect_that_ignores_an_error_of_the_database_is_not_taken_for_done()
     });
     assert_eq!(allowed, Ok(Once::First(())));
     assert_eq!((count!(conn, "effect"), count!(conn, "inbox")), (1, 1));
+}
+
+/// To end a deadlock, MySQL and MariaDB roll the whole transaction back. What follows in it commits by itself.
+#[test]
+fn an_effect_that_ignores_a_deadlock_is_not_taken_for_done() {
+    let database = mariadb();
+    let (conn, other) = (&mut database.connect(), &mut database.connect());
+    conn.batch_execute(
+        "CREATE TABLE account (n int PRIMARY KEY, cents int); INSERT INTO account VALUES (1, 0), (2, 0)",
+    )
+    .unwrap();
+    let (inbox, event) = (Inbox::new("billing"), Uuid::now_v7());
+    let ignored = std::thread::scope(|scope| {
+        inbox.once(conn, event, |c| {
+            c.batch_execute("UPDATE account SET cents = 1 WHERE n = 1")?;
+            // The transaction that has changed fewer rows is rolled back.
+            let rows: Vec<String> = (0..500).map(|n| format!("({n})")).collect();
+            other.batch_execute("START TRANSACTION").unwrap();
+            other.batch_execute(&format!("INSERT INTO effect VALUES {}", rows.join(", "))).unwrap();
+            other.batch_execute("UPDATE account SET cents = 2 WHERE n = 2").unwrap();
+            let other = scope.spawn(|| {
+                other.batch_execute("UPDATE account SET cents = 2 WHERE n = 1")?;
+                other.batch_execute("ROLLBACK")
+            });
+            let waiting = &mut database.connect();
+            eventually("the other to wait for this one", Duration::from_secs(20), || {
+                let waits = "information_schema.processlist WHERE info LIKE 'UPDATE account SET cents = 2 WHERE n = 1'";
+                (count!(waiting, waits) == 1).then_some(())
+            });
+            let deadlock = c.batch_execute("UPDATE account SET cents = 1 WHERE n = 2");
+            assert!(deadlock.is_err());
+            other.join().unwrap().unwrap();
+            QueryResult::Ok(())
+        })
+    });
+    let error = ignored.unwrap_err().to_string();
+    assert!(error.contains("has rolled back the transaction"), "{error}");
+    assert_eq!(count!(conn, "inbox"), 0);
 }

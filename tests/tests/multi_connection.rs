@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool};
 use diesel::result::Error as DieselError;
 use diesel_outbox::{Emit, EmitError, Inbox, Migrations, Once, Outbox, Record, multi_connection};
-use outbox_tests::{Folder, Postgres};
+use outbox_tests::{Folder, Mariadb, Postgres};
 use uuid::Uuid;
 
 use self::partly::Partly;
@@ -18,21 +18,23 @@ use self::partly::Partly;
 enum DbConn {
     Sqlite(SqliteConnection),
     Pg(PgConnection),
+    Mysql(MysqlConnection),
     #[cfg(any())]
-    Mysql(diesel::MysqlConnection),
+    Another(PgConnection),
 }
 
 multi_connection!(DbConn {
     Sqlite,
     Pg,
-    #[cfg(any())]
     Mysql,
+    #[cfg(any())]
+    Another,
 });
 
 mod partly {
     use diesel::prelude::*;
 
-    /// An enum whose PostgreSQL variant has no outbox, as a MySQL variant would have none.
+    /// An enum whose PostgreSQL variant has no outbox.
     #[derive(diesel::MultiConnection)]
     pub enum Partly {
         Sqlite(SqliteConnection),
@@ -82,6 +84,12 @@ fn an_enum_of_connections_emits_and_has_an_inbox_on_each_of_its_databases() {
     let database = Postgres::shared().database();
     let conn = &mut DbConn::establish(database.url()).unwrap();
     assert!(matches!(conn, DbConn::Pg(_)));
+    behaves(conn);
+    assert_eq!(stored!(&mut database.connect()), ["committed", "second", "third"]);
+
+    let database = Mariadb::shared().database();
+    let conn = &mut DbConn::establish(database.url()).unwrap();
+    assert!(matches!(conn, DbConn::Mysql(_)));
     behaves(conn);
     assert_eq!(stored!(&mut database.connect()), ["committed", "second", "third"]);
 

@@ -6,8 +6,8 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::operate::Operate;
-use diesel_outbox_relay::source::{PostgresSource, SourceOptions, SqliteSource};
-use outbox_tests::{Database, Folder, Postgres};
+use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions, SqliteSource};
+use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres};
 
 /// A database with the tables in it.
 pub(super) trait Store {
@@ -54,6 +54,45 @@ impl Store for OnPostgres {
     fn restart_numbers(&self) {
         self.execute("ALTER SEQUENCE outbox_seq_seq RESTART");
     }
+}
+
+pub(super) struct OnMariadb(MariadbDatabase<'static>);
+
+impl Store for OnMariadb {
+    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
+        Box::new(MysqlSource::new(self.0.url(), options))
+    }
+
+    fn emit(&self, records: &[Record]) {
+        self.0.connect().transaction(|c| c.emit_all(records)).unwrap();
+    }
+
+    fn execute(&self, sql: &str) {
+        self.0.connect().batch_execute(sql).unwrap();
+    }
+
+    fn count(&self, from: &str) -> i64 {
+        let sql = format!("SELECT count(*) FROM {from}");
+        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
+    }
+
+    fn observe(&self) -> Box<dyn Operate + Send> {
+        Box::new(diesel_outbox_relay::mysql::Conn::new(self.0.url()).unwrap())
+    }
+
+    fn requeues_at_once(&self) -> bool {
+        false
+    }
+
+    fn restart_numbers(&self) {
+        self.execute("ALTER TABLE outbox AUTO_INCREMENT = 1");
+    }
+}
+
+pub(super) fn mariadb() -> OnMariadb {
+    let database = Mariadb::shared().database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    OnMariadb(database)
 }
 
 pub(super) struct OnSqlite {

@@ -1,0 +1,145 @@
+//! MariaDB servers and databases for tests. The same tests run on MySQL if the address of such a server is given.
+
+mod local;
+
+use std::env;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+
+use crate::docker;
+use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+
+const ADDRESS: &str = "OUTBOX_TEST_MYSQL_URL";
+
+/// The settings with which every server is started.
+const SETTINGS: [&str; 7] = [
+    "max_connections=500",
+    "server_id=1",
+    "log_bin=binlog",
+    "binlog_format=ROW",
+    "innodb_buffer_pool_size=256M",
+    // Commits last over a crash of the server, and need not last over one of the machine.
+    "innodb_flush_log_at_trx_commit=2",
+    "sync_binlog=0",
+];
+
+/// A running MariaDB server, or the server at the address in `OUTBOX_TEST_MYSQL_URL`, which may be one of MySQL.
+pub struct Mariadb {
+    host: Box<dyn Host>,
+    url: String,
+    /// Whether the server outlives the tests, so that their databases must be dropped.
+    lasting: bool,
+}
+
+impl Mariadb {
+    /// Returns the server that the tests of this process share. It starts on first use.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Mariadb> = OnceLock::new();
+        SHARED.get_or_init(|| match env::var(ADDRESS) {
+            Ok(url) => {
+                let url = url.trim_end_matches('/').to_owned();
+                let server = Self { host: Box::new(Elsewhere { variable: ADDRESS }), url, lasting: true };
+                server.wait_until_ready();
+                server
+            }
+            Err(_) => Self::start(),
+        })
+    }
+
+    /// Starts a server for one test, which may stop it.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// Starts a server with settings of its own, such as `binlog_format=STATEMENT`.
+    pub fn start_with(settings: &[&str]) -> Self {
+        let settings: Vec<_> =
+            SETTINGS.iter().chain(settings).map(|setting| format!("--{setting}")).collect();
+        let port = free_port();
+        let (host, address): (Box<dyn Host>, _) = match docker::engine() {
+            Some(address) => (Box::new(docker::mariadb(port, &settings)), address),
+            None => (Box::new(local::install(port, &settings)), "127.0.0.1"),
+        };
+        let server = Self { host, url: format!("mysql://root@{address}:{port}"), lasting: false };
+        server.host.start();
+        server.wait_until_ready();
+        server
+    }
+
+    fn wait_until_ready(&self) {
+        wait_until_ready(&*self.host, "MariaDB", || {
+            MysqlConnection::establish(&self.url_of("mysql")).map(drop).map_err(|error| error.to_string())
+        });
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        format!("{}/{database}", self.url)
+    }
+
+    /// Makes a new, empty database.
+    pub fn database(&self) -> MariadbDatabase<'_> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let name = format!("outbox_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        self.connect().batch_execute(&format!("CREATE DATABASE {name}")).expect("create a database");
+        MariadbDatabase { server: self, url: self.url_of(&name), name }
+    }
+
+    /// Connects to the server's own database, as its administrator.
+    pub fn connect(&self) -> MysqlConnection {
+        MysqlConnection::establish(&self.url_of("mysql")).expect("connect to MariaDB")
+    }
+
+    /// Shuts the server down. It disconnects clients and keeps what was committed.
+    pub fn stop(&self) {
+        self.host.stop();
+    }
+
+    /// Kills the server, so that its next start recovers.
+    pub fn crash(&self) {
+        self.host.crash();
+    }
+
+    /// Starts the server again on the same port with its data. If it runs, it is stopped first.
+    pub fn restart(&self) {
+        self.host.stop();
+        self.host.start();
+        self.wait_until_ready();
+    }
+}
+
+/// A database for one test. On a server that ran before the tests, it is dropped together with this value.
+pub struct MariadbDatabase<'a> {
+    server: &'a Mariadb,
+    name: String,
+    url: String,
+}
+
+impl MariadbDatabase<'_> {
+    /// Returns its URL.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Returns its name on the server.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Connects to it as the server's administrator.
+    pub fn connect(&self) -> MysqlConnection {
+        MysqlConnection::establish(&self.url).expect("connect to the test's database")
+    }
+}
+
+impl Drop for MariadbDatabase<'_> {
+    fn drop(&mut self) {
+        if self.server.lasting
+            && let Ok(mut conn) = MysqlConnection::establish(&self.server.url_of("mysql"))
+        {
+            let _ = conn.batch_execute(&format!("DROP DATABASE {}", self.name));
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What is particular to MySQL and MariaDB: bounds that never pass a late commit, a table that was truncated, servers and tables that
+//! cannot hold an outbox, and relays that are killed.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_relay::source::{MysqlSource, SentRows, SourceOptions};
+use outbox_tests::load::{new_topic, relay_command, repetitions, write_together_on};
+use outbox_tests::{Kafka, Mariadb, MariadbDatabase, Process, Signal, eventually, workspace_binary};
+
+fn migrated_on(server: &Mariadb) -> MariadbDatabase<'_> {
+    let database = server.database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    database
+}
+
+fn migrated() -> MariadbDatabase<'static> {
+    migrated_on(Mariadb::shared())
+}
+
+fn source(database: &MariadbDatabase<'_>) -> MysqlSource {
+    MysqlSource::new(database.url(), SourceOptions::default())
+}
+
+fn record(event_type: impl ToString) -> Record {
+    Record::new("order", "1", event_type.to_string()).with_payload(*b"{}")
+}
+
+fn emit(conn: &mut MysqlConnection, event_types: impl IntoIterator<Item = usize>) {
+    conn.transaction(|c| c.emit_all(event_types.into_iter().map(record))).unwrap();
+}
+
+fn count(conn: &mut MysqlConnection, from: &str) -> i64 {
+    diesel::dsl::sql::<BigInt>(&format!("SELECT count(*) FROM {from}")).get_result(conn).unwrap()
+}
+
+/// Makes one pass, and returns the event types that it has sent.
+fn pass(source: &mut MysqlSource) -> Vec<String> {
+    let mut claimed: Vec<Claimed> = Vec::new();
+    if !source.claim().unwrap() {
+        return Vec::new();
+    }
+    while source.read(10_000, &mut claimed).unwrap() {}
+    source.settle(&claimed.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+    source.release().unwrap();
+    claimed.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type().to_owned()).collect()
+}
+
+fn sent_through(conn: &mut MysqlConnection) -> i64 {
+    diesel::dsl::sql::<BigInt>("SELECT MIN(sent_through) FROM outbox_shard").get_result(conn).unwrap()
+}
+
+/// Emits and sends until the bounds have gone past this number.
+fn pass_by(source: &mut MysqlSource, conn: &mut MysqlConnection, seq: i64) {
+    eventually("the bounds to move on", Duration::from_secs(30), || {
+        emit(conn, 0..1_100);
+        pass(source);
+        (sent_through(conn) > seq).then_some(())
+    });
+}
+
+#[test]
+fn a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_aggregate() {
+    let database = migrated();
+    let (conn, late) = (&mut database.connect(), &mut database.connect());
+    let mut source = source(&database);
+    late.batch_execute("START TRANSACTION").unwrap();
+    late.batch_execute(
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, created_at) \
+         VALUES (UUID(), 'order', '1', 'Late', 0, UTC_TIMESTAMP(3))",
+    )
+    .unwrap();
+    pass_by(&mut source, conn, 1_500);
+    late.batch_execute("COMMIT").unwrap();
+    emit(conn, [7]);
+    assert_eq!(pass(&mut source), ["Late", "7"]);
+    // It is not looked for any more.
+    pass_by(&mut source, conn, 5_000);
+    let listed: Vec<String> =
+        diesel::dsl::sql::<Text>("SELECT unsent FROM outbox_shard WHERE unsent <> ''").load(conn).unwrap();
+    assert_eq!(listed, [""; 0]);
+}
+
+#[test]
+fn another_relay_knows_what_was_open_when_the_bounds_went_past_it() {
+    let database = migrated();
+    let (conn, late) = (&mut database.connect(), &mut database.connect());
+    late.begin_test_transaction().unwrap();
+    late.emit(&record("Late")).unwrap();
+    pass_by(&mut source(&database), conn, 1_500);
+    late.batch_execute("COMMIT").unwrap();
+    assert_eq!(pass(&mut source(&database)), ["Late"]);
+}
+
+/// The bounds move only if nobody is in the midst of a statement on the table: such a statement may have taken numbers.
+#[test]
+fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows() {
+    // As on MySQL, a statement that inserts several rows does not keep others from taking numbers meanwhile.
+    let server = Mariadb::start_with(&["innodb_autoinc_lock_mode=2"]);
+    let database = migrated_on(&server);
+    let (conn, slow) = (&mut database.connect(), &mut database.connect());
+    let mut source = source(&database);
+    std::thread::scope(|scope| {
+        // It takes two numbers for its second and third row, and waits before it stores the third.
+        let slow = scope.spawn(|| {
+            slow.batch_execute(
+                "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, created_at) \
+                 SELECT UUID(), 'order', '1', CONCAT('Slow ', n, SLEEP(IF(n = 3, 2, 0))), 0, UTC_TIMESTAMP(3) \
+                 FROM (SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3) AS three",
+            )
+        });
+        eventually("the statement to wait", Duration::from_secs(20), || {
+            (count(conn, "information_schema.processlist WHERE state = 'User sleep'") == 1).then_some(())
+        });
+        while !slow.is_finished() {
+            emit(conn, 0..1_100);
+            pass(&mut source);
+            let moved = sent_through(conn);
+            assert!(moved == 0 || slow.is_finished(), "the bounds have moved to {moved}");
+        }
+        slow.join().unwrap().unwrap();
+    });
+    pass_by(&mut source, conn, 2_200);
+    assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
+    assert_eq!(count(conn, "outbox WHERE type LIKE 'Slow%'"), 3);
+}
+
+#[test]
+fn a_truncated_table_is_read_from_its_first_row_whether_sent_rows_are_kept_or_not() {
+    for sent_rows in [SentRows::default(), SentRows::Delete] {
+        let database = migrated();
+        let conn = &mut database.connect();
+        let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
+        pass_by(&mut source, conn, 1_500);
+        conn.batch_execute("TRUNCATE TABLE outbox").unwrap();
+        emit(conn, [1, 2, 3]);
+        let mut sent = Vec::new();
+        eventually("the new rows", Duration::from_secs(20), || {
+            sent.extend(pass(&mut source));
+            (sent.len() >= 3).then_some(())
+        });
+        assert_eq!(sent, ["1", "2", "3"]);
+        // Nor by a relay that starts later.
+        pass_by(&mut source, conn, 1_500);
+        drop(source);
+        conn.batch_execute("TRUNCATE TABLE outbox").unwrap();
+        emit(conn, 0..2_000);
+        let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
+        eventually("the new rows", Duration::from_secs(20), || {
+            (pass(&mut source).len() == 2_000).then_some(())
+        });
+    }
+}
+
+#[test]
+fn rows_of_a_truncated_table_are_sent_in_their_order_also_if_they_come_past_the_old_bounds_at_once() {
+    for sent_rows in [SentRows::default(), SentRows::Delete] {
+        let database = migrated();
+        let conn = &mut database.connect();
+        let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
+        pass_by(&mut source, conn, 1_500);
+        let rows = sent_through(conn) as usize + 500;
+        conn.batch_execute("TRUNCATE TABLE outbox").unwrap();
+        // It looks at the empty table before, and has just looked at all of it.
+        assert_eq!(pass(&mut source), [""; 0]);
+        emit(conn, 0..rows);
+        let mut sent = Vec::new();
+        eventually("the new rows", Duration::from_secs(20), || {
+            sent.extend(pass(&mut source));
+            (sent.len() >= rows).then_some(())
+        });
+        assert_eq!(sent, (0..rows).map(|n| n.to_string()).collect::<Vec<_>>());
+    }
+}
+
+/// Claims and reads what there is, and settles all but the events of this type.
+fn settle_all_but(source: &mut MysqlSource, event_type: &str) {
+    assert!(source.claim().unwrap());
+    let mut claimed: Vec<Claimed> = Vec::new();
+    while source.read(10_000, &mut claimed).unwrap() {}
+    let is_left = |claimed: &&Claimed| claimed.record.as_ref().unwrap().event_type() != event_type;
+    source.settle(&claimed.iter().filter(is_left).map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+}
+
+#[test]
+fn rows_that_an_operator_deletes_and_restores_while_the_bounds_move_are_sent() {
+    let database = migrated();
+    let (conn, operator) = (&mut database.connect(), &mut database.connect());
+    let mut source = source(&database);
+    conn.transaction(|c| c.emit(&record("Kept"))).unwrap();
+    eventually("the bounds to move past it", Duration::from_secs(30), || {
+        emit(conn, 0..1_100);
+        operator.batch_execute("START TRANSACTION; DELETE FROM outbox WHERE seq = 1").unwrap();
+        settle_all_but(&mut source, "Kept");
+        source.release().unwrap();
+        operator.batch_execute("ROLLBACK").unwrap();
+        (sent_through(conn) > 100).then_some(())
+    });
+    assert_eq!(pass(&mut source), ["Kept"]);
+}
+
+/// Whoever changes the table waits for the pass, and all emitters wait behind: the pass must not wait for either.
+#[test]
+fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up() {
+    let database = migrated();
+    let (conn, open, operator) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
+    let mut source = source(&database);
+    open.begin_test_transaction().unwrap();
+    open.emit(&record("Open")).unwrap();
+    // Its row is listed from now on, and looked at when a pass ends.
+    pass_by(&mut source, conn, 1_500);
+    emit(conn, 0..10);
+    settle_all_but(&mut source, "none");
+    std::thread::scope(|scope| {
+        let change = scope.spawn(|| operator.batch_execute("ALTER TABLE outbox ADD COLUMN note int"));
+        eventually("the change to wait for the pass", Duration::from_secs(20), || {
+            let waits = "information_schema.processlist WHERE state = 'Waiting for table metadata lock' AND info LIKE 'ALTER%'";
+            (count(conn, waits) >= 1).then_some(())
+        });
+        let began = Instant::now();
+        source.release().unwrap();
+        let took = began.elapsed();
+        open.batch_execute("ROLLBACK").unwrap();
+        change.join().unwrap().unwrap();
+        assert!(took < Duration::from_secs(8), "the pass's end took {took:?}");
+    });
+    assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
+}
+
+/// Most of the table is settled at once, and one of the others is not committed.
+#[test]
+fn settling_waits_for_nobody_who_emits() {
+    for sent_rows in [SentRows::default(), SentRows::Delete] {
+        let database = migrated();
+        let (conn, open) = (&mut database.connect(), &mut database.connect());
+        let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
+        open.begin_test_transaction().unwrap();
+        open.emit(&record("Open")).unwrap();
+        emit(conn, 0..30);
+        let began = Instant::now();
+        assert_eq!(pass(&mut source).len(), 30);
+        assert!(began.elapsed() < Duration::from_secs(8), "the pass took {:?}", began.elapsed());
+    }
+}
+
+fn refusal(database: &MariadbDatabase<'_>) -> String {
+    source(database).claim().unwrap_err().to_string()
+}
+
+#[test]
+fn what_cannot_hold_an_outbox_is_refused_with_advice_that_mends_it() {
+    let database = Mariadb::shared().database();
+    let conn = &mut database.connect();
+    assert!(refusal(&database).contains("run the migrations"));
+    Migrations::new().run(conn).unwrap();
+    for table in ["outbox", "outbox_shard"] {
+        conn.batch_execute(&format!("ALTER TABLE {table} ENGINE = MyISAM")).unwrap();
+        let text = refusal(&database);
+        assert!(text.contains(&format!("the table {table} has the engine MyISAM")), "{text}");
+        conn.batch_execute(&text[text.find("ALTER").unwrap()..]).unwrap();
+    }
+    conn.batch_execute("DELETE FROM outbox_shard WHERE shard > 3").unwrap();
+    let text = refusal(&database);
+    assert!(text.contains("has 4 of the 16 shards"), "{text}");
+    conn.batch_execute(&text[text.find("INSERT").unwrap()..]).unwrap();
+    assert!(!source(&database).claim().unwrap());
+
+    let server = Mariadb::start_with(&["binlog_format=STATEMENT"]);
+    let database = migrated_on(&server);
+    let text = refusal(&database);
+    assert!(text.contains("binlog_format is STATEMENT"), "{text}");
+    let set = text.find("SET GLOBAL").unwrap();
+    server.connect().batch_execute(&text[set..set + text[set..].find(';').unwrap()]).unwrap();
+    assert!(!source(&database).claim().unwrap());
+}
+
+/// Several relays, of which one is killed again and again while writers emit.
+#[test]
+fn killed_relays_lose_nothing_and_keep_the_order() {
+    let database = migrated();
+    let topic = new_topic("mariadb");
+    let start = || {
+        Process::start(&relay_command(
+            Kafka::shared().brokers(),
+            database.url(),
+            &topic,
+            &["--max-pass-duration", "50ms"],
+        ))
+    };
+    let mut relays: Vec<Process> = (0..3).map(|_| start()).collect();
+    let committed = std::thread::scope(|scope| {
+        let writers = scope.spawn(|| write_together_on(|| database.connect(), 4, 20_000));
+        let mut kills = 0;
+        while !writers.is_finished() || kills < 3 {
+            let before = count(&mut database.connect(), "outbox WHERE sent_at IS NOT NULL");
+            eventually("some events to be sent", Duration::from_secs(60), || {
+                let sent = count(&mut database.connect(), "outbox WHERE sent_at IS NOT NULL");
+                (sent >= before + 500 || writers.is_finished()).then_some(())
+            });
+            let relay = relays.remove(0);
+            relay.signal(Signal::Kill);
+            relay.wait(Duration::from_secs(10));
+            relays.push(start());
+            kills += 1;
+        }
+        writers.join().unwrap()
+    });
+    let conn = &mut database.connect();
+    eventually("everything to be sent", Duration::from_secs(60), || {
+        (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
+    });
+    let received = Kafka::shared().read_all(&topic);
+    repetitions(&received, &committed);
+}
+
+#[test]
+fn the_binary_migrates_and_shows_what_waits() {
+    let database = Mariadb::shared().database();
+    let outbox = |arguments: &[&str]| {
+        let mut command = Command::new(workspace_binary("outbox"));
+        let output = command.args(arguments).env("OUTBOX_DATABASE_URL", database.url()).output().unwrap();
+        let text =
+            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{text}");
+        text
+    };
+    outbox(&["migrate"]);
+    emit(&mut database.connect(), [1, 2, 3]);
+    let lag = outbox(&["lag"]);
+    assert!(lag.contains('3'), "{lag}");
+    assert!(outbox(&["migrate"]).contains("is up to date"));
+}
