@@ -1,8 +1,10 @@
 //! How fast a backlog reaches Kafka.
 
+mod mariadb;
+
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Bool;
@@ -32,6 +34,9 @@ pub(crate) struct Drain {
     /// Workers of the relay.
     #[arg(long, default_value_t = 1)]
     workers: usize,
+    /// The database. On MariaDB, only the bare producer and the relay take turns.
+    #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
+    database: DatabaseKind,
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
@@ -49,8 +54,18 @@ pub(crate) struct Drain {
     without_debezium: bool,
 }
 
+/// A database that a benchmark can run on.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatabaseKind {
+    Postgres,
+    Mariadb,
+}
+
 impl Drain {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if self.database == DatabaseKind::Mariadb {
+            return self.run_on_mariadb(rounds);
+        }
         let (postgres, kafka) = servers(self.postgres);
         let database = postgres.database();
         let records = records(self.rows, self.bytes);

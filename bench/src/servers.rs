@@ -22,12 +22,17 @@ pub(crate) const SETTINGS: &[(&str, &str)] =
 /// Starts PostgreSQL and a broker, and sends two million records to the broker: its virtual machine has then compiled some of what
 /// it runs, and goes on compiling for some twenty million more.
 pub(crate) fn servers(postgres: u32) -> (Postgres, Kafka) {
-    let (postgres, kafka) = (start_postgres(postgres, SETTINGS), Kafka::start_for_benchmark(&[]));
+    (start_postgres(postgres, SETTINGS), warm_kafka())
+}
+
+/// Starts a broker and sends it those records.
+pub(crate) fn warm_kafka() -> Kafka {
+    let kafka = Kafka::start_for_benchmark(&[]);
     let records = records(250_000, 200);
     for _ in 0..8 {
         produce(&kafka, &records);
     }
-    (postgres, kafka)
+    kafka
 }
 
 /// Starts PostgreSQL, and notes the version that it reports.
