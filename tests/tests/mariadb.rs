@@ -7,11 +7,16 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
+use diesel_async::AsyncMysqlConnection;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_kafka::consumer::Consumer;
 use diesel_outbox_relay::source::{MysqlSource, SentRows, SourceOptions};
+use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::load::{new_topic, relay_command, repetitions, write_together_on};
 use outbox_tests::{Kafka, Mariadb, MariadbDatabase, Process, Signal, eventually, workspace_binary};
+
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn migrated_on(server: &Mariadb) -> MariadbDatabase<'_> {
     let database = server.database();
@@ -334,4 +339,53 @@ fn the_binary_migrates_and_shows_what_waits() {
     let lag = outbox(&["lag"]);
     assert!(lag.contains('3'), "{lag}");
     assert!(outbox(&["migrate"]).contains("is up to date"));
+}
+
+/// The same event comes to both consumers twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_go_from_mariadb_to_consumers_on_mariadb_and_take_effect_once() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    conn.batch_execute("CREATE TABLE effect (consumer text, event text)").unwrap();
+    let topic = new_topic("mariadb-consumer");
+    let relay = Relay::mysql(database.url())
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
+        .spawn()
+        .unwrap();
+    emit(conn, 0..50);
+    eventually("everything to be sent", PATIENCE, || {
+        (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
+    });
+    // As if a relay had crashed before it settled.
+    conn.batch_execute("UPDATE outbox SET sent_at = NULL; UPDATE outbox_shard SET sent_through = 0").unwrap();
+    eventually("everything to be sent again", PATIENCE, || {
+        (Kafka::shared().counter(&topic).count() == 100).then_some(())
+    });
+    relay.stop().await.unwrap();
+
+    let effect = |consumer: &str, event: &str| format!("INSERT INTO effect VALUES ('{consumer}', '{event}')");
+    let group = |name| Kafka::shared().unique(name);
+    let blocking = Consumer::<MysqlConnection>::new(Kafka::shared().brokers(), group("blocking"))
+        .database_url(database.url())
+        .topics([&topic])
+        .on_other(move |c, event| Ok(c.batch_execute(&effect("blocking", event.event_type()))?))
+        .spawn()
+        .unwrap();
+    let asynchronous = Consumer::<AsyncMysqlConnection>::new_async(Kafka::shared().brokers(), group("async"))
+        .database_url(database.url())
+        .topics([&topic])
+        .on_other(async move |c, event| {
+            let insert = effect("async", event.event_type());
+            diesel_async::RunQueryDsl::execute(diesel::sql_query(insert), c).await?;
+            Ok(())
+        })
+        .spawn()
+        .unwrap();
+    eventually("all effects", PATIENCE, || (count(conn, "effect") >= 100).then_some(()));
+    eventually("all marks", PATIENCE, || (count(conn, "inbox") == 100).then_some(()));
+    blocking.stop().await.unwrap();
+    asynchronous.stop().await.unwrap();
+    assert_eq!(count(conn, "effect"), 100);
+    assert_eq!(count(conn, "(SELECT DISTINCT consumer, event FROM effect) AS different"), 100);
 }
