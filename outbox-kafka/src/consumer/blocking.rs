@@ -50,6 +50,28 @@ impl<C: 'static> Consumer<C> {
     ///
     /// If the closure fails, the consumer logs the error and calls it again, as if the database were away.
     ///
+    /// With a pool, name the pooled connection as the consumer's:
+    ///
+    /// ```no_run
+    /// # fn f() -> Result<(), Box<dyn std::error::Error>> {
+    /// use diesel::prelude::*;
+    /// use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
+    /// use diesel_outbox_kafka::consumer::Consumer;
+    ///
+    /// let pool = Pool::new(ConnectionManager::<PgConnection>::new("postgres://localhost/billing"))?;
+    /// let consumer = Consumer::<PooledConnection<ConnectionManager<PgConnection>>>::new("localhost:9092", "billing")
+    ///     .connect_with(move || pool.get())
+    ///     .topics(["outbox.event.order"])
+    ///     .on_other(|c, received| {
+    ///         // diesel::insert_into(invoice::table).values(..).execute(c)?;
+    ///         Ok(())
+    ///     });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// With a password that changes:
+    ///
     /// ```no_run
     /// # fn f() {
     /// use diesel::prelude::*;

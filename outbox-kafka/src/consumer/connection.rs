@@ -35,8 +35,9 @@ fn describe(error: &(dyn Error + Send + Sync + 'static)) -> String {
     match error.downcast_ref::<ConnectionError>() {
         // Diesel's own words.
         Some(error) if error.to_string() == "Cannot directly establish a pooled connection" => {
-            "a pooled connection cannot be made from a URL: take it from its pool, with `.connect_with(|| pool.get())` instead of \
-             `.database_url(..)`"
+            "a pooled connection cannot be made from a URL: take it from its pool. Keep \
+             `Consumer::<PooledConnection<ConnectionManager<PgConnection>>>::new(..)`, and call \
+             `.connect_with(move || pool.get())` instead of `.database_url(..)`"
                 .to_owned()
         }
         Some(error) => connection_problem(error),

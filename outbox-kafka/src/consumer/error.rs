@@ -15,8 +15,8 @@ pub enum ConsumerError {
     NoHandlers,
     /// It has no database.
     #[error(
-        "the consumer has no database: name it with `.database_url(\"postgres://host/name\")`, or give it connections of a pool with \
-         `.connect_with(|| pool.get())`"
+        "the consumer has no database: name it with `.database_url(\"postgres://host/name\")`. To give it connections of a pool, begin \
+         with `Consumer::<PooledConnection<ConnectionManager<PgConnection>>>::new(..)`, and call `.connect_with(move || pool.get())`"
     )]
     NoDatabase,
     /// A setting has a value that cannot work.
