@@ -19,7 +19,7 @@ use crate::{MigrationError, Migrations};
     message = "`{Self}` is not a connection to a database that can hold an outbox",
     note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox, or of diesel-outbox-kafka for a consumer",
     note = "for a connection of diesel-async, use `AsyncEmit`, the inbox's methods that end in `_async`, or `Consumer::new_async`",
-    note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`"
+    note = "for an enum with `#[derive(MultiConnection)]`, call `diesel_outbox::multi_connection!`, which diesel-outbox-kafka re-exports"
 )]
 pub trait OutboxConnection: Connection {
     /// Runs one of this crate's statements and returns the number of rows.

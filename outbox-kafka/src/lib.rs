@@ -51,7 +51,9 @@
 //! tracing-subscriber = "0.3"
 //! ```
 //!
-//! Derive `InboxEvent` with `#[outbox(crate = diesel_outbox_kafka)]` on the type then.
+//! Derive `InboxEvent` with `#[outbox(crate = diesel_outbox_kafka)]` on the type then, and create the table `inbox` with
+//! `diesel_outbox_kafka::Migrations::inbox_only().run(&mut conn)?`. For an enum of connections, call
+//! `diesel_outbox_kafka::multi_connection!`.
 //!
 //! # Features
 //!
@@ -81,10 +83,11 @@ mod publisher;
 pub use diesel_outbox::__private;
 #[cfg(feature = "consumer")]
 pub use diesel_outbox::{
-    DecodeError, EncodedEvent, Inbox, InboxEvent, Once, OutboxEvent, Record, RecordError, wire,
+    DecodeError, EncodedEvent, Inbox, InboxEvent, Once, OutboxConnection, OutboxEvent, Pruning, Record,
+    RecordError, multi_connection, wire,
 };
 #[cfg(feature = "migrations")]
-pub use diesel_outbox::{MigrationError, Migrations};
+pub use diesel_outbox::{MigrateConnection, MigrationError, Migrations};
 #[cfg(feature = "consumer")]
 pub use uuid::Uuid;
 

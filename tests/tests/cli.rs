@@ -97,6 +97,27 @@ fn migrations_run_once_in_each_database_and_schema() {
 }
 
 #[test]
+fn a_service_that_only_consumes_needs_only_the_inbox() {
+    let folder = Folder::new("inbox-only");
+    let path = folder.path().join("billing.db");
+    let path = path.to_str().unwrap();
+    let tables = || -> Vec<String> {
+        let sql = "select name from sqlite_schema where type = 'table' and name like '%box%' order by name";
+        let mut conn = SqliteConnection::establish(path).unwrap();
+        let names = diesel::dsl::sql::<Text>(sql).load(&mut conn);
+        names.unwrap()
+    };
+    let inbox_only = || done(&["migrate", "--inbox-only", "--database-url", path]);
+    let first = inbox_only();
+    assert!(first.contains("_create_inbox\n") && !first.contains("_create_outbox"), "{first}");
+    assert!(!inbox_only().contains("ran "));
+    assert_eq!(tables(), ["inbox", "outbox_migration"]);
+    // The other tables can follow.
+    let rest = done(&["migrate", "--database-url", path]);
+    assert!(rest.contains("_create_outbox\n") && !rest.contains("_create_inbox"), "{rest}");
+}
+
+#[test]
 fn flags_start_a_relay() {
     let database = Postgres::shared().database();
     let place = ["--database-url", database.url(), "--schema", "events"];

@@ -29,7 +29,13 @@ pub(crate) struct CommandLine {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
     /// Creates the tables, or brings them up to date
-    Migrate(CommonSettings),
+    Migrate {
+        /// Creates only the table inbox, for a service that consumes and does not emit
+        #[arg(long)]
+        inbox_only: bool,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Sends events to Kafka until SIGTERM or SIGINT stops it
     Relay(Box<RelaySettings>),
     /// Prints how many events wait to be sent, and how old the oldest is
@@ -71,7 +77,7 @@ impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
             Self::Relay(settings) => &settings.common,
-            Self::Migrate(common)
+            Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
             | Self::Requeue { common, .. }

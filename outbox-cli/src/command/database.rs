@@ -13,7 +13,6 @@ mod wal;
 use std::fmt;
 
 use diesel::prelude::*;
-use diesel_outbox::Migrations;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
 
@@ -127,7 +126,7 @@ impl OutboxDatabase {
     }
 
     /// Runs the migrations that have not been run, and returns their names.
-    pub(crate) fn migrate(&self) -> Result<Vec<String>, Failure> {
+    pub(crate) fn migrate(&self, migrations: diesel_outbox::Migrations) -> Result<Vec<String>, Failure> {
         let failed = |source| Failure::Migrate { database: self.to_string(), source };
         match self {
             #[cfg(feature = "mysql")]
@@ -137,13 +136,13 @@ impl OutboxDatabase {
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 let migrations = match schema {
-                    Some(schema) => Migrations::new().schema(schema.as_str()),
-                    None => Migrations::new(),
+                    Some(schema) => migrations.schema(schema.as_str()),
+                    None => migrations,
                 };
                 migrations.run(&mut self.connect::<PgConnection>(url)?).map_err(failed)
             }
             #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, .. } => Migrations::new().run(&mut self.connect_sqlite(url)?).map_err(failed),
+            Self::Sqlite { url, .. } => migrations.run(&mut self.connect_sqlite(url)?).map_err(failed),
         }
     }
 

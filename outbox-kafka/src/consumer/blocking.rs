@@ -169,8 +169,9 @@ impl<C: 'static> Consumer<C> {
 
     /// Starts the consumer on a thread of its own. It works until its handle is stopped or dropped.
     ///
-    /// The database and Kafka need not be there yet: the consumer waits for them. The tables must be, see
-    /// [`Migrations`](diesel_outbox::Migrations): without them the consumer logs an error and ends with [`ConsumerError::NoInbox`].
+    /// The database and Kafka need not be there yet: the consumer waits for them. The table `inbox` must be. Create it with
+    /// [`diesel_outbox_kafka::Migrations::inbox_only().run(..)`](diesel_outbox::Migrations::inbox_only) or
+    /// `outbox migrate --inbox-only`. Without it the consumer logs an error and ends with [`ConsumerError::NoInbox`].
     ///
     /// # Errors
     /// A setting is missing or wrong, or the system has no more threads.

@@ -44,8 +44,8 @@ pub enum ConsumerError {
     /// consumer may have skipped records without a handler, sent unreadable ones to the dead-letter topic, and committed their
     /// offsets, because none of that needs the database.
     #[error(
-        "the consumer's database has no table `inbox`: create it with `Migrations::new().run(..)` or `outbox migrate`, and start the \
-         consumer again. If the table is there, the consumer does not see it. On PostgreSQL its schema is not in the connection's \
+        "the consumer's database has no table `inbox`: create it with `diesel_outbox_kafka::Migrations::inbox_only().run(..)` or \
+         `outbox migrate --inbox-only`, and start the consumer again. If the table is there, the consumer does not see it. On PostgreSQL its schema is not in the connection's \
          `search_path` (name it with `.schema(..)`), or the role may not use the schema; on SQLite the path names another file. No \
          handler has run: Kafka delivers its events again"
     )]

@@ -27,7 +27,7 @@ fn a_consumer_whose_inbox_is_missing_ends_at_once_with_an_error_that_says_what_t
     };
     let error = block_on(consumer().run(pending())).unwrap_err();
     assert!(matches!(error, ConsumerError::NoInbox));
-    assert!(error.to_string().contains("`Migrations::new().run(..)`"), "{error}");
+    assert!(error.to_string().contains("`diesel_outbox_kafka::Migrations::inbox_only().run(..)`"), "{error}");
     let line = logged(&["ERROR", &name]).expect("no error was logged");
     assert!(line.contains("no table `inbox`"), "{line}");
 
@@ -35,7 +35,7 @@ fn a_consumer_whose_inbox_is_missing_ends_at_once_with_an_error_that_says_what_t
     eventually("the end", PATIENCE, || handle.is_finished().then_some(()));
     assert!(matches!(handle.stop_blocking(), Err(ConsumerError::NoInbox)));
 
-    diesel_outbox::Migrations::new().run(&mut database.connect()).unwrap();
+    diesel_outbox_kafka::Migrations::inbox_only().run(&mut database.connect()).unwrap();
     let handle = consumer().spawn().unwrap();
     eventually("the connection", PATIENCE, || logged(&["connected to the database", &name]));
     handle.stop_blocking().unwrap();
@@ -75,7 +75,7 @@ enum EitherConnection {
     Sqlite(SqliteConnection),
 }
 
-diesel_outbox::multi_connection!(EitherConnection { Postgres, Sqlite });
+diesel_outbox_kafka::multi_connection!(EitherConnection { Postgres, Sqlite });
 
 #[test]
 fn a_consumer_works_on_an_enum_of_connections() {

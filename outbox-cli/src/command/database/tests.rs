@@ -6,7 +6,7 @@ fn chosen(arguments: &[&str]) -> Result<OutboxDatabase, String> {
     let arguments = ["outbox", "migrate"].iter().chain(arguments);
     let Invocation { action, origins } =
         Invocation::read(arguments, std::iter::empty()).expect("good arguments");
-    let Action::Migrate(common) = action else { panic!("{action:?}") };
+    let Action::Migrate { common, .. } = action else { panic!("{action:?}") };
     OutboxDatabase::chosen(&common.database, &origins).map_err(|error| error.to_string())
 }
 
