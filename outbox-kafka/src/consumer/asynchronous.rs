@@ -126,7 +126,7 @@ impl<C: 'static> Consumer<C, AsyncHandler<C>> {
     where
         F: AsyncFnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
     {
-        self.handlers.other = Some(AsyncHandler(Box::new(handler)));
+        self.handlers.insert_other(AsyncHandler(Box::new(handler)));
         self
     }
 

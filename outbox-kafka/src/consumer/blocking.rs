@@ -146,7 +146,8 @@ impl<C: 'static> Consumer<C> {
         self.on(event_type, move |c: &mut C, received: &Received| handler(c, received.json()?))
     }
 
-    /// Handles the events of this type with the record as it is, replacing the handler that the type has.
+    /// Handles the events of this type with the record as it is. A type has one handler: if you give it a second one, of whichever
+    /// kind, the consumer refuses to start.
     ///
     /// What the handler does with the connection happens once for each event, or not at all; what it does elsewhere may happen
     /// more often. The handler must neither commit nor roll back; a transaction of its own is a savepoint.
@@ -163,7 +164,7 @@ impl<C: 'static> Consumer<C> {
     where
         F: FnMut(&mut C, &Received) -> Result<(), HandlerError> + Send + 'static,
     {
-        self.handlers.other = Some(BlockingHandler(Box::new(handler)));
+        self.handlers.insert_other(BlockingHandler(Box::new(handler)));
         self
     }
 

@@ -48,19 +48,42 @@ pub(super) struct Handlers<H> {
     all: Vec<H>,
     /// The handler's place among all.
     by_type: BTreeMap<String, usize>,
-    pub(super) other: Option<H>,
+    other: Option<H>,
+    /// What was given a second handler.
+    ambiguous: Option<String>,
 }
 
 impl<H> Handlers<H> {
     pub(super) fn new() -> Self {
-        Self { all: Vec::new(), by_type: BTreeMap::new(), other: None }
+        Self { all: Vec::new(), by_type: BTreeMap::new(), other: None, ambiguous: None }
     }
 
-    /// Adds a handler for these event types, which replaces those that they have.
+    /// Adds a handler for these event types.
     pub(super) fn insert(&mut self, event_types: impl IntoIterator<Item: Into<String>>, handler: H) {
         let place = self.all.len();
         self.all.push(handler);
-        self.by_type.extend(event_types.into_iter().map(|event_type| (event_type.into(), place)));
+        for event_type in event_types {
+            let event_type = event_type.into();
+            // An enum has the same type again for each version.
+            match self.by_type.insert(event_type.clone(), place) {
+                Some(other) if other != place => {
+                    self.ambiguous = Some(format!("the event type `{event_type}`"));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Adds the handler for all other event types.
+    pub(super) fn insert_other(&mut self, handler: H) {
+        if self.other.replace(handler).is_some() {
+            self.ambiguous = Some("all other event types".to_owned());
+        }
+    }
+
+    /// Returns what has two handlers, so that nobody knows which one is meant.
+    pub(super) fn ambiguous(&self) -> Option<&str> {
+        self.ambiguous.as_deref()
     }
 
     pub(super) fn is_empty(&self) -> bool {

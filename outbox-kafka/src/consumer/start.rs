@@ -62,6 +62,9 @@ impl<C, H> Consumer<C, H> {
         if self.handlers.is_empty() {
             return Err(ConsumerError::NoHandlers);
         }
+        if let Some(what) = self.handlers.ambiguous() {
+            return wrong("handlers", &format!("has two for {what}: leave one of them out"));
+        }
         if self.name.is_empty() {
             return wrong(
                 "name",

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel_async::AsyncPgConnection;
+use diesel_outbox_kafka::InboxEvent;
 use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, UnknownTypes};
 use outbox_tests::eventually;
 
@@ -35,6 +37,45 @@ fn wrong_settings_are_refused_at_the_start() {
         assert!(matches!(error, ConsumerError::Setting { .. }));
         assert!(!format!("{error} {error:?}").contains("s3cret"));
     }
+}
+
+#[derive(serde::Deserialize, InboxEvent)]
+#[outbox(crate = diesel_outbox_kafka)]
+enum OrderEvent {
+    #[outbox(type = "OrderPlaced", version = 1)]
+    Placed {},
+    #[outbox(type = "OrderPlaced", version = 2)]
+    PlacedInShop {},
+    #[outbox(type = "OrderPaid")]
+    Paid {},
+}
+
+#[test]
+fn a_second_handler_for_an_event_type_is_refused_at_the_start() {
+    let consumer = || {
+        let consumer =
+            Consumer::<PgConnection>::new("localhost:1", "billing").database_url("postgres://nowhere");
+        consumer.topics(["order"])
+    };
+    let event = |_: &mut PgConnection, _: OrderEvent| Ok(());
+    for (ambiguous, named) in [
+        (consumer().on("OrderPaid", |_, _| Ok(())).on("OrderPaid", |_, _| Ok(())), "`OrderPaid`"),
+        (consumer().on_event(event).on("OrderPaid", |_, _| Ok(())), "`OrderPaid`"),
+        (consumer().on_json("OrderPlaced", |_, _: ()| Ok(())).on_event(event), "`OrderPlaced`"),
+        (consumer().on_other(|_, _| Ok(())).on_other(|_, _| Ok(())), "all other event types"),
+    ] {
+        let error = ambiguous.spawn().map(drop).unwrap_err();
+        assert!(matches!(error, ConsumerError::Setting { .. }));
+        assert!(error.to_string().contains(named), "{error}");
+    }
+    let ambiguous = Consumer::<AsyncPgConnection>::new_async("localhost:1", "billing").topics(["order"]);
+    let ambiguous = ambiguous.on("OrderPaid", async |_, _| Ok(())).on("OrderPaid", async |_, _| Ok(()));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _entered = runtime.enter();
+    assert!(matches!(ambiguous.spawn().map(drop), Err(ConsumerError::Setting { .. })));
+
+    let unambiguous = consumer().on_event(event).on("OrderShipped", |_, _| Ok(())).on_other(|_, _| Ok(()));
+    unambiguous.spawn().unwrap().stop_blocking().unwrap();
 }
 
 #[test]
