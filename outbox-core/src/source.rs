@@ -107,7 +107,7 @@ impl Claimed {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct DeadLettered {
-    /// The event's id.
+    /// The event's id, as the source has it: text, because a record can become a dead letter for an id that is not a UUID.
     pub id: String,
     /// The event's aggregate type.
     pub aggregate_type: String,

@@ -62,7 +62,8 @@ pub trait Operate {
 pub struct DeadLetter {
     /// Its place in the order.
     pub seq: i64,
-    /// The event's id.
+    /// The event's id, as the table has it. It is text, because SQLite's column can hold text that is not a UUID, and such a record is a
+    /// dead letter. For [`Requeue::Id`], parse it.
     pub id: String,
     /// The aggregate's type.
     pub aggregate_type: String,
@@ -85,6 +86,9 @@ pub enum Requeue {
     /// All of them.
     All,
     /// The one event with this id.
+    ///
+    /// On SQLite, a dead letter's id may be text that is not a UUID. The relay can never send such a record, so it cannot be chosen by its
+    /// id. Correct the id in `outbox_dead_letter` first.
     Id(Uuid),
     /// All of one aggregate.
     Aggregate {
