@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Migrations, Outbox, Record};
 use diesel_outbox_relay::source::wal::setup;
 use diesel_outbox_relay::{Kafka as Broker, Relay, WalOptions};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder};
@@ -26,11 +26,9 @@ fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics() {
             .topic_naming(topic.parse().unwrap())
             .stall_timeout(Duration::from_secs(1))
             .lag_interval(Duration::from_millis(50))
-            .spawn()
-            .unwrap()
     };
     let outbox = format!("{}.public", database.name());
-    let working = relay(Kafka::shared().brokers());
+    let working = relay(Kafka::shared().brokers()).spawn().unwrap();
     let record = |event_type: &str| Record::new("order", "1", event_type);
     let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
     conn.transaction(|c| c.emit_all([record("One"), large, record("Two")])).unwrap();
@@ -78,8 +76,27 @@ fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics() {
     working.stop_blocking().unwrap();
 
     conn.transaction(|c| c.emit(&record("Three"))).unwrap();
-    let without_broker = relay("127.0.0.1:1");
+    let without_broker = relay("127.0.0.1:1").spawn().unwrap();
     eventually("the lag while the broker is away", Duration::from_secs(60), || look(1.0));
+    Migrations::new().schema("events").run(conn).unwrap();
+    let events = Outbox::new().schema("events");
+    conn.transaction(|c| events.emit_all(c, [record("Four"), record("Five")])).unwrap();
+    let of_events = relay("127.0.0.1:1").schema("events").spawn().unwrap();
+    let mut unsent = BTreeMap::new();
+    eventually("the lag of both outboxes", Duration::from_secs(60), || {
+        for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+            // Each snapshot sets the gauges to 0 too.
+            if let (DebugValue::Gauge(value), "outbox_unsent") = (value, key.key().name())
+                && value.into_inner() > 0.0
+            {
+                let labels = key.key().labels().filter(|label| label.key() == "outbox");
+                unsent.extend(labels.map(|label| (label.value().to_owned(), value.into_inner())));
+            }
+        }
+        (unsent.len() == 2).then_some(())
+    });
+    assert_eq!(unsent, BTreeMap::from([(outbox.clone(), 1.0), (format!("{}.events", database.name()), 2.0)]));
+    of_events.stop_blocking().unwrap();
     without_broker.stop_blocking().unwrap();
 
     let mut wal = WalOptions::default();
