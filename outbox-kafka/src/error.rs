@@ -64,13 +64,20 @@ pub(crate) fn rejection(code: Code, topic: &str) -> Option<String> {
         Code::UnknownTopic | Code::UnknownTopicOrPartition => {
             format!("the topic `{topic}` does not exist ({code}): create it, then requeue")
         }
-        Code::InvalidTopic => format!("Kafka cannot have a topic named `{topic}` ({code})"),
+        Code::InvalidTopic => format!(
+            "Kafka cannot have a topic named `{topic}` ({code}): if the relay's topic pattern makes the name so, correct that and \
+             requeue; if the aggregate type does, emit the event again with another one"
+        ),
         Code::TopicAuthorizationFailed => {
             format!("the relay may not write to the topic `{topic}` ({code}): allow it, then requeue")
         }
-        Code::PolicyViolation | Code::InvalidTimestamp | Code::UnsupportedForMessageFormat => {
-            format!("Kafka refused the record ({code})")
-        }
+        Code::InvalidTimestamp => format!(
+            "Kafka refused the record because of its timestamp ({code}): raise the topic's `message.timestamp.before.max.ms` and \
+             `message.timestamp.after.max.ms`, then requeue"
+        ),
+        Code::PolicyViolation | Code::UnsupportedForMessageFormat => format!(
+            "Kafka refused the record ({code}): the broker's log says why. Change the topic's settings or the broker's, then requeue"
+        ),
         _ => return None,
     };
     Some(reason)

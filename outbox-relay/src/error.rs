@@ -30,9 +30,15 @@ pub enum RelayError {
     #[error("the relay cannot go on: {0}")]
     Source(#[source] SourceError),
     /// A worker panicked; the others have been stopped.
-    #[error("a relay worker panicked: {0}")]
+    #[error(
+        "a relay worker panicked: {0}. The relay has stopped: nothing is lost, but records in flight may be sent again. Start it again; \
+         if it panics again, report that as a bug"
+    )]
     Panicked(String),
     /// The workers did not stop in time. They end with the process, and the next relay may send again what they had in flight.
-    #[error("the relay did not stop within {0:?}: records in flight may be sent again")]
+    #[error(
+        "the relay did not stop within {0:?}: records in flight may be sent again. If neither the database nor Kafka is away, set a \
+         longer `shutdown_timeout`"
+    )]
     ShutdownTimeout(Duration),
 }

@@ -87,8 +87,8 @@ pub enum Requeue {
     All,
     /// The one event with this id.
     ///
-    /// On SQLite, a dead letter's id may be text that is not a UUID. The relay can never send such a record, so it cannot be chosen by its
-    /// id. Correct the id in `outbox_dead_letter` first.
+    /// On SQLite, this finds an id that is written as `emit` writes it: in small letters with hyphens. Choose a dead letter whose id is
+    /// other text by its aggregate, or correct the id in `outbox_dead_letter` first.
     Id(Uuid),
     /// All of one aggregate.
     Aggregate {

@@ -164,7 +164,11 @@ impl RowValues {
 }
 
 fn not_understood(error: pg_walstream::ReplicationError) -> SourceError {
-    SourceError::new(format!("cannot decode the write-ahead log: {error}")).with_source(error)
+    SourceError::new(format!(
+        "cannot decode the write-ahead log: {error}. The relay reads it again, and confirms nothing that it has not sent. If this comes \
+         again and again, use a newer relay: this one may not know what the server sends"
+    ))
+    .with_source(error)
 }
 
 #[cfg(test)]

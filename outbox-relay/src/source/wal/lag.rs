@@ -60,7 +60,8 @@ impl LagWatch {
                 slot = options.slot,
                 retained,
                 status,
-                "the slot retains much of the write-ahead log"
+                "the slot retains much of the write-ahead log, `slot_size_warning` or more, or is about to be lost: fix what keeps \
+                 the relay from sending before the slot is lost, because a new slot means that events may be sent again"
             );
         }
         self.warned = too_much;

@@ -80,7 +80,11 @@ impl Settling {
     pub(super) fn end(&mut self, conn: &mut PgConnection, position: Position) {
         let confirmed = self.confirmable(position);
         if let Err(error) = position.keep(conn, &self.slot, confirmed) {
-            tracing::warn!(%error, "cannot store up to where events were sent, so some may be sent again");
+            tracing::warn!(
+                %error,
+                "cannot store up to where events were sent, so some may be sent again; nothing is lost. If each stop logs this, correct \
+                 the error"
+            );
         }
     }
 }

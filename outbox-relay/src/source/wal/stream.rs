@@ -174,7 +174,11 @@ impl StreamReader {
             options.iter().map(|(name, value)| (*name, value.as_str())).collect();
         conn.start_replication_async(slot, self.start, &options).await.map_err(|error| {
             let message = one_line(&error.to_string());
-            SourceError::new(format!("the slot `{slot}` cannot be read: {message}")).with_source(error)
+            SourceError::new(format!(
+                "the slot `{slot}` cannot be read: {message}. The relay tries again, and sends nothing until then, while the slot retains \
+                 the WAL: do what the server's message asks for, or stop what else reads the slot"
+            ))
+            .with_source(error)
         })?;
         Ok(conn)
     }
@@ -250,7 +254,11 @@ const WAL_HEADER: usize = 25;
 
 fn lost(error: ReplicationError) -> SourceError {
     let message = one_line(&error.to_string());
-    SourceError::new(format!("the replication connection was lost: {message}")).with_source(error)
+    SourceError::new(format!(
+        "the replication connection was lost: {message}. The relay connects again; if this comes again and again, find out what ends \
+         the connection. What was in flight may be sent again"
+    ))
+    .with_source(error)
 }
 
 fn not_connected(error: ReplicationError) -> SourceError {

@@ -77,7 +77,11 @@ impl Ahead {
             for (backlog, handing) in received {
                 if let Err(error) = read(&mut conn, &database, backlog, &handing) {
                     conn = None;
-                    tracing::warn!(%error, "cannot read a backlog ahead, so the relay reads it more slowly");
+                    tracing::warn!(
+                        %error,
+                        "cannot read a backlog ahead, so the relay reads it more slowly; nothing is lost. If this comes again and again, \
+                         correct the error, such as too few connections"
+                    );
                 }
             }
         };
