@@ -13,8 +13,8 @@ use diesel_outbox::Migrations;
 use outbox_tests::{Database, Debezium, Kafka, Postgres, Process, eventually};
 
 use crate::contenders::{Contender, take_turns};
+use crate::cpu::{Times, spent};
 use crate::latency::wal_options;
-use crate::processor::{Times, spent};
 use crate::relays::{outbox, relay_process};
 use crate::report::{Figure, Report};
 use crate::servers::start_postgres;

@@ -14,8 +14,8 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::contenders::{Contender, take_turns};
+use crate::cpu::Times;
 use crate::paced::spent_at;
-use crate::processor::Times;
 use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::relays::{outbox, relay_process, stop};
 use crate::report::{Figure, Goal, Report};

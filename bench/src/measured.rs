@@ -1,11 +1,11 @@
 //! Reports and the machine that they come from, in the form in which a file keeps them.
 
-use std::any::Any;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use diesel_outbox_core::__private::panic_message;
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -36,7 +36,9 @@ impl Measured {
         // Servers end with their benchmark, also when it panics, so that the next finds nothing of it.
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(report) => self.reports.push(report),
-            Err(panic) => self.unfinished.push(Unfinished { benchmark, reason: reason(&*panic) }),
+            Err(panic) => {
+                self.unfinished.push(Unfinished { benchmark, reason: panic_message(&*panic).to_owned() })
+            }
         }
     }
 
@@ -79,11 +81,6 @@ pub(crate) fn latest(all: Vec<Measured>) -> Vec<Measured> {
     }
     latest.retain(|each| !each.reports.is_empty() || !each.unfinished.is_empty());
     latest
-}
-
-fn reason(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("it panicked").to_owned()
 }
 
 #[cfg(test)]

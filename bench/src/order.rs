@@ -3,7 +3,7 @@
 use std::thread;
 
 use clap::Args;
-use outbox_tests::{Kafka, Process, Received};
+use outbox_tests::{Kafka, Process, ReadRecord};
 use serde_json::Value;
 
 use crate::bare;
@@ -130,7 +130,7 @@ fn published(relay: &Process) -> usize {
 }
 
 /// Checks that every aggregate's events have come once and in order. They are numbered, the aggregates in turn.
-fn check_order(events: &[Received], rows: usize) {
+fn check_order(events: &[ReadRecord], rows: usize) {
     let mut next: Vec<usize> = (0..AGGREGATES).collect();
     for event in events {
         let number: usize = event.text().unwrap().parse().unwrap();

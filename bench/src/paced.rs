@@ -11,7 +11,7 @@ use diesel_outbox::Record;
 use outbox_tests::Kafka;
 use rdkafka::producer::{DefaultProducerContext, Producer};
 
-use crate::processor::Times;
+use crate::cpu::Times;
 use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::topics::new_topic;
 

@@ -41,12 +41,12 @@ impl Worker {
     /// then.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         let mut retry = Retry::new();
-        let mut unmended = None;
+        let mut uncorrected = None;
         while !self.stop.is_set() {
             let before = self.published.get();
             match self.turn() {
                 Ok(()) => {
-                    unmended = None;
+                    uncorrected = None;
                     retry.succeeded();
                 }
                 Err(PassError::Source(error)) if error.is_permanent() => {
@@ -60,7 +60,7 @@ impl Worker {
                         retry.begin_anew();
                     }
                     retry.failed(&failure, &self.stop, &self.metrics);
-                    unmended = match failure {
+                    uncorrected = match failure {
                         PassError::Source(error) if error.is_misconfigured() => Some(error),
                         _ => None,
                     };
@@ -68,7 +68,7 @@ impl Worker {
             }
         }
         metrics::stopped(self.published.get());
-        unmended.map_or(Ok(()), Err)
+        uncorrected.map_or(Ok(()), Err)
     }
 
     /// Makes one pass, or waits if there is nothing to do.

@@ -26,7 +26,7 @@ use crate::wait::eventually_ok;
 pub use cluster::Cluster;
 pub use count::Counter;
 pub use raw::{Packing, RawRecord};
-pub use read::Received;
+pub use read::ReadRecord;
 
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";
 const PATIENCE: Duration = Duration::from_secs(30);

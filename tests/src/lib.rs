@@ -40,7 +40,7 @@ mod scratch;
 mod wait;
 
 pub use debezium::Debezium;
-pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, Received};
+pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};
 pub use log::{logged, start_logging};
 pub use mariadb::{Mariadb, MariadbDatabase};
 pub use postgres::{Database, Postgres};

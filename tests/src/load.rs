@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
 
-use crate::{Database, Kafka, Postgres, Process, Received, Signal, eventually, workspace_binary};
+use crate::{Database, Kafka, Postgres, Process, ReadRecord, Signal, eventually, workspace_binary};
 
 /// Makes a new database with the tables on the shared server.
 pub fn migrated() -> Database<'static> {
@@ -228,7 +228,7 @@ pub fn write_together_on<C: OutboxConnection + Send>(
 /// Returns how many of the received records repeat an id. Fails if a committed id is missing, or if the first occurrences of an
 /// aggregate's events are not in their order.
 #[track_caller]
-pub fn repetitions(received: &[Received], committed: &BTreeSet<String>) -> usize {
+pub fn repetitions(received: &[ReadRecord], committed: &BTreeSet<String>) -> usize {
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<&str, usize> = BTreeMap::new();
     for received in received {

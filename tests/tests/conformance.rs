@@ -263,11 +263,11 @@ fn a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place(store: 
     source.settle(&[claimed[0].ticket]).unwrap();
     source.release().unwrap();
 
-    let letters = store.observe().dead_letters(10).unwrap();
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0].id, emitted[1].id().to_string());
-    assert_eq!(letters[0].reason, "too large, on purpose");
-    assert_eq!((letters[0].aggregate_id.as_str(), letters[0].event_type.as_str()), ("1", "b"));
+    let dead_letters = store.observe().dead_letters(10).unwrap();
+    assert_eq!(dead_letters.len(), 1);
+    assert_eq!(dead_letters[0].id, emitted[1].id().to_string());
+    assert_eq!(dead_letters[0].reason, "too large, on purpose");
+    assert_eq!((dead_letters[0].aggregate_id.as_str(), dead_letters[0].event_type.as_str()), ("1", "b"));
     assert_eq!(store.count("outbox"), 2);
 
     let elsewhere = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "2".into() };
@@ -290,8 +290,8 @@ fn dead_letters_with_the_same_number_are_kept_apart(store: &dyn Store) {
         source.dead_letter(claimed[0].ticket, "refused").unwrap();
         source.release().unwrap();
     }
-    let letters = store.observe().dead_letters(10).unwrap();
-    assert_eq!(letters.iter().map(|letter| letter.event_type.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    let dead_letters = store.observe().dead_letters(10).unwrap();
+    assert_eq!(dead_letters.iter().map(|dead| dead.event_type.as_str()).collect::<Vec<_>>(), ["a", "b"]);
 
     assert_eq!(store.observe().requeue(&Requeue::All).unwrap(), 2);
     assert_eq!(store.observe().dead_letters(10).unwrap(), []);
@@ -314,9 +314,9 @@ fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
 
     store.emit(&[record(1, "b"), record(2, "another"), record(1, "c")]);
     assert_eq!(event_types(&drain(source.as_mut())), names(["other", "another"]));
-    let letters = store.observe().dead_letters(10).unwrap();
-    assert_eq!(letters.iter().map(|letter| letter.event_type.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
-    assert!(letters[1].reason.contains("requeue the aggregate"), "{}", letters[1].reason);
+    let dead_letters = store.observe().dead_letters(10).unwrap();
+    assert_eq!(dead_letters.iter().map(|dead| dead.event_type.as_str()).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(dead_letters[1].reason.contains("requeue the aggregate"), "{}", dead_letters[1].reason);
 
     let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "1".into() };
     assert_eq!(store.observe().requeue(&aggregate).unwrap(), 3);
@@ -438,7 +438,7 @@ fn a_requeue_in_the_middle_of_a_pass_keeps_the_order(store: &dyn Store) {
         // On PostgreSQL the requeue waits for the pass, on SQLite it does not.
         let requeued = scope.spawn(move || observe.requeue(&Requeue::All).unwrap());
         if store.requeues_at_once() {
-            eventually("the letters to be back", Duration::from_secs(20), || {
+            eventually("the dead letters to be back", Duration::from_secs(20), || {
                 requeued.is_finished().then_some(())
             });
         }

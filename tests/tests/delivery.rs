@@ -10,7 +10,7 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::operate::{Operate, Requeue};
 use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Relay, RelayHandle, TopicNaming};
-use outbox_tests::{Database, Folder, Kafka, Postgres, Received, eventually};
+use outbox_tests::{Database, Folder, Kafka, Postgres, ReadRecord, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -39,7 +39,7 @@ fn record(aggregate: impl ToString, event_type: impl ToString) -> Record {
 }
 
 /// The event types in the order of their first arrival. If Kafka refuses a batch, other records of it may be sent again.
-fn first_event_types(received: &[Received]) -> Vec<&str> {
+fn first_event_types(received: &[ReadRecord]) -> Vec<&str> {
     let mut names = event_types(received);
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(*name));
@@ -52,7 +52,7 @@ fn wait_until_nothing_is_unsent(conn: &mut PgConnection) {
     });
 }
 
-fn event_types(received: &[Received]) -> Vec<&str> {
+fn event_types(received: &[ReadRecord]) -> Vec<&str> {
     received.iter().map(|received| received.header("eventType").unwrap()).collect()
 }
 
@@ -283,8 +283,8 @@ fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
     let received = Kafka::shared().read_all(&broker_limit);
     assert_eq!(first_event_types(&received), ["Fits", "FitsToo"]);
     let reasons: BTreeMap<String, String> = eventually("four dead letters", PATIENCE, || {
-        let letters = conn.dead_letters(10).unwrap();
-        (letters.len() == 4).then_some(letters)
+        let dead_letters = conn.dead_letters(10).unwrap();
+        (dead_letters.len() == 4).then_some(dead_letters)
     })
     .into_iter()
     .map(|letter| (letter.event_type, letter.reason))
@@ -334,7 +334,7 @@ fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
     assert_eq!(conn.requeue(&Requeue::All).unwrap(), 2);
     emit(conn, &record(1, "3"));
     let received = Kafka::shared().read_at_least(&topic, 4, PATIENCE);
-    let of_first: Vec<Received> = received.into_iter().filter(|r| r.key_text() == Some("1")).collect();
+    let of_first: Vec<ReadRecord> = received.into_iter().filter(|r| r.key_text() == Some("1")).collect();
     assert_eq!(event_types(&of_first), ["1", "2", "3"]);
     stop(second);
 }
@@ -407,10 +407,10 @@ fn a_blocked_aggregate_holds_back_records_that_were_read_already() {
     let mut names = event_types(&received);
     names.sort_unstable();
     assert_eq!(names, ["Before", "Other"]);
-    let letters = eventually("two dead letters", PATIENCE, || {
-        Some(conn.dead_letters(9).unwrap()).filter(|letters| letters.len() == 2)
+    let dead_letters = eventually("two dead letters", PATIENCE, || {
+        Some(conn.dead_letters(9).unwrap()).filter(|dead_letters| dead_letters.len() == 2)
     });
-    assert_eq!(letters[1].event_type, "After");
+    assert_eq!(dead_letters[1].event_type, "After");
     stop(relay);
 }
 
@@ -463,7 +463,7 @@ fn a_graceful_stop_in_the_middle_sends_nothing_twice() {
 }
 
 /// Checks that the numbers of each aggregate's events grow.
-fn assert_in_order(received: &[Received], aggregates: usize) {
+fn assert_in_order(received: &[ReadRecord], aggregates: usize) {
     let mut last: BTreeMap<&str, u64> = BTreeMap::new();
     for received in received {
         let number = received.header("eventType").unwrap().parse().unwrap();

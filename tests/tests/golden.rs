@@ -10,7 +10,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use golden::rows::{AGGREGATE_TYPES, generated, insert};
 use outbox_tests::load::{migrated, relay, wal};
-use outbox_tests::{Database, Debezium, Kafka, Process, Received, Signal, eventually};
+use outbox_tests::{Database, Debezium, Kafka, Process, ReadRecord, Signal, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ROWS: usize = 10_000;
@@ -55,13 +55,13 @@ impl Way {
     }
 
     /// Returns what each topic holds: partition, offset, key, headers in their order, timestamp and value.
-    fn received(&self) -> Vec<Vec<Received>> {
+    fn received(&self) -> Vec<Vec<ReadRecord>> {
         self.topics().iter().map(|topic| Kafka::shared().read_all(topic)).collect()
     }
 }
 
 /// Returns the first place where two ways differ.
-fn difference(one: &[Vec<Received>], other: &[Vec<Received>]) -> Option<String> {
+fn difference(one: &[Vec<ReadRecord>], other: &[Vec<ReadRecord>]) -> Option<String> {
     for ((aggregate_type, one), other) in AGGREGATE_TYPES.iter().zip(one).zip(other) {
         if let Some((one, other)) = one.iter().zip(other).find(|(one, other)| one != other) {
             return Some(format!("{aggregate_type}:\n{}\nand\n{}", shown(one), shown(other)));
@@ -73,7 +73,7 @@ fn difference(one: &[Vec<Received>], other: &[Vec<Received>]) -> Option<String> 
     None
 }
 
-fn shown(received: &Received) -> String {
+fn shown(received: &ReadRecord) -> String {
     let text = |bytes: &[u8]| format!("{:.60}", String::from_utf8_lossy(bytes).escape_debug().to_string());
     let headers: Vec<_> = received
         .headers
@@ -93,7 +93,7 @@ fn shown(received: &Received) -> String {
 }
 
 #[track_caller]
-fn assert_same(one: &[Vec<Received>], other: &[Vec<Received>]) {
+fn assert_same(one: &[Vec<ReadRecord>], other: &[Vec<ReadRecord>]) {
     if let Some(difference) = difference(one, other) {
         panic!("{difference}");
     }
@@ -138,7 +138,7 @@ fn all_relays_send_the_same_bytes() {
     conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", debezium.database.name())).unwrap();
 }
 
-fn assert_has_every_kind(golden: &[Vec<Received>]) {
+fn assert_has_every_kind(golden: &[Vec<ReadRecord>]) {
     let sizes: Vec<Option<usize>> =
         golden.iter().flatten().map(|received| received.payload.as_ref().map(Vec::len)).collect();
     assert_eq!(sizes.len(), ROWS);
@@ -147,10 +147,10 @@ fn assert_has_every_kind(golden: &[Vec<Received>]) {
 }
 
 /// With an event's own headers, a record is the same except for those. They come after the two that Debezium sends.
-fn assert_own_headers_come_last(without: &[Vec<Received>], with: &[Vec<Received>]) {
+fn assert_own_headers_come_last(without: &[Vec<ReadRecord>], with: &[Vec<ReadRecord>]) {
     let mut own = 0;
-    let with: Vec<Vec<Received>> = with.to_vec();
-    let cut: Vec<Vec<Received>> = with
+    let with: Vec<Vec<ReadRecord>> = with.to_vec();
+    let cut: Vec<Vec<ReadRecord>> = with
         .into_iter()
         .map(|mut topic| {
             for received in &mut topic {
@@ -164,8 +164,8 @@ fn assert_own_headers_come_last(without: &[Vec<Received>], with: &[Vec<Received>
 }
 
 /// The comparison itself must notice differences.
-fn assert_differences_are_found(golden: &[Vec<Received>]) {
-    let changes: [fn(&mut Received); 7] = [
+fn assert_differences_are_found(golden: &[Vec<ReadRecord>]) {
+    let changes: [fn(&mut ReadRecord); 7] = [
         |received| received.payload.as_mut().unwrap()[0] ^= 1,
         |received| received.payload = None,
         |received| received.headers.reverse(),
@@ -176,7 +176,7 @@ fn assert_differences_are_found(golden: &[Vec<Received>]) {
     ];
     for (number, change) in changes.iter().enumerate() {
         let mut changed = golden.to_vec();
-        let is_full = |received: &&mut Received| received.payload.as_ref().is_some_and(|p| !p.is_empty());
+        let is_full = |received: &&mut ReadRecord| received.payload.as_ref().is_some_and(|p| !p.is_empty());
         change(changed[number % 3].iter_mut().filter(is_full).last().unwrap());
         assert!(difference(golden, &changed).is_some(), "change {number} was not found");
     }

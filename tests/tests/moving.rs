@@ -10,7 +10,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_outbox_relay::operate::Operate;
 use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, stop, wal, write_until};
-use outbox_tests::{Counter, Database, Debezium, Kafka, Received, eventually};
+use outbox_tests::{Counter, Database, Debezium, Kafka, ReadRecord, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const WRITERS: usize = 2;
@@ -58,7 +58,7 @@ impl Watched {
     }
 
     /// How many records each way has repeated, in the order of the ways.
-    fn repeated(&self, received: &[Received]) -> Vec<(&'static str, usize)> {
+    fn repeated(&self, received: &[ReadRecord]) -> Vec<(&'static str, usize)> {
         let mut seen = BTreeSet::new();
         let mut counts: Vec<_> = self.begun.iter().map(|(way, _)| (*way, 0)).collect();
         for received in received {

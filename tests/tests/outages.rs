@@ -9,7 +9,7 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::source::wal::{WalOptions, setup};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
-use outbox_tests::{Database, Kafka, Postgres, Received, eventually, eventually_ok};
+use outbox_tests::{Database, Kafka, Postgres, ReadRecord, eventually, eventually_ok};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const EVENTS: usize = 60_000;
@@ -63,7 +63,7 @@ fn wait_until_sent(database: &Database<'_>) {
 
 /// Checks that every number is there, and that the first occurrences of each aggregate's numbers are in order.
 #[track_caller]
-fn assert_nothing_lost(received: &[Received], events: usize) {
+fn assert_nothing_lost(received: &[ReadRecord], events: usize) {
     let mut seen = BTreeSet::new();
     let mut last: BTreeMap<&str, usize> = BTreeMap::new();
     for received in received {

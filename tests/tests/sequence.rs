@@ -392,7 +392,7 @@ fn a_sequence_that_is_restarted_under_a_relay_on_the_wal_hides_no_event() {
     eventually("the first events", PATIENCE, || (counter.count() >= 5_100).then_some(()));
     conn.batch_execute("TRUNCATE outbox RESTART IDENTITY").unwrap();
     emit(conn, 0..20);
-    log.wait_for_line("that it was mended", PATIENCE, |line| line.contains("goes_on_after"));
+    log.wait_for_line("that it was repaired", PATIENCE, |line| line.contains("goes_on_after"));
     emit(conn, 20..40);
     eventually("what came after the restart", PATIENCE, || (counter.count() >= 5_140).then_some(()));
     stop(&log);

@@ -10,7 +10,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_outbox::{Emit, Migrations, Record};
-use outbox_tests::{Database, Debezium, Folder, Kafka, Postgres, Process, Received, Signal, eventually};
+use outbox_tests::{Database, Debezium, Folder, Kafka, Postgres, Process, ReadRecord, Signal, eventually};
 use rdkafka::admin::AdminClient;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -149,7 +149,7 @@ fn a_broker_keeps_its_data_through_stop_crash_and_pause() {
 }
 
 /// Checks what Debezium made of an event: everything except the event's own headers.
-fn assert_is(received: &Received, event: &Record) {
+fn assert_is(received: &ReadRecord, event: &Record) {
     assert_eq!(received.key_text(), Some(event.aggregate_id()));
     assert_eq!(received.payload.as_deref(), event.payload());
     let headers: Vec<_> =

@@ -6,7 +6,7 @@ use diesel::sql_types::{BigInt, Bool, Integer};
 use outbox_tests::{Kafka, Postgres, eventually};
 
 use crate::contenders::{Contender, take_turns};
-use crate::processor::Times;
+use crate::cpu::Times;
 use crate::relays::{relay_process, stop};
 use crate::report::Figure;
 use crate::rows::Template;

@@ -9,8 +9,8 @@ use diesel::prelude::*;
 use diesel::sql_types::Text;
 use outbox_tests::{Database, Debezium, Kafka, Process, eventually};
 
+use crate::cpu::{server_spent, spent};
 use crate::drain::resume_and_drain;
-use crate::processor::{server_spent, spent};
 use crate::relays::{outbox, relay, relay_process, stop};
 use crate::report::Figure;
 use crate::rows::Template;

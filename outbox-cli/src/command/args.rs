@@ -17,8 +17,8 @@ use super::settings::{CommonSettings, RelaySettings, WalSettings};
     name = "outbox",
     version,
     arg_required_else_help = true,
-    after_help = "A setting is taken from the command line, else from the environment, else from the file of --config.\n\
-                  Exit codes: 0 done, 1 failed, 2 used wrongly."
+    after_help = "Settings come from the command line, then the environment, then the file that --config names.\n\
+                  Exit codes: 0 success, 1 failure, 2 usage error, 130 or 143 ended by a second signal."
 )]
 pub(crate) struct CommandLine {
     #[command(subcommand)]
@@ -57,7 +57,7 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
-    /// Sends dead letters again, at their old place in the order
+    /// Puts dead letters back into the outbox, at their old places in the order; at the end if the WAL is read
     Requeue {
         #[command(flatten)]
         which: Which,

@@ -106,7 +106,7 @@ impl<C> Reconnecting<C> {
                 Ok(())
             }
             Ok(false) => Err(ConsumerError::NoInbox),
-            // No time mends it: SQLite has no schemas, for example.
+            // Waiting does not correct it: SQLite has no schemas, for example.
             Err(error) if EmitError::of(&error).is_some() => Err(ConsumerError::Database(error)),
             Err(error) => {
                 self.looks = self.looks.saturating_add(1);

@@ -53,7 +53,7 @@ enum Handled {
 }
 
 impl<C, H: Handler<C>> ConsumerLoop<C, H> {
-    /// Works until it is to stop. An error is one that trying again cannot mend.
+    /// Works until it is to stop. An error is one that trying again cannot correct.
     pub(super) fn run(mut self, stop: &Stop) -> Result<(), ConsumerError> {
         let _span = error_span!("consumer", name = self.inbox.consumer()).entered();
         info!("the consumer has started");

@@ -67,7 +67,7 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
             }
             Ok(sequence)
         }
-        Look { sequence, .. } => mend(conn, sequence),
+        Look { sequence, .. } => repair(conn, sequence),
     }
 }
 
@@ -114,8 +114,8 @@ fn origin(conn: &mut PgConnection) -> QueryResult<i64> {
 ///
 /// Nobody emits or claims meanwhile. Emitters wait behind the lock, so this tries it only for a moment. Events that are read from
 /// the write-ahead log are found there whatever their numbers are.
-fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
-    let mended = forget(conn).and_then(|()| {
+fn repair(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceError> {
+    let repaired = forget(conn).and_then(|()| {
         conn.transaction(|conn| {
             lock_shards_and_table(conn, "2s", "300ms")?;
             // Another relay may have corrected it meanwhile.
@@ -131,23 +131,23 @@ fn mend(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, SourceE
                     )?;
                 }
             }
-            let mended = Sequence::load(conn)?;
+            let repaired = Sequence::load(conn)?;
             Remember::new(origin(conn)?).execute(conn)?;
-            Ok((renumbered, mended))
+            Ok((renumbered, repaired))
         })
     });
-    match mended {
-        Ok((renumbered, mended)) => {
+    match repaired {
+        Ok((renumbered, repaired)) => {
             tracing::warn!(
                 stood_at = sequence.last,
-                goes_on_after = mended.last,
+                goes_on_after = repaired.last,
                 renumbered,
                 "the sequence of outbox.seq had been set back: the relay has moved it past the highest number, has numbered unsent \
                  events anew in the order in which they were emitted, and reads the table from its beginning"
             );
-            Ok(mended)
+            Ok(repaired)
         }
-        Err(error) => Err(unmended(sequence, &error)),
+        Err(error) => Err(not_repaired(sequence, &error)),
     }
 }
 
@@ -159,7 +159,7 @@ fn forget(conn: &mut PgConnection) -> QueryResult<()> {
     })
 }
 
-fn unmended(sequence: Sequence, error: &Error) -> SourceError {
+fn not_repaired(sequence: Sequence, error: &Error) -> SourceError {
     SourceError::new(format!(
         "the sequence of outbox.seq stands at {}, below numbers that it gave before: was it restarted? The relay would pass over \
          events with such numbers, so it sends nothing until the sequence is right. It corrects the sequence by itself as soon as no \

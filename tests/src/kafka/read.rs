@@ -15,7 +15,7 @@ use crate::wait::{eventually, eventually_ok};
 /// A record as a consumer sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Received {
+pub struct ReadRecord {
     /// The partition that holds it.
     pub partition: i32,
     /// Its offset there.
@@ -30,7 +30,7 @@ pub struct Received {
     pub timestamp: Option<i64>,
 }
 
-impl Received {
+impl ReadRecord {
     /// Returns the first header of that name as text.
     pub fn header(&self, name: &str) -> Option<&str> {
         let (_, value) = self.headers.iter().find(|(key, _)| key == name)?;
@@ -48,7 +48,7 @@ impl Received {
     }
 }
 
-impl From<&BorrowedMessage<'_>> for Received {
+impl From<&BorrowedMessage<'_>> for ReadRecord {
     fn from(message: &BorrowedMessage<'_>) -> Self {
         let header = |headers: &BorrowedHeaders, position| {
             // rdkafka panics if a name is not UTF-8.
@@ -76,7 +76,7 @@ impl From<&BorrowedMessage<'_>> for Received {
 impl Kafka {
     /// Returns every record of a topic up to its present ends, by partition and offset. A topic that does not exist has none.
     #[track_caller]
-    pub fn read_all(&self, topic: &str) -> Vec<Received> {
+    pub fn read_all(&self, topic: &str) -> Vec<ReadRecord> {
         let mut config = self.client();
         config
             .set("group.id", "outbox-tests")
@@ -95,7 +95,7 @@ impl Kafka {
         let mut records = Vec::new();
         while !unread.is_empty() {
             match eventually(&format!("more of the topic {topic}"), PATIENCE, || next(&consumer)) {
-                Ok(message) => records.push(Received::from(&message)),
+                Ok(message) => records.push(ReadRecord::from(&message)),
                 Err(KafkaError::PartitionEOF(ended)) => unread.retain(|partition| *partition != ended),
                 Err(error) => panic!("reading the topic {topic} failed: {error}"),
             }
@@ -106,7 +106,7 @@ impl Kafka {
 
     /// Waits until a topic holds `count` records or more, and returns all that it holds.
     #[track_caller]
-    pub fn read_at_least(&self, topic: &str, count: usize, within: Duration) -> Vec<Received> {
+    pub fn read_at_least(&self, topic: &str, count: usize, within: Duration) -> Vec<ReadRecord> {
         eventually_ok(&format!("{count} records in the topic {topic}"), within, || {
             let records = self.read_all(topic);
             if records.len() < count { Err(format!("it holds {}", records.len())) } else { Ok(records) }

@@ -211,7 +211,7 @@ impl<'a> Bench<'a> {
     }
 
     /// The dead letters in the order of their offsets in the topic that they came from.
-    pub(crate) fn dead_letters(&self) -> Vec<outbox_tests::Received> {
+    pub(crate) fn dead_letters(&self) -> Vec<outbox_tests::ReadRecord> {
         let mut dead = self.kafka.read_all(&self.dead_letter_topic());
         dead.sort_by_key(|dead| dead.header("outbox-offset").unwrap().parse::<i64>().unwrap());
         dead

@@ -65,7 +65,7 @@ fn decoded(text: &str) -> Result<String, String> {
         bytes.extend(u8::from_str_radix(code, 16).ok());
         bytes.extend(rest.as_bytes());
     }
-    String::from_utf8(bytes).map_err(|_| "what is written with % in it is not UTF-8".to_owned())
+    String::from_utf8(bytes).map_err(|_| "its percent-encoded text is not UTF-8".to_owned())
 }
 
 #[cfg(test)]

@@ -54,8 +54,8 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         match humantime::parse_duration(text) {
-            Ok(time) if time.is_zero() => Err("it must be longer than nothing".into()),
-            Ok(time) if time > LONGEST_RETENTION => Err("it must be shorter than 100 years".into()),
+            Ok(time) if time.is_zero() => Err("it must be greater than zero".into()),
+            Ok(time) if time > LONGEST_RETENTION => Err("it must be at most 100 years".into()),
             Ok(time) => Ok(Self(time)),
             Err(error) => Err(format!("it must be a time with a unit, such as 500ms, 15s or 7d ({error})")),
         }
