@@ -1,9 +1,7 @@
 //! The items that the derives' generated code calls and that the crates share. They are not part of the public API and may change
 //! in any release. The traits exist for the compiler's message when one is not implemented.
 
-#[path = "decoding.rs"]
 mod decoding;
-#[path = "private/running.rs"]
 mod running;
 
 use std::error::Error;

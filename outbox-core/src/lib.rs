@@ -39,7 +39,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[doc(hidden)]
-#[path = "private.rs"]
 pub mod __private;
 #[doc(hidden)]
 pub mod advisory_locks;

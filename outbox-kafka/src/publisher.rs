@@ -1,5 +1,6 @@
 mod deliveries;
 mod gate;
+mod murmur2;
 mod partitioner;
 mod producer;
 pub(crate) mod settings;

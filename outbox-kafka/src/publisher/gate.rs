@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::{Acknowledgement, Outcome};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::partitioner::{murmur2, partition};
+use super::murmur2::{murmur2, partition};
 
 /// How long a partition stays open if nothing is handed to it.
 const OPEN: Duration = Duration::from_secs(1);
