@@ -256,7 +256,7 @@ impl Publisher for KafkaPublisher {
         match fatal_error {
             // What became known before it failed comes first.
             Some((code, message)) if new == 0 => {
-                Err(PublishError::new(format!("the Kafka producer failed for good ({code}): {message}")))
+                Err(PublishError::new(format!("the Kafka producer failed permanently ({code}): {message}")))
             }
             Some(_) => Ok(()),
             None => {

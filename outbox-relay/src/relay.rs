@@ -191,7 +191,7 @@ impl Relay {
     }
 
     /// Sets how many bytes of payloads and headers a worker may hold, read and unacknowledged together, 16 MiB to 1 TiB. Default:
-    /// 64 MiB. It holds a single record that is larger alone.
+    /// 64 MiB. It holds a larger record only on its own.
     pub fn max_in_flight_bytes(mut self, bytes: usize) -> Self {
         self.limits.max_in_flight_bytes = bytes;
         self

@@ -282,7 +282,7 @@ fn a_slot_that_somebody_made_again_by_hand_is_refused_with_advice_that_loses_not
     database.connect().batch_execute(&drop).unwrap();
     make_slot_by_hand(&database);
     committed.extend(write(&mut database.connect(), 0, 1, 10, 10));
-    is_refused_and_all_arrives_after(&database, "made anew", &committed);
+    is_refused_and_all_arrives_after(&database, "somebody has recreated it", &committed);
 }
 
 #[test]

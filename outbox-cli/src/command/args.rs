@@ -46,12 +46,12 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
-    /// Lists the events that Kafka will never take, and why
+    /// Lists the events that Kafka will never accept, and why
     DeadLetters {
         /// Prints JSON
         #[arg(long)]
         json: bool,
-        /// How many are listed at most
+        /// Lists at most this many
         #[arg(long, value_name = "NUMBER", value_parser = value_parser!(i64).range(1..), default_value = "100")]
         limit: i64,
         #[command(flatten)]
@@ -67,7 +67,7 @@ pub(crate) enum Action {
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
-    /// Prepares Debezium for relaying the outbox instead (PostgreSQL)
+    /// Prepares Debezium to relay the outbox instead (PostgreSQL)
     #[cfg(feature = "postgres")]
     #[command(subcommand, arg_required_else_help = true)]
     Debezium(DebeziumAction),
@@ -101,7 +101,7 @@ pub(crate) enum WalAction {
         #[command(flatten)]
         wal: WalSettings,
     },
-    /// Drops both again: all events are polled. Stop the relays that read the WAL first
+    /// Drops the slot and the publication, so that all events are polled again. Stop the relays that read the WAL first
     Drop {
         #[command(flatten)]
         common: CommonSettings,

@@ -25,7 +25,7 @@ pub(crate) struct CommonSettings {
     /// Reads settings from this TOML file
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// How log lines are written to standard error
+    /// Format of the log lines on standard error
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "human")]
     pub(crate) log_format: LogFormat,
     #[command(flatten)]
@@ -35,8 +35,8 @@ pub(crate) struct CommonSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Database")]
 pub(crate) struct DatabaseSettings {
-    /// The database that holds the outbox: a postgres:// or mysql:// URL, or an SQLite file as a path, sqlite:// or file: URL. Set the
-    /// variable rather than the flag: everybody on the machine can see a command's arguments. If nothing sets it,
+    /// The database that holds the outbox: a postgres:// or mysql:// URL, or an SQLite file as a path, sqlite:// or file: URL. Prefer
+    /// the variable to the flag, because every user of the machine can see a command's arguments. If nothing sets it,
     /// DATABASE_URL is used
     #[arg(long, value_name = "URL")]
     pub(crate) database_url: Option<Secret>,
@@ -49,10 +49,10 @@ pub(crate) struct DatabaseSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Write-ahead log (WAL)")]
 pub(crate) struct WalSettings {
-    /// The replication slot that is read. Its name is unique on the server
+    /// Replication slot to read. Slot names are unique on a server, so each outbox needs its own
     #[arg(long, value_name = "NAME", default_value = "outbox")]
     pub(crate) slot: String,
-    /// The publication that the slot is read with
+    /// Publication with which to read the slot
     #[arg(long, value_name = "NAME", default_value = "outbox")]
     pub(crate) publication: String,
 }
@@ -93,11 +93,11 @@ pub(crate) struct KafkaSettings {
     pub(crate) properties: Vec<Property>,
     #[command(flatten)]
     pub(crate) topics: TopicSettings,
-    /// The only topics that the relay may write to; a name that ends in * allows all topics that begin so. An event for
-    /// another topic becomes a dead letter. Without this setting all topics are allowed
+    /// The only topics that the relay may write to; a name that ends in * allows all topics that begin with the
+    /// rest of it. An event for another topic becomes a dead letter. Without this setting all topics are allowed
     #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = trimmed)]
     pub(crate) allow_topics: Option<Vec<String>>,
-    /// Sends an event's own headers after id and eventType. With =false a record is what Debezium makes of it
+    /// Sends an event's own headers after id and eventType. With =false, a record is the same as from Debezium
     #[arg(
         long,
         value_name = "BOOL",
@@ -182,10 +182,10 @@ pub(crate) struct WorkSettings {
     /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 16777216
     #[arg(long, value_name = "BYTES", default_value = "67108864", value_parser = whole::<usize>)]
     pub(crate) max_in_flight_bytes: usize,
-    /// How long a pass goes on reading before it commits what it has settled
+    /// How long a pass keeps reading before it commits what it has settled
     #[arg(long, value_name = "TIME", default_value = "500ms")]
     pub(crate) max_pass_duration: Time,
-    /// How long Kafka may acknowledge nothing before the relay gives the pass up and tries again, 1s to 20s
+    /// How long the relay waits without an acknowledgement from Kafka before it gives up the pass and tries again, 1s to 20s
     #[arg(long, value_name = "TIME", default_value = "5s")]
     pub(crate) stall_timeout: Time,
     /// How long a graceful stop may take. What is in flight after that may be sent again

@@ -92,7 +92,7 @@ impl<C: 'static> Consumer<C, AsyncHandler<C>> {
     }
 
     /// Handles all events of a type that derives `InboxEvent`, as [its namesake](Consumer::on_event) for synchronous connections
-    /// does. This is the first choice.
+    /// does. Prefer this to [`on_json`](Self::on_json) and [`on`](Self::on).
     pub fn on_event<E: InboxEvent>(
         mut self,
         mut handler: impl AsyncFnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,

@@ -94,8 +94,8 @@ impl<C: 'static> Consumer<C> {
         self
     }
 
-    /// Handles all events of a type that derives `InboxEvent`, an enum for example. This is the first choice: the event type in the
-    /// record's header says which variant it is, and its version is heeded.
+    /// Handles all events of a type that derives `InboxEvent`, an enum for example. Prefer this to [`on_json`](Self::on_json) and
+    /// [`on`](Self::on): the event type in the record's header says which variant it is, and its version is taken into account.
     ///
     /// An event that cannot be decoded makes the record a dead letter at once. Otherwise as for [`on`](Self::on).
     ///

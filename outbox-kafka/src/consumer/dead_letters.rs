@@ -71,7 +71,7 @@ impl DeadLetters {
                     partition = message.partition(),
                     offset = message.offset(),
                     to = topic,
-                    "the dead letter lacks the headers that say why it is one and where it was, because the dead-letter topic has no \
+                    "the dead letter lacks the headers with the reason and its original position, because the dead-letter topic has no \
                      room for them: raise its `max.message.bytes` above that of the topic"
                 );
             }

@@ -55,7 +55,9 @@ pub enum ConsumerError {
     Database(#[source] diesel::result::Error),
     /// The consumer cannot go on: another one has taken its `group.instance.id`, for example. What was handled is in
     /// the database; start a new consumer to go on from there.
-    #[error("the Kafka consumer failed for good: {0}. Start a new one: it goes on where this one ended")]
+    #[error(
+        "the Kafka consumer failed permanently: {0}. Start a new consumer: it continues where this one stopped"
+    )]
     Kafka(#[source] Box<dyn Error + Send + Sync>),
     /// The consumer's own code panicked. A handler's panic does not do this.
     #[error("the consumer panicked: {0}")]

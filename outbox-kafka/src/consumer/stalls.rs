@@ -22,7 +22,7 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 /// What librdkafka reported may be about another partition: the log line has it, and nothing follows from it.
 const ADVICE: &str = "no record arrives though the broker has some: the batch at this offset cannot be read. The partition waits, the \
     others go on, and the consumer passes over nothing. If the batch is compressed by zstd, turn on the feature `zstd` of diesel-outbox-kafka and \
-    start the consumer anew. If it is damaged, let a replica that has it whole lead the partition. Or give up what it holds: \
+    restart the consumer. If the batch is damaged, make a replica with an intact copy the leader. Or give up what it holds: \
     stop the consumers of the group, and set its offset behind the batch with kafka-consumer-groups.sh --reset-offsets. If librdkafka \
     has reported nothing, the network may only be slow to bring the batch";
 

@@ -81,7 +81,7 @@ enum State {
     Polling {
         polled: Box<PostgresSource>,
         conn: Box<ActiveRelay>,
-        /// When it was first seen that somebody else reads the slot.
+        /// When it was first seen that another process reads the slot.
         waits: Option<Instant>,
     },
     Reading(Box<Reading>),
@@ -130,7 +130,7 @@ impl WalSource {
                     *waits = Some(Instant::now());
                     tracing::info!(
                         slot = name,
-                        "somebody else reads the slot: this relay waits until they stop"
+                        "another process is reading the slot; this relay waits until it stops"
                     );
                 }
                 Ok(readiness == Readiness::Ready)

@@ -93,7 +93,7 @@ impl Who {
             Self::Prepared { gid, literal } => tracing::warn!(
                 gid,
                 seconds,
-                "a prepared transaction that may have emitted waits to be ended: until then, the database keeps every \
+                "a transaction that may have emitted is still prepared: until it ends, the database keeps every \
                  version of the rows that are sent, and the table grows; ask its coordinator, or end it in this database as \
                  its owner or a superuser. To keep what it did: COMMIT PREPARED {literal}; to undo it: ROLLBACK PREPARED {literal}"
             ),

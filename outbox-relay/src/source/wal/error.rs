@@ -2,8 +2,8 @@ use diesel::result::Error as DieselError;
 use diesel_outbox_core::__private::one_line;
 
 /// What follows from a new slot. It stands in each error that advises one.
-pub(super) const RESENDS: &str = "The relay then sends every event in the table that is not known to be sent, some of them perhaps \
-                                  twice; it cannot send an event whose row the service deleted unsent";
+pub(super) const RESENDS: &str = "The relay then sends every event in the table that is not known to have been sent, some of them \
+                                  perhaps twice; it cannot send an event whose row the service deleted unsent";
 
 /// Why [`setup`](super::setup()) or [`drop`](super::drop()) failed. Relays go on as before. Run it again when the reason is gone.
 #[derive(Debug, thiserror::Error)]

@@ -25,7 +25,9 @@ pub(super) fn doubt(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<S
     } else if !is_here {
         Some(format!("the relay sent the WAL up to {start} on another server"))
     } else if !is_same {
-        Some(format!("it stands at {confirmed}, where no relay has been, so it was made anew"))
+        Some(format!(
+            "it is at {confirmed}, a position that no relay has confirmed, so somebody has recreated it"
+        ))
     } else {
         None
     })

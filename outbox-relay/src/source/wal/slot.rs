@@ -90,7 +90,7 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
                 "this outbox is read from the slot `{other}`, not from `{name}`: start the relay with `--slot {other}`"
             ),
             None => format!(
-                "this outbox was read from another slot than `{name}`, and that slot is gone: {run_setup}"
+                "this outbox was read from a slot that is gone, and `{name}` is another one: {run_setup}"
             ),
         }));
     }

@@ -20,7 +20,7 @@ use crate::statement::statement;
 /// Takes the cutover back, and drops the slot and the publication. From then on all rows are polled.
 ///
 /// First stop the relays that read the WAL. This marks what they have sent. If the slot belongs to another database, this leaves it
-/// alone, and everything that is not known to be sent is polled.
+/// alone, and every event that is not known to have been sent is polled.
 ///
 /// Writers wait for a moment, as for [`setup`](super::setup()), and `lock` is the same second connection.
 ///

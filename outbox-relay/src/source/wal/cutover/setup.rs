@@ -53,7 +53,7 @@ pub fn setup(conn: &mut PgConnection, lock: &mut PgConnection, options: &WalOpti
         make_publication(conn, options)?;
         let healthy = match slot {
             // Whatever was sent of another slot's WAL, of another server's, or of what a changed publication has shown, the table
-            // has what is not known to be sent.
+            // has every event that is not known to have been sent.
             Some(slot) if !is_reliable(conn, &slot, options)? => {
                 slot::remove(conn, name)?;
                 false
