@@ -131,7 +131,7 @@ impl OutboxDatabase {
         match self {
             #[cfg(feature = "mysql")]
             Self::Mysql { url, .. } => {
-                Migrations::new().run(&mut self.connect::<mysql::MigrationConnection>(url)?).map_err(failed)
+                migrations.run(&mut self.connect::<mysql::MigrationConnection>(url)?).map_err(failed)
             }
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
