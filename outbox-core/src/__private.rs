@@ -2,6 +2,9 @@
 //! in any release. The traits exist for the compiler's message when one is not implemented.
 
 mod decoding;
+mod emitting;
+mod migrating;
+mod pruning;
 mod running;
 
 use std::error::Error;
@@ -15,6 +18,12 @@ use uuid::Uuid;
 pub use self::decoding::{
     Decoded, FromJson, FromText, check, decode, from_id, id_part, id_parts, upcast, version,
 };
+pub use self::emitting::{checked_record, chunks};
+pub use self::migrating::{
+    CREATE_MIGRATION_RECORD, MIGRATION_RECORD, MYSQL_FIND_MIGRATION_RECORD, MYSQL_MIGRATION_LOCK,
+    MYSQL_MIGRATION_UNLOCK, postgres_migration_lock,
+};
+pub use self::pruning::Pruning;
 pub use self::running::{Running, Stop, panic_message};
 use crate::{Record, RecordError, variant};
 

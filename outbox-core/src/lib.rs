@@ -1,6 +1,6 @@
 //! The database- and broker-independent parts of diesel-outbox.
 //!
-//! In a service, depend on `diesel-outbox`, which re-exports what you need from here. Depend on this crate directly
+//! In a service, depend on `diesel-outbox` or `sea-orm-outbox`, which re-export what you need from here. Depend on this crate directly
 //!
 //! - in a crate that defines events and does not need Diesel: use `#[derive(OutboxEvent)]` of `diesel-outbox-derive` with
 //!   `#[outbox(crate = diesel_outbox_core)]`;

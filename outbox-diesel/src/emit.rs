@@ -7,13 +7,14 @@ mod outbox;
 
 use diesel::QueryResult;
 use diesel::connection::{Connection, TransactionManagerStatus};
+use diesel_outbox_core::__private::chunks;
 use uuid::Uuid;
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncEmit;
 pub use self::error::EmitError;
 pub use self::outbox::Outbox;
-use crate::{OutboxConnection, OutboxEvent, Record};
+use crate::{OutboxConnection, OutboxEvent};
 
 /// The methods `emit` and `emit_all` of every synchronous Diesel connection, pooled or not.
 ///
@@ -95,39 +96,5 @@ fn require_transaction(status: &TransactionManagerStatus) -> Result<(), EmitErro
         }
         // The database itself reports a broken transaction.
         _ => Ok(()),
-    }
-}
-
-const CHUNK_RECORDS: usize = 1_000;
-/// Half of what MariaDB takes in one packet by default.
-const CHUNK_BYTES: usize = 8 * 1024 * 1024;
-
-fn chunks(records: &[Record]) -> impl Iterator<Item = &[Record]> {
-    let mut rest = records;
-    std::iter::from_fn(move || {
-        let mut bytes = 0;
-        let fitting = rest.iter().take(CHUNK_RECORDS).take_while(|record| {
-            let before = bytes;
-            bytes += record.payload().map_or(0, <[u8]>::len);
-            before == 0 || bytes <= CHUNK_BYTES
-        });
-        let (chunk, after) = rest.split_at(fitting.count());
-        rest = after;
-        (!chunk.is_empty()).then_some(chunk)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_are_bounded_in_number_and_bytes_and_lose_nothing() {
-        let record = |bytes: usize| Record::new("a", "1", "E").with_payload(vec![0; bytes]);
-        let small: Vec<Record> = (0..2_500).map(|_| record(1)).collect();
-        assert_eq!(chunks(&small).map(<[Record]>::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
-        let large: Vec<Record> = [20, 5, 3, 3, 20].map(|mega| record(mega << 20)).into();
-        assert_eq!(chunks(&large).map(<[Record]>::len).collect::<Vec<_>>(), [1, 2, 1, 1]);
-        assert_eq!(chunks(&[]).count(), 0);
     }
 }

@@ -2,15 +2,15 @@
 
 #[cfg(feature = "async")]
 mod asynchronous;
-mod pruning;
 
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
+#[doc(inline)]
+pub use diesel_outbox_core::__private::Pruning;
 use uuid::Uuid;
 
-pub use self::pruning::Pruning;
 use crate::OutboxConnection;
 use crate::backend::{FindInbox, InsertMark, PruneMarks, StillMarked};
 

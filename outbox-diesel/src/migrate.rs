@@ -2,7 +2,9 @@ use diesel::connection::{Connection, LoadConnection};
 use diesel::migration::{Migration, MigrationSource};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::sql_types::Integer;
-use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
+use diesel_outbox_core::__private::{
+    CREATE_MIGRATION_RECORD, MIGRATION_RECORD as RECORD, quoted_identifier, quoted_literal,
+};
 
 use crate::MigrateConnection;
 use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements};
@@ -138,10 +140,7 @@ impl Migrations {
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
     {
-        conn.batch_execute(
-            "CREATE TABLE IF NOT EXISTS outbox_migration \
-             (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)",
-        )?;
+        conn.batch_execute(CREATE_MIGRATION_RECORD)?;
         let mut run = Vec::new();
         for migration in self.embedded::<C::Backend>()? {
             let name = migration.name().to_string();
@@ -208,9 +207,6 @@ impl Migrations {
         Ok(all.into_iter().filter(|migration| self.tables.has(&migration.name().to_string())).collect())
     }
 }
-
-/// The table that records what has run.
-const RECORD: &str = "outbox_migration";
 
 /// Returns whether this table names all of these versions.
 fn has_run<C>(conn: &mut C, table: &str, versions: &[&str]) -> diesel::QueryResult<bool>

@@ -13,10 +13,9 @@ impl Statements for Mysql {
 
     #[cfg(feature = "migrations")]
     const MIGRATING: super::Migrating = super::Migrating::UnderLock {
-        lock: "SELECT 1 FROM DUAL WHERE GET_LOCK(CONCAT('outbox_migration_', CRC32(DATABASE())), 5) = 1",
-        unlock: "DO RELEASE_LOCK(CONCAT('outbox_migration_', CRC32(DATABASE())))",
-        find_record: "SELECT 1 FROM information_schema.tables \
-                      WHERE table_schema = DATABASE() AND table_name = 'outbox_migration'",
+        lock: diesel_outbox_core::__private::MYSQL_MIGRATION_LOCK,
+        unlock: diesel_outbox_core::__private::MYSQL_MIGRATION_UNLOCK,
+        find_record: diesel_outbox_core::__private::MYSQL_FIND_MIGRATION_RECORD,
     };
 
     #[cfg(feature = "migrations")]

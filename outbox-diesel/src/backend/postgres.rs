@@ -9,40 +9,13 @@ use uuid::Uuid;
 use super::sealed::Statements;
 use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
 
-/// Returns the statement that takes the lock of migrations. Any role that may connect can hold that lock, so the statement waits for it
-/// only as long as other migrations take, and then names its holder.
-#[cfg(feature = "migrations")]
-fn migration_lock() -> String {
-    format!(
-        "DO $$
-DECLARE
-    own_timeout text := current_setting('lock_timeout');
-    pid int;
-BEGIN
-    PERFORM set_config('lock_timeout', '5s', true);
-    BEGIN
-        PERFORM pg_advisory_xact_lock({key}, 0);
-    EXCEPTION WHEN lock_not_available THEN
-        SELECT l.pid INTO pid FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-            AND l.classid = {key} AND l.objid = 0
-            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1;
-        RAISE lock_not_available USING MESSAGE = concat('another session has held the lock that keeps two processes from '
-            'migrating at the same time for 5 s, so nothing was changed: if it is migrating, run this again when it is done; if not, '
-            'end it, which rolls back its transaction', CASE WHEN pid IS NULL THEN ' (it is a prepared transaction, in pg_prepared_xacts)'
-            ELSE concat(': SELECT pg_terminate_backend(', pid, ')') END);
-    END;
-    PERFORM set_config('lock_timeout', own_timeout, true);
-END $$",
-        key = advisory_locks::MIGRATING
-    )
-}
-
 impl Statements for Pg {
     #[cfg(feature = "migrations")]
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/postgres");
     #[cfg(feature = "migrations")]
-    const MIGRATING: super::Migrating = super::Migrating::InSchema(migration_lock);
+    const MIGRATING: super::Migrating =
+        super::Migrating::InSchema(diesel_outbox_core::__private::postgres_migration_lock);
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(

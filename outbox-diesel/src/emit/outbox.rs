@@ -1,5 +1,6 @@
 use diesel::QueryResult;
 use diesel::connection::TransactionManager;
+use diesel_outbox_core::__private::checked_record;
 use uuid::Uuid;
 
 use super::error::explained;
@@ -109,15 +110,7 @@ impl Outbox {
     }
 
     pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
-        let mut record = event.to_record()?;
-        let own = record.headers().len();
-        for (name, value) in &self.headers {
-            if record.headers()[..own].iter().all(|(other, _)| other != name) {
-                record = record.header(name, value);
-            }
-        }
-        record.check()?;
-        Ok(record)
+        Ok(checked_record(event, &self.headers)?)
     }
 
     pub(super) fn all_checked<I>(&self, events: I) -> Result<Vec<Record>, EmitError>

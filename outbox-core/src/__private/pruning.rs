@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-/// The progress of pruning an inbox in steps, for [`Inbox::prune_step`](super::Inbox::prune_step).
+/// The progress of pruning an inbox in steps, for `Inbox::prune_step`.
 ///
 /// Each step deletes as many marks as it can in a few hundredths of a second. Keep one `Pruning` for each inbox. You may start over
 /// with a new one at any time: then the first step takes longer if there are many deleted rows that the database has not yet cleaned
@@ -34,7 +34,8 @@ impl Pruning {
     }
 
     /// Returns the ages in seconds between which a step deletes marks, and the maximum number of marks.
-    pub(super) fn step(&mut self, now: Instant) -> (f64, f64, i64) {
+    #[doc(hidden)]
+    pub fn step(&mut self, now: Instant) -> (f64, f64, i64) {
         self.began.get_or_insert(now);
         let retention = self.retention.as_secs_f64();
         // Deleted marks stay in PostgreSQL's index until it is vacuumed. A step should not scan all of them again.
@@ -45,7 +46,8 @@ impl Pruning {
     }
 
     /// Records the result of a step, and returns whether another step soon is worthwhile.
-    pub(super) fn stepped(&mut self, deleted: usize, time: Duration) -> bool {
+    #[doc(hidden)]
+    pub fn stepped(&mut self, deleted: usize, time: Duration) -> bool {
         let more = deleted as i64 >= self.rows;
         if more {
             let fitting = self.rows as f64 * Self::TARGET.as_secs_f64() / time.as_secs_f64().max(1e-6);
