@@ -5,12 +5,14 @@ use syn::spanned::Spanned;
 use syn::{Data, DeriveInput, Error, Fields, Generics, Ident, Member, Path, Result, Type};
 
 use crate::attr::{FieldSettings, Place, Settings};
-use crate::serde_attr;
+use crate::expand::Krate;
+use crate::{Library, serde_attr};
 
 pub(crate) struct Input<'a> {
     pub(crate) ident: &'a Ident,
     pub(crate) generics: &'a Generics,
-    pub(crate) krate: Option<Path>,
+    krate: Option<Path>,
+    library: Library,
     /// An enum's settings for all of its variants.
     pub(crate) defaults: Settings,
     /// The struct, or the enum's variants.
@@ -45,7 +47,7 @@ pub(crate) struct Field<'a> {
 }
 
 impl<'a> Input<'a> {
-    pub(crate) fn parse(node: &'a DeriveInput) -> Result<Self> {
+    pub(crate) fn parse(node: &'a DeriveInput, library: Library) -> Result<Self> {
         let DeriveInput { ident, generics, .. } = node;
         let mut settings = Settings::parse(&node.attrs, Place::Type)?;
         let krate = settings.krate.take();
@@ -72,6 +74,7 @@ impl<'a> Input<'a> {
             ident,
             generics,
             krate,
+            library,
             defaults,
             events,
             is_enum,
@@ -79,6 +82,10 @@ impl<'a> Input<'a> {
             is_read_whole: is_whole || serde_attr::says(&node.attrs, &["from", "try_from"]),
             serde_into,
         })
+    }
+
+    pub(crate) fn krate(&self) -> Krate<'_> {
+        Krate(self.krate.as_ref(), self.library)
     }
 }
 

@@ -12,13 +12,14 @@ use syn::spanned::Spanned;
 
 use self::bounds::{bounds, inside_option};
 pub(crate) use self::decode::expand as expand_decoding;
+use crate::Library;
 use crate::ast::{Field, Input};
 use crate::attr::Value;
 use crate::valid::{Event, EventId, EventPayload, Header, Id, Source};
 
 pub(crate) fn expand(input: &Input, events: &[Event]) -> TokenStream {
     let Input { ident, generics, .. } = input;
-    let krate = Krate(input.krate.as_ref());
+    let krate = input.krate();
     let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
     let predicates = where_clause.iter().flat_map(|clause| &clause.predicates);
     let bounds = bounds(generics, events, krate);
@@ -156,22 +157,26 @@ fn place(source: &impl ToTokens) -> Span {
     Span::call_site().located_at(source.span())
 }
 
-/// The path of diesel-outbox.
+/// The path of the crate that has the traits: the one that the user named, or else that of the library.
 #[derive(Clone, Copy)]
-pub(crate) struct Krate<'a>(pub(crate) Option<&'a Path>);
+pub(crate) struct Krate<'a>(pub(crate) Option<&'a Path>, pub(crate) Library);
 
 impl Krate<'_> {
     fn at(self, source: &impl ToTokens) -> TokenStream {
-        let span = place(source);
-        self.0.map_or_else(|| quote_spanned!(span=> ::diesel_outbox), ToTokens::to_token_stream)
+        self.spanned(place(source))
+    }
+
+    fn spanned(self, span: Span) -> TokenStream {
+        match self {
+            Self(Some(path), _) => path.to_token_stream(),
+            Self(None, Library::Diesel) => quote_spanned!(span=> ::diesel_outbox),
+            Self(None, Library::SeaOrm) => quote_spanned!(span=> ::sea_orm_outbox),
+        }
     }
 }
 
 impl ToTokens for Krate<'_> {
     fn to_tokens(&self, tokens: &mut TokenStream) {
-        match self.0 {
-            Some(path) => path.to_tokens(tokens),
-            None => tokens.extend(quote!(::diesel_outbox)),
-        }
+        tokens.extend(self.spanned(Span::call_site()));
     }
 }

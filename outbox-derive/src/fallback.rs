@@ -7,14 +7,14 @@ use syn::parse::{ParseStream, Parser};
 use syn::{DeriveInput, Error, Meta, Path, Token};
 
 use crate::expand::Krate;
-use crate::{Derived, attr};
+use crate::{Derived, Library, attr};
 
-pub(crate) fn expand(input: &DeriveInput, error: &Error, derived: Derived) -> TokenStream {
+pub(crate) fn expand(input: &DeriveInput, error: &Error, derived: Derived, library: Library) -> TokenStream {
     let error = error.to_compile_error();
     let ident = &input.ident;
     let (impl_generics, ty_generics, where_clause) = input.generics.split_for_impl();
     let krate = find_krate(input);
-    let krate = Krate(krate.as_ref());
+    let krate = Krate(krate.as_ref(), library);
     let (name, items) = match derived {
         Derived::Outbox => (
             quote!(OutboxEvent),

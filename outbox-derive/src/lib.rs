@@ -1,7 +1,7 @@
 //! The derives of diesel-outbox: [`OutboxEvent`](macro@OutboxEvent) makes a type an event, and
 //! [`InboxEvent`](macro@InboxEvent) decodes it in a consumer. Their pages describe every attribute.
 //!
-//! In a service, depend on `diesel-outbox`, which re-exports both. Depend on this crate directly only in a crate of events that
+//! In a service, depend on `diesel-outbox` or `sea-orm-outbox`, which re-export both. Depend on this crate directly only in a crate of events that
 //! does not need Diesel: see [`OutboxEvent`](macro@OutboxEvent#renamed-dependency).
 //!
 //! ```
@@ -86,7 +86,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `payload = path::to::function` | the payload, from a function | the value as JSON, with serde |
 /// | `tombstone` | no payload | the value as JSON, with serde |
 /// | `decode = ..`, `upcast(..)` | the decoding: see [`InboxEvent`](macro@InboxEvent) | |
-/// | `crate = renamed` | the path of diesel-outbox; only on the type | `::diesel_outbox` |
+/// | `crate = renamed` | the path of diesel-outbox or sea-orm-outbox; only on the type | `::diesel_outbox` or `::sea_orm_outbox` |
 ///
 /// On a field:
 ///
@@ -267,7 +267,15 @@ use syn::{DeriveInput, parse_macro_input};
 #[proc_macro_derive(OutboxEvent, attributes(outbox))]
 pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    derive(&input, Derived::Outbox).into()
+    derive(&input, Derived::Outbox, Library::Diesel).into()
+}
+
+/// Implements `OutboxEvent` of sea-orm-outbox, which re-exports this derive under that name. Its attributes are those of
+/// [`OutboxEvent`](macro@OutboxEvent), but the default of `crate` is `::sea_orm_outbox`.
+#[proc_macro_derive(SeaOrmOutboxEvent, attributes(outbox))]
+pub fn derive_sea_orm_outbox_event(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    derive(&input, Derived::Outbox, Library::SeaOrm).into()
 }
 
 /// Implements `InboxEvent`, which decodes an event by its type and version into the variant that was emitted, or returns an error.
@@ -366,7 +374,15 @@ pub fn derive_outbox_event(input: TokenStream) -> TokenStream {
 #[proc_macro_derive(InboxEvent, attributes(outbox))]
 pub fn derive_inbox_event(input: TokenStream) -> TokenStream {
     let input = parse_macro_input!(input as DeriveInput);
-    derive(&input, Derived::Inbox).into()
+    derive(&input, Derived::Inbox, Library::Diesel).into()
+}
+
+/// Implements `InboxEvent` of sea-orm-outbox, which re-exports this derive under that name. Its attributes are those of
+/// [`InboxEvent`](macro@InboxEvent), but the default of `crate` is `::sea_orm_outbox`.
+#[proc_macro_derive(SeaOrmInboxEvent, attributes(outbox))]
+pub fn derive_sea_orm_inbox_event(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    derive(&input, Derived::Inbox, Library::SeaOrm).into()
 }
 
 /// The trait to derive. If both derives find the same mistake, the compiler shows it once, because the two errors are equal.
@@ -376,12 +392,24 @@ enum Derived {
     Inbox,
 }
 
-fn derive(input: &DeriveInput, derived: Derived) -> proc_macro2::TokenStream {
-    implement(input, derived).unwrap_or_else(|error| fallback::expand(input, &error, derived))
+/// The library whose traits are implemented, unless the type names another crate.
+#[derive(Clone, Copy)]
+enum Library {
+    Diesel,
+    SeaOrm,
 }
 
-fn implement(input: &DeriveInput, derived: Derived) -> syn::Result<proc_macro2::TokenStream> {
-    let input = ast::Input::parse(input)?;
+fn derive(input: &DeriveInput, derived: Derived, library: Library) -> proc_macro2::TokenStream {
+    implement(input, derived, library)
+        .unwrap_or_else(|error| fallback::expand(input, &error, derived, library))
+}
+
+fn implement(
+    input: &DeriveInput,
+    derived: Derived,
+    library: Library,
+) -> syn::Result<proc_macro2::TokenStream> {
+    let input = ast::Input::parse(input, library)?;
     Ok(match derived {
         Derived::Outbox => expand::expand(&input, &valid::check(&input)?),
         Derived::Inbox => expand::expand_decoding(&input, &valid::check_decoding(&input)?),
@@ -392,7 +420,7 @@ fn implement(input: &DeriveInput, derived: Derived) -> syn::Result<proc_macro2::
 mod tests {
     use syn::{DeriveInput, parse_quote};
 
-    use super::Derived;
+    use super::{Derived, Library};
 
     #[test]
     fn a_renamed_crate_goes_by_its_new_name_only() {
@@ -410,8 +438,24 @@ mod tests {
         };
         for input in [everything, broken] {
             for (derived, name) in [(Derived::Outbox, "OutboxEvent"), (Derived::Inbox, "InboxEvent")] {
-                let code = super::derive(&input, derived).to_string();
+                let code = super::derive(&input, derived, Library::Diesel).to_string();
                 assert!(code.contains(&format!("impl < T > renamed :: {name} for Event < T >")), "{code}");
+                assert!(!code.contains("diesel_outbox"), "{code}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_derives_for_sea_orm_find_its_crate_by_themselves() {
+        let sound: DeriveInput = parse_quote! {
+            #[outbox(aggregate = "a", version = 1, header("x" = X))]
+            enum Event { Json(#[outbox(id)] u8), #[outbox(id = id, payload = payload, decode = decode)] Functions }
+        };
+        let broken: DeriveInput = parse_quote! { #[outbox(typo)] struct Event; };
+        for input in [sound, broken] {
+            for (derived, name) in [(Derived::Outbox, "OutboxEvent"), (Derived::Inbox, "InboxEvent")] {
+                let code = super::derive(&input, derived, Library::SeaOrm).to_string();
+                assert!(code.contains(&format!("impl :: sea_orm_outbox :: {name} for Event")), "{code}");
                 assert!(!code.contains("diesel_outbox"), "{code}");
             }
         }

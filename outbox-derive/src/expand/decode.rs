@@ -8,7 +8,7 @@ use crate::valid::{Arm, How, name_of};
 
 pub(crate) fn expand(input: &Input, arms: &[Arm]) -> TokenStream {
     let Input { ident, generics, .. } = input;
-    let krate = Krate(input.krate.as_ref());
+    let krate = input.krate();
     let (impl_generics, ty_generics, where_clause) = generics.split_for_impl();
     let predicates = where_clause.iter().flat_map(|clause| &clause.predicates);
     let bounds = decoding_bounds(generics, arms, krate);
