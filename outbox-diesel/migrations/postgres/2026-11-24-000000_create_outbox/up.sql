@@ -51,8 +51,9 @@ CREATE TABLE outbox_shard (
 INSERT INTO outbox_shard (shard) SELECT generate_series(0, 15);
 
 -- The one relay that reads the write-ahead log keeps this locked. Only a role that may UPDATE it can lock it. It is a view, because
--- a lock on a table would block VACUUM and ANALYZE of the whole database.
-CREATE VIEW outbox_reader AS SELECT 'see pg_locks' AS reader;
+-- a lock on a table would block VACUUM and ANALYZE of the whole database. Its second column lets a tool that drops all tables with
+-- CASCADE drop it too.
+CREATE VIEW outbox_reader AS SELECT 'see pg_locks' AS reader, NULL::outbox_shard AS goes_with;
 
 -- A replication slot from which later rows are read.
 CREATE TABLE outbox_slot (
