@@ -1,0 +1,3 @@
+DROP TABLE outbox_dead_letter;
+DROP TABLE outbox_shard;
+DROP TABLE outbox;

@@ -1,0 +1,5 @@
+DROP TABLE outbox_dead_letter;
+DROP TABLE outbox_slot;
+DROP VIEW outbox_reader;
+DROP TABLE outbox_shard;
+DROP TABLE outbox;

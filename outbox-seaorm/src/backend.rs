@@ -1,0 +1,200 @@
+//! The SQL of each database. The statements are sea-query's and not text, because a `RestrictedTransaction` refuses text: it must know
+//! which tables a statement touches.
+
+#[cfg(feature = "mysql")]
+mod mysql;
+#[cfg(feature = "postgres")]
+mod postgres;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+
+use diesel_outbox_core::{Record, wire};
+use sea_orm::sea_query::{
+    Alias, DeleteStatement, Expr, InsertStatement, IntoTableRef, Query, SelectStatement, TableRef, Value,
+};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use uuid::Uuid;
+
+use crate::EmitError;
+
+/// A database that can hold an outbox, and the schema of the tables in it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backend<'a> {
+    database: Database,
+    schema: Option<&'a str>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Database {
+    #[cfg(feature = "postgres")]
+    Postgres,
+    #[cfg(feature = "mysql")]
+    Mysql,
+    #[cfg(feature = "sqlite")]
+    Sqlite,
+}
+
+/// The mark of an event in the inbox.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark<'a> {
+    pub(crate) consumer: &'a str,
+    pub(crate) event_id: Uuid,
+}
+
+/// Which marks to delete.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OldMarks<'a> {
+    pub(crate) consumer: &'a str,
+    pub(crate) retention_seconds: f64,
+    /// Rows older than this are skipped.
+    pub(crate) oldest_seconds: f64,
+    pub(crate) limit: u64,
+}
+
+impl<'a> Backend<'a> {
+    pub(crate) fn of<C: ConnectionTrait>(c: &C, schema: Option<&'a str>) -> Result<Self, EmitError> {
+        let database: Database = match c.get_database_backend() {
+            #[cfg(feature = "postgres")]
+            DbBackend::Postgres => Database::Postgres,
+            #[cfg(feature = "mysql")]
+            DbBackend::MySql => Database::Mysql,
+            #[cfg(feature = "sqlite")]
+            DbBackend::Sqlite if schema.is_some() => return Err(EmitError::NoSchemas),
+            #[cfg(feature = "sqlite")]
+            DbBackend::Sqlite => Database::Sqlite,
+            other => return Err(EmitError::NoOutbox { database: other.as_str() }),
+        };
+        Ok(Self { database, schema })
+    }
+
+    pub(crate) async fn insert_one<C: ConnectionTrait>(self, c: &C, record: &Record) -> Result<(), DbErr> {
+        let insert: InsertStatement = match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => postgres::insert_one(record, self.schema),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => mysql::insert(std::slice::from_ref(record), self.schema),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => sqlite::insert(std::slice::from_ref(record)),
+        };
+        c.execute(&insert).await.map(drop)
+    }
+
+    pub(crate) async fn insert_many<C>(self, c: &C, records: &[Record]) -> Result<(), DbErr>
+    where
+        C: ConnectionTrait,
+    {
+        match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => c.execute(&postgres::insert_many(records, self.schema)?).await.map(drop),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => c.execute(&mysql::insert(records, self.schema)).await.map(drop),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => c.execute(&sqlite::insert(records)).await.map(drop),
+        }
+    }
+
+    /// Inserts the mark, and returns whether it was not there.
+    pub(crate) async fn insert_mark<C: ConnectionTrait>(self, c: &C, mark: Mark<'_>) -> Result<bool, DbErr> {
+        match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => inserted(c.execute(&postgres::insert_mark(mark, self.schema)).await),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => mysql::inserted(c.execute(&mysql::insert_mark(mark, self.schema)).await),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => inserted(c.execute(&sqlite::insert_mark(mark)).await),
+        }
+    }
+
+    /// Returns whether the transaction that inserted the mark is open and can be committed. If an error has aborted it, this fails, or
+    /// returns that it is not.
+    pub(crate) async fn is_marked<C: ConnectionTrait>(self, c: &C, mark: Mark<'_>) -> Result<bool, DbErr> {
+        match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => Ok(c.query_one(&postgres::still_open()).await?.is_some()),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => inserted(c.execute(&mysql::touch_mark(mark, self.schema)).await),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => inserted(c.execute(&sqlite::touch_mark(mark)).await),
+        }
+    }
+
+    /// Deletes marks, the oldest first, and returns their number.
+    pub(crate) async fn delete_marks<C>(self, c: &C, marks: OldMarks<'_>) -> Result<u64, DbErr>
+    where
+        C: ConnectionTrait,
+    {
+        let delete: DeleteStatement = match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => postgres::delete_marks(marks, self.schema),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => mysql::delete_marks(marks, self.schema),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => sqlite::delete_marks(marks),
+        };
+        Ok(c.execute(&delete).await?.rows_affected())
+    }
+
+    pub(crate) async fn has_inbox<C: ConnectionTrait>(self, c: &C) -> Result<bool, DbErr> {
+        let find: SelectStatement = match self.database {
+            #[cfg(feature = "postgres")]
+            Database::Postgres => postgres::find_inbox(self.schema),
+            #[cfg(feature = "mysql")]
+            Database::Mysql => mysql::find_inbox(self.schema),
+            #[cfg(feature = "sqlite")]
+            Database::Sqlite => sqlite::find_inbox(),
+        };
+        Ok(c.query_one(&find).await?.is_some())
+    }
+}
+
+/// The columns of the outbox that every database is given.
+const COLUMNS: [&str; 7] = ["id", "aggregatetype", "aggregateid", "type", "payload", "headers", "shard"];
+
+fn inserted(outcome: Result<sea_orm::ExecResult, DbErr>) -> Result<bool, DbErr> {
+    Ok(outcome?.rows_affected() > 0)
+}
+
+fn table(schema: Option<&str>, name: &'static str) -> TableRef {
+    match schema {
+        Some(schema) => (Alias::new(schema), name).into_table_ref(),
+        None => name.into_table_ref(),
+    }
+}
+
+/// An insert of one row for each record, with the values of these columns.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+fn insert_rows(
+    into: TableRef,
+    columns: impl IntoIterator<Item = &'static str>,
+    rows: impl Iterator<Item = Vec<Expr>>,
+) -> InsertStatement {
+    let mut insert = Query::insert();
+    insert.into_table(into).columns(columns);
+    for row in rows {
+        // Each row has as many values as there are columns.
+        insert.values_panic(row);
+    }
+    insert
+}
+
+/// A record's columns as values, with the id and the headers as texts.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+fn row(record: &Record) -> Vec<Expr> {
+    vec![
+        Expr::val(record.id().to_string()),
+        Expr::val(record.aggregate_type()),
+        Expr::val(record.aggregate_id()),
+        Expr::val(record.event_type()),
+        Expr::val(payload(record)),
+        Expr::val(headers(record)),
+        Expr::val(record.shard()),
+    ]
+}
+
+fn payload(record: &Record) -> Value {
+    Value::from(record.payload().map(<[u8]>::to_vec))
+}
+
+fn headers(record: &Record) -> Option<String> {
+    wire::encode_headers(record.headers())
+}

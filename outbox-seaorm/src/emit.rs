@@ -1,0 +1,146 @@
+//! Emitting an event: writing its row in the transaction that caused it.
+
+mod error;
+mod outbox;
+
+use std::future::Future;
+
+use diesel_outbox_core::__private::chunks;
+use sea_orm::{ConnectionTrait, DbErr, TransactionSession};
+use uuid::Uuid;
+
+pub use self::error::EmitError;
+use self::error::explained;
+pub use self::outbox::Outbox;
+use crate::backend::Backend;
+use crate::{OutboxEvent, Record};
+
+/// The methods `emit` and `emit_all` of SeaORM's transactions. On a connection without a transaction, calling them does not compile.
+///
+/// See [`Outbox`] for headers that many events share, and for an outbox in a schema that is not in the connection's `search_path`.
+///
+/// ```
+/// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), sea_orm::DbErr> {
+/// use sea_orm::{Database, TransactionTrait};
+/// use sea_orm_outbox::{Emit, Record};
+///
+/// let db = Database::connect("sqlite::memory:").await?;
+/// sea_orm_outbox::Migrations::new().run(&db).await?;
+///
+/// let txn = db.begin().await?;
+/// // ... first the change to your own tables, then its event:
+/// txn.emit(&Record::new("order", "7", "OrderPlaced").with_payload(*b"{}")).await?;
+/// txn.commit().await?;
+/// # Ok(())
+/// # }
+/// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
+/// # fn main() {}
+/// ```
+///
+/// In the closure of [`transaction`](sea_orm::TransactionTrait::transaction), emit on the closure's argument. In a function that is
+/// generic over transactions, ask for `C: InTransaction`, or for `ConnectionTrait + TransactionSession`.
+///
+/// # Role-based access control
+///
+/// On a `RestrictedTransaction`, the user's role needs the permission `insert` on the table `outbox`, and on PostgreSQL `select` too.
+///
+/// # SQLite
+///
+/// If a transaction reads before it emits, begin it as `SqliteTransactionMode::Immediate`: see the
+/// [crate's documentation](crate#sqlite).
+///
+/// # Two-phase commit
+///
+/// On PostgreSQL, an emit notifies the relay if the relay sleeps, and PostgreSQL does not prepare a transaction that has notified.
+/// Before you emit in a transaction that will be prepared, run `SET LOCAL outbox.notify = 'off'` in it, or run
+/// `ALTER ROLE .. SET outbox.notify = 'off'` once. The relay finds such events within about a second of their commit, because a
+/// sleeping relay looks once a second if `max_prepared_transactions` is above zero.
+pub trait Emit: ConnectionTrait {
+    /// Writes the event to the outbox in this transaction, and returns the event's id. It takes one statement and one round trip. If
+    /// the transaction or a savepoint around the emit is rolled back, the event is never sent.
+    ///
+    /// # Errors
+    /// An error that contains an [`EmitError`] if the event cannot be stored: see [`EmitError::of`]. Nothing was sent to the database
+    /// then, and the transaction can go on. If the insert fails, the database's error, with advice if the cause is known.
+    fn emit<E>(&self, event: &E) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized;
+
+    /// Writes any number of events in their order, and returns their ids. Each statement writes up to 1,000 events and about 8 MiB
+    /// of payload. All events are checked before the first one is written.
+    ///
+    /// # Errors
+    /// As for [`emit`](Self::emit).
+    fn emit_all<I>(&self, events: I) -> impl Future<Output = Result<Vec<Uuid>, DbErr>> + Send
+    where
+        Self: InTransaction,
+        I: IntoIterator<Item: OutboxEvent>;
+}
+
+impl<C: ConnectionTrait> Emit for C {
+    fn emit<E>(&self, event: &E) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized,
+    {
+        // Before the future starts, so that neither the event nor what it borrows has to be `Sync`
+        let record = Outbox::new().checked(event);
+        insert_one(self, record, None)
+    }
+
+    fn emit_all<I>(&self, events: I) -> impl Future<Output = Result<Vec<Uuid>, DbErr>> + Send
+    where
+        Self: InTransaction,
+        I: IntoIterator<Item: OutboxEvent>,
+    {
+        let records = Outbox::new().all_checked(events);
+        insert_all(self, records, None)
+    }
+}
+
+/// A connection that is in a transaction: SeaORM's `DatabaseTransaction` and `RestrictedTransaction`, whether they are a transaction
+/// or a savepoint in one. It is sealed.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a transaction, so an event could be stored without the change that it reports",
+    label = "events are emitted on a transaction",
+    note = "put the change and the event into one: `let txn = db.begin().await?; ...; txn.emit(&event).await?; txn.commit().await?`"
+)]
+pub trait InTransaction: ConnectionTrait + sealed::Open {}
+
+#[diagnostic::do_not_recommend]
+impl<C: ConnectionTrait + TransactionSession> InTransaction for C {}
+
+mod sealed {
+    use sea_orm::{ConnectionTrait, TransactionSession};
+
+    pub trait Open {}
+
+    #[diagnostic::do_not_recommend]
+    impl<C: ConnectionTrait + TransactionSession> Open for C {}
+}
+
+async fn insert_one<C: ConnectionTrait>(
+    txn: &C,
+    record: Result<Record, EmitError>,
+    schema: Option<&str>,
+) -> Result<Uuid, DbErr> {
+    let record = record?;
+    Backend::of(txn, schema)?.insert_one(txn, &record).await.map_err(explained)?;
+    Ok(record.id())
+}
+
+async fn insert_all<C: ConnectionTrait>(
+    txn: &C,
+    records: Result<Vec<Record>, EmitError>,
+    schema: Option<&str>,
+) -> Result<Vec<Uuid>, DbErr> {
+    let records = records?;
+    let backend = Backend::of(txn, schema)?;
+    for chunk in chunks(&records) {
+        backend.insert_many(txn, chunk).await.map_err(explained)?;
+    }
+    Ok(records.iter().map(Record::id).collect())
+}

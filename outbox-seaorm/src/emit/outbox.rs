@@ -1,0 +1,120 @@
+use std::future::Future;
+
+use diesel_outbox_core::__private::checked_record;
+use sea_orm::DbErr;
+use uuid::Uuid;
+
+use super::{EmitError, InTransaction, insert_all, insert_one};
+use crate::{OutboxEvent, Record};
+
+/// An outbox with settings: headers that every event gets, and the schema of its tables.
+///
+/// If you need neither, call `txn.emit(&event)`. To send the tenant or the trace of a request with all of its events, make one
+/// `Outbox` for each request. The events then need no fields for them:
+///
+/// ```
+/// # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), sea_orm::DbErr> {
+/// use sea_orm::{Database, TransactionTrait};
+/// use sea_orm_outbox::{Outbox, OutboxEvent};
+///
+/// #[derive(serde::Serialize, OutboxEvent)]
+/// #[outbox(aggregate = "order")]
+/// struct OrderPlaced {
+///     #[outbox(id)]
+///     order_id: u64,
+/// }
+///
+/// # let db = Database::connect("sqlite::memory:").await?;
+/// # sea_orm_outbox::Migrations::new().run(&db).await?;
+/// # let (tenant, traceparent) = ("acme", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+/// // In a middleware, once for each request:
+/// let outbox = Outbox::new().header("tenant", tenant).header("traceparent", traceparent);
+///
+/// // In the request's handler:
+/// let txn = db.begin().await?;
+/// // ...
+/// outbox.emit(&txn, &OrderPlaced { order_id: 7 }).await?;
+/// txn.commit().await?;
+/// # Ok(())
+/// # }
+/// # #[cfg(not(all(feature = "sqlite", feature = "migrations", feature = "derive")))]
+/// # fn main() {}
+/// ```
+///
+/// If the tables are in a schema that is not in the connection's `search_path` (PostgreSQL), name it:
+/// `Outbox::new().schema("events")`.
+#[derive(Clone, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Outbox {
+    headers: Vec<(String, String)>,
+    schema: Option<String>,
+}
+
+impl Outbox {
+    /// Returns an outbox without headers, whose table is found through the connection's `search_path`.
+    pub const fn new() -> Self {
+        Self { headers: Vec::new(), schema: None }
+    }
+
+    /// Adds a header to every event that is emitted with this outbox, behind the event's own headers. If the event has a header of
+    /// the same name, the event's header wins. Default: no headers.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Sets the schema of the table `outbox`, which is a database on MySQL and MariaDB. On SQLite, every emit then returns
+    /// [`EmitError::NoSchemas`]. Default: the connection's `search_path` or database decides.
+    ///
+    /// Each schema costs a connection a prepared statement or two, which it keeps: for thousands of schemas set the `search_path`
+    /// instead.
+    pub fn schema(mut self, schema: impl Into<String>) -> Self {
+        self.schema = Some(schema.into());
+        self
+    }
+
+    /// Writes the event to this outbox and returns its id: see [`Emit::emit`](crate::Emit::emit).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit`](crate::Emit::emit).
+    pub fn emit<C, E>(&self, txn: &C, event: &E) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        C: InTransaction,
+        E: OutboxEvent + ?Sized,
+    {
+        insert_one(txn, self.checked(event), self.schema.as_deref())
+    }
+
+    /// Writes any number of events to this outbox and returns their ids: see [`Emit::emit_all`](crate::Emit::emit_all).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit`](crate::Emit::emit).
+    pub fn emit_all<C, I>(&self, txn: &C, events: I) -> impl Future<Output = Result<Vec<Uuid>, DbErr>> + Send
+    where
+        C: InTransaction,
+        I: IntoIterator<Item: OutboxEvent>,
+    {
+        insert_all(txn, self.all_checked(events), self.schema.as_deref())
+    }
+
+    pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
+        Ok(checked_record(event, &self.headers)?)
+    }
+
+    pub(super) fn all_checked<I>(&self, events: I) -> Result<Vec<Record>, EmitError>
+    where
+        I: IntoIterator<Item: OutboxEvent>,
+    {
+        events.into_iter().map(|event| self.checked(&event)).collect()
+    }
+}
+
+/// Shows only the names of the headers, because their values may be confidential.
+impl std::fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let headers: Vec<&str> = self.headers.iter().map(|(name, _)| name.as_str()).collect();
+        f.debug_struct("Outbox").field("headers", &headers).field("schema", &self.schema).finish()
+    }
+}
