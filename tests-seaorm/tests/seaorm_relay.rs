@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use diesel_outbox_relay::{Kafka as Broker, Relay};
-use outbox_tests::{Kafka, Received};
+use outbox_tests::{Kafka, ReadRecord};
 use outbox_tests_seaorm::Ground;
 use rdkafka::Message;
 use rdkafka::consumer::{Consumer, StreamConsumer};
@@ -48,7 +48,7 @@ async fn emit(ground: &Ground) -> Vec<Uuid> {
     ids
 }
 
-fn id(record: &Received) -> Uuid {
+fn id(record: &ReadRecord) -> Uuid {
     record.header("id").unwrap().parse().unwrap()
 }
 
