@@ -226,7 +226,7 @@ fn rows_from_another_server_are_noticed_although_the_sequence_has_the_same_file(
 #[test]
 fn rows_that_are_put_back_as_the_page_says_are_sent() {
     let page = include_str!("../../docs/wal.md");
-    let (_, page) = page.split_once("## Rows that are put back").unwrap();
+    let (_, page) = page.split_once("## Restored rows").unwrap();
     let mut blocks = page.split("```sql\n").skip(1).map(|block| block.split("```").next().unwrap());
     let (first, second) = (blocks.next().unwrap(), blocks.next().unwrap());
     let (before, after) = first.split_once("-- load the rows here").unwrap();

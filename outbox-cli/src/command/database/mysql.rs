@@ -83,12 +83,7 @@ mod tests {
 
     #[test]
     fn what_is_refused_is_not_repeated() {
-        for url in [
-            "mysql://ann:s3cr%et@/",
-            "mysql://ann:a@s3cret:x@host/shop",
-            "mysql://db.example",
-            "mysql://h/d?s=s3cret",
-        ] {
+        for url in ["mysql://ann:s3cr%et@/", "mysql://db.example", "mysql://h/d?s=s3cret"] {
             let problem = shown(url, None).expect_err(url);
             assert!(!problem.contains("s3c") && !problem.contains("ann"), "{problem}");
         }
