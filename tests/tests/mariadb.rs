@@ -237,6 +237,19 @@ fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up() {
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
 }
 
+/// Without strict mode, a row that is inserted without `created_at` has a date that is none.
+#[test]
+fn a_row_with_a_date_that_is_none_is_sent_and_stops_nobody() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    conn.batch_execute(
+        "SET sql_mode = ''; INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) VALUES (UUID(), 'order', '1', 'Dateless', 0)",
+    )
+    .unwrap();
+    emit(conn, [1]);
+    assert_eq!(pass(&mut source(&database)), ["Dateless", "1"]);
+}
+
 /// Most of the table is settled at once, and one of the others is not committed.
 #[test]
 fn settling_waits_for_nobody_who_emits() {

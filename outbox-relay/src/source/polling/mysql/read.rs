@@ -133,7 +133,8 @@ fn add(
             event_type: text(event_type)?,
             payload: nullable(payload, text)?,
             headers: nullable(headers, text)?,
-            created_at_ms: number(created_at)?,
+            // A date that is none comes as null.
+            created_at_ms: nullable(created_at, number)?.unwrap_or_default(),
         });
     }
     Ok(None)
