@@ -31,7 +31,7 @@ pub mod wal;
 mod writers;
 
 pub use diesel_outbox_core::DeadLetterPolicy;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 use diesel_outbox_core::SourceError;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -54,8 +54,8 @@ const BLOCKED: &str =
 const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
                         `Migrations::new().run(..)`), or name the schema that holds the tables";
 
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-fn database_error(doing: &str, error: diesel::result::Error) -> SourceError {
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+fn database_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
     SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
 }

@@ -20,15 +20,15 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, SourceError};
+use mysql::Conn;
 
 use self::bounds::{Fence, Witness};
 use self::claim::{Looked, PollingPass, Wanted};
-use self::connection::{Database, failed};
+use self::connection::Database;
 use self::upkeep::Upkeep;
 use self::wakeup::Wake;
 use super::batch_size::{self, BatchSize};
-use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions};
-use mysql::Conn;
+use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions, database_error};
 
 /// The outbox table of a MySQL or MariaDB database as a source of records, for one worker.
 ///
@@ -90,7 +90,7 @@ impl MysqlSource {
             Some(session) => session,
             None => Session::begin(&self.database)?,
         };
-        let done = work(&mut session, &self.database).map_err(|error| failed(doing, error))?;
+        let done = work(&mut session, &self.database).map_err(|error| database_error(doing, error))?;
         self.session = Some(session);
         Ok(done)
     }
@@ -101,9 +101,9 @@ impl Session {
         let mut conn = database.connect()?;
         check::check(&mut conn)?;
         let bounds = load_bounds(&mut conn, &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard"))
-            .map_err(|error| failed("looking for the shards", error))?;
+            .map_err(|error| database_error("looking for the shards", error))?;
         let wake = Wake::start(&mut conn, database.options.poll_interval)
-            .map_err(|error| failed("preparing to look for records", error))?;
+            .map_err(|error| database_error("preparing to look for records", error))?;
         Ok(Self {
             conn,
             uncommitted: None,

@@ -61,6 +61,21 @@ pub(crate) fn listed<N: ToString>(numbers: impl IntoIterator<Item = N>) -> Strin
     if numbers.is_empty() { "-1".to_owned() } else { numbers.join(",") }
 }
 
+/// The numbers of the claimed shards, for an SQL list.
+pub(super) fn shards(claimed: &Claimed) -> String {
+    listed(claimed.iter().map(|(shard, _)| shard))
+}
+
+/// The rows that the shards list, for an SQL list.
+pub(super) fn unsent(claimed: &Claimed) -> String {
+    listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent))
+}
+
+/// The bound behind which all of these shards' rows lie, except those that they list.
+pub(super) fn lowest(claimed: &Claimed) -> i64 {
+    claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default()
+}
+
 /// Learns up to which number every row is stored, or never will be.
 #[derive(Default)]
 pub(super) struct Fence {
@@ -101,13 +116,12 @@ pub(super) fn moved(
     conn: &mut Conn,
     uncommitted: &mut Conn,
 ) -> mysql::Result<Option<Claimed>> {
-    let lowest = claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
+    let lowest = lowest(claimed);
     let is_listed = claimed.iter().any(|(_, bound)| !bound.unsent.is_empty());
     if fence.stored_through < lowest + STEP && !is_listed {
         return Ok(None);
     }
-    let shards = listed(claimed.iter().map(|(shard, _)| shard));
-    let old = listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent));
+    let (shards, old) = (shards(claimed), unsent(claimed));
     let most = MOST_LISTED + 1;
     let through = fence.stored_through.max(lowest);
     let unsent = format!(

@@ -3,12 +3,12 @@
 use diesel_outbox_core::{SHARDS, SourceError};
 use mysql::Conn;
 
-use super::connection::{Statements, failed};
-use crate::source::NO_TABLE;
+use super::connection::Statements;
+use crate::source::{NO_TABLE, database_error};
 
 pub(super) fn check(conn: &mut Conn) -> Result<(), SourceError> {
     check_server(conn)?;
-    let failed = |error| failed("looking for the outbox table", error);
+    let failed = |error| database_error("looking for the outbox table", error);
     let tables: Vec<(String, Option<String>)> = conn
         .load(
             "SELECT table_name AS name, engine AS engine FROM information_schema.tables WHERE table_schema = DATABASE() \
@@ -50,7 +50,7 @@ fn number(version: &str) -> (u16, u16, u16) {
 }
 
 fn check_server(conn: &mut Conn) -> Result<(), SourceError> {
-    let failed = |error| failed("asking the server for its version", error);
+    let failed = |error| database_error("asking the server for its version", error);
     let row: Option<(String, i64, String)> =
         conn.first("SELECT VERSION(), @@log_bin, @@binlog_format").map_err(failed)?;
     let (version, logs, format) = row.unwrap_or_default();

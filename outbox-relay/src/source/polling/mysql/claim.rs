@@ -36,7 +36,7 @@ pub(super) struct Looked {
 
 /// Looks for unsent rows. The look begins at `known`, which may be older than the table's bounds: that only makes it longer.
 pub(super) fn look(conn: &mut Conn, known: &Claimed) -> mysql::Result<Looked> {
-    let unsent = listed(known.iter().flat_map(|(_, bound)| &bound.unsent));
+    let unsent = bounds::unsent(known);
     let witnesses: Vec<&Witness> = known.iter().filter_map(|(_, bound)| bound.witness.as_ref()).collect();
     let seqs: BTreeSet<i64> = witnesses.iter().map(|(seq, _)| *seq).collect();
     let mut query = format!(
@@ -120,7 +120,7 @@ impl PollingPass {
             )?);
         }
         if !claimed.iter().any(|(shard, _)| wanted.iter().any(|(other, _)| other == shard)) {
-            Self::roll_back(conn)?;
+            conn.execute("ROLLBACK")?;
             return Ok(None);
         }
         for (shard, bound) in &mut claimed {
@@ -144,10 +144,6 @@ impl PollingPass {
             conn.execute(&update)?;
         }
         conn.execute("COMMIT").map(drop)
-    }
-
-    pub(super) fn roll_back(conn: &mut Conn) -> mysql::Result<()> {
-        conn.execute("ROLLBACK").map(drop)
     }
 }
 

@@ -7,7 +7,7 @@ use diesel_outbox_core::SourceError;
 use mysql::prelude::{FromRow, Queryable};
 use mysql::{Conn, Opts, OptsBuilder};
 
-use crate::source::{DatabaseUrl, SourceOptions};
+use crate::source::{DatabaseUrl, SourceOptions, database_error};
 
 /// What a frozen process has claimed is free again after this time, because the server closes a session that is idle for so long.
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
@@ -30,11 +30,11 @@ impl Database {
     pub(super) fn connect(&self) -> Result<Conn, SourceError> {
         let mut conn = self.connect_with("READ-COMMITTED", Duration::from_secs(10))?;
         conn.execute(&format!("SET wait_timeout = {}", LONGEST_IDLE.as_secs()))
-            .map_err(|error| failed("preparing the connection", error))?;
+            .map_err(|error| database_error("preparing the connection", error))?;
         if self.outbox.get().is_none()
             && let Some(Some(name)) = conn
                 .first::<Option<String>>("SELECT DATABASE()")
-                .map_err(|error| failed("looking for the outbox", error))?
+                .map_err(|error| database_error("looking for the outbox", error))?
         {
             let _ = self.outbox.set(name);
         }
@@ -75,7 +75,7 @@ impl Database {
         conn.execute(&format!("{settings}, transaction_isolation = '{isolation}'"))
             // MariaDB before 11.1 has another name for it.
             .or_else(|_| conn.execute(&format!("{settings}, tx_isolation = '{isolation}'")))
-            .map_err(|error| failed("preparing the connection", error))?;
+            .map_err(|error| database_error("preparing the connection", error))?;
         Ok(conn)
     }
 }
@@ -109,9 +109,4 @@ impl<Q: Queryable> Statements for Q {
 /// The driver's own conversions panic if a column has another type.
 pub(crate) fn row_of<T: FromRow>(row: mysql::Row) -> mysql::Result<T> {
     T::from_row_opt(row).map_err(|error| mysql::Error::FromRowError(error.0))
-}
-
-pub(super) fn failed(doing: &str, error: mysql::Error) -> SourceError {
-    let message = diesel_outbox_core::__private::one_line(&error.to_string());
-    SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
 }

@@ -1,11 +1,9 @@
 //! Rows that the broker will never take, and those that are held back because of them.
 
-use mysql::params;
 use mysql::prelude::Queryable;
+use mysql::{Conn, params};
 
-use super::bounds::{Claimed, listed};
-use mysql::Conn;
-
+use super::bounds::{self, Claimed};
 use super::connection::Statements;
 use crate::source::row::BlockedAggregates;
 
@@ -26,7 +24,7 @@ pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Opt
 /// The aggregates of these shards that have dead letters. They are compared as bytes: as texts, two are equal that differ in trailing
 /// spaces.
 pub(super) fn blocked(conn: &mut Conn, claimed: &Claimed) -> mysql::Result<BlockedAggregates> {
-    let shards = listed(claimed.iter().map(|(shard, _)| shard));
+    let shards = bounds::shards(claimed);
     let rows: Vec<(String, String)> = conn.load(&format!(
         "SELECT DISTINCT CAST(aggregatetype AS BINARY), CAST(aggregateid AS BINARY) FROM outbox_dead_letter WHERE shard IN ({shards})"
     ))?;

@@ -4,14 +4,12 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 use diesel_outbox_core::Claimed as ClaimedRecord;
-use mysql::Value;
 use mysql::prelude::Queryable;
+use mysql::{Conn, Value};
 use uuid::Uuid;
 
 use super::batch_size::BatchSize;
-use super::bounds::{Claimed, Witness, listed};
-use mysql::Conn;
-
+use super::bounds::{self, Claimed, Witness, listed};
 use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
 
 /// Rows that were read together.
@@ -83,9 +81,7 @@ fn load(
     count: usize,
     largest: usize,
 ) -> mysql::Result<(Vec<StoredRow>, Option<usize>)> {
-    let shards = listed(claimed.iter().map(|(shard, _)| shard));
-    let given = listed(given);
-    let lowest = claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
+    let (shards, lowest, given) = (bounds::shards(claimed), bounds::lowest(claimed), listed(given));
     let columns = format!(
         "SELECT seq, id, aggregatetype, aggregateid, type, IF(LENGTH(payload) <= {largest}, payload, NULL), \
          IF(LENGTH(headers) <= {largest}, headers, NULL), TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, \
@@ -97,7 +93,7 @@ fn load(
     );
     let mut query = format!("{columns} FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND {unsent}");
     if claimed.iter().any(|(_, bound)| !bound.unsent.is_empty()) {
-        let list = listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent));
+        let list = bounds::unsent(claimed);
         query =
             format!("({columns} WHERE seq IN ({list}) AND seq <= {lowest} AND {unsent}) UNION ALL ({query})");
     }

@@ -3,11 +3,10 @@
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::Lag;
-
-use super::{bounds, settle};
 use mysql::Conn;
 
 use super::connection::Statements;
+use super::{bounds, settle};
 use crate::source::interval::is_due;
 use crate::source::{SentRows, SourceOptions};
 
@@ -82,8 +81,7 @@ impl Upkeep {
 
 /// What is unsent lies after the bounds or is listed.
 pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
-    let lowest = bounds.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default();
-    let list = bounds::listed(bounds.iter().flat_map(|(_, bound)| &bound.unsent));
+    let (lowest, list) = (bounds::lowest(bounds), bounds::unsent(bounds));
     let row: Option<(u64, Option<i64>)> = conn.first(&format!(
         "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM \
          ((SELECT created_at FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
