@@ -3,6 +3,7 @@
 
 mod decoding;
 mod emitting;
+mod marking;
 mod migrating;
 mod pruning;
 mod running;
@@ -18,7 +19,8 @@ use uuid::Uuid;
 pub use self::decoding::{
     Decoded, FromJson, FromText, check, decode, from_id, id_part, id_parts, upcast, version,
 };
-pub use self::emitting::{checked_record, chunks};
+pub use self::emitting::{checked_record, chunks, is_outbox_missing};
+pub use self::marking::ROLLED_BACK;
 pub use self::migrating::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD, MYSQL_FIND_MIGRATION_RECORD, MYSQL_MIGRATION_LOCK,
     MYSQL_MIGRATION_UNLOCK, postgres_migration_lock,

@@ -9,6 +9,7 @@ use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
 #[doc(inline)]
 pub use diesel_outbox_core::__private::Pruning;
+use diesel_outbox_core::__private::ROLLED_BACK;
 use uuid::Uuid;
 
 use crate::OutboxConnection;
@@ -193,11 +194,7 @@ fn require_mark(marked: QueryResult<usize>) -> QueryResult<()> {
     match marked? {
         0 => Err(Error::DatabaseError(
             DatabaseErrorKind::SerializationFailure,
-            Box::new(
-                "the database has rolled back the transaction in which the event was handled, probably to end a deadlock, and the effect \
-                 ignored that error: return it instead, so that the event is handled again"
-                    .to_owned(),
-            ),
+            Box::new(ROLLED_BACK.to_owned()),
         )),
         _ => Ok(()),
     }

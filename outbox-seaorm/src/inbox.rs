@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 #[doc(inline)]
 pub use diesel_outbox_core::__private::Pruning;
+use diesel_outbox_core::__private::ROLLED_BACK;
 use sea_orm::{ConnectionTrait, DbErr, RuntimeErr, TransactionSession, TransactionTrait};
 use uuid::Uuid;
 
@@ -180,6 +181,3 @@ impl Inbox {
         OldMarks { consumer: &self.consumer, retention_seconds, oldest_seconds, limit }
     }
 }
-
-const ROLLED_BACK: &str = "the database has rolled back the transaction in which the event was handled, probably to end a deadlock, \
-                           and the effect ignored that error: return it instead, so that the event is handled again";

@@ -266,6 +266,13 @@ fn settling_waits_for_nobody_who_emits() {
     }
 }
 
+#[test]
+fn emitting_without_the_tables_says_what_to_do() {
+    let conn = &mut Mariadb::shared().database().connect();
+    let error = conn.transaction(|c| c.emit(&record("1"))).unwrap_err().to_string();
+    assert!(error.contains("run the migrations"), "{error}");
+}
+
 fn refusal(database: &MariadbDatabase<'_>) -> String {
     source(database).claim().unwrap_err().to_string()
 }

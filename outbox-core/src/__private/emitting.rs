@@ -40,6 +40,17 @@ pub fn chunks(records: &[Record]) -> impl Iterator<Item = &[Record]> {
     })
 }
 
+/// Returns whether this is a database's message that there is no table `outbox`.
+pub fn is_outbox_missing(message: &str) -> bool {
+    let missing = [
+        "\"outbox\" does not exist",
+        ".outbox\" does not exist",
+        ".outbox' doesn't exist",
+        "no such table: outbox",
+    ];
+    missing.iter().any(|missing| message.contains(missing))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

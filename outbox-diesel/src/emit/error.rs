@@ -1,4 +1,5 @@
 use diesel::result::{DatabaseErrorInformation, Error as DieselError};
+use diesel_outbox_core::__private::is_outbox_missing;
 
 use crate::RecordError;
 
@@ -43,7 +44,7 @@ pub enum EmitError {
     /// The connection is an enum whose variant is not listed in [`multi_connection!`](crate::multi_connection).
     #[error(
         "this connection's database cannot hold an outbox: its variant is not listed in `diesel_outbox::multi_connection!`. Use a \
-         connection to PostgreSQL or SQLite, or list its variant if it is one"
+         connection to PostgreSQL, MySQL, MariaDB or SQLite, or list its variant if it is one"
     )]
     NoOutbox,
 }
@@ -139,8 +140,7 @@ impl DatabaseErrorInformation for Advised {
 
 impl Advice {
     fn on(message: &str) -> Option<Self> {
-        let missing = ["\"outbox\" does not exist", ".outbox\" does not exist", "no such table: outbox"];
-        if missing.iter().any(|missing| message.contains(missing)) {
+        if is_outbox_missing(message) {
             return Some(Self {
                 short: "run the migrations, or name the schema that has the tables",
                 long: "Create the tables with `Migrations::new().run(..)` or `outbox migrate`. If they are in a schema of their own, \

@@ -79,6 +79,7 @@ mod advice {
     use std::fmt;
     use std::sync::Arc;
 
+    use diesel_outbox_core::__private::is_outbox_missing;
     use sea_orm::sqlx::error::{DatabaseError, ErrorKind};
     use sea_orm::{DbErr, RuntimeErr, SqlxError};
 
@@ -160,13 +161,7 @@ mod advice {
     }
 
     fn hint(text: &str) -> &'static str {
-        let is_missing = [
-            "\"outbox\" does not exist",
-            ".outbox\" does not exist",
-            ".outbox' doesn't exist",
-            "no such table: outbox",
-        ];
-        if is_missing.iter().any(|missing| text.contains(missing)) {
+        if is_outbox_missing(text) {
             " (run the migrations with `Migrations::new().run(&db)` or `outbox migrate`; if the tables are in a schema of their own, add \
              it to the connection's search_path or name it with `Outbox::new().schema(..)`)"
         } else if text == "database is locked" {
