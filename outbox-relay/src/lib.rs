@@ -193,6 +193,7 @@
 mod error;
 mod handle;
 mod metrics;
+mod missing;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub mod operate;
 mod pipeline;
