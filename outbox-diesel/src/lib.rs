@@ -266,8 +266,6 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 pub use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
 pub use self::backend::OutboxBackend;
-#[cfg(feature = "migrations")]
-pub use self::connection::MigrateConnection;
 pub use self::connection::OutboxConnection;
 #[doc(hidden)]
 pub use self::connection::Statement;
@@ -276,6 +274,6 @@ pub use self::emit::AsyncEmit;
 pub use self::emit::{Emit, EmitError, Outbox};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
-pub use self::migrate::{MigrationError, Migrations};
+pub use self::migrate::{MigrateConnection, MigrationError, Migrations};
 #[doc(hidden)]
 pub use self::problem::connection_problem;

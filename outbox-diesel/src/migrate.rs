@@ -6,7 +6,6 @@ use diesel_outbox_core::__private::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD as RECORD, quoted_identifier, quoted_literal,
 };
 
-use crate::MigrateConnection;
 use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements};
 
 /// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.
@@ -205,6 +204,31 @@ impl Migrations {
             .migrations()
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
         Ok(all.into_iter().filter(|migration| self.tables.has(&migration.name().to_string())).collect())
+    }
+}
+
+/// A synchronous connection on which [`Migrations`] can run. It is implemented for the same connections as
+/// [`OutboxConnection`](crate::OutboxConnection).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a connection to a database that can hold an outbox",
+    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
+            `diesel_outbox::multi_connection!`"
+)]
+pub trait MigrateConnection: Connection {
+    /// Runs the migrations.
+    ///
+    /// # Errors
+    /// As for [`Migrations::run`].
+    #[doc(hidden)]
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError>;
+}
+
+impl<C> MigrateConnection for C
+where
+    C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
+{
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError> {
+        migrations.run_on(self)
     }
 }
 
