@@ -13,6 +13,7 @@ mod growth;
 mod idle;
 mod latency;
 mod machine;
+mod mariadb;
 mod measured;
 mod memory;
 mod order;
@@ -23,6 +24,7 @@ mod report;
 mod results;
 mod rows;
 mod servers;
+mod soak;
 mod topics;
 mod wal;
 
