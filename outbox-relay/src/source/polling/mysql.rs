@@ -6,6 +6,7 @@ mod check;
 mod claim;
 mod connection;
 mod dead_letters;
+mod prefetch;
 mod read;
 mod settle;
 mod upkeep;
@@ -23,8 +24,10 @@ use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, S
 use mysql::Conn;
 
 use self::bounds::{Fence, Witness};
-use self::claim::{Looked, PollingPass, Wanted};
+use self::claim::{Known, Looked, PollingPass, Wanted};
 use self::connection::Database;
+use self::prefetch::{Ahead, Backlog, Batches};
+use self::read::Batch;
 use self::upkeep::Upkeep;
 use self::wakeup::Wake;
 use super::batch_size::{self, BatchSize};
@@ -32,26 +35,33 @@ use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions, database_erro
 
 /// The outbox table of a MySQL or MariaDB database as a source of records, for one worker.
 ///
-/// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time. Each has two
-/// connections.
+/// You can have any number of these on one table, in any number of processes: only one at a time works on an aggregate. Each has two
+/// connections, and a third one while it works off a backlog, so that one settles while the other reads.
 pub struct MysqlSource {
     database: Database,
-    /// Nothing if a connection was lost, and all that hung on it.
+    /// `None` if the connection was lost, and everything with it.
     session: Option<Session>,
+    ahead: Option<Ahead>,
+    /// The backlog that is read ahead in this pass.
+    batches: Option<Batches>,
+    /// When reading ahead last failed.
+    ahead_failed: Option<Instant>,
 }
 
-/// How often shards whose bound has no witness are looked at as a whole, and which part of the time that takes at most.
+/// How often the worker looks at all rows of the shards whose bound has no witness, and which part of the time that may take.
 const LOOK_AT_ALL: Duration = Duration::from_secs(1);
 const LOOK_AT_ALL_SHARE: u32 = 50;
-/// They are looked at as a whole at once, if something is found behind the bound and it takes no longer than this.
-const SHORT_LOOK: Duration = Duration::from_millis(5);
+/// It does so at once if it finds something behind the bound, and the last time took no longer than this.
+const SHORT_LOOK: Duration = Duration::from_millis(25);
+/// How long to do without reading ahead after it failed.
+const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
-/// A place in the table says nothing without the pass that read it.
+/// A place in the table means nothing without the pass that read it.
 const NOTHING_CLAIMED: &str = "nothing is claimed: the connection was lost";
 
 struct Session {
     conn: Conn,
-    /// Sees what has not been committed. Nothing before the first pass ends, and if the server has closed it.
+    /// Sees what has not been committed. `None` before the first pass ends, and if the server has closed it.
     uncommitted: Option<Conn>,
     /// The bounds of all shards as they were at the last look.
     bounds: bounds::Claimed,
@@ -75,12 +85,13 @@ impl fmt::Debug for MysqlSource {
 }
 
 impl MysqlSource {
-    /// A source that connects to this database when it is first asked for something.
+    /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
-        Self { database: Database::new(database_url.into(), options), session: None }
+        let database = Database::new(database_url.into(), options);
+        Self { database, session: None, ahead: None, batches: None, ahead_failed: None }
     }
 
-    /// Works in the session, which is begun if there is none, and is over if the database fails.
+    /// Works in the session. Begins one if there is none, and drops it if the database fails.
     fn with<T>(
         &mut self,
         doing: &str,
@@ -93,6 +104,21 @@ impl MysqlSource {
         let done = work(&mut session, &self.database).map_err(|error| database_error(doing, error))?;
         self.session = Some(session);
         Ok(done)
+    }
+}
+
+impl MysqlSource {
+    /// Returns the next batch that was read ahead, or `None` if nothing is read ahead.
+    fn next_batch(&mut self) -> Option<Batch> {
+        let Some(batch) = self.batches.as_mut()?.next() else {
+            (self.batches, self.ahead) = (None, None);
+            self.ahead_failed = Some(Instant::now());
+            return None;
+        };
+        if batch.exhausts {
+            self.batches = None;
+        }
+        Some(batch)
     }
 }
 
@@ -124,30 +150,32 @@ impl Session {
         if !self.wake.look(&mut self.conn)? {
             return Ok(false);
         }
+        let known = self.bounds.clone();
         let (wanted, distrusted) = self.look()?;
         if wanted.is_empty() {
             return Ok(false);
         }
+        let known = Known { bounds: &known, distrusted: &distrusted };
         self.wake.count(&mut self.conn)?;
         let block = database.options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = PollingPass::begin(&mut self.conn, &wanted, &distrusted, self.wake.workers(), block)?;
+        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, self.wake.workers(), block)?;
         if self.pass.is_some() {
             self.wake.found();
         }
         Ok(self.pass.is_some())
     }
 
-    /// The wanted shards, and those whose bound is not to be trusted.
+    /// Returns the wanted shards, and those whose bound cannot be trusted.
     ///
-    /// A table that was truncated counts from 1 again, and the bounds say nothing of its rows. It has lost the bounds' witnesses too. A
-    /// relay that deletes what it has sent has none, so it looks at all rows now and then.
+    /// A table that was truncated counts from 1 again, so the bounds say nothing about its rows. The bounds' witnesses are gone too. If the
+    /// relay deletes what it has sent, there are no witnesses, so it looks at all rows now and then.
     fn look(&mut self) -> mysql::Result<(Wanted, HashSet<i16>)> {
         let Looked { wanted, bounds, without_witness, is_restarted } =
             claim::look(&mut self.conn, &self.bounds)?;
         let is_lower =
             bounds.iter().zip(&self.bounds).any(|((_, new), (_, old))| new.sent_through < old.sent_through);
         if is_restarted || is_lower {
-            // What is known is of the table that was, also if it was another relay that noticed.
+            // What the worker knows is about the old table, even if another relay noticed first.
             (self.fence, self.last, self.witness) = (Fence::default(), 0, None);
         }
         let is_wanted = wanted.iter().any(|(shard, _)| without_witness.contains(shard));
@@ -176,11 +204,36 @@ impl Session {
             &mut self.conn,
             &pass.claimed,
             &pass.unsettled,
+            i64::MIN,
             &mut self.batch_size,
             limit,
             pass.blocked.as_ref(),
         )?;
+        self.give(batch)
+    }
+
+    /// Returns what was claimed and not read, if that is more than a batch. Another connection does not see what this pass has settled, and
+    /// would read it again, so there is no backlog once something was settled.
+    fn backlog(&mut self, limit: usize) -> mysql::Result<Option<Backlog>> {
+        let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
+        if pass.exhausted || pass.has_settled {
+            return Ok(None);
+        }
+        Ok(Some(Backlog {
+            claimed: pass.claimed.clone(),
+            given: pass.unsettled.clone(),
+            blocked: pass.blocked.clone(),
+            batch_size: self.batch_size,
+            limit,
+        }))
+    }
+
+    /// Notes that the relay is given these rows, and makes dead letters of those that are held back. Returns the records, and whether there
+    /// are more after them.
+    fn give(&mut self, batch: Batch) -> mysql::Result<(Vec<Claimed>, bool)> {
+        let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
         pass.unsettled.extend(&batch.given);
+        pass.exhausted = batch.exhausts;
         pass.was_large |= !batch.exhausts;
         if let Some(last) = batch.last {
             self.wake.found();
@@ -191,7 +244,7 @@ impl Session {
         }
         for seq in batch.held_back {
             dead_letters::keep(&mut self.conn, seq, BLOCKED)?;
-            pass.unsettled.remove(&seq);
+            pass.settled(&[seq as u64]);
             self.witness.take_if(|(witness, _)| *witness == seq);
         }
         Ok((batch.records, !batch.exhausts))
@@ -217,12 +270,18 @@ impl Session {
         let Some(pass) = self.pass.take() else { return Ok(()) };
         self.was_large = pass.was_large;
         let moved = self.moved_bounds(&pass, database);
+        // The next look looks for the witnesses of these. If they are not written, the session ends.
+        for (shard, bound) in moved.iter().flat_map(|moved| bounds::changed(&pass.claimed, moved)) {
+            if let Some((_, known)) = self.bounds.iter_mut().find(|(known, _)| known == shard) {
+                known.clone_from(bound);
+            }
+        }
         pass.end(&mut self.conn, moved)?;
         self.wake.call_for_help(&mut self.conn, self.was_large)
     }
 
-    /// To where the pass's bounds can move. They stay where they are if the other connection fails: the next look is longer then, and
-    /// nothing else.
+    /// Returns the bounds to which those of the pass can move. If the other connection fails, they stay where they are, and the next look
+    /// is only longer.
     fn moved_bounds(&mut self, pass: &PollingPass, database: &Database) -> Option<bounds::Claimed> {
         let mut conn = match self.uncommitted.take() {
             Some(conn) => conn,
@@ -259,13 +318,34 @@ fn nothing_claimed() -> mysql::Error {
 
 impl Source for MysqlSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
+        self.batches = None;
         self.with("claiming", Session::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let (batch, more) = self.with("reading", |session, _| session.read(limit))?;
+        let batch = self.next_batch();
+        let (batch, more) = self.with("reading", |session, _| match batch {
+            Some(batch) => session.give(batch),
+            None => session.read(limit),
+        })?;
         records.extend(batch);
         Ok(more)
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        if self.batches.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+            let Some(backlog) = self.with("reading", |session, _| session.backlog(limit))? else {
+                return Ok(());
+            };
+            if self.ahead.is_none() {
+                self.ahead = prefetch::begin(self.database.clone()).ok();
+            }
+            self.batches = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+        }
+        if let Some(batches) = &mut self.batches {
+            batches.ask();
+        }
+        Ok(())
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
@@ -280,20 +360,22 @@ impl Source for MysqlSource {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
+        self.batches = None;
         self.with("releasing", Session::release)
     }
 
-    /// The session ends too, and with it the lead: another relay may reach a broker that this one does not.
+    /// Ends the session, and gives up the lead with it: another relay may reach a broker that this one does not.
     fn abandon(&mut self) {
-        self.session = None;
+        (self.session, self.batches, self.ahead, self.ahead_failed) = (None, None, None, None);
     }
 
-    /// With a share of the shards only, the events of the others would wait meanwhile.
+    /// If it has only some of the shards, events of the others would wait meanwhile.
     fn lingers(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.wake.workers() <= 1)
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.ahead = None;
         self.with("waiting", |session, _| Ok(session.wake.wait(limit)))
     }
 

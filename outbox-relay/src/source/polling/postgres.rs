@@ -102,7 +102,7 @@ impl Source for PostgresSource {
                 return Ok(());
             };
             if self.ahead.is_none() {
-                self.ahead = Ahead::begin(self.database.clone()).ok();
+                self.ahead = prefetch::begin(self.database.clone()).ok();
             }
             self.batches = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
         }

@@ -1,4 +1,4 @@
-//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
 
 use std::time::{Duration, Instant};
 
