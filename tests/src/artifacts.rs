@@ -56,6 +56,17 @@ pub fn postgres(major: u32) -> Option<PathBuf> {
     Some(folder.join("bin"))
 }
 
+/// Returns the folder with a package of Debian's newest suite, and all that its programs need. They run with the loader in that folder.
+pub fn debian(package: &str) -> PathBuf {
+    kept(package, |folder| {
+        let remedy =
+            "this takes a machine with Debian's package manager; elsewhere run the tests with Docker";
+        let mut unpack = Command::new("sh");
+        unpack.args(["-c", include_str!("mariadb/unpack.sh"), "unpack", package]);
+        run(unpack.arg(folder), remedy);
+    })
+}
+
 /// Returns the folder `name`, and lets `fill` fill it if it does not exist yet. Test processes wait for each other here.
 fn kept(name: &str, fill: impl FnOnce(&Path)) -> PathBuf {
     let all = env::var_os("OUTBOX_TEST_ARTIFACTS").map_or_else(default_folder, PathBuf::from);

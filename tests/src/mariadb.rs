@@ -26,6 +26,15 @@ const SETTINGS: [&str; 7] = [
     "sync_binlog=0",
 ];
 
+/// Which server.
+#[derive(Clone, Copy)]
+pub(crate) enum Server {
+    /// The version that Debian 12 has.
+    Mariadb,
+    NewerMariadb,
+    Mysql,
+}
+
 /// A running MariaDB server, or the server at the address in `OUTBOX_TEST_MYSQL_URL`, which may be one of MySQL.
 pub struct Mariadb {
     host: Box<dyn Host>,
@@ -49,6 +58,18 @@ impl Mariadb {
         })
     }
 
+    /// Returns a server of the newest MariaDB that the tests of this process share.
+    pub fn shared_newer() -> &'static Self {
+        static SHARED: OnceLock<Mariadb> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start_server(Server::NewerMariadb, &[]))
+    }
+
+    /// Returns a server of MySQL that the tests of this process share.
+    pub fn shared_mysql() -> &'static Self {
+        static SHARED: OnceLock<Mariadb> = OnceLock::new();
+        SHARED.get_or_init(|| Self::start_server(Server::Mysql, &[]))
+    }
+
     /// Starts a server for one test, which may stop it.
     pub fn start() -> Self {
         Self::start_with(&[])
@@ -56,12 +77,16 @@ impl Mariadb {
 
     /// Starts a server with settings of its own, such as `binlog_format=STATEMENT`.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_server(Server::Mariadb, settings)
+    }
+
+    fn start_server(server: Server, settings: &[&str]) -> Self {
         let settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|setting| format!("--{setting}")).collect();
         let port = free_port();
         let (host, address): (Box<dyn Host>, _) = match docker::engine() {
-            Some(address) => (Box::new(docker::mariadb(port, &settings)), address),
-            None => (Box::new(local::install(port, &settings)), "127.0.0.1"),
+            Some(address) => (Box::new(docker::mariadb(server, port, &settings)), address),
+            None => (Box::new(local::install(server, port, &settings)), "127.0.0.1"),
         };
         let server = Self { host, url: format!("mysql://root@{address}:{port}"), lasting: false };
         server.host.start();

@@ -89,8 +89,8 @@ impl Store for OnMariadb {
     }
 }
 
-pub(super) fn mariadb() -> OnMariadb {
-    let database = Mariadb::shared().database();
+pub(super) fn mariadb(server: &'static Mariadb) -> OnMariadb {
+    let database = server.database();
     Migrations::new().run(&mut database.connect()).unwrap();
     OnMariadb(database)
 }

@@ -60,7 +60,7 @@ impl Store for OnWal {
 /// A committed event arrives a moment later, so this waits for it if there is none yet.
 struct Patient(WalSource);
 
-const A_MOMENT: Duration = Duration::from_millis(500);
+const A_MOMENT: Duration = Duration::from_millis(1_500);
 
 impl Source for Patient {
     fn claim(&mut self) -> Result<bool, SourceError> {
