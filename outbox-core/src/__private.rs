@@ -19,7 +19,7 @@ use uuid::Uuid;
 pub use self::decoding::{
     Decoded, FromJson, FromText, check, decode, from_id, id_part, id_parts, upcast, version,
 };
-pub use self::emitting::{checked_record, chunks, is_outbox_missing};
+pub use self::emitting::{checked_record, chunks, is_outbox_missing, is_statement_elsewhere};
 pub use self::marking::ROLLED_BACK;
 pub use self::migrating::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD, MYSQL_FIND_MIGRATION_RECORD, MYSQL_MIGRATION_LOCK,

@@ -48,10 +48,12 @@ impl Relay {
     /// Several relays may work on one outbox: they share the work, and take over from each other. Give the database by its URL, or
     /// by a closure that returns the URL if its password changes: see [`DatabaseUrl`].
     ///
-    /// Each session is the relay's alone, so a pooler in transaction mode does not work. Set TLS and time-outs in the URL, as libpq
-    /// has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Unless the URL sets keepalives, the relay does, so that both sides
-    /// notice within a minute if the other is gone. If a process is frozen, another relay takes over after half a minute; over a
-    /// Unix socket, such a process may keep its claim until it ends.
+    /// Each session is the relay's alone. If the URL leads to a pooler in transaction mode, the relay sends nothing, and logs an error
+    /// that says so. Services may emit through such a pooler.
+    ///
+    /// Set TLS and time-outs in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Unless the URL sets
+    /// keepalives, the relay does, so that both sides notice within a minute if the other is gone. If a process is frozen, another relay
+    /// takes over after half a minute; over a Unix socket, such a process may keep its claim until it ends.
     #[cfg(feature = "postgres")]
     pub fn postgres(database_url: impl Into<DatabaseUrl>) -> Self {
         let database_url = database_url.into();

@@ -4,7 +4,8 @@
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!
-//! [`Debezium`], which reads the one and writes to the other, is always started from local programs.
+//! [`Debezium`], which reads the one and writes to the other, and [`PgBouncer`], which stands before PostgreSQL, are always started from
+//! local programs.
 //!
 //! If a server is missing, the test panics and says how to get it. No test is skipped. Whatever was started here ends with the
 //! test process, however that process ends.
@@ -34,6 +35,7 @@ mod kafka;
 pub mod load;
 mod log;
 mod mariadb;
+mod pgbouncer;
 mod postgres;
 mod process;
 mod scratch;
@@ -43,6 +45,7 @@ pub use debezium::Debezium;
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};
 pub use log::{logged, start_logging};
 pub use mariadb::{Mariadb, MariadbDatabase};
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;
@@ -52,3 +55,8 @@ pub use wait::{eventually, eventually_async, eventually_ok};
 #[cfg(doctest)]
 #[doc = include_str!(concat!(env!("OUT_DIR"), "/readme.md"))]
 struct Readme;
+
+/// The same of the page about poolers.
+#[cfg(doctest)]
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/poolers.md"))]
+struct Poolers;

@@ -12,9 +12,13 @@ mod wal;
 
 use std::fmt;
 
+#[cfg(feature = "postgres")]
+use diesel::connection::CacheSize;
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
+#[cfg(feature = "postgres")]
+use diesel_outbox_relay::source::pooler_problem;
 
 use super::failure::Failure;
 use super::origin::{ConfigError, Origins};
@@ -139,7 +143,7 @@ impl OutboxDatabase {
                     Some(schema) => migrations.schema(schema.as_str()),
                     None => migrations,
                 };
-                migrations.run(&mut self.connect::<PgConnection>(url)?).map_err(failed)
+                migrations.run(&mut self.connect_postgres(url, None)?).map_err(failed)
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, .. } => migrations.run(&mut self.connect_sqlite(url)?).map_err(failed),
@@ -244,7 +248,16 @@ impl OutboxDatabase {
     #[cfg(feature = "postgres")]
     fn connect_postgres(&self, url: &Secret, schema: Option<&str>) -> Result<PgConnection, Failure> {
         let mut conn = self.connect::<PgConnection>(url)?;
+        // Each statement runs once, and a pooler in transaction mode would lose what is cached.
+        conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         if let Some(schema) = schema {
+            // The role may have only one connection.
+            if let Ok(mut second) = self.connect::<PgConnection>(url)
+                && let Some(problem) =
+                    pooler_problem(&mut conn, &mut second).map_err(|error| self.failed(error))?
+            {
+                return Err(Failure::Pooler { database: self.to_string(), problem });
+            }
             diesel::sql_query(diesel_outbox::__private::set_search_path(schema))
                 .execute(&mut conn)
                 .map_err(|error| self.failed(error))?;

@@ -19,6 +19,9 @@ pub(crate) enum Failure {
     NoFile(String),
     #[error("cannot migrate {database}: {source}")]
     Migrate { database: String, source: MigrationError },
+    #[cfg(feature = "postgres")]
+    #[error("{database}: {problem}")]
+    Pooler { database: String, problem: String },
     #[error("cannot query the outbox in {database}: {source}{}", hint(source))]
     Query { database: String, source: diesel::result::Error },
     #[cfg(feature = "postgres")]

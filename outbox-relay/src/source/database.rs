@@ -9,6 +9,7 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::SourceError;
 
+use super::pooler::pooler_problem;
 use super::{DatabaseUrl, database_error};
 use crate::source::SourceOptions;
 use crate::statement::statement;
@@ -27,10 +28,32 @@ impl Database {
         Self { url, options, outbox: Arc::default() }
     }
 
+    /// Connects for the first time, or again after a failure. Returns an error if each transaction would get another session. It is
+    /// found before anything is set, because other clients of the pooler would have the settings too.
+    pub(super) fn connect_to_own_session(&self) -> Result<PgConnection, SourceError> {
+        let mut conn = self.establish()?;
+        // The role may have only one connection. The relay works with one.
+        if let Ok(mut second) = self.establish()
+            && let Some(problem) = pooler_problem(&mut conn, &mut second)
+                .map_err(|error| database_error("looking for a pooler", error))?
+        {
+            return Err(SourceError::misconfigured(problem));
+        }
+        self.prepared(conn)
+    }
+
+    /// Connects once more, beside a connection to a session of its own.
     pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {
-        let mut conn = PgConnection::establish(&with_keepalives(&self.url.get()?)).map_err(|error| {
+        self.prepared(self.establish()?)
+    }
+
+    fn establish(&self) -> Result<PgConnection, SourceError> {
+        PgConnection::establish(&with_keepalives(&self.url.get()?)).map_err(|error| {
             SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
-        })?;
+        })
+    }
+
+    fn prepared(&self, mut conn: PgConnection) -> Result<PgConnection, SourceError> {
         prepare(&mut conn, &self.options)
             .map_err(|error| database_error("preparing the connection", error))?;
         if self.outbox.get().is_none()

@@ -18,6 +18,9 @@ pub enum WalError {
         /// The setting `wal_level`.
         level: String,
     },
+    /// The connections go through a pooler that gives them another session for each transaction.
+    #[error("{0}")]
+    Pooler(String),
     /// A relay reads the slot.
     #[error("a relay reads the write-ahead log: stop it, and those that stand by; then run this again")]
     Active,

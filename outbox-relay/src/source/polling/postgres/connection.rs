@@ -15,6 +15,7 @@ use super::{dead_letters, settle};
 use crate::source::check::check_table;
 use crate::source::database::Database;
 use crate::source::fence::Fence;
+use crate::source::pooler::OwnProcess;
 use crate::source::{BLOCKED, SourceOptions, database_error};
 
 /// The session of one worker.
@@ -30,6 +31,7 @@ const NOTHING_CLAIMED: diesel::result::Error = diesel::result::Error::NotInTrans
 /// A connection, and what is known and held through it.
 struct Session {
     conn: PgConnection,
+    process: OwnProcess,
     fence: Fence,
     wake: Wake,
     upkeep: Upkeep,
@@ -113,18 +115,28 @@ impl Sessions {
     }
 
     pub(super) fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        let problem = self.with("looking for a pooler", |session, database| {
+            session.process.look(&mut session.conn, database.options.poll_interval)
+        })?;
+        if let Some(problem) = problem {
+            self.session = None;
+            return Err(problem);
+        }
         self.with("looking after the table", Session::upkeep)
     }
 }
 
 impl Session {
     fn begin(database: &Database) -> Result<Self, SourceError> {
-        let mut conn = database.connect()?;
+        let mut conn = database.connect_to_own_session()?;
+        let process =
+            OwnProcess::of(&mut conn).map_err(|error| database_error("looking for a pooler", error))?;
         let sequence = check_table(&mut conn)?;
         let wake = Wake::start(&mut conn, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
         Ok(Self {
             conn,
+            process,
             fence: Fence::after(sequence),
             wake,
             upkeep: Upkeep::default(),
