@@ -73,8 +73,10 @@ pub enum WalError {
         /// The other publication.
         publication: String,
     },
-    /// A publication of that name exists, but does not have all inserts into the outbox.
-    #[error("the publication `{publication}` does not have all inserts into the table outbox: {advice}")]
+    /// A publication of that name exists, but does not have all inserts into the outbox, or not all columns that a relay reads.
+    #[error(
+        "the publication `{publication}` does not have all inserts into the table outbox with all columns that a relay reads: {advice}"
+    )]
     Publication {
         /// The publication.
         publication: String,
