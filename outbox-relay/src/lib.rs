@@ -164,7 +164,7 @@
 //! |---|---|---|
 //! | `outbox_unsent` | gauge | how many records wait to be sent. If the relay reads the WAL, only those that it has received: watch `outbox_wal_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
-//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it |
+//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it. On MySQL and MariaDB, counted from the transaction's first event |
 //! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far the slot's confirmed position is behind the end of the WAL |
 //! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |

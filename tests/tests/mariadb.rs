@@ -1,6 +1,11 @@
 //! What is particular to MySQL and MariaDB: bounds that never pass a late commit, a table that was truncated, servers and tables that
 //! cannot hold an outbox, and relays that are killed.
 
+#[path = "mariadb/rivals.rs"]
+mod rivals;
+#[path = "mariadb/writers.rs"]
+mod writers;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 

@@ -11,6 +11,7 @@ mod read;
 mod settle;
 mod upkeep;
 mod wakeup;
+mod writers;
 
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
 pub(crate) use self::connection::row_of;
@@ -30,6 +31,7 @@ use self::prefetch::{Ahead, Backlog, Batches};
 use self::read::Batch;
 use self::upkeep::Upkeep;
 use self::wakeup::Wake;
+use self::writers::Writers;
 use super::batch_size::{self, BatchSize};
 use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions, database_error};
 
@@ -61,7 +63,7 @@ const NOTHING_CLAIMED: &str = "nothing is claimed: the connection was lost";
 
 struct Session {
     conn: Conn,
-    /// Sees what has not been committed. `None` before the first pass ends, and if the server has closed it.
+    /// Sees what has not been committed. `None` before it is needed, and if the server has closed it.
     uncommitted: Option<Conn>,
     /// The bounds of all shards as they were at the last look.
     bounds: bounds::Claimed,
@@ -73,6 +75,7 @@ struct Session {
     looked_at_all: Option<(Instant, Duration)>,
     wake: Wake,
     upkeep: Upkeep,
+    writers: Writers,
     batch_size: BatchSize,
     pass: Option<PollingPass>,
     was_large: bool,
@@ -140,6 +143,7 @@ impl Session {
             looked_at_all: None,
             wake,
             upkeep: Upkeep::default(),
+            writers: Writers::default(),
             batch_size: BatchSize::new(),
             pass: None,
             was_large: false,
@@ -308,7 +312,30 @@ impl Session {
         if !self.wake.leads() {
             return Ok(None);
         }
-        self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)
+        let lag = self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)?;
+        Ok(lag.map(|mut lag| {
+            lag.oldest_writer = self.oldest_writer(database);
+            lag
+        }))
+    }
+
+    /// How long ago the oldest transaction that is still open has emitted; zero if the other connection fails.
+    fn oldest_writer(&mut self, database: &Database) -> Duration {
+        let Some(mut uncommitted) =
+            self.uncommitted.take().or_else(|| database.connect_to_uncommitted().ok())
+        else {
+            return Duration::ZERO;
+        };
+        match self.writers.look(&mut self.conn, &mut uncommitted, &self.bounds) {
+            Ok(age) => {
+                self.uncommitted = Some(uncommitted);
+                age
+            }
+            Err(error) => {
+                tracing::debug!(%error, "transactions that stay open were not looked for; this is tried again");
+                Duration::ZERO
+            }
+        }
     }
 }
 

@@ -51,7 +51,8 @@ pub(super) fn delete(conn: &mut Conn, seqs: &[impl ToString]) -> mysql::Result<(
     conn.execute(&format!("DELETE o FROM {}", rows(seqs))).map(drop)
 }
 
-fn rows(seqs: &[impl ToString]) -> String {
+/// The rows with these numbers, as `o`.
+pub(super) fn rows(seqs: &[impl ToString]) -> String {
     let seqs: Vec<String> = seqs.iter().map(ToString::to_string).collect();
     format!(
         "JSON_TABLE('[{}]', '$[*]' COLUMNS (seq bigint PATH '$')) AS t STRAIGHT_JOIN outbox AS o ON o.seq = t.seq",
