@@ -14,6 +14,10 @@ use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
+#[cfg(feature = "mysql")]
+#[doc(hidden)]
+pub use self::mysql::is_polled;
+
 /// An operator's questions, on a plain `PgConnection` or `SqliteConnection`.
 ///
 /// ```no_run

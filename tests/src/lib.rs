@@ -27,6 +27,7 @@
 #![expect(missing_debug_implementations, reason = "a test prints what a server says, not the server")]
 
 pub mod artifacts;
+mod connect;
 mod debezium;
 mod docker;
 mod host;
@@ -41,7 +42,8 @@ mod process;
 mod scratch;
 mod wait;
 
-pub use debezium::Debezium;
+pub use connect::Connect;
+pub use debezium::{BinlogDebezium, Debezium};
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};
 pub use log::{logged, start_logging};
 pub use mariadb::{Mariadb, MariadbDatabase};

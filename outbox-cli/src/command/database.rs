@@ -5,7 +5,7 @@ mod address;
 #[cfg(feature = "sqlite")]
 mod file;
 #[cfg(feature = "mysql")]
-mod mysql;
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod server;
 mod wal;
@@ -28,7 +28,7 @@ use super::settings::{DatabaseSettings, ReadFrom, Secret, SourceSettings, WalSet
 #[derive(Debug)]
 pub(crate) enum OutboxDatabase {
     #[cfg(feature = "mysql")]
-    Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String },
+    Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String, flavor: mysql::Flavor },
     #[cfg(feature = "postgres")]
     Postgres { url: Secret, address: String, schema: Option<String> },
     #[cfg(feature = "sqlite")]
@@ -73,9 +73,10 @@ impl OutboxDatabase {
     /// A schema is a database there.
     #[cfg(feature = "mysql")]
     fn mysql(url: &Secret, settings: &DatabaseSettings) -> Result<Self, String> {
+        let flavor = mysql::Flavor::named_by(url.reveal());
         let (url, opts) = mysql::url(url.reveal(), settings.schema.as_deref())?;
         let address = mysql::address(&opts)?;
-        Ok(Self::Mysql { url: Secret::from(url), opts, address })
+        Ok(Self::Mysql { url: Secret::from(url), opts, address, flavor })
     }
 
     #[cfg(not(feature = "mysql"))]
@@ -154,13 +155,7 @@ impl OutboxDatabase {
     pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
             #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => {
-                let failed = |problem| Failure::Connect {
-                    database: self.to_string(),
-                    source: diesel::ConnectionError::BadConnection(problem),
-                };
-                Ok(Box::new(mysql::connect(opts).map_err(failed)?))
-            }
+            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
                 Ok(Box::new(self.connect_postgres(url, schema.as_deref())?))
@@ -238,6 +233,18 @@ impl OutboxDatabase {
             #[cfg(feature = "sqlite")]
             Self::Sqlite { .. } => Err(wal::not_here(origins, "database_url")),
         }
+    }
+
+    /// A connection to a MySQL or MariaDB server.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn mysql_connection(
+        &self,
+        opts: &diesel_outbox_relay::mysql::Opts,
+    ) -> Result<diesel_outbox_relay::mysql::Conn, Failure> {
+        mysql::connect(opts).map_err(|problem| Failure::Connect {
+            database: self.to_string(),
+            source: diesel::ConnectionError::BadConnection(problem),
+        })
     }
 
     /// The failure of a query.

@@ -27,7 +27,7 @@ pub(crate) enum Failure {
     #[cfg(feature = "postgres")]
     #[error("{database}: {source}")]
     Wal { database: String, source: diesel_outbox_relay::source::wal::WalError },
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
     DebeziumCheck { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]

@@ -17,6 +17,7 @@ use super::settings::RelaySettings;
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Failure> {
     let database = OutboxDatabase::chosen(&settings.common.database, origins)?;
     let relay = build::relay(settings, origins, &database)?;
+    let brokers = settings.kafka.cluster.list()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
@@ -26,7 +27,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
             info!(
                 version = env!("CARGO_PKG_VERSION"),
                 %database,
-                brokers = build::brokers(settings),
+                brokers,
                 topics = settings.kafka.topics.topic.text,
                 workers = settings.work.workers,
                 "the relay has started",

@@ -5,6 +5,12 @@ use outbox_tests::artifacts;
 fn main() {
     println!("Apache Kafka {}: {}", artifacts::KAFKA, artifacts::kafka());
     println!("Debezium {}: {}", artifacts::DEBEZIUM, artifacts::debezium());
+    println!("Debezium for MySQL {}: {}", artifacts::DEBEZIUM_FOR_MYSQL, artifacts::debezium_for_mysql());
+    println!(
+        "Debezium for MariaDB {}: {}",
+        artifacts::DEBEZIUM_FOR_MARIADB,
+        artifacts::debezium_for_mariadb()
+    );
     println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
     println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());
     for major in std::env::args().skip(1) {

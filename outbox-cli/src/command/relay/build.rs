@@ -38,22 +38,13 @@ pub(super) fn relay(
     })
 }
 
-/// Kafka's addresses, with commas.
-pub(super) fn brokers(settings: &RelaySettings) -> String {
-    items(&settings.kafka.brokers).join(",")
-}
-
 /// The items of a list that have a text.
 fn items(list: &[String]) -> Vec<&str> {
     list.iter().map(String::as_str).filter(|item| !item.is_empty()).collect()
 }
 
 fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
-    let brokers = brokers(settings);
-    if brokers.is_empty() {
-        return Err(ConfigError::Missing { what: "no broker is named", key: "brokers" });
-    }
-    let mut kafka = Kafka::new(brokers).event_headers(settings.kafka.event_headers);
+    let mut kafka = Kafka::new(settings.kafka.cluster.list()?).event_headers(settings.kafka.event_headers);
     for property in &settings.kafka.properties {
         if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
             let origin = origins.of(&property_key(&property.name));

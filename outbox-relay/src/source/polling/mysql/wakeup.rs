@@ -42,14 +42,24 @@ pub(super) struct Wake {
     longest_pause: Duration,
 }
 
+fn prefix(conn: &mut Conn) -> mysql::Result<String> {
+    let prefix: Option<Option<String>> =
+        conn.first("SELECT CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_')")?;
+    let prefix = prefix.flatten().unwrap_or_else(|| "outbox_".to_owned());
+    Ok(prefix.replace(['\'', '\\'], "_"))
+}
+
+/// Returns whether a relay looks at the outbox in the connection's database.
+pub(crate) fn is_polled(conn: &mut Conn) -> mysql::Result<bool> {
+    let prefix = prefix(conn)?;
+    let polled: Option<bool> = conn.first(&format!("SELECT IS_USED_LOCK('{prefix}leader') IS NOT NULL"))?;
+    Ok(polled == Some(true))
+}
+
 impl Wake {
     pub(super) fn start(conn: &mut Conn, longest_pause: Duration) -> mysql::Result<Self> {
-        let prefix: Option<Option<String>> =
-            conn.first("SELECT CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_')")?;
-        let prefix = prefix.flatten().unwrap_or_else(|| "outbox_".to_owned());
-        let prefix = prefix.replace(['\'', '\\'], "_");
         let mut wake = Self {
-            prefix,
+            prefix: prefix(conn)?,
             place: None,
             leads: false,
             helps: true,

@@ -1,4 +1,4 @@
-//! `outbox debezium check`
+//! `outbox debezium check` on PostgreSQL
 
 mod facts;
 
@@ -7,27 +7,10 @@ use diesel::pg::PgConnection;
 use self::facts::{Facts, Publication, Slot, Table};
 use super::DebeziumOutbox;
 use crate::command::database::OutboxDatabase;
+use crate::command::debezium::finding::Verdict::{Fail, Good, Warn};
+use crate::command::debezium::finding::{Finding, finding, report};
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
-use crate::command::output::print;
-
-/// One thing that was checked.
-#[derive(Debug)]
-struct Finding {
-    verdict: Verdict,
-    text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Good,
-    /// Debezium can run, but something is not as it should be.
-    Warn,
-    /// Debezium cannot do its work.
-    Fail,
-}
-
-use self::Verdict::{Fail, Good, Warn};
 
 /// Checks everything, as the role that Debezium connects as, and prints what to do.
 pub(super) fn run(
@@ -37,23 +20,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let mut conn = database.postgres_connection(origins)?;
     let findings = findings(&mut conn, outbox).map_err(|error| database.failed(error))?;
-    let lines: String = findings.iter().map(Finding::line).collect();
-    print(&lines)?;
-    match findings.iter().filter(|finding| finding.verdict == Fail).count() {
-        0 => Ok(()),
-        failed => Err(Failure::DebeziumCheck { failed }),
-    }
-}
-
-impl Finding {
-    fn line(&self) -> String {
-        let mark = match self.verdict {
-            Good => "ok  ",
-            Warn => "warn",
-            Fail => "FAIL",
-        };
-        format!("{mark} {}\n", self.text)
-    }
+    report(&findings)
 }
 
 fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryResult<Vec<Finding>> {
@@ -71,10 +38,6 @@ fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryRe
     findings.push(limit(&facts));
     findings.extend(waiting(&table));
     Ok(findings)
-}
-
-fn finding(verdict: Verdict, text: impl Into<String>) -> Finding {
-    Finding { verdict, text: text.into() }
 }
 
 fn level(facts: &Facts) -> Finding {
