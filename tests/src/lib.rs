@@ -52,7 +52,7 @@ pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;
-pub use tables::{Server, Tables, migrated_mariadb};
+pub use tables::{INNODB_TRX_KEPT, Server, Tables, migrated_mariadb};
 pub use wait::{eventually, eventually_async, eventually_ok};
 
 /// The README's code must compile: `build.rs` adds what its snippets do not show.

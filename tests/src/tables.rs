@@ -1,5 +1,8 @@
 //! A database with the outbox in it, on either kind of server, for tests that are the same on both.
 
+use std::thread;
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
 use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
@@ -39,6 +42,9 @@ macro_rules! on_servers_of_their_own {
         }
     };
 }
+
+/// The server shows the same transactions again to whoever looks sooner after the last look.
+pub const INNODB_TRX_KEPT: Duration = Duration::from_millis(120);
 
 /// Makes a new database with the tables on the MariaDB that the tests of this process share.
 pub fn migrated_mariadb() -> MariadbDatabase<'static> {
@@ -212,6 +218,7 @@ impl Tables for MariadbDatabase<'_> {
     }
 
     fn idle_transactions(&self) -> usize {
+        thread::sleep(INNODB_TRX_KEPT);
         self.count(
             "information_schema.innodb_trx AS t JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id \
              WHERE p.db = DATABASE() AND p.command = 'Sleep'",

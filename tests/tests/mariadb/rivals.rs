@@ -1,11 +1,12 @@
 //! Other transactions that lock what the relay needs.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel_outbox_core::{Claimed, Source};
 use diesel_outbox_relay::source::{MysqlSource, SourceOptions};
-use outbox_tests::{MariadbDatabase, eventually};
+use outbox_tests::{INNODB_TRX_KEPT, MariadbDatabase, eventually};
 
 use super::{count, emit, migrated, pass, source};
 
@@ -41,7 +42,7 @@ fn a_pass_that_loses_a_deadlock_is_repeated_as_a_whole() {
     let (conn, rival) = (&mut database.connect(), &mut database.connect());
     conn.batch_execute("CREATE TABLE heavy (n int)").unwrap();
     let mut source = source(&database);
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let mut waiting = None;
         let error = settling_fails(&database, &mut source, || {
             rival
@@ -55,6 +56,7 @@ fn a_pass_that_loses_a_deadlock_is_repeated_as_a_whole() {
                 rival.batch_execute("COMMIT")
             }));
             eventually("the rival to wait", Duration::from_secs(20), || {
+                thread::sleep(INNODB_TRX_KEPT);
                 (count(conn, WAITS) > 0).then_some(())
             });
         });
