@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::operate::{Operate, Requeue};
-use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Relay, RelayHandle, TopicNaming};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle, TopicNaming};
 use outbox_tests::{Database, Folder, Kafka, Postgres, ReadRecord, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,12 +44,6 @@ fn first_event_types(received: &[ReadRecord]) -> Vec<&str> {
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(*name));
     names
-}
-
-fn wait_until_nothing_is_unsent(conn: &mut PgConnection) {
-    eventually("everything to be settled", PATIENCE, || {
-        (number(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
 }
 
 fn event_types(received: &[ReadRecord]) -> Vec<&str> {

@@ -97,7 +97,7 @@ fn pass(source: &mut MysqlSource) -> Vec<String> {
 }
 
 fn sent_through(conn: &mut MysqlConnection) -> i64 {
-    diesel::dsl::sql::<BigInt>("SELECT MIN(sent_through) FROM outbox_shard").get_result(conn).unwrap()
+    diesel::dsl::sql::<BigInt>("SELECT MAX(sent_through) FROM outbox_shard").get_result(conn).unwrap()
 }
 
 /// Emits and sends until the bounds have gone past this number.

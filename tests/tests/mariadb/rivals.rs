@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel_outbox_core::{Claimed, Source};
 use diesel_outbox_relay::source::{MysqlSource, SourceOptions};
-use outbox_tests::{INNODB_TRX_KEPT, MariadbDatabase, eventually};
+use outbox_tests::{INNODB_TRX_KEPT, Mariadb, MariadbDatabase, eventually};
 
-use super::{count, emit, migrated, pass, source};
+use super::{count, emit, migrated, migrated_on, pass, source};
 
 const WAITS: &str = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
 
@@ -109,39 +109,41 @@ fn events_of_other_shards_are_sent_while_a_stranger_has_locked_one() {
 /// Somebody has locked one of the expired rows, for example to look at it.
 #[test]
 fn a_locked_row_does_not_hold_up_pruning() {
-    let database = migrated();
-    let (conn, stranger) = (&mut database.connect(), &mut database.connect());
-    emit(conn, 0..30);
-    conn.batch_execute("UPDATE outbox SET sent_at = '2001-01-01', created_at = '2001-01-01'").unwrap();
-    stranger.batch_execute("START TRANSACTION; SELECT seq FROM outbox WHERE seq = 7 FOR UPDATE").unwrap();
-    let mut source = source(&database);
-    assert!(!source.claim().unwrap());
-    let began = Instant::now();
-    eventually("the others to be pruned", Duration::from_secs(20), || {
-        source.wait(Duration::from_millis(1)).unwrap();
-        source.upkeep().unwrap();
-        (count(conn, "outbox") == 1).then_some(())
-    });
-    assert!(began.elapsed() < Duration::from_secs(8), "pruning has waited for the lock");
-    stranger.batch_execute("ROLLBACK").unwrap();
+    for database in [migrated(), migrated_on(Mariadb::shared_mysql())] {
+        let (conn, stranger) = (&mut database.connect(), &mut database.connect());
+        emit(conn, 0..30);
+        conn.batch_execute("UPDATE outbox SET sent_at = '2001-01-01', created_at = '2001-01-01'").unwrap();
+        stranger.batch_execute("START TRANSACTION; SELECT seq FROM outbox WHERE seq = 7 FOR UPDATE").unwrap();
+        let mut source = source(&database);
+        assert!(!source.claim().unwrap());
+        let began = Instant::now();
+        eventually("the others to be pruned", Duration::from_secs(20), || {
+            source.wait(Duration::from_millis(1)).unwrap();
+            source.upkeep().unwrap();
+            (count(conn, "outbox") == 1).then_some(())
+        });
+        assert!(began.elapsed() < Duration::from_secs(8), "pruning has waited for the lock");
+        stranger.batch_execute("ROLLBACK").unwrap();
+    }
 }
 
 /// Suppose a partition has not taken records for long. More than a step of its unsent rows then lies before the expired ones. One of
 /// its rows was sent just now.
 #[test]
 fn expired_rows_behind_many_unsent_rows_are_pruned() {
-    let database = migrated();
-    let conn = &mut database.connect();
-    emit(conn, 0..3_000);
-    conn.batch_execute(
-        "UPDATE outbox SET created_at = '2001-01-01', sent_at = IF(seq > 2900, '2001-01-01', IF(seq = 3, UTC_TIMESTAMP(3), NULL))",
-    )
-    .unwrap();
-    let mut source = MysqlSource::new(database.url(), SourceOptions::default());
-    assert!(source.claim().unwrap());
-    source.release().unwrap();
-    eventually("all old rows to be gone", Duration::from_secs(30), || {
-        source.upkeep().unwrap();
-        (count(conn, "outbox") == 2_900).then_some(())
-    });
+    for database in [migrated(), migrated_on(Mariadb::shared_mysql())] {
+        let conn = &mut database.connect();
+        emit(conn, 0..3_000);
+        conn.batch_execute(
+            "UPDATE outbox SET created_at = '2001-01-01', sent_at = IF(seq > 2900, '2001-01-01', IF(seq = 3, UTC_TIMESTAMP(3), NULL))",
+        )
+        .unwrap();
+        let mut source = MysqlSource::new(database.url(), SourceOptions::default());
+        assert!(source.claim().unwrap());
+        source.release().unwrap();
+        eventually("all old rows to be gone", Duration::from_secs(30), || {
+            source.upkeep().unwrap();
+            (count(conn, "outbox") == 2_900).then_some(())
+        });
+    }
 }

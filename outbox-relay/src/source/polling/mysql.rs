@@ -27,7 +27,7 @@ use mysql::Conn;
 
 use self::bounds::{Fence, Witness};
 use self::claim::{Known, Looked, PollingPass, Wanted};
-use self::connection::Database;
+use self::connection::{Database, Statements};
 use self::prefetch::{Ahead, Backlog, Batches};
 use self::read::Batch;
 use self::upkeep::Upkeep;
@@ -56,6 +56,8 @@ const LOOK_AT_ALL: Duration = Duration::from_secs(1);
 const LOOK_AT_ALL_SHARE: u32 = 50;
 /// It does so at once if it finds something behind the bound, and the last time took no longer than this.
 const SHORT_LOOK: Duration = Duration::from_millis(25);
+/// After a read that took as long as this, a worker looks whether another one waits until nobody reads.
+const LONG_READ: Duration = Duration::from_millis(100);
 /// How long to do without reading ahead after it failed.
 const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
@@ -80,6 +82,7 @@ struct Session {
     batch_size: BatchSize,
     pass: Option<PollingPass>,
     was_large: bool,
+    last_read_took: Duration,
 }
 
 impl fmt::Debug for MysqlSource {
@@ -148,6 +151,7 @@ impl Session {
             batch_size: BatchSize::new(),
             pass: None,
             was_large: false,
+            last_read_took: Duration::ZERO,
         })
     }
 
@@ -205,6 +209,10 @@ impl Session {
 
     fn read(&mut self, limit: usize) -> mysql::Result<(Vec<Claimed>, bool)> {
         let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
+        if self.last_read_took >= LONG_READ {
+            self.wake.wait_to_read(&mut self.conn)?;
+        }
+        let began = Instant::now();
         let batch = read::read(
             &mut self.conn,
             &pass.claimed,
@@ -214,6 +222,7 @@ impl Session {
             limit,
             pass.blocked.as_ref(),
         )?;
+        self.last_read_took = began.elapsed();
         self.give(batch)
     }
 
@@ -231,6 +240,12 @@ impl Session {
             batch_size: self.batch_size,
             limit,
         }))
+    }
+
+    /// Fails if the connection was lost, and the claim with it. Then another relay may have sent what this one has read ahead, and later
+    /// records too.
+    fn still_holds_its_claim(&mut self) -> mysql::Result<()> {
+        self.conn.execute("DO 0").map(drop)
     }
 
     /// Notes that the relay is given these rows, and makes dead letters of those that are held back. Returns the records, and whether there
@@ -295,7 +310,7 @@ impl Session {
         let witness = self.witness.as_ref().filter(|_| database.options.sent_rows != SentRows::Delete);
         let moved = self
             .fence
-            .advance(&mut conn, self.last)
+            .advance(&mut conn, &self.wake, self.last)
             .and_then(|()| bounds::moved(&pass.claimed, &self.fence, witness, &mut self.conn, &mut conn));
         match moved {
             Ok(moved) => {
@@ -353,7 +368,10 @@ impl Source for MysqlSource {
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let batch = self.next_batch();
         let (batch, more) = self.with("reading", |session, _| match batch {
-            Some(batch) => session.give(batch),
+            Some(batch) => {
+                session.still_holds_its_claim()?;
+                session.give(batch)
+            }
             None => session.read(limit),
         })?;
         records.extend(batch);

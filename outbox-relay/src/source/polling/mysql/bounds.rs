@@ -24,11 +24,18 @@ use std::time::{Duration, Instant};
 use mysql::Conn;
 
 use super::connection::Statements;
+use super::wakeup::Wake;
 
 /// How many rows a list may have. Each look looks each of them up.
 const MOST_LISTED: usize = 1_000;
 /// How often the worker asks whether the table is in use.
 const INTERVAL: Duration = Duration::from_millis(25);
+/// It asks again and again for this part of the time for which the table has always been in use, but no longer than [`LONGEST_ASKING`].
+const ASKING_SHARE: u32 = 20;
+const LONGEST_ASKING: Duration = Duration::from_secs(2);
+const ASKING_PAUSE: Duration = Duration::from_micros(200);
+/// If it asks for longer than this, the other workers do not begin to read meanwhile.
+const SHORT_ASKING: Duration = Duration::from_millis(50);
 /// How far a bound must be able to move before it does.
 const STEP: i64 = 1_024;
 
@@ -77,28 +84,60 @@ pub(super) fn lowest(claimed: &Claimed) -> i64 {
 }
 
 /// Learns up to which number every row is stored, or never will be.
+///
+/// The more writers there are, the more rarely the table is not in use, and the other workers' reads use it too. While the bounds stand still,
+/// those reads take longer and longer. So the longer the table has always been in use, the longer this asks, and then the other workers
+/// wait with their reads.
 #[derive(Default)]
 pub(super) struct Fence {
     stored_through: i64,
     asked: Option<Instant>,
+    /// Since when there is a number to go to.
+    waiting: Option<Instant>,
 }
 
 impl Fence {
     /// Asks, if it is time to, whether anybody is in the middle of a statement on the table. `last` is a number that was read before.
-    pub(super) fn advance(&mut self, conn: &mut Conn, last: i64) -> mysql::Result<()> {
+    pub(super) fn advance(&mut self, conn: &mut Conn, wake: &Wake, last: i64) -> mysql::Result<()> {
         if last < self.stored_through + STEP || self.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
             return Ok(());
         }
+        let waiting = *self.waiting.get_or_insert_with(Instant::now);
+        let longest = asking(waiting.elapsed());
+        // Others need not wait if another worker asks already.
+        let holds_reads = longest > SHORT_ASKING && wake.hold_reads(conn)?;
+        let began = Instant::now();
+        let is_unused = loop {
+            if is_unused(conn)? {
+                break true;
+            }
+            if began.elapsed() >= longest {
+                break false;
+            }
+            std::thread::sleep(ASKING_PAUSE);
+        };
+        if holds_reads {
+            wake.let_read(conn)?;
+        }
         self.asked = Some(Instant::now());
-        // Its columns: database, table, how many statements use it, whether its name is locked.
-        let open: Vec<(String, String, i64, i64)> =
-            conn.load("SHOW OPEN TABLES WHERE `Database` = DATABASE() AND `Table` = 'outbox'")?;
-        // The table is there, because it was just read. There may be two, because the server ignores the case of names here.
-        if !open.is_empty() && open.iter().all(|(_, _, in_use, _)| *in_use == 0) {
-            self.stored_through = last;
+        if is_unused {
+            (self.stored_through, self.waiting) = (last, None);
         }
         Ok(())
     }
+}
+
+/// Returns how long to ask, if the table has always been in use for this time.
+fn asking(waiting: Duration) -> Duration {
+    (waiting / ASKING_SHARE).min(LONGEST_ASKING)
+}
+
+fn is_unused(conn: &mut Conn) -> mysql::Result<bool> {
+    // Its columns: database, table, how many statements use it, whether its name is locked.
+    let open: Vec<(String, String, i64, i64)> =
+        conn.load("SHOW OPEN TABLES WHERE `Database` = DATABASE() AND `Table` = 'outbox'")?;
+    // The table is there, because it was just read. There may be two, because the server ignores the case of names here.
+    Ok(!open.is_empty() && open.iter().all(|(_, _, in_use, _)| *in_use == 0))
 }
 
 /// Claimed shards, by number, with their bounds as the table has them.
@@ -212,6 +251,13 @@ mod tests {
 
     fn bound(sent_through: i64, unsent: &[i64]) -> Bound {
         Bound { sent_through, unsent: unsent.to_vec(), witness: None }
+    }
+
+    #[test]
+    fn the_longer_the_table_is_in_use_the_longer_is_asked() {
+        assert_eq!(asking(Duration::ZERO), Duration::ZERO);
+        assert_eq!(asking(Duration::from_millis(500)), Duration::from_millis(25));
+        assert_eq!(asking(Duration::from_secs(3_600)), LONGEST_ASKING);
     }
 
     #[test]

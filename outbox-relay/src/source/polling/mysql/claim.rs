@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use diesel_outbox_core::SHARDS;
 use mysql::Conn;
+use uuid::Uuid;
 
 use super::bounds::{self, Bound, COLUMNS, Claimed, Witness, listed};
 use super::connection::Statements;
@@ -59,6 +60,8 @@ pub(super) fn look(conn: &mut Conn, known: &Claimed) -> mysql::Result<Looked> {
         let (shard, seq, ..) = row;
         match row {
             (WITNESS, _, _, _, Some(id)) => {
+                // An emitter of another kind may have written it in capitals, or without hyphens.
+                let id = Uuid::try_parse(&id).map_or(id, |uuid| uuid.to_string());
                 found.insert((seq, id));
             }
             row @ (_, _, Some(_), ..) => looked.bounds.push(bounds::of_row(row)),

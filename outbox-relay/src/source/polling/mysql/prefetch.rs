@@ -34,19 +34,28 @@ pub(super) type Batches = prefetch::Batches<Batch>;
 pub(super) fn begin(database: Database) -> std::io::Result<Ahead> {
     let mut connected = None;
     Ahead::begin(move |backlog, handing| {
-        let mut conn = match connected.take() {
+        // The server closes a connection that was idle for long.
+        let begun = connected.take().and_then(|conn| begin_snapshot(conn).ok());
+        let mut conn = match begun {
             Some(conn) => conn,
-            None => database.connect_to_snapshots()?,
+            None => begin_snapshot(database.connect_to_snapshots()?)
+                .map_err(|error| database_error("reading ahead", error))?,
         };
         read_on(&mut conn, backlog, handing).map_err(|error| database_error("reading ahead", error))?;
-        connected = Some(conn);
+        // If the server has closed it meanwhile, the next backlog gets a new one.
+        connected = conn.execute("COMMIT").is_ok().then_some(conn);
         Ok(())
     })
 }
 
+/// Takes a snapshot. It is not read only by name: a proxy would send it to a replica.
+fn begin_snapshot(mut conn: Conn) -> mysql::Result<Conn> {
+    conn.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT")?;
+    Ok(conn)
+}
+
 fn read_on(conn: &mut Conn, backlog: Backlog, handing: &Handing<Batch>) -> mysql::Result<()> {
     let Backlog { claimed, mut given, blocked, mut batch_size, limit } = backlog;
-    conn.execute("START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")?;
     let mut after = i64::MIN;
     while handing.wants() {
         let batch = read::read(conn, &claimed, &given, after, &mut batch_size, limit, blocked.as_ref())?;
@@ -56,5 +65,5 @@ fn read_on(conn: &mut Conn, backlog: Backlog, handing: &Handing<Batch>) -> mysql
         }
         handing.hand(batch);
     }
-    conn.execute("COMMIT").map(drop)
+    Ok(())
 }

@@ -16,21 +16,24 @@ pub(super) fn settle(conn: &mut Conn, tickets: &[u64], sent_rows: SentRows) -> m
         return delete(conn, tickets);
     }
     let ranges = ranges(tickets);
-    let update = if ranges.len() * FEW > tickets.len() {
-        format!("UPDATE {} SET o.sent_at = UTC_TIMESTAMP(3)", rows(tickets))
-    } else {
+    if ranges.len() * FEW > tickets.len() {
+        return conn.execute(&format!("UPDATE {} SET o.sent_at = UTC_TIMESTAMP(3)", rows(tickets))).map(drop);
+    }
+    for ranges in ranges.chunks(MOST_RANGES) {
         let ranges: Vec<String> =
             ranges.iter().map(|(first, last)| format!("seq BETWEEN {first} AND {last}")).collect();
-        format!(
+        conn.execute(&format!(
             "UPDATE outbox FORCE INDEX (PRIMARY) SET sent_at = UTC_TIMESTAMP(3) WHERE {}",
             ranges.join(" OR ")
-        )
-    };
-    conn.execute(&update).map(drop)
+        ))?;
+    }
+    Ok(())
 }
 
 /// Ranges that are shorter than this on average are not worth it.
 const FEW: usize = 16;
+/// How many ranges a statement has at most. The server compares each row with all of them.
+const MOST_RANGES: usize = 64;
 
 /// Returns the first and the last number of each range without a gap.
 fn ranges(tickets: &[u64]) -> Vec<(u64, u64)> {
@@ -55,7 +58,8 @@ pub(super) fn delete(conn: &mut Conn, seqs: &[impl ToString]) -> mysql::Result<(
 pub(super) fn rows(seqs: &[impl ToString]) -> String {
     let seqs: Vec<String> = seqs.iter().map(ToString::to_string).collect();
     format!(
-        "JSON_TABLE('[{}]', '$[*]' COLUMNS (seq bigint PATH '$')) AS t STRAIGHT_JOIN outbox AS o ON o.seq = t.seq",
+        "(SELECT seq FROM JSON_TABLE('[{}]', '$[*]' COLUMNS (seq bigint PATH '$')) AS j) AS t \
+         STRAIGHT_JOIN outbox AS o ON o.seq = t.seq",
         seqs.join(",")
     )
 }

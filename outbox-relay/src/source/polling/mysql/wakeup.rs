@@ -23,6 +23,9 @@ const LONGEST_STAND_BY: Duration = Duration::from_secs(10);
 const SHORTEST_STAND_BY: Duration = Duration::from_secs(1);
 /// How often a worker counts the workers at work.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
+/// How long a worker waits with a read because another one asks whether the table is in use, and how often it looks meanwhile.
+const LONGEST_HOLD: Duration = Duration::from_secs(3);
+const HOLD_PAUSE: Duration = Duration::from_millis(5);
 /// How many relays and workers can count each other. More of them work and stand by all the same.
 const PLACES: u32 = 64;
 
@@ -165,6 +168,26 @@ impl Wake {
         }
         self.calls_for_help = wants_help;
         if wants_help { self.lock(conn, "help").map(drop) } else { self.unlock(conn, "help") }
+    }
+
+    /// Keeps the other workers from reading for a moment. Returns `false` if another one does so already. `conn` may be any session.
+    pub(super) fn hold_reads(&self, conn: &mut Conn) -> mysql::Result<bool> {
+        self.lock(conn, "reads")
+    }
+
+    /// Lets them read again, in the same session.
+    pub(super) fn let_read(&self, conn: &mut Conn) -> mysql::Result<()> {
+        self.unlock(conn, "reads")
+    }
+
+    /// Waits while another worker keeps this one from reading, but not for ever.
+    pub(super) fn wait_to_read(&self, conn: &mut Conn) -> mysql::Result<()> {
+        let is_held = format!("SELECT IS_FREE_LOCK('{}reads') = 0", self.prefix);
+        let began = Instant::now();
+        while began.elapsed() < LONGEST_HOLD && conn.first::<Option<i64>>(&is_held)? == Some(Some(1)) {
+            std::thread::sleep(HOLD_PAUSE);
+        }
+        Ok(())
     }
 
     /// Sleeps until it is time for the next look, but no longer than `limit`. Returns whether it is time.
