@@ -14,8 +14,8 @@ use crate::process::Signal;
 use crate::scratch::Folder;
 use crate::wait::eventually_ok;
 
-/// How long a connector may take to start.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long an answer may take, and a connector to start. It loads many classes when it is asked for the first time.
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A worker of Kafka Connect. It knows no connector after a restart, but still has their offsets.
 pub struct Connect {

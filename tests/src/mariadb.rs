@@ -80,6 +80,11 @@ impl Mariadb {
         Self::start_server(Server::Mariadb, settings)
     }
 
+    /// Starts a server of MySQL for one test, which may stop it.
+    pub fn start_mysql() -> Self {
+        Self::start_server(Server::Mysql, &[])
+    }
+
     fn start_server(server: Server, settings: &[&str]) -> Self {
         let settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|setting| format!("--{setting}")).collect();

@@ -13,6 +13,19 @@ use outbox_tests::{BinlogDebezium, Kafka, Mariadb, MariadbDatabase, Process, Rea
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Turns each of these into a test on MariaDB and on MySQL, whose connectors are different programs.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod mariadb { $(#[test] fn $name() { super::$name(super::Mariadb::shared()); })* }
+        mod mysql { $(#[test] fn $name() { super::$name(super::Mariadb::shared_mysql()); })* }
+    };
+}
+
+suite!(
+    debezium_sends_what_is_committed_after_the_offset_that_was_printed,
+    the_check_says_what_is_missing_until_the_statements_were_run,
+);
+
 fn migrated_on(server: &Mariadb) -> MariadbDatabase<'_> {
     let database = server.database();
     Migrations::new().run(&mut database.connect()).unwrap();
@@ -46,9 +59,8 @@ fn assert_is(received: &ReadRecord, event: &Record) {
     assert_eq!(headers, [("id", id), ("eventType", event.event_type().as_bytes().to_vec())]);
 }
 
-#[test]
-fn debezium_sends_what_is_committed_after_the_offset_that_was_printed() {
-    let database = migrated();
+fn debezium_sends_what_is_committed_after_the_offset_that_was_printed(server: &Mariadb) {
+    let database = migrated_on(server);
     let prefix = Kafka::shared().unique("binlog");
     let topic = format!("{prefix}.order");
     let debezium = BinlogDebezium::prepared(&database, &format!("{prefix}.{{aggregatetype}}"));
@@ -64,7 +76,7 @@ fn debezium_sends_what_is_committed_after_the_offset_that_was_printed() {
     conn.batch_execute("DELETE FROM outbox").unwrap();
     debezium.begin(&offset);
     let later = Record::new("order", "7", "OrderPlaced").with_payload(*b"");
-    emit(&database, &[later.clone()]);
+    emit(&database, std::slice::from_ref(&later));
     let records = Kafka::shared().read_at_least(&topic, 3, PATIENCE);
     for (received, event) in records.iter().zip([&placed, &forgotten, &later]) {
         assert_is(received, event);
@@ -88,7 +100,25 @@ fn a_connector_without_an_offset_fails_instead_of_passing_over_events() {
     connect.request("POST", "/connectors", debezium.connector());
     connect.request("PUT", &format!("/connectors/{}/resume", database.name()), "");
     let why = connect.wait_until_failed(database.name());
-    assert!(why.contains("Could not find existing redo log information"), "{why}");
+    assert!(why.contains("Could not find existing"), "{why}");
+}
+
+/// It reads the columns at each start. Rows from before have fewer.
+#[test]
+fn a_connector_fails_if_the_table_was_changed_while_it_was_stopped() {
+    let database = migrated();
+    let topic = Kafka::shared().unique("changed");
+    let debezium = BinlogDebezium::prepared(&database, &topic);
+    debezium.begin(&debezium.offset());
+    emit(&database, &[named("Before")]);
+    Kafka::shared().read_at_least(&topic, 1, PATIENCE);
+    debezium.stop();
+    emit(&database, &[named("Unread")]);
+    database.connect().batch_execute("ALTER TABLE outbox ADD COLUMN note varchar(10)").unwrap();
+    let connect = debezium.connect();
+    connect.request("PUT", &format!("/connectors/{}/resume", database.name()), "");
+    let why = connect.wait_until_failed(database.name());
+    assert!(why.contains("schema"), "{why}");
 }
 
 fn failures(report: &str) -> Vec<&str> {
@@ -101,21 +131,18 @@ fn check(debezium: &BinlogDebezium<'_>) -> (String, bool) {
     (String::from_utf8(output.stdout).unwrap(), output.status.success())
 }
 
-#[test]
-fn the_check_says_what_is_missing_until_the_statements_were_run() {
-    let database = migrated();
+fn the_check_says_what_is_missing_until_the_statements_were_run(server: &Mariadb) {
+    let database = migrated_on(server);
     let debezium = BinlogDebezium::without_privileges(&database);
     let (report, good) = check(&debezium);
     assert!(!good, "{report}");
-    for part in ["has no REPLICATION SLAVE", "has no BINLOG MONITOR", "no table"] {
+    for part in ["has no REPLICATION SLAVE", "see `outbox debezium setup-sql`", "no table"] {
         assert!(failures(&report).iter().any(|line| line.contains(part)), "{part} is not in\n{report}");
     }
     debezium.set_up();
     let (report, good) = check(&debezium);
     assert!(good && failures(&report).is_empty(), "{report}");
-    for part in
-        ["the server is MariaDB", "binlog_format is ROW", "row_image is FULL", "GTIDs", "no event waits"]
-    {
+    for part in ["the server is M", "binlog_format is ROW", "row_image is FULL", "GTIDs", "no event waits"] {
         assert!(report.contains(part), "{part} is not in\n{report}");
     }
 
@@ -167,6 +194,5 @@ fn the_router_does_not_make_text_of_a_binary_id() {
     ))
     .unwrap();
     let received = &Kafka::shared().read_at_least(&topic, 1, PATIENCE)[0];
-    println!("{received:?}");
-    assert_ne!(received.header("id"), Some(id));
+    assert_eq!(received.header("id"), Some("java.nio.HeapByteBuffer[pos=0 lim=16 cap=16]"));
 }

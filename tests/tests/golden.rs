@@ -192,13 +192,22 @@ fn all_relays_send_the_same_bytes() {
     conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", debezium.slot())).unwrap();
 }
 
-/// On MariaDB the relay changes the rows that it has sent, in the binlog that Debezium reads.
 #[test]
 fn the_relay_and_debezium_send_the_same_bytes_from_mariadb() {
-    let database = Mariadb::shared().database();
+    send_the_same_bytes_from(Mariadb::shared());
+}
+
+#[test]
+fn the_relay_and_debezium_send_the_same_bytes_from_mysql() {
+    send_the_same_bytes_from(Mariadb::shared_mysql());
+}
+
+/// The relay changes the rows that it has sent, in the binlog that Debezium reads.
+fn send_the_same_bytes_from(server: &'static Mariadb) {
+    let database = server.database();
     Migrations::new().run(&mut database.connect()).unwrap();
     let (polling, binlog) =
-        (Way::from_mariadb("mariadb-polling", &database), Way::from_mariadb("mariadb-binlog", &database));
+        (Way::from_mariadb("polling-mysql", &database), Way::from_mariadb("binlog", &database));
     let debezium = BinlogDebezium::prepared(&database, &binlog.pattern());
     let offset = debezium.offset();
     insert_on_mariadb(&mut database.connect(), rows());

@@ -55,7 +55,7 @@ pub(super) fn connector(
         ("schema.history.internal.store.only.captured.databases.ddl", given("true")),
         ("schema.history.internal.store.only.captured.tables.ddl", given("true")),
         ("schema.history.internal.skip.unparseable.ddl", given("true")),
-        ("heartbeat.interval.ms", given("60000")),
+        ("heartbeat.interval.ms", given("10000")),
     ]);
     properties.extend(routing(topic));
     properties

@@ -12,7 +12,7 @@ use crate::command::database::mysql::Flavor;
 pub(super) struct Offset {
     file: String,
     position: u64,
-    /// The last GTID of each domain up to that place. Debezium's connector for MariaDB goes by it.
+    /// What was committed by then. If the server has GTIDs, Debezium goes by these.
     gtids: Option<String>,
 }
 
@@ -24,7 +24,7 @@ pub(super) fn now(conn: &mut Conn, flavor: Flavor) -> Result<Offset> {
     }
 }
 
-/// Needs the privilege REPLICATION CLIENT. A transaction may be in the binlog a moment before others see it.
+/// Needs the privilege REPLICATION CLIENT. A transaction may be in the binlog a moment before others see it. Then it is not among the GTIDs.
 fn binlog_end(conn: &mut Conn) -> Result<Offset> {
     let status = conn
         .query_first::<Row, _>("SHOW BINARY LOG STATUS")
@@ -32,7 +32,11 @@ fn binlog_end(conn: &mut Conn) -> Result<Offset> {
         .or_else(|_| conn.query_first("SHOW MASTER STATUS"))?;
     let row = status.ok_or_else(no_binlog)?;
     match (row.get_opt(0), row.get_opt(1)) {
-        (Some(Ok(file)), Some(Ok(position))) => Ok(Offset { file, position, gtids: None }),
+        (Some(Ok(file)), Some(Ok(position))) => {
+            let gtids = row.get_opt::<String, _>(4).and_then(std::result::Result::ok);
+            let gtids = gtids.map(|gtids| gtids.replace('\n', "")).filter(|gtids| !gtids.is_empty());
+            Ok(Offset { file, position, gtids })
+        }
         _ => Err(no_binlog()),
     }
 }
