@@ -12,7 +12,7 @@ pub(super) struct Finding {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
-    Good,
+    Passed,
     /// Debezium can run, but something is not as it should be.
     Warn,
     /// Debezium cannot do its work.
@@ -36,7 +36,7 @@ pub(super) fn report(findings: &[Finding]) -> Result<(), Failure> {
 impl Finding {
     fn line(&self) -> String {
         let mark = match self.verdict {
-            Verdict::Good => "ok  ",
+            Verdict::Passed => "ok  ",
             Verdict::Warn => "warn",
             Verdict::Fail => "FAIL",
         };

@@ -27,7 +27,7 @@ use mysql::Conn;
 
 use self::bounds::{Fence, Witness};
 use self::claim::{Known, Looked, PollingPass, Wanted};
-use self::connection::{Database, Statements};
+use self::connection::{MysqlDatabase, Statements};
 use self::prefetch::{Ahead, Backlog, Batches};
 use self::read::Batch;
 use self::upkeep::Upkeep;
@@ -41,7 +41,7 @@ use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions, database_erro
 /// You can have any number of these on one table, in any number of processes: only one at a time works on an aggregate. Each has two
 /// connections, and a third one while it works off a backlog, so that one settles while the other reads.
 pub struct MysqlSource {
-    database: Database,
+    database: MysqlDatabase,
     /// `None` if the connection was lost, and everything with it.
     session: Option<Session>,
     ahead: Option<Ahead>,
@@ -94,7 +94,7 @@ impl fmt::Debug for MysqlSource {
 impl MysqlSource {
     /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
-        let database = Database::new(database_url.into(), options);
+        let database = MysqlDatabase::new(database_url.into(), options);
         Self { database, session: None, ahead: None, batches: None, ahead_failed: None }
     }
 
@@ -102,7 +102,7 @@ impl MysqlSource {
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&mut Session, &Database) -> mysql::Result<T>,
+        work: impl FnOnce(&mut Session, &MysqlDatabase) -> mysql::Result<T>,
     ) -> Result<T, SourceError> {
         let mut session = match self.session.take() {
             Some(session) => session,
@@ -130,7 +130,7 @@ impl MysqlSource {
 }
 
 impl Session {
-    fn begin(database: &Database) -> Result<Self, SourceError> {
+    fn begin(database: &MysqlDatabase) -> Result<Self, SourceError> {
         let mut conn = database.connect()?;
         check::check(&mut conn)?;
         let bounds = load_bounds(&mut conn, &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard"))
@@ -155,7 +155,7 @@ impl Session {
         })
     }
 
-    fn claim(&mut self, database: &Database) -> mysql::Result<bool> {
+    fn claim(&mut self, database: &MysqlDatabase) -> mysql::Result<bool> {
         if !self.wake.look(&mut self.conn)? {
             return Ok(false);
         }
@@ -279,14 +279,14 @@ impl Session {
         Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.blocked.is_some()))
     }
 
-    fn settle(&mut self, tickets: &[u64], database: &Database) -> mysql::Result<()> {
+    fn settle(&mut self, tickets: &[u64], database: &MysqlDatabase) -> mysql::Result<()> {
         let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
         settle::settle(&mut self.conn, tickets, database.options.sent_rows)?;
         pass.settled(tickets);
         Ok(())
     }
 
-    fn release(&mut self, database: &Database) -> mysql::Result<()> {
+    fn release(&mut self, database: &MysqlDatabase) -> mysql::Result<()> {
         let Some(pass) = self.pass.take() else { return Ok(()) };
         self.was_large = pass.was_large;
         let moved = self.moved_bounds(&pass, database);
@@ -302,7 +302,7 @@ impl Session {
 
     /// Returns the bounds to which those of the pass can move. If the other connection fails, they stay where they are, and the next look
     /// is only longer.
-    fn moved_bounds(&mut self, pass: &PollingPass, database: &Database) -> Option<bounds::Claimed> {
+    fn moved_bounds(&mut self, pass: &PollingPass, database: &MysqlDatabase) -> Option<bounds::Claimed> {
         let mut conn = match self.uncommitted.take() {
             Some(conn) => conn,
             None => database.connect_to_uncommitted().ok()?,
@@ -324,7 +324,7 @@ impl Session {
         }
     }
 
-    fn upkeep(&mut self, database: &Database) -> mysql::Result<Option<Lag>> {
+    fn upkeep(&mut self, database: &MysqlDatabase) -> mysql::Result<Option<Lag>> {
         if !self.wake.leads() {
             return Ok(None);
         }
@@ -336,7 +336,7 @@ impl Session {
     }
 
     /// How long ago the oldest transaction that is still open has emitted; zero if the other connection fails.
-    fn oldest_writer(&mut self, database: &Database) -> Duration {
+    fn oldest_writer(&mut self, database: &MysqlDatabase) -> Duration {
         let Some(mut uncommitted) =
             self.uncommitted.take().or_else(|| database.connect_to_uncommitted().ok())
         else {

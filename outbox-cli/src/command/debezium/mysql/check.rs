@@ -8,7 +8,7 @@ use self::facts::{Facts, Table};
 use super::{DebeziumOutbox, failed};
 use crate::command::database::OutboxDatabase;
 use crate::command::database::mysql::Flavor;
-use crate::command::debezium::finding::Verdict::{Fail, Good, Warn};
+use crate::command::debezium::finding::Verdict::{Fail, Passed, Warn};
 use crate::command::debezium::finding::{Finding, finding, report};
 use crate::command::failure::Failure;
 
@@ -42,7 +42,7 @@ fn findings(conn: &mut Conn, outbox: &DebeziumOutbox) -> Result<Vec<Finding>> {
 fn server(facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
     let (version, flavor) = (&facts.version, facts.flavor());
     if flavor == outbox.flavor {
-        return finding(Good, format!("the server is {flavor} {version}"));
+        return finding(Passed, format!("the server is {flavor} {version}"));
     }
     finding(
         Fail,
@@ -71,7 +71,7 @@ fn binlog(facts: &Facts) -> Vec<Finding> {
     let format = facts.variable("binlog_format");
     // MySQL will have no other format one day, and then no variable.
     findings.push(if format.is_empty() || format.eq_ignore_ascii_case("row") {
-        finding(Good, "the server writes a binlog, and binlog_format is ROW")
+        finding(Passed, "the server writes a binlog, and binlog_format is ROW")
     } else {
         finding(
             Fail,
@@ -83,7 +83,7 @@ fn binlog(facts: &Facts) -> Vec<Finding> {
     });
     let image = facts.variable("binlog_row_image");
     findings.push(match image.to_uppercase().as_str() {
-        "" | "FULL" => finding(Good, "binlog_row_image is FULL"),
+        "" | "FULL" => finding(Passed, "binlog_row_image is FULL"),
         "NOBLOB" => finding(Warn, "binlog_row_image is NOBLOB, with which nobody has tried this: set it to FULL"),
         _ => finding(
             Fail,
@@ -126,10 +126,10 @@ fn retention(facts: &Facts) -> Finding {
             ),
         ),
         (Some(hours), _) => {
-            finding(Good, format!("the binlog is kept for {hours} hours (binlog_expire_logs_seconds)"))
+            finding(Passed, format!("the binlog is kept for {hours} hours (binlog_expire_logs_seconds)"))
         }
         (None, _) => finding(
-            Good,
+            Passed,
             "the binlog is kept until somebody purges it (a managed server may do so, by a setting of its own)",
         ),
     }
@@ -138,7 +138,7 @@ fn retention(facts: &Facts) -> Finding {
 fn gtids(facts: &Facts) -> Finding {
     if facts.flavor() == Flavor::Mariadb || facts.is_on("gtid_mode") {
         return finding(
-            Good,
+            Passed,
             "there are GTIDs, by which Debezium finds its place on a replica that becomes the primary",
         );
     }
@@ -158,7 +158,7 @@ fn privileges(facts: &Facts, outbox: &DebeziumOutbox) -> [Finding; 2] {
     [("REPLICATION SLAVE", facts.may_read_binlog), (monitor, facts.may_ask_for_files)].map(
         |(name, granted)| {
             if granted {
-                finding(Good, format!("the user {user} has {name}"))
+                finding(Passed, format!("the user {user} has {name}"))
             } else {
                 finding(Fail, format!("the user {user} has no {name}: see `outbox debezium setup-sql`"))
             }
@@ -176,12 +176,12 @@ fn columns(table: &Table, outbox: &DebeziumOutbox) -> Vec<Finding> {
         return vec![finding(Fail, text)];
     }
     let readable = if table.may_select {
-        finding(Good, format!("the user may read {name}"))
+        finding(Passed, format!("the user may read {name}"))
     } else {
         finding(Fail, format!("the user may not read {name}: grant SELECT, see `outbox debezium setup-sql`"))
     };
     let columns = if table.wrong_columns.is_empty() {
-        finding(Good, format!("the columns of {name} are those that the router reads"))
+        finding(Passed, format!("the columns of {name} are those that the router reads"))
     } else {
         let wrong = table.wrong_columns.join(", ");
         finding(
@@ -213,7 +213,7 @@ fn polled(table: &Table) -> Vec<Finding> {
                  how",
             )
         } else {
-            finding(Good, "no event waits to be polled")
+            finding(Passed, "no event waits to be polled")
         }
     }));
     findings

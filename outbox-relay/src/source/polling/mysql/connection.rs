@@ -13,14 +13,14 @@ use crate::source::{DatabaseUrl, SourceOptions, database_error};
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
-pub(super) struct Database {
+pub(super) struct MysqlDatabase {
     url: DatabaseUrl,
     pub(super) options: SourceOptions,
     /// The name of the database, once it is known.
     pub(super) outbox: Arc<OnceLock<String>>,
 }
 
-impl Database {
+impl MysqlDatabase {
     pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
         Self { url, options, outbox: Arc::default() }
     }

@@ -11,7 +11,7 @@ use mysql::Conn;
 
 use super::batch_size::BatchSize;
 use super::bounds::Claimed;
-use super::connection::{Database, Statements};
+use super::connection::{MysqlDatabase, Statements};
 use super::read::{self, Batch};
 use crate::source::database_error;
 use crate::source::polling::prefetch::{self, Handing};
@@ -31,7 +31,7 @@ pub(super) type Ahead = prefetch::Ahead<Backlog, Batch>;
 pub(super) type Batches = prefetch::Batches<Batch>;
 
 /// Starts a thread that reads ahead on a connection of its own.
-pub(super) fn begin(database: Database) -> std::io::Result<Ahead> {
+pub(super) fn begin(database: MysqlDatabase) -> std::io::Result<Ahead> {
     let mut connected = None;
     Ahead::begin(move |backlog, handing| {
         // The server closes a connection that was idle for long.
