@@ -211,6 +211,10 @@ pub use diesel_outbox_core::{
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;
 
+/// The Diesel that this crate uses: its errors are in `WalError`, and `wal::setup` takes its `PgConnection`.
+#[cfg(feature = "postgres")]
+pub use diesel;
+/// The driver with which the relay speaks to MySQL and MariaDB.
 #[cfg(feature = "mysql")]
 pub use mysql;
 
