@@ -6,7 +6,7 @@
 //!
 //! ```toml
 //! [dependencies]
-//! diesel-outbox-relay = { version = "0.1", features = ["postgres"] } # or "postgres-wal", or "sqlite"
+//! diesel-outbox-relay = { version = "0.1", features = ["postgres"] } # or "postgres-wal", "mysql" or "sqlite"
 //! ```
 //!
 //! ```no_run
@@ -92,6 +92,8 @@
 //! On PostgreSQL one of them leads: it listens for the notifications of emitters, and calls the others if there is a backlog. An idle
 //! relay sends the database a few short statements in each [`Relay::poll_interval`]. If the leader dies, another one leads after that
 //! time at the latest.
+//!
+//! On MySQL and MariaDB, which notify nobody, one of them looks at the table, and the others ask now and then whether it is gone.
 //!
 //! # A broker of your own
 //!
@@ -179,7 +181,8 @@
 //! |---|---|---|
 //! | `postgres` | | PostgreSQL, polled |
 //! | `postgres-wal` | | PostgreSQL, polled or read from its write-ahead log |
-//! | `mysql` | | MySQL and MariaDB, polled |
+//! | `mysql` | | MySQL and MariaDB, polled. It needs no C library |
+//! | `mysql-tls` | | TLS for MySQL and MariaDB, with rustls |
 //! | `sqlite` | | SQLite |
 //! | `kafka` | yes | Kafka as the broker |
 //! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |

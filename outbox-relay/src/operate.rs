@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[doc(hidden)]
 pub use self::mysql::is_polled;
 
-/// An operator's questions, on a plain `PgConnection` or `SqliteConnection`.
+/// An operator's questions, on a plain `PgConnection`, a plain `SqliteConnection`, or a `Conn` of the crate `mysql`, which the relay re-exports.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]

@@ -17,7 +17,7 @@ use crate::{RelayError, RelayHandle};
 
 /// Builds a relay: from which database, to which broker, and how.
 ///
-/// `Relay::postgres` and `Relay::sqlite` need the features `postgres` and `sqlite`, and `Relay::postgres_wal` needs `postgres-wal`.
+/// `Relay::postgres`, `Relay::mysql` and `Relay::sqlite` need the feature of the same name, and `Relay::postgres_wal` needs `postgres-wal`.
 ///
 /// ```no_run
 /// # #[cfg(all(feature = "postgres", feature = "kafka"))]
@@ -157,7 +157,8 @@ impl Relay {
         self
     }
 
-    /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s.
+    /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s. On MySQL and
+    /// MariaDB, which notify nobody, it looks at least every 1.25 s.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.options = self.options.poll_interval(interval);
         self
