@@ -1,6 +1,7 @@
 //! Real servers for the tests: PostgreSQL, MariaDB and Apache Kafka, each found in this order:
 //!
-//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL`, `OUTBOX_TEST_MYSQL_URL` or `OUTBOX_TEST_KAFKA_BROKERS`,
+//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL`, `OUTBOX_TEST_KAFKA_BROKERS`, `OUTBOX_TEST_MYSQL_URL`,
+//!    `OUTBOX_TEST_NEWEST_MARIADB_URL` or `OUTBOX_TEST_NEWEST_MYSQL_URL`,
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!

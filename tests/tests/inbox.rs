@@ -277,7 +277,7 @@ fn an_effect_that_ignores_a_deadlock_is_not_taken_for_done() {
             });
             let waiting = &mut database.connect();
             eventually("the other to wait for this one", Duration::from_secs(20), || {
-                let waits = "information_schema.processlist WHERE info LIKE 'UPDATE account SET cents = 2 WHERE n = 1'";
+                let waits = "information_schema.processlist WHERE db = DATABASE() AND info LIKE 'UPDATE account SET cents = 2 WHERE n = 1'";
                 (count!(waiting, waits) == 1).then_some(())
             });
             let deadlock = c.batch_execute("UPDATE account SET cents = 1 WHERE n = 2");

@@ -157,7 +157,9 @@ fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_row
             )
         });
         eventually("the statement to wait", Duration::from_secs(20), || {
-            (count(conn, "information_schema.processlist WHERE state = 'User sleep'") == 1).then_some(())
+            (count(conn, "information_schema.processlist WHERE db = DATABASE() AND state = 'User sleep'")
+                == 1)
+                .then_some(())
         });
         while !slow.is_finished() {
             emit(conn, 0..1_100);
@@ -316,7 +318,7 @@ fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up(server: &'stati
     std::thread::scope(|scope| {
         let change = scope.spawn(|| operator.batch_execute("ALTER TABLE outbox ADD COLUMN note int"));
         eventually("the change to wait for the pass", Duration::from_secs(20), || {
-            let waits = "information_schema.processlist WHERE state = 'Waiting for table metadata lock' AND info LIKE 'ALTER%'";
+            let waits = "information_schema.processlist WHERE db = DATABASE() AND state = 'Waiting for table metadata lock' AND info LIKE 'ALTER%'";
             (count(conn, waits) >= 1).then_some(())
         });
         let began = Instant::now();

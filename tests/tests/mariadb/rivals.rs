@@ -10,7 +10,8 @@ use outbox_tests::{INNODB_TRX_KEPT, Mariadb, MariadbDatabase, eventually};
 
 use super::{count, emit, migrated, migrated_on, pass, source};
 
-const WAITS: &str = "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'";
+const WAITS: &str = "information_schema.innodb_trx AS t JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id \
+                     WHERE p.db = DATABASE() AND t.trx_state = 'LOCK WAIT'";
 
 /// Claims, reads what there is, and lets the rival do this before the relay settles it.
 fn settling_fails(
