@@ -85,7 +85,7 @@ fn refused(error: &UrlError) -> String {
     match error {
         UrlError::UnknownParameter(name) => format!("the MySQL driver knows no parameter `{name}`"),
         UrlError::FeatureRequired(_, name) => {
-            format!("this binary was built without what the parameter `{name}` needs: build it with the feature `tls`")
+            format!("this binary was built without what the parameter `{name}` needs: build it with the feature `mysql-tls`")
         }
         _ => "this is not a MySQL URL, mysql://user:password@host:port/database: write a `@`, `:`, `/`, `?`, `#` or `%` in the user \
               name or the password as %40, %3A, %2F, %3F, %23 or %25"

@@ -84,9 +84,12 @@ fn main() -> ExitCode {
     }
 }
 
+/// Starts a server, and returns its address.
+type Start = fn() -> String;
+
 /// The environment that leads the programs to the servers, which are started side by side. They run as long as this process does.
 fn servers() -> Vec<(String, String)> {
-    let servers: [(&str, fn() -> String); 5] = [
+    let servers: [(&str, Start); 5] = [
         ("OUTBOX_TEST_POSTGRES_URL", || Postgres::shared().url().to_owned()),
         ("OUTBOX_TEST_MYSQL_URL", || Mariadb::shared().url().to_owned()),
         ("OUTBOX_TEST_NEWEST_MARIADB_URL", || Mariadb::shared_newer().url().to_owned()),
