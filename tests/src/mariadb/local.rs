@@ -15,6 +15,9 @@ use crate::scratch::{Folder, scratch};
 pub(super) fn install(server: Server, port: u16, settings: &[String]) -> Local {
     let folder = Folder::new("mariadb");
     let data = folder.path().join("data");
+    // A server that starts removes the temporary tables in the folder for them, also those of others.
+    let temporary = data.with_extension("tmp");
+    fs::create_dir(&temporary).expect("a folder for temporary tables");
     let mut command = match server {
         Server::Mariadb => mariadb(&data),
         Server::NewerMariadb => newer_mariadb(&data),
@@ -28,6 +31,7 @@ pub(super) fn install(server: Server, port: u16, settings: &[String]) -> Local {
 /// These servers run as another user than root only if nothing is said.
 fn command_with(mut command: Command, data: &Path, settings: &[String]) -> Command {
     command.arg(format!("--datadir={}", data.display())).args(settings);
+    command.arg(format!("--tmpdir={}", data.with_extension("tmp").display()));
     command.args(scratch().is_root().then_some("--user=root"));
     command
 }
