@@ -13,7 +13,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::Migrations;
 use outbox_tests::load::{count, migrated, new_topic, relay_command, wal};
-use outbox_tests::{Database, Folder, Kafka, Mariadb, Process, Server, Tables, eventually};
+use outbox_tests::{Database, Folder, Kafka, Process, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -59,19 +59,6 @@ impl Rows {
                  INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, shard) \
                  SELECT '01900000-0000-7000-8000-' || printf('%012d', n), 'order', n, 'Placed', zeroblob({bytes}), n % 16 \
                  FROM number"
-            ))
-            .unwrap();
-        }
-    }
-
-    fn insert_mariadb(&self, conn: &mut MysqlConnection) {
-        conn.batch_execute("CREATE TABLE kept (payload longblob)").unwrap();
-        for (rows, bytes) in self.sizes() {
-            conn.batch_execute(&format!(
-                "TRUNCATE kept; INSERT INTO kept VALUES (REPEAT('p', {bytes})); \
-                 INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, shard, created_at) \
-                 SELECT UUID(), 'order', n, 'Placed', payload, n % 16, UTC_TIMESTAMP(3) FROM kept, \
-                 (SELECT ROW_NUMBER() OVER () AS n FROM information_schema.columns AS a, information_schema.columns AS b LIMIT {rows}) AS number"
             ))
             .unwrap();
         }
@@ -127,18 +114,6 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_sqlite() {
     FEWER.wait_until_sent(&relay, &topic, || {
         dead_letters.clone().get_result::<i64>(conn).unwrap().unsigned_abs() as usize
     });
-}
-
-#[test]
-fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_relay_on_mariadb() {
-    // As large as the largest payload, and enough of the server's own log for it.
-    let server =
-        Mariadb::start_with(&["max_allowed_packet=64M", "innodb_log_file_size=512M", "skip_log_bin"]);
-    let database = server.migrated();
-    FEWER.insert_mariadb(&mut database.connect());
-    let topic = new_topic("jump-mariadb");
-    let relay = limited_relay(database.url(), &topic, &[], 350);
-    FEWER.wait_until_sent(&relay, &topic, || database.count("outbox_dead_letter"));
 }
 
 #[test]
