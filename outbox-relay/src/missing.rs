@@ -8,14 +8,14 @@ macro_rules! missing {
         #[doc(hidden)]
         #[expect(non_camel_case_types, reason = "named as the function")]
         pub trait $function {
-            fn never(self) -> std::convert::Infallible;
+            fn relay(self) -> crate::Relay;
         }
 
         #[cfg(not(feature = $feature))]
         impl crate::Relay {
             #[doc(hidden)]
             pub fn $function<U: $function $(, $wal)?>($url: U $(, _: $wal)?) -> Self {
-                match $url.never() {}
+                $url.relay()
             }
         }
     };
