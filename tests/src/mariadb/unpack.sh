@@ -6,8 +6,19 @@
 set -eu
 package=$1
 cd "$2"
-mirror=$(apt-get indextargets --format '$(ORIGIN) $(SUITE) $(REPO_URI)' 'Created-By: Packages' |
-    sed -n '/^Debian [^ ]*-/d; s/^Debian [^ ]* //p' | head -n 1)
+mirror() { # mirror [OPTION...]: the address of the mirror that this machine uses
+    apt-get "$@" indextargets --format '$(ORIGIN) $(SUITE) $(REPO_URI)' 'Created-By: Packages' |
+        sed -n '/^Debian [^ ]*-/d; s/^Debian [^ ]* //p' | head -n 1
+}
+mirror=$(mirror)
+if [ -z "$mirror" ]; then
+    # It knows its mirrors only after an update.
+    mkdir -p known/partial
+    known="-o Dir::State::lists=$PWD/known -o APT::Sandbox::User="
+    # shellcheck disable=SC2086 # the options are words
+    apt-get $known -qq update && mirror=$(mirror $known)
+    rm -rf known
+fi
 [ -n "$mirror" ] || { echo "apt-get knows no mirror of Debian" >&2; exit 1; }
 mkdir -p lists/partial cache
 echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror sid main" >sources.list
