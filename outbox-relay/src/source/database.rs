@@ -33,7 +33,7 @@ impl Database {
     pub(super) fn connect_to_own_session(&self) -> Result<PgConnection, SourceError> {
         let mut conn = self.establish()?;
         // The role may have only one connection. The relay works with one.
-        if let Ok(mut second) = self.establish()
+        if let Ok(mut second) = self.establish_soon()
             && let Some(problem) = pooler_problem(&mut conn, &mut second)
                 .map_err(|error| database_error("looking for a pooler", error))?
         {
@@ -48,8 +48,16 @@ impl Database {
     }
 
     fn establish(&self) -> Result<PgConnection, SourceError> {
-        PgConnection::establish(&with_keepalives(&self.url.get()?)).map_err(|error| {
-            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+        establish(&self.url.get()?)
+    }
+
+    /// The same, but gives up after 2 s: the relay does not wait for a connection that it can do without.
+    fn establish_soon(&self) -> Result<PgConnection, SourceError> {
+        let url = self.url.get()?;
+        establish(&if url.contains("connect_timeout") {
+            url
+        } else {
+            with_parameters(&url, &["connect_timeout=2"])
         })
     }
 
@@ -65,6 +73,12 @@ impl Database {
         }
         Ok(conn)
     }
+}
+
+fn establish(url: &str) -> Result<PgConnection, SourceError> {
+    PgConnection::establish(&with_keepalives(url)).map_err(|error| {
+        SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+    })
 }
 
 /// Adds keepalives to a URL that has none. Without them, a client waits for hours for a server that vanished.
