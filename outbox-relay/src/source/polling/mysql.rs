@@ -28,7 +28,7 @@ use mysql::Conn;
 use self::bounds::{Fence, Witness};
 use self::claim::{Known, Looked, PollingPass, Wanted};
 use self::connection::{MysqlDatabase, Statements};
-use self::prefetch::{Ahead, Backlog, Batches};
+use self::prefetch::{Backlog, ReadAhead};
 use self::read::Batch;
 use self::upkeep::Upkeep;
 use self::wakeup::Wake;
@@ -44,11 +44,7 @@ pub struct MysqlSource {
     database: MysqlDatabase,
     /// `None` if the connection was lost, and everything with it.
     session: Option<Session>,
-    ahead: Option<Ahead>,
-    /// The backlog that is read ahead in this pass.
-    batches: Option<Batches>,
-    /// When reading ahead last failed.
-    ahead_failed: Option<Instant>,
+    ahead: ReadAhead,
 }
 
 /// How often the worker looks at all rows of the shards whose bound has no witness, and which part of the time that may take.
@@ -58,8 +54,6 @@ const LOOK_AT_ALL_SHARE: u32 = 50;
 const SHORT_LOOK: Duration = Duration::from_millis(25);
 /// After a read that took as long as this, a worker looks whether another one waits until nobody reads.
 const LONG_READ: Duration = Duration::from_millis(100);
-/// How long to do without reading ahead after it failed.
-const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
 /// A place in the table means nothing without the pass that read it.
 const NOTHING_CLAIMED: &str = "nothing is claimed: the connection was lost";
@@ -95,7 +89,7 @@ impl MysqlSource {
     /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
         let database = MysqlDatabase::new(database_url.into(), options);
-        Self { database, session: None, ahead: None, batches: None, ahead_failed: None }
+        Self { database, session: None, ahead: ReadAhead::default() }
     }
 
     /// Works in the session. Begins one if there is none, and drops it if the database fails.
@@ -111,21 +105,6 @@ impl MysqlSource {
         let done = work(&mut session, &self.database).map_err(|error| database_error(doing, error))?;
         self.session = Some(session);
         Ok(done)
-    }
-}
-
-impl MysqlSource {
-    /// Returns the next batch that was read ahead, or `None` if nothing is read ahead.
-    fn next_batch(&mut self) -> Option<Batch> {
-        let Some(batch) = self.batches.as_mut()?.next() else {
-            (self.batches, self.ahead) = (None, None);
-            self.ahead_failed = Some(Instant::now());
-            return None;
-        };
-        if batch.exhausts {
-            self.batches = None;
-        }
-        Some(batch)
     }
 }
 
@@ -361,12 +340,12 @@ fn nothing_claimed() -> mysql::Error {
 
 impl Source for MysqlSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.batches = None;
+        self.ahead.end_pass();
         self.with("claiming", Session::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let batch = self.next_batch();
+        let batch = self.ahead.next(|batch| batch.exhausts);
         let (batch, more) = self.with("reading", |session, _| match batch {
             Some(batch) => {
                 session.still_holds_its_claim()?;
@@ -379,18 +358,14 @@ impl Source for MysqlSource {
     }
 
     fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
-        if self.batches.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+        if self.ahead.may_begin() {
             let Some(backlog) = self.with("reading", |session, _| session.backlog(limit))? else {
                 return Ok(());
             };
-            if self.ahead.is_none() {
-                self.ahead = prefetch::begin(self.database.clone()).ok();
-            }
-            self.batches = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+            let database = &self.database;
+            self.ahead.begin(backlog, || prefetch::begin(database.clone()));
         }
-        if let Some(batches) = &mut self.batches {
-            batches.ask();
-        }
+        self.ahead.ask();
         Ok(())
     }
 
@@ -406,13 +381,13 @@ impl Source for MysqlSource {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.batches = None;
+        self.ahead.end_pass();
         self.with("releasing", Session::release)
     }
 
     /// Ends the session, and gives up the lead with it: another relay may reach a broker that this one does not.
     fn abandon(&mut self) {
-        (self.session, self.batches, self.ahead, self.ahead_failed) = (None, None, None, None);
+        (self.session, self.ahead) = (None, ReadAhead::default());
     }
 
     /// If it has only some of the shards, events of the others would wait meanwhile.
@@ -421,7 +396,7 @@ impl Source for MysqlSource {
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
-        self.ahead = None;
+        self.ahead.rest();
         self.with("waiting", |session, _| Ok(session.wake.wait(limit)))
     }
 

@@ -27,8 +27,8 @@ pub(super) struct Backlog {
     pub(super) limit: usize,
 }
 
-pub(super) type Ahead = prefetch::Ahead<Backlog, Batch>;
-pub(super) type Batches = prefetch::Batches<Batch>;
+type Ahead = prefetch::Ahead<Backlog, Batch>;
+pub(super) type ReadAhead = prefetch::ReadAhead<Backlog, Batch>;
 
 /// Starts a thread that reads ahead on a connection of its own.
 pub(super) fn begin(database: MysqlDatabase) -> std::io::Result<Ahead> {

@@ -24,8 +24,8 @@ pub(super) struct Backlog {
     pub(super) limit: usize,
 }
 
-pub(super) type Ahead = prefetch::Ahead<Backlog, ReadBatch>;
-pub(super) type Batches = prefetch::Batches<ReadBatch>;
+type Ahead = prefetch::Ahead<Backlog, ReadBatch>;
+pub(super) type ReadAhead = prefetch::ReadAhead<Backlog, ReadBatch>;
 
 /// Starts a thread that reads ahead on a connection of its own.
 pub(super) fn begin(database: Database) -> std::io::Result<Ahead> {
