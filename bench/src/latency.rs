@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
 use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -316,7 +315,10 @@ pub(crate) fn wal_options<'a>(database: &'a Database<'_>) -> [&'a str; 4] {
 pub(crate) type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
 
 pub(crate) fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
-    let mut conn = database.connect();
+    emitter_on(database.connect())
+}
+
+fn emitter_on<'a>(mut conn: impl OutboxConnection + 'a) -> Emitter<'a> {
     Box::new(move |events| {
         let mut committing = None;
         let emitted = conn.transaction(|c| {

@@ -1,12 +1,8 @@
 //! The same on MariaDB, which has no notifications: the relay looks at the table.
 
-use std::time::Instant;
+use diesel_outbox::Migrations;
 
-use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
-use outbox_tests::MariadbDatabase;
-
-use super::{CPU_LIMIT, Emitter, HEAVY, Latency, MODERATE, SPARSE, figures_of};
+use super::{CPU_LIMIT, HEAVY, Latency, MODERATE, SPARSE, emitter_on, figures_of};
 use crate::contenders::{Contender, take_turns};
 use crate::mariadb::start_mariadb;
 use crate::report::{Goal, Report};
@@ -22,13 +18,14 @@ impl Latency {
         for database in [&polled, &unread] {
             Migrations::new().run(&mut database.connect()).unwrap();
         }
-        let relay = |load| self.through_process(polled.url(), &kafka, load, &[], &|| emitter(&polled));
+        let relay =
+            |load| self.through_process(polled.url(), &kafka, load, &[], &|| emitter_on(polled.connect()));
         let measured = take_turns(
             rounds,
             vec![
                 Contender::new(NAMES[0], || relay(MODERATE)),
                 Contender::new(NAMES[1], || self.through_kafka_alone(&kafka, MODERATE)),
-                Contender::new(NAMES[2], || self.commits(emitter(&unread), MODERATE)),
+                Contender::new(NAMES[2], || self.commits(emitter_on(unread.connect()), MODERATE)),
                 Contender::new(NAMES[3], || relay(HEAVY)),
                 Contender::new(NAMES[4], || relay(SPARSE)),
             ],
@@ -55,21 +52,4 @@ impl Latency {
             figures,
         }
     }
-}
-
-fn emitter<'a>(database: &MariadbDatabase<'_>) -> Emitter<'a> {
-    let mut conn = database.connect();
-    Box::new(move |events: &[Record]| {
-        let mut committing = None;
-        let emitted = conn.transaction(|c| {
-            match events {
-                [event] => c.emit(event).map(drop),
-                events => c.emit_all(events).map(drop),
-            }?;
-            committing = Some(Instant::now());
-            diesel::QueryResult::Ok(())
-        });
-        emitted.unwrap();
-        committing.unwrap()
-    })
 }
