@@ -55,7 +55,8 @@ impl Failure {
 /// What to do about the error, if we can guess it.
 fn hint(error: &diesel::result::Error) -> &'static str {
     let text = error.to_string();
-    if text.contains("does not exist") || text.contains("no such table") {
+    // PostgreSQL, MySQL and MariaDB, SQLite
+    if ["does not exist", "doesn't exist", "no such table"].iter().any(|missing| text.contains(missing)) {
         "; make the tables with `outbox migrate`, or name the schema that holds them"
     } else {
         ""
@@ -79,4 +80,35 @@ pub(crate) fn in_one_line(error: &dyn Error) -> String {
 /// The text in one line.
 fn flat(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use diesel::result::DatabaseErrorKind;
+
+    use super::*;
+
+    fn shown(message: &str) -> String {
+        let message = Box::new(message.to_owned());
+        let source = diesel::result::Error::DatabaseError(DatabaseErrorKind::Unknown, message);
+        Failure::Query { database: "shop".to_owned(), source }.to_string()
+    }
+
+    #[test]
+    fn an_error_about_a_missing_table_says_what_to_do_on_each_database() {
+        for message in [
+            "relation \"outbox\" does not exist",
+            "MySqlError { ERROR 1146 (42S02): Table 'shop.outbox' doesn't exist }",
+            "no such table: outbox",
+        ] {
+            let line = shown(message);
+            assert!(line.contains("outbox migrate"), "{line}");
+        }
+    }
+
+    #[test]
+    fn another_error_has_no_advice() {
+        let line = shown("Lock wait timeout exceeded");
+        assert!(!line.contains("outbox migrate"), "{line}");
+    }
 }
