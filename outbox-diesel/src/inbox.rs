@@ -64,8 +64,8 @@ impl Inbox {
         Self { consumer: consumer.into(), schema: None }
     }
 
-    /// Sets the schema of the table `inbox` (PostgreSQL only). On SQLite, every call then returns
-    /// [`EmitError::NoSchemas`](crate::EmitError::NoSchemas). Default: the connection's `search_path` decides.
+    /// Sets the schema of the table `inbox`, which is a database on MySQL and MariaDB. On SQLite, every call then returns
+    /// [`EmitError::NoSchemas`](crate::EmitError::NoSchemas). Default: the connection's `search_path` or database decides.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = Some(schema.into());
         self

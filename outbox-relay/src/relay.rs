@@ -131,8 +131,8 @@ impl Relay {
         self
     }
 
-    /// Sets the schema that holds the tables (PostgreSQL). Default: the first schema in the connection's `search_path` that has
-    /// them.
+    /// Sets the schema that holds the tables, which is a database on MySQL and MariaDB. SQLite has none. Default: the first schema in
+    /// the connection's `search_path` that has them, or the URL's database.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.options = self.options.schema(schema);
         self

@@ -109,15 +109,15 @@
 //!
 //! # A schema of its own
 //!
-//! On PostgreSQL the tables may be in a schema that is not in your `search_path`. Name it everywhere, also in the relay's
-//! configuration:
+//! The tables may be in a schema that is not in your `search_path`, or on MySQL and MariaDB in another database. Name it everywhere,
+//! also in the relay's configuration:
 //!
 //! ```
 //! # #[cfg(feature = "migrations")]
 //! # {
 //! use sea_orm_outbox::{Inbox, Migrations, Outbox};
 //!
-//! let migrations = Migrations::new().schema("events");
+//! let migrations = Migrations::new().schema("events"); // PostgreSQL: on MySQL and MariaDB connect to that database instead
 //! let outbox = Outbox::new().schema("events");
 //! let inbox = Inbox::new("billing").schema("events");
 //! # }

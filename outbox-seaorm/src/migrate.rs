@@ -90,8 +90,9 @@ impl Migrations {
         Self { part: Part::Outbox, ..Self::default() }
     }
 
-    /// Sets the schema for the tables (PostgreSQL only; on other databases [`run`](Self::run) fails then), and creates it if it does
-    /// not exist. Default: the first schema of the connection's `search_path`.
+    /// Sets the schema for the tables, and creates it if it does not exist. Default: the first schema of the connection's `search_path`.
+    ///
+    /// This is for PostgreSQL only. On other databases [`run`](Self::run) fails then: connect to the database that is to hold the tables.
     ///
     /// Services and the relay must then have the schema in their `search_path` or name it. In a service, that is
     /// [`Outbox::schema`](crate::Outbox::schema) and [`Inbox::schema`](crate::Inbox::schema).

@@ -43,7 +43,7 @@ use crate::{OutboxConnection, OutboxEvent, Record};
 /// # fn main() {}
 /// ```
 ///
-/// If the tables are in a schema that is not in the connection's `search_path` (PostgreSQL), name it:
+/// If the tables are in a schema that is not in the connection's `search_path`, or on MySQL and MariaDB in another database, name it:
 /// `Outbox::new().schema("events")`.
 #[derive(Clone, Default, PartialEq, Eq)]
 #[must_use]
@@ -53,7 +53,7 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Returns an outbox without headers, whose table is found through the connection's `search_path`.
+    /// Returns an outbox without headers, whose table is in the connection's `search_path` or database.
     pub const fn new() -> Self {
         Self { headers: Vec::new(), schema: None }
     }

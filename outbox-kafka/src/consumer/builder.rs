@@ -49,7 +49,8 @@ impl<C, H> Consumer<C, H> {
         }
     }
 
-    /// Sets the schema that holds the table `inbox` (PostgreSQL). Default: what the connection's `search_path` says.
+    /// Sets the schema that holds the table `inbox`, which is a database on MySQL and MariaDB. With SQLite, which has none, the consumer
+    /// ends with an error. Default: the connection's `search_path` or database decides.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.schema = Some(schema.into());
         self

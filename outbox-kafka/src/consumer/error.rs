@@ -45,9 +45,10 @@ pub enum ConsumerError {
     /// offsets, because none of that needs the database.
     #[error(
         "the consumer's database has no table `inbox`: create it with `diesel_outbox_kafka::Migrations::inbox_only().run(..)` or \
-         `outbox migrate --inbox-only`, and start the consumer again. If the table is there, the consumer does not see it. On PostgreSQL its schema is not in the connection's \
-         `search_path` (name it with `.schema(..)`), or the role may not use the schema; on SQLite the path names another file. No \
-         handler has run: Kafka delivers its events again"
+         `outbox migrate --inbox-only`, and start the consumer again. If the table is there, the consumer does not see it. On PostgreSQL \
+         its schema is not in the connection's `search_path` (name it with `.schema(..)`), or the role may not use the schema; on MySQL \
+         and MariaDB it is in another database than the connection's (name that with `.schema(..)`); on SQLite the path names another \
+         file. No handler has run: Kafka delivers its events again"
     )]
     NoInbox,
     /// The database cannot hold the inbox as it is set: `schema` was set and SQLite has none, for example.

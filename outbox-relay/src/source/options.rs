@@ -6,7 +6,8 @@ use diesel_outbox_core::DeadLetterPolicy;
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SourceOptions {
-    /// The schema that holds the tables (PostgreSQL). Default: the first schema in the connection's `search_path` that has them.
+    /// The schema that holds the tables, which is a database on MySQL and MariaDB. SQLite has none. Default: the first schema in the
+    /// connection's `search_path` that has them, or the URL's database.
     pub schema: Option<String>,
     /// What the relay does with rows that it has sent. Default: it keeps them for 7 days.
     pub sent_rows: SentRows,
