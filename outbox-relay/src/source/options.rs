@@ -18,8 +18,8 @@ pub struct SourceOptions {
     /// gone. Default: 15 s on PostgreSQL. On SQLite a source always looks at the file's change counter every 10 ms. On MySQL and
     /// MariaDB it looks at least every 1.25 s.
     pub poll_interval: Duration,
-    /// How often a source measures the number and age of the unsent rows. Default: 15 s. On PostgreSQL it measures less often if
-    /// counting would take more than a fiftieth of the time.
+    /// How often a source measures the number and age of the unsent rows. Default: 15 s. On PostgreSQL, MySQL and MariaDB it
+    /// measures less often if counting would take more than a fiftieth of the time.
     pub lag_interval: Duration,
 }
 
