@@ -66,8 +66,8 @@
 //!
 //! # The relay
 //!
-//! The relay runs in your service, or as a process of its own, the binary `outbox`. It has its own connections, so it does not matter to
-//! it how events are written:
+//! The relay runs in your service, or as a process of its own, the binary `outbox`. It has its own connections, so it does not matter
+//! which library writes the events:
 //!
 //! ```text
 //! use diesel_outbox_relay::{Kafka, Relay};
@@ -88,8 +88,8 @@
 //!
 //! # Errors
 //!
-//! `emit` returns [`DbErr`](sea_orm::DbErr), so `?` works wherever it works for SeaORM's own calls. [`EmitError::of`] returns the
-//! reason if the event was refused. The inbox's effect may have any error that implements `From<DbErr>`.
+//! `emit` returns [`DbErr`](sea_orm::DbErr), so `?` works wherever it works for SeaORM's own calls. If `emit` refused the event,
+//! [`EmitError::of`] returns the reason. The inbox's effect may have any error that implements `From<DbErr>`.
 //!
 //! # Headers for a whole request
 //!
