@@ -68,6 +68,8 @@ struct Session {
     /// The highest number that was read, and the row that has it, unless it became a dead letter.
     last: i64,
     witness: Option<Witness>,
+    /// The shards whose bound had no witness at the last look.
+    without_witness: HashSet<i16>,
     /// When the shards without a witness were looked at from their first row on, and how long that took.
     looked_at_all: Option<(Instant, Duration)>,
     wake: Wake,
@@ -123,6 +125,7 @@ impl Session {
             fence: Fence::default(),
             last: 0,
             witness: None,
+            without_witness: HashSet::new(),
             looked_at_all: None,
             wake,
             upkeep: Upkeep::default(),
@@ -158,32 +161,43 @@ impl Session {
     /// A table that was truncated counts from 1 again, so the bounds say nothing about its rows. The bounds' witnesses are gone too. If the
     /// relay deletes what it has sent, there are no witnesses, so it looks at all rows now and then.
     fn look(&mut self) -> mysql::Result<(Wanted, HashSet<i16>)> {
-        let Looked { wanted, bounds, without_witness, is_restarted } =
-            claim::look(&mut self.conn, &self.bounds)?;
-        let is_lower =
-            bounds.iter().zip(&self.bounds).any(|((_, new), (_, old))| new.sent_through < old.sent_through);
-        if is_restarted || is_lower {
-            // What the worker knows is about the old table, even if another relay noticed first.
-            (self.fence, self.last, self.witness) = (Fence::default(), 0, None);
+        let is_due = self
+            .looked_at_all
+            .is_none_or(|(at, took)| at.elapsed() >= LOOK_AT_ALL.max(took * LOOK_AT_ALL_SHARE));
+        // The shards that are looked at from their first row on. While nothing comes, these are known from the last look: one look is enough.
+        let mut distrusted = HashSet::new();
+        if is_due {
+            distrusted.clone_from(&self.without_witness);
         }
-        let is_wanted = wanted.iter().any(|(shard, _)| without_witness.contains(shard));
-        let is_due = self.looked_at_all.is_none_or(|(at, took)| {
-            at.elapsed() >= LOOK_AT_ALL.max(took * LOOK_AT_ALL_SHARE) || (is_wanted && took < SHORT_LOOK)
-        });
-        if without_witness.is_empty() || !(is_due || is_restarted) {
-            self.bounds = bounds;
-            return Ok((wanted, HashSet::new()));
-        }
-        let began = Instant::now();
-        for (shard, bound) in &mut self.bounds {
-            if without_witness.contains(shard) {
+        loop {
+            let began = Instant::now();
+            let mut known = self.bounds.clone();
+            for (_, bound) in known.iter_mut().filter(|(shard, _)| distrusted.contains(shard)) {
                 *bound = Bound::default();
             }
+            let Looked { wanted, bounds, without_witness, is_restarted } = claim::look(&mut self.conn, &known)?;
+            let is_lower =
+                bounds.iter().zip(&self.bounds).any(|((_, new), (_, old))| new.sent_through < old.sent_through);
+            if is_restarted || is_lower {
+                // What the worker knows is about the old table, even if another relay noticed first.
+                (self.fence, self.last, self.witness) = (Fence::default(), 0, None);
+            }
+            if !distrusted.is_empty() {
+                self.looked_at_all = Some((Instant::now(), began.elapsed()));
+            }
+            let is_wanted = wanted.iter().any(|(shard, _)| without_witness.contains(shard));
+            let was_short = self.looked_at_all.is_none_or(|(_, took)| took < SHORT_LOOK);
+            let is_trusted = without_witness.is_empty() || !(is_due || is_restarted || (is_wanted && was_short));
+            // A bound that another relay has moved since may have a witness: the next look looks for it.
+            let stays = |shard: &i16| self.bounds.iter().any(|old| old.0 == *shard && bounds.contains(old));
+            self.without_witness =
+                distrusted.iter().copied().filter(stays).chain(without_witness.iter().copied()).collect();
+            self.bounds = bounds;
+            if is_trusted {
+                return Ok((wanted, distrusted));
+            }
+            distrusted.extend(without_witness);
         }
-        let Looked { wanted, bounds, .. } = claim::look(&mut self.conn, &self.bounds)?;
-        self.bounds = bounds;
-        self.looked_at_all = Some((Instant::now(), began.elapsed()));
-        Ok((wanted, without_witness))
     }
 
     fn read(&mut self, limit: usize) -> mysql::Result<(Vec<Claimed>, bool)> {
