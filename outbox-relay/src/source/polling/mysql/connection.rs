@@ -59,6 +59,9 @@ impl MysqlDatabase {
         let url = url.strip_prefix("mariadb://").map_or(url.clone(), |rest| format!("mysql://{rest}"));
         // The driver's error repeats values, and a value can be a part of a password.
         let options = Opts::from_url(&url).map_err(|_| SourceError::misconfigured(WRONG_URL))?;
+        if asks_for_missing_tls(&options, cfg!(feature = "mysql-tls")) {
+            return Err(SourceError::misconfigured(WITHOUT_TLS));
+        }
         let schema = self.options.schema.clone().or_else(|| options.get_db_name().map(str::to_owned));
         let options = OptsBuilder::from_opts(options)
             .db_name(schema)
@@ -96,6 +99,13 @@ const WRONG_URL: &str = "the database's URL is not one of MySQL, mysql://user:pa
                          `:`, `/`, `?`, `#` or `%` in the user name or the password as %40, %3A, %2F, %3F, %23 or %25, and look whether \
                          the driver knows the parameters (https://docs.rs/mysql); those for TLS need the feature `mysql-tls`";
 
+const WITHOUT_TLS: &str = "the database's URL asks for TLS, and the relay was built without it: turn on the feature `mysql-tls`";
+
+/// The driver panics when it connects, if it was built without TLS and the URL asks for it.
+fn asks_for_missing_tls(options: &Opts, has_tls: bool) -> bool {
+    options.get_ssl_opts().is_some() && !has_tls
+}
+
 /// Runs statements that are texts. They hold only numbers and our own names.
 pub(crate) trait Statements {
     /// Returns the number of rows that the statement changed.
@@ -121,4 +131,19 @@ impl<Q: Queryable> Statements for Q {
 /// The driver's own conversions panic if a column has another type.
 pub(crate) fn row_of<T: FromRow>(row: mysql::Row) -> mysql::Result<T> {
     T::from_row_opt(row).map_err(|error| mysql::Error::FromRowError(error.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_url_that_asks_for_tls_needs_the_feature() {
+        let is_refused = |url, has_tls| asks_for_missing_tls(&Opts::from_url(url).unwrap(), has_tls);
+        for url in ["mysql://h/d?root_cert_path=/ca.pem", "mysql://h/d?danger_accept_invalid_certs=true"] {
+            assert!(is_refused(url, false), "{url}");
+            assert!(!is_refused(url, true), "{url}");
+        }
+        assert!(!is_refused("mysql://h/d", false));
+    }
 }
