@@ -1,5 +1,6 @@
 //! A database with the outbox in it, on either kind of server, for tests that are the same on both.
 
+use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use diesel::connection::SimpleConnection;
 use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::LoadQuery;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Migrations, OutboxConnection};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::Relay;
@@ -121,6 +122,10 @@ pub trait Tables: Sync {
     fn connect(&self) -> Self::Conn;
     /// Returns the number of rows.
     fn count(&self, from: &str) -> usize;
+    /// Returns the ids of the events that are marked as sent.
+    fn sent_ids(&self) -> BTreeSet<String>;
+    /// Returns how many sessions relays have, and on MariaDB all others too.
+    fn sessions(&self) -> usize;
     /// Returns a relay for it that has no broker yet.
     fn relay(&self) -> Relay;
     /// Returns a source of what is in it.
@@ -148,6 +153,16 @@ where
     usize::try_from(rows).expect("a number of rows")
 }
 
+fn sent_ids<C>(conn: &mut C) -> BTreeSet<String>
+where
+    C: Connection,
+    SqlLiteral<Text>: for<'a> LoadQuery<'a, C, String>,
+{
+    let sql = "SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL";
+    let ids = diesel::dsl::sql::<Text>(sql).load::<String>(conn).expect("the ids of sent events");
+    ids.into_iter().collect()
+}
+
 impl Tables for Database<'_> {
     type Conn = PgConnection;
 
@@ -161,6 +176,14 @@ impl Tables for Database<'_> {
 
     fn count(&self, from: &str) -> usize {
         count::<PgConnection>(&mut self.connect(), from)
+    }
+
+    fn sent_ids(&self) -> BTreeSet<String> {
+        sent_ids::<PgConnection>(&mut self.connect())
+    }
+
+    fn sessions(&self) -> usize {
+        self.count("pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()")
     }
 
     fn relay(&self) -> Relay {
@@ -202,6 +225,14 @@ impl Tables for MariadbDatabase<'_> {
 
     fn count(&self, from: &str) -> usize {
         count::<MysqlConnection>(&mut self.connect(), from)
+    }
+
+    fn sent_ids(&self) -> BTreeSet<String> {
+        sent_ids::<MysqlConnection>(&mut self.connect())
+    }
+
+    fn sessions(&self) -> usize {
+        self.count("information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
     }
 
     fn relay(&self) -> Relay {
