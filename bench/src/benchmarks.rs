@@ -46,14 +46,19 @@ impl Benchmark {
     }
 }
 
-/// Every benchmark with its default options, under its name.
+/// Every benchmark with its default options on each database that it knows, under its command.
 pub(crate) fn all() -> Vec<(String, Benchmark)> {
     let command = Benchmark::augment_subcommands(Command::new("bench"));
+    let knows_databases = |each: &Command| each.get_arguments().any(|argument| argument.get_id() == "database");
+    let mariadb = command.get_subcommands().filter(|each| knows_databases(each));
     let names = command.get_subcommands().map(|each| each.get_name().to_owned());
     names
+        .chain(mariadb.map(|each| format!("{} --database mariadb", each.get_name())))
         .map(|name| {
-            let matches = command.clone().get_matches_from(["bench", &name]);
-            (name, Benchmark::from_arg_matches(&matches).unwrap())
+            let arguments = ["bench"].into_iter().chain(name.split(' '));
+            let matches = command.clone().get_matches_from(arguments);
+            let benchmark = Benchmark::from_arg_matches(&matches).unwrap();
+            (name, benchmark)
         })
         .collect()
 }
@@ -67,7 +72,23 @@ mod tests {
         let names: Vec<String> = all().into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             names,
-            ["drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth", "soak"]
+            [
+                "drain",
+                "latency",
+                "memory",
+                "backlog",
+                "order",
+                "emit",
+                "idle",
+                "wal",
+                "growth",
+                "soak",
+                "drain --database mariadb",
+                "latency --database mariadb",
+                "backlog --database mariadb",
+                "emit --database mariadb",
+                "idle --database mariadb",
+            ]
         );
     }
 }

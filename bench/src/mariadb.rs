@@ -10,6 +10,10 @@ use outbox_tests::{Kafka, Mariadb, MariadbDatabase};
 
 const SETTINGS: &[&str] = &["innodb_buffer_pool_size=2G", "innodb_log_file_size=1G"];
 
+/// What matters of the settings of every MariaDB that the tests start.
+pub(crate) const CONDITIONS: &str =
+    "MariaDB with the binary log on, innodb_flush_log_at_trx_commit=2, sync_binlog=0";
+
 /// How many rows one statement appends.
 const APPENDED: usize = 100_000;
 

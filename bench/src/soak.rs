@@ -11,7 +11,7 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations};
 use outbox_tests::{Kafka, MariadbDatabase, eventually};
 
-use crate::mariadb::{relay, start_mariadb, status};
+use crate::mariadb::{CONDITIONS, relay, start_mariadb, status};
 use crate::report::{Figure, Report};
 use crate::rows::{record, records};
 use crate::servers::PATIENCE;
@@ -66,9 +66,9 @@ impl Soak {
         let unsent: i64 = unsent.get_result(&mut database.connect()).unwrap();
         let count = |name, value: f64| Figure::new(name, "", vec![value]);
         Report {
-            benchmark: "soak on MariaDB".into(),
+            benchmark: "soak".into(),
             conditions: format!(
-                "{} minutes, {} writers, {} workers, {} bytes of payload; sent rows are pruned after {KEPT:?}",
+                "{} minutes, {} writers, {} workers, {} bytes of payload; sent rows are pruned after {KEPT:?}; {CONDITIONS}",
                 self.minutes, self.writers, self.workers, self.bytes
             ),
             figures: vec![

@@ -2,7 +2,7 @@
 
 use super::{BATCHES, Backlog, WINDOW, compare};
 use crate::contenders::{Contender, take_turns};
-use crate::mariadb::{Template, relay, start_mariadb};
+use crate::mariadb::{CONDITIONS, Template, relay, start_mariadb};
 use crate::relays::{Window, watch_relay};
 use crate::report::Report;
 use crate::rows::{AGGREGATES, records};
@@ -45,9 +45,9 @@ impl Backlog {
         let [[few], [many]]: [_; 2] = measured.try_into().unwrap();
         let [ratio, many, few] = compare("many waiting", many, "few waiting", few);
         Report {
-            benchmark: "backlog on MariaDB".into(),
+            benchmark: "backlog --database mariadb".into(),
             conditions: format!(
-                "{} rows, {:?} of draining in a round, or {BATCHES} times {}, {} bytes of payload, 1 worker",
+                "{} rows, {:?} of draining in a round, or {BATCHES} times {}, {} bytes of payload, 1 worker; {CONDITIONS}",
                 self.rows, WINDOW, self.few, self.bytes
             ),
             figures: vec![ratio.at_least(0.85), many, few],

@@ -10,7 +10,7 @@ use outbox_tests::{Kafka, MariadbDatabase, eventually};
 
 use super::Drain;
 use crate::contenders::{Contender, take_turns};
-use crate::mariadb::{Template, relay, start_mariadb};
+use crate::mariadb::{CONDITIONS, Template, relay, start_mariadb};
 use crate::producer::produce;
 use crate::report::{Figure, Report};
 use crate::rows::records;
@@ -44,10 +44,10 @@ impl Drain {
         ];
         figures.extend(speeds);
         Report {
-            benchmark: "drain on MariaDB".into(),
+            benchmark: "drain --database mariadb".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, {} worker(s), `batch_size` {}, `max_in_flight` {}, passes of {} ms, MariaDB with \
-                 the binary log on",
+                "{} rows, {} bytes of payload, {} worker(s), `batch_size` {}, `max_in_flight` {}, passes of {} ms; \
+                 {CONDITIONS}",
                 self.rows, self.bytes, self.workers, self.batch_size, self.max_in_flight, self.pass_ms
             ),
             figures,

@@ -5,6 +5,8 @@ mod tasks;
 
 use std::time::{Duration, Instant};
 
+pub(super) use self::tasks::Client;
+
 /// How a transaction writes its event.
 #[derive(Clone, Copy)]
 pub(super) enum How {

@@ -6,14 +6,16 @@ use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Datetime;
-use diesel_outbox::{Emit as _, Migrations, Record};
+use diesel_async::{AsyncConnection, AsyncMysqlConnection};
+use diesel_outbox::{AsyncEmit, Emit as _, Migrations, Record};
 use outbox_tests::MariadbDatabase;
+use tokio::runtime::Runtime;
 use uuid::Uuid;
 
-use super::clients::{Clients, How};
+use super::clients::{Client, Clients, How};
 use super::{BATCH, Emit, Pair, contenders, ratios, speeds};
 use crate::contenders::take_turns;
-use crate::mariadb::start_mariadb;
+use crate::mariadb::{CONDITIONS, start_mariadb};
 use crate::report::Report;
 use crate::rows::{record, records};
 
@@ -40,6 +42,34 @@ diesel::table! {
     }
 }
 
+/// The order with this number, as values of an insert.
+macro_rules! order {
+    ($n:expr) => {
+        (
+            orders::id.eq(Uuid::now_v7().to_string()),
+            orders::customer.eq("somebody@example.org"),
+            orders::total.eq($n as i64),
+        )
+    };
+}
+
+/// The columns that `emit` fills, as values of an insert.
+macro_rules! row {
+    ($event:expr) => {{
+        let event: &Record = $event;
+        (
+            outbox::id.eq(event.id().to_string()),
+            outbox::aggregatetype.eq(event.aggregate_type().to_owned()),
+            outbox::aggregateid.eq(event.aggregate_id().to_owned()),
+            outbox::event_type.eq(event.event_type().to_owned()),
+            outbox::payload.eq(event.payload().map(<[u8]>::to_vec)),
+            outbox::headers.eq(None::<String>),
+            outbox::shard.eq(event.shard()),
+            outbox::created_at.eq(sql::<Datetime>("UTC_TIMESTAMP(3)")),
+        )
+    }};
+}
+
 impl Emit {
     pub(super) fn run_on_mariadb(&self, rounds: usize) -> Report {
         let mariadb = start_mariadb();
@@ -59,6 +89,14 @@ impl Emit {
                 orders_with_events(clients, database, how)
             }
         };
+        let runtime = Runtime::new().unwrap();
+        let tasks = |clients: Clients| {
+            let runtime = &runtime;
+            move |how| {
+                empty(database);
+                clients.as_tasks::<AsyncMysqlConnection>(runtime, database.url(), how)
+            }
+        };
         let batches = |how| {
             empty(database);
             events_in_batches(one, database, how)
@@ -66,6 +104,8 @@ impl Emit {
         let pairs = [
             Pair::new("sync, 1 client", "transactions/s", 0.90, alone(one)),
             Pair::new("sync, 16 clients", "transactions/s", 0.90, alone(many)),
+            Pair::new("async, 1 client", "transactions/s", 0.90, tasks(one)),
+            Pair::new("async, 16 clients", "transactions/s", 0.90, tasks(many)),
             Pair::new("1,000 events at once", "events/s", 0.90, batches),
         ];
         let measured = take_turns(rounds, contenders(&pairs));
@@ -73,9 +113,9 @@ impl Emit {
         let mut figures = ratios(&pairs, &speeds);
         figures.extend(speeds.into_iter().flat_map(|(emit, insert)| [emit, insert]));
         Report {
-            benchmark: "emit on MariaDB".into(),
+            benchmark: "emit --database mariadb".into(),
             conditions: format!(
-                "{} s each, {} bytes of payload, MariaDB with the binary log on, innodb_flush_log_at_trx_commit 2",
+                "{} s each, {} bytes of payload; {CONDITIONS}",
                 self.seconds, self.bytes
             ),
             figures,
@@ -91,16 +131,11 @@ fn empty(database: &MariadbDatabase<'_>) {
 fn orders_with_events(clients: Clients, database: &MariadbDatabase<'_>, how: How) -> f64 {
     clients.run(&|| database.connect(), |conn: &mut MysqlConnection, n| {
         conn.transaction(|c| {
-            let order = (
-                orders::id.eq(Uuid::now_v7().to_string()),
-                orders::customer.eq("somebody@example.org"),
-                orders::total.eq(n as i64),
-            );
-            diesel::insert_into(orders::table).values(order).execute(c)?;
+            diesel::insert_into(orders::table).values(order!(n)).execute(c)?;
             let event = record(n, clients.bytes);
             match how {
                 How::Emit => c.emit(&event).map(drop),
-                How::Insert => insert(c, &[event]),
+                How::Insert => diesel::insert_into(outbox::table).values(row!(&event)).execute(c).map(drop),
             }
         })
     })
@@ -112,31 +147,30 @@ fn events_in_batches(clients: Clients, database: &MariadbDatabase<'_>, how: How)
     let transactions = clients.run(&|| database.connect(), |conn: &mut MysqlConnection, _| {
         conn.transaction(|c| match how {
             How::Emit => c.emit_all(&events).map(drop),
-            How::Insert => insert(c, &events),
+            How::Insert => {
+                let rows: Vec<_> = events.iter().map(|event| row!(event)).collect();
+                diesel::insert_into(outbox::table).values(rows).execute(c).map(drop)
+            }
         })
     });
     transactions * BATCH as f64
 }
 
-/// Inserts the columns that `emit` fills.
-fn insert(conn: &mut MysqlConnection, events: &[Record]) -> QueryResult<()> {
-    let row = |event| {
-        let event: &Record = event;
-        (
-            outbox::id.eq(event.id().to_string()),
-            outbox::aggregatetype.eq(event.aggregate_type().to_owned()),
-            outbox::aggregateid.eq(event.aggregate_id().to_owned()),
-            outbox::event_type.eq(event.event_type().to_owned()),
-            outbox::payload.eq(event.payload().map(<[u8]>::to_vec)),
-            outbox::headers.eq(None::<String>),
-            outbox::shard.eq(event.shard()),
-            outbox::created_at.eq(sql::<Datetime>("UTC_TIMESTAMP(3)")),
-        )
-    };
-    let insert = diesel::insert_into(outbox::table);
-    match events {
-        // Only this one becomes a prepared statement.
-        [event] => insert.values(row(event)).execute(conn).map(drop),
-        events => insert.values(events.iter().map(row).collect::<Vec<_>>()).execute(conn).map(drop),
+impl Client for AsyncMysqlConnection {
+    async fn transact(&mut self, n: usize, bytes: usize, how: How) -> QueryResult<()> {
+        use diesel_async::RunQueryDsl;
+
+        self.transaction(async |c| {
+            RunQueryDsl::execute(diesel::insert_into(orders::table).values(order!(n)), c).await?;
+            let event = record(n, bytes);
+            match how {
+                How::Emit => AsyncEmit::emit(c, &event).await.map(drop)?,
+                How::Insert => {
+                    RunQueryDsl::execute(diesel::insert_into(outbox::table).values(row!(&event)), c).await.map(drop)?;
+                }
+            }
+            Ok(())
+        })
+        .await
     }
 }

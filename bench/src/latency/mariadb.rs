@@ -4,7 +4,7 @@ use diesel_outbox::Migrations;
 
 use super::{CPU_LIMIT, HEAVY, Latency, MODERATE, SPARSE, emitter_on, figures_of};
 use crate::contenders::{Contender, take_turns};
-use crate::mariadb::start_mariadb;
+use crate::mariadb::{CONDITIONS, start_mariadb};
 use crate::report::{Goal, Report};
 use crate::servers::warm_kafka;
 
@@ -43,10 +43,10 @@ impl Latency {
             }
         }
         Report {
-            benchmark: "latency on MariaDB".into(),
+            benchmark: "latency --database mariadb".into(),
             conditions: format!(
                 "commit to consumer, {} bytes of payload, {} s each; 500/s: one event a transaction; 20,000/s: four \
-                 emitters, 20 events a transaction",
+                 emitters, 20 events a transaction; {CONDITIONS}",
                 self.bytes, self.seconds
             ),
             figures,
