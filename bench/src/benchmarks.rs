@@ -49,7 +49,8 @@ impl Benchmark {
 /// Every benchmark with its default options on each database that it knows, under its command.
 pub(crate) fn all() -> Vec<(String, Benchmark)> {
     let command = Benchmark::augment_subcommands(Command::new("bench"));
-    let knows_databases = |each: &Command| each.get_arguments().any(|argument| argument.get_id() == "database");
+    let knows_databases =
+        |each: &Command| each.get_arguments().any(|argument| argument.get_id() == "database");
     let mariadb = command.get_subcommands().filter(|each| knows_databases(each));
     let names = command.get_subcommands().map(|each| each.get_name().to_owned());
     names

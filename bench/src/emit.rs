@@ -12,6 +12,7 @@ mod tables;
 use std::time::Duration;
 
 use clap::Args;
+use diesel_async::AsyncPgConnection;
 use outbox_tests::Kafka;
 use tokio::runtime::Runtime;
 
@@ -90,7 +91,9 @@ impl Emit {
         let sparse = Clients { pause: SPARSE, time: time.mul_f64(SPARSE_TIMES), ..one };
         let database = ground.database;
         let threads = move |clients: Clients| move |how| clients.on_threads(database, how);
-        let tasks = move |clients: Clients| move |how| clients.as_tasks::<AsyncPgConnection>(runtime, database.url(), how);
+        let tasks = move |clients: Clients| {
+            move |how| clients.as_tasks::<AsyncPgConnection>(runtime, database.url(), how)
+        };
         let batches = move |how| one.in_batches(database, how, BATCH);
         let unit = "transactions/s";
         vec![

@@ -27,6 +27,7 @@ pub use self::migrating::{
 };
 pub use self::pruning::Pruning;
 pub use self::running::{Running, Stop, panic_message};
+pub use crate::encoded::identity;
 use crate::{Record, RecordError, variant};
 
 /// Puts a message on one line: databases report errors with line breaks, which a log line should not have.

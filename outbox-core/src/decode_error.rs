@@ -7,6 +7,18 @@ use std::error::Error;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
+    /// The record has no event id, so the inbox could not recognise a duplicate.
+    #[error("the header `id` is {}: duplicates could not be recognised", if *.is_missing { "missing or not text" } else { "not a UUID" })]
+    IdHeader {
+        /// Whether there is none, rather than one that is not a UUID.
+        is_missing: bool,
+    },
+    /// The record has no event type.
+    #[error(
+        "the header `eventType` is missing or not text; Debezium adds it with \
+         `table.fields.additional.placement=type:header:eventType`"
+    )]
+    EventTypeHeader,
     /// The Rust type does not decode events of this type. A consumer that does not need them can skip the event.
     #[error("the event type `{event_type}` is unknown here; known: {}", known.join(", "))]
     UnknownType {

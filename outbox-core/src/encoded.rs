@@ -1,6 +1,7 @@
 use std::fmt;
 
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use crate::{DecodeError, Record, wire};
 
@@ -62,6 +63,45 @@ impl<'a> EncodedEvent<'a> {
     #[must_use]
     pub fn new(event_type: &'a str) -> Self {
         Self { event_type, version: None, payload: None, aggregate_id: None }
+    }
+
+    /// Returns the event of a record that a Kafka client has received, after its id, which is for the inbox. Takes the record's key, its
+    /// value, and its headers in their order.
+    ///
+    /// ```
+    /// use diesel_outbox_core::EncodedEvent;
+    ///
+    /// let headers = [("id", "01937d5e-0000-7000-8000-000000000001"), ("eventType", "OrderPlaced"), ("eventVersion", "2")];
+    /// let headers = headers.map(|(name, value)| (name, Some(value.as_bytes())));
+    /// let (event_id, event) = EncodedEvent::received(Some(b"order-7"), Some(br#"{"order_id":7}"#), headers)?;
+    /// assert_eq!(event_id.get_version_num(), 7);
+    /// assert_eq!((event.event_type(), event.version(), event.aggregate_id()), ("OrderPlaced", Some(2), Some("order-7")));
+    /// # Ok::<(), diesel_outbox_core::DecodeError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`DecodeError::IdHeader`], [`DecodeError::EventTypeHeader`] or [`DecodeError::VersionHeader`] if one of those headers is not as it
+    /// should be. A record without a version is an event without a version.
+    pub fn received(
+        key: Option<&'a [u8]>,
+        payload: Option<&'a [u8]>,
+        headers: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
+    ) -> Result<(Uuid, Self), DecodeError> {
+        let (mut id, mut event_type, mut version) = (None, None, None);
+        for (name, value) in headers {
+            match name {
+                wire::ID_HEADER => id = id.or(value),
+                wire::EVENT_TYPE_HEADER => event_type = event_type.or(value),
+                // A header without a value is a version too, and not a number.
+                wire::EVENT_VERSION_HEADER => version = version.or(Some(value.unwrap_or_default())),
+                _ => {}
+            }
+        }
+        let (id, event_type) = identity(id, event_type)?;
+        let key = key.and_then(|key| str::from_utf8(key).ok());
+        let event = Self::new(event_type).with_payload(payload).with_aggregate_id(key);
+        let event = version.map_or(Ok(event), |version| event.with_version_header(version))?;
+        Ok((id, event))
     }
 
     /// Sets the version, which is the header [`eventVersion`](wire::EVENT_VERSION_HEADER). Default: none.
@@ -149,6 +189,15 @@ impl<'a> EncodedEvent<'a> {
     }
 }
 
+/// Reads the values of the headers that every record has.
+pub fn identity<'a>(id: Option<&[u8]>, event_type: Option<&'a [u8]>) -> Result<(Uuid, &'a str), DecodeError> {
+    let text = |value| str::from_utf8(value).ok();
+    let id = id.and_then(text).ok_or(DecodeError::IdHeader { is_missing: true })?;
+    let id = id.parse().map_err(|_| DecodeError::IdHeader { is_missing: false })?;
+    let event_type = event_type.and_then(|value| str::from_utf8(value).ok());
+    Ok((id, event_type.ok_or(DecodeError::EventTypeHeader)?))
+}
+
 /// Returns the event as a consumer will receive it, for tests without a broker. Fails with [`DecodeError::VersionHeader`] if the
 /// record's version is not a number, as a consumer does.
 impl<'a> TryFrom<&'a Record> for EncodedEvent<'a> {
@@ -213,5 +262,18 @@ mod tests {
         assert!(!error.to_string().contains("s3cret") && !format!("{event:?}").contains("s3cret"));
         let source = std::error::Error::source(&error).unwrap().to_string();
         assert!(source.contains("s3cret"), "{source}");
+    }
+
+    #[test]
+    fn a_record_is_not_received_if_a_header_is_not_as_it_should_be() {
+        let id = ("id", Some(&b"01937d5e-0000-7000-8000-000000000001"[..]));
+        let event_type = ("eventType", Some(&b"Placed"[..]));
+        let error = |headers: &[(&'static str, Option<&'static [u8]>)]| {
+            EncodedEvent::received(None, None, headers.iter().copied()).unwrap_err().to_string()
+        };
+        assert!(error(&[event_type]).contains("`id` is missing"));
+        assert!(error(&[("id", Some(b"7")), id, event_type]).contains("`id` is not a UUID"));
+        assert!(error(&[id, ("eventType", Some(b"\xff"))]).contains("`eventType` is missing or not text"));
+        assert!(error(&[id, event_type, ("eventVersion", None)]).contains("`eventVersion`"));
     }
 }

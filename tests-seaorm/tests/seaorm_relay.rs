@@ -103,15 +103,9 @@ async fn consume(ground: &Ground, topic: &str, group: &str, count: usize) {
     let inbox = Inbox::new("billing");
     for _ in 0..count {
         let message = consumer.recv().await.unwrap();
-        let header = |name| {
-            let value = message.headers()?.iter().find(|header| header.key == name)?.value?;
-            std::str::from_utf8(value).ok()
-        };
-        let event_id = header("id").unwrap().parse().unwrap();
-        let encoded = EncodedEvent::new(header("eventType").unwrap())
-            .with_version(header("eventVersion").and_then(|version| version.parse().ok()))
-            .with_payload(message.payload())
-            .with_aggregate_id(message.key().and_then(|key| std::str::from_utf8(key).ok()));
+        let headers =
+            message.headers().into_iter().flat_map(Headers::iter).map(|header| (header.key, header.value));
+        let (event_id, encoded) = EncodedEvent::received(message.key(), message.payload(), headers).unwrap();
         let event = OrderEvent::decode(&encoded).unwrap();
         let once = inbox.once(&ground.db, event_id, async |txn| invoice(txn, &event).await).await.unwrap();
         assert_eq!(once == Once::Duplicate, group == "second");

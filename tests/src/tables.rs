@@ -183,7 +183,9 @@ impl Tables for Database<'_> {
     }
 
     fn sessions(&self) -> usize {
-        self.count("pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()")
+        self.count(
+            "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()",
+        )
     }
 
     fn relay(&self) -> Relay {

@@ -114,10 +114,7 @@ impl Emit {
         figures.extend(speeds.into_iter().flat_map(|(emit, insert)| [emit, insert]));
         Report {
             benchmark: "emit --database mariadb".into(),
-            conditions: format!(
-                "{} s each, {} bytes of payload; {CONDITIONS}",
-                self.seconds, self.bytes
-            ),
+            conditions: format!("{} s each, {} bytes of payload; {CONDITIONS}", self.seconds, self.bytes),
             figures,
         }
     }
@@ -166,7 +163,9 @@ impl Client for AsyncMysqlConnection {
             match how {
                 How::Emit => AsyncEmit::emit(c, &event).await.map(drop)?,
                 How::Insert => {
-                    RunQueryDsl::execute(diesel::insert_into(outbox::table).values(row!(&event)), c).await.map(drop)?;
+                    RunQueryDsl::execute(diesel::insert_into(outbox::table).values(row!(&event)), c)
+                        .await
+                        .map(drop)?;
                 }
             }
             Ok(())

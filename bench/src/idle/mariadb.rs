@@ -71,8 +71,10 @@ impl Idle {
             conditions: format!("watched for {} s; {CONDITIONS}", self.seconds),
             figures: vec![
                 Figure::new("queries of 1 idle relay", "queries/s", queries).at_most(1.0),
-                Figure::new("queries of 1 idle relay, sent rows pruned", "queries/s", queries_pruned).at_most(1.0),
-                Figure::new("queries of 1 idle relay, sent rows deleted", "queries/s", queries_deleted).at_most(1.0),
+                Figure::new("queries of 1 idle relay, sent rows pruned", "queries/s", queries_pruned)
+                    .at_most(1.0),
+                Figure::new("queries of 1 idle relay, sent rows deleted", "queries/s", queries_deleted)
+                    .at_most(1.0),
                 Figure::new(format!("queries of {many}"), "queries/s", queries_many).at_most(8.0),
                 Figure::new("CPU of 1 idle relay", "% of a core", cpu),
                 Figure::new(format!("CPU of each of {many}"), "% of a core", cpu_many),

@@ -28,10 +28,14 @@ pub(super) fn check(message: &OwnedMessage) -> Result<(), String> {
     })
 }
 
-/// Returns the text of the first header of this name.
+/// Returns the value of the first header of this name.
+pub(super) fn value<'a>(message: &'a OwnedMessage, name: &str) -> Option<&'a [u8]> {
+    message.headers()?.iter().find(|header| header.key == name)?.value
+}
+
+/// Returns that value if it is text.
 pub(super) fn text<'a>(message: &'a OwnedMessage, name: &str) -> Option<&'a str> {
-    let header = message.headers()?.iter().find(|header| header.key == name)?;
-    str::from_utf8(header.value?).ok()
+    str::from_utf8(value(message, name)?).ok()
 }
 
 /// Returns a copy of the message's headers without those of these names. It is byte for byte the same if there are none of them, or

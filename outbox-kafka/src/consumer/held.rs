@@ -35,7 +35,7 @@ impl Item {
         let task = match headers::check(&message) {
             Ok(()) => match identity(&message) {
                 Ok(identity) => Task::Handle(Received::new(message, identity)),
-                Err(reason) => Task::DeadLetter { message, readable: true, reason: reason.to_owned() },
+                Err(reason) => Task::DeadLetter { message, readable: true, reason },
             },
             Err(reason) => Task::DeadLetter { message, readable: false, reason },
         };

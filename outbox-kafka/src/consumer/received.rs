@@ -2,7 +2,7 @@ use std::error::Error;
 use std::fmt;
 use std::time::SystemTime;
 
-use diesel_outbox_core::__private::from_unix_ms;
+use diesel_outbox_core::__private::{from_unix_ms, identity as core_identity};
 use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, wire};
 use rdkafka::Message;
 use rdkafka::message::{Headers, OwnedMessage};
@@ -142,22 +142,16 @@ impl fmt::Debug for Received {
 
 /// Returns the id and the event type from the message's headers, which have been [checked](headers::check), or what it lacks to
 /// be a record.
-pub(super) fn identity(message: &OwnedMessage) -> Result<(Uuid, String), &'static str> {
+pub(super) fn identity(message: &OwnedMessage) -> Result<(Uuid, String), String> {
     if message.headers().is_none() {
-        return Err(
-            "the header `id` is missing: the record has no headers, or more than the 100,000 that librdkafka \
-             reads, which the dead letter lacks",
-        );
+        return Err("the header `id` is missing: the record has no headers, or more than the 100,000 that librdkafka \
+                    reads, which the dead letter lacks"
+            .to_owned());
     }
-    let id = headers::text(message, wire::ID_HEADER)
-        .ok_or("the header `id` is missing or not text: duplicates could not be recognised")?
-        .parse()
-        .map_err(|_| "the header `id` is not a UUID: duplicates could not be recognised")?;
-    let event_type = headers::text(message, wire::EVENT_TYPE_HEADER).ok_or(
-        "the header `eventType` is missing or not text; Debezium adds it with \
-         `table.fields.additional.placement=type:header:eventType`",
-    )?;
-    Ok((id, event_type.to_owned()))
+    let value = |name| headers::value(message, name);
+    core_identity(value(wire::ID_HEADER), value(wire::EVENT_TYPE_HEADER))
+        .map(|(id, event_type)| (id, event_type.to_owned()))
+        .map_err(|error| error.to_string())
 }
 
 /// Why a record can never be handled, however often it is tried. A handler returns it to send the record to the dead

@@ -55,7 +55,11 @@ impl Client for AsyncPgConnection {
             match how {
                 How::Emit => c.emit(&event).await.map(drop)?,
                 How::Insert => {
-                    diesel::insert_into(outbox::table).values(Row::from(&event)).execute(c).await.map(drop)?;
+                    diesel::insert_into(outbox::table)
+                        .values(Row::from(&event))
+                        .execute(c)
+                        .await
+                        .map(drop)?;
                 }
             }
             Ok(())

@@ -56,7 +56,9 @@ pub(super) fn url(url: &str, schema: Option<&str>) -> Result<(String, Opts), Str
     let opts = Opts::from_url(&url).map_err(|error| refused(&error))?;
     // Without the feature, the driver panics when it connects.
     if opts.get_ssl_opts().is_some() && !cfg!(feature = "mysql-tls") {
-        return Err("this binary was built without TLS for MySQL: build it with the feature `mysql-tls`".into());
+        return Err(
+            "this binary was built without TLS for MySQL: build it with the feature `mysql-tls`".into()
+        );
     }
     Ok((url, opts))
 }

@@ -175,9 +175,12 @@ impl Session {
             for (_, bound) in known.iter_mut().filter(|(shard, _)| distrusted.contains(shard)) {
                 *bound = Bound::default();
             }
-            let Looked { wanted, bounds, without_witness, is_restarted } = claim::look(&mut self.conn, &known)?;
-            let is_lower =
-                bounds.iter().zip(&self.bounds).any(|((_, new), (_, old))| new.sent_through < old.sent_through);
+            let Looked { wanted, bounds, without_witness, is_restarted } =
+                claim::look(&mut self.conn, &known)?;
+            let is_lower = bounds
+                .iter()
+                .zip(&self.bounds)
+                .any(|((_, new), (_, old))| new.sent_through < old.sent_through);
             if is_restarted || is_lower {
                 // What the worker knows is about the old table, even if another relay noticed first.
                 (self.fence, self.last, self.witness) = (Fence::default(), 0, None);
@@ -187,7 +190,8 @@ impl Session {
             }
             let is_wanted = wanted.iter().any(|(shard, _)| without_witness.contains(shard));
             let was_short = self.looked_at_all.is_none_or(|(_, took)| took < SHORT_LOOK);
-            let is_trusted = without_witness.is_empty() || !(is_due || is_restarted || (is_wanted && was_short));
+            let is_trusted =
+                without_witness.is_empty() || !(is_due || is_restarted || (is_wanted && was_short));
             // A bound that another relay has moved since may have a witness: the next look looks for it.
             let stays = |shard: &i16| self.bounds.iter().any(|old| old.0 == *shard && bounds.contains(old));
             self.without_witness =

@@ -99,7 +99,8 @@ const WRONG_URL: &str = "the database's URL is not one of MySQL, mysql://user:pa
                          `:`, `/`, `?`, `#` or `%` in the user name or the password as %40, %3A, %2F, %3F, %23 or %25, and look whether \
                          the driver knows the parameters (https://docs.rs/mysql); those for TLS need the feature `mysql-tls`";
 
-const WITHOUT_TLS: &str = "the database's URL asks for TLS, and the relay was built without it: turn on the feature `mysql-tls`";
+const WITHOUT_TLS: &str =
+    "the database's URL asks for TLS, and the relay was built without it: turn on the feature `mysql-tls`";
 
 /// The driver panics when it connects, if it was built without TLS and the URL asks for it.
 fn asks_for_missing_tls(options: &Opts, has_tls: bool) -> bool {
