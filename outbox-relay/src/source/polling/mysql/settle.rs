@@ -9,25 +9,45 @@ use crate::source::SentRows;
 /// Of a long list in `IN (..)` the optimizer makes a scan of the whole table, which waits for each row that is not committed.
 ///
 /// Numbers without a gap between them are settled as a range, which takes little more than half as long. The range holds no other
-/// number, so no row that commits late can be in it. Its scan looks at the row behind it, too, and does not wait if that is not committed:
-/// an UPDATE, unlike a DELETE, reads what others have locked as it was before (<https://dev.mysql.com/doc/refman/8.4/en/innodb-transaction-isolation-levels.html>).
+/// number, so no row that commits late can be in it. Its scan looks at the row behind it, too. An UPDATE does not wait if that is not
+/// committed: it reads what others have locked as it was before
+/// (<https://dev.mysql.com/doc/refman/8.4/en/innodb-transaction-isolation-levels.html>). A DELETE would wait. So its range ends before the
+/// last number, which is one of these rows too, and that one is looked up.
 pub(super) fn settle(conn: &mut Conn, tickets: &[u64], sent_rows: SentRows) -> mysql::Result<()> {
-    if sent_rows == SentRows::Delete {
-        return delete(conn, tickets);
-    }
     let ranges = ranges(tickets);
-    if ranges.len() * FEW > tickets.len() {
+    let is_scattered = ranges.len() * FEW > tickets.len();
+    if sent_rows == SentRows::Delete {
+        return if is_scattered { delete(conn, tickets) } else { delete_ranges(conn, &ranges) };
+    }
+    if is_scattered {
         return conn.execute(&format!("UPDATE {} SET o.sent_at = UTC_TIMESTAMP(3)", rows(tickets))).map(drop);
     }
     for ranges in ranges.chunks(MOST_RANGES) {
-        let ranges: Vec<String> =
-            ranges.iter().map(|(first, last)| format!("seq BETWEEN {first} AND {last}")).collect();
+        let ranges = between(ranges);
         conn.execute(&format!(
-            "UPDATE outbox FORCE INDEX (PRIMARY) SET sent_at = UTC_TIMESTAMP(3) WHERE {}",
-            ranges.join(" OR ")
+            "UPDATE outbox FORCE INDEX (PRIMARY) SET sent_at = UTC_TIMESTAMP(3) WHERE {ranges}"
         ))?;
     }
     Ok(())
+}
+
+fn delete_ranges(conn: &mut Conn, ranges: &[(u64, u64)]) -> mysql::Result<()> {
+    for ranges in ranges.chunks(MOST_RANGES) {
+        let before: Vec<(u64, u64)> =
+            ranges.iter().filter(|(first, last)| first < last).map(|(first, last)| (*first, last - 1)).collect();
+        if !before.is_empty() {
+            let before = between(&before);
+            conn.execute(&format!("DELETE o FROM outbox AS o FORCE INDEX (PRIMARY) WHERE {before}"))?;
+        }
+        delete(conn, &ranges.iter().map(|(_, last)| *last).collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+fn between(ranges: &[(u64, u64)]) -> String {
+    let ranges: Vec<String> =
+        ranges.iter().map(|(first, last)| format!("seq BETWEEN {first} AND {last}")).collect();
+    ranges.join(" OR ")
 }
 
 /// Ranges that are shorter than this on average are not worth it.
