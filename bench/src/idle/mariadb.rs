@@ -37,7 +37,7 @@ fn use_and_empty(conn: &mut MysqlConnection) {
         sql::<BigInt>(&format!("SELECT COUNT(*) FROM {from}")).get_result::<i64>(conn).unwrap()
     };
     eventually("the bounds to move", PATIENCE, || {
-        conn.transaction(|c| c.emit_all(&records(USED, 200))).unwrap();
+        conn.transaction(|c| c.emit_all(records(USED, 200))).unwrap();
         eventually("the relay to send all", PATIENCE, || {
             (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
         });

@@ -33,8 +33,11 @@ pub(super) fn settle(conn: &mut Conn, tickets: &[u64], sent_rows: SentRows) -> m
 
 fn delete_ranges(conn: &mut Conn, ranges: &[(u64, u64)]) -> mysql::Result<()> {
     for ranges in ranges.chunks(MOST_RANGES) {
-        let before: Vec<(u64, u64)> =
-            ranges.iter().filter(|(first, last)| first < last).map(|(first, last)| (*first, last - 1)).collect();
+        let before: Vec<(u64, u64)> = ranges
+            .iter()
+            .filter(|(first, last)| first < last)
+            .map(|(first, last)| (*first, last - 1))
+            .collect();
         if !before.is_empty() {
             let before = between(&before);
             conn.execute(&format!("DELETE o FROM outbox AS o FORCE INDEX (PRIMARY) WHERE {before}"))?;
