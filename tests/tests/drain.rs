@@ -4,12 +4,16 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text};
+use diesel_outbox::Migrations;
 use outbox_tests::load::{
-    count, migrated, new_topic, relay, relay_command, repetitions, write, write_together, write_together_on,
+    count, kill_relays_while_events_are_written, migrated, new_topic, relay, relay_command, repetitions,
+    write, write_together, write_together_on,
 };
-use outbox_tests::{Kafka, Process, Signal, Tables, eventually, on_postgres_and_mariadb};
+use outbox_tests::{Folder, Kafka, Process, Signal, Tables, eventually, on_postgres_and_mariadb};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -68,12 +72,11 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
                 "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()";
             (count(conn, from) == 0).then_some(())
         });
-        let sent: BTreeSet<String> =
-            diesel::dsl::sql::<Text>("SELECT id::text FROM outbox WHERE sent_at IS NOT NULL")
-                .load::<String>(conn)
-                .unwrap()
-                .into_iter()
-                .collect();
+        let sent: BTreeSet<String> = sql::<Text>("SELECT id::text FROM outbox WHERE sent_at IS NOT NULL")
+            .load::<String>(conn)
+            .unwrap()
+            .into_iter()
+            .collect();
         let received = Kafka::shared().read_all(&topic);
         let arrived: BTreeSet<&str> = received.iter().filter_map(|received| received.header("id")).collect();
         assert!(sent.iter().all(|id| arrived.contains(id.as_str())), "settled and not on Kafka");
@@ -90,6 +93,24 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight() {
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated, {in_flight} were in flight");
     assert!(repeated <= in_flight, "{repeated} repeated, though {in_flight} were in flight");
+}
+
+/// One of two relays works, and the other one takes over when it is killed.
+#[test]
+fn on_sqlite_killed_relays_lose_nothing_and_keep_the_order() {
+    let folder = Folder::new("killed");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let connect = || {
+        let mut conn = SqliteConnection::establish(&path).unwrap();
+        conn.batch_execute("PRAGMA busy_timeout = 60000; PRAGMA journal_mode = WAL").unwrap();
+        conn
+    };
+    Migrations::new().run(&mut connect()).unwrap();
+    let sent = || {
+        let sent = sql::<BigInt>("SELECT count(*) FROM outbox WHERE sent_at IS NOT NULL");
+        sent.get_result::<i64>(&mut connect()).unwrap().unsigned_abs() as usize
+    };
+    kill_relays_while_events_are_written(&path, 2, 8_000, connect, sent);
 }
 
 /// If sent rows are deleted, other rows soon take their places in the table.
