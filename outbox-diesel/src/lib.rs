@@ -274,6 +274,9 @@ pub use self::connection::Statement;
 pub use self::emit::AsyncEmit;
 pub use self::emit::{Emit, EmitError, Outbox};
 pub use self::inbox::{Inbox, Once, Pruning};
+#[cfg(all(feature = "migrations", feature = "mysql"))]
+#[doc(hidden)]
+pub use self::migrate::MysqlMigration;
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrateConnection, MigrationError, Migrations};
 #[doc(hidden)]

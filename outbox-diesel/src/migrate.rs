@@ -1,3 +1,6 @@
+#[cfg(feature = "mysql")]
+mod mysql;
+
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -10,6 +13,8 @@ use diesel_outbox_core::__private::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD as RECORD, quoted_identifier, quoted_literal,
 };
 
+#[cfg(feature = "mysql")]
+pub use self::mysql::MysqlMigration;
 use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements};
 
 /// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.

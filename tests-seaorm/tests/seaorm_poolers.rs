@@ -1,5 +1,4 @@
-//! PgBouncer before PostgreSQL. sqlx names each statement that it prepares, so a pooler in transaction mode must know such statements, which
-//! this version does not.
+//! PgBouncer before PostgreSQL. sqlx names each statement that it prepares, so a pooler in transaction mode must know such statements.
 
 use outbox_tests::load::{count, migrated};
 use outbox_tests::{Database, PgBouncer};
@@ -53,4 +52,32 @@ async fn an_emit_through_a_pooler_that_knows_no_prepared_statements_says_what_to
         assert!(error.contains("max_prepared_statements"), "{error}");
         assert_eq!(stored(&database), before + 1);
     }
+}
+
+/// Six services share two sessions, with the options that SeaORM has by default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn emit_and_inbox_work_through_a_pooler_that_knows_prepared_statements() {
+    const SERVICES: usize = 6;
+    const EACH: usize = 20;
+    let database = migrated();
+    let bouncer = PgBouncer::start_knowing_statements(&database, 2);
+    let mut services = Vec::new();
+    for _ in 0..SERVICES {
+        let db = sea_orm::Database::connect(bouncer.url()).await.unwrap();
+        services.push(tokio::spawn(async move {
+            for _ in 0..EACH {
+                let event = emit(&db).await.unwrap();
+                for expected in [Once::First(()), Once::Duplicate] {
+                    let once =
+                        Inbox::new("billing").once(&db, event, async |_| Ok::<_, sea_orm::DbErr>(())).await;
+                    assert_eq!(once.unwrap(), expected);
+                }
+            }
+        }));
+    }
+    for service in services {
+        service.await.unwrap();
+    }
+    assert_eq!(stored(&database), SERVICES * EACH);
+    assert_eq!(count(&mut database.connect(), "inbox"), SERVICES * EACH);
 }

@@ -78,12 +78,24 @@ pub fn postgres(major: u32) -> Option<PathBuf> {
 /// Returns the folder with a package of Debian's newest suite, and all that its programs need. They run with the loader in that folder.
 pub fn debian(package: &str) -> PathBuf {
     kept(package, |folder| {
-        let remedy =
-            "this takes a machine with Debian's package manager; elsewhere run the tests with Docker";
+        let remedy = "this takes a machine with Debian's package manager; elsewhere run the tests with Docker, and install PgBouncer \
+                      1.21 or later";
         let mut unpack = Command::new("sh");
-        unpack.args(["-c", include_str!("mariadb/unpack.sh"), "unpack", package]);
+        unpack.args(["-c", include_str!("artifacts/unpack.sh"), "unpack", package]);
         run(unpack.arg(folder), remedy);
     })
+}
+
+/// Returns a command that runs a program of such a folder, with the libraries and the loader that are there.
+pub(crate) fn unpacked(root: &Path, program: &str) -> Command {
+    let loader = match env::consts::ARCH {
+        "x86_64" => "usr/lib64/ld-linux-x86-64.so.2",
+        _ => "usr/lib/ld-linux-aarch64.so.1",
+    };
+    let mut command = Command::new(root.join(loader));
+    command.arg("--library-path").arg(root.join(format!("usr/lib/{}-linux-gnu", env::consts::ARCH)));
+    command.arg(root.join("usr/sbin").join(program));
+    command
 }
 
 /// Returns the folder `name`, and lets `fill` fill it if it does not exist yet. Test processes wait for each other here.

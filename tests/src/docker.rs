@@ -4,6 +4,7 @@ use std::env;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 
@@ -51,8 +52,13 @@ pub(crate) fn postgres(major: u32, port: u16, settings: &[String]) -> impl Host 
     Container::new(image)
 }
 
-/// Returns MariaDB or MySQL in a container, at `port`.
-pub(crate) fn mariadb(server: Server, port: u16, settings: &[String]) -> impl Host + use<> {
+/// Returns MariaDB or MySQL in a container, at `port`. It finds the files where they are on this machine.
+pub(crate) fn mariadb(
+    server: Server,
+    port: u16,
+    settings: &[String],
+    files: &[PathBuf],
+) -> impl Host + use<> {
     let (image, version) = match server {
         Server::Mariadb => ("mariadb", "10.11"),
         Server::NewerMariadb => ("mariadb", "11.8"),
@@ -63,7 +69,10 @@ pub(crate) fn mariadb(server: Server, port: u16, settings: &[String]) -> impl Ho
         .with_env_var("MARIADB_ALLOW_EMPTY_ROOT_PASSWORD", "1")
         .with_env_var("MYSQL_ALLOW_EMPTY_PASSWORD", "1")
         .with_cmd(settings);
-    Container::new(image)
+    let copied = |image: ContainerRequest<GenericImage>, file: &PathBuf| {
+        image.with_copy_to(file.display().to_string(), file.clone())
+    };
+    Container::new(files.iter().fold(image, copied))
 }
 
 /// Returns Apache Kafka in a container. Its server properties must make it listen on `port`.

@@ -28,6 +28,7 @@
 #![expect(missing_debug_implementations, reason = "a test prints what a server says, not the server")]
 
 pub mod artifacts;
+mod authority;
 mod connect;
 mod debezium;
 mod docker;
@@ -44,6 +45,7 @@ mod scratch;
 mod tables;
 mod wait;
 
+pub use authority::Authority;
 pub use connect::Connect;
 pub use debezium::{BinlogDebezium, Debezium};
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};

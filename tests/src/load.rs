@@ -225,6 +225,41 @@ pub fn write_together_on<C: OutboxConnection + Send>(
     })
 }
 
+/// Starts this many relays of two workers, and kills one of them again and again while writers emit. Checks that nothing is lost and that the order is
+/// kept. The last closure returns how many events are marked as sent.
+#[track_caller]
+pub fn kill_relays_while_events_are_written<C: OutboxConnection + Send>(
+    url: &str,
+    relays: usize,
+    events: usize,
+    connect: impl Fn() -> C + Sync,
+    sent: impl Fn() -> usize,
+) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let topic = new_topic("killed-relays");
+    let arguments = ["--max-pass-duration", "50ms", "--workers", "2"];
+    let start = || Process::start(&relay_command(Kafka::shared().brokers(), url, &topic, &arguments));
+    let mut relays: Vec<Process> = (0..relays).map(|_| start()).collect();
+    let committed = std::thread::scope(|scope| {
+        let writers = scope.spawn(|| write_together_on(&connect, 4, events));
+        let mut kills = 0;
+        while !writers.is_finished() || kills < 3 {
+            let before = sent();
+            eventually("some events to be sent", PATIENCE, || {
+                (sent() >= before + events / 40 || writers.is_finished()).then_some(())
+            });
+            let relay = relays.remove(0);
+            relay.signal(Signal::Kill);
+            relay.wait(Duration::from_secs(10));
+            relays.push(start());
+            kills += 1;
+        }
+        writers.join().unwrap()
+    });
+    eventually("everything to be sent", PATIENCE, || (sent() == committed.len()).then_some(()));
+    repetitions(&Kafka::shared().read_all(&topic), &committed);
+}
+
 /// Returns how many of the received records repeat an id. Fails if a committed id is missing, or if the first occurrences of an
 /// aggregate's events are not in their order.
 #[track_caller]

@@ -3,12 +3,14 @@
 mod local;
 
 use std::env;
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 
+use crate::authority::Authority;
 use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 
@@ -23,6 +25,9 @@ const SETTINGS: [&str; 7] = [
     "innodb_flush_log_at_trx_commit=2",
     "sync_binlog=0",
 ];
+
+/// Where local servers are.
+const LOCALHOST: &str = "127.0.0.1";
 
 /// Which server.
 #[derive(Clone, Copy)]
@@ -80,7 +85,7 @@ impl Mariadb {
                 server.wait_until_ready();
                 server
             }
-            Err(_) => Self::start_server(server, &[]),
+            Err(_) => Self::start_server(server, &[], &[]),
         }
     }
 
@@ -91,21 +96,39 @@ impl Mariadb {
 
     /// Starts a server with settings of its own, such as `binlog_format=STATEMENT`.
     pub fn start_with(settings: &[&str]) -> Self {
-        Self::start_server(Server::Mariadb, settings)
+        Self::start_server(Server::Mariadb, settings, &[])
+    }
+
+    /// Starts a server with a certificate of this authority.
+    pub fn start_with_tls(authority: &Authority) -> Self {
+        Self::start_certified(Server::Mariadb, authority)
+    }
+
+    /// Starts a server of MySQL with a certificate of this authority.
+    pub fn start_mysql_with_tls(authority: &Authority) -> Self {
+        Self::start_certified(Server::Mysql, authority)
+    }
+
+    fn start_certified(server: Server, authority: &Authority) -> Self {
+        let files = authority.certify(docker::engine().unwrap_or(LOCALHOST));
+        let [certificate, key] = files.each_ref().map(|file| file.display());
+        let settings = [format!("ssl-cert={certificate}"), format!("ssl-key={key}")];
+        Self::start_server(server, &settings.each_ref().map(String::as_str), &files)
     }
 
     /// Starts a server of MySQL for one test, which may stop it.
     pub fn start_mysql() -> Self {
-        Self::start_server(Server::Mysql, &[])
+        Self::start_server(Server::Mysql, &[], &[])
     }
 
-    fn start_server(server: Server, settings: &[&str]) -> Self {
+    /// The server must be able to read the files, which its settings name.
+    fn start_server(server: Server, settings: &[&str], files: &[PathBuf]) -> Self {
         let settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|setting| format!("--{setting}")).collect();
         let port = free_port();
         let (host, address): (Box<dyn Host>, _) = match docker::engine() {
-            Some(address) => (Box::new(docker::mariadb(server, port, &settings)), address),
-            None => (Box::new(local::install(server, port, &settings)), "127.0.0.1"),
+            Some(address) => (Box::new(docker::mariadb(server, port, &settings, files)), address),
+            None => (Box::new(local::install(server, port, &settings)), LOCALHOST),
         };
         let server = Self { host, url: format!("mysql://root@{address}:{port}"), lasting: false };
         server.host.start();

@@ -1,4 +1,4 @@
-//! What every source of records must do. One suite runs on PostgreSQL 15 and 18, on MariaDB 10.11 and its newest version, on MySQL and on
+//! What every source of records must do. One suite runs on PostgreSQL 14 to 18, on MariaDB 10.11 and its newest version, on MySQL and on
 //! SQLite. Most of it also runs on the WAL, where nothing is settled in the table.
 
 #[path = "conformance/store.rs"]
@@ -20,7 +20,10 @@ use self::store::Store;
 /// Turns each function of the suite into a test on each database.
 macro_rules! suite {
     ($($name:ident),* $(,)?) => {
+        mod postgres_14 { $(#[test] fn $name() { super::$name(&super::store::postgres(14)); })* }
         mod postgres_15 { $(#[test] fn $name() { super::$name(&super::store::postgres(15)); })* }
+        mod postgres_16 { $(#[test] fn $name() { super::$name(&super::store::postgres(16)); })* }
+        mod postgres_17 { $(#[test] fn $name() { super::$name(&super::store::postgres(17)); })* }
         mod postgres_18 { $(#[test] fn $name() { super::$name(&super::store::postgres(18)); })* }
         mod mariadb { $(#[test] fn $name() { super::$name(&super::store::mariadb(super::Mariadb::shared())); })* }
         mod newer_mariadb { $(#[test] fn $name() { super::$name(&super::store::mariadb(super::Mariadb::shared_newer())); })* }

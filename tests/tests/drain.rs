@@ -4,8 +4,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use outbox_tests::load::{new_topic, relay_command, repetitions, write, write_together_on};
-use outbox_tests::{Kafka, Process, Signal, Tables, eventually, on_postgres_and_mariadb};
+use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_types::BigInt;
+use diesel_outbox::Migrations;
+use outbox_tests::load::{
+    kill_relays_while_events_are_written, new_topic, relay_command, repetitions, write, write_together_on,
+};
+use outbox_tests::{Folder, Kafka, Process, Signal, Tables, eventually, on_postgres_and_mariadb};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -74,6 +81,24 @@ fn a_relay_that_is_killed_loses_nothing_and_repeats_only_what_was_in_flight(tabl
     let repeated = repetitions(&Kafka::shared().read_all(&topic), &committed);
     println!("{repeated} of {EVENTS} repeated, {in_flight} were in flight");
     assert!(repeated <= in_flight, "{repeated} repeated, though {in_flight} were in flight");
+}
+
+/// One of two relays works, and the other one takes over when it is killed.
+#[test]
+fn on_sqlite_killed_relays_lose_nothing_and_keep_the_order() {
+    let folder = Folder::new("killed");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let connect = || {
+        let mut conn = SqliteConnection::establish(&path).unwrap();
+        conn.batch_execute("PRAGMA busy_timeout = 60000; PRAGMA journal_mode = WAL").unwrap();
+        conn
+    };
+    Migrations::new().run(&mut connect()).unwrap();
+    let sent = || {
+        let sent = sql::<BigInt>("SELECT count(*) FROM outbox WHERE sent_at IS NOT NULL");
+        sent.get_result::<i64>(&mut connect()).unwrap().unsigned_abs() as usize
+    };
+    kill_relays_while_events_are_written(&path, 2, 8_000, connect, sent);
 }
 
 /// If sent rows are deleted, other rows soon take their places in the table.

@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use async_bb8_diesel::AsyncConnection as _;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool};
+use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool, R2D2Connection};
 use diesel::result::Error as DieselError;
 use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
@@ -205,6 +206,27 @@ fn emit_works_on_r2d2_pools() {
     let (_folder, path) = sqlite();
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(path));
     behaves!(&mut pool.unwrap().get().unwrap());
+}
+
+#[tokio::test]
+async fn emit_works_on_an_async_bb8_diesel_pool() {
+    /// Does this with a connection of a pool.
+    async fn on_a_pool<C: R2D2Connection + 'static>(url: &str, work: fn(&mut C)) {
+        let manager = async_bb8_diesel::ConnectionManager::<C>::new(url);
+        let pool = bb8::Pool::builder().max_size(2).build(manager).await.unwrap();
+        let work = move |c: &mut C| {
+            work(c);
+            QueryResult::Ok(())
+        };
+        pool.get().await.unwrap().run(work).await.unwrap();
+    }
+    let database = postgres();
+    on_a_pool::<PgConnection>(database.url(), |c| behaves!(c)).await;
+    for database in mariadb_and_mysql() {
+        on_a_pool::<MysqlConnection>(database.url(), |c| behaves!(c)).await;
+    }
+    let (_folder, path) = sqlite();
+    on_a_pool::<SqliteConnection>(&path, |c| behaves!(c)).await;
 }
 
 #[tokio::test]

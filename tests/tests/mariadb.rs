@@ -1,27 +1,5 @@
 //! What is particular to MySQL and MariaDB: bounds that never pass a late commit, a table that was truncated, servers and tables that
-//! cannot hold an outbox, and relays that are killed.
-
-#[path = "mariadb/rivals.rs"]
-mod rivals;
-#[path = "mariadb/writers.rs"]
-mod writers;
-
-use std::process::Command;
-use std::time::{Duration, Instant};
-
-use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Text};
-use diesel_async::AsyncMysqlConnection;
-use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_core::{Claimed, Source};
-use diesel_outbox_kafka::consumer::Consumer;
-use diesel_outbox_relay::source::{MysqlSource, SentRows, SourceOptions};
-use diesel_outbox_relay::{Kafka as Broker, Relay};
-use outbox_tests::load::{new_topic, relay_command, repetitions, write_together_on};
-use outbox_tests::{Kafka, Mariadb, MariadbDatabase, Process, Signal, eventually, workspace_binary};
-
-const PATIENCE: Duration = Duration::from_secs(60);
+//! cannot hold an outbox, TLS, and relays that are killed.
 
 /// Turns each of these into a test on MariaDB and on MySQL.
 macro_rules! suite {
@@ -30,6 +8,30 @@ macro_rules! suite {
         mod mysql { $(#[test] fn $name() { super::$name(super::Mariadb::shared_mysql()); })* }
     };
 }
+
+#[path = "mariadb/commands.rs"]
+mod commands;
+#[path = "mariadb/consumers.rs"]
+mod consumers;
+#[path = "mariadb/refusals.rs"]
+mod refusals;
+#[path = "mariadb/rivals.rs"]
+mod rivals;
+#[path = "mariadb/tls.rs"]
+mod tls;
+#[path = "mariadb/writers.rs"]
+mod writers;
+
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
+use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_core::{Claimed, Source};
+use diesel_outbox_relay::source::{MysqlSource, SentRows, SourceOptions};
+use outbox_tests::load::kill_relays_while_events_are_written;
+use outbox_tests::{Mariadb, MariadbDatabase, Tables, eventually};
 
 suite!(
     a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_aggregate,
@@ -42,7 +44,6 @@ suite!(
     a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up,
     a_row_with_a_date_that_is_none_is_sent_and_stops_nobody,
     settling_waits_for_nobody_who_emits,
-    the_binary_migrates_and_shows_what_waits,
     killed_relays_lose_nothing_and_keep_the_order,
 );
 
@@ -368,137 +369,8 @@ fn emitting_without_the_tables_says_what_to_do() {
     assert!(error.contains("run the migrations"), "{error}");
 }
 
-fn refusal(database: &MariadbDatabase<'_>) -> String {
-    source(database).claim().unwrap_err().to_string()
-}
-
-#[test]
-fn what_cannot_hold_an_outbox_is_refused_with_advice_that_mends_it() {
-    let database = Mariadb::shared().database();
-    let conn = &mut database.connect();
-    assert!(refusal(&database).contains("run the migrations"));
-    Migrations::new().run(conn).unwrap();
-    for table in ["outbox", "outbox_shard"] {
-        conn.batch_execute(&format!("ALTER TABLE {table} ENGINE = MyISAM")).unwrap();
-        let text = refusal(&database);
-        assert!(text.contains(&format!("the table {table} has the engine MyISAM")), "{text}");
-        conn.batch_execute(&text[text.find("ALTER").unwrap()..]).unwrap();
-    }
-    conn.batch_execute("DELETE FROM outbox_shard WHERE shard > 3").unwrap();
-    let text = refusal(&database);
-    assert!(text.contains("has 4 of the 16 shards"), "{text}");
-    conn.batch_execute(&text[text.find("INSERT").unwrap()..]).unwrap();
-    assert!(!source(&database).claim().unwrap());
-
-    let server = Mariadb::start_with(&["binlog_format=STATEMENT"]);
-    let database = migrated_on(&server);
-    let text = refusal(&database);
-    assert!(text.contains("binlog_format is STATEMENT"), "{text}");
-    let set = text.find("SET GLOBAL").unwrap();
-    server.connect().batch_execute(&text[set..set + text[set..].find(';').unwrap()]).unwrap();
-    assert!(!source(&database).claim().unwrap());
-}
-
-/// Several relays, of which one is killed again and again while writers emit.
 fn killed_relays_lose_nothing_and_keep_the_order(server: &'static Mariadb) {
     let database = migrated_on(server);
-    let topic = new_topic("mariadb");
-    let start = || {
-        Process::start(&relay_command(
-            Kafka::shared().brokers(),
-            database.url(),
-            &topic,
-            &["--max-pass-duration", "50ms"],
-        ))
-    };
-    let mut relays: Vec<Process> = (0..3).map(|_| start()).collect();
-    let committed = std::thread::scope(|scope| {
-        let writers = scope.spawn(|| write_together_on(|| database.connect(), 4, 20_000));
-        let mut kills = 0;
-        while !writers.is_finished() || kills < 3 {
-            let before = count(&mut database.connect(), "outbox WHERE sent_at IS NOT NULL");
-            eventually("some events to be sent", Duration::from_secs(60), || {
-                let sent = count(&mut database.connect(), "outbox WHERE sent_at IS NOT NULL");
-                (sent >= before + 500 || writers.is_finished()).then_some(())
-            });
-            let relay = relays.remove(0);
-            relay.signal(Signal::Kill);
-            relay.wait(Duration::from_secs(10));
-            relays.push(start());
-            kills += 1;
-        }
-        writers.join().unwrap()
-    });
-    let conn = &mut database.connect();
-    eventually("everything to be sent", Duration::from_secs(60), || {
-        (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
-    let received = Kafka::shared().read_all(&topic);
-    repetitions(&received, &committed);
-}
-
-fn the_binary_migrates_and_shows_what_waits(server: &'static Mariadb) {
-    let database = server.database();
-    let outbox = |arguments: &[&str]| {
-        let mut command = Command::new(workspace_binary("outbox"));
-        let output = command.args(arguments).env("OUTBOX_DATABASE_URL", database.url()).output().unwrap();
-        let text =
-            format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        assert!(output.status.success(), "{text}");
-        text
-    };
-    outbox(&["migrate"]);
-    emit(&mut database.connect(), [1, 2, 3]);
-    let lag = outbox(&["lag"]);
-    assert!(lag.contains('3'), "{lag}");
-    assert!(outbox(&["migrate"]).contains("is up to date"));
-}
-
-/// The same event comes to both consumers twice.
-#[tokio::test(flavor = "multi_thread")]
-async fn events_go_from_mariadb_to_consumers_on_mariadb_and_take_effect_once() {
-    let database = migrated();
-    let conn = &mut database.connect();
-    conn.batch_execute("CREATE TABLE effect (consumer text, event text)").unwrap();
-    let topic = new_topic("mariadb-consumer");
-    let relay = Relay::mysql(database.url())
-        .broker(Broker::new(Kafka::shared().brokers()))
-        .topic_naming(topic.parse().unwrap())
-        .spawn()
-        .unwrap();
-    emit(conn, 0..50);
-    eventually("everything to be sent", PATIENCE, || {
-        (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
-    // As if a relay had crashed before it settled.
-    conn.batch_execute("UPDATE outbox SET sent_at = NULL; UPDATE outbox_shard SET sent_through = 0").unwrap();
-    eventually("everything to be sent again", PATIENCE, || {
-        (Kafka::shared().counter(&topic).count() == 100).then_some(())
-    });
-    relay.stop().await.unwrap();
-
-    let effect = |consumer: &str, event: &str| format!("INSERT INTO effect VALUES ('{consumer}', '{event}')");
-    let group = |name| Kafka::shared().unique(name);
-    let blocking = Consumer::<MysqlConnection>::new(Kafka::shared().brokers(), group("blocking"))
-        .database_url(database.url())
-        .topics([&topic])
-        .on_other(move |c, event| Ok(c.batch_execute(&effect("blocking", event.event_type()))?))
-        .spawn()
-        .unwrap();
-    let asynchronous = Consumer::<AsyncMysqlConnection>::new_async(Kafka::shared().brokers(), group("async"))
-        .database_url(database.url())
-        .topics([&topic])
-        .on_other(async move |c, event| {
-            let insert = effect("async", event.event_type());
-            diesel_async::RunQueryDsl::execute(diesel::sql_query(insert), c).await?;
-            Ok(())
-        })
-        .spawn()
-        .unwrap();
-    eventually("all effects", PATIENCE, || (count(conn, "effect") >= 100).then_some(()));
-    eventually("all marks", PATIENCE, || (count(conn, "inbox") == 100).then_some(()));
-    blocking.stop().await.unwrap();
-    asynchronous.stop().await.unwrap();
-    assert_eq!(count(conn, "effect"), 100);
-    assert_eq!(count(conn, "(SELECT DISTINCT consumer, event FROM effect) AS different"), 100);
+    let is_sent = || database.count("outbox WHERE sent_at IS NOT NULL");
+    kill_relays_while_events_are_written(database.url(), 3, 20_000, || database.connect(), is_sent);
 }

@@ -9,18 +9,27 @@ use diesel::migration::MigrationSource;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
 use diesel_migrations::{FileBasedMigrations, MigrationHarness};
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, MigrateConnection, Migrations, OutboxConnection, Record};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
-use outbox_tests::{Folder, Postgres};
+use outbox_tests::{Folder, Mariadb, Postgres};
 
 const POSTGRES: &str = "../migrations/postgres";
+const MYSQL: &str = "../migrations/mysql";
 const SQLITE: &str = "../migrations/sqlite";
 
 fn postgres_tables(conn: &mut PgConnection) -> Vec<String> {
     diesel::dsl::sql::<Text>(
         "SELECT table_schema || '.' || table_name FROM information_schema.tables \
          WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1",
+    )
+    .load(conn)
+    .unwrap()
+}
+
+fn mysql_tables(conn: &mut MysqlConnection) -> Vec<String> {
+    diesel::dsl::sql::<Text>(
+        "SELECT table_name FROM information_schema.tables WHERE table_schema = DATABASE() ORDER BY 1",
     )
     .load(conn)
     .unwrap()
@@ -45,6 +54,16 @@ fn the_folders_work_with_the_diesel_cli_both_ways() {
         conn.revert_all_migrations(FileBasedMigrations::from_path(POSTGRES).unwrap()).unwrap();
         assert_eq!(postgres_tables(conn), ["public.__diesel_schema_migrations"]);
     }
+    for server in [Mariadb::shared(), Mariadb::shared_newer(), Mariadb::shared_mysql()] {
+        let database = server.database();
+        let conn = &mut database.connect();
+        for _ in 0..2 {
+            conn.run_pending_migrations(FileBasedMigrations::from_path(MYSQL).unwrap()).unwrap();
+            conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+            conn.revert_all_migrations(FileBasedMigrations::from_path(MYSQL).unwrap()).unwrap();
+            assert_eq!(mysql_tables(conn), ["__diesel_schema_migrations"]);
+        }
+    }
     let conn = &mut SqliteConnection::establish(":memory:").unwrap();
     for _ in 0..2 {
         conn.run_pending_migrations(FileBasedMigrations::from_path(SQLITE).unwrap()).unwrap();
@@ -65,6 +84,12 @@ fn the_embedded_migrations_are_those_of_the_folders() {
     }
     let database = Postgres::shared().database();
     assert_eq!(Migrations::new().run(&mut database.connect()).unwrap(), names::<diesel::pg::Pg>(POSTGRES));
+    for server in [Mariadb::shared(), Mariadb::shared_newer(), Mariadb::shared_mysql()] {
+        let database = server.database();
+        let conn = &mut database.connect();
+        assert_eq!(Migrations::new().run(conn).unwrap(), names::<diesel::mysql::Mysql>(MYSQL));
+        assert!(Migrations::new().run(conn).unwrap().is_empty());
+    }
     let conn = &mut SqliteConnection::establish(":memory:").unwrap();
     assert_eq!(Migrations::new().run(conn).unwrap(), names::<diesel::sqlite::Sqlite>(SQLITE));
 }
@@ -153,16 +178,19 @@ fn the_inbox_and_the_outbox_can_be_created_alone_and_in_either_order() {
 #[tokio::test]
 async fn a_wrapped_async_connection_migrates_and_emits() {
     use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
+    use diesel_async::{AsyncMysqlConnection, AsyncPgConnection};
 
-    type Wrapper = AsyncConnectionWrapper<diesel_async::AsyncPgConnection>;
-
-    let database = Postgres::shared().database();
-    let url = database.url().to_owned();
-    let migrate = move || {
-        let mut conn = <Wrapper as Connection>::establish(&url).unwrap();
+    fn migrate<C: MigrateConnection + OutboxConnection>(url: &str) {
+        let mut conn = C::establish(url).unwrap();
         assert_eq!(Migrations::new().run(&mut conn).unwrap().len(), 2);
         assert!(Migrations::new().run(&mut conn).unwrap().is_empty());
-        Connection::transaction(&mut conn, |c| Emit::emit(c, &Record::new("order", "1", "Placed"))).unwrap();
+        conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
+    }
+    let migrate = || {
+        migrate::<AsyncConnectionWrapper<AsyncPgConnection>>(Postgres::shared().database().url());
+        for server in [Mariadb::shared(), Mariadb::shared_mysql()] {
+            migrate::<AsyncConnectionWrapper<AsyncMysqlConnection>>(server.database().url());
+        }
     };
     tokio::task::spawn_blocking(migrate).await.unwrap();
 }

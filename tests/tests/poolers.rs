@@ -3,6 +3,8 @@
 
 #[path = "poolers/pools.rs"]
 mod pools;
+#[path = "poolers/prepared.rs"]
+mod prepared;
 #[path = "poolers/relays.rs"]
 mod relays;
 
@@ -14,7 +16,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection};
 use diesel_outbox::{AsyncEmit, Emit, Inbox, Once, Record};
 use diesel_outbox_kafka::consumer::Consumer;
 use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, write_together_on};
-use outbox_tests::{Kafka, PgBouncer, eventually};
+use outbox_tests::{Database, Kafka, PgBouncer, eventually};
 use uuid::Uuid;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -70,27 +72,34 @@ fn what_services_emit_through_a_pooler_arrives_once_and_in_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_async_services_emit_through_a_pooler_is_stored() {
-    const EACH: usize = 50;
     let database = migrated();
     let bouncer = PgBouncer::start(&database, "transaction", 2);
-    let writers: Vec<_> = (0..8)
-        .map(|writer| {
-            let url = bouncer.url().to_owned();
-            tokio::spawn(async move {
-                let mut conn = uncached_async(&url).await.unwrap();
-                for n in 0..EACH {
-                    let emitted: QueryResult<()> = conn
-                        .transaction(async |c| {
-                            c.emit(&record(n)).await?;
-                            c.emit_all([record(n), record(n)]).await?;
-                            Ok(())
-                        })
-                        .await;
-                    emitted.unwrap_or_else(|error| panic!("writer {writer}, {n}: {error}"));
-                }
-            })
-        })
-        .collect();
+    let url = bouncer.url().to_owned();
+    async_services_emit(&database, async move || uncached_async(&url).await.unwrap()).await;
+}
+
+/// Eight services at once, each with a connection of its own.
+async fn async_services_emit<F>(database: &Database<'_>, connect: F)
+where
+    F: AsyncFn() -> AsyncPgConnection,
+{
+    const EACH: usize = 50;
+    let mut writers = Vec::new();
+    for writer in 0..8 {
+        let mut conn = connect().await;
+        writers.push(tokio::spawn(async move {
+            for n in 0..EACH {
+                let emitted: QueryResult<()> = conn
+                    .transaction(async |c| {
+                        c.emit(&record(n)).await?;
+                        c.emit_all([record(n), record(n)]).await?;
+                        Ok(())
+                    })
+                    .await;
+                emitted.unwrap_or_else(|error| panic!("writer {writer}, {n}: {error}"));
+            }
+        }));
+    }
     for writer in writers {
         writer.await.unwrap();
     }
@@ -107,7 +116,7 @@ fn holding_a_session(bouncer: &PgBouncer) -> PgConnection {
     conn
 }
 
-/// This version of PgBouncer does not know the statements that its clients prepare. Version 1.21 and later ones can.
+/// This PgBouncer does not know the statements that its clients prepare.
 #[tokio::test]
 async fn an_emit_whose_statement_was_prepared_in_another_session_says_what_to_do() {
     let database = migrated();
@@ -138,11 +147,16 @@ async fn an_emit_whose_statement_was_prepared_in_another_session_says_what_to_do
 fn the_inbox_runs_an_effect_once_through_a_pooler() {
     let database = migrated();
     let bouncer = PgBouncer::start(&database, "transaction", 2);
+    consumers_run_effects_once(|| uncached(&bouncer));
+}
+
+/// Four consumers at once, which get the same events.
+fn consumers_run_effects_once(connect: impl Fn() -> PgConnection) {
     let events: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
     let first: usize = std::thread::scope(|scope| {
         let consumers: Vec<_> = (0..4)
             .map(|_| {
-                let (mut conn, events) = (uncached(&bouncer), &events);
+                let (mut conn, events) = (connect(), &events);
                 scope.spawn(move || {
                     let inbox = Inbox::new("billing");
                     assert!(inbox.has_table(&mut conn).unwrap());
@@ -158,29 +172,34 @@ fn the_inbox_runs_an_effect_once_through_a_pooler() {
     assert_eq!(first, events.len());
 }
 
-/// Others use the sessions in between, also while it looks for its table and prunes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_inbox_runs_an_effect_once_through_a_pooler_on_an_async_connection() {
     let database = migrated();
     let bouncer = PgBouncer::start(&database, "transaction", 2);
+    let url = bouncer.url().to_owned();
+    async_consumers_run_effects_once(async move || uncached_async(&url).await.unwrap()).await;
+}
+
+/// Others use the sessions in between, also while it looks for its table and prunes.
+async fn async_consumers_run_effects_once<F>(connect: F)
+where
+    F: AsyncFn() -> AsyncPgConnection,
+{
     let events: Vec<Uuid> = (0..20).map(|_| Uuid::now_v7()).collect();
-    let consumers: Vec<_> = (0..8)
-        .map(|_| {
-            let (url, events) = (bouncer.url().to_owned(), events.clone());
-            tokio::spawn(async move {
-                let mut conn = uncached_async(&url).await.unwrap();
-                let (inbox, mut first) = (Inbox::new("billing"), 0);
-                for event in events {
-                    assert!(inbox.has_table_async(&mut conn).await.unwrap());
-                    let once =
-                        inbox.once_async(&mut conn, event, async |_| QueryResult::Ok(())).await.unwrap();
-                    first += usize::from(once == Once::First(()));
-                    assert_eq!(inbox.prune_async(&mut conn, Duration::from_secs(3_600)).await.unwrap(), 0);
-                }
-                first
-            })
-        })
-        .collect();
+    let mut consumers = Vec::new();
+    for _ in 0..8 {
+        let (mut conn, events) = (connect().await, events.clone());
+        consumers.push(tokio::spawn(async move {
+            let (inbox, mut first) = (Inbox::new("billing"), 0);
+            for event in events {
+                assert!(inbox.has_table_async(&mut conn).await.unwrap());
+                let once = inbox.once_async(&mut conn, event, async |_| QueryResult::Ok(())).await.unwrap();
+                first += usize::from(once == Once::First(()));
+                assert_eq!(inbox.prune_async(&mut conn, Duration::from_secs(3_600)).await.unwrap(), 0);
+            }
+            first
+        }));
+    }
     let mut first = 0;
     for consumer in consumers {
         first += consumer.await.unwrap();

@@ -14,6 +14,7 @@ use std::fmt;
 
 #[cfg(feature = "postgres")]
 use diesel::connection::CacheSize;
+#[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
@@ -135,8 +136,8 @@ impl OutboxDatabase {
         let failed = |source| Failure::Migrate { database: self.to_string(), source };
         match self {
             #[cfg(feature = "mysql")]
-            Self::Mysql { url, .. } => {
-                migrations.run(&mut self.connect::<mysql::MigrationConnection>(url)?).map_err(failed)
+            Self::Mysql { opts, .. } => {
+                mysql::migrate(&mut self.mysql_connection(opts)?, &migrations).map_err(failed)
             }
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schema, .. } => {
@@ -281,6 +282,7 @@ impl OutboxDatabase {
         Ok(conn)
     }
 
+    #[cfg(any(feature = "postgres", feature = "sqlite"))]
     fn connect<C: Connection>(&self, url: &Secret) -> Result<C, Failure> {
         C::establish(url.reveal()).map_err(|source| Failure::Connect { database: self.to_string(), source })
     }

@@ -1,6 +1,6 @@
 //! Fetches the server programs that the tests take from Maven and from Debian's newest suite, so that the first test does not wait for them.
 
-use outbox_tests::artifacts;
+use outbox_tests::{PgBouncer, artifacts};
 
 fn main() {
     println!("Apache Kafka {}: {}", artifacts::KAFKA, artifacts::kafka());
@@ -13,6 +13,9 @@ fn main() {
     );
     println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
     println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());
+    if let Some(folder) = PgBouncer::fetch_newer() {
+        println!("PgBouncer, the newest: {}", folder.display());
+    }
     for major in std::env::args().skip(1) {
         let major = major.parse().expect("major versions of PostgreSQL as arguments");
         match artifacts::postgres(major) {

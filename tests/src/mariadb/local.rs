@@ -1,12 +1,12 @@
 //! MariaDB and MySQL from local programs.
 
-use std::env::{self, consts::ARCH};
+use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Server;
-use crate::artifacts;
+use crate::artifacts::{self, unpacked};
 use crate::host::Local;
 use crate::process::Signal;
 use crate::scratch::{Folder, scratch};
@@ -88,18 +88,6 @@ fn mysql(data: &Path) -> Command {
     let mut server = command();
     server.arg("--mysqlx=OFF");
     server
-}
-
-/// A program that was unpacked with the libraries and the loader that it needs.
-fn unpacked(root: &Path, program: &str) -> Command {
-    let loader = match ARCH {
-        "x86_64" => "usr/lib64/ld-linux-x86-64.so.2",
-        _ => "usr/lib/ld-linux-aarch64.so.1",
-    };
-    let mut command = Command::new(root.join(loader));
-    command.arg("--library-path").arg(root.join(format!("usr/lib/{ARCH}-linux-gnu")));
-    command.arg(root.join("usr/sbin").join(program));
-    command
 }
 
 fn program(name: &str) -> PathBuf {

@@ -10,9 +10,9 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::r2d2::{ConnectionManager, Pool, PooledConnection};
 use diesel_async::AsyncPgConnection;
-use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, Received};
+use diesel_outbox_kafka::consumer::{Consumer, ConsumerError, HandlerError, Received};
 use futures_executor::block_on;
-use outbox_tests::{Kafka, Postgres, eventually, logged, start_logging};
+use outbox_tests::{Folder, Kafka, Mariadb, Postgres, Server, eventually, logged, start_logging};
 
 use super::bench::{Bench, PATIENCE, Sent, insert_effect, insert_effect_async};
 
@@ -69,28 +69,86 @@ fn a_consumer_finds_its_inbox_in_the_schema_that_it_is_given() {
     consumer.stop_blocking().unwrap();
 }
 
+/// A database file with the inbox and a table for effects, and the folder that removes it when dropped.
+fn sqlite() -> (Folder, String) {
+    let folder = Folder::new("consumer");
+    let path = folder.path().join("inbox.db").display().to_string();
+    let mut conn = SqliteConnection::establish(&path).unwrap();
+    diesel_outbox_kafka::Migrations::inbox_only().run(&mut conn).unwrap();
+    conn.batch_execute(EFFECT_BY_TYPE).unwrap();
+    (folder, path)
+}
+
+const EFFECT_BY_TYPE: &str = "CREATE TABLE effect_by_type (event varchar(255))";
+
+fn note<C: SimpleConnection>(conn: &mut C, received: &Received) -> Result<(), HandlerError> {
+    Ok(conn.batch_execute(&format!("INSERT INTO effect_by_type VALUES ('{}')", received.event_type()))?)
+}
+
+/// Waits until the table for effects has these.
+macro_rules! wait_for_noted {
+    ($conn:expr, $expected:expr) => {{
+        let mut noted = Vec::new();
+        eventually("the effects", PATIENCE, || {
+            let all = diesel::dsl::sql::<diesel::sql_types::Text>("SELECT event FROM effect_by_type");
+            noted = all.load::<String>($conn).unwrap_or_default();
+            (noted.len() >= $expected.len()).then_some(())
+        });
+        noted.sort();
+        assert_eq!(noted, $expected);
+    }};
+}
+
+/// The second delivery of an event is that of a relay which had crashed before it settled.
+#[test]
+fn a_consumer_on_sqlite_handles_each_event_once() {
+    let bench = Bench::new(1);
+    let [a, b] = ["A", "B"].map(|event_type| Sent::new("1").with_type(event_type));
+    bench.send([(0, &a), (0, &a), (0, &b)]);
+    let (_folder, path) = sqlite();
+    let consumer = Consumer::<SqliteConnection>::new(bench.kafka.brokers(), &bench.name);
+    let consumer = consumer.topics([&bench.topic]).database_url(&path).on_other(|c, r| note(c, r));
+    let consumer = consumer.spawn().unwrap();
+    bench.wait_until_all_is_committed();
+    consumer.stop_blocking().unwrap();
+    wait_for_noted!(&mut SqliteConnection::establish(&path).unwrap(), ["A", "B"]);
+}
+
 #[derive(diesel::MultiConnection)]
-enum EitherConnection {
+enum AnyConnection {
     Postgres(PgConnection),
+    Mysql(MysqlConnection),
     Sqlite(SqliteConnection),
 }
 
-diesel_outbox_kafka::multi_connection!(EitherConnection { Postgres, Sqlite });
+diesel_outbox_kafka::multi_connection!(AnyConnection { Postgres, Mysql, Sqlite });
 
 #[test]
 fn a_consumer_works_on_an_enum_of_connections() {
     let bench = Bench::new(1);
     bench.send([(0, &Sent::new("a"))]);
-    let consumer =
-        Consumer::<EitherConnection>::new(bench.kafka.brokers(), &bench.name).topics([&bench.topic]);
-    let consumer = consumer.database_url(bench.database.url()).on("Counted", |c, r| match c {
-        EitherConnection::Postgres(c) => insert_effect(c, r),
-        EitherConnection::Sqlite(_) => Err("it is not PostgreSQL".into()),
-    });
-    let consumer = consumer.spawn().unwrap();
-    bench.wait_for_effects(1);
-    consumer.stop_blocking().unwrap();
-    let sqlite = Consumer::<EitherConnection>::new("127.0.0.1:1", "billing").database_url(":memory:");
+    bench.database.connect().batch_execute(EFFECT_BY_TYPE).unwrap();
+    let [mariadb, mysql] = [Mariadb::shared(), Mariadb::shared_mysql()].map(Server::migrated);
+    mariadb.connect().batch_execute(EFFECT_BY_TYPE).unwrap();
+    mysql.connect().batch_execute(EFFECT_BY_TYPE).unwrap();
+    let (_folder, sqlite) = sqlite();
+    for url in [bench.database.url(), mariadb.url(), mysql.url(), &sqlite] {
+        let group = Kafka::shared().unique("any");
+        let consumer = Consumer::<AnyConnection>::new(bench.kafka.brokers(), group).topics([&bench.topic]);
+        let consumer = consumer.database_url(url).on("Counted", |c, r| match c {
+            AnyConnection::Postgres(c) => note(c, r),
+            AnyConnection::Mysql(c) => note(c, r),
+            AnyConnection::Sqlite(c) => note(c, r),
+        });
+        let consumer = consumer.spawn().unwrap();
+        match AnyConnection::establish(url).unwrap() {
+            AnyConnection::Postgres(mut c) => wait_for_noted!(&mut c, ["Counted"]),
+            AnyConnection::Mysql(mut c) => wait_for_noted!(&mut c, ["Counted"]),
+            AnyConnection::Sqlite(mut c) => wait_for_noted!(&mut c, ["Counted"]),
+        }
+        consumer.stop_blocking().unwrap();
+    }
+    let sqlite = Consumer::<AnyConnection>::new("127.0.0.1:1", "billing").database_url(":memory:");
     let sqlite = sqlite.topics(["order"]).on_other(|_, _| Ok(()));
     assert!(matches!(block_on(sqlite.run(pending())), Err(ConsumerError::NoInbox)));
 }

@@ -64,7 +64,7 @@ fn emit_and_consume(conn: &mut PgConnection) -> QueryResult<()> {
     Ok(())
 }
 
-async fn emit_and_consume_async(conn: &mut AsyncPgConnection) -> QueryResult<()> {
+pub(super) async fn emit_and_consume_async(conn: &mut AsyncPgConnection) -> QueryResult<()> {
     let event: Uuid = conn.transaction(async |c| c.emit(&record("Emitted")).await).await?;
     let inbox = Inbox::new("billing");
     let once = inbox.once_async(conn, event, async |_| QueryResult::Ok(())).await?;
@@ -75,13 +75,13 @@ async fn emit_and_consume_async(conn: &mut AsyncPgConnection) -> QueryResult<()>
 }
 
 #[track_caller]
-fn assert_all_is_stored(database: &Database<'_>) {
+pub(super) fn assert_all_is_stored(database: &Database<'_>) {
     let conn = &mut database.connect();
     assert_eq!((count(conn, "outbox"), count(conn, "inbox")), (WORKERS * EACH, WORKERS * EACH));
 }
 
 /// Runs this as often as [`WORKERS`] and [`EACH`] say, several at once.
-async fn at_once<F>(work: impl Fn() -> F)
+pub(super) async fn at_once<F>(work: impl Fn() -> F)
 where
     F: Future<Output = Result<(), Failure>> + Send + 'static,
 {

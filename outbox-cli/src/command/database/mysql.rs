@@ -1,13 +1,13 @@
 //! What a MySQL or MariaDB URL names.
 
+mod migrate;
+
 use std::fmt;
 
-use diesel_async::AsyncMysqlConnection;
-use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_outbox_relay::mysql::{Conn, Opts, OptsBuilder, UrlError};
+use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel_outbox_relay::mysql::{Conn, Error, Opts, OptsBuilder, UrlError};
 
-/// Diesel's synchronous connection needs libmysqlclient. This one speaks the protocol itself.
-pub(super) type MigrationConnection = AsyncConnectionWrapper<AsyncMysqlConnection>;
+pub(super) use self::migrate::migrate;
 
 /// As what the URL names the server. A relay works with both in the same way, and Debezium has a connector for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +54,17 @@ pub(super) fn url(url: &str, schema: Option<&str>) -> Result<(String, Opts), Str
         }
     };
     let opts = Opts::from_url(&url).map_err(|error| refused(&error))?;
-    // Without the feature, the driver panics when it connects.
-    if opts.get_ssl_opts().is_some() && !cfg!(feature = "mysql-tls") {
+    if lacks_tls(&opts, cfg!(feature = "mysql-tls")) {
         return Err(
             "this binary was built without TLS for MySQL: build it with the feature `mysql-tls`".into()
         );
     }
     Ok((url, opts))
+}
+
+/// Whether the driver would panic, because the URL asks for TLS and it has none.
+fn lacks_tls(opts: &Opts, is_built_in: bool) -> bool {
+    !is_built_in && opts.get_ssl_opts().is_some()
 }
 
 /// Host, port and name of the database.
@@ -75,6 +79,11 @@ pub(super) fn address(opts: &Opts) -> Result<String, String> {
 
 pub(super) fn connect(opts: &Opts) -> Result<Conn, String> {
     Conn::new(OptsBuilder::from_opts(opts.clone()).prefer_socket(false)).map_err(|error| error.to_string())
+}
+
+/// The driver's error as one of Diesel's.
+pub(crate) fn as_diesel(error: &Error) -> DieselError {
+    DieselError::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
 }
 
 fn encoded(name: &str) -> String {
@@ -117,6 +126,13 @@ mod tests {
         ] {
             assert_eq!(shown(url, schema).as_deref(), Ok(expected), "{url}");
         }
+    }
+
+    #[test]
+    fn a_url_that_asks_for_tls_is_refused_if_there_is_none() {
+        let asks = Opts::from_url("mysql://h/d?root_cert_path=/ca.pem").expect("a URL");
+        assert!(lacks_tls(&asks, false) && !lacks_tls(&asks, true));
+        assert!(!lacks_tls(&Opts::from_url("mysql://h/d").expect("a URL"), false));
     }
 
     #[test]

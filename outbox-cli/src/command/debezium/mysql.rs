@@ -10,7 +10,7 @@ use diesel_outbox_relay::mysql::{Conn, Error, Opts, Result as QueryResult, Row};
 
 use crate::command::args::DebeziumAction;
 use crate::command::database::OutboxDatabase;
-use crate::command::database::mysql::Flavor;
+use crate::command::database::mysql::{Flavor, as_diesel};
 use crate::command::debezium::properties::InitialState;
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
@@ -44,10 +44,7 @@ pub(super) fn run(
 }
 
 fn failed(database: &OutboxDatabase, error: &Error) -> Failure {
-    database.failed(diesel::result::Error::DatabaseError(
-        diesel::result::DatabaseErrorKind::Unknown,
-        Box::new(error.to_string()),
-    ))
+    database.failed(as_diesel(error))
 }
 
 /// The outbox as Debezium needs to know it.

@@ -143,6 +143,21 @@ mod tests {
     }
 
     #[test]
+    fn debezium_asks_of_tls_what_the_url_asks() {
+        for (parameter, of_mysql, of_mariadb) in [
+            ("danger_accept_invalid_certs=true", "required", "trust"),
+            ("danger_skip_domain_validation=true", "verify_ca", "verify-ca"),
+            ("root_cert_path=/ca.pem", "verify_identity", "verify-full"),
+        ] {
+            let url = format!("mysql://ann@db/shop?{parameter}");
+            for (flavor, mode) in [(Flavor::Mysql, of_mysql), (Flavor::Mariadb, of_mariadb)] {
+                let printed = connector(&outbox(&url, flavor), "shop", 7, "one:9092", "events");
+                assert_eq!(property(&printed, "database.ssl.mode"), mode, "{url}");
+            }
+        }
+    }
+
+    #[test]
     fn what_debezium_cannot_reach_is_refused() {
         for url in ["mysql://ann@db/shop?socket=%2Frun%2Fmysqld.sock", "mysql://db/shop"] {
             let opts = Opts::from_url(url).expect(url);

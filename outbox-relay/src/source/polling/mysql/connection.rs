@@ -59,19 +59,14 @@ impl MysqlDatabase {
         let url = url.strip_prefix("mariadb://").map_or(url.clone(), |rest| format!("mysql://{rest}"));
         // The driver's error repeats values, and a value can be a part of a password.
         let options = Opts::from_url(&url).map_err(|_| SourceError::misconfigured(WRONG_URL))?;
-        if asks_for_missing_tls(&options, cfg!(feature = "mysql-tls")) {
-            return Err(SourceError::misconfigured(WITHOUT_TLS));
+        if lacks_tls(&options, cfg!(feature = "mysql-tls")) {
+            return Err(SourceError::misconfigured(NO_TLS));
         }
         let schema = self.options.schema.clone().or_else(|| options.get_db_name().map(str::to_owned));
-        let options = OptsBuilder::from_opts(options)
+        let options = with_timeouts(options)
             .db_name(schema)
             // Otherwise the driver asks for the server's socket. If the server is behind a tunnel, that socket is another server's here.
-            .prefer_socket(false)
-            .tcp_keepalive_time_ms(Some(30_000))
-            .tcp_keepalive_probe_interval_secs(Some(10))
-            .tcp_keepalive_probe_count(Some(3))
-            .tcp_user_timeout_ms(Some(30_000))
-            .tcp_connect_timeout(Some(Duration::from_secs(10)));
+            .prefer_socket(false);
         let mut conn = Conn::new(options).map_err(|error| {
             SourceError::new(format!("cannot connect to the database: {error}")).with_source(error)
         })?;
@@ -89,6 +84,20 @@ impl MysqlDatabase {
     }
 }
 
+/// A server that is lost without a word is noticed within half a minute, unless the URL sets other times.
+fn with_timeouts(own: Opts) -> OptsBuilder {
+    let options = OptsBuilder::from_opts(own.clone())
+        .tcp_connect_timeout(own.get_tcp_connect_timeout().or(Some(Duration::from_secs(10))))
+        .tcp_keepalive_time_ms(own.get_tcp_keepalive_time_ms().or(Some(30_000)));
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    let options = options
+        .tcp_keepalive_probe_interval_secs(own.get_tcp_keepalive_probe_interval_secs().or(Some(10)))
+        .tcp_keepalive_probe_count(own.get_tcp_keepalive_probe_count().or(Some(3)));
+    #[cfg(target_os = "linux")]
+    let options = options.tcp_user_timeout_ms(own.get_tcp_user_timeout_ms().or(Some(30_000)));
+    options
+}
+
 fn close_if_idle(conn: &mut Conn) -> Result<(), SourceError> {
     conn.execute(&format!("SET wait_timeout = {}", LONGEST_IDLE.as_secs()))
         .map_err(|error| database_error("preparing the connection", error))
@@ -99,12 +108,12 @@ const WRONG_URL: &str = "the database's URL is not one of MySQL, mysql://user:pa
                          `:`, `/`, `?`, `#` or `%` in the user name or the password as %40, %3A, %2F, %3F, %23 or %25, and look whether \
                          the driver knows the parameters (https://docs.rs/mysql); those for TLS need the feature `mysql-tls`";
 
-const WITHOUT_TLS: &str =
-    "the database's URL asks for TLS, and the relay was built without it: turn on the feature `mysql-tls`";
+const NO_TLS: &str = "the database's URL asks for TLS, and this program was built without: turn on the feature `mysql-tls` of \
+                      diesel-outbox-relay";
 
-/// The driver panics when it connects, if it was built without TLS and the URL asks for it.
-fn asks_for_missing_tls(options: &Opts, has_tls: bool) -> bool {
-    options.get_ssl_opts().is_some() && !has_tls
+/// Returns whether the driver would panic, because the URL asks for TLS and it has none.
+fn lacks_tls(options: &Opts, is_built_in: bool) -> bool {
+    !is_built_in && options.get_ssl_opts().is_some()
 }
 
 /// Runs statements that are texts. They hold only numbers and our own names.
@@ -139,12 +148,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_url_that_asks_for_tls_needs_the_feature() {
-        let is_refused = |url, has_tls| asks_for_missing_tls(&Opts::from_url(url).unwrap(), has_tls);
-        for url in ["mysql://h/d?root_cert_path=/ca.pem", "mysql://h/d?danger_accept_invalid_certs=true"] {
-            assert!(is_refused(url, false), "{url}");
-            assert!(!is_refused(url, true), "{url}");
+    fn the_times_of_the_url_come_before_those_of_the_relay() {
+        let times = |url| {
+            let options = Opts::from(with_timeouts(Opts::from_url(url).unwrap()));
+            (options.get_tcp_connect_timeout().unwrap(), options.get_tcp_keepalive_time_ms().unwrap())
+        };
+        assert_eq!(times("mysql://h/d"), (Duration::from_secs(10), 30_000));
+        let own = times("mysql://h/d?tcp_connect_timeout_ms=2000&tcp_keepalive_time_ms=7000");
+        assert_eq!(own, (Duration::from_secs(2), 7_000));
+    }
+
+    #[test]
+    fn a_url_that_asks_for_tls_is_refused_if_there_is_none() {
+        for parameter in ["root_cert_path=/ca.pem", "danger_accept_invalid_certs=true"] {
+            let options = Opts::from_url(&format!("mysql://h/d?{parameter}")).unwrap();
+            assert!(lacks_tls(&options, false) && !lacks_tls(&options, true), "{parameter}");
         }
-        assert!(!is_refused("mysql://h/d", false));
+        assert!(!lacks_tls(&Opts::from_url("mysql://h/d").unwrap(), false));
     }
 }

@@ -1,0 +1,61 @@
+//! The migrations of MySQL and MariaDB as text, for the binary `outbox`, whose driver is not Diesel's.
+
+use super::Migrations;
+
+/// One of these migrations.
+#[derive(Debug)]
+pub struct MysqlMigration {
+    /// Its name.
+    pub name: &'static str,
+    /// Its version, which is recorded when it has run.
+    pub version: String,
+    /// The statements that run it.
+    pub up: &'static str,
+}
+
+macro_rules! embedded {
+    ($($name:literal),* $(,)?) => {
+        [$(($name, include_str!(concat!("../../migrations/mysql/", $name, "/up.sql")))),*]
+    };
+}
+
+const ALL: [(&str, &str); 2] = embedded!["2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox"];
+
+impl Migrations {
+    /// Returns what these are on MySQL and MariaDB, in their order.
+    #[doc(hidden)]
+    pub fn on_mysql(&self) -> Vec<MysqlMigration> {
+        let wanted = ALL.into_iter().filter(|(name, _)| self.tables.has(name));
+        wanted.map(|(name, up)| MysqlMigration { name, version: version(name), up }).collect()
+    }
+}
+
+/// The version as Diesel makes it of the folder's name.
+fn version(name: &str) -> String {
+    name.split('_').next().unwrap_or_default().replace('-', "")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_texts_are_those_that_diesel_runs() {
+        let diesel = Migrations::new().embedded::<diesel::mysql::Mysql>().unwrap();
+        let texts = Migrations::new().on_mysql();
+        let of_diesel: Vec<(String, String)> = diesel
+            .iter()
+            .map(|migration| (migration.name().to_string(), migration.name().version().to_string()))
+            .collect();
+        let of_texts: Vec<(String, String)> =
+            texts.iter().map(|migration| (migration.name.to_owned(), migration.version.clone())).collect();
+        assert_eq!(of_texts, of_diesel);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations/mysql");
+        for migration in texts {
+            let file = folder.join(migration.name).join("up.sql");
+            assert_eq!(migration.up, std::fs::read_to_string(file).unwrap());
+        }
+    }
+}
