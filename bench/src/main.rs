@@ -23,6 +23,7 @@ mod report;
 mod results;
 mod rows;
 mod servers;
+mod tenants;
 mod topics;
 mod wal;
 

@@ -93,6 +93,12 @@
 //! relay sends the database a few short statements in each [`Relay::poll_interval`]. If the leader dies, another one leads after that
 //! time at the latest.
 //!
+//! # Several outboxes
+//!
+//! One relay can send the events of many schemas of a PostgreSQL database: name them, or a pattern, with [`Relay::schemas`]. They
+//! share its workers and connections, fairly: a backlog in one does not hold up the others, and neither does a failure.
+//! `docs/tenants.md` in the repository says more. For several databases, start a relay for each.
+//!
 //! # A broker of your own
 //!
 //! A relay publishes to anything that implements [`Publisher`]. In a test that can be the test itself:
@@ -190,6 +196,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 mod error;
 mod handle;
 mod metrics;

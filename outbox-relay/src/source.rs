@@ -7,7 +7,7 @@ pub(crate) mod bounds;
 #[cfg(feature = "postgres")]
 pub(crate) mod check;
 #[cfg(feature = "postgres")]
-mod database;
+pub(crate) mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod database_url;
 #[cfg(feature = "postgres")]
@@ -45,6 +45,8 @@ pub use self::polling::PostgresSource;
 pub use self::polling::SqliteSource;
 #[cfg(feature = "mysql")]
 pub(crate) use self::polling::mysql;
+#[cfg(feature = "postgres")]
+pub(crate) use self::polling::{Queue, Schemas, SharedSource, Watch};
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const BLOCKED: &str =

@@ -90,6 +90,23 @@ impl Action {
             ) => common,
         }
     }
+
+    pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
+        match self {
+            Self::Relay(settings) => &mut settings.common,
+            Self::Migrate { common, .. }
+            | Self::Lag { common, .. }
+            | Self::DeadLetters { common, .. }
+            | Self::Requeue { common, .. }
+            | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
+            #[cfg(feature = "postgres")]
+            Self::Debezium(
+                DebeziumAction::Connector { common, .. }
+                | DebeziumAction::SetupSql { common, .. }
+                | DebeziumAction::Check { common, .. },
+            ) => common,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -32,7 +32,7 @@ pub(crate) fn run(action: &DebeziumAction, origins: &Origins) -> Result<(), Fail
         }
         DebeziumAction::Check { common, wal } => {
             let outbox = DebeziumOutbox::chosen(common, wal, origins)?;
-            check::run(&OutboxDatabase::chosen(&common.database, origins)?, &outbox, origins)
+            check::run(&OutboxDatabase::only_chosen(&common.database, origins)?, &outbox, origins)
         }
     }
 }
@@ -49,8 +49,10 @@ struct DebeziumOutbox {
 
 impl DebeziumOutbox {
     fn chosen(common: &CommonSettings, wal: &WalSettings, origins: &Origins) -> Result<Self, Failure> {
-        let server = OutboxDatabase::chosen(&common.database, origins)?.server(origins)?;
-        let schema = common.database.schema.clone().unwrap_or_else(|| "public".to_owned());
+        let database = OutboxDatabase::only_chosen(&common.database, origins)?;
+        let server = database.server(origins)?;
+        let (_, schema) = database.place();
+        let schema = schema.unwrap_or("public").to_owned();
         for (key, name) in [("slot", &wal.slot), ("publication", &wal.publication)] {
             if !is_plain(name) {
                 return Err(origins

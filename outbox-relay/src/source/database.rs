@@ -1,5 +1,6 @@
 //! A source's database: how it connects, and with which settings.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use diesel::connection::SimpleConnection;
@@ -15,16 +16,25 @@ use crate::statement::statement;
 use diesel_outbox::connection_problem;
 
 #[derive(Debug, Clone)]
-pub(super) struct Database {
+pub(crate) struct Database {
     pub(super) url: DatabaseUrl,
     pub(super) options: SourceOptions,
     /// The database and the schema, once they are known.
     pub(super) outbox: Arc<OnceLock<String>>,
+    /// Whether a connection prunes. Several outboxes of the database take turns.
+    pub(super) is_pruned: Arc<AtomicBool>,
 }
 
 impl Database {
-    pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
-        Self { url, options, outbox: Arc::default() }
+    pub(crate) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
+        Self { url, options, outbox: Arc::default(), is_pruned: Arc::default() }
+    }
+
+    /// Returns the same database for the outbox in this schema, with the outbox's name.
+    pub(super) fn of_schema(&self, schema: &str, outbox: &str) -> Self {
+        let (url, options) = (self.url.clone(), self.options.clone().schema(schema));
+        let outbox = Arc::new(OnceLock::from(outbox.to_owned()));
+        Self { url, options, outbox, is_pruned: self.is_pruned.clone() }
     }
 
     pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {

@@ -82,7 +82,8 @@ impl PostgresPruning {
                 }
             }
         }
-        if self.round.is_some() || !is_due(&mut self.begun, PRUNE_INTERVAL) {
+        let is_pruned = database.is_pruned.load(Ordering::Relaxed);
+        if self.round.is_some() || is_pruned || !is_due(&mut self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
@@ -95,8 +96,16 @@ impl PostgresPruning {
             self.place.is_on_its_way = false;
             return Ok(());
         }
+        let Some(turn) = Turn::take(&database.is_pruned) else {
+            // Another outbox of the database was faster.
+            self.begun = None;
+            return Ok(());
+        };
         let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
-        let round = move || round(&database, place, retention, &ends);
+        let round = move || {
+            let _turn = turn;
+            round(&database, place, retention, &ends)
+        };
         match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
             Ok(round) => self.round = Some(round),
             Err(error) => {
@@ -114,6 +123,21 @@ impl Drop for PostgresPruning {
         while self.round.as_ref().is_some_and(|round| !round.is_finished()) && Instant::now() < until {
             thread::sleep(SLICE);
         }
+    }
+}
+
+/// The only connection that prunes in a database, until this is dropped.
+struct Turn(Arc<AtomicBool>);
+
+impl Turn {
+    fn take(is_pruned: &Arc<AtomicBool>) -> Option<Self> {
+        (!is_pruned.swap(true, Ordering::Relaxed)).then(|| Self(is_pruned.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -60,12 +60,19 @@ struct Shard {
 }
 
 /// The snapshot of this cursor lives as long as the pass. Until then, no row that was given moves.
-const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
+pub(super) const BEGIN: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
+
+/// The same in a session that has a short lock timeout for the sake of other outboxes. It takes the tables' locks before anything is
+/// published, because a pass that fails later has its records sent again. After that only single rows can be locked.
+pub(super) const BEGIN_BESIDE_OTHERS: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT; \
+                                              LOCK TABLE outbox, outbox_shard IN ROW EXCLUSIVE MODE; \
+                                              SET LOCAL lock_timeout = '5s'";
 
 impl PollingPass {
     /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
     pub(super) fn begin(
         conn: &mut PgConnection,
+        begin: &str,
         workers: usize,
         bounds: &Bounds,
         block: bool,
@@ -76,7 +83,7 @@ impl PollingPass {
         {
             return Ok(None);
         }
-        AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
+        AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
         let mut pass = Self {
             shards: Vec::new(),
             bounds: bounds.clone(),
@@ -181,7 +188,7 @@ impl PollingPass {
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
         let (unread, blocked) = (self.unread(), self.blocked.clone());
-        Ok(Some(Backlog { snapshot, unread, blocked, batch_size, limit }))
+        Ok(Some(Backlog { schema: None, snapshot, unread, blocked, batch_size, limit }))
     }
 
     fn unread(&mut self) -> Unread {

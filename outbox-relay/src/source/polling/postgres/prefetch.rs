@@ -9,6 +9,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::SourceError;
 
 use super::batch_size::BatchSize;
@@ -22,6 +23,8 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
 /// What a pass has still to read, and all that reading it takes.
 pub(super) struct Backlog {
+    /// Where the tables are, if the relay has several outboxes.
+    pub(super) schema: Option<String>,
     /// What the pass sees. Another connection can share it while the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
     pub(super) unread: Unread,
@@ -110,6 +113,9 @@ fn read(
     };
     let failed = |error| database_error("reading ahead", error);
     conn.batch_execute(LOCK_TIMEOUT).map_err(failed)?;
+    if let Some(schema) = &backlog.schema {
+        conn.batch_execute(&set_search_path(schema)).map_err(failed)?;
+    }
     conn.build_transaction()
         .repeatable_read()
         .read_only()
@@ -118,7 +124,7 @@ fn read(
 }
 
 fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing) -> QueryResult<()> {
-    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit } = backlog;
+    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit, .. } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     for () in &handing.wanted {
         let batch = unread.read(conn, &mut batch_size, limit, blocked.as_ref())?;

@@ -1,0 +1,138 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::Lag;
+
+use super::schemas::Found;
+use crate::backoff::Backoff;
+use crate::source::database::Database;
+use crate::source::polling::postgres::upkeep::Upkeep;
+
+/// One of several outboxes: what does not depend on a session, for the watch and the worker that has it in hand.
+pub(in super::super) struct Outbox {
+    /// How to connect for it alone.
+    database: Database,
+    found: Found,
+    /// Whether this process leads there.
+    is_led: AtomicBool,
+    /// Whether it was let go of, because its table is not there any more.
+    is_gone: AtomicBool,
+    /// Whether the lag is to be measured, or something may be pruned.
+    needs_upkeep: AtomicBool,
+    /// Whether a pass has begun since a look found nothing.
+    has_work: AtomicBool,
+    /// For the one worker that has it in hand.
+    upkeep: Mutex<Upkeep>,
+    failure: Mutex<Failure>,
+}
+
+struct Failure {
+    backoff: Backoff,
+    /// Whether its last look or pass failed.
+    is_present: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(database: &Database, found: Found) -> Self {
+        Self {
+            database: database.of_schema(&found.schema, &found.name),
+            found,
+            is_led: AtomicBool::new(false),
+            is_gone: AtomicBool::new(false),
+            needs_upkeep: AtomicBool::new(false),
+            has_work: AtomicBool::new(false),
+            upkeep: Mutex::default(),
+            failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false }),
+        }
+    }
+
+    pub(in super::super) fn schema(&self) -> &str {
+        &self.found.schema
+    }
+
+    /// The table's oid.
+    pub(in super::super) fn table(&self) -> u32 {
+        self.found.table
+    }
+
+    /// The database and the schema.
+    pub(super) fn name(&self) -> &Arc<str> {
+        &self.found.name
+    }
+
+    pub(super) fn is(&self, found: &Found) -> bool {
+        self.found == *found
+    }
+
+    pub(in super::super) fn is_led(&self) -> bool {
+        self.is_led.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn lead(&self, leads: bool) {
+        self.is_led.store(leads, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn let_go(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+        self.lead(false);
+    }
+
+    pub(super) fn needs_upkeep(&self) -> bool {
+        self.is_led() && self.needs_upkeep.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_needs_upkeep(&self, needs_upkeep: bool) {
+        self.needs_upkeep.store(needs_upkeep, Ordering::Relaxed);
+    }
+
+    /// Notes whether there was work. Returns whether there was some before.
+    pub(super) fn set_has_work(&self, has_work: bool) -> bool {
+        self.has_work.swap(has_work, Ordering::Relaxed)
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Failure> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether its last look or pass failed.
+    pub(super) fn has_failed(&self) -> bool {
+        self.failure().is_present
+    }
+
+    /// Notes a failure, and returns how long to wait before the next look.
+    pub(super) fn put_off(&self) -> Duration {
+        let mut failure = self.failure();
+        failure.is_present = true;
+        failure.backoff.next()
+    }
+
+    /// Notes that a look or a pass went well. Returns whether the last one had failed.
+    pub(super) fn went_well(&self) -> bool {
+        let mut failure = self.failure();
+        failure.backoff.begin_anew();
+        std::mem::take(&mut failure.is_present)
+    }
+
+    /// Measures the lag and prunes, if that is due.
+    pub(in super::super) fn upkeep(
+        &self,
+        conn: &mut PgConnection,
+        was_large: bool,
+    ) -> QueryResult<Option<Lag>> {
+        // The survey says each interval that it is due. The interval is shorter here, so that none is left out by a hair.
+        let lag_interval = self.database.options.lag_interval / 2;
+        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner).run(
+            conn,
+            &self.database,
+            was_large,
+            lag_interval,
+        )
+    }
+}

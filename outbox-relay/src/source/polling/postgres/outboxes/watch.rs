@@ -1,0 +1,505 @@
+//! Watches several outboxes in one session: finds them, leads and sleeps for each of them, and hands out those that need a look.
+//!
+//! What `wakeup.rs` says of one session that does both holds for two as well. The watch holds the lock for sleeping and lists who
+//! inserts; a worker's look begins after the watch has handed the outbox out, which is after that list. The watch goes on only when
+//! the worker reports that this look has found nothing. A notification that comes meanwhile is remembered until then.
+//!
+//! If the session is lost, so are its locks. Then emitters notify nobody. The next session begins awake, with a look at each outbox.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::PgConnection;
+use diesel::prelude::*;
+use diesel_outbox_core::__private::Stop;
+use diesel_outbox_core::SourceError;
+
+use super::SHORT_LOCK_TIMEOUT;
+use super::outbox::Outbox;
+use super::queue::{News, Queue};
+use super::schemas::{Found, Schemas};
+use super::survey::{self, AT_ONCE, Seen};
+use crate::backoff::Backoff;
+use crate::metrics::{self, Metrics};
+use crate::source::advisory_lock::LockThoseFree;
+use crate::source::database::Database;
+use crate::source::database_error;
+use crate::source::interval::{has_passed, is_due};
+use crate::source::polling::postgres::strangers::strangers_of;
+use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
+use diesel_outbox_core::advisory_locks;
+
+/// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.
+const NUMBERS_INTERVAL: Duration = NUMBER_PAUSE.saturating_sub(Duration::from_millis(250));
+/// How often an outbox is pruned, and how soon after another.
+const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+const PRUNE_PAUSE: Duration = Duration::from_millis(200);
+/// How often it looks which outboxes are there, at most, because one has failed.
+const FIND_AGAIN: Duration = Duration::from_secs(1);
+/// How soon it notices that it should stop.
+const SLICE: Duration = Duration::from_millis(50);
+
+pub(crate) struct Watch {
+    database: Database,
+    schemas: Schemas,
+    queue: Arc<Queue>,
+    stop: Stop,
+    /// By the oids of their tables.
+    outboxes: BTreeMap<u32, Watched>,
+    /// The named schemas that have no outbox.
+    missing: BTreeSet<String>,
+}
+
+struct Watched {
+    outbox: Arc<Outbox>,
+    place: Place,
+    /// `None` if the session was lost, and with it what it held.
+    wake: Option<Wake>,
+    /// Whether a notification has come since `wake` was last asked what to do.
+    is_called: bool,
+    /// The last number and the file of its sequence at the last look from afar.
+    sequence: Option<(i64, i64)>,
+    /// Whether something may be pruned, and when a worker was last given it for that.
+    may_prune: bool,
+    pruned: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// In the queue, or in the hands of a worker.
+    HandedOut,
+    /// Here, until then.
+    Waits(Instant),
+    /// Here after a failure, until then.
+    PutOff(Instant),
+}
+
+/// One session, and when it last did what it does now and then.
+struct Session {
+    conn: PgConnection,
+    may_prepare: bool,
+    found: Option<Instant>,
+    measured: Option<Instant>,
+    numbered: Option<Instant>,
+    pruned: Option<Instant>,
+    /// The transactions that may have inserted, at the last measuring.
+    writers: HashSet<(u32, String)>,
+}
+
+impl Watch {
+    pub(crate) fn new(database: Database, schemas: Schemas, queue: Arc<Queue>, stop: Stop) -> Self {
+        let (outboxes, missing) = (BTreeMap::new(), BTreeSet::new());
+        Self { database, schemas, queue, stop, outboxes, missing }
+    }
+
+    /// Watches until it should stop. Returns an error then if a named schema has no outbox.
+    pub(crate) fn run(mut self) -> Result<(), SourceError> {
+        let mut backoff = Backoff::new();
+        let mut has_failed = false;
+        while !self.stop.is_set() {
+            let watched = self.begin().and_then(|mut session| {
+                backoff.begin_anew();
+                if std::mem::take(&mut has_failed) {
+                    metrics::recovered("database");
+                }
+                self.watch(&mut session).map_err(|error| database_error("watching the outboxes", error))
+            });
+            for watched in self.outboxes.values_mut() {
+                watched.lose();
+            }
+            if let Err(error) = watched {
+                has_failed = true;
+                let wait = backoff.next();
+                Metrics::new().failed("database", &error, error.is_misconfigured(), wait);
+                self.pause(wait);
+            }
+        }
+        self.missing.first().map_or(Ok(()), |schema| Err(missing(schema)))
+    }
+
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while !self.stop.is_set() && Instant::now() < until {
+            std::thread::sleep(SLICE.min(time));
+        }
+    }
+
+    /// Connects, and begins awake for all outboxes that are known.
+    fn begin(&mut self) -> Result<Session, SourceError> {
+        let mut conn = self.database.connect()?;
+        let failed = |error| database_error("preparing to watch the outboxes", error);
+        conn.batch_execute(SHORT_LOCK_TIMEOUT).map_err(failed)?;
+        let may_prepare = wakeup::may_prepare(&mut conn).map_err(failed)?;
+        let mut session = Session {
+            conn,
+            may_prepare,
+            found: None,
+            measured: None,
+            numbered: None,
+            pruned: None,
+            writers: HashSet::new(),
+        };
+        let poll_interval = self.database.options.poll_interval;
+        for watched in self.outboxes.values_mut() {
+            watched.begin(&mut session, &self.queue, poll_interval).map_err(failed)?;
+        }
+        Ok(session)
+    }
+
+    /// Watches until it should stop, or the session fails.
+    fn watch(&mut self, session: &mut Session) -> QueryResult<()> {
+        let options = self.database.options.clone();
+        while !self.stop.is_set() {
+            if is_due(&mut session.found, options.poll_interval) {
+                self.find(session)?;
+            }
+            self.lead(session)?;
+            self.notifications(session)?;
+            if session.may_prepare && is_due(&mut session.numbered, NUMBERS_INTERVAL) {
+                self.numbers(session)?;
+            }
+            let slept_long_enough = self.step(session)?;
+            self.wake_or_sleep_on(session, &slept_long_enough)?;
+            if is_due(&mut session.measured, options.lag_interval) {
+                self.measure(session)?;
+            }
+            self.prune(session);
+            let pause = self.pause_until_next(session);
+            for (outbox, news) in self.queue.news(pause) {
+                self.hear(session, &outbox, news)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks which outboxes are there: takes on new ones, and lets go of those that are gone.
+    fn find(&mut self, session: &mut Session) -> QueryResult<()> {
+        let (found, missing_now) = self.schemas.find(&mut session.conn)?;
+        let is_there = |watched: &Watched| found.iter().any(|found| watched.outbox.is(found));
+        let gone: Vec<u32> =
+            self.outboxes.iter().filter(|(_, watched)| !is_there(watched)).map(|(table, _)| *table).collect();
+        for mut watched in gone.iter().filter_map(|table| self.outboxes.remove(table)) {
+            watched.outbox.let_go();
+            tracing::info!(outbox = &**watched.outbox.name(), "the outbox is gone: the relay lets go of it");
+            if let Some(wake) = &mut watched.wake {
+                wake.let_go(&mut session.conn)?;
+            }
+        }
+        let new: Vec<Found> =
+            found.into_iter().filter(|found| !self.outboxes.contains_key(&found.table)).collect();
+        if let Some(first) = new.first() {
+            tracing::info!(outboxes = new.len(), first = &*first.name, "the relay takes on outboxes");
+        }
+        for found in new {
+            let (table, watched) = (found.table, Watched::new(&self.database, found));
+            let watched = self.outboxes.entry(table).or_insert(watched);
+            watched.begin(session, &self.queue, self.database.options.poll_interval)?;
+        }
+        for schema in &missing_now {
+            if !self.missing.contains(schema) {
+                let metrics = Metrics::new();
+                metrics.name(Some(schema.as_str()));
+                metrics.failed("database", &missing(schema), true, self.database.options.poll_interval);
+            }
+        }
+        self.missing = missing_now.into_iter().collect();
+        Ok(())
+    }
+
+    /// Tries to lead where nobody may lead, and it is time to try.
+    fn lead(&mut self, session: &mut Session) -> QueryResult<()> {
+        let to_try = |watched: &Watched| watched.wake.as_ref().is_some_and(Wake::is_to_try_to_lead);
+        let tables: Vec<u32> =
+            self.outboxes.iter().filter(|(_, watched)| to_try(watched)).map(|(table, _)| *table).collect();
+        self.try_to_lead(session, tables)
+    }
+
+    fn try_to_lead(&mut self, session: &mut Session, tables: Vec<u32>) -> QueryResult<()> {
+        if tables.is_empty() {
+            return Ok(());
+        }
+        let conn = &mut session.conn;
+        let got: HashSet<u32> =
+            LockThoseFree::new(tables.clone(), advisory_locks::LEADER).load(conn)?.into_iter().collect();
+        let others: Vec<u32> = tables.iter().copied().filter(|table| !got.contains(table)).collect();
+        let mut strangers: BTreeMap<u32, Vec<i32>> = BTreeMap::new();
+        if !others.is_empty() {
+            for (table, pid) in strangers_of(conn, advisory_locks::LEADER, others)? {
+                strangers.entry(table).or_default().push(pid);
+            }
+        }
+        for table in tables {
+            let strangers = strangers.get(&table).map_or(&[][..], Vec::as_slice);
+            if let Some(Watched { outbox, wake: Some(wake), .. }) = self.outboxes.get_mut(&table) {
+                outbox.lead(wake.lead_if(conn, got.contains(&table), strangers)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Remembers who was called. The channels are named after the tables' oids.
+    fn notifications(&mut self, session: &mut Session) -> QueryResult<()> {
+        let outboxes = &mut self.outboxes;
+        wakeup::notifications(&mut session.conn, |channel| {
+            let table = channel.rsplit('_').next().and_then(|table| table.parse().ok());
+            if let Some(watched) = table.and_then(|table: u32| outboxes.get_mut(&table)) {
+                watched.is_called = true;
+            }
+        })
+    }
+
+    /// Looks for numbers that prepared transactions may have taken without a notification.
+    fn numbers(&mut self, session: &mut Session) -> QueryResult<()> {
+        let watches = |watched: &Watched| watched.wake.as_ref().is_some_and(Wake::watches_numbers);
+        let tables: Vec<u32> =
+            self.outboxes.iter().filter(|(_, watched)| watches(watched)).map(|(table, _)| *table).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        for (table, last) in survey::last_numbers(&mut session.conn, tables)? {
+            if let Some(watched) = self.outboxes.get_mut(&table)
+                && let Some(wake) = &mut watched.wake
+                && wake.is_numbered(&mut session.conn, last)?
+                && matches!(watched.place, Place::Waits(_))
+            {
+                watched.hand_out(&self.queue);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands out what needs a look by now. Returns those that have slept long enough.
+    fn step(&mut self, session: &mut Session) -> QueryResult<Vec<u32>> {
+        let mut slept_long_enough = Vec::new();
+        for (table, watched) in &mut self.outboxes {
+            let now = Instant::now();
+            match watched.place {
+                Place::PutOff(until) if now >= until => watched.hand_out(&self.queue),
+                Place::Waits(until) if now >= until || watched.is_called => {
+                    let Some(wake) = &mut watched.wake else { continue };
+                    let is_called = std::mem::take(&mut watched.is_called);
+                    // If others wait for a worker, it has better things to do than to look whether more has come.
+                    match wake.next(&mut session.conn, is_called, !self.queue.has_waiting())? {
+                        Next::Look => watched.hand_out(&self.queue),
+                        Next::Wait(until) => watched.place = Place::Waits(until),
+                        Next::SleptLongEnough => slept_long_enough.push(*table),
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(slept_long_enough)
+    }
+
+    /// Wakes those that have slept long enough and have something unsent. Tries to lead where another process leads: it does not wait
+    /// for a leader that hangs.
+    fn wake_or_sleep_on(&mut self, session: &mut Session, slept: &[u32]) -> QueryResult<()> {
+        if slept.is_empty() {
+            return Ok(());
+        }
+        // Those that would wake soon are looked at together with these, and from now on always.
+        let soon = Instant::now() + self.database.options.poll_interval / 8;
+        let is_meant = |(table, watched): &(&u32, &Watched)| {
+            let sleeps = watched.wake.as_ref().is_some_and(|wake| wake.sleeps_until().is_some());
+            sleeps && (slept.contains(table) || matches!(watched.place, Place::Waits(until) if until <= soon))
+        };
+        let tables: Vec<u32> = self.outboxes.iter().filter(is_meant).map(|(table, _)| *table).collect();
+        let is_led = |table: &u32| self.outboxes.get(table).is_some_and(|watched| watched.outbox.is_led());
+        let followed: Vec<u32> = tables.iter().copied().filter(|table| !is_led(table)).collect();
+        self.try_to_lead(session, followed)?;
+        let seen = self.survey(session, &tables);
+        for table in tables {
+            let Some(watched) = self.outboxes.get_mut(&table) else { continue };
+            let needs_a_look = match seen.get(&table) {
+                Some(seen) => seen.is_unsent || !watched.is_regular(seen),
+                // It cannot be seen from afar.
+                None => true,
+            };
+            let Some(wake) = &mut watched.wake else { continue };
+            // One that leads since a moment ago is awake.
+            if needs_a_look || wake.sleeps_until().is_none() {
+                if wake.sleeps_until().is_some() {
+                    wake.look_once();
+                }
+                watched.hand_out(&self.queue);
+            } else {
+                wake.sleep_on();
+                watched.place = wake.sleeps_until().map_or(watched.place, Place::Waits);
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at outboxes from afar. Leaves out those that cannot be seen together: a worker finds out which of them has failed.
+    fn survey(&self, session: &mut Session, tables: &[u32]) -> BTreeMap<u32, Seen> {
+        let mut all = BTreeMap::new();
+        for tables in tables.chunks(AT_ONCE) {
+            let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
+            let outboxes = outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed());
+            match survey::look(&mut session.conn, outboxes, self.database.options.sent_rows) {
+                Ok(seen) => all.extend(seen),
+                // If the session has failed, its next statement fails too.
+                Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at together"),
+            }
+        }
+        all
+    }
+
+    /// Reports the lag of the outboxes that are led here and have none, and lets workers measure that of the others.
+    fn measure(&mut self, session: &mut Session) -> QueryResult<()> {
+        let led = self.outboxes.iter().filter(|(_, watched)| watched.outbox.is_led());
+        let tables: Vec<u32> = led.map(|(table, _)| *table).collect();
+        if tables.is_empty() {
+            return Ok(());
+        }
+        // The others are looked at by workers anyway.
+        let waits = |table: &u32| {
+            self.outboxes.get(table).is_some_and(|watched| matches!(watched.place, Place::Waits(_)))
+        };
+        let seen = self.survey(session, &tables.iter().copied().filter(waits).collect::<Vec<_>>());
+        let writers = survey::writers(&mut session.conn, tables.clone())?;
+        // Most are transactions that last for a moment.
+        let stay_open: HashSet<u32> =
+            writers.intersection(&session.writers).map(|(table, _)| *table).collect();
+        session.writers = writers;
+        let mut quiet = 0;
+        for table in &tables {
+            let Some(watched) = self.outboxes.get_mut(table) else { continue };
+            let seen = seen.get(table);
+            let is_quiet = seen.is_some_and(|seen| {
+                !seen.is_unsent && !seen.has_slot && watched.is_regular(seen) && !stay_open.contains(table)
+            });
+            if is_quiet {
+                quiet += 1;
+                metrics::no_lag_of(watched.outbox.name());
+            } else {
+                watched.let_look_after(&self.queue);
+            }
+            watched.may_prune = seen.is_none_or(|seen| seen.may_prune);
+            watched.sequence = seen.map_or(watched.sequence, |seen| Some(seen.sequence));
+        }
+        tracing::info!(outboxes = tables.len(), without_lag = quiet, "outbox lag");
+        Ok(())
+    }
+
+    /// Lets a worker prune the outbox that was pruned longest ago, unless another is being pruned.
+    fn prune(&mut self, session: &mut Session) {
+        if self.database.is_pruned.load(Ordering::Relaxed) || !is_due(&mut session.pruned, PRUNE_PAUSE) {
+            return;
+        }
+        let due = self.outboxes.values_mut().filter(|watched| {
+            watched.may_prune && watched.outbox.is_led() && has_passed(watched.pruned, PRUNE_INTERVAL)
+        });
+        if let Some(watched) = due.min_by_key(|watched| watched.pruned) {
+            watched.may_prune = false;
+            watched.pruned = Some(Instant::now());
+            watched.let_look_after(&self.queue);
+        }
+    }
+
+    fn hear(&mut self, session: &mut Session, outbox: &Arc<Outbox>, news: News) -> QueryResult<()> {
+        // It may have been let go of, and another taken on in its place.
+        let watched = self.outboxes.get_mut(&outbox.table());
+        let Some(watched) = watched.filter(|watched| Arc::ptr_eq(&watched.outbox, outbox)) else {
+            return Ok(());
+        };
+        match news {
+            News::HasWork => watched.awake(session),
+            News::FoundNothing { after_work } => {
+                watched.place = Place::Waits(Instant::now());
+                if after_work { watched.awake(session) } else { Ok(()) }
+            }
+            News::PutOff(time) => {
+                watched.place = Place::PutOff(Instant::now() + time);
+                // Perhaps it is gone.
+                if has_passed(session.found, FIND_AGAIN) {
+                    session.found = None;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Returns how long to wait for news at most.
+    fn pause_until_next(&self, session: &Session) -> Duration {
+        let options = &self.database.options;
+        let mut pause = LONGEST_LISTEN_PAUSE;
+        let now = Instant::now();
+        for watched in self.outboxes.values() {
+            let (Place::Waits(until) | Place::PutOff(until)) = watched.place else { continue };
+            pause = pause.min(until.saturating_duration_since(now));
+            if let Some(wake) = &watched.wake {
+                pause = pause.min(wake.listen_pause());
+            }
+        }
+        let due = |since: Option<Instant>, interval: Duration| {
+            since.map_or(Duration::ZERO, |since| interval.saturating_sub(since.elapsed()))
+        };
+        pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
+    }
+}
+
+impl Watched {
+    fn new(database: &Database, found: Found) -> Self {
+        Self {
+            outbox: Arc::new(Outbox::new(database, found)),
+            place: Place::Waits(Instant::now()),
+            wake: None,
+            is_called: false,
+            sequence: None,
+            may_prune: false,
+            pruned: None,
+        }
+    }
+
+    /// Begins awake, with a look.
+    fn begin(&mut self, session: &mut Session, queue: &Queue, poll_interval: Duration) -> QueryResult<()> {
+        let (table, may_prepare) = (self.outbox.table(), session.may_prepare);
+        self.wake = Some(Wake::start(&mut session.conn, table, may_prepare, poll_interval)?);
+        if !matches!(self.place, Place::HandedOut) {
+            self.hand_out(queue);
+        }
+        Ok(())
+    }
+
+    /// Forgets what the session held.
+    fn lose(&mut self) {
+        self.outbox.lead(false);
+        self.wake = None;
+        self.is_called = false;
+        self.sequence = None;
+    }
+
+    fn hand_out(&mut self, queue: &Queue) {
+        self.place = Place::HandedOut;
+        queue.put(self.outbox.clone());
+    }
+
+    /// Lets the worker that has it next measure its lag and prune it.
+    fn let_look_after(&mut self, queue: &Queue) {
+        self.outbox.set_needs_upkeep(true);
+        if matches!(self.place, Place::Waits(_)) {
+            self.hand_out(queue);
+        }
+    }
+
+    fn awake(&mut self, session: &mut Session) -> QueryResult<()> {
+        self.wake.as_mut().map_or(Ok(()), |wake| wake.awake(&mut session.conn))
+    }
+
+    /// Whether its sequence has gone on from where it was.
+    fn is_regular(&self, seen: &Seen) -> bool {
+        let (last, file) = seen.sequence;
+        self.sequence.is_none_or(|(last_before, file_before)| file == file_before && last >= last_before)
+    }
+}
+
+fn missing(schema: &str) -> SourceError {
+    SourceError::misconfigured(format!(
+        "the schema `{schema}` has no table `outbox`: run the migrations there (`outbox migrate --schema {schema}`, or \
+         `Migrations::new().schema(..).run(..)`), or correct the name"
+    ))
+}
