@@ -14,7 +14,7 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
 use crate::source::database::Database;
-use crate::source::interval::is_due;
+use crate::source::interval::has_passed;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
@@ -42,6 +42,8 @@ pub(in super::super) struct PostgresPruning {
     round: Option<JoinHandle<Round>>,
     place: Start,
     ends: Arc<AtomicBool>,
+    /// Whether a round is due, and another outbox of the database is being pruned.
+    waits_for_others: bool,
 }
 
 /// Where rounds begin.
@@ -61,6 +63,10 @@ struct Round {
 }
 
 impl PostgresPruning {
+    pub(in super::super) fn waits_for_others(&self) -> bool {
+        self.waits_for_others
+    }
+
     /// Begins a round if one is due. If it cannot get another connection, prunes one chunk on `conn` instead.
     pub(in super::super) fn run(
         &mut self,
@@ -82,10 +88,15 @@ impl PostgresPruning {
                 }
             }
         }
-        let is_pruned = database.is_pruned.load(Ordering::Relaxed);
-        if self.round.is_some() || is_pruned || !is_due(&mut self.begun, PRUNE_INTERVAL) {
+        self.waits_for_others = false;
+        if self.round.is_some() || !has_passed(self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
+        if database.is_pruned.load(Ordering::Relaxed) {
+            self.waits_for_others = true;
+            return Ok(());
+        }
+        self.begun = Some(Instant::now());
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
         if is_long_ago && !self.place.is_on_its_way {
             self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
@@ -98,7 +109,7 @@ impl PostgresPruning {
         }
         let Some(turn) = Turn::take(&database.is_pruned) else {
             // Another outbox of the database was faster.
-            self.begun = None;
+            (self.begun, self.waits_for_others) = (None, true);
             return Ok(());
         };
         let (database, place, ends) = (database.clone(), self.place, self.ends.clone());

@@ -27,6 +27,11 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
+    /// Whether it prunes nothing only because another outbox of the database is being pruned.
+    pub(super) fn waits_to_prune(&self) -> bool {
+        self.pruning.waits_for_others()
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut PgConnection,

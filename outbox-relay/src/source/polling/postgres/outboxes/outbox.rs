@@ -22,6 +22,8 @@ pub(in super::super) struct Outbox {
     is_gone: AtomicBool,
     /// Whether the lag is to be measured, or something may be pruned.
     needs_upkeep: AtomicBool,
+    /// Whether it could not be pruned, because another outbox of the database was.
+    waits_to_prune: AtomicBool,
     /// Whether a pass has begun since a look found nothing.
     has_work: AtomicBool,
     /// For the one worker that has it in hand.
@@ -43,6 +45,7 @@ impl Outbox {
             is_led: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             needs_upkeep: AtomicBool::new(false),
+            waits_to_prune: AtomicBool::new(false),
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
             failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false }),
@@ -92,6 +95,10 @@ impl Outbox {
         self.needs_upkeep.store(needs_upkeep, Ordering::Relaxed);
     }
 
+    pub(super) fn waits_to_prune(&self) -> bool {
+        self.waits_to_prune.load(Ordering::Relaxed)
+    }
+
     /// Notes whether there was work. Returns whether there was some before.
     pub(super) fn set_has_work(&self, has_work: bool) -> bool {
         self.has_work.swap(has_work, Ordering::Relaxed)
@@ -128,11 +135,9 @@ impl Outbox {
     ) -> QueryResult<Option<Lag>> {
         // The survey says each interval that it is due. The interval is shorter here, so that none is left out by a hair.
         let lag_interval = self.database.options.lag_interval / 2;
-        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner).run(
-            conn,
-            &self.database,
-            was_large,
-            lag_interval,
-        )
+        let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        let lag = upkeep.run(conn, &self.database, was_large, lag_interval);
+        self.waits_to_prune.store(upkeep.waits_to_prune(), Ordering::Relaxed);
+        lag
     }
 }

@@ -391,7 +391,8 @@ impl Watch {
             return;
         }
         let due = self.outboxes.values_mut().filter(|watched| {
-            watched.may_prune && watched.outbox.is_led() && has_passed(watched.pruned, PRUNE_INTERVAL)
+            let is_due = watched.may_prune && has_passed(watched.pruned, PRUNE_INTERVAL);
+            watched.outbox.is_led() && (is_due || watched.outbox.waits_to_prune())
         });
         if let Some(watched) = due.min_by_key(|watched| watched.pruned) {
             watched.may_prune = false;

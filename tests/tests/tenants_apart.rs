@@ -1,0 +1,166 @@
+//! One relay for the outboxes of many schemas: none waits for another, whatever happens to that one.
+
+#[path = "tenants/schemas.rs"]
+#[allow(dead_code, reason = "other tests use the rest")]
+mod schemas;
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel_outbox::{Outbox, Record};
+use diesel_outbox_relay::RelayError;
+use outbox_tests::load::{new_topic, relay as process};
+use outbox_tests::{Kafka, Signal, eventually, logged, start_logging};
+
+use self::schemas::*;
+
+#[test]
+fn an_event_of_a_quiet_schema_does_not_wait_for_the_backlog_of_another() {
+    const BACKLOG: usize = 200_000;
+    let schemas = ["busy", "quiet"].map(str::to_owned);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    conn.batch_execute(&format!(
+        "INSERT INTO busy.outbox (id, aggregatetype, aggregateid, type, shard) \
+         SELECT gen_random_uuid(), 'order', n::text, 'Busy', n % 16 FROM generate_series(1, {BACKLOG}) AS n"
+    ))
+    .unwrap();
+    let topic = new_topic("quiet");
+    // The only worker would be in one pass until all is sent.
+    let relay = sleeper(&database, &topic, &schemas).workers(1).max_pass_duration(PATIENCE).spawn().unwrap();
+    eventually("the backlog to be worked on", PATIENCE, || {
+        (unsent(conn, "busy") < BACKLOG as i64 || Kafka::shared().read_all(&topic).len() > 10_000)
+            .then_some(())
+    });
+    for event_type in ["One", "Two", "Three"] {
+        emit(conn, "quiet", event_type);
+        eventually("the quiet event", PATIENCE, || (unsent(conn, "quiet") == 0).then_some(()));
+    }
+    assert!(unsent(conn, "busy") > 0, "the backlog was sent first");
+    relay.stop_blocking().unwrap();
+}
+
+#[test]
+fn a_schema_whose_table_is_locked_or_dropped_does_not_stop_the_others() {
+    start_logging();
+    let schemas = tenants(3);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let topic = Kafka::shared().unique("failing");
+    let relay = relay(&database, &topic, &schemas)
+        .poll_interval(Duration::from_secs(1))
+        .lag_interval(Duration::from_millis(200))
+        .spawn()
+        .unwrap();
+    let (locked, others) = schemas.split_first().unwrap();
+    emit(conn, locked, "Before");
+    wait_for(&topic, "Before", &schemas[..1]);
+
+    let locker = &mut database.connect();
+    AnsiTransactionManager::begin_transaction(locker).unwrap();
+    Outbox::new().schema(locked).emit(locker, &Record::new("order", locked.as_str(), "Locked")).unwrap();
+    locker.batch_execute(&format!("LOCK TABLE {locked}.outbox IN ACCESS EXCLUSIVE MODE")).unwrap();
+    for round in 0..3 {
+        let event_type = format!("While locked {round}");
+        others.iter().for_each(|schema| emit(conn, schema, &event_type));
+        wait_for(&topic, &event_type, others);
+    }
+    AnsiTransactionManager::commit_transaction(locker).unwrap();
+    wait_for(&topic, "Locked", &schemas[..1]);
+
+    conn.batch_execute(&format!("DROP SCHEMA {locked} CASCADE")).unwrap();
+    let missing = format!("the schema `{locked}` has no table `outbox`");
+    eventually("the error", PATIENCE, || logged(&["ERROR", &missing]));
+    others.iter().for_each(|schema| emit(conn, schema, "After"));
+    wait_for(&topic, "After", others);
+    let stopped = relay.stop_blocking().unwrap_err();
+    assert!(matches!(stopped, RelayError::Source(_)) && stopped.to_string().contains(&missing), "{stopped}");
+}
+
+/// Their sequences hand numbers out in advance, so events could be lost there. If the worker waited after each failure, it would wait
+/// more than a minute until it comes to the one that is right.
+#[test]
+fn schemas_that_the_relay_refuses_are_named_and_do_not_delay_the_others() {
+    start_logging();
+    let schemas = tenants(16);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let (right, wrong) = schemas.split_last().unwrap();
+    for schema in wrong {
+        conn.batch_execute(&format!("ALTER SEQUENCE {schema}.outbox_seq_seq CACHE 10")).unwrap();
+    }
+    let topic = Kafka::shared().unique("refused");
+    let relay = sleeper(&database, &topic, &schemas).workers(1).spawn().unwrap();
+    schemas.iter().for_each(|schema| emit(conn, schema, "One"));
+    for event_type in ["One", "Two", "Three"] {
+        emit(conn, right, event_type);
+        wait_for(&topic, event_type, std::slice::from_ref(right));
+    }
+    let name = format!("{}.{}", database.name(), wrong[0]);
+    eventually("the error", PATIENCE, || logged(&["ERROR", &name, "has CACHE 10"]));
+    for schema in wrong {
+        conn.batch_execute(&format!("ALTER SEQUENCE {schema}.outbox_seq_seq CACHE 1")).unwrap();
+    }
+    wait_for(&topic, "One", wrong);
+    eventually("the recovery", PATIENCE, || logged(&["the outbox works again", &name]));
+    relay.stop_blocking().unwrap();
+}
+
+#[test]
+fn a_relay_whose_sessions_are_ended_goes_on_in_all_schemas() {
+    let schemas = tenants(5);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let topic = Kafka::shared().unique("ended");
+    let relay = sleeper(&database, &topic, &schemas).spawn().unwrap();
+    for event_type in ["One", "Two", "Three"] {
+        schemas.iter().for_each(|schema| emit(conn, schema, event_type));
+        wait_for(&topic, event_type, &schemas);
+        conn.batch_execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
+             AND datname = current_database()",
+        )
+        .unwrap();
+        // The relay has lost its locks, so these notify nobody.
+        schemas.iter().for_each(|schema| emit(conn, schema, &format!("{event_type} and after")));
+        wait_for(&topic, &format!("{event_type} and after"), &schemas);
+        wait_until_asleep(conn, schemas.len());
+    }
+    relay.stop_blocking().unwrap();
+}
+
+#[test]
+fn if_a_process_is_killed_another_takes_over_in_all_schemas() {
+    let schemas = tenants(4);
+    let database = migrated(&schemas);
+    let topic = new_topic("killed");
+    let list = schemas.join(",");
+    let start = || process(&database, &topic, &["--schema", &list, "--poll-interval", "1s"]);
+    let (first, second) = (start(), start());
+    let has_ended = AtomicBool::new(false);
+    let committed: BTreeSet<String> = thread::scope(|scope| {
+        let writers: Vec<_> = schemas
+            .iter()
+            .map(|schema| {
+                let (database, has_ended) = (&database, &has_ended);
+                scope.spawn(move || write(database, schema, usize::MAX, || has_ended.load(Ordering::Relaxed)))
+            })
+            .collect();
+        let come = |count: usize| {
+            eventually("events", PATIENCE, || {
+                (Kafka::shared().read_all(&topic).len() >= count).then_some(())
+            });
+        };
+        come(200);
+        first.signal(Signal::Kill);
+        let before = Kafka::shared().read_all(&topic).len();
+        come(before + 400);
+        has_ended.store(true, Ordering::Relaxed);
+        writers.into_iter().flat_map(|writer| writer.join().unwrap()).collect()
+    });
+    repetitions(&topic, &committed);
+    drop(second);
+}
