@@ -39,6 +39,8 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 const PRUNE_PAUSE: Duration = Duration::from_millis(200);
 /// How often it looks which outboxes are there, at most, because one has failed.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
+/// What failed sooner than this did not wait for a lock.
+const QUICK: Duration = Duration::from_millis(50);
 /// How soon it notices that it should stop.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -333,19 +335,30 @@ impl Watch {
         Ok(())
     }
 
-    /// Looks at outboxes from afar. Leaves out those that cannot be seen together: a worker finds out which of them has failed.
+    /// Looks at outboxes from afar. Leaves out those that cannot be seen: a worker finds out why.
     fn survey(&self, session: &mut Session, tables: &[u32]) -> BTreeMap<u32, Seen> {
-        let mut all = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         for tables in tables.chunks(AT_ONCE) {
-            let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
-            let outboxes = outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed());
-            match survey::look(&mut session.conn, outboxes, self.database.options.sent_rows) {
-                Ok(seen) => all.extend(seen),
-                // If the session has failed, its next statement fails too.
-                Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at together"),
-            }
+            self.look(session, tables, &mut seen);
         }
-        all
+        seen
+    }
+
+    fn look(&self, session: &mut Session, tables: &[u32], seen: &mut BTreeMap<u32, Seen>) {
+        let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
+        let outboxes = outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed());
+        let began = Instant::now();
+        match survey::look(&mut session.conn, outboxes, self.database.options.sent_rows) {
+            Ok(these) => seen.extend(these),
+            // One of them stands in the way of the others. If it is locked, to look for it would take too long.
+            Err(_) if tables.len() > 1 && began.elapsed() < QUICK => {
+                let (first, second) = tables.split_at(tables.len() / 2);
+                self.look(session, first, seen);
+                self.look(session, second, seen);
+            }
+            // If the session has failed, its next statement fails too.
+            Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at from afar"),
+        }
     }
 
     /// Reports the lag of the outboxes that are led here and have none, and lets workers measure that of the others.
