@@ -16,6 +16,7 @@ mod schemas;
 mod source;
 mod survey;
 mod watch;
+mod watched;
 
 pub(super) use self::outbox::Outbox;
 pub(crate) use self::queue::Queue;

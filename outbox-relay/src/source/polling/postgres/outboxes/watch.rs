@@ -22,6 +22,7 @@ use super::outbox::Outbox;
 use super::queue::{News, Queue};
 use super::schemas::{Found, Schemas};
 use super::survey::{self, AT_ONCE, Seen};
+use super::watched::{Place, Watched};
 use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
 use crate::source::advisory_lock::LockThoseFree;
@@ -53,30 +54,6 @@ pub(crate) struct Watch {
     outboxes: BTreeMap<u32, Watched>,
     /// The named schemas that have no outbox.
     missing: BTreeSet<String>,
-}
-
-struct Watched {
-    outbox: Arc<Outbox>,
-    place: Place,
-    /// `None` if the session was lost, and with it what it held.
-    wake: Option<Wake>,
-    /// Whether a notification has come since `wake` was last asked what to do.
-    is_called: bool,
-    /// The last number and the file of its sequence at the last look from afar.
-    sequence: Option<(i64, i64)>,
-    /// Whether something may be pruned, and when a worker was last given it for that.
-    may_prune: bool,
-    pruned: Option<Instant>,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Place {
-    /// In the queue, or in the hands of a worker.
-    HandedOut,
-    /// Here, until then.
-    Waits(Instant),
-    /// Here after a failure, until then.
-    PutOff(Instant),
 }
 
 /// One session, and when it last did what it does now and then.
@@ -146,7 +123,9 @@ impl Watch {
         };
         let poll_interval = self.database.options.poll_interval;
         for watched in self.outboxes.values_mut() {
-            watched.begin(&mut session, &self.queue, poll_interval).map_err(failed)?;
+            watched
+                .begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval)
+                .map_err(failed)?;
         }
         Ok(session)
     }
@@ -198,7 +177,12 @@ impl Watch {
         for found in new {
             let (table, watched) = (found.table, Watched::new(&self.database, found));
             let watched = self.outboxes.entry(table).or_insert(watched);
-            watched.begin(session, &self.queue, self.database.options.poll_interval)?;
+            watched.begin(
+                &mut session.conn,
+                session.may_prepare,
+                &self.queue,
+                self.database.options.poll_interval,
+            )?;
         }
         for schema in &missing_now {
             if !self.missing.contains(schema) {
@@ -421,10 +405,10 @@ impl Watch {
             return Ok(());
         };
         match news {
-            News::HasWork => watched.awake(session),
+            News::HasWork => watched.awake(&mut session.conn),
             News::FoundNothing { after_work } => {
                 watched.place = Place::Waits(Instant::now());
-                if after_work { watched.awake(session) } else { Ok(()) }
+                if after_work { watched.awake(&mut session.conn) } else { Ok(()) }
             }
             News::PutOff(time) => {
                 watched.place = Place::PutOff(Instant::now() + time);
@@ -453,61 +437,6 @@ impl Watch {
             since.map_or(Duration::ZERO, |since| interval.saturating_sub(since.elapsed()))
         };
         pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
-    }
-}
-
-impl Watched {
-    fn new(database: &Database, found: Found) -> Self {
-        Self {
-            outbox: Arc::new(Outbox::new(database, found)),
-            place: Place::Waits(Instant::now()),
-            wake: None,
-            is_called: false,
-            sequence: None,
-            may_prune: false,
-            pruned: None,
-        }
-    }
-
-    /// Begins awake, with a look.
-    fn begin(&mut self, session: &mut Session, queue: &Queue, poll_interval: Duration) -> QueryResult<()> {
-        let (table, may_prepare) = (self.outbox.table(), session.may_prepare);
-        self.wake = Some(Wake::start(&mut session.conn, table, may_prepare, poll_interval)?);
-        if !matches!(self.place, Place::HandedOut) {
-            self.hand_out(queue);
-        }
-        Ok(())
-    }
-
-    /// Forgets what the session held.
-    fn lose(&mut self) {
-        self.outbox.lead(false);
-        self.wake = None;
-        self.is_called = false;
-        self.sequence = None;
-    }
-
-    fn hand_out(&mut self, queue: &Queue) {
-        self.place = Place::HandedOut;
-        queue.put(self.outbox.clone());
-    }
-
-    /// Lets the worker that has it next measure its lag and prune it.
-    fn let_look_after(&mut self, queue: &Queue) {
-        self.outbox.set_needs_upkeep(true);
-        if matches!(self.place, Place::Waits(_)) {
-            self.hand_out(queue);
-        }
-    }
-
-    fn awake(&mut self, session: &mut Session) -> QueryResult<()> {
-        self.wake.as_mut().map_or(Ok(()), |wake| wake.awake(&mut session.conn))
-    }
-
-    /// Whether its sequence has gone on from where it was.
-    fn is_regular(&self, seen: &Seen) -> bool {
-        let (last, file) = seen.sequence;
-        self.sequence.is_none_or(|(last_before, file_before)| file == file_before && last >= last_before)
     }
 }
 

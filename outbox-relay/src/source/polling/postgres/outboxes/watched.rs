@@ -1,0 +1,97 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use diesel::QueryResult;
+use diesel::pg::PgConnection;
+
+use super::outbox::Outbox;
+use super::queue::Queue;
+use super::schemas::Found;
+use super::survey::Seen;
+use crate::source::database::Database;
+use crate::source::polling::postgres::wakeup::Wake;
+
+/// One of the outboxes that a watch has, and when that needs the next look.
+pub(super) struct Watched {
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) place: Place,
+    /// `None` if the session was lost, and with it what it held.
+    pub(super) wake: Option<Wake>,
+    /// Whether a notification has come since `wake` was last asked what to do.
+    pub(super) is_called: bool,
+    /// The last number and the file of its sequence at the last look from afar.
+    pub(super) sequence: Option<(i64, i64)>,
+    /// Whether something may be pruned, and when a worker was last given it for that.
+    pub(super) may_prune: bool,
+    pub(super) pruned: Option<Instant>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// In the queue, or in the hands of a worker.
+    HandedOut,
+    /// Here, until then.
+    Waits(Instant),
+    /// Here after a failure, until then.
+    PutOff(Instant),
+}
+
+impl Watched {
+    pub(super) fn new(database: &Database, found: Found) -> Self {
+        Self {
+            outbox: Arc::new(Outbox::new(database, found)),
+            place: Place::Waits(Instant::now()),
+            wake: None,
+            is_called: false,
+            sequence: None,
+            may_prune: false,
+            pruned: None,
+        }
+    }
+
+    /// Begins awake, with a look.
+    pub(super) fn begin(
+        &mut self,
+        conn: &mut PgConnection,
+        may_prepare: bool,
+        queue: &Queue,
+        poll_interval: Duration,
+    ) -> QueryResult<()> {
+        self.wake = Some(Wake::start(conn, self.outbox.table(), may_prepare, poll_interval)?);
+        if !matches!(self.place, Place::HandedOut) {
+            self.hand_out(queue);
+        }
+        Ok(())
+    }
+
+    /// Forgets what the session held.
+    pub(super) fn lose(&mut self) {
+        self.outbox.lead(false);
+        self.wake = None;
+        self.is_called = false;
+        self.sequence = None;
+    }
+
+    pub(super) fn hand_out(&mut self, queue: &Queue) {
+        self.place = Place::HandedOut;
+        queue.put(self.outbox.clone());
+    }
+
+    /// Lets the worker that has it next measure its lag and prune it.
+    pub(super) fn let_look_after(&mut self, queue: &Queue) {
+        self.outbox.set_needs_upkeep(true);
+        if matches!(self.place, Place::Waits(_)) {
+            self.hand_out(queue);
+        }
+    }
+
+    pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        self.wake.as_mut().map_or(Ok(()), |wake| wake.awake(conn))
+    }
+
+    /// Whether its sequence has gone on from where it was.
+    pub(super) fn is_regular(&self, seen: &Seen) -> bool {
+        let (last, file) = seen.sequence;
+        self.sequence.is_none_or(|(last_before, file_before)| file == file_before && last >= last_before)
+    }
+}
