@@ -51,6 +51,7 @@ fn a_schema_whose_table_is_locked_or_dropped_does_not_stop_the_others() {
     let conn = &mut database.connect();
     let topic = Kafka::shared().unique("failing");
     let relay = relay(&database, &topic, &schemas)
+        .workers(1)
         .poll_interval(Duration::from_secs(1))
         .lag_interval(Duration::from_millis(200))
         .spawn()

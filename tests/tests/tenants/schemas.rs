@@ -33,9 +33,11 @@ pub(crate) fn relay(database: &Database<'_>, topic: &str, schemas: &[String]) ->
         .topic_naming(topic.parse().unwrap())
 }
 
-/// A relay that finds an event only if it is woken, as long as the test lasts.
+/// A relay that finds an event only if it is woken, as long as the test lasts: it does not look by itself for an hour, and does not
+/// measure the lag.
 pub(crate) fn sleeper(database: &Database<'_>, topic: &str, schemas: &[String]) -> Relay {
-    relay(database, topic, schemas).poll_interval(Duration::from_secs(3_600))
+    let hour = Duration::from_secs(3_600);
+    relay(database, topic, schemas).poll_interval(hour).lag_interval(hour)
 }
 
 pub(crate) fn emit(conn: &mut PgConnection, schema: &str, event_type: &str) {
