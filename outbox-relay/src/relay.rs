@@ -22,6 +22,9 @@ use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
 use crate::{RelayError, RelayHandle};
 
+/// One for each worker.
+type Sources = Vec<Box<dyn Source>>;
+
 /// Builds a relay: from which database, to which broker, and how.
 ///
 /// `Relay::postgres` and `Relay::sqlite` need the features `postgres` and `sqlite`, and `Relay::postgres_wal` needs `postgres-wal`.
@@ -299,7 +302,7 @@ impl Relay {
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
-    fn sources(&self, stop: &Stop) -> Result<(Vec<Box<dyn Source>>, Option<Work>), RelayError> {
+    fn sources(&self, stop: &Stop) -> Result<(Sources, Option<Work>), RelayError> {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();
@@ -383,7 +386,7 @@ fn several(
     schemas: &[String],
     workers: usize,
     stop: &Stop,
-) -> (Vec<Box<dyn Source>>, Option<Work>) {
+) -> (Sources, Option<Work>) {
     let database = Database::new(database_url.clone(), options.clone());
     let queue = Arc::new(Queue::default());
     let source = |_| Box::new(SharedSource::new(database.clone(), queue.clone())) as Box<dyn Source>;

@@ -153,7 +153,8 @@ mod tests {
         let table = |schema| property(&["--schema", schema], "table.include.list");
         assert_eq!(property(&[], "table.include.list"), "public.outbox");
         assert_eq!(table("shop events"), "shop events.outbox");
-        assert_eq!(table("a.b,c$"), "a\\.b\\,c\\$.outbox");
+        assert_eq!(table("a.b|c$"), "a\\.b\\|c\\$.outbox");
+        assert_eq!(pattern("a,b"), "a\\,b");
     }
 
     #[test]
