@@ -105,7 +105,7 @@ fn wrong_combinations_say_what_to_do() {
     refused(&["lag", "--schema", "tenant_*"], "--schema: no schema that matches has an outbox");
     let folder = Folder::new("settings");
     let file = folder.path().join("outbox.toml");
-    let mut refused = |text: &str, expected: &str| {
+    let refused = |text: &str, expected: &str| {
         fs::write(&file, text).unwrap();
         let output = outbox(&["lag", "--config", file.to_str().unwrap()]).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
