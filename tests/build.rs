@@ -1,4 +1,4 @@
-//! Prepares the README's snippets to be compiled as documentation tests. A page on the web cannot hide lines of a snippet, as
+//! Prepares the snippets of pages to be compiled as documentation tests. A page on the web cannot hide lines of a snippet, as
 //! rustdoc does with a `#`. So what a snippet needs besides stands before it, in a comment `<!-- with .. -->`, and the first
 //! snippet of the page is a part of all others.
 
@@ -6,11 +6,12 @@ use std::path::Path;
 use std::{env, fs};
 
 fn main() {
-    let page = Path::new("../README.md");
-    println!("cargo::rerun-if-changed={}", page.display());
-    let text = fs::read_to_string(page).expect("the README");
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
-    fs::write(Path::new(&out).join("readme.md"), with_hidden_lines(&text)).expect("a page to compile");
+    for (page, name) in [("../README.md", "readme.md"), ("../docs/poolers.md", "poolers.md")] {
+        println!("cargo::rerun-if-changed={page}");
+        let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
+        fs::write(Path::new(&out).join(name), with_hidden_lines(&text)).expect("a page to compile");
+    }
 }
 
 fn with_hidden_lines(text: &str) -> String {

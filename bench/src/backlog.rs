@@ -1,5 +1,6 @@
 //! What a relay has to live with: a large backlog, a large table, an old snapshot. And what a bystander notices of the relay.
 
+mod mariadb;
 mod pruning;
 mod writer;
 
@@ -18,7 +19,7 @@ use crate::contenders::{Contender, take_turns};
 use crate::relays::{Window, drain_batches, drain_window};
 use crate::report::{Figure, Report};
 use crate::rows::{AGGREGATES, Part, Template, records};
-use crate::servers::{PATIENCE, servers};
+use crate::servers::{DatabaseKind, PATIENCE, servers};
 use crate::topics::new_topic;
 
 #[derive(Args)]
@@ -32,6 +33,9 @@ pub(crate) struct Backlog {
     /// Bytes of payload in each.
     #[arg(long, default_value_t = 200)]
     bytes: usize,
+    /// The database. On MariaDB, only what waits is measured.
+    #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
+    database: DatabaseKind,
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
@@ -56,6 +60,9 @@ const PACE: Duration = Duration::from_millis(2);
 
 impl Backlog {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if self.database == DatabaseKind::Mariadb {
+            return self.run_on_mariadb(rounds);
+        }
         let (postgres, kafka) = servers(self.postgres);
         let databases = [postgres.database(), postgres.database()];
         let [small, large] =

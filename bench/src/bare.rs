@@ -166,7 +166,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
     let (read, places) = sync_channel(2);
     thread::scope(|scope| {
         scope.spawn(move || {
-            let mut reader = Reader::begin(database.url(), &Part::all(usize::MAX));
+            let mut reader = BareReader::begin(database.url(), &Part::all(usize::MAX));
             loop {
                 let places = reader.read().places();
                 if places.is_empty() || read.send(places).is_err() {
@@ -174,7 +174,7 @@ pub(crate) fn drain_without_kafka(database: &Database<'_>, settling: &str) {
                 }
             }
         });
-        let mut conn = Reader::begin(database.url(), &Part::all(0)).conn;
+        let mut conn = BareReader::begin(database.url(), &Part::all(0)).conn;
         for places in places {
             settle(&mut conn, settling, &places);
         }
@@ -190,7 +190,7 @@ fn work_on_table(
     chunks: SyncSender<Chunk>,
     acknowledged: &Receiver<Vec<usize>>,
 ) {
-    let mut reader = Reader::begin(database_url, part);
+    let mut reader = BareReader::begin(database_url, part);
     let mut chunks = Some(chunks);
     let mut ready = None;
     loop {
@@ -223,7 +223,7 @@ fn work_on_table(
 }
 
 /// A connection in a transaction, and how far it has read.
-struct Reader {
+struct BareReader {
     conn: PgConnection,
     shards: Range<i16>,
     last: i64,
@@ -231,7 +231,7 @@ struct Reader {
     left: usize,
 }
 
-impl Reader {
+impl BareReader {
     /// Reads unsent rows of this part.
     fn begin(database_url: &str, part: &Part) -> Self {
         let mut conn = PgConnection::establish(database_url).unwrap();

@@ -3,7 +3,7 @@
 use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
-use crate::{backlog, drain, emit, growth, idle, latency, memory, order, tenants, wal};
+use crate::{backlog, drain, emit, growth, idle, latency, memory, order, soak, tenants, wal};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
@@ -25,6 +25,8 @@ pub(crate) enum Benchmark {
     Wal(wal::Wal),
     /// How fast one relay drains while payload, batch, workers, shards or backlog grow, one at a time; what an event costs.
     Growth(growth::Growth),
+    /// Whether many writers and workers on MariaDB meet a deadlock. It runs once, whatever `--rounds` says.
+    Soak(soak::Soak),
     /// One relay for the outboxes of many schemas: what they cost while idle, and what a backlog in one costs the others.
     Tenants(tenants::Tenants),
 }
@@ -41,6 +43,7 @@ impl Benchmark {
             Self::Idle(idle) => idle.run(rounds),
             Self::Wal(wal) => wal.run(rounds),
             Self::Growth(growth) => growth.run(rounds),
+            Self::Soak(soak) => soak.run(),
             Self::Tenants(tenants) => tenants.run(rounds),
         }
     }
@@ -67,7 +70,9 @@ mod tests {
         let names: Vec<String> = all().into_iter().map(|(name, _)| name).collect();
         assert_eq!(
             names,
-            ["drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth", "tenants"]
+            [
+                "drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth", "soak", "tenants"
+            ]
         );
     }
 }

@@ -4,7 +4,7 @@ mod mariadb;
 
 use std::time::{Duration, Instant};
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Bool;
@@ -17,7 +17,7 @@ use crate::producer::produce;
 use crate::relays::relay;
 use crate::report::{Figure, Report};
 use crate::rows::{Part, Template, records};
-use crate::servers::{PATIENCE, SETTINGS, servers, start_postgres};
+use crate::servers::{DatabaseKind, PATIENCE, SETTINGS, servers, start_postgres};
 use crate::topics::new_topic;
 
 /// How many rows each transaction has that Debezium reads.
@@ -52,13 +52,6 @@ pub(crate) struct Drain {
     /// Leave Debezium out.
     #[arg(long)]
     without_debezium: bool,
-}
-
-/// A database that a benchmark can run on.
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum DatabaseKind {
-    Postgres,
-    Mariadb,
 }
 
 impl Drain {

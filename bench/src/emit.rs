@@ -6,6 +6,7 @@
 
 mod clients;
 mod ground;
+mod mariadb;
 mod tables;
 
 use std::time::Duration;
@@ -18,7 +19,7 @@ use self::clients::{Clients, How};
 use self::ground::Ground;
 use crate::contenders::{Contender, take_turns};
 use crate::report::{Figure, Report};
-use crate::servers::{SETTINGS, start_postgres};
+use crate::servers::{DatabaseKind, SETTINGS, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Emit {
@@ -28,6 +29,9 @@ pub(crate) struct Emit {
     /// Bytes of payload in each event.
     #[arg(long, default_value_t = 200)]
     bytes: usize,
+    /// The database. On MariaDB, fewer contenders take turns.
+    #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
+    database: DatabaseKind,
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
@@ -52,6 +56,9 @@ const SPARSE_TIMES: f64 = 5.0;
 
 impl Emit {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if self.database == DatabaseKind::Mariadb {
+            return self.run_on_mariadb(rounds);
+        }
         let fsync = if self.no_fsync { "off" } else { "on" };
         let settings = [SETTINGS, &[("fsync", fsync)]].concat();
         let postgres = start_postgres(self.postgres, &settings);
@@ -60,12 +67,7 @@ impl Emit {
         let ground = Ground::new(&database, &kafka);
         let runtime = Runtime::new().unwrap();
         let pairs = self.pairs(&ground, &runtime);
-        let contenders = pairs.iter().flat_map(|pair| {
-            [("emit", How::Emit), ("insert", How::Insert)].map(|(how_name, how)| {
-                Contender::new(format!("{how_name}, {}", pair.name), move || [(pair.measure)(how)])
-            })
-        });
-        let measured = take_turns(rounds, contenders.collect());
+        let measured = take_turns(rounds, contenders(&pairs));
         Report {
             benchmark: "emit".into(),
             conditions: format!(
@@ -106,27 +108,47 @@ impl Emit {
     }
 }
 
+/// Both ways of doing each.
+fn contenders<'a>(pairs: &'a [Pair<'_>]) -> Vec<Contender<'a, 1>> {
+    let both = [("emit", How::Emit), ("insert", How::Insert)];
+    let contenders = pairs.iter().flat_map(|pair| {
+        both.map(|(how_name, how)| {
+            Contender::new(format!("{how_name}, {}", pair.name), move || [(pair.measure)(how)])
+        })
+    });
+    contenders.collect()
+}
+
 impl<'a> Pair<'a> {
     fn new(name: &'static str, unit: &'static str, goal: f64, measure: impl Fn(How) -> f64 + 'a) -> Self {
         Self { name, unit, goal, measure: Box::new(measure) }
     }
 }
 
-/// Returns the ratios, then what publishing costs the machine besides, then the speeds.
-fn figures(pairs: &[Pair<'_>], mut values: impl Iterator<Item = Vec<f64>>) -> Vec<Figure> {
+/// Returns the speeds of each pair.
+fn speeds(pairs: &[Pair<'_>], mut values: impl Iterator<Item = Vec<f64>>) -> Vec<(Figure, Figure)> {
     let mut next = |how: &str, pair: &Pair<'_>| {
         Figure::new(format!("{how}, {}", pair.name), pair.unit, values.next().unwrap())
     };
-    let speeds: Vec<(Figure, Figure)> =
-        pairs.iter().map(|pair| (next("emit", pair), next("insert", pair))).collect();
-    let ratios = pairs.iter().zip(&speeds).map(|(pair, (emit, insert))| {
+    pairs.iter().map(|pair| (next("emit", pair), next("insert", pair))).collect()
+}
+
+/// Returns how many of an insert's transactions an emit makes.
+fn ratios(pairs: &[Pair<'_>], speeds: &[(Figure, Figure)]) -> Vec<Figure> {
+    let ratio = |(pair, (emit, insert)): (&Pair<'_>, &(Figure, Figure))| {
         Figure::ratio(format!("emit / insert, {}", pair.name), emit, insert).at_least(pair.goal)
-    });
+    };
+    pairs.iter().zip(speeds).map(ratio).collect()
+}
+
+/// Returns the ratios, then what publishing costs the machine besides, then the speeds.
+fn figures(pairs: &[Pair<'_>], values: impl Iterator<Item = Vec<f64>>) -> Vec<Figure> {
+    let speeds = speeds(pairs, values);
     let relay = (0..4).map(|alone| {
         let name = format!("emit beside relay / emit alone, {}", pairs[alone].name);
         Figure::ratio(name, &speeds[alone + 4].0, &speeds[alone].0)
     });
-    let mut figures: Vec<Figure> = ratios.chain(relay).collect();
+    let mut figures: Vec<Figure> = ratios(pairs, &speeds).into_iter().chain(relay).collect();
     figures.extend(speeds.into_iter().flat_map(|(emit, insert)| [emit, insert]));
     figures
 }

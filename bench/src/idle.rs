@@ -1,6 +1,8 @@
 //! What relays without work cost: statements, as pg_stat_statements counts them, and processor time, which the system's scheduler
 //! reports in nanoseconds.
 
+mod mariadb;
+
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ use crate::cpu::{Times, spent};
 use crate::latency::wal_options;
 use crate::relays::{outbox, relay_process};
 use crate::report::{Figure, Report};
-use crate::servers::start_postgres;
+use crate::servers::{DatabaseKind, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Idle {
@@ -27,6 +29,9 @@ pub(crate) struct Idle {
     /// How many relays are many.
     #[arg(long, default_value_t = 50)]
     instances: usize,
+    /// The database. On MariaDB, fewer contenders take turns.
+    #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
+    database: DatabaseKind,
     /// PostgreSQL's major version. It needs the extension pg_stat_statements.
     #[arg(long, default_value_t = 15)]
     postgres: u32,
@@ -37,6 +42,9 @@ pub(crate) const SETTLING_DOWN: Duration = Duration::from_secs(10);
 
 impl Idle {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if self.database == DatabaseKind::Mariadb {
+            return self.run_on_mariadb(rounds);
+        }
         let postgres = start_postgres(
             self.postgres,
             &[

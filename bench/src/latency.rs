@@ -1,12 +1,13 @@
 //! How long after its commit an event reaches a consumer, and what the relay's process spends on it.
 
+mod mariadb;
+
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use diesel::connection::SimpleConnection;
-use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
 use outbox_tests::{Database, Debezium, Kafka};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
@@ -20,7 +21,7 @@ use crate::producer::{IN_FLIGHT, bare_producer, send};
 use crate::relays::{outbox, relay_process, stop};
 use crate::report::{Figure, Goal, Report};
 use crate::rows::record;
-use crate::servers::{SETTINGS, servers, start_postgres};
+use crate::servers::{DatabaseKind, SETTINGS, servers, start_postgres};
 use crate::topics::{PARTITIONS, new_topic};
 
 #[derive(Args)]
@@ -31,6 +32,9 @@ pub(crate) struct Latency {
     /// Bytes of payload in each event.
     #[arg(long, default_value_t = 200)]
     pub(crate) bytes: usize,
+    /// The database. On MariaDB, fewer contenders take turns.
+    #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
+    pub(crate) database: DatabaseKind,
     /// PostgreSQL's major version.
     #[arg(long, default_value_t = 15)]
     pub(crate) postgres: u32,
@@ -79,6 +83,9 @@ const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
 
 impl Latency {
     pub(crate) fn run(&self, rounds: usize) -> Report {
+        if self.database == DatabaseKind::Mariadb {
+            return self.run_on_mariadb(rounds);
+        }
         let (postgres, kafka) = servers(self.postgres);
         let wal_server = start_postgres(self.postgres, SETTINGS);
         let (polled, unread) = (postgres.database(), postgres.database());
@@ -100,7 +107,7 @@ impl Latency {
                 Contender::new(NAMES[1], || wal_relay(MODERATE)),
                 Contender::new(NAMES[2], || through_debezium(MODERATE)),
                 Contender::new(NAMES[3], || self.through_kafka_alone(&kafka, MODERATE)),
-                Contender::new(NAMES[4], || self.commits(&unread, MODERATE)),
+                Contender::new(NAMES[4], || self.commits(emitter(&unread), MODERATE)),
                 Contender::new(NAMES[5], || relay(HEAVY)),
                 Contender::new(NAMES[6], || wal_relay(HEAVY)),
                 Contender::new(NAMES[7], || through_debezium(HEAVY)),
@@ -154,10 +161,20 @@ impl Latency {
         load: Load,
         options: &[&str],
     ) -> Measured {
+        self.through_process(database.url(), kafka, load, options, &|| emitter(database))
+    }
+
+    fn through_process<'a>(
+        &self,
+        database_url: &str,
+        kafka: &Kafka,
+        load: Load,
+        options: &[&str],
+        emitter: &(dyn Fn() -> Emitter<'a> + Sync),
+    ) -> Measured {
         let topic = new_topic(kafka);
-        let process = relay_process(database.url(), kafka, &topic, options);
-        let measured =
-            self.measure(kafka, &topic, load, Some((process.id(), "outbox")), &|| emitter(database));
+        let process = relay_process(database_url, kafka, &topic, options);
+        let measured = self.measure(kafka, &topic, load, Some((process.id(), "outbox")), emitter);
         stop(&process);
         measured
     }
@@ -250,9 +267,9 @@ impl Latency {
         [p50, p99, cpu]
     }
 
-    /// Measures PostgreSQL's own part of the latency: how long the commits take.
-    fn commits(&self, database: &Database<'_>, load: Load) -> Measured {
-        let emitted = self.emit(load, 0, emitter(database));
+    /// Measures the database's own part of the latency: how long the commits take.
+    fn commits(&self, emitter: Emitter<'_>, load: Load) -> Measured {
+        let emitted = self.emit(load, 0, emitter);
         let [p50, p99] =
             percentiles(emitted.into_iter().map(|(committing, committed)| committed - committing));
         [p50, p99, UNWATCHED]
@@ -299,7 +316,10 @@ pub(crate) fn wal_options<'a>(database: &'a Database<'_>) -> [&'a str; 4] {
 pub(crate) type Emitter<'a> = Box<dyn FnMut(&[Record]) -> Instant + 'a>;
 
 pub(crate) fn emitter<'a>(database: &Database<'_>) -> Emitter<'a> {
-    let mut conn = database.connect();
+    emitter_on(database.connect())
+}
+
+fn emitter_on<'a>(mut conn: impl OutboxConnection + 'a) -> Emitter<'a> {
     Box::new(move |events| {
         let mut committing = None;
         let emitted = conn.transaction(|c| {

@@ -57,7 +57,7 @@ pub(crate) fn drain_batches(
         Window::watch(counter, number * rows, rows, PATIENCE)
     };
     let all = |counter: &Counter| (0..batches).map(|number| batch(counter, number)).collect();
-    watch_relay(template.database, kafka, options, all).0
+    watch_relay(kafka, |topic| options(relay(template.database, kafka, topic)), all).0
 }
 
 /// Returns the speed of one relay that drains a backlog, up to so many rows and no longer than `limit`, and how many rows it has
@@ -69,18 +69,18 @@ pub(crate) fn drain_window(
     limit: Duration,
 ) -> (f64, usize) {
     let window = |counter: &Counter| vec![Window::watch(counter, 0, rows, limit)];
-    watch_relay(template.database, kafka, |relay| relay, window)
+    watch_relay(kafka, |topic| relay(template.database, kafka, topic), window)
 }
 
-fn watch_relay(
-    database: &Database<'_>,
+/// Returns the speed of a relay that sends to a new topic, and how many rows it has sent when it has stopped.
+pub(crate) fn watch_relay(
     kafka: &Kafka,
-    options: impl FnOnce(Relay) -> Relay,
+    relay: impl FnOnce(&str) -> Relay,
     watch: impl FnOnce(&Counter) -> Vec<Window>,
 ) -> (f64, usize) {
     let topic = new_topic(kafka);
     let counter = kafka.counter(&topic);
-    let relay = options(relay(database, kafka, &topic)).spawn().unwrap();
+    let relay = relay(&topic).spawn().unwrap();
     let windows = watch(&counter);
     relay.stop_blocking().unwrap();
     (Window::speed(&windows), counter.count())

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -11,6 +12,13 @@ use outbox_tests::{Kafka, Postgres};
 
 use crate::producer::produce;
 use crate::rows::records;
+
+/// A database that a benchmark can run on.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DatabaseKind {
+    Postgres,
+    Mariadb,
+}
 
 /// Longer than anything that a benchmark waits for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3_600);

@@ -13,7 +13,7 @@ use crate::idle::{SETTLING_DOWN, queries, wait_until_asleep};
 use crate::latency::{Emitter, Latency, SPREAD};
 use crate::relays::{relay_process, stop};
 use crate::report::{Figure, Report};
-use crate::servers::{SETTINGS, start_postgres, warm_kafka};
+use crate::servers::{DatabaseKind, SETTINGS, start_postgres, warm_kafka};
 use crate::topics::PARTITIONS;
 
 #[derive(Args)]
@@ -141,7 +141,12 @@ impl Tenants {
         let start = |schema| relay_process(database.url(), kafka, &topics, &["--schema", schema]);
         let relay = start("tenant_*");
         let other = (backlog == Backlog::Apart).then(|| start("apart"));
-        let latency = Latency { seconds: self.paced_seconds, bytes: 200, postgres: self.postgres };
+        let latency = Latency {
+            seconds: self.paced_seconds,
+            bytes: 200,
+            database: DatabaseKind::Postgres,
+            postgres: self.postgres,
+        };
         let measured =
             latency.measure(kafka, &quiet, SPREAD, Some((relay.id(), "outbox")), &|| self.emitter(database));
         if backlog != Backlog::None {

@@ -14,7 +14,7 @@ use crate::latency::{CPU_LIMIT, HEAVY, Latency, MODERATE, figures_of, wal_option
 use crate::relays::outbox;
 use crate::report::{Figure, Goal, Report};
 use crate::rows::{AGGREGATES, Template, records};
-use crate::servers::{SETTINGS, servers, start_postgres};
+use crate::servers::{DatabaseKind, SETTINGS, servers, start_postgres};
 use crate::topics::new_topic;
 
 #[derive(Args)]
@@ -130,7 +130,12 @@ impl Wal {
         let topic = new_topic(&kafka);
         let debezium = Debezium::start(&for_debezium, &kafka, &topic, &Debezium::TUNED);
         debezium.pause();
-        let latency = Latency { seconds: self.seconds, bytes: self.bytes, postgres: self.postgres };
+        let latency = Latency {
+            seconds: self.seconds,
+            bytes: self.bytes,
+            database: DatabaseKind::Postgres,
+            postgres: self.postgres,
+        };
         let read_wal = |latency: &Latency, load| latency.through(&read, &kafka, load, &wal_options(&read));
         let measured = take_turns(
             rounds,
@@ -143,7 +148,12 @@ impl Wal {
                 Contender::new("bare producer, 500/s", || latency.through_kafka_alone(&kafka, MODERATE)),
             ],
         );
-        let live = Latency { seconds: self.live, bytes: self.bytes, postgres: self.postgres };
+        let live = Latency {
+            seconds: self.live,
+            bytes: self.bytes,
+            database: DatabaseKind::Postgres,
+            postgres: self.postgres,
+        };
         let sustained =
             take_turns(rounds, vec![Contender::new("relay, 20,000/s", || read_wal(&live, HEAVY))]);
         let names =

@@ -2,7 +2,7 @@
 
 mod args;
 mod database;
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
 mod failure;
 mod invocation;
@@ -54,7 +54,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
         Action::Wal(action) => wal::run(action, origins),
-        #[cfg(feature = "postgres")]
+        #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),
     }
 }

@@ -152,7 +152,8 @@ pub struct Lag {
     pub oldest: Duration,
     /// How long the oldest transaction that may have emitted has been open or prepared, or zero if there is none. If the relay's
     /// role may not see the transactions of other roles, the time counts from when the relay first noticed the transaction.
-    /// (PostgreSQL shows other roles' transactions to members of `pg_read_all_stats`.)
+    /// (PostgreSQL shows other roles' transactions to members of `pg_read_all_stats`.) On MySQL and MariaDB the time counts from the
+    /// transaction's first event that is unsent.
     pub oldest_writer: Duration,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,

@@ -175,8 +175,12 @@ pub struct FindInbox<'a> {
 #[cfg(feature = "migrations")]
 #[derive(Debug)]
 pub enum Migrating {
-    /// In one transaction, which locks the database.
-    InTransaction,
+    /// In one transaction that is the database's writer from its beginning.
+    AsWriter {
+        begin: &'static str,
+        /// Selects a row if there is a record of what has run.
+        find_record: &'static str,
+    },
     /// In one transaction that begins with this statement, in the schema that was set.
     InSchema(fn() -> String),
     /// One by one, because each statement commits, under a lock of the session.

@@ -2,14 +2,10 @@
 
 use diesel::QueryResult;
 use diesel::connection::Connection;
-#[cfg(feature = "migrations")]
-use diesel::connection::LoadConnection;
 
 use crate::backend::{
     FindInbox, InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks, StillMarked,
 };
-#[cfg(feature = "migrations")]
-use crate::{MigrationError, Migrations};
 
 /// A synchronous connection to a database that can hold an outbox and an inbox.
 ///
@@ -70,32 +66,6 @@ macro_rules! statements {
 }
 
 statements!(InsertOne, InsertMany, InsertMark, StillMarked, PruneMarks, FindInbox);
-
-/// A synchronous connection on which [`Migrations`] can run. It is implemented for the same connections as [`OutboxConnection`].
-#[cfg(feature = "migrations")]
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is not a connection to a database that can hold an outbox",
-    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
-            `diesel_outbox::multi_connection!`"
-)]
-pub trait MigrateConnection: Connection {
-    /// Runs the migrations.
-    ///
-    /// # Errors
-    /// As for [`Migrations::run`].
-    #[doc(hidden)]
-    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError>;
-}
-
-#[cfg(feature = "migrations")]
-impl<C> MigrateConnection for C
-where
-    C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
-{
-    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError> {
-        migrations.run_on(self)
-    }
-}
 
 /// Implements [`OutboxConnection`](crate::OutboxConnection) for an enum with Diesel's `#[derive(MultiConnection)]`, so that it emits events, works with an
 /// [`Inbox`](crate::Inbox) and runs `Migrations`.

@@ -6,7 +6,7 @@
 //!
 //! ```toml
 //! [dependencies]
-//! diesel-outbox = { version = "0.1", features = ["postgres"] } # or "sqlite"; add "async" for diesel-async
+//! diesel-outbox = { version = "0.1", features = ["postgres"] } # or "mysql" or "sqlite"; add "async" for diesel-async
 //! ```
 //!
 //! ```
@@ -234,10 +234,11 @@
 //! | `derive` | yes | `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` |
 //! | `migrations` | yes | `Migrations`, which creates the tables with one call |
 //! | `postgres` | no | PostgreSQL. For Diesel's `PgConnection`, also turn on the feature `postgres` of Diesel, which needs libpq |
+//! | `mysql` | no | MySQL and MariaDB. For Diesel's `MysqlConnection`, also turn on the feature `mysql` of Diesel, which needs libmysqlclient or libmariadb |
 //! | `sqlite` | no | SQLite |
 //! | `async` | no | `AsyncEmit`, and the methods of [`Outbox`] and [`Inbox`] for diesel-async's connections |
 //!
-//! Turn on `postgres`, `sqlite` or both. Without either, no connection can emit.
+//! Turn on `postgres`, `mysql` or `sqlite`, or several of them. Without any of the three, no connection can emit.
 //!
 //! # SQLite
 //!
@@ -266,8 +267,6 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 pub use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
 pub use self::backend::OutboxBackend;
-#[cfg(feature = "migrations")]
-pub use self::connection::MigrateConnection;
 pub use self::connection::OutboxConnection;
 #[doc(hidden)]
 pub use self::connection::Statement;
@@ -276,6 +275,6 @@ pub use self::emit::AsyncEmit;
 pub use self::emit::{Emit, EmitError, Outbox};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
-pub use self::migrate::{MigrationError, Migrations};
+pub use self::migrate::{MigrateConnection, MigrationError, Migrations};
 #[doc(hidden)]
 pub use self::problem::connection_problem;

@@ -1,12 +1,15 @@
-use diesel::connection::{Connection, LoadConnection};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use diesel::connection::{Connection, LoadConnection, TransactionManager};
 use diesel::migration::{Migration, MigrationSource};
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
+use diesel::result::Error;
 use diesel::sql_types::Integer;
 use diesel_outbox_core::__private::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD as RECORD, quoted_identifier, quoted_literal,
 };
 
-use crate::MigrateConnection;
 use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements};
 
 /// The embedded migrations, which create the tables of the outbox and the inbox or upgrade them.
@@ -119,7 +122,13 @@ impl Migrations {
                 })
             }
             _ if self.schema.is_some() => Err(MigrationError::NoSchemas),
-            Migrating::InTransaction => conn.transaction(|c| self.run_pending(c, true)),
+            Migrating::AsWriter { begin, find_record } => {
+                let are_run = |c: &mut C| Ok(count(c, find_record)? > 0 && self.are_run(c, RECORD)?);
+                if patiently(|| are_run(conn))? {
+                    return Ok(Vec::new());
+                }
+                as_writer(conn, begin, |c| self.run_pending(c, true))
+            }
             Migrating::UnderLock { lock, unlock, find_record } => {
                 if count(conn, find_record)? > 0 && self.are_run(conn, RECORD)? {
                     return Ok(Vec::new());
@@ -134,8 +143,8 @@ impl Migrations {
         }
     }
 
-    /// Runs what has not run yet. In a transaction each migration is recorded first, which on SQLite makes this the writer. Elsewhere it
-    /// is recorded last: if it fails half way it runs again, and finds what is there already.
+    /// Runs what has not run yet. In a transaction each migration is recorded first. Elsewhere it is recorded last: if it fails half way
+    /// it runs again, and finds what is there already.
     fn run_pending<C>(&self, conn: &mut C, in_transaction: bool) -> Result<Vec<String>, MigrationError>
     where
         C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
@@ -205,6 +214,73 @@ impl Migrations {
             .migrations()
             .map_err(|source| MigrationError::Migration { name: "embedded".into(), source })?;
         Ok(all.into_iter().filter(|migration| self.tables.has(&migration.name().to_string())).collect())
+    }
+}
+
+/// A synchronous connection on which [`Migrations`] can run. It is implemented for the same connections as
+/// [`OutboxConnection`](crate::OutboxConnection).
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a connection to a database that can hold an outbox",
+    note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
+            `diesel_outbox::multi_connection!`"
+)]
+pub trait MigrateConnection: Connection {
+    /// Runs the migrations.
+    ///
+    /// # Errors
+    /// As for [`Migrations::run`].
+    #[doc(hidden)]
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError>;
+}
+
+impl<C> MigrateConnection for C
+where
+    C: Connection<Backend: OutboxBackend> + LoadConnection + 'static,
+{
+    fn migrate(&mut self, migrations: &Migrations) -> Result<Vec<String>, MigrationError> {
+        migrations.run_on(self)
+    }
+}
+
+/// How long to wait for another process that migrates, whatever the connection's own patience is, and how often to look.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Does this in a transaction that begins with this statement. Diesel's own begins as a reader, and SQLite refuses at once to make it
+/// the writer if another process has written since.
+fn as_writer<C, T>(
+    conn: &mut C,
+    begin: &str,
+    work: impl FnOnce(&mut C) -> Result<T, MigrationError>,
+) -> Result<T, MigrationError>
+where
+    C: Connection,
+{
+    if C::TransactionManager::transaction_manager_status_mut(conn).transaction_depth()?.is_some() {
+        return conn.transaction(work);
+    }
+    patiently(|| Ok(conn.batch_execute(begin)?))?;
+    // The commit waits for those who read, and may be tried again.
+    let done = work(conn).and_then(|done| patiently(|| Ok(conn.batch_execute("COMMIT")?)).map(|()| done));
+    if done.is_err() {
+        // If this fails too, the first error says more.
+        let _ = conn.batch_execute("ROLLBACK");
+    }
+    done
+}
+
+/// Tries again for a while if the database is locked.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, MigrationError>) -> Result<T, MigrationError> {
+    let began = Instant::now();
+    loop {
+        match attempt() {
+            Err(MigrationError::Database(Error::DatabaseError(_, information)))
+                if information.message() == "database is locked" && began.elapsed() < PATIENCE =>
+            {
+                sleep(PAUSE);
+            }
+            done => return done,
+        }
     }
 }
 

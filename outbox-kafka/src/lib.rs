@@ -59,7 +59,7 @@
 //!
 //! | feature | |
 //! |---|---|
-//! | `postgres`, `sqlite` | the consumer, on Diesel's connections to that database |
+//! | `postgres`, `mysql`, `sqlite` | the consumer, on Diesel's connections to that database (`mysql`: MySQL and MariaDB) |
 //! | `async` | the same on diesel-async's |
 //! | `derive` | `#[derive(InboxEvent)]` and `#[derive(OutboxEvent)]` |
 //! | `migrations` | `Migrations`, which create the table `inbox` |

@@ -6,7 +6,7 @@
 //!
 //! ```toml
 //! [dependencies]
-//! diesel-outbox-relay = { version = "0.1", features = ["postgres"] } # or "postgres-wal", or "sqlite"
+//! diesel-outbox-relay = { version = "0.1", features = ["postgres"] } # or "postgres-wal", "mysql" or "sqlite"
 //! ```
 //!
 //! ```no_run
@@ -93,6 +93,8 @@
 //! relay sends the database a few short statements in each [`Relay::poll_interval`]. If the leader dies, another one leads after that
 //! time at the latest.
 //!
+//! On MySQL and MariaDB, which notify nobody, one of them looks at the table, and the others ask now and then whether it is gone.
+//!
 //! # Several outboxes
 //!
 //! One relay can send the events of many schemas of a PostgreSQL database: name them, or a pattern, with [`Relay::schemas`]. They
@@ -170,7 +172,7 @@
 //! |---|---|---|
 //! | `outbox_unsent` | gauge | how many records wait to be sent. If the relay reads the WAL, only those that it has received: watch `outbox_wal_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
-//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it |
+//! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it. On MySQL and MariaDB, counted from the transaction's first event |
 //! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far the slot's confirmed position is behind the end of the WAL |
 //! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
@@ -185,7 +187,8 @@
 //! |---|---|---|
 //! | `postgres` | | PostgreSQL, polled |
 //! | `postgres-wal` | | PostgreSQL, polled or read from its write-ahead log |
-//! | `mysql` | | MySQL and MariaDB, polled |
+//! | `mysql` | | MySQL and MariaDB, polled. It needs no C library |
+//! | `mysql-tls` | | TLS for MySQL and MariaDB, with rustls |
 //! | `sqlite` | | SQLite |
 //! | `kafka` | yes | Kafka as the broker |
 //! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
@@ -200,6 +203,7 @@ mod backoff;
 mod error;
 mod handle;
 mod metrics;
+mod missing;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub mod operate;
 mod pipeline;
@@ -217,6 +221,10 @@ pub use diesel_outbox_core::{
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;
 
+/// The Diesel that this crate uses: its errors are in `WalError`, and `wal::setup` takes its `PgConnection`.
+#[cfg(feature = "postgres")]
+pub use diesel;
+/// The driver with which the relay speaks to MySQL and MariaDB.
 #[cfg(feature = "mysql")]
 pub use mysql;
 

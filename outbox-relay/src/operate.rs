@@ -17,7 +17,11 @@ use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
-/// An operator's questions, on a plain `PgConnection` or `SqliteConnection`.
+#[cfg(feature = "mysql")]
+#[doc(hidden)]
+pub use self::mysql::is_polled;
+
+/// An operator's questions, on a plain `PgConnection`, a plain `SqliteConnection`, or a `Conn` of the crate `mysql`, which the relay re-exports.
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]

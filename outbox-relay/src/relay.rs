@@ -27,7 +27,7 @@ type Sources = Vec<Box<dyn Source>>;
 
 /// Builds a relay: from which database, to which broker, and how.
 ///
-/// `Relay::postgres` and `Relay::sqlite` need the features `postgres` and `sqlite`, and `Relay::postgres_wal` needs `postgres-wal`.
+/// `Relay::postgres`, `Relay::mysql` and `Relay::sqlite` need the feature of the same name, and `Relay::postgres_wal` needs `postgres-wal`.
 ///
 /// ```no_run
 /// # #[cfg(all(feature = "postgres", feature = "kafka"))]
@@ -62,10 +62,12 @@ impl Relay {
     /// Several relays may work on one outbox: they share the work, and take over from each other. Give the database by its URL, or
     /// by a closure that returns the URL if its password changes: see [`DatabaseUrl`].
     ///
-    /// Each session is the relay's alone, so a pooler in transaction mode does not work. Set TLS and time-outs in the URL, as libpq
-    /// has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Unless the URL sets keepalives, the relay does, so that both sides
-    /// notice within a minute if the other is gone. If a process is frozen, another relay takes over after half a minute; over a
-    /// Unix socket, such a process may keep its claim until it ends.
+    /// Each session is the relay's alone. If the URL leads to a pooler in transaction mode, the relay sends nothing, and logs an error
+    /// that says so. Services may emit through such a pooler.
+    ///
+    /// Set TLS and time-outs in the URL, as libpq has them (`?sslmode=verify-full&tcp_user_timeout=10000`). Unless the URL sets
+    /// keepalives, the relay does, so that both sides notice within a minute if the other is gone. If a process is frozen, another relay
+    /// takes over after half a minute; over a Unix socket, such a process may keep its claim until it ends.
     #[cfg(feature = "postgres")]
     pub fn postgres(database_url: impl Into<DatabaseUrl>) -> Self {
         let database_url = database_url.into();
@@ -197,7 +199,8 @@ impl Relay {
         self
     }
 
-    /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s.
+    /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s. On MySQL and
+    /// MariaDB, which notify nobody, it looks at least every 1.25 s.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
         self.options = self.options.poll_interval(interval);
         self

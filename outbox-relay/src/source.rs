@@ -19,6 +19,8 @@ pub(crate) mod julian_day;
 mod options;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod polling;
+#[cfg(feature = "postgres")]
+mod pooler;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
@@ -47,6 +49,9 @@ pub use self::polling::SqliteSource;
 pub(crate) use self::polling::mysql;
 #[cfg(feature = "postgres")]
 pub(crate) use self::polling::{Queue, Schemas, SharedSource, Watch};
+#[cfg(feature = "postgres")]
+#[doc(hidden)]
+pub use self::pooler::pooler_problem;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const BLOCKED: &str =

@@ -20,12 +20,12 @@ use crate::EmitError;
 /// A database that can hold an outbox, and the schema of the tables in it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Backend<'a> {
-    database: Database,
+    dialect: Dialect,
     schema: Option<&'a str>,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Database {
+enum Dialect {
     #[cfg(feature = "postgres")]
     Postgres,
     #[cfg(feature = "mysql")]
@@ -53,28 +53,28 @@ pub(crate) struct OldMarks<'a> {
 
 impl<'a> Backend<'a> {
     pub(crate) fn of<C: ConnectionTrait>(c: &C, schema: Option<&'a str>) -> Result<Self, EmitError> {
-        let database: Database = match c.get_database_backend() {
+        let dialect: Dialect = match c.get_database_backend() {
             #[cfg(feature = "postgres")]
-            DbBackend::Postgres => Database::Postgres,
+            DbBackend::Postgres => Dialect::Postgres,
             #[cfg(feature = "mysql")]
-            DbBackend::MySql => Database::Mysql,
+            DbBackend::MySql => Dialect::Mysql,
             #[cfg(feature = "sqlite")]
             DbBackend::Sqlite if schema.is_some() => return Err(EmitError::NoSchemas),
             #[cfg(feature = "sqlite")]
-            DbBackend::Sqlite => Database::Sqlite,
+            DbBackend::Sqlite => Dialect::Sqlite,
             other => return Err(EmitError::NoOutbox { database: other.as_str() }),
         };
-        Ok(Self { database, schema })
+        Ok(Self { dialect, schema })
     }
 
     pub(crate) async fn insert_one<C: ConnectionTrait>(self, c: &C, record: &Record) -> Result<(), DbErr> {
-        let insert: InsertStatement = match self.database {
+        let insert: InsertStatement = match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => postgres::insert_one(record, self.schema),
+            Dialect::Postgres => postgres::insert_one(record, self.schema),
             #[cfg(feature = "mysql")]
-            Database::Mysql => mysql::insert(std::slice::from_ref(record), self.schema),
+            Dialect::Mysql => mysql::insert(std::slice::from_ref(record), self.schema),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => sqlite::insert(std::slice::from_ref(record)),
+            Dialect::Sqlite => sqlite::insert(std::slice::from_ref(record)),
         };
         c.execute(&insert).await.map(drop)
     }
@@ -83,38 +83,38 @@ impl<'a> Backend<'a> {
     where
         C: ConnectionTrait,
     {
-        match self.database {
+        match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => c.execute(&postgres::insert_many(records, self.schema)?).await.map(drop),
+            Dialect::Postgres => c.execute(&postgres::insert_many(records, self.schema)?).await.map(drop),
             #[cfg(feature = "mysql")]
-            Database::Mysql => c.execute(&mysql::insert(records, self.schema)).await.map(drop),
+            Dialect::Mysql => c.execute(&mysql::insert(records, self.schema)).await.map(drop),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => c.execute(&sqlite::insert(records)).await.map(drop),
+            Dialect::Sqlite => c.execute(&sqlite::insert(records)).await.map(drop),
         }
     }
 
     /// Inserts the mark, and returns whether it was not there.
     pub(crate) async fn insert_mark<C: ConnectionTrait>(self, c: &C, mark: Mark<'_>) -> Result<bool, DbErr> {
-        match self.database {
+        match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => inserted(c.execute(&postgres::insert_mark(mark, self.schema)).await),
+            Dialect::Postgres => inserted(c.execute(&postgres::insert_mark(mark, self.schema)).await),
             #[cfg(feature = "mysql")]
-            Database::Mysql => mysql::inserted(c.execute(&mysql::insert_mark(mark, self.schema)).await),
+            Dialect::Mysql => mysql::inserted(c.execute(&mysql::insert_mark(mark, self.schema)).await),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => inserted(c.execute(&sqlite::insert_mark(mark)).await),
+            Dialect::Sqlite => inserted(c.execute(&sqlite::insert_mark(mark)).await),
         }
     }
 
     /// Returns whether the transaction that inserted the mark is open and can be committed. If an error has aborted it, this fails, or
     /// returns that it is not.
     pub(crate) async fn is_marked<C: ConnectionTrait>(self, c: &C, mark: Mark<'_>) -> Result<bool, DbErr> {
-        match self.database {
+        match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => Ok(c.query_one(&postgres::still_open()).await?.is_some()),
+            Dialect::Postgres => Ok(c.query_one(&postgres::still_open()).await?.is_some()),
             #[cfg(feature = "mysql")]
-            Database::Mysql => inserted(c.execute(&mysql::touch_mark(mark, self.schema)).await),
+            Dialect::Mysql => inserted(c.execute(&mysql::touch_mark(mark, self.schema)).await),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => inserted(c.execute(&sqlite::touch_mark(mark)).await),
+            Dialect::Sqlite => inserted(c.execute(&sqlite::touch_mark(mark)).await),
         }
     }
 
@@ -123,25 +123,25 @@ impl<'a> Backend<'a> {
     where
         C: ConnectionTrait,
     {
-        let delete: DeleteStatement = match self.database {
+        let delete: DeleteStatement = match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => postgres::delete_marks(marks, self.schema),
+            Dialect::Postgres => postgres::delete_marks(marks, self.schema),
             #[cfg(feature = "mysql")]
-            Database::Mysql => mysql::delete_marks(marks, self.schema),
+            Dialect::Mysql => mysql::delete_marks(marks, self.schema),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => sqlite::delete_marks(marks),
+            Dialect::Sqlite => sqlite::delete_marks(marks),
         };
         Ok(c.execute(&delete).await?.rows_affected())
     }
 
     pub(crate) async fn has_inbox<C: ConnectionTrait>(self, c: &C) -> Result<bool, DbErr> {
-        let find: SelectStatement = match self.database {
+        let find: SelectStatement = match self.dialect {
             #[cfg(feature = "postgres")]
-            Database::Postgres => postgres::find_inbox(self.schema),
+            Dialect::Postgres => postgres::find_inbox(self.schema),
             #[cfg(feature = "mysql")]
-            Database::Mysql => mysql::find_inbox(self.schema),
+            Dialect::Mysql => mysql::find_inbox(self.schema),
             #[cfg(feature = "sqlite")]
-            Database::Sqlite => sqlite::find_inbox(),
+            Dialect::Sqlite => sqlite::find_inbox(),
         };
         Ok(c.query_one(&find).await?.is_some())
     }

@@ -5,7 +5,8 @@ mod migrator;
 
 use diesel_outbox_core::__private::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD as RECORD, MYSQL_FIND_MIGRATION_RECORD, MYSQL_MIGRATION_LOCK,
-    MYSQL_MIGRATION_UNLOCK, postgres_migration_lock, quoted_identifier, quoted_literal,
+    MYSQL_MIGRATION_UNLOCK, SQLITE_FIND_MIGRATION_RECORD, postgres_migration_lock, quoted_identifier,
+    quoted_literal,
 };
 use sea_orm::{
     ConnectionTrait, DbBackend, DbErr, SqliteTransactionMode, Statement, TransactionOptions,
@@ -118,6 +119,11 @@ impl Migrations {
             _ if self.schema.is_some() => Err(MigrationError::NoSchemas),
             DbBackend::MySql => run_under_lock(db, &wanted).await,
             _ => {
+                // A service must be able to start no matter who writes.
+                if count(db, SQLITE_FIND_MIGRATION_RECORD).await? > 0 && have_run(db, RECORD, &wanted).await?
+                {
+                    return Ok(Vec::new());
+                }
                 let txn = begin(db).await?;
                 let run = run_pending(&txn, &wanted, true).await?;
                 txn.commit().await?;

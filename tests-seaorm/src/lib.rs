@@ -52,6 +52,12 @@ impl Ground {
         Self { db: connect(database.url()).await, place: Place::Mariadb(database) }
     }
 
+    /// Returns an empty database on MySQL.
+    pub async fn empty_mysql() -> Self {
+        let database = Mariadb::shared_mysql().database();
+        Self { db: connect(database.url()).await, place: Place::Mariadb(database) }
+    }
+
     /// Returns an empty database in a file.
     pub async fn empty_sqlite() -> Self {
         let folder = Folder::new("seaorm");
@@ -134,6 +140,7 @@ macro_rules! on_each_database {
     ($($name:ident),* $(,)?) => {
         $crate::on_each_database!(@ postgres, empty_postgres: $($name),*);
         $crate::on_each_database!(@ mariadb, empty_mariadb: $($name),*);
+        $crate::on_each_database!(@ mysql, empty_mysql: $($name),*);
         $crate::on_each_database!(@ sqlite, empty_sqlite: $($name),*);
     };
     (@ $database:ident, $empty:ident: $($name:ident),*) => {

@@ -1,5 +1,7 @@
 //! The migrations on each database: by SeaORM and by Diesel, alone and among others', once and again.
 
+use std::time::{Duration, Instant};
+
 use diesel_outbox::{MigrateConnection, OutboxConnection};
 use outbox_tests_seaorm::{Ground, WithDiesel, on_each_database};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, TransactionTrait};
@@ -164,4 +166,16 @@ async fn on_mariadb_a_lock_that_another_session_holds_is_named() {
     assert!(matches!(error, MigrationError::Locked), "{error}");
     drop(holder);
     assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), BOTH);
+}
+
+/// The tables are there, so there is nothing to wait for.
+#[tokio::test]
+async fn on_sqlite_a_service_whose_tables_are_there_starts_while_another_one_writes() {
+    let ground = Ground::empty_sqlite().await.migrated().await;
+    let writer = ground.db.begin().await.unwrap();
+    writer.emit(&Record::new("order", "1", "Placed")).await.unwrap();
+    let began = Instant::now();
+    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), [""; 0]);
+    assert!(began.elapsed() < Duration::from_secs(4), "it has waited for the writer");
+    writer.commit().await.unwrap();
 }

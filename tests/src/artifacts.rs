@@ -8,8 +8,12 @@ use std::process::{Command, Stdio};
 
 /// The version of Apache Kafka.
 pub const KAFKA: &str = "4.3.1";
-/// The version of Debezium.
+/// The version of Debezium for PostgreSQL.
 pub const DEBEZIUM: &str = "3.6.0.Final";
+/// The version of Debezium for MySQL.
+pub const DEBEZIUM_FOR_MYSQL: &str = "3.6.1.Final";
+/// The version of Debezium for MariaDB. Maven has no later one.
+pub const DEBEZIUM_FOR_MARIADB: &str = "3.5.0.Final";
 const LOGGING: &str = "2.25.2";
 
 /// The versions of PostgreSQL that Maven can fetch.
@@ -26,10 +30,25 @@ pub fn kafka() -> String {
 
 /// Returns the class path of Debezium for PostgreSQL and of the Kafka Connect that runs it.
 pub fn debezium() -> String {
-    let jars = kept(&format!("debezium-{DEBEZIUM}-kafka-{KAFKA}"), |folder| {
+    connector("debezium", "postgres", DEBEZIUM)
+}
+
+/// Returns the class path of Debezium for MariaDB and of the Kafka Connect that runs it.
+pub fn debezium_for_mariadb() -> String {
+    connector("debezium-mariadb", "mariadb", DEBEZIUM_FOR_MARIADB)
+}
+
+/// Returns the class path of Debezium for MySQL and of the Kafka Connect that runs it.
+pub fn debezium_for_mysql() -> String {
+    connector("debezium-mysql", "mysql", DEBEZIUM_FOR_MYSQL)
+}
+
+/// Each connector has a folder of its own, as in Connect's plugin path.
+fn connector(name: &str, database: &str, version: &str) -> String {
+    let jars = kept(&format!("{name}-{version}-kafka-{KAFKA}"), |folder| {
         let connect = format!("org.apache.kafka:connect-runtime:{KAFKA}");
         let json = format!("org.apache.kafka:connect-json:{KAFKA}");
-        let debezium = format!("io.debezium:debezium-connector-postgres:{DEBEZIUM}");
+        let debezium = format!("io.debezium:debezium-connector-{database}:{version}");
         copy_dependencies(&[&connect, &json, &debezium, &logging()], folder);
     });
     format!("{}/*", jars.display())
@@ -54,6 +73,17 @@ pub fn postgres(major: u32) -> Option<PathBuf> {
         run(Command::new("sh").args(["-c", unpack, "unpack"]).arg(folder), "install unzip, tar and xz");
     });
     Some(folder.join("bin"))
+}
+
+/// Returns the folder with a package of Debian's newest suite, and all that its programs need. They run with the loader in that folder.
+pub fn debian(package: &str) -> PathBuf {
+    kept(package, |folder| {
+        let remedy =
+            "this takes a machine with Debian's package manager; elsewhere run the tests with Docker";
+        let mut unpack = Command::new("sh");
+        unpack.args(["-c", include_str!("mariadb/unpack.sh"), "unpack", package]);
+        run(unpack.arg(folder), remedy);
+    })
 }
 
 /// Returns the folder `name`, and lets `fill` fill it if it does not exist yet. Test processes wait for each other here.

@@ -1,6 +1,9 @@
 //! Debezium for tests: another relay, which reads the same outbox from PostgreSQL's WAL.
 
-mod settings;
+mod binlog;
+pub(crate) mod settings;
+
+pub use self::binlog::BinlogDebezium;
 
 use std::fs;
 use std::process::Command;

@@ -13,6 +13,7 @@ use testcontainers::{ContainerAsync, ContainerRequest, GenericImage, ImageExt};
 use tokio::runtime::Runtime;
 
 use crate::host::Host;
+use crate::mariadb::Server;
 use crate::scratch::scratch;
 
 /// The host at which the ports of containers can be reached, if an engine runs.
@@ -50,11 +51,17 @@ pub(crate) fn postgres(major: u32, port: u16, settings: &[String]) -> impl Host 
     Container::new(image)
 }
 
-/// Returns MariaDB in a container, at `port`.
-pub(crate) fn mariadb(port: u16, settings: &[String]) -> impl Host + use<> {
-    let image = GenericImage::new("mariadb", "10.11")
+/// Returns MariaDB or MySQL in a container, at `port`.
+pub(crate) fn mariadb(server: Server, port: u16, settings: &[String]) -> impl Host + use<> {
+    let (image, version) = match server {
+        Server::Mariadb => ("mariadb", "10.11"),
+        Server::NewerMariadb => ("mariadb", "11.8"),
+        Server::Mysql => ("mysql", "8.4"),
+    };
+    let image = GenericImage::new(image, version)
         .with_mapped_port(port, 3306.tcp())
         .with_env_var("MARIADB_ALLOW_EMPTY_ROOT_PASSWORD", "1")
+        .with_env_var("MYSQL_ALLOW_EMPTY_PASSWORD", "1")
         .with_cmd(settings);
     Container::new(image)
 }

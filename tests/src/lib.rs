@@ -1,10 +1,12 @@
 //! Real servers for the tests: PostgreSQL, MariaDB and Apache Kafka, each found in this order:
 //!
-//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL`, `OUTBOX_TEST_MYSQL_URL` or `OUTBOX_TEST_KAFKA_BROKERS`,
+//! 1. at the address in `OUTBOX_TEST_POSTGRES_URL`, `OUTBOX_TEST_KAFKA_BROKERS`, `OUTBOX_TEST_MYSQL_URL`,
+//!    `OUTBOX_TEST_NEWEST_MARIADB_URL` or `OUTBOX_TEST_NEWEST_MYSQL_URL`,
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!
-//! [`Debezium`], which reads the one and writes to the other, is always started from local programs.
+//! [`Debezium`], which reads the one and writes to the other, and [`PgBouncer`], which stands before PostgreSQL, are always started from
+//! local programs.
 //!
 //! If a server is missing, the test panics and says how to get it. No test is skipped. Whatever was started here ends with the
 //! test process, however that process ends.
@@ -26,6 +28,7 @@
 #![expect(missing_debug_implementations, reason = "a test prints what a server says, not the server")]
 
 pub mod artifacts;
+mod connect;
 mod debezium;
 mod docker;
 mod host;
@@ -34,21 +37,31 @@ mod kafka;
 pub mod load;
 mod log;
 mod mariadb;
+mod pgbouncer;
 mod postgres;
 mod process;
 mod scratch;
+mod tables;
 mod wait;
 
-pub use debezium::Debezium;
+pub use connect::Connect;
+pub use debezium::{BinlogDebezium, Debezium};
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};
 pub use log::{logged, start_logging};
 pub use mariadb::{Mariadb, MariadbDatabase};
+pub use pgbouncer::PgBouncer;
 pub use postgres::{Database, Postgres};
 pub use process::{Process, Signal, workspace_binary};
 pub use scratch::Folder;
+pub use tables::{INNODB_TRX_KEPT, Server, Tables, migrated_mariadb};
 pub use wait::{eventually, eventually_async, eventually_ok};
 
 /// The README's code must compile: `build.rs` adds what its snippets do not show.
 #[cfg(doctest)]
 #[doc = include_str!(concat!(env!("OUT_DIR"), "/readme.md"))]
 struct Readme;
+
+/// The same of the page about poolers.
+#[cfg(doctest)]
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/poolers.md"))]
+struct Poolers;

@@ -1,4 +1,4 @@
-//! MariaDB servers and databases for tests. The same tests run on MySQL if the address of such a server is given.
+//! MariaDB and MySQL servers, and databases on them, for tests.
 
 mod local;
 
@@ -12,8 +12,6 @@ use diesel::prelude::*;
 use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 
-const ADDRESS: &str = "OUTBOX_TEST_MYSQL_URL";
-
 /// The settings with which every server is started.
 const SETTINGS: [&str; 7] = [
     "max_connections=500",
@@ -26,7 +24,27 @@ const SETTINGS: [&str; 7] = [
     "sync_binlog=0",
 ];
 
-/// A running MariaDB server, or the server at the address in `OUTBOX_TEST_MYSQL_URL`, which may be one of MySQL.
+/// Which server.
+#[derive(Clone, Copy)]
+pub(crate) enum Server {
+    /// The version that Debian 12 has.
+    Mariadb,
+    NewerMariadb,
+    Mysql,
+}
+
+impl Server {
+    /// The variable that has the address of such a server, if one runs before the tests.
+    fn variable(self) -> &'static str {
+        match self {
+            Self::Mariadb => "OUTBOX_TEST_MYSQL_URL",
+            Self::NewerMariadb => "OUTBOX_TEST_NEWEST_MARIADB_URL",
+            Self::Mysql => "OUTBOX_TEST_NEWEST_MYSQL_URL",
+        }
+    }
+}
+
+/// A running server of MariaDB or MySQL. The one at the address in `OUTBOX_TEST_MYSQL_URL` may be of either.
 pub struct Mariadb {
     host: Box<dyn Host>,
     url: String,
@@ -38,15 +56,32 @@ impl Mariadb {
     /// Returns the server that the tests of this process share. It starts on first use.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Mariadb> = OnceLock::new();
-        SHARED.get_or_init(|| match env::var(ADDRESS) {
+        SHARED.get_or_init(|| Self::find_or_start(Server::Mariadb))
+    }
+
+    /// Returns a server of the newest MariaDB that the tests of this process share.
+    pub fn shared_newer() -> &'static Self {
+        static SHARED: OnceLock<Mariadb> = OnceLock::new();
+        SHARED.get_or_init(|| Self::find_or_start(Server::NewerMariadb))
+    }
+
+    /// Returns a server of MySQL that the tests of this process share.
+    pub fn shared_mysql() -> &'static Self {
+        static SHARED: OnceLock<Mariadb> = OnceLock::new();
+        SHARED.get_or_init(|| Self::find_or_start(Server::Mysql))
+    }
+
+    fn find_or_start(server: Server) -> Self {
+        let variable = server.variable();
+        match env::var(variable) {
             Ok(url) => {
                 let url = url.trim_end_matches('/').to_owned();
-                let server = Self { host: Box::new(Elsewhere { variable: ADDRESS }), url, lasting: true };
+                let server = Self { host: Box::new(Elsewhere { variable }), url, lasting: true };
                 server.wait_until_ready();
                 server
             }
-            Err(_) => Self::start(),
-        })
+            Err(_) => Self::start_server(server, &[]),
+        }
     }
 
     /// Starts a server for one test, which may stop it.
@@ -56,12 +91,21 @@ impl Mariadb {
 
     /// Starts a server with settings of its own, such as `binlog_format=STATEMENT`.
     pub fn start_with(settings: &[&str]) -> Self {
+        Self::start_server(Server::Mariadb, settings)
+    }
+
+    /// Starts a server of MySQL for one test, which may stop it.
+    pub fn start_mysql() -> Self {
+        Self::start_server(Server::Mysql, &[])
+    }
+
+    fn start_server(server: Server, settings: &[&str]) -> Self {
         let settings: Vec<_> =
             SETTINGS.iter().chain(settings).map(|setting| format!("--{setting}")).collect();
         let port = free_port();
         let (host, address): (Box<dyn Host>, _) = match docker::engine() {
-            Some(address) => (Box::new(docker::mariadb(port, &settings)), address),
-            None => (Box::new(local::install(port, &settings)), "127.0.0.1"),
+            Some(address) => (Box::new(docker::mariadb(server, port, &settings)), address),
+            None => (Box::new(local::install(server, port, &settings)), "127.0.0.1"),
         };
         let server = Self { host, url: format!("mysql://root@{address}:{port}"), lasting: false };
         server.host.start();
@@ -73,6 +117,11 @@ impl Mariadb {
         wait_until_ready(&*self.host, "MariaDB", || {
             MysqlConnection::establish(&self.url_of("mysql")).map(drop).map_err(|error| error.to_string())
         });
+    }
+
+    /// Returns the URL of the server, without a database.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     fn url_of(&self, database: &str) -> String {
@@ -139,7 +188,8 @@ impl Drop for MariadbDatabase<'_> {
         if self.server.lasting
             && let Ok(mut conn) = MysqlConnection::establish(&self.server.url_of("mysql"))
         {
-            let _ = conn.batch_execute(&format!("DROP DATABASE {}", self.name));
+            // If a transaction is still open on its tables, it stays.
+            let _ = conn.batch_execute(&format!("SET lock_wait_timeout = 3; DROP DATABASE {}", self.name));
         }
     }
 }

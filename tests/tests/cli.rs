@@ -319,11 +319,45 @@ fn a_connector_is_printed_without_the_password() {
     let text = failed(&["debezium", "connector", "--database-url", "postgres://ann:s3cret@one,two/shop"], 2);
     assert!(text.starts_with("outbox: --database-url: name one host") && !text.contains("s3cret"), "{text}");
     let text = failed(&["debezium", "setup-sql", "--database-url", "shop.db"], 2);
-    assert!(text.contains("only PostgreSQL's write-ahead log can be read"), "{text}");
+    assert!(text.contains("Debezium reads no SQLite file"), "{text}");
+    let text = failed(&["debezium", "offset", "--database-url", "postgres://ann@db.example/shop"], 2);
+    assert!(text.contains("there is no offset to set"), "{text}");
     assert!(
         failed(&["debezium", "check", "--database-url", "postgres://ann@127.0.0.1:1/shop"], 1)
             .contains("cannot connect")
     );
+}
+
+#[test]
+fn a_connector_for_mariadb_is_stopped_until_it_has_an_offset() {
+    let database = ["--database-url", "mariadb://ann:s3cret@db.example:3307/shop", "--schema", "events"];
+    let print = |arguments: &[&str]| ran(&[&["debezium", "connector"], &database[..], arguments].concat());
+    let (json, notes, code) = print(&["--brokers", "one:9092,two:9092", "--server-id", "7"]);
+    assert_eq!(code, Some(0), "{notes}");
+    assert!(
+        !json.contains("s3cret") && !notes.contains("s3cret") && notes.contains("debezium offset"),
+        "{notes}"
+    );
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["name"], &json["initial_state"]), (&"outbox".into(), &"STOPPED".into()));
+    for (name, value) in [
+        ("connector.class", "io.debezium.connector.mariadb.MariaDbConnector"),
+        ("database.hostname", "db.example"),
+        ("database.port", "3307"),
+        ("database.user", "ann"),
+        ("database.password", "${env:OUTBOX_DATABASE_PASSWORD}"),
+        ("database.server.id", "7"),
+        ("database.include.list", "events"),
+        ("table.include.list", "events.outbox"),
+        ("schema.history.internal.kafka.bootstrap.servers", "one:9092,two:9092"),
+        ("transforms.outbox.route.topic.replacement", "outbox.event.${routedByValue}"),
+    ] {
+        assert_eq!(json["config"][name], value, "{name}");
+    }
+    let (_, notes, code) = print(&[]);
+    assert!(code == Some(2) && notes.contains("no broker is named: set --brokers"), "{notes}");
+    let sql = done(&[&["debezium", "setup-sql"], &database[..]].concat());
+    assert!(sql.contains("GRANT SELECT ON `events`.outbox TO `ann`@'%';"), "{sql}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! What every source of records must do. One suite runs on PostgreSQL 15 and 18 and on SQLite. Most of it also runs on the WAL,
-//! where nothing is settled in the table.
+//! What every source of records must do. One suite runs on PostgreSQL 15 and 18, on MariaDB 10.11 and its newest version, on MySQL and on
+//! SQLite. Most of it also runs on the WAL, where nothing is settled in the table.
 
 #[path = "conformance/store.rs"]
 mod store;
@@ -13,7 +13,7 @@ use diesel_outbox::Record;
 use diesel_outbox_core::{Claimed, Source};
 use diesel_outbox_relay::operate::Requeue;
 use diesel_outbox_relay::source::{DeadLetterPolicy, SentRows, SourceOptions};
-use outbox_tests::eventually;
+use outbox_tests::{Mariadb, eventually};
 
 use self::store::Store;
 
@@ -22,7 +22,9 @@ macro_rules! suite {
     ($($name:ident),* $(,)?) => {
         mod postgres_15 { $(#[test] fn $name() { super::$name(&super::store::postgres(15)); })* }
         mod postgres_18 { $(#[test] fn $name() { super::$name(&super::store::postgres(18)); })* }
-        mod mariadb { $(#[test] fn $name() { super::$name(&super::store::mariadb()); })* }
+        mod mariadb { $(#[test] fn $name() { super::$name(&super::store::mariadb(super::Mariadb::shared())); })* }
+        mod newer_mariadb { $(#[test] fn $name() { super::$name(&super::store::mariadb(super::Mariadb::shared_newer())); })* }
+        mod mysql { $(#[test] fn $name() { super::$name(&super::store::mariadb(super::Mariadb::shared_mysql())); })* }
         mod sqlite { $(#[test] fn $name() { super::$name(&super::store::sqlite()); })* }
     };
 }

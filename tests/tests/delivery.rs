@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::operate::{Operate, Requeue};
-use diesel_outbox_relay::{DeadLetterPolicy, Kafka as Broker, Relay, RelayHandle, TopicNaming};
+use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle, TopicNaming};
 use outbox_tests::{Database, Folder, Kafka, Postgres, ReadRecord, eventually};
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -44,12 +44,6 @@ fn first_event_types(received: &[ReadRecord]) -> Vec<&str> {
     let mut seen = std::collections::BTreeSet::new();
     names.retain(|name| seen.insert(*name));
     names
-}
-
-fn wait_until_nothing_is_unsent(conn: &mut PgConnection) {
-    eventually("everything to be settled", PATIENCE, || {
-        (number(conn, "SELECT count(*) FROM outbox WHERE sent_at IS NULL") == 0).then_some(())
-    });
 }
 
 fn event_types(received: &[ReadRecord]) -> Vec<&str> {
@@ -246,99 +240,6 @@ fn an_unrelated_open_transaction_delays_nothing() {
     stop(relay);
 }
 
-#[test]
-fn a_record_that_kafka_never_takes_becomes_a_dead_letter_and_the_rest_flows() {
-    let database = migrated();
-    let prefix = Kafka::shared().unique("dead");
-    let broker_limit = format!("{prefix}.small");
-    Kafka::shared().create_topic_with(&broker_limit, 1, &[("max.message.bytes", "1000")]);
-    let topics = format!("{prefix}.{{aggregatetype}}")
-        .parse::<TopicNaming>()
-        .unwrap()
-        .allow([format!("{prefix}.order"), broker_limit.clone()]);
-    let relay = relay(&database, &prefix).topic_naming(topics).spawn().unwrap();
-    let conn = &mut database.connect();
-    // Random bytes, so that compression cannot make it fit.
-    let large: Vec<u8> = (0..2_000_000_u64).map(|n| (n.wrapping_mul(n) >> 7) as u8).collect();
-    let of = |aggregate_type: &str, event_type: &str| {
-        Record::new(aggregate_type, "1", event_type).with_payload(*b"{}")
-    };
-    conn.transaction(|c| {
-        c.emit_all([
-            of("order", "Before"),
-            of("order", "TooLargeForTheProducer").with_payload(large.clone()),
-            of("order", "After"),
-            of("small", "Fits"),
-            of("small", "TooLargeForTheTopic").with_payload(&large[..5_000]),
-            of("small", "FitsToo"),
-            of("invoice", "NotAllowed"),
-            of("no topic name", "BadName"),
-            of("order", "Last"),
-        ])
-    })
-    .unwrap();
-    wait_until_nothing_is_unsent(conn);
-    let received = Kafka::shared().read_all(&format!("{prefix}.order"));
-    assert_eq!(first_event_types(&received), ["Before", "After", "Last"]);
-    let received = Kafka::shared().read_all(&broker_limit);
-    assert_eq!(first_event_types(&received), ["Fits", "FitsToo"]);
-    let reasons: BTreeMap<String, String> = eventually("four dead letters", PATIENCE, || {
-        let dead_letters = conn.dead_letters(10).unwrap();
-        (dead_letters.len() == 4).then_some(dead_letters)
-    })
-    .into_iter()
-    .map(|letter| (letter.event_type, letter.reason))
-    .collect();
-    for (event_type, reason) in [
-        ("TooLargeForTheProducer", "message.max.bytes"),
-        ("TooLargeForTheTopic", "max.message.bytes"),
-        ("NotAllowed", "is not in the relay's allow-list"),
-        ("BadName", "is not a name for a topic"),
-    ] {
-        assert!(reasons[event_type].contains(reason), "{event_type}: {}", reasons[event_type]);
-    }
-    stop(relay);
-}
-
-#[test]
-fn a_blocked_aggregate_is_sent_in_order_once_it_is_requeued() {
-    let database = migrated();
-    let prefix = Kafka::shared().unique("blocked");
-    let conn = &mut database.connect();
-    let allow = |names: &[&str]| {
-        let pattern = format!("{prefix}.{{aggregatetype}}");
-        pattern.parse::<TopicNaming>().unwrap().allow(names.iter().map(|name| format!("{prefix}.{name}")))
-    };
-    let blocking = |topics| {
-        relay(&database, &prefix)
-            .topic_naming(topics)
-            .dead_letter_policy(DeadLetterPolicy::Block)
-            .spawn()
-            .unwrap()
-    };
-    let first = blocking(allow(&["other"]));
-    emit(conn, &record(1, "1"));
-    eventually("the first dead letter", PATIENCE, || {
-        (conn.dead_letters(9).unwrap().len() == 1).then_some(())
-    });
-    stop(first);
-    // The topic is allowed by now, but the aggregate stays blocked.
-    let second = blocking(allow(&["order"]));
-    emit(conn, &record(1, "2"));
-    emit(conn, &record(2, "other aggregate"));
-    let topic = format!("{prefix}.order");
-    assert_eq!(event_types(&Kafka::shared().read_at_least(&topic, 1, PATIENCE)), ["other aggregate"]);
-    eventually("the second dead letter", PATIENCE, || {
-        (conn.dead_letters(9).unwrap().len() == 2).then_some(())
-    });
-    assert_eq!(conn.requeue(&Requeue::All).unwrap(), 2);
-    emit(conn, &record(1, "3"));
-    let received = Kafka::shared().read_at_least(&topic, 4, PATIENCE);
-    let of_first: Vec<ReadRecord> = received.into_iter().filter(|r| r.key_text() == Some("1")).collect();
-    assert_eq!(event_types(&of_first), ["1", "2", "3"]);
-    stop(second);
-}
-
 /// This broker does not make topics by itself.
 #[test]
 fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
@@ -390,27 +291,6 @@ fn a_record_that_does_not_fit_into_the_queue_becomes_a_dead_letter() {
     assert_eq!(event_types(&received), ["Before", "After"]);
     let letter = eventually("the dead letter", PATIENCE, || conn.dead_letters(9).unwrap().pop());
     assert!(letter.reason.contains("queue.buffering.max.kbytes"), "{}", letter.reason);
-    stop(relay);
-}
-
-/// Records that were read together with the one that blocks their aggregate are held back too.
-#[test]
-fn a_blocked_aggregate_holds_back_records_that_were_read_already() {
-    let database = migrated();
-    let prefix = Kafka::shared().unique("batch");
-    let relay = relay(&database, &prefix).dead_letter_policy(DeadLetterPolicy::Block).spawn().unwrap();
-    let conn = &mut database.connect();
-    let large = record(1, "TooLarge").with_payload(vec![b'x'; 2_000_000]);
-    conn.transaction(|c| c.emit_all([record(1, "Before"), large, record(1, "After"), record(2, "Other")]))
-        .unwrap();
-    let received = Kafka::shared().read_at_least(&format!("{prefix}.order"), 2, PATIENCE);
-    let mut names = event_types(&received);
-    names.sort_unstable();
-    assert_eq!(names, ["Before", "Other"]);
-    let dead_letters = eventually("two dead letters", PATIENCE, || {
-        Some(conn.dead_letters(9).unwrap()).filter(|dead_letters| dead_letters.len() == 2)
-    });
-    assert_eq!(dead_letters[1].event_type, "After");
     stop(relay);
 }
 

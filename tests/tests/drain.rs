@@ -6,19 +6,26 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use outbox_tests::load::{count, migrated, new_topic, relay, repetitions, write, write_together};
-use outbox_tests::{Kafka, Process, Signal, eventually};
+use outbox_tests::load::{
+    count, migrated, new_topic, relay, relay_command, repetitions, write, write_together, write_together_on,
+};
+use outbox_tests::{Kafka, Process, Signal, Tables, eventually, on_postgres_and_mariadb};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
-#[test]
-fn three_processes_share_the_work_and_send_every_event_once() {
-    let database = migrated();
+on_postgres_and_mariadb!(
+    another_relay_takes_over_the_shards_of_a_frozen_one_which_then_goes_on,
+    a_relay_that_is_stopped_by_a_signal_repeats_nothing,
+    three_processes_share_the_work_and_send_every_event_once,
+);
+
+fn three_processes_share_the_work_and_send_every_event_once(tables: &impl Tables) {
+    const EVENTS: usize = 200_000;
     let topic = new_topic("shared");
-    let relays: Vec<Process> = (0..3).map(|_| relay(&database, &topic, &[])).collect();
-    let committed = write_together(&database, 8, 200_000);
+    let relays: Vec<Process> = (0..3).map(|_| start(tables, &topic)).collect();
+    let committed = write_together_on(|| tables.connect(), 8, EVENTS);
     let counter = Kafka::shared().counter(&topic);
-    eventually("all events", PATIENCE, || (counter.count() >= 200_000).then_some(()));
+    eventually("all events", PATIENCE, || (counter.count() >= EVENTS).then_some(()));
     let mut shares = Vec::new();
     for relay in &relays {
         relay.signal(Signal::Terminate);
@@ -28,13 +35,12 @@ fn three_processes_share_the_work_and_send_every_event_once() {
             line.rsplit("published=").next().unwrap().chars().filter(char::is_ascii_digit).collect();
         shares.push(digits.parse::<usize>().unwrap_or_else(|error| panic!("{line}: {error}")));
     }
-    let conn = &mut database.connect();
-    assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 0);
+    assert_eq!(tables.unsent(), 0);
     let received = Kafka::shared().read_all(&topic);
-    assert_eq!(received.len(), 200_000);
+    assert_eq!(received.len(), EVENTS);
     assert_eq!(repetitions(&received, &committed), 0);
     println!("the three relays published {shares:?}");
-    assert_eq!(shares.iter().sum::<usize>(), 200_000);
+    assert_eq!(shares.iter().sum::<usize>(), EVENTS);
     assert!(shares.iter().all(|share| *share >= 20_000), "unequal shares: {shares:?}");
 }
 
@@ -120,44 +126,49 @@ fn relays_that_die_while_events_are_written_lose_nothing() {
     }
 }
 
-#[test]
-fn a_relay_that_is_stopped_by_a_signal_repeats_nothing() {
-    let database = migrated();
+fn a_relay_that_is_stopped_by_a_signal_repeats_nothing(tables: &impl Tables) {
     let topic = new_topic("stopped");
-    let conn = &mut database.connect();
-    let committed = write(conn, 0, 1, 500, 100_000);
+    let committed = write(&mut tables.connect(), 0, 1, 500, 100_000);
     let counter = Kafka::shared().counter(&topic);
     for signal in [Signal::Terminate, Signal::Interrupt] {
-        let relay = relay(&database, &topic, &[]);
+        let relay = start(tables, &topic);
         let target = counter.count() + 10_000;
         eventually("some events", PATIENCE, || (counter.count() >= target).then_some(()));
         relay.signal(signal);
         assert!(relay.wait(Duration::from_secs(30)).success());
-        assert_eq!(counter.count(), count(conn, "outbox WHERE sent_at IS NOT NULL"));
+        assert_eq!(counter.count(), tables.count("outbox WHERE sent_at IS NOT NULL"));
         assert!(counter.count() < 100_000, "the stop came after the end");
     }
-    let relay = relay(&database, &topic, &[]);
+    let relay = start(tables, &topic);
     eventually("the rest", PATIENCE, || (counter.count() >= 100_000).then_some(()));
     relay.signal(Signal::Terminate);
     assert!(relay.wait(PATIENCE).success());
     assert_eq!(repetitions(&Kafka::shared().read_all(&topic), &committed), 0);
 }
 
-/// A frozen process keeps its connection, but must not keep its shards.
-#[test]
-fn another_relay_takes_over_the_shards_of_a_frozen_one() {
-    let database = migrated();
+fn start(tables: &impl Tables, topic: &str) -> Process {
+    Process::start(&relay_command(Kafka::shared().brokers(), tables.url(), topic, &[]))
+}
+
+/// A frozen process keeps its connection, but must not keep its shards. When it goes on it finds that it has lost them, and works like
+/// any other.
+fn another_relay_takes_over_the_shards_of_a_frozen_one_which_then_goes_on(tables: &impl Tables) {
     let topic = new_topic("frozen");
-    let conn = &mut database.connect();
-    let committed = write(conn, 0, 1, 100, 50_000);
+    let mut committed = write(&mut tables.connect(), 0, 2, 100, 50_000);
     let counter = Kafka::shared().counter(&topic);
-    let frozen = relay(&database, &topic, &[]);
+    let frozen = start(tables, &topic);
     eventually("some events", PATIENCE, || (counter.count() >= 1_000).then_some(()));
     frozen.signal(Signal::Stop);
-    assert!(count(conn, "outbox WHERE sent_at IS NULL") > 0, "it was frozen after the end");
-    let second = relay(&database, &topic, &[]);
-    eventually("the rest", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
-    repetitions(&Kafka::shared().read_all(&topic), &committed);
+    assert!(tables.unsent() > 0, "it was frozen after the end");
+    let second = start(tables, &topic);
+    eventually("the rest", PATIENCE, || (tables.unsent() == 0).then_some(()));
+    frozen.signal(Signal::Continue);
     second.signal(Signal::Terminate);
     assert!(second.wait(PATIENCE).success());
+    // The first one is alone now.
+    committed.extend(write(&mut tables.connect(), 1, 2, 100, 5_000));
+    eventually("later events", PATIENCE, || (tables.unsent() == 0).then_some(()));
+    frozen.signal(Signal::Terminate);
+    assert!(frozen.wait(PATIENCE).success(), "{}", frozen.output());
+    repetitions(&Kafka::shared().read_all(&topic), &committed);
 }

@@ -28,8 +28,12 @@ fn postgres() -> Database<'static> {
     database
 }
 
-fn mariadb() -> MariadbDatabase<'static> {
-    let database = Mariadb::shared().database();
+fn mariadb_and_mysql() -> [MariadbDatabase<'static>; 2] {
+    [Mariadb::shared(), Mariadb::shared_mysql()].map(migrated)
+}
+
+fn migrated(server: &Mariadb) -> MariadbDatabase<'_> {
+    let database = server.database();
     Migrations::new().run(&mut database.connect()).unwrap();
     database
 }
@@ -176,8 +180,9 @@ fn emit_works_on_a_postgres_connection() {
 
 #[test]
 fn emit_works_on_a_mysql_connection() {
-    let database = mariadb();
-    behaves!(&mut database.connect());
+    for database in mariadb_and_mysql() {
+        behaves!(&mut database.connect());
+    }
 }
 
 #[test]
@@ -192,9 +197,10 @@ fn emit_works_on_r2d2_pools() {
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<PgConnection>::new(database.url()));
     behaves!(&mut pool.unwrap().get().unwrap());
 
-    let database = mariadb();
-    let manager = ConnectionManager::<MysqlConnection>::new(database.url());
-    behaves!(&mut R2d2Pool::builder().max_size(2).build(manager).unwrap().get().unwrap());
+    for database in mariadb_and_mysql() {
+        let manager = ConnectionManager::<MysqlConnection>::new(database.url());
+        behaves!(&mut R2d2Pool::builder().max_size(2).build(manager).unwrap().get().unwrap());
+    }
 
     let (_folder, path) = sqlite();
     let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(path));
@@ -210,9 +216,10 @@ async fn emit_works_on_an_async_postgres_connection() {
 
 #[tokio::test]
 async fn emit_works_on_an_async_mysql_connection() {
-    let database = mariadb();
-    let conn = AsyncMysqlConnection::establish(database.url()).await.unwrap();
-    behaves_async!(conn, stored!(&mut database.connect()));
+    for database in mariadb_and_mysql() {
+        let conn = AsyncMysqlConnection::establish(database.url()).await.unwrap();
+        behaves_async!(conn, stored!(&mut database.connect()));
+    }
 }
 
 #[tokio::test]
@@ -231,10 +238,11 @@ async fn emit_works_on_a_deadpool_pool() {
     let pool = Pool::builder(manager).max_size(2).build().unwrap();
     behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
 
-    let database = mariadb();
-    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
-    let pool = Pool::builder(manager).max_size(2).build().unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+    for database in mariadb_and_mysql() {
+        let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
+        let pool = Pool::builder(manager).max_size(2).build().unwrap();
+        behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+    }
 
     let (_folder, path) = sqlite();
     let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
@@ -251,10 +259,11 @@ async fn emit_works_on_a_bb8_pool() {
     let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
     behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
 
-    let database = mariadb();
-    let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
-    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+    for database in mariadb_and_mysql() {
+        let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
+        let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
+        behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+    }
 
     let (_folder, path) = sqlite();
     let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);

@@ -1,38 +1,70 @@
 //! The bytes on Kafka are the same for every relay: the polling relay, the one that reads the WAL, and a real Debezium with the
-//! configuration that the binary prints. Each relays the same rows.
+//! configuration that the binary prints. Each relays the same rows, from PostgreSQL or MariaDB.
 
 mod golden {
     pub(crate) mod rows;
 }
 
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use golden::rows::{AGGREGATE_TYPES, generated, insert};
-use outbox_tests::load::{migrated, relay, wal};
-use outbox_tests::{Database, Debezium, Kafka, Process, ReadRecord, Signal, eventually};
+use diesel_outbox::Migrations;
+use golden::rows::{AGGREGATE_TYPES, GoldenRow, generated, insert, insert_on_mariadb};
+use outbox_tests::load::{migrated, relay_command, wal};
+use outbox_tests::{
+    BinlogDebezium, Database, Debezium, Kafka, Mariadb, MariadbDatabase, Process, ReadRecord, Signal,
+    eventually,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const ROWS: usize = 10_000;
 
 /// One way to Kafka: a database with the rows, and topics with a prefix of their own.
-struct Way {
+struct Way<'a> {
     name: &'static str,
-    database: Database<'static>,
+    store: Store<'a>,
     prefix: String,
 }
 
-impl Way {
-    /// Runs the relay that reads the WAL, or the one that polls.
-    fn new(name: &'static str, from_wal: bool) -> Self {
-        let (database, prefix) = (migrated(), Kafka::shared().unique(name));
+enum Store<'a> {
+    Postgres(Database<'static>),
+    Mariadb(&'a MariadbDatabase<'static>),
+}
+
+impl<'a> Way<'a> {
+    fn new(name: &'static str, store: Store<'a>) -> Self {
+        let prefix = Kafka::shared().unique(name);
         for (aggregate_type, partitions) in AGGREGATE_TYPES.iter().zip([5, 3, 1]) {
             Kafka::shared().create_topic(&format!("{prefix}.{aggregate_type}"), partitions);
         }
-        if from_wal {
-            wal(&database, "setup");
+        Self { name, store, prefix }
+    }
+
+    fn from_table(name: &'static str) -> Self {
+        Self::new(name, Store::Postgres(migrated()))
+    }
+
+    fn from_wal(name: &'static str) -> Self {
+        let database = migrated();
+        wal(&database, "setup");
+        Self::new(name, Store::Postgres(database))
+    }
+
+    /// Several ways share a database there: one polls, and the other one reads the binlog.
+    fn from_mariadb(name: &'static str, database: &'a MariadbDatabase<'static>) -> Self {
+        Self::new(name, Store::Mariadb(database))
+    }
+
+    fn postgres(&self) -> &Database<'static> {
+        match &self.store {
+            Store::Postgres(database) => database,
+            Store::Mariadb(_) => panic!("{} is on MariaDB", self.name),
         }
-        Self { name, database, prefix }
+    }
+
+    fn slot(&self) -> String {
+        self.postgres().name().to_owned()
     }
 
     fn pattern(&self) -> String {
@@ -40,7 +72,11 @@ impl Way {
     }
 
     fn relay(&self, arguments: &[&str]) -> Process {
-        relay(&self.database, &self.pattern(), arguments)
+        let url = match &self.store {
+            Store::Postgres(database) => database.url(),
+            Store::Mariadb(database) => database.url(),
+        };
+        Process::start(&relay_command(Kafka::shared().brokers(), url, &self.pattern(), arguments))
     }
 
     fn topics(&self) -> Vec<String> {
@@ -99,32 +135,49 @@ fn assert_same(one: &[Vec<ReadRecord>], other: &[Vec<ReadRecord>]) {
     }
 }
 
-#[test]
-fn all_relays_send_the_same_bytes() {
-    let polling = Way::new("polling", false);
-    let log = Way::new("log", true);
-    let debezium = Way::new("debezium", true);
-    let (polling_all, log_all) = (Way::new("polling-all", false), Way::new("log-all", true));
-    let ways = [&polling, &log, &debezium, &polling_all, &log_all];
-    let rows = generated(ROWS);
-    for way in ways {
-        insert(&mut way.database.connect(), &rows);
-    }
+/// The same for every database, so that their records can be compared.
+fn rows() -> &'static [GoldenRow] {
+    static ROWS_OF_ALL: OnceLock<Vec<GoldenRow>> = OnceLock::new();
+    ROWS_OF_ALL.get_or_init(|| generated(ROWS))
+}
 
-    let slot = |way: &Way| way.database.name().to_owned();
-    let relays = [
-        polling.relay(&["--event-headers=false"]),
-        log.relay(&["--event-headers=false", "--source", "wal", "--slot", &slot(&log)]),
-        polling_all.relay(&[]),
-        log_all.relay(&["--source", "wal", "--slot", &slot(&log_all)]),
-    ];
-    let connect = Debezium::as_printed(&debezium.database, Kafka::shared(), &debezium.pattern());
+/// The bytes are also the same from every database. The test that ends first leaves them for the other.
+#[track_caller]
+fn assert_as_from_elsewhere(received: Vec<Vec<ReadRecord>>) {
+    static LEFT: Mutex<Option<Vec<Vec<ReadRecord>>>> = Mutex::new(None);
+    let left = LEFT.lock().unwrap().replace(received.clone());
+    if let Some(left) = left {
+        assert_same(&left, &received);
+    }
+}
+
+fn wait_and_stop(ways: &[&Way<'_>], relays: &[Process]) {
     ways.iter().for_each(|way| way.wait_until_all_is_sent());
-    connect.stop();
-    for relay in &relays {
+    for relay in relays {
         relay.signal(Signal::Terminate);
         assert!(relay.wait(PATIENCE).success());
     }
+}
+
+#[test]
+fn all_relays_send_the_same_bytes() {
+    let (polling, log) = (Way::from_table("polling"), Way::from_wal("log"));
+    let debezium = Way::from_wal("debezium");
+    let (polling_all, log_all) = (Way::from_table("polling-all"), Way::from_wal("log-all"));
+    let ways = [&polling, &log, &debezium, &polling_all, &log_all];
+    for way in ways {
+        insert(&mut way.postgres().connect(), rows());
+    }
+
+    let relays = [
+        polling.relay(&["--event-headers=false"]),
+        log.relay(&["--event-headers=false", "--source", "wal", "--slot", &log.slot()]),
+        polling_all.relay(&[]),
+        log_all.relay(&["--source", "wal", "--slot", &log_all.slot()]),
+    ];
+    let connect = Debezium::as_printed(debezium.postgres(), Kafka::shared(), &debezium.pattern());
+    wait_and_stop(&ways, &relays);
+    connect.stop();
 
     let golden = debezium.received();
     assert_has_every_kind(&golden);
@@ -134,8 +187,39 @@ fn all_relays_send_the_same_bytes() {
     assert_same(&all, &log_all.received());
     assert_differences_are_found(&golden);
     assert_own_headers_come_last(&golden, &all);
-    let conn = &mut debezium.database.connect();
-    conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", debezium.database.name())).unwrap();
+    assert_as_from_elsewhere(golden);
+    let conn = &mut debezium.postgres().connect();
+    conn.batch_execute(&format!("SELECT pg_drop_replication_slot('{}')", debezium.slot())).unwrap();
+}
+
+#[test]
+fn the_relay_and_debezium_send_the_same_bytes_from_mariadb() {
+    send_the_same_bytes_from(Mariadb::shared());
+}
+
+#[test]
+fn the_relay_and_debezium_send_the_same_bytes_from_mysql() {
+    send_the_same_bytes_from(Mariadb::shared_mysql());
+}
+
+/// The relay changes the rows that it has sent, in the binlog that Debezium reads.
+fn send_the_same_bytes_from(server: &'static Mariadb) {
+    let database = server.database();
+    Migrations::new().run(&mut database.connect()).unwrap();
+    let (polling, binlog) =
+        (Way::from_mariadb("polling-mysql", &database), Way::from_mariadb("binlog", &database));
+    let debezium = BinlogDebezium::prepared(&database, &binlog.pattern());
+    let offset = debezium.offset();
+    insert_on_mariadb(&mut database.connect(), rows());
+    let relay = polling.relay(&["--event-headers=false"]);
+    debezium.begin(&offset);
+    wait_and_stop(&[&polling, &binlog], &[relay]);
+    debezium.stop();
+
+    let golden = binlog.received();
+    assert_has_every_kind(&golden);
+    assert_same(&golden, &polling.received());
+    assert_as_from_elsewhere(golden);
 }
 
 fn assert_has_every_kind(golden: &[Vec<ReadRecord>]) {

@@ -25,8 +25,12 @@ fn postgres() -> Database<'static> {
     database
 }
 
-fn mariadb() -> MariadbDatabase<'static> {
-    let database = Mariadb::shared().database();
+fn mariadb_and_mysql() -> [MariadbDatabase<'static>; 2] {
+    [Mariadb::shared(), Mariadb::shared_mysql()].map(migrated)
+}
+
+fn migrated(server: &Mariadb) -> MariadbDatabase<'_> {
+    let database = server.database();
     let mut conn = database.connect();
     Migrations::new().run(&mut conn).unwrap();
     conn.batch_execute(TABLE).unwrap();
@@ -109,9 +113,10 @@ fn the_inbox_works_on_postgres() {
 }
 
 #[test]
-fn the_inbox_works_on_mariadb() {
-    let database = mariadb();
-    behaves!(&mut database.connect());
+fn the_inbox_works_on_mariadb_and_mysql() {
+    for database in mariadb_and_mysql() {
+        behaves!(&mut database.connect());
+    }
 }
 
 #[test]
@@ -150,10 +155,11 @@ async fn the_inbox_works_on_async_postgres() {
 }
 
 #[tokio::test]
-async fn the_inbox_works_on_async_mariadb() {
-    let database = mariadb();
-    behaves_async(&mut AsyncMysqlConnection::establish(database.url()).await.unwrap()).await;
-    assert_eq!(count!(&mut database.connect(), "effect"), 1);
+async fn the_inbox_works_on_async_mariadb_and_mysql() {
+    for database in mariadb_and_mysql() {
+        behaves_async(&mut AsyncMysqlConnection::establish(database.url()).await.unwrap()).await;
+        assert_eq!(count!(&mut database.connect(), "effect"), 1);
+    }
 }
 
 #[tokio::test]
@@ -199,10 +205,11 @@ fn racing_deliveries_have_one_effect_on_postgres() {
 }
 
 #[test]
-fn racing_deliveries_have_one_effect_on_mariadb() {
-    let database = mariadb();
-    race(|| database.connect());
-    assert_eq!(count!(&mut database.connect(), "effect"), 50);
+fn racing_deliveries_have_one_effect_on_mariadb_and_mysql() {
+    for database in mariadb_and_mysql() {
+        race(|| database.connect());
+        assert_eq!(count!(&mut database.connect(), "effect"), 50);
+    }
 }
 
 #[test]
@@ -249,7 +256,7 @@ async fn an_effect_that_ignores_an_error_of_the_database_is_not_taken_for_done()
 /// To end a deadlock, MySQL and MariaDB roll the whole transaction back. What follows in it commits by itself.
 #[test]
 fn an_effect_that_ignores_a_deadlock_is_not_taken_for_done() {
-    let database = mariadb();
+    let database = migrated(Mariadb::shared());
     let (conn, other) = (&mut database.connect(), &mut database.connect());
     conn.batch_execute(
         "CREATE TABLE account (n int PRIMARY KEY, cents int); INSERT INTO account VALUES (1, 0), (2, 0)",
@@ -270,7 +277,7 @@ fn an_effect_that_ignores_a_deadlock_is_not_taken_for_done() {
             });
             let waiting = &mut database.connect();
             eventually("the other to wait for this one", Duration::from_secs(20), || {
-                let waits = "information_schema.processlist WHERE info LIKE 'UPDATE account SET cents = 2 WHERE n = 1'";
+                let waits = "information_schema.processlist WHERE db = DATABASE() AND info LIKE 'UPDATE account SET cents = 2 WHERE n = 1'";
                 (count!(waiting, waits) == 1).then_some(())
             });
             let deadlock = c.batch_execute("UPDATE account SET cents = 1 WHERE n = 2");

@@ -1,6 +1,11 @@
 //! What is particular to MySQL and MariaDB: bounds that never pass a late commit, a table that was truncated, servers and tables that
 //! cannot hold an outbox, and relays that are killed.
 
+#[path = "mariadb/rivals.rs"]
+mod rivals;
+#[path = "mariadb/writers.rs"]
+mod writers;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,6 +22,41 @@ use outbox_tests::load::{new_topic, relay_command, repetitions, write_together_o
 use outbox_tests::{Kafka, Mariadb, MariadbDatabase, Process, Signal, eventually, workspace_binary};
 
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Turns each of these into a test on MariaDB and on MySQL.
+macro_rules! suite {
+    ($($name:ident),* $(,)?) => {
+        mod mariadb { $(#[test] fn $name() { super::$name(super::Mariadb::shared()); })* }
+        mod mysql { $(#[test] fn $name() { super::$name(super::Mariadb::shared_mysql()); })* }
+    };
+}
+
+suite!(
+    a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_aggregate,
+    another_relay_knows_what_was_open_when_the_bounds_went_past_it,
+    a_truncated_table_is_read_from_its_first_row_whether_sent_rows_are_kept_or_not,
+    rows_of_a_truncated_table_are_sent_in_their_order_also_if_they_come_past_the_old_bounds_at_once,
+    rows_of_a_truncated_table_are_sent_in_their_order_by_one_that_has_not_looked_since_the_bounds_moved,
+    a_backlog_that_is_read_ahead_comes_once_and_in_order_beside_a_late_commit,
+    rows_that_an_operator_deletes_and_restores_while_the_bounds_move_are_sent,
+    a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up,
+    a_row_with_a_date_that_is_none_is_sent_and_stops_nobody,
+    settling_waits_for_nobody_who_emits,
+    the_binary_migrates_and_shows_what_waits,
+    killed_relays_lose_nothing_and_keep_the_order,
+);
+
+#[test]
+fn on_mariadb_the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows() {
+    // As on MySQL, a statement that inserts several rows does not keep others from taking numbers meanwhile.
+    let server = Mariadb::start_with(&["innodb_autoinc_lock_mode=2"]);
+    the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows(&server);
+}
+
+#[test]
+fn on_mysql_the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows() {
+    the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows(Mariadb::shared_mysql());
+}
 
 fn migrated_on(server: &Mariadb) -> MariadbDatabase<'_> {
     let database = server.database();
@@ -57,7 +97,7 @@ fn pass(source: &mut MysqlSource) -> Vec<String> {
 }
 
 fn sent_through(conn: &mut MysqlConnection) -> i64 {
-    diesel::dsl::sql::<BigInt>("SELECT MIN(sent_through) FROM outbox_shard").get_result(conn).unwrap()
+    diesel::dsl::sql::<BigInt>("SELECT MAX(sent_through) FROM outbox_shard").get_result(conn).unwrap()
 }
 
 /// Emits and sends until the bounds have gone past this number.
@@ -69,9 +109,10 @@ fn pass_by(source: &mut MysqlSource, conn: &mut MysqlConnection, seq: i64) {
     });
 }
 
-#[test]
-fn a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_aggregate() {
-    let database = migrated();
+fn a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_aggregate(
+    server: &'static Mariadb,
+) {
+    let database = migrated_on(server);
     let (conn, late) = (&mut database.connect(), &mut database.connect());
     let mut source = source(&database);
     late.batch_execute("START TRANSACTION").unwrap();
@@ -91,9 +132,8 @@ fn a_row_that_commits_behind_the_bounds_is_sent_and_before_later_ones_of_its_agg
     assert_eq!(listed, [""; 0]);
 }
 
-#[test]
-fn another_relay_knows_what_was_open_when_the_bounds_went_past_it() {
-    let database = migrated();
+fn another_relay_knows_what_was_open_when_the_bounds_went_past_it(server: &'static Mariadb) {
+    let database = migrated_on(server);
     let (conn, late) = (&mut database.connect(), &mut database.connect());
     late.begin_test_transaction().unwrap();
     late.emit(&record("Late")).unwrap();
@@ -103,11 +143,8 @@ fn another_relay_knows_what_was_open_when_the_bounds_went_past_it() {
 }
 
 /// The bounds move only if nobody is in the midst of a statement on the table: such a statement may have taken numbers.
-#[test]
-fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows() {
-    // As on MySQL, a statement that inserts several rows does not keep others from taking numbers meanwhile.
-    let server = Mariadb::start_with(&["innodb_autoinc_lock_mode=2"]);
-    let database = migrated_on(&server);
+fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_rows(server: &Mariadb) {
+    let database = migrated_on(server);
     let (conn, slow) = (&mut database.connect(), &mut database.connect());
     let mut source = source(&database);
     std::thread::scope(|scope| {
@@ -120,7 +157,9 @@ fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_row
             )
         });
         eventually("the statement to wait", Duration::from_secs(20), || {
-            (count(conn, "information_schema.processlist WHERE state = 'User sleep'") == 1).then_some(())
+            (count(conn, "information_schema.processlist WHERE db = DATABASE() AND state = 'User sleep'")
+                == 1)
+                .then_some(())
         });
         while !slow.is_finished() {
             emit(conn, 0..1_100);
@@ -135,10 +174,9 @@ fn the_bounds_wait_for_a_statement_that_has_taken_numbers_and_not_stored_all_row
     assert_eq!(count(conn, "outbox WHERE type LIKE 'Slow%'"), 3);
 }
 
-#[test]
-fn a_truncated_table_is_read_from_its_first_row_whether_sent_rows_are_kept_or_not() {
+fn a_truncated_table_is_read_from_its_first_row_whether_sent_rows_are_kept_or_not(server: &'static Mariadb) {
     for sent_rows in [SentRows::default(), SentRows::Delete] {
-        let database = migrated();
+        let database = migrated_on(server);
         let conn = &mut database.connect();
         let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
         pass_by(&mut source, conn, 1_500);
@@ -162,10 +200,11 @@ fn a_truncated_table_is_read_from_its_first_row_whether_sent_rows_are_kept_or_no
     }
 }
 
-#[test]
-fn rows_of_a_truncated_table_are_sent_in_their_order_also_if_they_come_past_the_old_bounds_at_once() {
+fn rows_of_a_truncated_table_are_sent_in_their_order_also_if_they_come_past_the_old_bounds_at_once(
+    server: &'static Mariadb,
+) {
     for sent_rows in [SentRows::default(), SentRows::Delete] {
-        let database = migrated();
+        let database = migrated_on(server);
         let conn = &mut database.connect();
         let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
         pass_by(&mut source, conn, 1_500);
@@ -183,6 +222,63 @@ fn rows_of_a_truncated_table_are_sent_in_their_order_also_if_they_come_past_the_
     }
 }
 
+/// The one that looks last knows only the bounds of before: either it has moved them itself since its last look, or another has.
+fn rows_of_a_truncated_table_are_sent_in_their_order_by_one_that_has_not_looked_since_the_bounds_moved(
+    server: &'static Mariadb,
+) {
+    for another in [false, true] {
+        let database = migrated_on(server);
+        let conn = &mut database.connect();
+        let (mut mover, mut source) = (source(&database), source(&database));
+        if another {
+            // It leads, because it comes first.
+            assert_eq!(pass(&mut mover), [""; 0]);
+        }
+        assert_eq!(pass(&mut source), [""; 0]);
+        pass_by(if another { &mut mover } else { &mut source }, conn, 1_500);
+        let rows = sent_through(conn) as usize + 500;
+        drop(mover);
+        conn.batch_execute("TRUNCATE TABLE outbox").unwrap();
+        emit(conn, 0..rows);
+        let mut sent = Vec::new();
+        eventually("the new rows", Duration::from_secs(20), || {
+            sent.extend(pass(&mut source));
+            (sent.len() >= rows).then_some(())
+        });
+        assert_eq!(sent, (0..rows).map(|n| n.to_string()).collect::<Vec<_>>(), "moved by another: {another}");
+    }
+}
+
+/// The snapshot in which the backlog is read ahead shows neither the late event nor what comes after it. The reads after that do.
+fn a_backlog_that_is_read_ahead_comes_once_and_in_order_beside_a_late_commit(server: &'static Mariadb) {
+    let database = migrated_on(server);
+    let (conn, late) = (&mut database.connect(), &mut database.connect());
+    late.begin_test_transaction().unwrap();
+    late.emit(&record("Late")).unwrap();
+    emit(conn, 0..500);
+    let mut source = source(&database);
+    assert!(source.claim().unwrap());
+    let mut claimed: Vec<Claimed> = Vec::new();
+    assert!(source.read(100, &mut claimed).unwrap());
+    source.read_ahead(100).unwrap();
+    assert!(source.read(100, &mut claimed).unwrap());
+    late.batch_execute("COMMIT").unwrap();
+    emit(conn, 500..510);
+    let mut settled = 0;
+    for _ in 0..20 {
+        source.read_ahead(100).unwrap();
+        source.settle(&claimed[settled..].iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
+        settled = claimed.len();
+        source.read(100, &mut claimed).unwrap();
+    }
+    let types: Vec<String> =
+        claimed.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type().to_owned()).collect();
+    let mut expected: Vec<String> = (0..500).map(|n| n.to_string()).collect();
+    expected.push("Late".to_owned());
+    expected.extend((500..510).map(|n| n.to_string()));
+    assert_eq!(types, expected);
+}
+
 /// Claims and reads what there is, and settles all but the events of this type.
 fn settle_all_but(source: &mut MysqlSource, event_type: &str) {
     assert!(source.claim().unwrap());
@@ -192,9 +288,8 @@ fn settle_all_but(source: &mut MysqlSource, event_type: &str) {
     source.settle(&claimed.iter().filter(is_left).map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
 }
 
-#[test]
-fn rows_that_an_operator_deletes_and_restores_while_the_bounds_move_are_sent() {
-    let database = migrated();
+fn rows_that_an_operator_deletes_and_restores_while_the_bounds_move_are_sent(server: &'static Mariadb) {
+    let database = migrated_on(server);
     let (conn, operator) = (&mut database.connect(), &mut database.connect());
     let mut source = source(&database);
     conn.transaction(|c| c.emit(&record("Kept"))).unwrap();
@@ -210,9 +305,8 @@ fn rows_that_an_operator_deletes_and_restores_while_the_bounds_move_are_sent() {
 }
 
 /// Whoever changes the table waits for the pass, and all emitters wait behind: the pass must not wait for either.
-#[test]
-fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up() {
-    let database = migrated();
+fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up(server: &'static Mariadb) {
+    let database = migrated_on(server);
     let (conn, open, operator) = (&mut database.connect(), &mut database.connect(), &mut database.connect());
     let mut source = source(&database);
     open.begin_test_transaction().unwrap();
@@ -224,7 +318,7 @@ fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up() {
     std::thread::scope(|scope| {
         let change = scope.spawn(|| operator.batch_execute("ALTER TABLE outbox ADD COLUMN note int"));
         eventually("the change to wait for the pass", Duration::from_secs(20), || {
-            let waits = "information_schema.processlist WHERE state = 'Waiting for table metadata lock' AND info LIKE 'ALTER%'";
+            let waits = "information_schema.processlist WHERE db = DATABASE() AND state = 'Waiting for table metadata lock' AND info LIKE 'ALTER%'";
             (count(conn, waits) >= 1).then_some(())
         });
         let began = Instant::now();
@@ -238,9 +332,8 @@ fn a_change_of_the_table_in_the_middle_of_a_pass_holds_nobody_up() {
 }
 
 /// Without strict mode, a row that is inserted without `created_at` has a date that is none.
-#[test]
-fn a_row_with_a_date_that_is_none_is_sent_and_stops_nobody() {
-    let database = migrated();
+fn a_row_with_a_date_that_is_none_is_sent_and_stops_nobody(server: &'static Mariadb) {
+    let database = migrated_on(server);
     let conn = &mut database.connect();
     conn.batch_execute(
         "SET sql_mode = ''; INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) VALUES (UUID(), 'order', '1', 'Dateless', 0)",
@@ -250,16 +343,18 @@ fn a_row_with_a_date_that_is_none_is_sent_and_stops_nobody() {
     assert_eq!(pass(&mut source(&database)), ["Dateless", "1"]);
 }
 
-/// Most of the table is settled at once, and one of the others is not committed.
-#[test]
-fn settling_waits_for_nobody_who_emits() {
+/// Most of the table is settled at once. The row before what is settled is not committed, nor is the one behind it.
+fn settling_waits_for_nobody_who_emits(server: &'static Mariadb) {
     for sent_rows in [SentRows::default(), SentRows::Delete] {
-        let database = migrated();
-        let (conn, open) = (&mut database.connect(), &mut database.connect());
+        let database = migrated_on(server);
+        let (conn, before, behind) =
+            (&mut database.connect(), &mut database.connect(), &mut database.connect());
         let mut source = MysqlSource::new(database.url(), SourceOptions::default().sent_rows(sent_rows));
-        open.begin_test_transaction().unwrap();
-        open.emit(&record("Open")).unwrap();
-        emit(conn, 0..30);
+        for (open, rows) in [(before, 30), (behind, 0)] {
+            open.begin_test_transaction().unwrap();
+            open.emit(&record("Open")).unwrap();
+            emit(conn, 0..rows);
+        }
         let began = Instant::now();
         assert_eq!(pass(&mut source).len(), 30);
         assert!(began.elapsed() < Duration::from_secs(8), "the pass took {:?}", began.elapsed());
@@ -305,9 +400,8 @@ fn what_cannot_hold_an_outbox_is_refused_with_advice_that_mends_it() {
 }
 
 /// Several relays, of which one is killed again and again while writers emit.
-#[test]
-fn killed_relays_lose_nothing_and_keep_the_order() {
-    let database = migrated();
+fn killed_relays_lose_nothing_and_keep_the_order(server: &'static Mariadb) {
+    let database = migrated_on(server);
     let topic = new_topic("mariadb");
     let start = || {
         Process::start(&relay_command(
@@ -343,9 +437,8 @@ fn killed_relays_lose_nothing_and_keep_the_order() {
     repetitions(&received, &committed);
 }
 
-#[test]
-fn the_binary_migrates_and_shows_what_waits() {
-    let database = Mariadb::shared().database();
+fn the_binary_migrates_and_shows_what_waits(server: &'static Mariadb) {
+    let database = server.database();
     let outbox = |arguments: &[&str]| {
         let mut command = Command::new(workspace_binary("outbox"));
         let output = command.args(arguments).env("OUTBOX_DATABASE_URL", database.url()).output().unwrap();

@@ -1,6 +1,7 @@
 //! The migrations make and remove the tables beside the user's own migrations, also if several processes run them at the same
 //! time. The relay refuses tables that are not as they must be.
 
+use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -179,6 +180,54 @@ fn several_processes_may_migrate_at_the_same_time() {
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(run, 2, "one of them ran both");
+}
+
+/// None of them has a `busy_timeout`.
+#[test]
+fn several_processes_may_migrate_an_sqlite_file_at_the_same_time() {
+    const PROCESSES: usize = 8;
+    let folder = Folder::new("migrate");
+    for (round, journal) in ["DELETE", "WAL"].into_iter().cycle().take(20).enumerate() {
+        let path = folder.path().join(format!("{round}.db")).display().to_string();
+        SqliteConnection::establish(&path)
+            .unwrap()
+            .batch_execute(&format!("PRAGMA journal_mode = {journal}"))
+            .unwrap();
+        let barrier = Barrier::new(PROCESSES);
+        let run: usize = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..PROCESSES)
+                .map(|_| {
+                    let mut conn = SqliteConnection::establish(&path).unwrap();
+                    let barrier = &barrier;
+                    scope.spawn(move || {
+                        barrier.wait();
+                        Migrations::new().run(&mut conn).unwrap().len()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(run, 2, "one of them ran both");
+    }
+}
+
+#[test]
+fn on_sqlite_a_service_whose_tables_are_there_starts_while_another_one_writes() {
+    let folder = Folder::new("migrate");
+    let path = folder.path().join("outbox.db").display().to_string();
+    let (conn, writer) =
+        (&mut SqliteConnection::establish(&path).unwrap(), &mut SqliteConnection::establish(&path).unwrap());
+    Migrations::inbox_only().run(conn).unwrap();
+    writer.batch_execute("BEGIN IMMEDIATE").unwrap();
+    assert!(Migrations::inbox_only().run(conn).unwrap().is_empty());
+    // There is something to do, for which it waits, but not for ever. Nothing is left open then.
+    let began = Instant::now();
+    let refused = Migrations::new().run(conn).unwrap_err().to_string();
+    assert!(refused.contains("database is locked"), "{refused}");
+    assert!(began.elapsed() > Duration::from_secs(4), "it has not waited");
+    writer.batch_execute("COMMIT").unwrap();
+    assert_eq!(Migrations::new().run(conn).unwrap().len(), 1);
+    conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
 }
 
 /// Any role that may connect can take an advisory lock. That must not keep a service from starting if its tables are there.

@@ -87,11 +87,13 @@ fn an_enum_of_connections_emits_and_has_an_inbox_on_each_of_its_databases() {
     behaves(conn);
     assert_eq!(stored!(&mut database.connect()), ["committed", "second", "third"]);
 
-    let database = Mariadb::shared().database();
-    let conn = &mut DbConn::establish(database.url()).unwrap();
-    assert!(matches!(conn, DbConn::Mysql(_)));
-    behaves(conn);
-    assert_eq!(stored!(&mut database.connect()), ["committed", "second", "third"]);
+    for server in [Mariadb::shared(), Mariadb::shared_mysql()] {
+        let database = server.database();
+        let conn = &mut DbConn::establish(database.url()).unwrap();
+        assert!(matches!(conn, DbConn::Mysql(_)));
+        behaves(conn);
+        assert_eq!(stored!(&mut database.connect()), ["committed", "second", "third"]);
+    }
 
     let folder = Folder::new("multi_connection");
     let path = folder.path().join("outbox.db").display().to_string();

@@ -1,21 +1,21 @@
-//! The order within an aggregate in races: PostgreSQL's transactions can commit in another order than that in which they took
-//! their numbers.
+//! The order within an aggregate in races: transactions can commit in another order than that in which they took their numbers.
 
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_core::{Claimed, Source};
 use diesel_outbox_relay::source::{DeadLetterPolicy, PostgresSource, SourceOptions};
-use outbox_tests::{Database, Postgres, eventually};
+use outbox_tests::load::migrated;
+use outbox_tests::{Tables, eventually, on_postgres_and_mariadb};
 
-fn migrated() -> Database<'static> {
-    let database = Postgres::shared().database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
-}
+on_postgres_and_mariadb!(
+    an_event_that_commits_in_the_middle_of_a_pass_is_not_overtaken,
+    an_event_that_commits_behind_what_a_pass_has_read_is_not_missed,
+    the_next_pass_reads_what_was_not_settled,
+);
 
 fn record(aggregate: impl ToString, event_type: &str) -> Record {
     Record::new("order", aggregate.to_string(), event_type).with_payload(*b"{}")
@@ -33,7 +33,7 @@ fn names(claimed: &[Claimed], aggregate: &str) -> Vec<String> {
 }
 
 /// Reads the rest of the pass.
-fn read_to_the_end(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
+fn read_to_the_end(source: &mut dyn Source, all: &mut Vec<Claimed>) {
     let mut before = None;
     while before != Some(all.len()) {
         before = Some(all.len());
@@ -43,12 +43,12 @@ fn read_to_the_end(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
     }
 }
 
-fn settle(source: &mut PostgresSource, claimed: &[Claimed]) {
+fn settle(source: &mut dyn Source, claimed: &[Claimed]) {
     source.settle(&claimed.iter().map(|claimed| claimed.ticket).collect::<Vec<_>>()).unwrap();
 }
 
 /// Settles what the pass has read, and makes more passes until everything is read.
-fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
+fn settle_and_go_on(source: &mut dyn Source, all: &mut Vec<Claimed>) {
     let mut settled = 0;
     loop {
         settle(source, &all[settled..]);
@@ -64,11 +64,9 @@ fn settle_and_go_on(source: &mut PostgresSource, all: &mut Vec<Claimed>) {
 
 /// The transaction of the first event commits after the pass has read beyond its number, and the second event is emitted then.
 /// If the pass read the second event now, it would send it before the first.
-#[test]
-fn an_event_that_commits_in_the_middle_of_a_pass_is_not_overtaken() {
-    let database = migrated();
-    let (early, late) = (&mut database.connect(), &mut database.connect());
-    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+fn an_event_that_commits_in_the_middle_of_a_pass_is_not_overtaken(tables: &impl Tables) {
+    let (early, late) = (&mut tables.connect(), &mut tables.connect());
+    let source = &mut *tables.source(SourceOptions::default());
     let mut all = Vec::new();
     let result: QueryResult<()> = late.transaction(|late| {
         late.emit(&record("slow", "first"))?;
@@ -81,18 +79,16 @@ fn an_event_that_commits_in_the_middle_of_a_pass_is_not_overtaken() {
     });
     result.unwrap();
     early.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
-    read_to_the_end(&mut source, &mut all);
-    settle_and_go_on(&mut source, &mut all);
+    read_to_the_end(source, &mut all);
+    settle_and_go_on(source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);
 }
 
 /// The same after the pass has read everything and reads again. In the meantime it has learned that thousands of numbers are
 /// sent, but not the one that is still to commit.
-#[test]
-fn an_event_that_commits_behind_what_a_pass_has_read_is_not_missed() {
-    let database = migrated();
-    let (early, late) = (&mut database.connect(), &mut database.connect());
-    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+fn an_event_that_commits_behind_what_a_pass_has_read_is_not_missed(tables: &impl Tables) {
+    let (early, late) = (&mut tables.connect(), &mut tables.connect());
+    let source = &mut *tables.source(SourceOptions::default());
     let mut all = Vec::new();
     let result: QueryResult<()> = late.transaction(|late| {
         late.emit(&record("slow", "first"))?;
@@ -102,8 +98,8 @@ fn an_event_that_commits_behind_what_a_pass_has_read_is_not_missed() {
                 assert!(source.claim().unwrap());
             }
             let known = all.len();
-            read_to_the_end(&mut source, &mut all);
-            settle(&mut source, &all[known..]);
+            read_to_the_end(source, &mut all);
+            settle(source, &all[known..]);
             // Longer than the fence stands at the least.
             std::thread::sleep(Duration::from_millis(30));
         }
@@ -113,34 +109,32 @@ fn an_event_that_commits_behind_what_a_pass_has_read_is_not_missed() {
     early.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
     let known = all.len();
     assert_eq!(known, 3_000);
-    read_to_the_end(&mut source, &mut all);
+    read_to_the_end(source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);
-    settle(&mut source, &all[known..]);
+    settle(source, &all[known..]);
     source.release().unwrap();
     assert!(!source.claim().unwrap());
 }
 
 /// Records that were read and not settled are read again, although thousands of later ones have been settled.
-#[test]
-fn the_next_pass_reads_what_was_not_settled() {
-    let database = migrated();
-    let conn = &mut database.connect();
-    let mut source = PostgresSource::new(database.url(), SourceOptions::default());
+fn the_next_pass_reads_what_was_not_settled(tables: &impl Tables) {
+    let conn = &mut tables.connect();
+    let source = &mut *tables.source(SourceOptions::default());
     conn.transaction(|c| c.emit(&record("slow", "first"))).unwrap();
     assert!(source.claim().unwrap());
     let mut all = Vec::new();
     for _ in 0..3 {
         conn.transaction(|c| c.emit_all(others(1_000))).unwrap();
         let known = all.len();
-        read_to_the_end(&mut source, &mut all);
-        settle(&mut source, &all[known.max(1)..]);
+        read_to_the_end(source, &mut all);
+        settle(source, &all[known.max(1)..]);
         std::thread::sleep(Duration::from_millis(30));
     }
     assert_eq!(all.len(), 3_001);
     source.release().unwrap();
     assert!(source.claim().unwrap());
     let mut again = Vec::new();
-    read_to_the_end(&mut source, &mut again);
+    read_to_the_end(source, &mut again);
     assert_eq!(names(&again, "slow"), ["first"]);
     assert_eq!(again.len(), 1);
 }

@@ -3,26 +3,34 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_relay::source::wal::{WalOptions, setup};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
-use outbox_tests::{Database, Kafka, Postgres, ReadRecord, eventually, eventually_ok};
+use outbox_tests::load::{migrated, migrated_on};
+use outbox_tests::{
+    Database, Kafka, Postgres, ReadRecord, Server, Tables, eventually, eventually_ok,
+    on_postgres_and_mariadb, on_servers_of_their_own,
+};
 
 const PATIENCE: Duration = Duration::from_secs(120);
 const EVENTS: usize = 60_000;
 const AGGREGATES: usize = 100;
 
-fn migrated(postgres: &Postgres) -> Database<'_> {
-    let database = postgres.database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
-}
+on_postgres_and_mariadb!(
+    the_relay_continues_after_the_broker_stops_and_comes_back,
+    the_relay_continues_after_the_broker_hangs_for_a_while,
+    the_relay_continues_after_its_connection_is_terminated,
+);
 
-fn relay(database: &Database<'_>, kafka: &Kafka, topic: &str) -> RelayHandle {
-    start(Relay::postgres(database.url()), kafka, topic)
+on_servers_of_their_own!(
+    the_relay_continues_after_the_database_restarts,
+    the_relay_waits_if_broker_and_database_are_away_when_it_starts,
+);
+
+fn relay(tables: &impl Tables, kafka: &Kafka, topic: &str) -> RelayHandle {
+    start(tables.relay(), kafka, topic)
 }
 
 fn start(relay: Relay, kafka: &Kafka, topic: &str) -> RelayHandle {
@@ -36,26 +44,20 @@ fn start(relay: Relay, kafka: &Kafka, topic: &str) -> RelayHandle {
 }
 
 fn stop(relay: RelayHandle) {
-    tokio::runtime::Runtime::new().unwrap().block_on(relay.stop()).unwrap();
+    relay.stop_blocking().unwrap();
 }
 
 fn record(number: usize) -> Record {
     Record::new("order", (number % AGGREGATES).to_string(), number.to_string()).with_payload(vec![b'x'; 200])
 }
 
-fn emit(database: &Database<'_>, numbers: std::ops::Range<usize>) {
+fn emit(tables: &impl Tables, numbers: std::ops::Range<usize>) {
     let records: Vec<Record> = numbers.map(record).collect();
-    database.connect().transaction(|c| c.emit_all(&records)).unwrap();
+    tables.connect().transaction(|c| c.emit_all(&records)).unwrap();
 }
 
-fn unsent(database: &Database<'_>) -> i64 {
-    diesel::dsl::sql::<BigInt>("SELECT count(*) FROM outbox WHERE sent_at IS NULL")
-        .get_result(&mut database.connect())
-        .unwrap()
-}
-
-fn wait_until_sent(database: &Database<'_>) {
-    eventually_ok("everything to be sent", PATIENCE, || match unsent(database) {
+fn wait_until_sent(tables: &impl Tables) {
+    eventually_ok("everything to be sent", PATIENCE, || match tables.unsent() {
         0 => Ok(()),
         unsent => Err(format!("{unsent} are unsent")),
     });
@@ -78,28 +80,22 @@ fn assert_nothing_lost(received: &[ReadRecord], events: usize) {
 }
 
 /// While the broker is away the relay must not keep a transaction open.
-fn wait_for_no_open_transaction(database: &Database<'_>) {
-    let sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
-               AND datname = current_database() AND xact_start IS NOT NULL AND state <> 'active'";
-    let mut conn = database.connect();
+fn wait_for_no_open_transaction(tables: &impl Tables) {
     let mut quiet = 0;
     // Checks several times in a row, because one check could fall between two passes by chance.
     eventually("the relay to hold no transaction", PATIENCE, || {
-        let open: i64 = diesel::dsl::sql::<BigInt>(sql).get_result(&mut conn).unwrap();
-        quiet = if open == 0 { quiet + 1 } else { 0 };
+        quiet = if tables.idle_transactions() == 0 { quiet + 1 } else { 0 };
         (quiet == 50).then_some(())
     });
 }
 
-#[test]
-fn the_relay_continues_after_the_broker_stops_and_comes_back() {
+fn the_relay_continues_after_the_broker_stops_and_comes_back(tables: &impl Tables) {
     let kafka = Kafka::start();
-    let database = migrated(Postgres::shared());
     let topic = kafka.unique("broker");
     kafka.create_topic(&topic, 3);
-    emit(&database, 0..EVENTS);
+    emit(tables, 0..EVENTS);
     let counter = kafka.counter(&topic);
-    let relay = relay(&database, &kafka, &topic);
+    let relay = relay(tables, &kafka, &topic);
     for (stop_at, crash) in [(1, true), (EVENTS / 3, false)] {
         eventually("some events", PATIENCE, || (counter.count() >= stop_at).then_some(()));
         if crash {
@@ -107,103 +103,90 @@ fn the_relay_continues_after_the_broker_stops_and_comes_back() {
         } else {
             kafka.stop()
         }
-        assert!(unsent(&database) > 0, "the broker stopped after the end");
-        wait_for_no_open_transaction(&database);
+        assert!(tables.unsent() > 0, "the broker stopped after the end");
+        wait_for_no_open_transaction(tables);
         kafka.restart();
     }
-    wait_until_sent(&database);
+    wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
     // The relay is as awake as before.
-    emit(&database, EVENTS..EVENTS + 1);
-    wait_until_sent(&database);
+    emit(tables, EVENTS..EVENTS + 1);
+    wait_until_sent(tables);
     stop(relay);
 }
 
-#[test]
-fn the_relay_continues_after_the_broker_hangs_for_a_while() {
+fn the_relay_continues_after_the_broker_hangs_for_a_while(tables: &impl Tables) {
     let kafka = Kafka::start();
-    let database = migrated(Postgres::shared());
     let topic = kafka.unique("hang");
     kafka.create_topic(&topic, 3);
-    emit(&database, 0..EVENTS);
+    emit(tables, 0..EVENTS);
     let counter = kafka.counter(&topic);
-    let relay = relay(&database, &kafka, &topic);
+    let relay = relay(tables, &kafka, &topic);
     eventually("some events", PATIENCE, || (counter.count() >= 1).then_some(()));
     kafka.pause();
-    assert!(unsent(&database) > 0, "the broker hung after the end");
-    wait_for_no_open_transaction(&database);
+    assert!(tables.unsent() > 0, "the broker hung after the end");
+    wait_for_no_open_transaction(tables);
     kafka.resume();
-    wait_until_sent(&database);
+    wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
     stop(relay);
 }
 
-#[test]
-fn the_relay_continues_after_the_database_restarts() {
-    let postgres = Postgres::start(15);
+fn the_relay_continues_after_the_database_restarts(server: &impl Server) {
     let kafka = Kafka::shared();
-    let database = migrated(&postgres);
+    let tables = &server.migrated();
     let topic = kafka.unique("database");
     kafka.create_topic(&topic, 3);
-    emit(&database, 0..EVENTS);
+    emit(tables, 0..EVENTS);
     let counter = kafka.counter(&topic);
-    let relay = relay(&database, kafka, &topic);
+    let relay = relay(tables, kafka, &topic);
     for (stop_at, crash) in [(1, false), (EVENTS / 3, true)] {
         eventually("some events", PATIENCE, || (counter.count() >= stop_at).then_some(()));
         if crash {
-            postgres.crash()
+            server.crash()
         } else {
-            postgres.stop()
+            server.stop()
         }
-        postgres.restart();
-        assert!(unsent(&database) > 0, "the database stopped after the end");
+        server.restart();
+        assert!(tables.unsent() > 0, "the database stopped after the end");
     }
-    wait_until_sent(&database);
+    wait_until_sent(tables);
     // The relay listens again as well.
-    emit(&database, EVENTS..EVENTS + 1);
-    wait_until_sent(&database);
+    emit(tables, EVENTS..EVENTS + 1);
+    wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS + 1);
     stop(relay);
 }
 
-#[test]
-fn the_relay_continues_after_its_connection_is_terminated() {
-    let database = migrated(Postgres::shared());
+fn the_relay_continues_after_its_connection_is_terminated(tables: &impl Tables) {
     let kafka = Kafka::shared();
     let topic = kafka.unique("terminated");
     kafka.create_topic(&topic, 3);
-    emit(&database, 0..EVENTS);
+    emit(tables, 0..EVENTS);
     let counter = kafka.counter(&topic);
-    let relay = relay(&database, kafka, &topic);
+    let relay = relay(tables, kafka, &topic);
     for at in [1, EVENTS / 3, EVENTS / 2] {
         eventually("some events", PATIENCE, || (counter.count() >= at).then_some(()));
-        database
-            .connect()
-            .batch_execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                 WHERE application_name = 'outbox relay' AND datname = current_database()",
-            )
-            .unwrap();
+        tables.end_sessions();
     }
-    wait_until_sent(&database);
+    wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
     stop(relay);
 }
 
-#[test]
-fn the_relay_waits_if_broker_and_database_are_away_when_it_starts() {
-    let (postgres, kafka) = (Postgres::start(15), Kafka::start());
-    let database = migrated(&postgres);
+fn the_relay_waits_if_broker_and_database_are_away_when_it_starts(server: &impl Server) {
+    let kafka = Kafka::start();
+    let tables = &server.migrated();
     let topic = kafka.unique("absent");
     kafka.create_topic(&topic, 3);
-    emit(&database, 0..100);
-    postgres.stop();
+    emit(tables, 0..100);
+    server.stop();
     kafka.stop();
-    let relay = relay(&database, &kafka, &topic);
-    postgres.restart();
-    wait_for_no_open_transaction(&database);
+    let relay = relay(tables, &kafka, &topic);
+    server.restart();
+    wait_for_no_open_transaction(tables);
     kafka.restart();
-    wait_until_sent(&database);
+    wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), 100);
     stop(relay);
 }
@@ -212,7 +195,7 @@ fn the_relay_waits_if_broker_and_database_are_away_when_it_starts() {
 #[test]
 fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
     let kafka = Kafka::start();
-    let database = migrated(Postgres::shared());
+    let database = migrated();
     let topic = kafka.unique("made");
     kafka.stop();
     let relay = relay(&database, &kafka, &topic);
@@ -240,7 +223,7 @@ fn a_topic_that_kafka_makes_when_it_comes_back_makes_no_dead_letters() {
 fn a_relay_on_the_wal_loses_nothing_whatever_goes_away() {
     let kafka = Kafka::start();
     let postgres = Postgres::start(15);
-    let database = migrated(&postgres);
+    let database = migrated_on(&postgres);
     let topic = kafka.unique("log");
     kafka.create_topic(&topic, 3);
     let wal = WalOptions::default();
@@ -278,7 +261,7 @@ fn a_relay_on_the_wal_loses_nothing_whatever_goes_away() {
 #[test]
 fn a_relay_on_the_wal_continues_after_the_broker_was_away_for_a_minute() {
     let kafka = Kafka::start();
-    let database = migrated(Postgres::shared());
+    let database = migrated();
     let topic = kafka.unique("minute");
     kafka.create_topic(&topic, 3);
     let mut wal = WalOptions::default();

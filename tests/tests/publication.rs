@@ -13,6 +13,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 const WITHOUT_TABLE: &str = "ALTER PUBLICATION outbox DROP TABLE outbox";
 const WITHOUT_PUBLICATION: &str = "DROP PUBLICATION outbox";
+/// From PostgreSQL 15 on. The relay needs columns that are not in this list.
+const WITHOUT_COLUMNS: &str = "ALTER PUBLICATION outbox SET TABLE outbox (seq, id, aggregatetype)";
 
 fn execute(database: &Database<'_>, sql: &str) {
     database.connect().batch_execute(sql).unwrap();
@@ -68,6 +70,8 @@ under_a_relay! {
     a_table_that_leaves_its_publication_hides_nothing_on_15: 15, WITHOUT_TABLE;
     a_table_that_leaves_its_publication_hides_nothing_on_18: 18, WITHOUT_TABLE;
     a_publication_that_is_dropped_hides_nothing_on_15: 15, WITHOUT_PUBLICATION;
+    columns_that_leave_a_publication_hide_nothing_on_15: 15, WITHOUT_COLUMNS;
+    columns_that_leave_a_publication_hide_nothing_on_18: 18, WITHOUT_COLUMNS;
     // Slots of this version skip a publication that does not exist.
     a_publication_that_is_dropped_hides_nothing_on_18: 18, WITHOUT_PUBLICATION;
 }
@@ -144,4 +148,39 @@ fn after_a_drop_nothing_is_unsent_although_the_publication_was_changed() {
     let polling = relay(&database, &topic, &[]);
     arrive(&topic, &committed);
     stop(&polling);
+}
+
+/// As if an earlier version had set it up with that publication. The WAL shows rows that are not whole, unless the list has all columns.
+#[test]
+fn a_drop_works_whatever_columns_the_publication_has_and_nothing_is_unsent() {
+    let all = "seq, id, aggregatetype, aggregateid, type, payload, headers, created_at";
+    for columns in ["id", "seq, id, aggregatetype", all] {
+        let database = migrated_on(Postgres::shared_version(15));
+        let topic = new_topic("columns");
+        wal(&database, "setup");
+        execute(&database, &format!("ALTER PUBLICATION outbox SET TABLE outbox ({columns})"));
+        execute(
+            &database,
+            "UPDATE outbox_slot SET publication = (SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \
+             JOIN pg_publication_rel AS r ON r.prpubid = p.oid WHERE p.pubname = 'outbox')",
+        );
+        let committed = emit(&database, 30);
+        wal(&database, "drop");
+        let polling = relay(&database, &topic, &[]);
+        arrive(&topic, &committed);
+        stop(&polling);
+    }
+}
+
+#[test]
+fn a_setup_refuses_a_publication_that_has_not_all_columns() {
+    let database = migrated_on(Postgres::shared_version(15));
+    let make =
+        "CREATE PUBLICATION outbox FOR TABLE outbox (seq, id, aggregatetype) WITH (publish = 'insert')";
+    execute(&database, make);
+    let (conn, lock) = (&mut database.connect(), &mut database.connect());
+    let mut options = WalOptions::default();
+    options.slot = database.name().to_owned();
+    let error = setup(conn, lock, &options).unwrap_err();
+    assert!(matches!(error, WalError::Publication { .. }), "{error}");
 }

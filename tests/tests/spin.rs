@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{migrated, relay_command, wal};
-use outbox_tests::{Database, Process, eventually};
+use outbox_tests::{Process, Tables, eventually, on_postgres_and_mariadb};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::mocking::MockCluster;
@@ -14,9 +14,10 @@ use rdkafka::mocking::MockCluster;
 const PATIENCE: Duration = Duration::from_secs(30);
 const TOPIC: &str = "spin";
 
-#[test]
-fn a_polling_relay_waits_without_spinning() {
-    waits_without_spinning(&migrated(), &[]);
+on_postgres_and_mariadb!(a_polling_relay_waits_without_spinning);
+
+fn a_polling_relay_waits_without_spinning(tables: &impl Tables) {
+    waits_without_spinning(tables, &[]);
 }
 
 #[test]
@@ -28,7 +29,7 @@ fn a_relay_on_the_wal_waits_without_spinning() {
 
 /// The relay spins neither while it waits for acknowledgements, nor while it waits for events, whether they arrive one by one
 /// or not at all.
-fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
+fn waits_without_spinning(tables: &impl Tables, options: &[&str]) {
     const SECONDS: usize = 2;
     const RATE: usize = 500;
     let cluster = MockCluster::new(1).unwrap();
@@ -42,8 +43,8 @@ fn waits_without_spinning(database: &Database<'_>, options: &[&str]) {
             (end == events as i64).then_some(())
         });
     };
-    let relay = Process::start(&relay_command(&brokers, database.url(), TOPIC, options));
-    let conn = &mut database.connect();
+    let relay = Process::start(&relay_command(&brokers, tables.url(), TOPIC, options));
+    let conn = &mut tables.connect();
     let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Paced"))).unwrap();
     emit();
     have_come(1);

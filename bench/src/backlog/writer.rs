@@ -9,7 +9,7 @@ use crate::latency::{Latency, MODERATE, emitter};
 use crate::relays::{Window, relay};
 use crate::report::Figure;
 use crate::rows::{Template, record};
-use crate::servers::PATIENCE;
+use crate::servers::{DatabaseKind, PATIENCE};
 use crate::topics::new_topic;
 
 /// How many events are sent while it is open, and how many are drained after them.
@@ -59,7 +59,7 @@ fn work(bytes: usize, kafka: &Kafka, template: &Template<'_>, is_open: bool) -> 
     let relay = relay(template.database, kafka, &topic).spawn().unwrap();
     template.append_many(SENT);
     eventually("all events", PATIENCE, || (counter.count() >= SENT).then_some(()));
-    let latency = Latency { seconds: SECONDS, bytes, postgres: 0 };
+    let latency = Latency { seconds: SECONDS, bytes, database: DatabaseKind::Postgres, postgres: 0 };
     let [p50, ..] = latency.measure(kafka, &topic, MODERATE, None, &|| emitter(template.database));
     let before = counter.count();
     template.append_many(DRAINED);

@@ -1,40 +1,37 @@
 //! The same on MariaDB.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Bool;
-use diesel_outbox::{Emit, Migrations, Record};
-use diesel_outbox_relay::{Kafka as Broker, Relay};
-use outbox_tests::{Kafka, Mariadb, MariadbDatabase, eventually};
+use diesel_outbox_relay::Relay;
+use outbox_tests::{Kafka, MariadbDatabase, eventually};
 
 use super::Drain;
 use crate::contenders::{Contender, take_turns};
+use crate::mariadb::{Template, relay, start_mariadb};
 use crate::producer::produce;
 use crate::report::{Figure, Report};
 use crate::rows::records;
 use crate::servers::{PATIENCE, warm_kafka};
 use crate::topics::new_topic;
 
-const SETTINGS: &[&str] = &["innodb_buffer_pool_size=2G", "innodb_log_file_size=1G"];
-
 impl Drain {
     pub(super) fn run_on_mariadb(&self, rounds: usize) -> Report {
-        let (mariadb, kafka) = (Mariadb::start_with(SETTINGS), warm_kafka());
+        let (mariadb, kafka) = (start_mariadb(), warm_kafka());
         let database = mariadb.database();
         let records = records(self.rows, self.bytes);
-        make_template(&database, &records);
-        let relay = |options: fn(Relay) -> Relay| {
-            refill(&database);
+        let template = Template::new(&database, &records);
+        let drain = |options: fn(Relay) -> Relay| {
+            template.refill();
             [self.drain_mariadb(&database, &kafka, options)]
         };
         let names = ["bare producer", "relay, sent_at kept", "relay, delete"];
         let contenders = vec![
             Contender::new(names[0], || [produce(&kafka, &records)]),
-            Contender::new(names[1], || relay(|relay| relay)),
-            Contender::new(names[2], || relay(Relay::delete_sent)),
+            Contender::new(names[1], || drain(|relay| relay)),
+            Contender::new(names[2], || drain(Relay::delete_sent)),
         ];
         let speeds: Vec<Figure> = take_turns(rounds, contenders)
             .into_iter()
@@ -49,7 +46,8 @@ impl Drain {
         Report {
             benchmark: "drain on MariaDB".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, {} worker(s), batch {}, in flight {}, pass {} ms, MariaDB with the binary log on",
+                "{} rows, {} bytes of payload, {} worker(s), `batch_size` {}, `max_in_flight` {}, passes of {} ms, MariaDB with \
+                 the binary log on",
                 self.rows, self.bytes, self.workers, self.batch_size, self.max_in_flight, self.pass_ms
             ),
             figures,
@@ -64,13 +62,11 @@ impl Drain {
     ) -> f64 {
         let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
-        let relay = Relay::mysql(database.url())
-            .broker(Broker::new(kafka.brokers()))
-            .topic_naming(topic.parse().unwrap())
+        let relay = relay(database, kafka, &topic)
             .workers(self.workers)
             .batch_size(self.batch_size)
             .max_in_flight(self.max_in_flight)
-            .max_pass_duration(std::time::Duration::from_millis(self.pass_ms));
+            .max_pass_duration(Duration::from_millis(self.pass_ms));
         let conn = &mut database.connect();
         let unsettled = "SELECT EXISTS (SELECT 1 FROM (SELECT sent_at FROM outbox ORDER BY seq DESC LIMIT 20000) AS last \
                          WHERE sent_at IS NULL)";
@@ -84,25 +80,4 @@ impl Drain {
         handle.stop_blocking().unwrap();
         speed
     }
-}
-
-const COLUMNS: &str = "id, aggregatetype, aggregateid, type, payload, headers, shard, created_at";
-
-fn make_template(database: &MariadbDatabase<'_>, records: &[Record]) {
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
-    conn.transaction(|c| c.emit_all(records)).unwrap();
-    conn.batch_execute(&format!(
-        "CREATE TABLE template (PRIMARY KEY (seq)) AS SELECT seq, {COLUMNS} FROM outbox ORDER BY seq"
-    ))
-    .unwrap();
-}
-
-fn refill(database: &MariadbDatabase<'_>) {
-    let conn = &mut database.connect();
-    conn.batch_execute("TRUNCATE TABLE outbox").unwrap();
-    conn.batch_execute(&format!(
-        "INSERT INTO outbox ({COLUMNS}) SELECT {COLUMNS} FROM template ORDER BY seq"
-    ))
-    .unwrap();
 }

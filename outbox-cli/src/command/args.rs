@@ -5,10 +5,10 @@ use clap::{Args, Parser, Subcommand, value_parser};
 use diesel_outbox_relay::operate::Requeue;
 use uuid::Uuid;
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
-#[cfg(feature = "postgres")]
-use super::settings::TopicSettings;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use super::settings::{BrokerSettings, TopicSettings};
 use super::settings::{CommonSettings, RelaySettings, WalSettings};
 
 /// Brings the events of a transactional outbox to Kafka
@@ -67,8 +67,8 @@ pub(crate) enum Action {
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
-    /// Prepares Debezium to relay the outbox instead (PostgreSQL)
-    #[cfg(feature = "postgres")]
+    /// Prepares Debezium to relay the outbox instead (PostgreSQL, MySQL, MariaDB)
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[command(subcommand, arg_required_else_help = true)]
     Debezium(DebeziumAction),
 }
@@ -82,12 +82,8 @@ impl Action {
             | Self::DeadLetters { common, .. }
             | Self::Requeue { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
-            #[cfg(feature = "postgres")]
-            Self::Debezium(
-                DebeziumAction::Connector { common, .. }
-                | DebeziumAction::SetupSql { common, .. }
-                | DebeziumAction::Check { common, .. },
-            ) => common,
+            #[cfg(any(feature = "mysql", feature = "postgres"))]
+            Self::Debezium(action) => action.common(),
         }
     }
 
@@ -99,11 +95,12 @@ impl Action {
             | Self::DeadLetters { common, .. }
             | Self::Requeue { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
-            #[cfg(feature = "postgres")]
+            #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(
                 DebeziumAction::Connector { common, .. }
                 | DebeziumAction::SetupSql { common, .. }
-                | DebeziumAction::Check { common, .. },
+                | DebeziumAction::Check { common, .. }
+                | DebeziumAction::Offset { common, .. },
             ) => common,
         }
     }
@@ -127,7 +124,7 @@ pub(crate) enum WalAction {
     },
 }
 
-#[cfg(feature = "postgres")]
+#[cfg(any(feature = "mysql", feature = "postgres"))]
 #[derive(Debug, Subcommand)]
 pub(crate) enum DebeziumAction {
     /// Prints the connector's configuration, without the database's password
@@ -138,10 +135,16 @@ pub(crate) enum DebeziumAction {
         /// json, to be posted to Connect, or properties, for a standalone worker
         #[arg(long, value_name = "FORMAT", value_enum, default_value = "json")]
         format: Format,
+        /// Under which number the connector reads the binlog (MySQL, MariaDB). No server and no replica may have the same. Without it,
+        /// the number follows from the names of the connector and the database
+        #[arg(long, value_name = "NUMBER", value_parser = value_parser!(u32).range(1..))]
+        server_id: Option<u32>,
         #[command(flatten)]
         common: CommonSettings,
         #[command(flatten)]
         wal: WalSettings,
+        #[command(flatten)]
+        brokers: BrokerSettings,
         #[command(flatten)]
         topics: TopicSettings,
     },
@@ -159,6 +162,26 @@ pub(crate) enum DebeziumAction {
         #[command(flatten)]
         wal: WalSettings,
     },
+    /// Prints where the binlog ends now, as the offset at which the connector is to begin (MySQL, MariaDB)
+    Offset {
+        /// The connector's name
+        #[arg(long, value_name = "NAME", value_parser = connector_name, default_value = "outbox")]
+        name: String,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
+}
+
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+impl DebeziumAction {
+    pub(crate) fn common(&self) -> &CommonSettings {
+        match self {
+            Self::Connector { common, .. }
+            | Self::SetupSql { common, .. }
+            | Self::Check { common, .. }
+            | Self::Offset { common, .. } => common,
+        }
+    }
 }
 
 /// Which dead letters are meant.

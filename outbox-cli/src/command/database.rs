@@ -5,16 +5,20 @@ mod address;
 #[cfg(feature = "sqlite")]
 mod file;
 #[cfg(feature = "mysql")]
-mod mysql;
+pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod server;
 mod wal;
 
 use std::fmt;
 
+#[cfg(feature = "postgres")]
+use diesel::connection::CacheSize;
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
+#[cfg(feature = "postgres")]
+use diesel_outbox_relay::source::pooler_problem;
 
 use super::failure::Failure;
 use super::origin::{ConfigError, Layer, Origin, Origins};
@@ -26,7 +30,7 @@ use super::settings::{
 #[derive(Debug)]
 pub(crate) enum OutboxDatabase {
     #[cfg(feature = "mysql")]
-    Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String },
+    Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String, flavor: mysql::Flavor },
     #[cfg(feature = "postgres")]
     Postgres { url: Secret, address: String, schemas: Vec<String> },
     #[cfg(feature = "sqlite")]
@@ -116,9 +120,10 @@ impl OutboxDatabase {
     /// A schema is a database there.
     #[cfg(feature = "mysql")]
     fn mysql(url: &Secret, schema: Option<&str>) -> Result<Self, String> {
+        let flavor = mysql::Flavor::named_by(url.reveal());
         let (url, opts) = mysql::url(url.reveal(), schema)?;
         let address = mysql::address(&opts)?;
-        Ok(Self::Mysql { url: Secret::from(url), opts, address })
+        Ok(Self::Mysql { url: Secret::from(url), opts, address, flavor })
     }
 
     #[cfg(not(feature = "mysql"))]
@@ -244,7 +249,7 @@ impl OutboxDatabase {
                     Some(schema) => migrations.schema(schema.as_str()),
                     None => migrations,
                 };
-                migrations.run(&mut self.connect::<PgConnection>(url)?).map_err(failed)
+                migrations.run(&mut self.connect_postgres(url, None)?).map_err(failed)
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, .. } => migrations.run(&mut self.connect_sqlite(url)?).map_err(failed),
@@ -255,13 +260,7 @@ impl OutboxDatabase {
     pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
             #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => {
-                let failed = |problem| Failure::Connect {
-                    database: self.to_string(),
-                    source: diesel::ConnectionError::BadConnection(problem),
-                };
-                Ok(Box::new(mysql::connect(opts).map_err(failed)?))
-            }
+            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
             #[cfg(feature = "postgres")]
             Self::Postgres { url, schemas, .. } => {
                 Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
@@ -343,6 +342,18 @@ impl OutboxDatabase {
         }
     }
 
+    /// A connection to a MySQL or MariaDB server.
+    #[cfg(feature = "mysql")]
+    pub(crate) fn mysql_connection(
+        &self,
+        opts: &diesel_outbox_relay::mysql::Opts,
+    ) -> Result<diesel_outbox_relay::mysql::Conn, Failure> {
+        mysql::connect(opts).map_err(|problem| Failure::Connect {
+            database: self.to_string(),
+            source: diesel::ConnectionError::BadConnection(problem),
+        })
+    }
+
     /// The failure of a query.
     pub(crate) fn failed(&self, source: diesel::result::Error) -> Failure {
         Failure::Query { database: self.to_string(), source }
@@ -351,7 +362,16 @@ impl OutboxDatabase {
     #[cfg(feature = "postgres")]
     fn connect_postgres(&self, url: &Secret, schema: Option<&str>) -> Result<PgConnection, Failure> {
         let mut conn = self.connect::<PgConnection>(url)?;
+        // Each statement runs once, and a pooler in transaction mode would lose what is cached.
+        conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         if let Some(schema) = schema {
+            // The role may have only one connection.
+            if let Ok(mut second) = self.connect::<PgConnection>(url)
+                && let Some(problem) =
+                    pooler_problem(&mut conn, &mut second).map_err(|error| self.failed(error))?
+            {
+                return Err(Failure::Pooler { database: self.to_string(), problem });
+            }
             diesel::sql_query(diesel_outbox::__private::set_search_path(schema))
                 .execute(&mut conn)
                 .map_err(|error| self.failed(error))?;

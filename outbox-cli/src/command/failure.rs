@@ -19,12 +19,15 @@ pub(crate) enum Failure {
     NoFile(String),
     #[error("cannot migrate {database}: {source}")]
     Migrate { database: String, source: MigrationError },
+    #[cfg(feature = "postgres")]
+    #[error("{database}: {problem}")]
+    Pooler { database: String, problem: String },
     #[error("cannot query the outbox in {database}: {source}{}", hint(source))]
     Query { database: String, source: diesel::result::Error },
     #[cfg(feature = "postgres")]
     #[error("{database}: {source}")]
     Wal { database: String, source: diesel_outbox_relay::source::wal::WalError },
-    #[cfg(feature = "postgres")]
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
     DebeziumCheck { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]

@@ -22,6 +22,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         .iter()
         .map(|database| build::relay(settings, origins, database))
         .collect::<Result<_, _>>()?;
+    let brokers = settings.kafka.cluster.list()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
@@ -33,7 +34,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         info!(
             version = env!("CARGO_PKG_VERSION"),
             database = shown(&databases),
-            brokers = build::brokers(settings),
+            brokers,
             topics = settings.kafka.topics.topic.text,
             workers = build::workers(settings, origins, &databases),
             "the relay has started",

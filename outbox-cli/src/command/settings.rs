@@ -12,7 +12,7 @@ use diesel_outbox_relay::DeadLetterPolicy;
 pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
 use self::values::{switch, trimmed, whole};
 use super::log::LogFormat;
-use super::origin::Origin;
+use super::origin::{ConfigError, Origin};
 
 /// What the names of variables begin with.
 pub(crate) const PREFIX: &str = "OUTBOX_";
@@ -77,6 +77,26 @@ pub(crate) struct WalSettings {
     pub(crate) publication: String,
 }
 
+/// The setting of the commands that name Kafka's servers.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct BrokerSettings {
+    /// Kafka's addresses
+    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',', value_parser = trimmed)]
+    pub(crate) brokers: Vec<String>,
+}
+
+impl BrokerSettings {
+    /// The addresses, with commas. There must be one.
+    pub(crate) fn list(&self) -> Result<String, ConfigError> {
+        let brokers = items(&self.brokers).join(",");
+        if brokers.is_empty() {
+            return Err(ConfigError::Missing { what: "no broker is named", key: "brokers" });
+        }
+        Ok(brokers)
+    }
+}
+
 /// The setting of the commands that name topics.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kafka")]
@@ -104,9 +124,8 @@ pub(crate) struct RelaySettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kafka")]
 pub(crate) struct KafkaSettings {
-    /// Kafka's addresses
-    #[arg(long, value_name = "HOST:PORT,..", value_delimiter = ',', value_parser = trimmed)]
-    pub(crate) brokers: Vec<String>,
+    #[command(flatten)]
+    pub(crate) cluster: BrokerSettings,
     /// Sets a property of librdkafka, such as compression.type=lz4. Can be repeated. Put secrets into the environment or the
     /// file: OUTBOX_KAFKA_SASL_PASSWORD sets sasl.password
     #[arg(long = PROPERTIES, id = PROPERTIES, value_name = "NAME=VALUE")]

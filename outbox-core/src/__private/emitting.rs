@@ -51,6 +51,13 @@ pub fn is_outbox_missing(message: &str) -> bool {
     missing.iter().any(|missing| message.contains(missing))
 }
 
+/// Returns whether this is PostgreSQL's message that a session has not prepared a statement that another one has, or the other way
+/// round, as happens behind a pooler that gives each transaction another session.
+pub fn is_statement_elsewhere(message: &str) -> bool {
+    message.starts_with("prepared statement \"")
+        && (message.ends_with("\" does not exist") || message.ends_with("\" already exists"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -46,3 +46,7 @@ pub const MYSQL_MIGRATION_UNLOCK: &str = "DO RELEASE_LOCK(CONCAT('outbox_migrati
 /// Selects a row if MySQL's database has the table that records what has run.
 pub const MYSQL_FIND_MIGRATION_RECORD: &str = "SELECT 1 FROM information_schema.tables \
      WHERE table_schema = DATABASE() AND table_name = 'outbox_migration'";
+
+/// Selects a row if SQLite's database has that table.
+pub const SQLITE_FIND_MIGRATION_RECORD: &str =
+    "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'outbox_migration'";

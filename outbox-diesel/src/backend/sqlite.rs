@@ -15,7 +15,10 @@ impl Statements for Sqlite {
     const MIGRATIONS: diesel_migrations::EmbeddedMigrations =
         diesel_migrations::embed_migrations!("migrations/sqlite");
     #[cfg(feature = "migrations")]
-    const MIGRATING: super::Migrating = super::Migrating::InTransaction;
+    const MIGRATING: super::Migrating = super::Migrating::AsWriter {
+        begin: "BEGIN IMMEDIATE",
+        find_record: diesel_outbox_core::__private::SQLITE_FIND_MIGRATION_RECORD,
+    };
 
     #[cfg(feature = "migrations")]
     fn insert_version<'b>(

@@ -1,5 +1,5 @@
 use diesel::result::{DatabaseErrorInformation, Error as DieselError};
-use diesel_outbox_core::__private::is_outbox_missing;
+use diesel_outbox_core::__private::{is_outbox_missing, is_statement_elsewhere};
 
 use crate::RecordError;
 
@@ -145,6 +145,14 @@ impl Advice {
                 short: "run the migrations, or name the schema that has the tables",
                 long: "Create the tables with `Migrations::new().run(..)` or `outbox migrate`. If they are in a schema of their own, \
                        add it to the connection's `search_path`, or name it with `Outbox::new().schema(..)`.",
+            });
+        }
+        if is_statement_elsewhere(message) {
+            return Some(Self {
+                short: "if there is a pooler in transaction mode before the database, turn off the connection's cache of prepared \
+                        statements: `conn.set_prepared_statement_cache_size(CacheSize::Disabled)`",
+                long: "Such a pooler, PgBouncer for example, gives each transaction another session of the server, and a statement is \
+                       prepared in one session only. docs/poolers.md in the repository shows how to set up pools for it.",
             });
         }
         (message == "database is locked").then_some(Self {

@@ -42,16 +42,7 @@ impl Inbox {
         // Not `conn.transaction`, which would require a `Send` future from the effect.
         C::TransactionManager::begin_transaction(conn).await?;
         let handled = self.mark_then(conn, event_id, effect).await;
-        match handled {
-            Ok(once) => {
-                C::TransactionManager::commit_transaction(conn).await?;
-                Ok(once)
-            }
-            Err(error) => match C::TransactionManager::rollback_transaction(conn).await {
-                Ok(()) | Err(diesel::result::Error::BrokenTransactionManager) => Err(error),
-                Err(rollback_error) => Err(rollback_error.into()),
-            },
-        }
+        end(conn, handled).await
     }
 
     async fn mark_then<C, T, E>(
@@ -83,7 +74,7 @@ impl Inbox {
     where
         C: AsyncConnection<Backend: OutboxBackend>,
     {
-        found(self.execute(conn, self.find()).await)
+        found(self.execute_alone(conn, self.find()).await)
     }
 
     /// Deletes old marks on a diesel-async connection: see [`prune`](Self::prune).
@@ -96,7 +87,7 @@ impl Inbox {
     {
         let mut pruned = 0;
         loop {
-            let count = self.execute(conn, self.prune_chunk(retention)).await?;
+            let count = self.execute_alone(conn, self.prune_chunk(retention)).await?;
             pruned += count;
             if (count as i64) < PRUNE_CHUNK {
                 return Ok(pruned);
@@ -113,8 +104,20 @@ impl Inbox {
         C: AsyncConnection<Backend: OutboxBackend>,
     {
         let began = Instant::now();
-        let deleted = self.execute(conn, self.prune_part(pruning, began)).await?;
+        let deleted = self.execute_alone(conn, self.prune_part(pruning, began)).await?;
         Ok(pruning.stepped(deleted, began.elapsed()))
+    }
+
+    /// Runs a statement in a transaction of its own. diesel-async prepares a statement before it runs it, and without a transaction a
+    /// pooler may give each of the two another session.
+    async fn execute_alone<'a, C, S>(&'a self, conn: &mut C, statement: S) -> QueryResult<usize>
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        S: QueryFragment<C::Backend> + QueryId + Send + 'a,
+    {
+        C::TransactionManager::begin_transaction(conn).await?;
+        let done = self.execute(conn, statement).await;
+        end(conn, done).await
     }
 
     async fn execute<'a, C, S>(&'a self, conn: &mut C, statement: S) -> QueryResult<usize>
@@ -126,5 +129,23 @@ impl Inbox {
             None => conn.execute_returning_count(statement).await,
             Some(_) => conn.execute_returning_count(InSchema(statement)).await,
         }
+    }
+}
+
+/// Commits the transaction if this has succeeded, and else rolls it back.
+async fn end<C, T, E>(conn: &mut C, done: Result<T, E>) -> Result<T, E>
+where
+    C: AsyncConnection,
+    E: From<diesel::result::Error>,
+{
+    match done {
+        Ok(done) => {
+            C::TransactionManager::commit_transaction(conn).await?;
+            Ok(done)
+        }
+        Err(error) => match C::TransactionManager::rollback_transaction(conn).await {
+            Ok(()) | Err(diesel::result::Error::BrokenTransactionManager) => Err(error),
+            Err(rollback_error) => Err(rollback_error.into()),
+        },
     }
 }

@@ -5,7 +5,7 @@ use mysql::prelude::Queryable;
 use mysql::{Conn, IsolationLevel, TxOpts, params};
 
 use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
-use crate::source::mysql::{Bound, COLUMNS, lag, listed, load_bounds, row_of};
+use crate::source::mysql::{self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of};
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
@@ -24,6 +24,14 @@ impl Operate for Conn {
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
         requeue(self, which).map_err(failed)
     }
+}
+
+/// Returns whether a relay polls the outbox in the connection's database.
+///
+/// # Errors
+/// Returns the database's error.
+pub fn is_polled(conn: &mut Conn) -> QueryResult<bool> {
+    polling::is_polled(conn).map_err(failed)
 }
 
 fn failed(error: mysql::Error) -> Error {

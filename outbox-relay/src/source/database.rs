@@ -10,6 +10,7 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::SourceError;
 
+use super::pooler::pooler_problem;
 use super::{DatabaseUrl, database_error};
 use crate::source::SourceOptions;
 use crate::statement::statement;
@@ -37,10 +38,40 @@ impl Database {
         Self { url, options, outbox, is_pruned: self.is_pruned.clone() }
     }
 
+    /// Connects for the first time, or again after a failure. Returns an error if each transaction would get another session. It is
+    /// found before anything is set, because other clients of the pooler would have the settings too.
+    pub(super) fn connect_to_own_session(&self) -> Result<PgConnection, SourceError> {
+        let mut conn = self.establish()?;
+        // The role may have only one connection. The relay works with one.
+        if let Ok(mut second) = self.establish_soon()
+            && let Some(problem) = pooler_problem(&mut conn, &mut second)
+                .map_err(|error| database_error("looking for a pooler", error))?
+        {
+            return Err(SourceError::misconfigured(problem));
+        }
+        self.prepared(conn)
+    }
+
+    /// Connects once more, beside a connection to a session of its own.
     pub(super) fn connect(&self) -> Result<PgConnection, SourceError> {
-        let mut conn = PgConnection::establish(&with_keepalives(&self.url.get()?)).map_err(|error| {
-            SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
-        })?;
+        self.prepared(self.establish()?)
+    }
+
+    fn establish(&self) -> Result<PgConnection, SourceError> {
+        establish(&self.url.get()?)
+    }
+
+    /// The same, but gives up after 2 s: the relay does not wait for a connection that it can do without.
+    fn establish_soon(&self) -> Result<PgConnection, SourceError> {
+        let url = self.url.get()?;
+        establish(&if url.contains("connect_timeout") {
+            url
+        } else {
+            with_parameters(&url, &["connect_timeout=2"])
+        })
+    }
+
+    fn prepared(&self, mut conn: PgConnection) -> Result<PgConnection, SourceError> {
         prepare(&mut conn, &self.options)
             .map_err(|error| database_error("preparing the connection", error))?;
         if self.outbox.get().is_none()
@@ -52,6 +83,12 @@ impl Database {
         }
         Ok(conn)
     }
+}
+
+fn establish(url: &str) -> Result<PgConnection, SourceError> {
+    PgConnection::establish(&with_keepalives(url)).map_err(|error| {
+        SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+    })
 }
 
 /// Adds keepalives to a URL that has none. Without them, a client waits for hours for a server that vanished.

@@ -14,7 +14,8 @@ pub struct SourceOptions {
     /// them.
     pub dead_letter_policy: DeadLetterPolicy,
     /// How often a source looks at the table if nothing notifies it, and how often one that stands by looks whether the leader is
-    /// gone. Default: 15 s on PostgreSQL. On SQLite a source always looks at the file's change counter every 10 ms.
+    /// gone. Default: 15 s on PostgreSQL. On SQLite a source always looks at the file's change counter every 10 ms. On MySQL and
+    /// MariaDB it looks at least every 1.25 s.
     pub poll_interval: Duration,
     /// How often a source measures the number and age of the unsent rows. Default: 15 s. On PostgreSQL it measures less often if
     /// counting would take more than a fiftieth of the time.

@@ -6,6 +6,8 @@ mod batch_size;
 pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+mod prefetch;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 

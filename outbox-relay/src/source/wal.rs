@@ -96,7 +96,7 @@ impl WalSource {
 
     /// Connects, and begins to work or to stand by.
     fn begin(&mut self) -> Result<(), SourceError> {
-        let mut conn = self.database.connect()?;
+        let mut conn = self.database.connect_to_own_session()?;
         check_table(&mut conn)?;
         self.state = self.state_after(StandbyRelay::new(conn, self.database.clone()).take_over()?)?;
         Ok(())

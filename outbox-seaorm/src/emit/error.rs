@@ -79,7 +79,7 @@ mod advice {
     use std::fmt;
     use std::sync::Arc;
 
-    use diesel_outbox_core::__private::is_outbox_missing;
+    use diesel_outbox_core::__private::{is_outbox_missing, is_statement_elsewhere};
     use sea_orm::sqlx::error::{DatabaseError, ErrorKind};
     use sea_orm::{DbErr, RuntimeErr, SqlxError};
 
@@ -164,6 +164,10 @@ mod advice {
         if is_outbox_missing(text) {
             " (run the migrations with `Migrations::new().run(&db)` or `outbox migrate`; if the tables are in a schema of their own, add \
              it to the connection's search_path or name it with `Outbox::new().schema(..)`)"
+        } else if is_statement_elsewhere(text) {
+            " (if there is a pooler in transaction mode before the database, let it know prepared statements, as PgBouncer does from 1.21 on \
+             with `max_prepared_statements`, or connect to a pool in session mode: sqlx names each statement that it prepares, whatever \
+             its cache holds)"
         } else if text == "database is locked" {
             " (SQLite has one writer at a time, and the relay writes too: roll this transaction back and run it again. To avoid the \
              error, begin a transaction that reads before it emits with `SqliteTransactionMode::Immediate`, because otherwise it fails \

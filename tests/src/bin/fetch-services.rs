@@ -1,10 +1,18 @@
-//! Fetches the server programs that the tests take from Maven, so that the first test does not wait for them.
+//! Fetches the server programs that the tests take from Maven and from Debian's newest suite, so that the first test does not wait for them.
 
 use outbox_tests::artifacts;
 
 fn main() {
     println!("Apache Kafka {}: {}", artifacts::KAFKA, artifacts::kafka());
     println!("Debezium {}: {}", artifacts::DEBEZIUM, artifacts::debezium());
+    println!("Debezium for MySQL {}: {}", artifacts::DEBEZIUM_FOR_MYSQL, artifacts::debezium_for_mysql());
+    println!(
+        "Debezium for MariaDB {}: {}",
+        artifacts::DEBEZIUM_FOR_MARIADB,
+        artifacts::debezium_for_mariadb()
+    );
+    println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
+    println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());
     for major in std::env::args().skip(1) {
         let major = major.parse().expect("major versions of PostgreSQL as arguments");
         match artifacts::postgres(major) {

@@ -16,14 +16,14 @@ pub(super) const TUNED: [(&str, &str); 6] = [
 ];
 
 /// What a worker needs for a connector as the binary prints it. It stores offsets each second, so that less is repeated.
-pub(super) const ASKED_FOR: [(&str, &str); 3] = [
+pub(crate) const ASKED_FOR: [(&str, &str); 3] = [
     ("offset.flush.interval.ms", "1000"),
     ("config.providers", "env"),
     ("config.providers.env.class", "org.apache.kafka.common.config.provider.EnvVarConfigProvider"),
 ];
 
 /// Returns the properties of the worker.
-pub(super) fn worker(brokers: &str, folder: &Path, own: &[(&str, &str)]) -> Properties {
+pub(crate) fn worker(brokers: &str, folder: &Path, own: &[(&str, &str)]) -> Properties {
     let offsets = folder.join("offsets").display().to_string();
     let mut properties = owned(&[
         ("bootstrap.servers", brokers),

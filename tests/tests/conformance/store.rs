@@ -6,8 +6,8 @@ use diesel::sql_types::BigInt;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::operate::Operate;
-use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions, SqliteSource};
-use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres};
+use diesel_outbox_relay::source::{SourceOptions, SqliteSource};
+use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres, Server, Tables};
 
 /// A database with the tables in it.
 pub(super) trait Store {
@@ -22,29 +22,31 @@ pub(super) trait Store {
     fn restart_numbers(&self);
 }
 
-/// PostgreSQL, polled.
-pub(super) struct OnPostgres(pub(super) Database<'static>);
+/// A database on a server, polled.
+pub(super) struct OnServer<T> {
+    pub(super) tables: T,
+    restart_numbers: &'static str,
+}
 
-impl Store for OnPostgres {
+impl<T: Tables> Store for OnServer<T> {
     fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(PostgresSource::new(self.0.url(), options))
+        self.tables.source(options)
     }
 
     fn emit(&self, records: &[Record]) {
-        self.0.connect().transaction(|c| c.emit_all(records)).unwrap();
+        self.tables.connect().transaction(|c| c.emit_all(records)).unwrap();
     }
 
     fn execute(&self, sql: &str) {
-        self.0.connect().batch_execute(sql).unwrap();
+        self.tables.connect().batch_execute(sql).unwrap();
     }
 
     fn count(&self, from: &str) -> i64 {
-        let sql = format!("SELECT count(*) FROM {from}");
-        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
+        self.tables.count(from).try_into().unwrap()
     }
 
     fn observe(&self) -> Box<dyn Operate + Send> {
-        Box::new(self.0.connect())
+        self.tables.operate()
     }
 
     fn requeues_at_once(&self) -> bool {
@@ -52,47 +54,12 @@ impl Store for OnPostgres {
     }
 
     fn restart_numbers(&self) {
-        self.execute("ALTER SEQUENCE outbox_seq_seq RESTART");
+        self.execute(self.restart_numbers);
     }
 }
 
-pub(super) struct OnMariadb(MariadbDatabase<'static>);
-
-impl Store for OnMariadb {
-    fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(MysqlSource::new(self.0.url(), options))
-    }
-
-    fn emit(&self, records: &[Record]) {
-        self.0.connect().transaction(|c| c.emit_all(records)).unwrap();
-    }
-
-    fn execute(&self, sql: &str) {
-        self.0.connect().batch_execute(sql).unwrap();
-    }
-
-    fn count(&self, from: &str) -> i64 {
-        let sql = format!("SELECT count(*) FROM {from}");
-        diesel::dsl::sql::<BigInt>(&sql).get_result(&mut self.0.connect()).unwrap()
-    }
-
-    fn observe(&self) -> Box<dyn Operate + Send> {
-        Box::new(diesel_outbox_relay::mysql::Conn::new(self.0.url()).unwrap())
-    }
-
-    fn requeues_at_once(&self) -> bool {
-        false
-    }
-
-    fn restart_numbers(&self) {
-        self.execute("ALTER TABLE outbox AUTO_INCREMENT = 1");
-    }
-}
-
-pub(super) fn mariadb() -> OnMariadb {
-    let database = Mariadb::shared().database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    OnMariadb(database)
+pub(super) fn mariadb(server: &'static Mariadb) -> OnServer<MariadbDatabase<'static>> {
+    OnServer { tables: server.migrated(), restart_numbers: "ALTER TABLE outbox AUTO_INCREMENT = 1" }
 }
 
 pub(super) struct OnSqlite {
@@ -139,14 +106,14 @@ impl Store for OnSqlite {
     }
 }
 
-pub(super) fn postgres(major: u32) -> OnPostgres {
+pub(super) fn postgres(major: u32) -> OnServer<Database<'static>> {
     let database = Postgres::shared_version(major).database();
     let conn = &mut database.connect();
     // Far from UTC, so that the test notices a time that is taken for a local one.
     conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'", database.name()))
         .unwrap();
     Migrations::new().run(conn).unwrap();
-    OnPostgres(database)
+    OnServer { tables: database, restart_numbers: "ALTER SEQUENCE outbox_seq_seq RESTART" }
 }
 
 pub(super) fn sqlite() -> OnSqlite {

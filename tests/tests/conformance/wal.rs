@@ -9,14 +9,14 @@ use diesel_outbox_relay::source::SourceOptions;
 use diesel_outbox_relay::source::wal::{WalOptions, WalSource, setup};
 use outbox_tests::Database;
 
-use super::store::{OnPostgres, Store, postgres};
+use super::store::{OnServer, Store, postgres};
 
 /// PostgreSQL, read from a slot that was made before the first emit.
-pub(super) struct OnWal(OnPostgres);
+pub(super) struct OnWal(OnServer<Database<'static>>);
 
 pub(super) fn wal() -> OnWal {
     let store = postgres(15);
-    setup(&mut store.0.connect(), &mut store.0.connect(), &options(&store.0)).unwrap();
+    setup(&mut store.tables.connect(), &mut store.tables.connect(), &options(&store.tables)).unwrap();
     OnWal(store)
 }
 
@@ -28,7 +28,7 @@ fn options(database: &Database<'_>) -> WalOptions {
 
 impl Store for OnWal {
     fn source(&self, options_of_source: SourceOptions) -> Box<dyn Source> {
-        let database = &self.0.0;
+        let database = &self.0.tables;
         Box::new(Patient(WalSource::new(database.url(), options_of_source, options(database))))
     }
 
@@ -60,7 +60,7 @@ impl Store for OnWal {
 /// A committed event arrives a moment later, so this waits for it if there is none yet.
 struct Patient(WalSource);
 
-const A_MOMENT: Duration = Duration::from_millis(500);
+const A_MOMENT: Duration = Duration::from_millis(1_500);
 
 impl Source for Patient {
     fn claim(&mut self) -> Result<bool, SourceError> {

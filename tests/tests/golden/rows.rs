@@ -2,8 +2,10 @@
 
 use std::time::UNIX_EPOCH;
 
+use diesel::mysql::{Mysql, MysqlConnection};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel::query_builder::{BoxedSqlQuery, SqlQuery};
 use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
 use diesel_outbox::Record;
 use uuid::Uuid;
@@ -124,17 +126,29 @@ fn headers(chance: &mut Chance, number: usize) -> Option<String> {
 
 /// Inserts the rows in transactions of different sizes.
 pub(crate) fn insert(conn: &mut PgConnection, rows: &[GoldenRow]) {
+    transactions(rows, |rows| insert_together(conn, rows));
+}
+
+/// Inserts the rows in transactions of different sizes on MariaDB.
+pub(crate) fn insert_on_mariadb(conn: &mut MysqlConnection, rows: &[GoldenRow]) {
+    transactions(rows, |rows| conn.transaction(|c| insert_in_chunks(c, rows)).unwrap());
+}
+
+fn transactions(rows: &[GoldenRow], mut insert: impl FnMut(&[GoldenRow])) {
     let (mut rest, mut sizes) = (rows, TRANSACTIONS.into_iter().cycle());
     while !rest.is_empty() {
         let size = sizes.next().unwrap().min(rest.len());
         let (rows, later) = rest.split_at(size);
         rest = later;
-        insert_together(conn, rows);
+        insert(rows);
     }
 }
 
+fn shard(row: &GoldenRow) -> i16 {
+    Record::new(row.aggregate_type, row.aggregate_id.as_str(), "any").shard()
+}
+
 fn insert_together(conn: &mut PgConnection, rows: &[GoldenRow]) {
-    let shard = |row: &GoldenRow| Record::new(row.aggregate_type, row.aggregate_id.as_str(), "any").shard();
     diesel::sql_query(
         "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created_at, shard) \
          SELECT id, aggregatetype, aggregateid, type, payload, headers::json, \
@@ -152,4 +166,36 @@ fn insert_together(conn: &mut PgConnection, rows: &[GoldenRow]) {
     .bind::<Array<SmallInt>, _>(rows.iter().map(shard).collect::<Vec<_>>())
     .execute(conn)
     .unwrap();
+}
+
+/// So many rows are inserted by one statement.
+const CHUNK: usize = 100;
+
+fn insert_in_chunks(conn: &mut MysqlConnection, rows: &[GoldenRow]) -> QueryResult<()> {
+    for rows in rows.chunks(CHUNK) {
+        let values =
+            vec!["(?, ?, ?, ?, ?, ?, TIMESTAMPADD(MICROSECOND, ? * 1000, '1970-01-01'), ?)"; rows.len()];
+        let query = diesel::sql_query(format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, created_at, shard) VALUES {}",
+            values.join(", ")
+        ));
+        let query = rows.iter().fold(query.into_boxed::<Mysql>(), with_row);
+        query.execute(conn)?;
+    }
+    Ok(())
+}
+
+fn with_row<'a>(
+    query: BoxedSqlQuery<'a, Mysql, SqlQuery>,
+    row: &'a GoldenRow,
+) -> BoxedSqlQuery<'a, Mysql, SqlQuery> {
+    query
+        .bind::<Text, _>(row.id.to_string())
+        .bind::<Text, _>(row.aggregate_type)
+        .bind::<Text, _>(row.aggregate_id.as_str())
+        .bind::<Text, _>(row.event_type.as_str())
+        .bind::<Nullable<Binary>, _>(row.payload.as_deref())
+        .bind::<Nullable<Text>, _>(row.headers.as_deref())
+        .bind::<BigInt, _>(row.created_at_ms)
+        .bind::<SmallInt, _>(shard(row))
 }

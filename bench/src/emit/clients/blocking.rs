@@ -13,7 +13,7 @@ use crate::rows::{record, records};
 impl Clients {
     /// Transactions per second of clients on threads.
     pub(in super::super) fn on_threads(self, database: &Database<'_>, how: How) -> f64 {
-        self.run(database, |conn, n| {
+        self.run(&|| database.connect(), |conn: &mut PgConnection, n| {
             conn.transaction(|c| {
                 diesel::insert_into(orders::table).values(Order::new(n)).execute(c)?;
                 let event = record(n, self.bytes);
@@ -31,7 +31,7 @@ impl Clients {
     /// Events per second of clients on threads that write nothing but so many events in each transaction.
     pub(in super::super) fn in_batches(self, database: &Database<'_>, how: How, size: usize) -> f64 {
         let events = records(size, self.bytes);
-        let transactions = self.run(database, |conn, _| {
+        let transactions = self.run(&|| database.connect(), |conn: &mut PgConnection, _| {
             conn.transaction(|c| {
                 match how {
                     How::Emit => c.emit_all(&events).map(drop)?,
@@ -46,14 +46,15 @@ impl Clients {
         transactions * size as f64
     }
 
-    fn run(
+    /// Returns the transactions per second of such clients.
+    pub(in super::super) fn run<C>(
         self,
-        database: &Database<'_>,
-        transact: impl Fn(&mut PgConnection, usize) -> QueryResult<()> + Sync,
+        connect: &(dyn Fn() -> C + Sync),
+        transact: impl Fn(&mut C, usize) -> QueryResult<()> + Sync,
     ) -> f64 {
         let ready = Barrier::new(self.count);
         let client = |number| {
-            let conn = &mut database.connect();
+            let conn = &mut connect();
             let mut orders = (number..).step_by(self.count);
             orders.by_ref().take(WARM_UP).for_each(|n| transact(conn, n).unwrap());
             ready.wait();

@@ -1,11 +1,43 @@
 //! What a MySQL or MariaDB URL names.
 
+use std::fmt;
+
 use diesel_async::AsyncMysqlConnection;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_outbox_relay::mysql::{Conn, Opts, OptsBuilder, UrlError};
 
 /// Diesel's synchronous connection needs libmysqlclient. This one speaks the protocol itself.
 pub(super) type MigrationConnection = AsyncConnectionWrapper<AsyncMysqlConnection>;
+
+/// As what the URL names the server. A relay works with both in the same way, and Debezium has a connector for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    Mysql,
+    Mariadb,
+}
+
+impl Flavor {
+    pub(super) fn named_by(url: &str) -> Self {
+        if url.starts_with("mariadb://") { Self::Mariadb } else { Self::Mysql }
+    }
+
+    /// The scheme of its URLs.
+    pub(crate) fn scheme(self) -> &'static str {
+        match self {
+            Self::Mysql => "mysql",
+            Self::Mariadb => "mariadb",
+        }
+    }
+}
+
+impl fmt::Display for Flavor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Mysql => "MySQL",
+            Self::Mariadb => "MariaDB",
+        })
+    }
+}
 
 /// The URL with the scheme that the drivers know and, if one is named, another database.
 pub(super) fn url(url: &str, schema: Option<&str>) -> Result<(String, Opts), String> {
@@ -53,7 +85,7 @@ fn refused(error: &UrlError) -> String {
     match error {
         UrlError::UnknownParameter(name) => format!("the MySQL driver knows no parameter `{name}`"),
         UrlError::FeatureRequired(_, name) => {
-            format!("this binary was built without what the parameter `{name}` needs: build it with the feature `tls`")
+            format!("this binary was built without what the parameter `{name}` needs: build it with the feature `mysql-tls`")
         }
         _ => "this is not a MySQL URL, mysql://user:password@host:port/database: write a `@`, `:`, `/`, `?`, `#` or `%` in the user \
               name or the password as %40, %3A, %2F, %3F, %23 or %25"

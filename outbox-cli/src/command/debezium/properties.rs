@@ -5,6 +5,9 @@ use std::fmt::Write;
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 
+use crate::command::failure::Failure;
+use crate::command::output::{print, say};
+
 /// Names and values, in the order in which people read them.
 pub(super) type Properties = Vec<(&'static str, String)>;
 
@@ -17,19 +20,44 @@ pub(crate) enum Format {
     Properties,
 }
 
+/// Whether the connector runs as soon as it is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum InitialState {
+    Running,
+    Stopped,
+}
+
 impl Format {
-    pub(super) fn text(self, name: &str, properties: &Properties, notes: &[String]) -> String {
+    pub(super) fn print(
+        self,
+        name: &str,
+        properties: &Properties,
+        notes: &[String],
+        state: InitialState,
+    ) -> Result<(), Failure> {
+        // JSON has no place for notes.
+        if self == Self::Json {
+            notes.iter().for_each(|note| say(note));
+        }
+        print(&self.text(name, properties, notes, state))
+    }
+
+    fn text(self, name: &str, properties: &Properties, notes: &[String], state: InitialState) -> String {
         match self {
-            Self::Json => json(name, properties),
+            Self::Json => json(name, properties, state),
             Self::Properties => file(name, properties, notes),
         }
     }
 }
 
-fn json(name: &str, properties: &Properties) -> String {
+fn json(name: &str, properties: &Properties, state: InitialState) -> String {
     let config: Map<String, Value> =
         properties.iter().map(|(name, value)| ((*name).to_owned(), json!(value))).collect();
-    format!("{:#}\n", json!({ "name": name, "config": config }))
+    let connector = match state {
+        InitialState::Running => json!({ "name": name, "config": config }),
+        InitialState::Stopped => json!({ "name": name, "initial_state": "STOPPED", "config": config }),
+    };
+    format!("{connector:#}\n")
 }
 
 fn file(name: &str, properties: &Properties, notes: &[String]) -> String {
@@ -79,10 +107,14 @@ mod tests {
     fn both_formats_have_the_name_and_every_property() {
         let properties = vec![("tasks.max", "1".to_owned()), ("x", "\"".to_owned())];
         let notes = ["Mind this.".to_owned()];
-        let json: Value =
-            serde_json::from_str(&Format::Json.text("shop", &properties, &notes)).expect("JSON");
-        assert_eq!(json, json!({ "name": "shop", "config": { "tasks.max": "1", "x": "\"" } }));
-        let text = Format::Properties.text("shop", &properties, &notes);
+        let json = |state| -> Value {
+            serde_json::from_str(&Format::Json.text("shop", &properties, &notes, state)).expect("JSON")
+        };
+        let config = json!({ "tasks.max": "1", "x": "\"" });
+        assert_eq!(json(InitialState::Running), json!({ "name": "shop", "config": config }));
+        let stopped = json!({ "name": "shop", "initial_state": "STOPPED", "config": config });
+        assert_eq!(json(InitialState::Stopped), stopped);
+        let text = Format::Properties.text("shop", &properties, &notes, InitialState::Stopped);
         assert_eq!(text, "# Mind this.\nname=shop\ntasks.max=1\nx=\"\n");
     }
 }

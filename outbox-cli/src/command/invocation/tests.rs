@@ -105,10 +105,10 @@ fn a_list_can_be_written_in_several_ways() {
     let file = File::new("brokers = ['one:9092', 'two:9092']\nallow_topics = 'a, b'");
     let kafka = |arguments: &[&str]| given(arguments, &[]).0.kafka;
     let from_file = kafka(&["--config", file.path()]);
-    assert_eq!(from_file.brokers, ["one:9092", "two:9092"]);
+    assert_eq!(from_file.cluster.brokers, ["one:9092", "two:9092"]);
     assert_eq!(from_file.allow_topics.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
     let from_flags = kafka(&["--brokers", "one:9092", "--brokers", "two:9092,three:9092"]);
-    assert_eq!(from_flags.brokers, ["one:9092", "two:9092", "three:9092"]);
+    assert_eq!(from_flags.cluster.brokers, ["one:9092", "two:9092", "three:9092"]);
     assert_eq!(from_flags.allow_topics, None);
 }
 

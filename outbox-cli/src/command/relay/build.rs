@@ -45,17 +45,8 @@ pub(super) fn workers(settings: &RelaySettings, origins: &Origins, databases: &[
     if has_more { 2 } else { settings.work.workers }
 }
 
-/// Kafka's addresses, with commas.
-pub(super) fn brokers(settings: &RelaySettings) -> String {
-    items(&settings.kafka.brokers).join(",")
-}
-
 fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
-    let brokers = brokers(settings);
-    if brokers.is_empty() {
-        return Err(ConfigError::Missing { what: "no broker is named", key: "brokers" });
-    }
-    let mut kafka = Kafka::new(brokers).event_headers(settings.kafka.event_headers);
+    let mut kafka = Kafka::new(settings.kafka.cluster.list()?).event_headers(settings.kafka.event_headers);
     for property in &settings.kafka.properties {
         if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
             let origin = origins.of(&property_key(&property.name));

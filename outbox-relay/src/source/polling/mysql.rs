@@ -6,14 +6,17 @@ mod check;
 mod claim;
 mod connection;
 mod dead_letters;
+mod prefetch;
 mod read;
 mod settle;
 mod upkeep;
 mod wakeup;
+mod writers;
 
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
 pub(crate) use self::connection::row_of;
 pub(crate) use self::upkeep::lag;
+pub(crate) use self::wakeup::is_polled;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -23,35 +26,41 @@ use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, S
 use mysql::Conn;
 
 use self::bounds::{Fence, Witness};
-use self::claim::{Looked, PollingPass, Wanted};
-use self::connection::Database;
+use self::claim::{Known, Looked, PollingPass, Wanted};
+use self::connection::{MysqlDatabase, Statements};
+use self::prefetch::{Backlog, ReadAhead};
+use self::read::Batch;
 use self::upkeep::Upkeep;
 use self::wakeup::Wake;
+use self::writers::Writers;
 use super::batch_size::{self, BatchSize};
 use crate::source::{BLOCKED, DatabaseUrl, SentRows, SourceOptions, database_error};
 
 /// The outbox table of a MySQL or MariaDB database as a source of records, for one worker.
 ///
-/// Any number of these may work on one table, in any number of processes: each aggregate is worked on by one at a time. Each has two
-/// connections.
+/// You can have any number of these on one table, in any number of processes: only one at a time works on an aggregate. Each has two
+/// connections, and a third one while it works off a backlog, so that one settles while the other reads.
 pub struct MysqlSource {
-    database: Database,
-    /// Nothing if a connection was lost, and all that hung on it.
+    database: MysqlDatabase,
+    /// `None` if the connection was lost, and everything with it.
     session: Option<Session>,
+    ahead: ReadAhead,
 }
 
-/// How often shards whose bound has no witness are looked at as a whole, and which part of the time that takes at most.
+/// How often the worker looks at all rows of the shards whose bound has no witness, and which part of the time that may take.
 const LOOK_AT_ALL: Duration = Duration::from_secs(1);
 const LOOK_AT_ALL_SHARE: u32 = 50;
-/// They are looked at as a whole at once, if something is found behind the bound and it takes no longer than this.
-const SHORT_LOOK: Duration = Duration::from_millis(5);
+/// It does so at once if it finds something behind the bound, and the last time took no longer than this.
+const SHORT_LOOK: Duration = Duration::from_millis(25);
+/// After a read that took as long as this, a worker looks whether another one waits until nobody reads.
+const LONG_READ: Duration = Duration::from_millis(100);
 
-/// A place in the table says nothing without the pass that read it.
+/// A place in the table means nothing without the pass that read it.
 const NOTHING_CLAIMED: &str = "nothing is claimed: the connection was lost";
 
 struct Session {
     conn: Conn,
-    /// Sees what has not been committed. Nothing before the first pass ends, and if the server has closed it.
+    /// Sees what has not been committed. `None` before it is needed, and if the server has closed it.
     uncommitted: Option<Conn>,
     /// The bounds of all shards as they were at the last look.
     bounds: bounds::Claimed,
@@ -63,9 +72,11 @@ struct Session {
     looked_at_all: Option<(Instant, Duration)>,
     wake: Wake,
     upkeep: Upkeep,
+    writers: Writers,
     batch_size: BatchSize,
     pass: Option<PollingPass>,
     was_large: bool,
+    last_read_took: Duration,
 }
 
 impl fmt::Debug for MysqlSource {
@@ -75,16 +86,17 @@ impl fmt::Debug for MysqlSource {
 }
 
 impl MysqlSource {
-    /// A source that connects to this database when it is first asked for something.
+    /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
-        Self { database: Database::new(database_url.into(), options), session: None }
+        let database = MysqlDatabase::new(database_url.into(), options);
+        Self { database, session: None, ahead: ReadAhead::default() }
     }
 
-    /// Works in the session, which is begun if there is none, and is over if the database fails.
+    /// Works in the session. Begins one if there is none, and drops it if the database fails.
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&mut Session, &Database) -> mysql::Result<T>,
+        work: impl FnOnce(&mut Session, &MysqlDatabase) -> mysql::Result<T>,
     ) -> Result<T, SourceError> {
         let mut session = match self.session.take() {
             Some(session) => session,
@@ -97,7 +109,7 @@ impl MysqlSource {
 }
 
 impl Session {
-    fn begin(database: &Database) -> Result<Self, SourceError> {
+    fn begin(database: &MysqlDatabase) -> Result<Self, SourceError> {
         let mut conn = database.connect()?;
         check::check(&mut conn)?;
         let bounds = load_bounds(&mut conn, &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard"))
@@ -114,40 +126,44 @@ impl Session {
             looked_at_all: None,
             wake,
             upkeep: Upkeep::default(),
+            writers: Writers::default(),
             batch_size: BatchSize::new(),
             pass: None,
             was_large: false,
+            last_read_took: Duration::ZERO,
         })
     }
 
-    fn claim(&mut self, database: &Database) -> mysql::Result<bool> {
+    fn claim(&mut self, database: &MysqlDatabase) -> mysql::Result<bool> {
         if !self.wake.look(&mut self.conn)? {
             return Ok(false);
         }
+        let known = self.bounds.clone();
         let (wanted, distrusted) = self.look()?;
         if wanted.is_empty() {
             return Ok(false);
         }
+        let known = Known { bounds: &known, distrusted: &distrusted };
         self.wake.count(&mut self.conn)?;
         let block = database.options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = PollingPass::begin(&mut self.conn, &wanted, &distrusted, self.wake.workers(), block)?;
+        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, self.wake.workers(), block)?;
         if self.pass.is_some() {
             self.wake.found();
         }
         Ok(self.pass.is_some())
     }
 
-    /// The wanted shards, and those whose bound is not to be trusted.
+    /// Returns the wanted shards, and those whose bound cannot be trusted.
     ///
-    /// A table that was truncated counts from 1 again, and the bounds say nothing of its rows. It has lost the bounds' witnesses too. A
-    /// relay that deletes what it has sent has none, so it looks at all rows now and then.
+    /// A table that was truncated counts from 1 again, so the bounds say nothing about its rows. The bounds' witnesses are gone too. If the
+    /// relay deletes what it has sent, there are no witnesses, so it looks at all rows now and then.
     fn look(&mut self) -> mysql::Result<(Wanted, HashSet<i16>)> {
         let Looked { wanted, bounds, without_witness, is_restarted } =
             claim::look(&mut self.conn, &self.bounds)?;
         let is_lower =
             bounds.iter().zip(&self.bounds).any(|((_, new), (_, old))| new.sent_through < old.sent_through);
         if is_restarted || is_lower {
-            // What is known is of the table that was, also if it was another relay that noticed.
+            // What the worker knows is about the old table, even if another relay noticed first.
             (self.fence, self.last, self.witness) = (Fence::default(), 0, None);
         }
         let is_wanted = wanted.iter().any(|(shard, _)| without_witness.contains(shard));
@@ -172,15 +188,51 @@ impl Session {
 
     fn read(&mut self, limit: usize) -> mysql::Result<(Vec<Claimed>, bool)> {
         let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
+        if self.last_read_took >= LONG_READ {
+            self.wake.wait_to_read(&mut self.conn)?;
+        }
+        let began = Instant::now();
         let batch = read::read(
             &mut self.conn,
             &pass.claimed,
             &pass.unsettled,
+            i64::MIN,
             &mut self.batch_size,
             limit,
             pass.blocked.as_ref(),
         )?;
+        self.last_read_took = began.elapsed();
+        self.give(batch)
+    }
+
+    /// Returns what was claimed and not read, if that is more than a batch. Another connection does not see what this pass has settled, and
+    /// would read it again, so there is no backlog once something was settled.
+    fn backlog(&mut self, limit: usize) -> mysql::Result<Option<Backlog>> {
+        let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
+        if pass.exhausted || pass.has_settled {
+            return Ok(None);
+        }
+        Ok(Some(Backlog {
+            claimed: pass.claimed.clone(),
+            given: pass.unsettled.clone(),
+            blocked: pass.blocked.clone(),
+            batch_size: self.batch_size,
+            limit,
+        }))
+    }
+
+    /// Fails if the connection was lost, and the claim with it. Then another relay may have sent what this one has read ahead, and later
+    /// records too.
+    fn still_holds_its_claim(&mut self) -> mysql::Result<()> {
+        self.conn.execute("DO 0").map(drop)
+    }
+
+    /// Notes that the relay is given these rows, and makes dead letters of those that are held back. Returns the records, and whether there
+    /// are more after them.
+    fn give(&mut self, batch: Batch) -> mysql::Result<(Vec<Claimed>, bool)> {
+        let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
         pass.unsettled.extend(&batch.given);
+        pass.exhausted = batch.exhausts;
         pass.was_large |= !batch.exhausts;
         if let Some(last) = batch.last {
             self.wake.found();
@@ -191,7 +243,7 @@ impl Session {
         }
         for seq in batch.held_back {
             dead_letters::keep(&mut self.conn, seq, BLOCKED)?;
-            pass.unsettled.remove(&seq);
+            pass.settled(&[seq as u64]);
             self.witness.take_if(|(witness, _)| *witness == seq);
         }
         Ok((batch.records, !batch.exhausts))
@@ -206,24 +258,30 @@ impl Session {
         Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.blocked.is_some()))
     }
 
-    fn settle(&mut self, tickets: &[u64], database: &Database) -> mysql::Result<()> {
+    fn settle(&mut self, tickets: &[u64], database: &MysqlDatabase) -> mysql::Result<()> {
         let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
         settle::settle(&mut self.conn, tickets, database.options.sent_rows)?;
         pass.settled(tickets);
         Ok(())
     }
 
-    fn release(&mut self, database: &Database) -> mysql::Result<()> {
+    fn release(&mut self, database: &MysqlDatabase) -> mysql::Result<()> {
         let Some(pass) = self.pass.take() else { return Ok(()) };
         self.was_large = pass.was_large;
         let moved = self.moved_bounds(&pass, database);
+        // The next look looks for the witnesses of these. If they are not written, the session ends.
+        for (shard, bound) in moved.iter().flat_map(|moved| bounds::changed(&pass.claimed, moved)) {
+            if let Some((_, known)) = self.bounds.iter_mut().find(|(known, _)| known == shard) {
+                known.clone_from(bound);
+            }
+        }
         pass.end(&mut self.conn, moved)?;
         self.wake.call_for_help(&mut self.conn, self.was_large)
     }
 
-    /// To where the pass's bounds can move. They stay where they are if the other connection fails: the next look is longer then, and
-    /// nothing else.
-    fn moved_bounds(&mut self, pass: &PollingPass, database: &Database) -> Option<bounds::Claimed> {
+    /// Returns the bounds to which those of the pass can move. If the other connection fails, they stay where they are, and the next look
+    /// is only longer.
+    fn moved_bounds(&mut self, pass: &PollingPass, database: &MysqlDatabase) -> Option<bounds::Claimed> {
         let mut conn = match self.uncommitted.take() {
             Some(conn) => conn,
             None => database.connect_to_uncommitted().ok()?,
@@ -231,7 +289,7 @@ impl Session {
         let witness = self.witness.as_ref().filter(|_| database.options.sent_rows != SentRows::Delete);
         let moved = self
             .fence
-            .advance(&mut conn, self.last)
+            .advance(&mut conn, &self.wake, self.last)
             .and_then(|()| bounds::moved(&pass.claimed, &self.fence, witness, &mut self.conn, &mut conn));
         match moved {
             Ok(moved) => {
@@ -245,11 +303,34 @@ impl Session {
         }
     }
 
-    fn upkeep(&mut self, database: &Database) -> mysql::Result<Option<Lag>> {
+    fn upkeep(&mut self, database: &MysqlDatabase) -> mysql::Result<Option<Lag>> {
         if !self.wake.leads() {
             return Ok(None);
         }
-        self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)
+        let lag = self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)?;
+        Ok(lag.map(|mut lag| {
+            lag.oldest_writer = self.oldest_writer(database);
+            lag
+        }))
+    }
+
+    /// How long ago the oldest transaction that is still open has emitted; zero if the other connection fails.
+    fn oldest_writer(&mut self, database: &MysqlDatabase) -> Duration {
+        let Some(mut uncommitted) =
+            self.uncommitted.take().or_else(|| database.connect_to_uncommitted().ok())
+        else {
+            return Duration::ZERO;
+        };
+        match self.writers.look(&mut self.conn, &mut uncommitted, &self.bounds) {
+            Ok(age) => {
+                self.uncommitted = Some(uncommitted);
+                age
+            }
+            Err(error) => {
+                tracing::debug!(%error, "transactions that stay open were not looked for; this is tried again");
+                Duration::ZERO
+            }
+        }
     }
 }
 
@@ -259,13 +340,33 @@ fn nothing_claimed() -> mysql::Error {
 
 impl Source for MysqlSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
+        self.ahead.end_pass();
         self.with("claiming", Session::claim)
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let (batch, more) = self.with("reading", |session, _| session.read(limit))?;
+        let batch = self.ahead.next(|batch| batch.exhausts);
+        let (batch, more) = self.with("reading", |session, _| match batch {
+            Some(batch) => {
+                session.still_holds_its_claim()?;
+                session.give(batch)
+            }
+            None => session.read(limit),
+        })?;
         records.extend(batch);
         Ok(more)
+    }
+
+    fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
+        if self.ahead.may_begin() {
+            let Some(backlog) = self.with("reading", |session, _| session.backlog(limit))? else {
+                return Ok(());
+            };
+            let database = &self.database;
+            self.ahead.begin(backlog, || prefetch::begin(database.clone()));
+        }
+        self.ahead.ask();
+        Ok(())
     }
 
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
@@ -280,20 +381,22 @@ impl Source for MysqlSource {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
+        self.ahead.end_pass();
         self.with("releasing", Session::release)
     }
 
-    /// The session ends too, and with it the lead: another relay may reach a broker that this one does not.
+    /// Ends the session, and gives up the lead with it: another relay may reach a broker that this one does not.
     fn abandon(&mut self) {
-        self.session = None;
+        (self.session, self.ahead) = (None, ReadAhead::default());
     }
 
-    /// With a share of the shards only, the events of the others would wait meanwhile.
+    /// If it has only some of the shards, events of the others would wait meanwhile.
     fn lingers(&self) -> bool {
         self.session.as_ref().is_some_and(|session| session.wake.workers() <= 1)
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
+        self.ahead.rest();
         self.with("waiting", |session, _| Ok(session.wake.wait(limit)))
     }
 

@@ -19,14 +19,14 @@ mod wakeup;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
 use self::connection::Sessions;
 use self::outboxes::Outbox;
 pub(crate) use self::outboxes::{Queue, Schemas, SharedSource, Watch};
-use self::prefetch::{Ahead, Batches};
+use self::prefetch::ReadAhead;
 use self::read::ReadBatch;
 use self::thread::OnThread;
 use super::batch_size;
@@ -41,17 +41,10 @@ use crate::source::database::Database;
 pub struct PostgresSource {
     database: Database,
     sessions: OnThread,
-    ahead: Option<Ahead>,
-    /// The backlog that is read ahead in this pass.
-    batches: Option<Batches>,
-    /// When reading ahead last failed.
-    ahead_failed: Option<Instant>,
+    ahead: ReadAhead,
     /// Whether no other worker was at work when this pass began.
     is_alone: bool,
 }
-
-/// How long to do without reading ahead after it failed.
-const AHEAD_RETRY: Duration = Duration::from_secs(30);
 
 /// This many records are settled at once without another thread.
 const FEW: usize = 20;
@@ -70,7 +63,7 @@ impl PostgresSource {
 
     pub(super) fn of(database: Database) -> Self {
         let sessions = OnThread::new(database.clone());
-        Self { database, sessions, ahead: None, batches: None, ahead_failed: None, is_alone: false }
+        Self { database, sessions, ahead: ReadAhead::default(), is_alone: false }
     }
 
     /// Connects, and works on this one of several outboxes from now on.
@@ -80,20 +73,13 @@ impl PostgresSource {
 
     /// Gives up what it needs only while there is a backlog.
     fn rest(&mut self) {
-        self.ahead = None;
+        self.ahead.rest();
     }
 
     /// Returns the next batch that was read ahead, and whether there are more. Returns `None` if nothing is read ahead.
     fn next_batch(&mut self) -> Result<Option<(Vec<Claimed>, bool)>, SourceError> {
-        let Some(batches) = &mut self.batches else { return Ok(None) };
-        let Some(ReadBatch { records, held_back, given, exhausts }) = batches.next() else {
-            (self.batches, self.ahead) = (None, None);
-            self.ahead_failed = Some(Instant::now());
-            return Ok(None);
-        };
-        if exhausts {
-            self.batches = None;
-        }
+        let Some(batch) = self.ahead.next(|batch| batch.exhausts) else { return Ok(None) };
+        let ReadBatch { records, held_back, given, exhausts } = batch;
         self.sessions.tell(move |sessions| sessions.give(given, exhausts, held_back))?;
         Ok(Some((records, !exhausts)))
     }
@@ -101,7 +87,7 @@ impl PostgresSource {
 
 impl Source for PostgresSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
-        self.batches = None;
+        self.ahead.end_pass();
         let (has_claimed, is_alone) = self.sessions.ask(Sessions::claim)?;
         self.is_alone = is_alone;
         Ok(has_claimed)
@@ -117,18 +103,14 @@ impl Source for PostgresSource {
     }
 
     fn read_ahead(&mut self, limit: usize) -> Result<(), SourceError> {
-        if self.batches.is_none() && self.ahead_failed.is_none_or(|failed| failed.elapsed() >= AHEAD_RETRY) {
+        if self.ahead.may_begin() {
             let Some(backlog) = self.sessions.ask(move |sessions| sessions.backlog(limit))? else {
                 return Ok(());
             };
-            if self.ahead.is_none() {
-                self.ahead = Ahead::begin(self.database.clone()).ok();
-            }
-            self.batches = self.ahead.as_ref().map(|ahead| ahead.read(backlog));
+            let database = &self.database;
+            self.ahead.begin(backlog, || prefetch::begin(database.clone()));
         }
-        if let Some(batches) = &mut self.batches {
-            batches.ask();
-        }
+        self.ahead.ask();
         Ok(())
     }
 
@@ -150,13 +132,13 @@ impl Source for PostgresSource {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.batches = None;
+        self.ahead.end_pass();
         self.sessions.ask(Sessions::release)
     }
 
     fn abandon(&mut self) {
         // A database that was away took both connections with it.
-        (self.batches, self.ahead, self.ahead_failed) = (None, None, None);
+        self.ahead = ReadAhead::default();
         self.sessions.abandon();
     }
 

@@ -24,6 +24,7 @@ use super::position::Lsn;
 use super::slot::{self, ReplicationSlot};
 use super::{origin, polled, publication, standby_relay};
 use crate::source::bounds::lock_shards_and_table;
+use crate::source::pooler::pooler_problem;
 use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
@@ -43,6 +44,9 @@ fn exclusively(
     slot: &str,
     work: impl FnOnce(&mut PgConnection) -> Result<(), WalError>,
 ) -> Result<(), WalError> {
+    if let Some(problem) = pooler_problem(conn, lock)? {
+        return Err(WalError::Pooler(problem));
+    }
     // If the server can, it checks whether its client is still there, so the last statement of a killed attempt ends soon. If it
     // cannot, it says so and goes on.
     let _ = conn.batch_execute("SET client_connection_check_interval = '1s'");

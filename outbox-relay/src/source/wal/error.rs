@@ -18,6 +18,9 @@ pub enum WalError {
         /// The setting `wal_level`.
         level: String,
     },
+    /// The connections go through a pooler that gives them another session for each transaction.
+    #[error("{0}")]
+    Pooler(String),
     /// A relay reads the slot.
     #[error("a relay reads the write-ahead log: stop it, and those that stand by; then run this again")]
     Active,
@@ -70,8 +73,10 @@ pub enum WalError {
         /// The other publication.
         publication: String,
     },
-    /// A publication of that name exists, but does not have all inserts into the outbox.
-    #[error("the publication `{publication}` does not have all inserts into the table outbox: {advice}")]
+    /// A publication of that name exists, but does not have all inserts into the outbox, or not all columns that a relay reads.
+    #[error(
+        "the publication `{publication}` does not have all inserts into the table outbox with all columns that a relay reads: {advice}"
+    )]
     Publication {
         /// The publication.
         publication: String,

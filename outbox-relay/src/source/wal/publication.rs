@@ -39,7 +39,9 @@ pub(super) fn check(conn: &mut PgConnection, options: &WalOptions) -> Result<(),
             "the publication `{name}` is not the one that the slot `{slot}` was set up with: somebody has changed it or made it anew"
         )
     } else {
-        format!("the publication `{name}` is gone, or no longer has all inserts into the table outbox")
+        format!(
+            "the publication `{name}` is gone, or no longer has all inserts into the table outbox with all columns that a relay reads"
+        )
     };
     Err(SourceError::permanent(format!(
         "{what}. The write-ahead log does not show the events that were emitted meanwhile, but the table has them: stop the relays that \
@@ -59,13 +61,17 @@ fn look(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<(bool, b
 }
 
 /// An identity that any change of the publication changes, even if somebody takes the change back, because its rows in the catalog are
-/// other rows then. Null if it does not have all inserts; from PostgreSQL 15 on it can have a filter (`prqual`).
+/// other rows then. Null if it does not have all inserts with what a relay reads of them; from PostgreSQL 15 on it can have a filter
+/// (`prqual`), and a list of columns (`prattrs`).
 macro_rules! identity {
     () => {
         "(SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \
          LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass \
          WHERE p.pubname = ? AND p.pubinsert \
-         AND (p.puballtables OR r.oid IS NOT NULL AND to_jsonb(r) ->> 'prqual' IS NULL))"
+         AND (p.puballtables OR r.oid IS NOT NULL AND to_jsonb(r) ->> 'prqual' IS NULL \
+         AND (to_jsonb(r) ->> 'prattrs' IS NULL OR NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'outbox'::regclass \
+         AND a.attname IN ('seq', 'id', 'aggregatetype', 'aggregateid', 'type', 'payload', 'headers', 'created_at') \
+         AND a.attnum::text <> ALL (string_to_array(translate(to_jsonb(r) ->> 'prattrs', '[],', ''), ' '))))))"
     };
 }
 

@@ -16,7 +16,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::Instant;
 
-use outbox_tests::{Kafka, Postgres};
+use outbox_tests::{Kafka, Mariadb, Postgres};
 
 use self::durations::Durations;
 use self::processors::Processors;
@@ -84,14 +84,27 @@ fn main() -> ExitCode {
     }
 }
 
-/// The environment that leads the programs to the servers. The servers run as long as this process does.
+/// Starts a server, and returns its address.
+type Start = fn() -> String;
+
+/// The environment that leads the programs to the servers, which are started side by side. They run as long as this process does.
 fn servers() -> Vec<(String, String)> {
-    let mut variables = Vec::new();
-    if env::var_os("OUTBOX_TEST_POSTGRES_URL").is_none() {
-        variables.push(("OUTBOX_TEST_POSTGRES_URL".to_owned(), Postgres::shared().url().to_owned()));
-    }
-    if env::var_os("OUTBOX_TEST_KAFKA_BROKERS").is_none() {
-        variables.push(("OUTBOX_TEST_KAFKA_BROKERS".to_owned(), Kafka::shared().brokers().to_owned()));
-    }
-    variables
+    let servers: [(&str, Start); 5] = [
+        ("OUTBOX_TEST_POSTGRES_URL", || Postgres::shared().url().to_owned()),
+        ("OUTBOX_TEST_MYSQL_URL", || Mariadb::shared().url().to_owned()),
+        ("OUTBOX_TEST_NEWEST_MARIADB_URL", || Mariadb::shared_newer().url().to_owned()),
+        ("OUTBOX_TEST_NEWEST_MYSQL_URL", || Mariadb::shared_mysql().url().to_owned()),
+        ("OUTBOX_TEST_KAFKA_BROKERS", || Kafka::shared().brokers().to_owned()),
+    ];
+    thread::scope(|scope| {
+        let starting: Vec<_> = servers
+            .into_iter()
+            .filter(|(variable, _)| env::var_os(variable).is_none())
+            .map(|(variable, start)| (variable, scope.spawn(start)))
+            .collect();
+        let started = |(variable, server): (&str, thread::ScopedJoinHandle<'_, String>)| {
+            (variable.to_owned(), server.join().expect("a server that starts"))
+        };
+        starting.into_iter().map(started).collect()
+    })
 }

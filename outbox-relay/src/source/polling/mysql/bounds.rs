@@ -1,22 +1,22 @@
-//! From where on the rows of a shard are looked for, without ever passing over one that commits late.
+//! The bounds from which the relay looks for a shard's rows, without ever passing over a row that commits late.
 //!
-//! A row gets its `seq` when it is inserted and is seen when its transaction commits, so a row with a low `seq` may appear behind
-//! rows that were sent long ago. On the other hand nobody can look at all that was ever sent, each time. So each shard has a bound
-//! and a list: every row up to the bound has been sent, is in the list, or will never exist. A look reads the rows of the list by
-//! their numbers, and what comes after the bound.
+//! A row gets its `seq` when it is inserted, and becomes visible when its transaction commits. So a row with a low `seq` may appear behind
+//! rows that were sent long ago. But no relay can look at everything that was ever sent, each time. So each shard has a bound and a list:
+//! every row up to the bound has been sent, is in the list, or will never exist. A look reads the listed rows by their numbers, and the
+//! rows after the bound.
 //!
 //! How a bound moves to `last`, a number that the relay has read:
 //!
-//! 1. Every number up to `last` has been taken by then, because a row with that number exists. Whoever has taken one and has not
-//!    stored its row is in the midst of its INSERT, and the server counts the table as in use. So once the table has been seen not
-//!    to be in use, every number up to `last` either has its row, committed or not, or will never have one: see [`Fence`].
-//! 2. Then the worker, which holds the shard's lock, reads the unsent rows up to `last` as READ UNCOMMITTED, which shows the rows of
-//!    transactions that have not ended, and as READ COMMITTED, which shows the rows that others are about to change. Those rows are all
-//!    that can still be sent or appear up to `last`: they are the list.
-//! 3. The bound and the list are written in the pass's own transaction. If that fails, so does what the pass has settled.
+//! 1. A row with that number exists, so every number up to `last` has been taken. If a transaction has taken one of them and has not
+//!    stored its row yet, it is in the middle of its INSERT, and the server counts the table as in use. So once the server reports that
+//!    the table is not in use, every number up to `last` has its row, committed or not, or will never have one: see [`Fence`].
+//! 2. Then the worker, which holds the shard's lock, reads the unsent rows up to `last` twice. READ UNCOMMITTED shows the rows of open
+//!    transactions, and READ COMMITTED shows the rows that others are about to change. No other row up to `last` can still appear or wait
+//!    to be sent, so these are the list.
+//! 3. The pass's own transaction writes the bound and the list. If that fails, so does what the pass has settled.
 //!
-//! A transaction that stays open for hours costs its rows' place in the list. If there are more than [`MOST_LISTED`], the bound moves no
-//! further than the list reaches.
+//! The rows of a transaction that stays open for hours stay in the list. If there are more than [`MOST_LISTED`], the bound moves only as
+//! far as the list reaches.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -24,15 +24,22 @@ use std::time::{Duration, Instant};
 use mysql::Conn;
 
 use super::connection::Statements;
+use super::wakeup::Wake;
 
-/// More rows than these are not listed: each look looks for all of them.
+/// How many rows a list may have. Each look looks each of them up.
 const MOST_LISTED: usize = 1_000;
-/// How often it is asked whether the table is in use.
+/// How often the worker asks whether the table is in use.
 const INTERVAL: Duration = Duration::from_millis(25);
+/// It asks again and again for this part of the time for which the table has always been in use, but no longer than [`LONGEST_ASKING`].
+const ASKING_SHARE: u32 = 20;
+const LONGEST_ASKING: Duration = Duration::from_secs(2);
+const ASKING_PAUSE: Duration = Duration::from_micros(200);
+/// If it asks for longer than this, the other workers do not begin to read meanwhile.
+const SHORT_ASKING: Duration = Duration::from_millis(50);
 /// How far a bound must be able to move before it does.
 const STEP: i64 = 1_024;
 
-/// From where on a shard's rows are looked for.
+/// Where the relay begins to look for a shard's rows.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Bound {
     pub(crate) sent_through: i64,
@@ -55,60 +62,92 @@ pub(super) fn of_row((shard, sent_through, unsent, witness, witness_id): Row) ->
     (shard, Bound { sent_through, unsent, witness: witness.zip(witness_id) })
 }
 
-/// Numbers for an SQL list. It is never empty, because SQL has no empty list; no row has the number -1.
+/// Returns numbers as an SQL list. SQL has no empty list, so that one holds -1, which no row has.
 pub(crate) fn listed<N: ToString>(numbers: impl IntoIterator<Item = N>) -> String {
     let numbers: Vec<String> = numbers.into_iter().map(|number| number.to_string()).collect();
     if numbers.is_empty() { "-1".to_owned() } else { numbers.join(",") }
 }
 
-/// The numbers of the claimed shards, for an SQL list.
+/// Returns the numbers of the claimed shards as an SQL list.
 pub(super) fn shards(claimed: &Claimed) -> String {
     listed(claimed.iter().map(|(shard, _)| shard))
 }
 
-/// The rows that the shards list, for an SQL list.
+/// Returns the rows in the shards' lists as an SQL list.
 pub(super) fn unsent(claimed: &Claimed) -> String {
     listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent))
 }
 
-/// The bound behind which all of these shards' rows lie, except those that they list.
+/// Returns the lowest bound. All unsent rows of these shards lie behind it or are listed.
 pub(super) fn lowest(claimed: &Claimed) -> i64 {
     claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default()
 }
 
 /// Learns up to which number every row is stored, or never will be.
+///
+/// The more writers there are, the more rarely the table is not in use, and the other workers' reads use it too. While the bounds stand still,
+/// those reads take longer and longer. So the longer the table has always been in use, the longer this asks, and then the other workers
+/// wait with their reads.
 #[derive(Default)]
 pub(super) struct Fence {
     stored_through: i64,
     asked: Option<Instant>,
+    /// Since when there is a number to go to.
+    waiting: Option<Instant>,
 }
 
 impl Fence {
-    /// Asks, if that is due, whether nobody is in the midst of a statement on the table. `last` is a number that was read before.
-    pub(super) fn advance(&mut self, conn: &mut Conn, last: i64) -> mysql::Result<()> {
+    /// Asks, if it is time to, whether anybody is in the middle of a statement on the table. `last` is a number that was read before.
+    pub(super) fn advance(&mut self, conn: &mut Conn, wake: &Wake, last: i64) -> mysql::Result<()> {
         if last < self.stored_through + STEP || self.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
             return Ok(());
         }
+        let waiting = *self.waiting.get_or_insert_with(Instant::now);
+        let longest = asking(waiting.elapsed());
+        // Others need not wait if another worker asks already.
+        let holds_reads = longest > SHORT_ASKING && wake.hold_reads(conn)?;
+        let began = Instant::now();
+        let is_unused = loop {
+            if is_unused(conn)? {
+                break true;
+            }
+            if began.elapsed() >= longest {
+                break false;
+            }
+            std::thread::sleep(ASKING_PAUSE);
+        };
+        if holds_reads {
+            wake.let_read(conn)?;
+        }
         self.asked = Some(Instant::now());
-        // Its columns: database, table, how many statements use it, whether its name is locked.
-        let open: Vec<(String, String, i64, i64)> =
-            conn.load("SHOW OPEN TABLES WHERE `Database` = DATABASE() AND `Table` = 'outbox'")?;
-        // The table is there, because it was just read. Names are compared without regard to case, so that there may be two.
-        if !open.is_empty() && open.iter().all(|(_, _, in_use, _)| *in_use == 0) {
-            self.stored_through = last;
+        if is_unused {
+            (self.stored_through, self.waiting) = (last, None);
         }
         Ok(())
     }
 }
 
+/// Returns how long to ask, if the table has always been in use for this time.
+fn asking(waiting: Duration) -> Duration {
+    (waiting / ASKING_SHARE).min(LONGEST_ASKING)
+}
+
+fn is_unused(conn: &mut Conn) -> mysql::Result<bool> {
+    // Its columns: database, table, how many statements use it, whether its name is locked.
+    let open: Vec<(String, String, i64, i64)> =
+        conn.load("SHOW OPEN TABLES WHERE `Database` = DATABASE() AND `Table` = 'outbox'")?;
+    // The table is there, because it was just read. There may be two, because the server ignores the case of names here.
+    Ok(!open.is_empty() && open.iter().all(|(_, _, in_use, _)| *in_use == 0))
+}
+
 /// Claimed shards, by number, with their bounds as the table has them.
 pub(crate) type Claimed = Vec<(i16, Bound)>;
 
-/// The bounds to which those of the claimed shards can move, or nothing if that is not worth it. `conn` is the pass's connection, and
-/// `uncommitted` another one.
+/// Returns the bounds to which those of the claimed shards can move, or `None` if that is not worth it. `conn` is the pass's connection,
+/// and `uncommitted` another one.
 ///
-/// Listed is what is unsent in either view. That of the pass has the rows that others are about to change and may not: an operator who
-/// deletes some and rolls back, or a pass that a crash of the server has ended and that is still being rolled back.
+/// The lists get the rows that are unsent in either view. The pass's view has the rows that others are about to change, and perhaps will
+/// not: an operator may delete rows and roll back, and after a crash the server may still be rolling back a pass.
 pub(super) fn moved(
     claimed: &Claimed,
     fence: &Fence,
@@ -136,8 +175,9 @@ pub(super) fn moved(
     Ok(Some(with_unsent(claimed, lowest, through, &unsent, witness)))
 }
 
-/// `unsent` are the rows of the old lists up to `lowest`, and then those after it up to `through`, in their order. The bounds go to just
-/// before the first one that is too many. A shard whose bound another worker has moved further keeps it.
+/// Returns the bounds with these `unsent` rows as their lists: the rows of the old lists up to `lowest`, and then those after it up to
+/// `through`, in their order. If there are too many, the bounds go to just before the first one that has no place. If another worker has
+/// moved a shard's bound further, it stays there.
 fn with_unsent(
     claimed: &Claimed,
     lowest: i64,
@@ -160,14 +200,19 @@ fn with_unsent(
         .collect()
 }
 
-/// The statement that writes the bounds that have changed, or nothing if none has.
-pub(super) fn update(claimed: &Claimed, moved: &Claimed) -> Option<String> {
-    let changed: Vec<&(i16, Bound)> = moved
+/// Returns the bounds that have changed.
+pub(super) fn changed<'a>(claimed: &Claimed, moved: &'a Claimed) -> Vec<&'a (i16, Bound)> {
+    moved
         .iter()
         .zip(claimed)
         .filter(|((_, new), (_, old))| new.sent_through != old.sent_through || new.unsent != old.unsent)
         .map(|(new, _)| new)
-        .collect();
+        .collect()
+}
+
+/// Returns the statement that writes the bounds that have changed, or `None` if none has.
+pub(super) fn update(claimed: &Claimed, moved: &Claimed) -> Option<String> {
+    let changed = changed(claimed, moved);
     if changed.is_empty() {
         return None;
     }
@@ -195,7 +240,7 @@ fn case(whens: &str) -> String {
     if whens.is_empty() { "NULL".to_owned() } else { format!("CASE shard{whens} END") }
 }
 
-/// The bounds that the query selects.
+/// Returns the bounds that the query selects.
 pub(crate) fn load(conn: &mut impl Statements, query: &str) -> mysql::Result<Claimed> {
     Ok(conn.load(query)?.into_iter().map(of_row).collect())
 }
@@ -206,6 +251,13 @@ mod tests {
 
     fn bound(sent_through: i64, unsent: &[i64]) -> Bound {
         Bound { sent_through, unsent: unsent.to_vec(), witness: None }
+    }
+
+    #[test]
+    fn the_longer_the_table_is_in_use_the_longer_is_asked() {
+        assert_eq!(asking(Duration::ZERO), Duration::ZERO);
+        assert_eq!(asking(Duration::from_millis(500)), Duration::from_millis(25));
+        assert_eq!(asking(Duration::from_secs(3_600)), LONGEST_ASKING);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use diesel_outbox_core::SHARDS;
 use mysql::Conn;
+use uuid::Uuid;
 
 use super::bounds::{self, Bound, COLUMNS, Claimed, Witness, listed};
 use super::connection::Statements;
@@ -17,6 +18,9 @@ pub(super) struct PollingPass {
     pub(super) claimed: Claimed,
     /// What was given to the relay and has not been settled.
     pub(super) unsettled: HashSet<i64>,
+    pub(super) has_settled: bool,
+    /// Whether the last read found no more after what it gave.
+    pub(super) exhausted: bool,
     /// Whether it found more than a batch at once.
     pub(super) was_large: bool,
     pub(super) blocked: Option<BlockedAggregates>,
@@ -34,7 +38,7 @@ pub(super) struct Looked {
     pub(super) is_restarted: bool,
 }
 
-/// Looks for unsent rows. The look begins at `known`, which may be older than the table's bounds: that only makes it longer.
+/// Looks for unsent rows. The look begins at `known`. If those bounds are older than the table's, the look is only longer.
 pub(super) fn look(conn: &mut Conn, known: &Claimed) -> mysql::Result<Looked> {
     let unsent = bounds::unsent(known);
     let witnesses: Vec<&Witness> = known.iter().filter_map(|(_, bound)| bound.witness.as_ref()).collect();
@@ -56,6 +60,8 @@ pub(super) fn look(conn: &mut Conn, known: &Claimed) -> mysql::Result<Looked> {
         let (shard, seq, ..) = row;
         match row {
             (WITNESS, _, _, _, Some(id)) => {
+                // An emitter of another kind may have written it in capitals, or without hyphens.
+                let id = Uuid::try_parse(&id).map_or(id, |uuid| uuid.to_string());
                 found.insert((seq, id));
             }
             row @ (_, _, Some(_), ..) => looked.bounds.push(bounds::of_row(row)),
@@ -76,12 +82,24 @@ pub(super) fn look(conn: &mut Conn, known: &Claimed) -> mysql::Result<Looked> {
     Ok(looked)
 }
 
+/// The bounds whose witnesses a look has looked for, and the shards whose bound is not to be trusted.
+pub(super) struct Known<'a> {
+    pub(super) bounds: &'a Claimed,
+    pub(super) distrusted: &'a HashSet<i16>,
+}
+
+impl Known<'_> {
+    fn has(&self, claimed: &(i16, Bound)) -> bool {
+        self.distrusted.contains(&claimed.0) || self.bounds.contains(claimed)
+    }
+}
+
 /// Stands for a shard in a row that is a witness.
 const WITNESS: i16 = -1;
 
-/// The wanted shards as the groups in which they are claimed. A worker's share of the shards lies together, because then the rows
-/// between its own are read fastest; the group with the oldest row comes first. Who is alone claims all shards: what comes to the
-/// others later need not be claimed then.
+/// Returns the wanted shards in the groups in which they are claimed, and how many shards are a worker's share. The shards of a share lie
+/// together, because then a read passes over the rows between them fastest. The group with the oldest row comes first. A worker that is
+/// alone claims all shards, so that it need not claim again for rows that come to the others later.
 fn groups(wanted: &Wanted, workers: usize) -> (Vec<Vec<i16>>, usize) {
     let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
     if workers <= 1 {
@@ -97,11 +115,12 @@ fn groups(wanted: &Wanted, workers: usize) -> (Vec<Vec<i16>>, usize) {
 }
 
 impl PollingPass {
-    /// Locks this worker's share of the free shards among the wanted ones, or returns nothing if none of them is free.
+    /// Locks this worker's share of the free shards among the wanted ones. Returns `None` if none of them is free, and if another worker
+    /// has moved the bound of one since the look: only the next look knows whether that bound's witness is still there.
     pub(super) fn begin(
         conn: &mut Conn,
         wanted: &Wanted,
-        distrusted: &HashSet<i16>,
+        known: &Known<'_>,
         workers: usize,
         block: bool,
     ) -> mysql::Result<Option<Self>> {
@@ -119,20 +138,29 @@ impl PollingPass {
                 ),
             )?);
         }
-        if !claimed.iter().any(|(shard, _)| wanted.iter().any(|(other, _)| other == shard)) {
+        let has_wanted = claimed.iter().any(|(shard, _)| wanted.iter().any(|(other, _)| other == shard));
+        if !has_wanted || !claimed.iter().all(|claimed| known.has(claimed)) {
             conn.execute("ROLLBACK")?;
             return Ok(None);
         }
         for (shard, bound) in &mut claimed {
-            if distrusted.contains(shard) {
+            if known.distrusted.contains(shard) {
                 *bound = Bound::default();
             }
         }
         let blocked = if block { Some(dead_letters::blocked(conn, &claimed)?) } else { None };
-        Ok(Some(Self { claimed, unsettled: HashSet::new(), was_large: false, blocked }))
+        Ok(Some(Self {
+            claimed,
+            unsettled: HashSet::new(),
+            has_settled: false,
+            exhausted: false,
+            was_large: false,
+            blocked,
+        }))
     }
 
     pub(super) fn settled(&mut self, tickets: &[u64]) {
+        self.has_settled = true;
         for ticket in tickets {
             self.unsettled.remove(&(*ticket as i64));
         }

@@ -9,28 +9,27 @@ use mysql::{Conn, Opts, OptsBuilder};
 
 use crate::source::{DatabaseUrl, SourceOptions, database_error};
 
-/// What a frozen process has claimed is free again after this time, because the server closes a session that is idle for so long.
+/// The server closes a session that is idle for this time, so the shards that a frozen process has claimed are free again after it.
 const LONGEST_IDLE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone)]
-pub(super) struct Database {
+pub(super) struct MysqlDatabase {
     url: DatabaseUrl,
     pub(super) options: SourceOptions,
     /// The name of the database, once it is known.
     pub(super) outbox: Arc<OnceLock<String>>,
 }
 
-impl Database {
+impl MysqlDatabase {
     pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
         Self { url, options, outbox: Arc::default() }
     }
 
-    /// A connection whose statements each see what has been committed. Whoever waits for the whole table does not keep it waiting for
-    /// long, and what a frozen process has claimed is free again after [`LONGEST_IDLE`].
+    /// Returns a connection for passes: each statement sees what has been committed. It does not wait long behind somebody who waits for
+    /// the whole table, and it frees what a frozen process has claimed after [`LONGEST_IDLE`].
     pub(super) fn connect(&self) -> Result<Conn, SourceError> {
         let mut conn = self.connect_with("READ-COMMITTED", Duration::from_secs(10))?;
-        conn.execute(&format!("SET wait_timeout = {}", LONGEST_IDLE.as_secs()))
-            .map_err(|error| database_error("preparing the connection", error))?;
+        close_if_idle(&mut conn)?;
         if self.outbox.get().is_none()
             && let Some(Some(name)) = conn
                 .first::<Option<String>>("SELECT DATABASE()")
@@ -41,22 +40,29 @@ impl Database {
         Ok(conn)
     }
 
-    /// A connection whose statements see also what has not been committed. It is used during a pass, for which others may wait who wait
-    /// for the whole table; so it must not wait for those.
+    /// Returns a connection whose statements also see what has not been committed. It works during a pass. Somebody who waits for the
+    /// whole table waits for the pass, so this connection must not wait for them.
     pub(super) fn connect_to_uncommitted(&self) -> Result<Conn, SourceError> {
         self.connect_with("READ-UNCOMMITTED", Duration::from_secs(1))
     }
 
+    /// Returns a connection that reads in snapshots. It works during a pass too.
+    pub(super) fn connect_to_snapshots(&self) -> Result<Conn, SourceError> {
+        let mut conn = self.connect_with("REPEATABLE-READ", Duration::from_secs(1))?;
+        close_if_idle(&mut conn)?;
+        Ok(conn)
+    }
+
     fn connect_with(&self, isolation: &str, lock_wait: Duration) -> Result<Conn, SourceError> {
         let url = self.url.get()?;
-        // Both are the same to the driver, which knows one of them.
+        // The driver knows only one of the two schemes.
         let url = url.strip_prefix("mariadb://").map_or(url.clone(), |rest| format!("mysql://{rest}"));
         // The driver's error repeats values, and a value can be a part of a password.
         let options = Opts::from_url(&url).map_err(|_| SourceError::misconfigured(WRONG_URL))?;
         let schema = self.options.schema.clone().or_else(|| options.get_db_name().map(str::to_owned));
         let options = OptsBuilder::from_opts(options)
             .db_name(schema)
-            // The driver would ask a server behind a tunnel for its socket, and connect to that of another one here.
+            // Otherwise the driver asks for the server's socket. If the server is behind a tunnel, that socket is another server's here.
             .prefer_socket(false)
             .tcp_keepalive_time_ms(Some(30_000))
             .tcp_keepalive_probe_interval_secs(Some(10))
@@ -80,11 +86,17 @@ impl Database {
     }
 }
 
+fn close_if_idle(conn: &mut Conn) -> Result<(), SourceError> {
+    conn.execute(&format!("SET wait_timeout = {}", LONGEST_IDLE.as_secs()))
+        .map_err(|error| database_error("preparing the connection", error))
+        .map(drop)
+}
+
 const WRONG_URL: &str = "the database's URL is not one of MySQL, mysql://user:password@host:port/database?parameter=value: write a `@`, \
                          `:`, `/`, `?`, `#` or `%` in the user name or the password as %40, %3A, %2F, %3F, %23 or %25, and look whether \
                          the driver knows the parameters (https://docs.rs/mysql); those for TLS need the feature `mysql-tls`";
 
-/// Statements that are texts. All they hold is numbers and names of ours.
+/// Runs statements that are texts. They hold only numbers and our own names.
 pub(crate) trait Statements {
     /// Returns the number of rows that the statement changed.
     fn execute(&mut self, statement: &str) -> mysql::Result<u64>;

@@ -7,7 +7,7 @@ use super::bounds::{self, Claimed};
 use super::connection::Statements;
 use crate::source::row::BlockedAggregates;
 
-/// Keeps a row as a dead letter, and returns its aggregate type and id, or nothing if somebody has deleted it.
+/// Keeps a row as a dead letter, and returns its aggregate type and id, or `None` if somebody has deleted it.
 pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Option<(String, String)>> {
     conn.exec_drop(
         "INSERT INTO outbox_dead_letter \
@@ -21,8 +21,8 @@ pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Opt
     Ok(row)
 }
 
-/// The aggregates of these shards that have dead letters. They are compared as bytes: as texts, two are equal that differ in trailing
-/// spaces.
+/// Returns the aggregates of these shards that have dead letters. They are compared as bytes, because MySQL ignores trailing spaces when
+/// it compares texts.
 pub(super) fn blocked(conn: &mut Conn, claimed: &Claimed) -> mysql::Result<BlockedAggregates> {
     let shards = bounds::shards(claimed);
     let rows: Vec<(String, String)> = conn.load(&format!(

@@ -1,4 +1,4 @@
-//! Reading the rows of a pass, in their order.
+//! Reads the rows of a pass, in their order.
 
 use std::collections::HashSet;
 
@@ -26,24 +26,26 @@ pub(super) struct Batch {
     pub(super) exhausts: bool,
 }
 
-/// Reads the oldest unsent rows of the claimed shards that were not given before, up to so many.
+/// Reads the oldest unsent rows of the claimed shards that were not given before, up to `limit`.
 ///
-/// It begins anew at the bounds each time: a row that was committed since the last read may come before those that were given then. One
-/// statement sees all rows that were committed before it began, so whoever sees an aggregate's later event sees its earlier ones too.
+/// Each read begins anew at the bounds, with the lowest `after`, because a row that was committed since the last read may come before the
+/// rows that were given then. One statement sees all rows that were committed before it began. So if it sees an aggregate's later event, it
+/// sees the earlier ones too. A read may go on `after` the last one only if both are in the same snapshot.
 pub(super) fn read(
     conn: &mut Conn,
     claimed: &Claimed,
     given: &HashSet<i64>,
+    after: i64,
     size: &mut BatchSize,
     limit: usize,
     blocked: Option<&BlockedAggregates>,
 ) -> mysql::Result<Batch> {
     let (rows, exhausts) = loop {
         let count = size.rows(limit);
-        let (rows, larger) = load(conn, claimed, given, count, size.largest(count))?;
+        let (rows, larger) = load(conn, claimed, given, after, count, size.largest(count))?;
         match larger {
             None => size.learn(rows.len(), rows.iter().map(StoredRow::bytes).sum()),
-            // It is the next one, or is read at once.
+            // It is the next row, or is read at once.
             Some(bytes) => size.learn(1, bytes),
         }
         if larger.is_none() || !rows.is_empty() {
@@ -68,16 +70,17 @@ pub(super) fn read(
 
 const COLUMNS: usize = 9;
 
-/// Up to so many rows, and the size of the next one if that is larger than this. The rows behind such a one are dropped.
+/// Loads up to `count` rows. If the next row is larger than `largest`, also returns its size, and drops the rows behind it.
 ///
-/// The rows after the lowest bound are scanned along the primary key, because that is how they lie in the table. Listed rows before it
-/// come first, each looked up. One statement reads both: with two, an aggregate's listed row could be committed, and then a later
-/// one, behind the back of the first and before the second. For the same reason nothing is read after the lowest bound as long as there
-/// are more listed rows than fit.
+/// It scans the rows after the lowest bound along the primary key, because that is how they lie in the table. Before them come the listed
+/// rows, each looked up. One statement reads both. With two statements, an aggregate's listed row and then a later one could be committed
+/// between them, and only the later one would be read. For the same reason it reads nothing after the lowest bound while there are more
+/// listed rows than fit.
 fn load(
     conn: &mut Conn,
     claimed: &Claimed,
     given: &HashSet<i64>,
+    after: i64,
     count: usize,
     largest: usize,
 ) -> mysql::Result<(Vec<StoredRow>, Option<usize>)> {
@@ -91,11 +94,13 @@ fn load(
     let unsent = format!(
         "shard IN ({shards}) AND sent_at IS NULL AND seq NOT IN ({given}) ORDER BY seq LIMIT {count}"
     );
-    let mut query = format!("{columns} FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND {unsent}");
-    if claimed.iter().any(|(_, bound)| !bound.unsent.is_empty()) {
+    let start = lowest.max(after);
+    let mut query = format!("{columns} FORCE INDEX (PRIMARY) WHERE seq > {start} AND {unsent}");
+    if after < lowest && claimed.iter().any(|(_, bound)| !bound.unsent.is_empty()) {
         let list = bounds::unsent(claimed);
-        query =
-            format!("({columns} WHERE seq IN ({list}) AND seq <= {lowest} AND {unsent}) UNION ALL ({query})");
+        query = format!(
+            "({columns} WHERE seq IN ({list}) AND seq <= {lowest} AND seq > {after} AND {unsent}) UNION ALL ({query})"
+        );
     }
     let mut rows = Vec::new();
     let larger = add(conn, &query, count, &mut rows)?;
@@ -129,7 +134,7 @@ fn add(
             event_type: text(event_type)?,
             payload: nullable(payload, text)?,
             headers: nullable(headers, text)?,
-            // A date that is none comes as null.
+            // The server returns null for a zero date.
             created_at_ms: nullable(created_at, number)?.unwrap_or_default(),
         });
     }
@@ -140,7 +145,7 @@ fn nullable<T>(value: Value, convert: fn(Value) -> mysql::Result<T>) -> mysql::R
     if value == Value::NULL { Ok(None) } else { convert(value).map(Some) }
 }
 
-/// In the text protocol, each value comes as bytes.
+/// Converts a value. In the text protocol each value comes as bytes.
 fn text(value: Value) -> mysql::Result<Bytes> {
     match value {
         Value::Bytes(bytes) => Ok(bytes.into()),

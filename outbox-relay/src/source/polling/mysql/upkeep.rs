@@ -1,4 +1,4 @@
-//! What the leading relay does now and then: measure the lag, prune what retention no longer covers.
+//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
 
 use std::time::{Duration, Instant};
 
@@ -52,8 +52,8 @@ impl Upkeep {
         Ok(Some(lag))
     }
 
-    /// Makes a step of a round: deletes the rows among the next ones that were sent longer ago than the retention, each by its primary
-    /// key, which locks nothing else. The round ends where the rows are younger than that.
+    /// Makes a step of a round: deletes the rows among the next ones that were sent longer ago than the retention. The round ends
+    /// where the rows are younger than that.
     fn prune(&mut self, conn: &mut Conn, retention: Duration) -> mysql::Result<()> {
         let cursor = match self.goes_on {
             Some((cursor, at)) if Instant::now() >= at => cursor,
@@ -71,12 +71,25 @@ impl Upkeep {
         let is_old = rows.iter().all(|(.., is_old)| *is_old);
         let goes_on = rows.len() == PRUNE_ROWS && (is_old || !expired.is_empty());
         if !expired.is_empty() {
-            settle::delete(conn, &expired)?;
+            delete_beside_locks(conn, &expired, &expiry)?;
         }
         let last = rows.last().filter(|_| goes_on).map(|(seq, ..)| *seq);
         self.goes_on = last.map(|last| (last, Instant::now() + began.elapsed() * PRUNE_SHARE));
         Ok(())
     }
+}
+
+/// Deletes these rows if they are still older than that. Leaves out those that somebody has locked: the relay does not wait for them, and
+/// finds them again later.
+fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Result<()> {
+    conn.execute("START TRANSACTION")?;
+    let rows = settle::rows(seqs);
+    let free: Vec<i64> =
+        conn.load(&format!("SELECT o.seq FROM {rows} WHERE o.sent_at < {expiry} FOR UPDATE SKIP LOCKED"))?;
+    if !free.is_empty() {
+        settle::delete(conn, &free)?;
+    }
+    conn.execute("COMMIT").map(drop)
 }
 
 /// What is unsent lies after the bounds or is listed.

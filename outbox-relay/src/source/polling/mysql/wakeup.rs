@@ -1,8 +1,8 @@
 //! When a relay looks at the table, and which of several does.
 //!
-//! MySQL and MariaDB notify nobody, so the table is looked at: every few milliseconds while there is traffic, and more and more seldom
-//! when there is none. Of several relays one leads: it looks. The others stand by, and ask now and then whether the leader is gone or
-//! wants help. All of that is done with user-level locks, which the server lets go of when their session ends.
+//! MySQL and MariaDB notify nobody, so a relay looks at the table: every few milliseconds while there is traffic, and less and less often
+//! when there is none. Of several relays one leads, and only it looks. The others stand by, and ask now and then whether the leader is
+//! gone or wants help. They agree by user-level locks, which the server releases when their session ends.
 
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,22 @@ use mysql::Conn;
 use super::connection::Statements;
 use crate::source::interval::has_passed;
 
-/// A look follows the last one after this part of the time for which nothing has come.
+/// The pause between two looks is this part of the time for which nothing has come.
 const PATIENCE: u32 = 8;
 const SHORTEST: Duration = Duration::from_millis(2);
 const LONGEST: Duration = Duration::from_millis(1_250);
-/// How long nothing may be found before a relay that does not lead stands by again.
+/// A relay that does not lead stands by again after it has found nothing for this time.
 const STAND_BY_AFTER: Duration = Duration::from_secs(1);
-/// How often those that stand by ask, all of them together.
+/// How often the relays that stand by ask, all of them together.
 const STAND_BY_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_STAND_BY: Duration = Duration::from_secs(10);
 const SHORTEST_STAND_BY: Duration = Duration::from_secs(1);
-/// How often the workers at work are counted.
+/// How often a worker counts the workers at work.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
-/// So many relays and workers are told apart. More of them work and stand by all the same.
+/// How long a worker waits with a read because another one asks whether the table is in use, and how often it looks meanwhile.
+const LONGEST_HOLD: Duration = Duration::from_secs(3);
+const HOLD_PAUSE: Duration = Duration::from_millis(5);
+/// How many relays and workers can count each other. More of them work and stand by all the same.
 const PLACES: u32 = 64;
 
 pub(super) struct Wake {
@@ -42,14 +45,24 @@ pub(super) struct Wake {
     longest_pause: Duration,
 }
 
+fn prefix(conn: &mut Conn) -> mysql::Result<String> {
+    let prefix: Option<Option<String>> =
+        conn.first("SELECT CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_')")?;
+    let prefix = prefix.flatten().unwrap_or_else(|| "outbox_".to_owned());
+    Ok(prefix.replace(['\'', '\\'], "_"))
+}
+
+/// Returns whether a relay looks at the outbox in the connection's database.
+pub(crate) fn is_polled(conn: &mut Conn) -> mysql::Result<bool> {
+    let prefix = prefix(conn)?;
+    let polled: Option<bool> = conn.first(&format!("SELECT IS_USED_LOCK('{prefix}leader') IS NOT NULL"))?;
+    Ok(polled == Some(true))
+}
+
 impl Wake {
     pub(super) fn start(conn: &mut Conn, longest_pause: Duration) -> mysql::Result<Self> {
-        let prefix: Option<Option<String>> =
-            conn.first("SELECT CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_')")?;
-        let prefix = prefix.flatten().unwrap_or_else(|| "outbox_".to_owned());
-        let prefix = prefix.replace(['\'', '\\'], "_");
         let mut wake = Self {
-            prefix,
+            prefix: prefix(conn)?,
             place: None,
             leads: false,
             helps: true,
@@ -89,7 +102,7 @@ impl Wake {
         self.leads
     }
 
-    /// Says whether this worker is one of those that share the shards.
+    /// Joins the workers that share the shards, or leaves them.
     fn works(&mut self, conn: &mut Conn, works: bool) -> mysql::Result<()> {
         self.helps = works;
         if let Some(place) = self.place {
@@ -102,7 +115,7 @@ impl Wake {
         Ok(())
     }
 
-    /// Begins a look, and returns whether there is to be one. A relay that stands by asks only whether it is needed.
+    /// Returns whether to look at the table now. A relay that stands by asks only whether it is needed.
     pub(super) fn look(&mut self, conn: &mut Conn) -> mysql::Result<bool> {
         self.looked = Instant::now();
         if !self.leads && self.helps && self.found.elapsed() >= STAND_BY_AFTER {
@@ -114,12 +127,12 @@ impl Wake {
         Ok(self.leads || self.helps)
     }
 
-    /// Counts the workers if that is due.
+    /// Counts the workers if it is time to.
     pub(super) fn count(&mut self, conn: &mut Conn) -> mysql::Result<()> {
         if has_passed(self.counted, COUNT_INTERVAL) { self.ask(conn) } else { Ok(()) }
     }
 
-    /// Asks who else there is, and whether a leader is there, which this one becomes otherwise, and wants help.
+    /// Asks which other relays there are, and whether the leader wants help. If there is no leader, this relay becomes it.
     fn ask(&mut self, conn: &mut Conn) -> mysql::Result<()> {
         self.counted = Some(Instant::now());
         let count = |kind| {
@@ -143,12 +156,12 @@ impl Wake {
         Ok(())
     }
 
-    /// Something was claimed.
+    /// Notes that something was claimed.
     pub(super) fn found(&mut self) {
         self.found = Instant::now();
     }
 
-    /// A leader that has more than it can read at once has the others help, until it has not.
+    /// Asks the others for help while the leader has more than it can read at once.
     pub(super) fn call_for_help(&mut self, conn: &mut Conn, wants_help: bool) -> mysql::Result<()> {
         if !self.leads || wants_help == self.calls_for_help {
             return Ok(());
@@ -157,7 +170,27 @@ impl Wake {
         if wants_help { self.lock(conn, "help").map(drop) } else { self.unlock(conn, "help") }
     }
 
-    /// Sleeps until the next look is due, or for this long. Returns whether it is due.
+    /// Keeps the other workers from reading for a moment. Returns `false` if another one does so already. `conn` may be any session.
+    pub(super) fn hold_reads(&self, conn: &mut Conn) -> mysql::Result<bool> {
+        self.lock(conn, "reads")
+    }
+
+    /// Lets them read again, in the same session.
+    pub(super) fn let_read(&self, conn: &mut Conn) -> mysql::Result<()> {
+        self.unlock(conn, "reads")
+    }
+
+    /// Waits while another worker keeps this one from reading, but not for ever.
+    pub(super) fn wait_to_read(&self, conn: &mut Conn) -> mysql::Result<()> {
+        let is_held = format!("SELECT IS_FREE_LOCK('{}reads') = 0", self.prefix);
+        let began = Instant::now();
+        while began.elapsed() < LONGEST_HOLD && conn.first::<Option<i64>>(&is_held)? == Some(Some(1)) {
+            std::thread::sleep(HOLD_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// Sleeps until it is time for the next look, but no longer than `limit`. Returns whether it is time.
     pub(super) fn wait(&self, limit: Duration) -> bool {
         let due = self.pause().saturating_sub(self.looked.elapsed());
         std::thread::sleep(due.min(limit));

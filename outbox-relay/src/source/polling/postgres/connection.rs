@@ -17,6 +17,7 @@ use super::prefetch::Backlog;
 use super::table::{NOTHING_CLAIMED, Table};
 use crate::source::database::Database;
 use crate::source::database_error;
+use crate::source::pooler::OwnProcess;
 
 /// The session of one worker.
 pub(super) struct Sessions {
@@ -30,6 +31,7 @@ pub(super) struct Sessions {
 /// A connection, and what is known and held through it.
 struct Session {
     conn: PgConnection,
+    process: OwnProcess,
     /// By the oids of their tables.
     tables: HashMap<u32, Table>,
     /// The table that the connection's `search_path` has, or 0 if that is not known.
@@ -174,6 +176,13 @@ impl Sessions {
 
     /// Looks after the table, if this relay leads.
     pub(super) fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
+        let problem = self.with("looking for a pooler", |session, database| {
+            session.process.look(&mut session.conn, database.options.poll_interval)
+        })?;
+        if let Some(problem) = problem {
+            self.session = None;
+            return Err(problem);
+        }
         self.turn()?;
         let outbox = self.outbox.clone();
         self.with("looking after the table", |session, database| {
@@ -189,17 +198,19 @@ impl Sessions {
 
 impl Session {
     fn begin(database: &Database, has_others: bool) -> Result<Self, SourceError> {
-        let mut conn = database.connect()?;
+        let mut conn = database.connect_to_own_session()?;
+        let process =
+            OwnProcess::of(&mut conn).map_err(|error| database_error("looking for a pooler", error))?;
         if has_others {
             conn.batch_execute(SHORT_LOCK_TIMEOUT)
                 .map_err(|error| database_error("preparing the connection", error))?;
-            return Ok(Self { conn, tables: HashMap::new(), current: 0, alone: None });
+            return Ok(Self { conn, process, tables: HashMap::new(), current: 0, alone: None });
         }
         let table = Table::begin(&mut conn)?;
         let current = table.oid();
         let alone = Alone::start(&mut conn, current, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
-        Ok(Self { conn, tables: HashMap::from([(current, table)]), current, alone: Some(alone) })
+        Ok(Self { conn, process, tables: HashMap::from([(current, table)]), current, alone: Some(alone) })
     }
 
     /// Sets the `search_path` to this outbox, and checks its tables if this is the first time in this session.

@@ -108,7 +108,7 @@ impl Watch {
 
     /// Connects, and begins awake for all outboxes that are known.
     fn begin(&mut self) -> Result<Session, SourceError> {
-        let mut conn = self.database.connect()?;
+        let mut conn = self.database.connect_to_own_session()?;
         let failed = |error| database_error("preparing to watch the outboxes", error);
         conn.batch_execute(SHORT_LOCK_TIMEOUT).map_err(failed)?;
         let may_prepare = wakeup::may_prepare(&mut conn).map_err(failed)?;

@@ -1,4 +1,4 @@
-//! `outbox debezium setup-sql`
+//! `outbox debezium setup-sql` for PostgreSQL
 
 use diesel_outbox::__private::{quoted_identifier, quoted_literal};
 

@@ -1,4 +1,4 @@
-//! `outbox debezium check`
+//! `outbox debezium check` on PostgreSQL
 
 mod facts;
 
@@ -7,27 +7,10 @@ use diesel::pg::PgConnection;
 use self::facts::{Facts, Publication, Slot, Table};
 use super::DebeziumOutbox;
 use crate::command::database::OutboxDatabase;
+use crate::command::debezium::finding::Verdict::{Fail, Passed, Warn};
+use crate::command::debezium::finding::{Finding, finding, report};
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
-use crate::command::output::print;
-
-/// One thing that was checked.
-#[derive(Debug)]
-struct Finding {
-    verdict: Verdict,
-    text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Good,
-    /// Debezium can run, but something is not as it should be.
-    Warn,
-    /// Debezium cannot do its work.
-    Fail,
-}
-
-use self::Verdict::{Fail, Good, Warn};
 
 /// Checks everything, as the role that Debezium connects as, and prints what to do.
 pub(super) fn run(
@@ -37,23 +20,7 @@ pub(super) fn run(
 ) -> Result<(), Failure> {
     let mut conn = database.postgres_connection(origins)?;
     let findings = findings(&mut conn, outbox).map_err(|error| database.failed(error))?;
-    let lines: String = findings.iter().map(Finding::line).collect();
-    print(&lines)?;
-    match findings.iter().filter(|finding| finding.verdict == Fail).count() {
-        0 => Ok(()),
-        failed => Err(Failure::DebeziumCheck { failed }),
-    }
-}
-
-impl Finding {
-    fn line(&self) -> String {
-        let mark = match self.verdict {
-            Good => "ok  ",
-            Warn => "warn",
-            Fail => "FAIL",
-        };
-        format!("{mark} {}\n", self.text)
-    }
+    report(&findings)
 }
 
 fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryResult<Vec<Finding>> {
@@ -73,14 +40,10 @@ fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryRe
     Ok(findings)
 }
 
-fn finding(verdict: Verdict, text: impl Into<String>) -> Finding {
-    Finding { verdict, text: text.into() }
-}
-
 fn level(facts: &Facts) -> Finding {
     let level = &facts.wal_level;
     if level == "logical" {
-        return finding(Good, "wal_level is logical");
+        return finding(Passed, "wal_level is logical");
     }
     finding(
         Fail,
@@ -94,7 +57,7 @@ fn level(facts: &Facts) -> Finding {
 fn role(facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
     let role = &outbox.server.user;
     if facts.may_replicate {
-        finding(Good, format!("the role {role} may replicate"))
+        finding(Passed, format!("the role {role} may replicate"))
     } else {
         finding(
             Fail,
@@ -116,12 +79,12 @@ fn table_findings(table: &Table, outbox: &DebeziumOutbox) -> Vec<Finding> {
         )];
     }
     let readable = if table.may_select {
-        finding(Good, format!("the role may read {name}"))
+        finding(Passed, format!("the role may read {name}"))
     } else {
         finding(Fail, format!("the role may not read {name}: grant SELECT, see `outbox debezium setup-sql`"))
     };
     let columns = if table.wrong_columns.is_empty() {
-        finding(Good, format!("the columns of {name} are those that the router reads"))
+        finding(Passed, format!("the columns of {name} are those that the router reads"))
     } else {
         let wrong = table.wrong_columns.join(", ");
         finding(
@@ -164,7 +127,7 @@ fn publication_finding(publication: Option<&Publication>, outbox: &DebeziumOutbo
             ),
         );
     }
-    finding(Good, format!("the publication {name} publishes the outbox's inserts, and nothing else"))
+    finding(Passed, format!("the publication {name} publishes the outbox's inserts, and nothing else"))
 }
 
 fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
@@ -205,9 +168,9 @@ fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &DebeziumOutbox) -> 
                 "the slot {name} is about to be lost: start Debezium now, or raise max_slot_wal_keep_size"
             ),
         ),
-        (_, Some(reader)) => finding(Good, format!("the slot {name} is read by {reader}")),
+        (_, Some(reader)) => finding(Passed, format!("the slot {name} is read by {reader}")),
         (status, None) => finding(
-            Good,
+            Passed,
             format!(
                 "the slot {name} exists, nobody reads it, it is {status}, and confirmed up to {}",
                 slot.confirmed
@@ -248,7 +211,7 @@ fn far_behind(slot: &Slot) -> Option<Finding> {
 
 fn senders(facts: &Facts, slot: Option<&Slot>) -> Finding {
     if facts.free_senders > 0 || slot.is_some_and(|slot| slot.reader.is_some()) {
-        return finding(Good, "a WAL sender is free");
+        return finding(Passed, "a WAL sender is free");
     }
     finding(Fail, "no WAL sender is free: raise max_wal_senders and restart the server")
 }
@@ -260,7 +223,7 @@ fn limit(facts: &Facts) -> Finding {
             "max_slot_wal_keep_size is not set: while Debezium is away the server retains all of its WAL, until the disk is full",
         ),
         limit => {
-            finding(Good, format!("a slot retains {limit} MB of the WAL at most (max_slot_wal_keep_size)"))
+            finding(Passed, format!("a slot retains {limit} MB of the WAL at most (max_slot_wal_keep_size)"))
         }
     }
 }
@@ -279,6 +242,6 @@ fn waiting(table: &Table) -> Option<Finding> {
              Debezium does not send them: `outbox wal setup` is the way from polling. If they are younger, a relay that \
              somebody starts by mistake sends all of them again",
         )),
-        (_, false) => Some(finding(Good, "no event waits to be polled")),
+        (_, false) => Some(finding(Passed, "no event waits to be polled")),
     }
 }
