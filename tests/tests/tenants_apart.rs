@@ -133,6 +133,29 @@ fn a_relay_whose_sessions_are_ended_goes_on_in_all_schemas() {
     relay.stop_blocking().unwrap();
 }
 
+/// Workers report what they have looked at while no session hears it.
+#[test]
+fn no_schema_is_forgotten_if_the_session_that_watches_is_ended_again_and_again() {
+    let schemas = tenants(20);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let topic = new_topic("forgotten");
+    let relay = sleeper(&database, &topic, &schemas).spawn().unwrap();
+    let end = format!(
+        "SELECT count(pg_terminate_backend(pid)) FROM (SELECT DISTINCT pid FROM pg_locks WHERE {WATCHES}) AS watch"
+    );
+    let committed = thread::scope(|scope| {
+        let writers = scope.spawn(|| write_everywhere(&database, &schemas, 200));
+        let mut ended = 0;
+        while !writers.is_finished() || ended < 10 {
+            ended += number(conn, &end);
+        }
+        writers.join().unwrap()
+    });
+    repetitions(&topic, &committed);
+    relay.stop_blocking().unwrap();
+}
+
 #[test]
 fn if_a_process_is_killed_another_takes_over_in_all_schemas() {
     let schemas = tenants(4);

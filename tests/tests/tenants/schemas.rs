@@ -87,6 +87,10 @@ pub(crate) fn sessions(conn: &mut PgConnection) -> i64 {
     )
 }
 
+/// Whether a session of the relay watches all schemas: it leads in them.
+pub(crate) const WATCHES: &str = "locktype = 'advisory' AND classid = 1869968483 AND objsubid = 2 AND granted \
+                                  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+
 /// Writes events of two aggregates into this schema, numbered upwards. Some transactions are rolled back, and some commit late.
 /// Returns the ids of the committed events.
 pub(crate) fn write(

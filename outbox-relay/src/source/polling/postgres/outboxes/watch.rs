@@ -149,9 +149,7 @@ impl Watch {
             }
             self.prune(session);
             let pause = self.pause_until_next(session);
-            for (outbox, news) in self.queue.news(pause) {
-                self.hear(session, &outbox, news)?;
-            }
+            self.hear(session, pause)?;
         }
         Ok(())
     }
@@ -398,27 +396,38 @@ impl Watch {
         }
     }
 
-    fn hear(&mut self, session: &mut Session, outbox: &Arc<Outbox>, news: News) -> QueryResult<()> {
-        // It may have been let go of, and another taken on in its place.
-        let watched = self.outboxes.get_mut(&outbox.table());
-        let Some(watched) = watched.filter(|watched| Arc::ptr_eq(&watched.outbox, outbox)) else {
-            return Ok(());
-        };
-        match news {
-            News::HasWork => watched.awake(&mut session.conn),
-            News::FoundNothing { after_work } => {
-                watched.place = Place::Waits(Instant::now());
-                if after_work { watched.awake(&mut session.conn) } else { Ok(()) }
-            }
-            News::PutOff(time) => {
-                watched.place = Place::PutOff(Instant::now() + time);
-                // Perhaps it is gone.
-                if has_passed(session.found, FIND_AGAIN) {
-                    session.found = None;
+    /// Waits for news, but no longer than this. Takes back all outboxes that come before it asks the database for anything: if the
+    /// session has failed, the next one must have them all.
+    fn hear(&mut self, session: &mut Session, pause: Duration) -> QueryResult<()> {
+        let mut awake = Vec::new();
+        for (outbox, news) in self.queue.news(pause) {
+            let table = outbox.table();
+            // It may have been let go of, and another taken on in its place.
+            let watched = self.outboxes.get_mut(&table);
+            let Some(watched) = watched.filter(|watched| Arc::ptr_eq(&watched.outbox, &outbox)) else {
+                continue;
+            };
+            match news {
+                News::HasWork => awake.push(table),
+                News::FoundNothing { after_work } => {
+                    watched.place = Place::Waits(Instant::now());
+                    awake.extend(after_work.then_some(table));
                 }
-                Ok(())
+                News::PutOff(time) => {
+                    watched.place = Place::PutOff(Instant::now() + time);
+                    // Perhaps it is gone.
+                    if has_passed(session.found, FIND_AGAIN) {
+                        session.found = None;
+                    }
+                }
             }
         }
+        for table in awake {
+            if let Some(watched) = self.outboxes.get_mut(&table) {
+                watched.awake(&mut session.conn)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns how long to wait for news at most.
