@@ -156,6 +156,44 @@ fn no_schema_is_forgotten_if_the_session_that_watches_is_ended_again_and_again()
     relay.stop_blocking().unwrap();
 }
 
+/// A session keeps what it began with.
+#[test]
+fn sessions_that_began_while_the_database_was_read_only_do_not_stay_read_only() {
+    start_logging();
+    let schemas = tenants(2);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let is_read_only = format!("ALTER DATABASE {} SET default_transaction_read_only", database.name());
+    conn.batch_execute(&format!("{is_read_only} = on")).unwrap();
+    let topic = Kafka::shared().unique("read-only");
+    let relay = relay(&database, &topic, &schemas).poll_interval(Duration::from_millis(200)).spawn().unwrap();
+    schemas.iter().for_each(|schema| emit(conn, schema, "One"));
+    let failed = |what: &str| logged(&[what, "read-only"]).or_else(|| logged(&[what, "takes no writes"]));
+    eventually("the failure", PATIENCE, || failed("the database failed"));
+    conn.batch_execute(&format!("{is_read_only} = off")).unwrap();
+    wait_for(&topic, "One", &schemas);
+    relay.stop_blocking().unwrap();
+}
+
+/// A statement that a session keeps prepared is for every schema.
+#[test]
+fn tables_with_wider_columns_are_relayed_beside_others() {
+    let schemas = tenants(3);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    conn.batch_execute(
+        "ALTER TABLE tenant_1.outbox ALTER aggregatetype TYPE text, ALTER aggregateid TYPE varchar(400), ALTER type TYPE text",
+    )
+    .unwrap();
+    let topic = Kafka::shared().unique("wider");
+    let relay = sleeper(&database, &topic, &schemas).workers(1).spawn().unwrap();
+    for event_type in ["One", "Two", "Three"] {
+        schemas.iter().for_each(|schema| emit(conn, schema, event_type));
+        wait_for(&topic, event_type, &schemas);
+    }
+    relay.stop_blocking().unwrap();
+}
+
 #[test]
 fn if_a_process_is_killed_another_takes_over_in_all_schemas() {
     let schemas = tenants(4);

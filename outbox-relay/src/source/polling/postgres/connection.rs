@@ -2,11 +2,13 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::pg::PgConnection;
+use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_types::Bool;
 use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, SourceError};
 
@@ -18,6 +20,7 @@ use super::table::{NOTHING_CLAIMED, Table};
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::pooler::OwnProcess;
+use crate::statement::statement;
 
 /// The session of one worker.
 pub(super) struct Sessions {
@@ -38,7 +41,12 @@ struct Session {
     current: u32,
     /// If the worker has several outboxes, a watch does this for all of them.
     alone: Option<Alone>,
+    /// When a look or a pass last went well, or the session began.
+    went_well: Instant,
 }
+
+/// If nothing has gone well in a session for this long, the next failure ends it, because perhaps another one does better.
+const LONGEST_FAILING: Duration = Duration::from_secs(5);
 
 impl Sessions {
     pub(super) fn new(database: Database) -> Self {
@@ -59,7 +67,10 @@ impl Sessions {
                 Ok(done)
             }
             Err(error) => {
-                self.keep_for_others(session);
+                // A session that is read-only stays so when the server takes writes again.
+                if !matches!(error, Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _)) {
+                    self.keep_for_others(session);
+                }
                 Err(database_error(doing, error))
             }
         }
@@ -74,7 +85,7 @@ impl Sessions {
 
     /// Keeps the session for the other outboxes if it still works. What it knew of this one is forgotten.
     fn keep_for_others(&mut self, mut session: Session) {
-        if self.outbox.is_some() && session.forget() {
+        if self.outbox.is_some() && session.went_well.elapsed() < LONGEST_FAILING && session.forget() {
             self.session = Some(session);
         }
     }
@@ -153,7 +164,9 @@ impl Sessions {
         self.with("releasing", |session, _| {
             let leads = session.alone.as_ref().map_or(leads, Alone::leads);
             let (conn, table) = session.table()?;
-            table.release(conn, leads)
+            table.release(conn, leads)?;
+            session.went_well = Instant::now();
+            Ok(())
         })
     }
 
@@ -202,15 +215,35 @@ impl Session {
         let process =
             OwnProcess::of(&mut conn).map_err(|error| database_error("looking for a pooler", error))?;
         if has_others {
-            conn.batch_execute(SHORT_LOCK_TIMEOUT)
+            let is_read_only = conn
+                .batch_execute(SHORT_LOCK_TIMEOUT)
+                .and_then(|()| IsReadOnly::new().get_result::<bool>(&mut conn))
                 .map_err(|error| database_error("preparing the connection", error))?;
-            return Ok(Self { conn, process, tables: HashMap::new(), current: 0, alone: None });
+            if is_read_only {
+                // Otherwise each outbox would fail for itself, or, if this is a standby that is behind, seem to have nothing unsent.
+                return Err(SourceError::new(READ_ONLY));
+            }
+            return Ok(Self {
+                conn,
+                process,
+                tables: HashMap::new(),
+                current: 0,
+                alone: None,
+                went_well: Instant::now(),
+            });
         }
         let table = Table::begin(&mut conn)?;
         let current = table.oid();
         let alone = Alone::start(&mut conn, current, database.options.poll_interval)
             .map_err(|error| database_error("preparing to listen", error))?;
-        Ok(Self { conn, process, tables: HashMap::from([(current, table)]), current, alone: Some(alone) })
+        Ok(Self {
+            conn,
+            process,
+            tables: HashMap::from([(current, table)]),
+            current,
+            alone: Some(alone),
+            went_well: Instant::now(),
+        })
     }
 
     /// Sets the `search_path` to this outbox, and checks its tables if this is the first time in this session.
@@ -251,9 +284,16 @@ impl Session {
         let (conn, table) = self.table()?;
         let has_claimed = table.claim(conn, begin, &database.options)?;
         let is_alone = table.is_alone();
-        if has_claimed && let Some(alone) = &mut self.alone {
+        if !has_claimed {
+            self.went_well = Instant::now();
+        } else if let Some(alone) = &mut self.alone {
             alone.awake(&mut self.conn)?;
         }
         Ok((has_claimed, is_alone))
     }
 }
+
+const READ_ONLY: &str = "the database takes no writes: the server is a standby, or default_transaction_read_only is on. Let the URL name a \
+                         server that takes them (target_session_attrs=read-write chooses one of several)";
+
+statement!(Pg, IsReadOnly {} -> Bool, "SELECT current_setting('transaction_read_only')::bool");

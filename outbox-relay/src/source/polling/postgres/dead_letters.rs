@@ -26,11 +26,11 @@ statement!(
      INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
-     RETURNING aggregatetype, id::text"
+     RETURNING aggregatetype::text, id::text"
 );
 
 statement!(
     Pg,
     LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
-    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
+    "SELECT DISTINCT aggregatetype::text, aggregateid::text FROM outbox_dead_letter WHERE shard = ANY (?)"
 );

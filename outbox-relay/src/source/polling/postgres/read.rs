@@ -29,7 +29,8 @@ statement!(
     ///
     /// The scan begins at the oldest unsent row of the claimed shards, looked up in the same snapshot. One from an earlier snapshot could lie
     /// beyond a row that was committed since. It leaves out what was given before, and does not compare rows beyond the last of that. Of a row
-    /// that is larger than expected only the size comes, because payloads are measured where they lie.
+    /// that is larger than expected only the size comes, because payloads are measured where they lie. The texts are cast, because a
+    /// statement that is kept prepared must return the same types in every schema.
     pub(super) Unsent {
         polled_through: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
@@ -47,7 +48,7 @@ statement!(
          greatest(sent_through, least(passed, after)) AS start FROM (SELECT ",
         first_of_ended!("?::bigint[]", "?::bigint[]"),
         " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, sent_through, passed)) ",
-        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
+        "SELECT seq, ctid, id, aggregatetype::text, aggregateid::text, type::text, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
          THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
