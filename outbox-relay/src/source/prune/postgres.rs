@@ -42,9 +42,12 @@ pub(in super::super) struct PostgresPruning {
     round: Option<JoinHandle<Round>>,
     place: Start,
     ends: Arc<AtomicBool>,
-    /// Whether a round is due, and another outbox of the database is being pruned.
-    waits_for_others: bool,
+    /// Whether a round is due, and another outbox of the database is being pruned, or no connection is to be had.
+    waits: bool,
 }
+
+/// If nothing has expired, how much of the retention passes until the next look, as one of so many parts.
+const PARTS: u32 = 100;
 
 /// Where rounds begin.
 #[derive(Debug, Clone, Copy, Default)]
@@ -63,8 +66,15 @@ struct Round {
 }
 
 impl PostgresPruning {
-    pub(in super::super) fn waits_for_others(&self) -> bool {
-        self.waits_for_others
+    /// Returns how soon an idle relay should run this again.
+    pub(in super::super) fn pause(&self, retention: Duration) -> Duration {
+        if self.waits {
+            Duration::ZERO
+        } else if self.round.is_some() || self.place.is_on_its_way {
+            PRUNE_INTERVAL
+        } else {
+            (retention / PARTS).clamp(PRUNE_INTERVAL, FULL_INTERVAL)
+        }
     }
 
     /// Begins a round if one is due. If it cannot get another connection, prunes one chunk on `conn` instead.
@@ -74,6 +84,7 @@ impl PostgresPruning {
         database: &Database,
         retention: Duration,
     ) -> QueryResult<()> {
+        self.waits = false;
         if self.round.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(Ok(Round { place, refused })) = self.round.take().map(JoinHandle::join)
         {
@@ -83,17 +94,16 @@ impl PostgresPruning {
                 let chunk = chunk_beside_locks(conn, self.place.cursor, retention)?;
                 self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
                 if !chunk.is_last && !chunk.is_idle {
-                    // The next chunk is due at once.
-                    self.begun = None;
+                    // The next chunk is due as soon as another attempt to connect has failed.
+                    (self.begun, self.waits) = (None, true);
                 }
             }
         }
-        self.waits_for_others = false;
         if self.round.is_some() || !has_passed(self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
         if database.is_pruned.load(Ordering::Relaxed) {
-            self.waits_for_others = true;
+            self.waits = true;
             return Ok(());
         }
         self.begun = Some(Instant::now());
@@ -104,12 +114,12 @@ impl PostgresPruning {
         if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
             .get_result::<bool>(conn)?
         {
-            self.place.is_on_its_way = false;
+            (self.place.is_on_its_way, self.waits) = (false, false);
             return Ok(());
         }
         let Some(turn) = Turn::take(&database.is_pruned) else {
             // Another outbox of the database was faster.
-            (self.begun, self.waits_for_others) = (None, true);
+            (self.begun, self.waits) = (None, true);
             return Ok(());
         };
         let (database, place, ends) = (database.clone(), self.place, self.ends.clone());

@@ -27,9 +27,12 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Whether it prunes nothing only because another outbox of the database is being pruned.
-    pub(super) fn waits_to_prune(&self) -> bool {
-        self.pruning.waits_for_others()
+    /// Returns how soon an idle relay should look again whether something is to be pruned.
+    pub(super) fn prune_pause(&self, database: &Database) -> Duration {
+        match database.options.sent_rows {
+            SentRows::Keep { retention } => self.pruning.pause(retention),
+            SentRows::Delete => Duration::MAX,
+        }
     }
 
     pub(super) fn run(

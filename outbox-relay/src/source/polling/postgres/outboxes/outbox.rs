@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +22,8 @@ pub(in super::super) struct Outbox {
     is_gone: AtomicBool,
     /// Whether the lag is to be measured, or something may be pruned.
     needs_upkeep: AtomicBool,
-    /// Whether it could not be pruned, because another outbox of the database was.
-    waits_to_prune: AtomicBool,
+    /// How soon after a worker has looked after it another look is due, in milliseconds, because something may have expired.
+    prune_pause: AtomicU64,
     /// Whether a pass has begun since a look found nothing.
     has_work: AtomicBool,
     /// For the one worker that has it in hand.
@@ -45,7 +45,7 @@ impl Outbox {
             is_led: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             needs_upkeep: AtomicBool::new(false),
-            waits_to_prune: AtomicBool::new(false),
+            prune_pause: AtomicU64::new(0),
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
             failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false }),
@@ -95,8 +95,8 @@ impl Outbox {
         self.needs_upkeep.store(needs_upkeep, Ordering::Relaxed);
     }
 
-    pub(super) fn waits_to_prune(&self) -> bool {
-        self.waits_to_prune.load(Ordering::Relaxed)
+    pub(super) fn prune_pause(&self) -> Duration {
+        Duration::from_millis(self.prune_pause.load(Ordering::Relaxed))
     }
 
     /// Notes whether there was work. Returns whether there was some before.
@@ -137,7 +137,8 @@ impl Outbox {
         let lag_interval = self.database.options.lag_interval / 2;
         let mut upkeep = self.upkeep.lock().unwrap_or_else(PoisonError::into_inner);
         let lag = upkeep.run(conn, &self.database, was_large, lag_interval);
-        self.waits_to_prune.store(upkeep.waits_to_prune(), Ordering::Relaxed);
+        let pause = u64::try_from(upkeep.prune_pause(&self.database).as_millis()).unwrap_or(u64::MAX);
+        self.prune_pause.store(pause, Ordering::Relaxed);
         lag
     }
 }

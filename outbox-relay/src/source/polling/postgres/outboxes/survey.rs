@@ -9,7 +9,6 @@ use diesel::sql_types::{Array, BigInt, Bool, Oid, Text};
 use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
 use super::outbox::Outbox;
-use crate::source::SentRows;
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::statement::statement;
 
@@ -28,38 +27,35 @@ pub(super) struct Seen {
     pub(super) sequence: (i64, i64),
     /// Whether a slot of the write-ahead log was set up.
     pub(super) has_slot: bool,
-    /// Whether the oldest row was emitted so long ago that it may have expired.
-    pub(super) may_prune: bool,
 }
 
-type SeenRow = (u32, bool, i64, i64, bool, bool);
+type SeenRow = (u32, bool, i64, i64, bool);
 
 /// Looks at these outboxes, and returns what it has seen by their tables' oids. Fails if one of them cannot be looked at.
 pub(super) fn look<'a>(
     conn: &mut PgConnection,
     outboxes: impl Iterator<Item = &'a Outbox>,
-    sent_rows: SentRows,
 ) -> QueryResult<Vec<(u32, Seen)>> {
     let looks: Vec<String> =
-        outboxes.map(|outbox| look_at(outbox.schema(), outbox.table(), sent_rows)).collect();
+        outboxes.map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
     if looks.is_empty() {
         return Ok(Vec::new());
     }
     // Its text changes with the outboxes, so it is not kept prepared.
-    let look = diesel::dsl::sql::<(Oid, Bool, BigInt, BigInt, Bool, Bool)>(&looks.join(" UNION ALL "));
+    let look = diesel::dsl::sql::<(Oid, Bool, BigInt, BigInt, Bool)>(&looks.join(" UNION ALL "));
     let rows = conn.transaction(|conn| {
         conn.batch_execute(SHORT_STATEMENT_TIMEOUT)?;
         look.load::<SeenRow>(conn)
     })?;
     Ok(rows
         .into_iter()
-        .map(|(table, is_unsent, last, file, has_slot, may_prune)| {
-            (table, Seen { is_unsent, sequence: (last, file), has_slot, may_prune })
+        .map(|(table, is_unsent, last, file, has_slot)| {
+            (table, Seen { is_unsent, sequence: (last, file), has_slot })
         })
         .collect())
 }
 
-fn look_at(schema: &str, table: u32, sent_rows: SentRows) -> String {
+fn look_at(schema: &str, table: u32) -> String {
     let schema = quoted_identifier(schema);
     let in_schema = |sql: &str| {
         sql.replace(" FROM outbox_shard", &format!(" FROM {schema}.outbox_shard"))
@@ -67,17 +63,9 @@ fn look_at(schema: &str, table: u32, sent_rows: SentRows) -> String {
     };
     let unsent = in_schema(concat!("SELECT FROM ", shards!(), " AS s ", oldest_unsent!()));
     let file = quoted_literal(&format!("{schema}.outbox_seq_seq"));
-    let may_prune = match sent_rows {
-        SentRows::Keep { retention } => format!(
-            "coalesce((SELECT o.created_at AT TIME ZONE 'utc' < now() - make_interval(secs => {}) \
-             FROM ONLY {schema}.outbox AS o ORDER BY o.seq LIMIT 1), false)",
-            retention.as_secs()
-        ),
-        SentRows::Delete => "false".to_owned(),
-    };
     format!(
         "SELECT {table}::oid, EXISTS ({unsent}), CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END, \
-         coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot), {may_prune} \
+         coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
          FROM {schema}.outbox_seq_seq AS q"
     )
 }
@@ -113,7 +101,7 @@ mod tests {
 
     #[test]
     fn every_table_that_is_looked_at_is_that_of_the_schema() {
-        let sql = look_at("a\"b", 7, SentRows::default());
+        let sql = look_at("a\"b", 7);
         let from: Vec<&str> =
             sql.split(" FROM ").skip(1).map(|rest| rest.split(' ').next().unwrap()).collect();
         let tables: Vec<_> = from.iter().filter(|name| name.contains("outbox")).collect();

@@ -35,8 +35,7 @@ use diesel_outbox_core::advisory_locks;
 
 /// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.
 const NUMBERS_INTERVAL: Duration = NUMBER_PAUSE.saturating_sub(Duration::from_millis(250));
-/// How often an outbox is pruned, and how soon after another.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+/// How soon an outbox is looked after because something may have expired, after another was.
 const PRUNE_PAUSE: Duration = Duration::from_millis(200);
 /// How often it looks which outboxes are there, at most, because one has failed.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
@@ -330,7 +329,7 @@ impl Watch {
         let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
         let outboxes = outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed());
         let began = Instant::now();
-        match survey::look(&mut session.conn, outboxes, self.database.options.sent_rows) {
+        match survey::look(&mut session.conn, outboxes) {
             Ok(these) => seen.extend(these),
             // One of them stands in the way of the others. If it is locked, to look for it would take too long.
             Err(_) if tables.len() > 1 && began.elapsed() < QUICK => {
@@ -373,25 +372,21 @@ impl Watch {
             } else {
                 watched.let_look_after(&self.queue);
             }
-            watched.may_prune = seen.is_none_or(|seen| seen.may_prune);
             watched.sequence = seen.map_or(watched.sequence, |seen| Some(seen.sequence));
         }
         tracing::info!(outboxes = tables.len(), without_lag = quiet, "outbox lag");
         Ok(())
     }
 
-    /// Lets a worker prune the outbox that was pruned longest ago, unless another is being pruned.
+    /// Lets a worker prune the outbox that was looked after longest ago and is due, unless another is being pruned.
     fn prune(&mut self, session: &mut Session) {
         if self.database.is_pruned.load(Ordering::Relaxed) || !is_due(&mut session.pruned, PRUNE_PAUSE) {
             return;
         }
         let due = self.outboxes.values_mut().filter(|watched| {
-            let is_due = watched.may_prune && has_passed(watched.pruned, PRUNE_INTERVAL);
-            watched.outbox.is_led() && (is_due || watched.outbox.waits_to_prune())
+            watched.outbox.is_led() && has_passed(watched.looked_after, watched.outbox.prune_pause())
         });
-        if let Some(watched) = due.min_by_key(|watched| watched.pruned) {
-            watched.may_prune = false;
-            watched.pruned = Some(Instant::now());
+        if let Some(watched) = due.min_by_key(|watched| watched.looked_after) {
             watched.let_look_after(&self.queue);
         }
     }

@@ -21,9 +21,8 @@ pub(super) struct Watched {
     pub(super) is_called: bool,
     /// The last number and the file of its sequence at the last look from afar.
     pub(super) sequence: Option<(i64, i64)>,
-    /// Whether something may be pruned, and when a worker was last given it for that.
-    pub(super) may_prune: bool,
-    pub(super) pruned: Option<Instant>,
+    /// When a worker was last given it to measure its lag and to prune it.
+    pub(super) looked_after: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,8 +43,7 @@ impl Watched {
             wake: None,
             is_called: false,
             sequence: None,
-            may_prune: false,
-            pruned: None,
+            looked_after: None,
         }
     }
 
@@ -80,6 +78,7 @@ impl Watched {
     /// Lets the worker that has it next measure its lag and prune it.
     pub(super) fn let_look_after(&mut self, queue: &Queue) {
         self.outbox.set_needs_upkeep(true);
+        self.looked_after = Some(Instant::now());
         if matches!(self.place, Place::Waits(_)) {
             self.hand_out(queue);
         }
