@@ -10,10 +10,10 @@ use std::thread;
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
-use diesel_outbox::{Outbox, Record};
+use diesel_outbox::{Migrations, Outbox, Record};
 use diesel_outbox_relay::RelayError;
 use outbox_tests::load::{new_topic, relay as process};
-use outbox_tests::{Kafka, Signal, eventually, logged, start_logging};
+use outbox_tests::{Kafka, Postgres, Signal, eventually, logged, start_logging};
 
 use self::schemas::*;
 
@@ -190,6 +190,45 @@ fn tables_with_wider_columns_are_relayed_beside_others() {
         schemas.iter().for_each(|schema| emit(conn, schema, event_type));
         wait_for(&topic, event_type, &schemas);
     }
+    relay.stop_blocking().unwrap();
+}
+
+/// If transactions can be prepared, the session that watches all schemas asks their sequences for the last number.
+#[test]
+fn a_schema_that_is_about_to_be_dropped_does_not_end_the_session_that_watches_the_others() {
+    let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
+    let database = server.database();
+    let schemas = tenants(3);
+    let conn = &mut database.connect();
+    for schema in &schemas {
+        Migrations::new().schema(schema).run(conn).unwrap();
+    }
+    let topic = Kafka::shared().unique("about-to-go");
+    let relay = sleeper(&database, &topic, &schemas).spawn().unwrap();
+    schemas.iter().for_each(|schema| emit(conn, schema, "Before"));
+    wait_for(&topic, "Before", &schemas);
+    wait_until_asleep(conn, schemas.len());
+    let watch = format!("SELECT min(pid)::bigint FROM pg_locks WHERE {WATCHES}");
+    let (watching, others) = (number(conn, &watch), &schemas[1..]);
+    let dropping = &mut database.connect();
+    AnsiTransactionManager::begin_transaction(dropping).unwrap();
+    dropping.batch_execute(&format!("DROP SCHEMA {} CASCADE", schemas[0])).unwrap();
+    let began = number(conn, "SELECT extract(epoch FROM clock_timestamp())::bigint");
+    for event_type in ["One", "Two"] {
+        others.iter().for_each(|schema| emit(conn, schema, event_type));
+        wait_for(&topic, event_type, others);
+    }
+    // By then it has asked more than once.
+    eventually("two seconds", PATIENCE, || {
+        let now = number(conn, "SELECT extract(epoch FROM clock_timestamp())::bigint");
+        (now > began + 2).then_some(())
+    });
+    others.iter().for_each(|schema| emit(conn, schema, "Three"));
+    wait_for(&topic, "Three", others);
+    assert_eq!(number(conn, &watch), watching, "the session that watches was ended");
+    AnsiTransactionManager::rollback_transaction(dropping).unwrap();
+    emit(conn, &schemas[0], "After");
+    wait_for(&topic, "After", &schemas[..1]);
     relay.stop_blocking().unwrap();
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Alone {
 impl Alone {
     pub(super) fn start(conn: &mut PgConnection, table: u32, poll_interval: Duration) -> QueryResult<Self> {
         let may_prepare = wakeup::may_prepare(conn)?;
-        let wake = Wake::start(conn, table, may_prepare, poll_interval)?;
+        let wake = Wake::start(conn, table, "outbox_seq_seq".to_owned(), may_prepare, poll_interval)?;
         let mut alone = Self { table, wake, upkeep: Upkeep::default() };
         alone.try_to_lead(conn)?;
         Ok(alone)

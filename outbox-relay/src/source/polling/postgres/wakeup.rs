@@ -21,6 +21,7 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Oid, Text};
@@ -81,6 +82,8 @@ pub(super) enum Next {
 pub(super) struct Wake {
     /// The table's oid.
     table: u32,
+    /// The name of its sequence, quoted.
+    sequence: String,
     poll_interval: Duration,
     state: State,
     /// When it was last awake.
@@ -103,6 +106,7 @@ impl Wake {
     pub(super) fn start(
         conn: &mut PgConnection,
         table: u32,
+        sequence: String,
         may_prepare: bool,
         poll_interval: Duration,
     ) -> QueryResult<Self> {
@@ -110,6 +114,7 @@ impl Wake {
         let now = Instant::now();
         let mut wake = Self {
             table,
+            sequence,
             poll_interval,
             state: State::Awake { since: now, look_at: None },
             quiet_since: now,
@@ -193,7 +198,7 @@ impl Wake {
                 if self.may_prepare {
                     // Read before the holders are listed: a later number changes it, and whoever took an earlier one holds the
                     // lock.
-                    self.numbered = (LastNumber::new(self.table).get_result(conn)?, Instant::now());
+                    self.numbered = (last_number(conn, &self.sequence)?, Instant::now());
                 }
                 let still_inserting = inserting_into(conn, self.table)?;
                 inserting.retain(|transaction| still_inserting.contains(transaction));
@@ -238,7 +243,7 @@ impl Wake {
         }
         let (_, asked) = self.numbered;
         if asked.elapsed() >= NUMBER_PAUSE {
-            let last = LastNumber::new(self.table).get_result(conn)?;
+            let last = last_number(conn, &self.sequence)?;
             if self.is_numbered(conn, last)? {
                 return Ok(Next::Look);
             }
@@ -362,6 +367,15 @@ fn inserting_into(conn: &mut PgConnection, table: u32) -> QueryResult<HashSet<St
     Ok(Inserting::new(table).load::<String>(conn)?.into_iter().collect())
 }
 
+/// Returns the last number that this sequence has given, or 0 if it is new. The function for it locks the sequence, as if it took a
+/// number.
+fn last_number(conn: &mut PgConnection, sequence: &str) -> QueryResult<i64> {
+    sql::<BigInt>(&format!("SELECT {LAST_NUMBER} FROM {sequence}")).get_result(conn)
+}
+
+/// The last number of the sequence that a statement reads from.
+pub(super) const LAST_NUMBER: &str = "CASE WHEN is_called THEN last_value ELSE last_value - 1 END";
+
 /// Wakes the relays that stand by, when the open transaction commits.
 pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
     CallForHelp::new().execute(conn).map(drop)
@@ -389,12 +403,4 @@ statement!(
     "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ? \
      AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
-);
-
-statement!(
-    Pg,
-    /// The last number that the sequence of this table has given.
-    LastNumber { table: u32 => Oid } -> BigInt,
-    "SELECT coalesce(pg_sequence_last_value(s.oid), 0) FROM pg_class AS o JOIN pg_class AS s \
-     ON s.relnamespace = o.relnamespace AND s.relname = 'outbox_seq_seq' AND s.relkind = 'S' WHERE o.oid = ?"
 );

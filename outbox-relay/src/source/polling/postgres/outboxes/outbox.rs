@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel_outbox_core::__private::quoted_identifier;
 use diesel_outbox_core::Lag;
 
 use super::schemas::Found;
@@ -59,6 +60,11 @@ impl Outbox {
     /// The table's oid.
     pub(in super::super) fn table(&self) -> u32 {
         self.found.table
+    }
+
+    /// The name of its sequence, quoted.
+    pub(super) fn sequence(&self) -> String {
+        format!("{}.outbox_seq_seq", quoted_identifier(self.schema()))
     }
 
     /// The database and the schema.

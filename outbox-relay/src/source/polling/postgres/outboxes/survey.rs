@@ -10,6 +10,7 @@ use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
 use super::outbox::Outbox;
 use crate::source::bounds::{oldest_unsent, shards};
+use crate::source::polling::postgres::wakeup::LAST_NUMBER;
 use crate::statement::statement;
 
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
@@ -75,9 +76,19 @@ pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<
     Ok(Writers::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
 }
 
-/// Returns the last numbers that the sequences of these tables have given.
-pub(super) fn last_numbers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<Vec<(u32, i64)>> {
-    LastNumbers::new(tables).load(conn)
+/// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids. Fails if one cannot be read.
+pub(super) fn last_numbers<'a>(
+    conn: &mut PgConnection,
+    outboxes: impl Iterator<Item = &'a Outbox>,
+) -> QueryResult<Vec<(u32, i64)>> {
+    let last_number = |outbox: &Outbox| {
+        format!("SELECT {}::oid, {LAST_NUMBER} FROM {}", outbox.table(), outbox.sequence())
+    };
+    let last_numbers: Vec<String> = outboxes.map(last_number).collect();
+    if last_numbers.is_empty() {
+        return Ok(Vec::new());
+    }
+    diesel::dsl::sql::<(Oid, BigInt)>(&last_numbers.join(" UNION ALL ")).load(conn)
 }
 
 statement!(
@@ -86,13 +97,6 @@ statement!(
     "SELECT relation, virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY (?) \
      AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
-);
-
-statement!(
-    Pg,
-    LastNumbers { tables: Vec<u32> => Array<Oid> } -> (Oid, BigInt),
-    "SELECT o.oid, coalesce(pg_sequence_last_value(s.oid), 0) FROM pg_class AS o JOIN pg_class AS s \
-     ON s.relnamespace = o.relnamespace AND s.relname = 'outbox_seq_seq' AND s.relkind = 'S' WHERE o.oid = ANY (?)"
 );
 
 #[cfg(test)]

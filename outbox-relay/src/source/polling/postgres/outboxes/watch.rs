@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel::result::Error;
 use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::SourceError;
 
@@ -30,6 +31,7 @@ use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
+use crate::source::pooler::OwnProcess;
 use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
 use diesel_outbox_core::advisory_locks;
 
@@ -49,6 +51,9 @@ pub(crate) struct Watch {
     schemas: Schemas,
     queue: Arc<Queue>,
     stop: Stop,
+    backoff: Backoff,
+    /// Whether the last session has failed.
+    has_failed: bool,
     /// By the oids of their tables.
     outboxes: BTreeMap<u32, Watched>,
     /// The named schemas that have no outbox.
@@ -58,6 +63,7 @@ pub(crate) struct Watch {
 /// One session, and when it last did what it does now and then.
 struct Session {
     conn: PgConnection,
+    process: OwnProcess,
     may_prepare: bool,
     found: Option<Instant>,
     measured: Option<Instant>,
@@ -70,27 +76,19 @@ struct Session {
 impl Watch {
     pub(crate) fn new(database: Database, schemas: Schemas, queue: Arc<Queue>, stop: Stop) -> Self {
         let (outboxes, missing) = (BTreeMap::new(), BTreeSet::new());
-        Self { database, schemas, queue, stop, outboxes, missing }
+        Self { database, schemas, queue, stop, backoff: Backoff::new(), has_failed: false, outboxes, missing }
     }
 
     /// Watches until it should stop. Returns an error then if a named schema has no outbox.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
-        let mut backoff = Backoff::new();
-        let mut has_failed = false;
         while !self.stop.is_set() {
-            let watched = self.begin().and_then(|mut session| {
-                backoff.begin_anew();
-                if std::mem::take(&mut has_failed) {
-                    metrics::recovered("database");
-                }
-                self.watch(&mut session).map_err(|error| database_error("watching the outboxes", error))
-            });
+            let watched = self.begin().and_then(|mut session| self.watch(&mut session));
             for watched in self.outboxes.values_mut() {
                 watched.lose();
             }
             if let Err(error) = watched {
-                has_failed = true;
-                let wait = backoff.next();
+                self.has_failed = true;
+                let wait = self.backoff.next();
                 Metrics::new().failed("database", &error, error.is_misconfigured(), wait);
                 self.pause(wait);
             }
@@ -109,10 +107,12 @@ impl Watch {
     fn begin(&mut self) -> Result<Session, SourceError> {
         let mut conn = self.database.connect_to_own_session()?;
         let failed = |error| database_error("preparing to watch the outboxes", error);
+        let process = OwnProcess::of(&mut conn).map_err(failed)?;
         conn.batch_execute(SHORT_LOCK_TIMEOUT).map_err(failed)?;
         let may_prepare = wakeup::may_prepare(&mut conn).map_err(failed)?;
         let mut session = Session {
             conn,
+            process,
             may_prepare,
             found: None,
             measured: None,
@@ -130,27 +130,41 @@ impl Watch {
     }
 
     /// Watches until it should stop, or the session fails.
-    fn watch(&mut self, session: &mut Session) -> QueryResult<()> {
-        let options = self.database.options.clone();
+    fn watch(&mut self, session: &mut Session) -> Result<(), SourceError> {
+        let failed = |error| database_error("watching the outboxes", error);
+        let interval = self.database.options.poll_interval;
         while !self.stop.is_set() {
-            if is_due(&mut session.found, options.poll_interval) {
-                self.find(session)?;
+            if let Some(problem) = session.process.look(&mut session.conn, interval).map_err(failed)? {
+                return Err(problem);
             }
-            self.lead(session)?;
-            self.notifications(session)?;
-            if session.may_prepare && is_due(&mut session.numbered, NUMBERS_INTERVAL) {
-                self.numbers(session)?;
+            self.round(session).map_err(failed)?;
+            self.backoff.begin_anew();
+            if std::mem::take(&mut self.has_failed) {
+                metrics::recovered("database");
             }
-            let slept_long_enough = self.step(session)?;
-            self.wake_or_sleep_on(session, &slept_long_enough)?;
-            if is_due(&mut session.measured, options.lag_interval) {
-                self.measure(session)?;
-            }
-            self.prune(session);
-            let pause = self.pause_until_next(session);
-            self.hear(session, pause)?;
         }
         Ok(())
+    }
+
+    fn round(&mut self, session: &mut Session) -> QueryResult<()> {
+        let (poll_interval, lag_interval) =
+            (self.database.options.poll_interval, self.database.options.lag_interval);
+        if is_due(&mut session.found, poll_interval) {
+            self.find(session)?;
+        }
+        self.lead(session)?;
+        self.notifications(session)?;
+        if session.may_prepare && is_due(&mut session.numbered, NUMBERS_INTERVAL) {
+            self.numbers(session)?;
+        }
+        let slept_long_enough = self.step(session)?;
+        self.wake_or_sleep_on(session, &slept_long_enough)?;
+        if is_due(&mut session.measured, lag_interval) {
+            self.measure(session)?;
+        }
+        self.prune(session);
+        let pause = self.pause_until_next(session);
+        self.hear(session, pause)
     }
 
     /// Looks which outboxes are there: takes on new ones, and lets go of those that are gone.
@@ -236,13 +250,12 @@ impl Watch {
 
     /// Looks for numbers that prepared transactions may have taken without a notification.
     fn numbers(&mut self, session: &mut Session) -> QueryResult<()> {
-        let watches = |watched: &Watched| watched.wake.as_ref().is_some_and(Wake::watches_numbers);
+        let watches = |watched: &Watched| {
+            watched.wake.as_ref().is_some_and(Wake::watches_numbers) && !watched.outbox.has_failed()
+        };
         let tables: Vec<u32> =
             self.outboxes.iter().filter(|(_, watched)| watches(watched)).map(|(table, _)| *table).collect();
-        if tables.is_empty() {
-            return Ok(());
-        }
-        for (table, last) in survey::last_numbers(&mut session.conn, tables)? {
+        for (table, last) in self.last_numbers(session, &tables)? {
             if let Some(watched) = self.outboxes.get_mut(&table)
                 && let Some(wake) = &mut watched.wake
                 && wake.is_numbered(&mut session.conn, last)?
@@ -254,9 +267,44 @@ impl Watch {
         Ok(())
     }
 
+    /// Leaves out those that cannot be read, perhaps because they are locked, and lets workers find out why.
+    fn last_numbers(&mut self, session: &mut Session, tables: &[u32]) -> QueryResult<Vec<(u32, i64)>> {
+        let mut last_numbers = Vec::new();
+        for tables in tables.chunks(AT_ONCE) {
+            if let Ok(these) = self.last_numbers_of(session, tables) {
+                last_numbers.extend(these);
+                continue;
+            }
+            for table in tables {
+                match self.last_numbers_of(session, &[*table]) {
+                    Ok(one) => last_numbers.extend(one),
+                    Err(error) => self.leave_to_worker(session, *table, &error)?,
+                }
+            }
+        }
+        Ok(last_numbers)
+    }
+
+    fn last_numbers_of(&self, session: &mut Session, tables: &[u32]) -> QueryResult<Vec<(u32, i64)>> {
+        let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
+        survey::last_numbers(&mut session.conn, outboxes.map(|watched| &*watched.outbox))
+    }
+
+    /// Lets a worker find out what is wrong with an outbox. Fails if it is the session that has failed.
+    fn leave_to_worker(&mut self, session: &mut Session, table: u32, error: &Error) -> QueryResult<()> {
+        session.conn.batch_execute("SELECT")?;
+        tracing::debug!(%error, "one of the outboxes cannot be watched");
+        if let Some(watched) = self.outboxes.get_mut(&table)
+            && matches!(watched.place, Place::Waits(_))
+        {
+            watched.hand_out(&self.queue);
+        }
+        Ok(())
+    }
+
     /// Hands out what needs a look by now. Returns those that have slept long enough.
     fn step(&mut self, session: &mut Session) -> QueryResult<Vec<u32>> {
-        let mut slept_long_enough = Vec::new();
+        let (mut slept_long_enough, mut failed) = (Vec::new(), Vec::new());
         for (table, watched) in &mut self.outboxes {
             let now = Instant::now();
             match watched.place {
@@ -265,14 +313,18 @@ impl Watch {
                     let Some(wake) = &mut watched.wake else { continue };
                     let is_called = std::mem::take(&mut watched.is_called);
                     // If others wait for a worker, it has better things to do than to look whether more has come.
-                    match wake.next(&mut session.conn, is_called, !self.queue.has_waiting())? {
-                        Next::Look => watched.hand_out(&self.queue),
-                        Next::Wait(until) => watched.place = Place::Waits(until),
-                        Next::SleptLongEnough => slept_long_enough.push(*table),
+                    match wake.next(&mut session.conn, is_called, !self.queue.has_waiting()) {
+                        Ok(Next::Look) => watched.hand_out(&self.queue),
+                        Ok(Next::Wait(until)) => watched.place = Place::Waits(until),
+                        Ok(Next::SleptLongEnough) => slept_long_enough.push(*table),
+                        Err(error) => failed.push((*table, error)),
                     }
                 }
                 _ => {}
             }
+        }
+        for (table, error) in failed {
+            self.leave_to_worker(session, table, &error)?;
         }
         Ok(slept_long_enough)
     }
