@@ -69,10 +69,11 @@ pub trait Source: Send {
         false
     }
 
-    /// Puts off the outbox at hand, because its pass has just failed, on whichever side, and returns for how long. The relay goes on
-    /// with other outboxes at once. `None` means that there are none, or that no outbox is at hand, so that the relay waits. Default:
-    /// `None`.
-    fn put_off(&mut self) -> Option<Duration> {
+    /// Puts off the outbox at hand, because its pass has just failed, and returns for how long. `error` is the source's own error, or
+    /// `None` if the publisher failed. The relay goes on with other outboxes at once. `None` means that there are none, or that no
+    /// outbox is at hand, so that the relay waits. Default: `None`.
+    fn put_off(&mut self, error: Option<&SourceError>) -> Option<Duration> {
+        let _ = error;
         None
     }
 

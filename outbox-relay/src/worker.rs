@@ -56,7 +56,7 @@ impl Worker {
                 Err(failure) => {
                     self.metrics.name(self.source.outbox());
                     self.broker_is_away |= matches!(failure, PassError::Publisher(_));
-                    if let Some(wait) = self.source.put_off() {
+                    if let Some(wait) = self.source.put_off(failure.source()) {
                         failure.report(&self.metrics, wait);
                         continue;
                     }
@@ -136,6 +136,13 @@ impl Worker {
 }
 
 impl PassError {
+    fn source(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error) => Some(error),
+            Self::Publisher(_) => None,
+        }
+    }
+
     /// Reports the failure, and returns which side has failed.
     fn report(&self, metrics: &Metrics, retry_in: Duration) -> &'static str {
         let (component, error, is_misconfigured) = match self {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel_outbox::{Migrations, Outbox, Record};
-use diesel_outbox_relay::RelayError;
+use diesel_outbox_relay::{Acknowledgement, PublishError, Publisher, Refusal, RelayError};
 use outbox_tests::load::{new_topic, relay as process};
 use outbox_tests::{Kafka, Postgres, Signal, eventually, logged, start_logging};
 
@@ -107,6 +107,65 @@ fn schemas_that_the_relay_refuses_are_named_and_do_not_delay_the_others() {
     }
     wait_for(&topic, "One", wrong);
     eventually("the recovery", PATIENCE, || logged(&["the outbox works again", &name]));
+    relay.stop_blocking().unwrap();
+}
+
+#[test]
+fn a_relay_that_is_stopped_says_which_schema_it_could_not_relay() {
+    start_logging();
+    let schemas = tenants(2);
+    let database = migrated(&schemas);
+    database.connect().batch_execute("ALTER SEQUENCE tenant_1.outbox_seq_seq CACHE 10").unwrap();
+    let relay = sleeper(&database, "events", &schemas).spawn().unwrap();
+    let name = format!("{}.tenant_1", database.name());
+    eventually("the error", PATIENCE, || logged(&["ERROR", &name, "has CACHE 10"]));
+    let stopped = relay.stop_blocking().unwrap_err();
+    let text = stopped.to_string();
+    assert!(matches!(stopped, RelayError::Source(_)), "{text}");
+    assert!(text.contains(&name) && text.contains("has CACHE 10"), "{text}");
+}
+
+/// A broker that is there, and takes nothing.
+struct Refusing {
+    is_in_flight: bool,
+}
+
+impl Publisher for Refusing {
+    fn publish(&mut self, _: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+        self.is_in_flight = true;
+        Ok(())
+    }
+
+    fn acknowledgements(&mut self, _: Duration, _: &mut Vec<Acknowledgement>) -> Result<(), PublishError> {
+        if self.is_in_flight { Err(PublishError::new("the partition has no leader")) } else { Ok(()) }
+    }
+
+    fn abandon(&mut self) {
+        self.is_in_flight = false;
+    }
+
+    fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn the_lag_of_a_schema_whose_passes_fail_is_measured() {
+    start_logging();
+    let schemas = tenants(2);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let relay = relay(&database, "events", &schemas)
+        .broker(|| Ok(Box::new(Refusing { is_in_flight: false }) as Box<dyn Publisher>))
+        .workers(1)
+        .lag_interval(Duration::from_millis(200))
+        .spawn()
+        .unwrap();
+    for event_type in ["One", "Two", "Three"] {
+        emit(conn, &schemas[1], event_type);
+    }
+    let name = format!("{}.{}", database.name(), schemas[1]);
+    eventually("the lag", PATIENCE, || logged(&["outbox lag", &name, "unsent=3"]));
     relay.stop_blocking().unwrap();
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::__private::quoted_identifier;
-use diesel_outbox_core::Lag;
+use diesel_outbox_core::{Lag, SourceError};
 
 use super::schemas::Found;
 use crate::backoff::Backoff;
@@ -36,6 +36,8 @@ struct Failure {
     backoff: Backoff,
     /// Whether its last look or pass failed.
     is_present: bool,
+    /// What an operator must correct.
+    uncorrected: Option<String>,
 }
 
 impl Outbox {
@@ -49,7 +51,7 @@ impl Outbox {
             prune_pause: AtomicU64::new(0),
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
-            failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false }),
+            failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false, uncorrected: None }),
         }
     }
 
@@ -119,17 +121,26 @@ impl Outbox {
         self.failure().is_present
     }
 
-    /// Notes a failure, and returns how long to wait before the next look.
-    pub(super) fn put_off(&self) -> Duration {
+    /// Notes a failure, with the error if it was the database's, and returns how long to wait before the next look.
+    pub(super) fn put_off(&self, error: Option<&SourceError>) -> Duration {
         let mut failure = self.failure();
         failure.is_present = true;
+        failure.uncorrected = error.filter(|error| error.is_misconfigured()).map(ToString::to_string);
         failure.backoff.next()
+    }
+
+    /// Returns what an operator must correct.
+    pub(super) fn uncorrected(&self) -> Option<SourceError> {
+        let failure = self.failure();
+        let problem = failure.uncorrected.as_ref()?;
+        Some(SourceError::misconfigured(format!("the outbox {} is not relayed: {problem}", self.name())))
     }
 
     /// Notes that a look or a pass went well. Returns whether the last one had failed.
     pub(super) fn went_well(&self) -> bool {
         let mut failure = self.failure();
         failure.backoff.begin_anew();
+        failure.uncorrected = None;
         std::mem::take(&mut failure.is_present)
     }
 

@@ -23,6 +23,8 @@ pub(crate) struct SharedSource {
     at_hand: Option<Arc<Outbox>>,
     /// Whether there is more to do in the outbox at hand than could be seen when it was last looked at.
     has_work: bool,
+    /// Whether a look at the outbox at hand went well.
+    has_looked: bool,
 }
 
 impl fmt::Debug for SharedSource {
@@ -33,7 +35,7 @@ impl fmt::Debug for SharedSource {
 
 impl SharedSource {
     pub(crate) fn new(database: Database, queue: Arc<Queue>) -> Self {
-        Self { source: PostgresSource::of(database), queue, at_hand: None, has_work: false }
+        Self { source: PostgresSource::of(database), queue, at_hand: None, has_work: false, has_looked: false }
     }
 
     /// Takes this outbox in hand. If there is no connection, nothing is wrong with the outbox, and it waits as before.
@@ -46,9 +48,8 @@ impl SharedSource {
         Ok(())
     }
 
-    /// Looks after the outbox at hand if that is due, and lets others have it. If its look or pass had failed, it would have been put
-    /// off.
-    fn give_back(&mut self) -> Result<(), SourceError> {
+    /// Looks after the outbox at hand if that is due.
+    fn look_after(&mut self) -> Result<(), SourceError> {
         let Some(outbox) = &self.at_hand else { return Ok(()) };
         if outbox.needs_upkeep() {
             outbox.set_needs_upkeep(false);
@@ -56,8 +57,14 @@ impl SharedSource {
                 metrics::lag_of(outbox.name(), lag);
             }
         }
+        Ok(())
+    }
+
+    /// Looks after the outbox at hand, and lets others have it. If its look or pass had failed, it would have been put off.
+    fn give_back(&mut self) -> Result<(), SourceError> {
+        self.look_after()?;
         if let Some(outbox) = self.at_hand.take() {
-            if outbox.went_well() {
+            if std::mem::take(&mut self.has_looked) && outbox.went_well() {
                 metrics::recovered_in(outbox.name());
             }
             if std::mem::take(&mut self.has_work) {
@@ -78,7 +85,12 @@ impl Source for SharedSource {
         self.take(outbox.clone())?;
         // Until the look has found nothing.
         self.has_work = true;
+        if outbox.has_failed() {
+            // If its pass fails again, it is not given back.
+            self.look_after()?;
+        }
         self.has_work = self.source.claim()?;
+        self.has_looked = true;
         if self.has_work && !outbox.set_has_work(true) {
             self.queue.report(outbox, News::HasWork);
         }
@@ -117,11 +129,11 @@ impl Source for SharedSource {
         self.queue.has_waiting()
     }
 
-    fn put_off(&mut self) -> Option<Duration> {
+    fn put_off(&mut self, error: Option<&SourceError>) -> Option<Duration> {
         let outbox = self.at_hand.take()?;
-        self.has_work = false;
+        (self.has_work, self.has_looked) = (false, false);
         outbox.set_has_work(false);
-        let wait = outbox.put_off();
+        let wait = outbox.put_off(error);
         self.queue.report(outbox, News::PutOff(wait));
         Some(wait)
     }

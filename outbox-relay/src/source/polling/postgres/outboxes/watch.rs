@@ -79,7 +79,7 @@ impl Watch {
         Self { database, schemas, queue, stop, backoff: Backoff::new(), has_failed: false, outboxes, missing }
     }
 
-    /// Watches until it should stop. Returns an error then if a named schema has no outbox.
+    /// Watches until it should stop. Returns an error then if an operator must correct something that is not relayed meanwhile.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
         while !self.stop.is_set() {
             let watched = self.begin().and_then(|mut session| self.watch(&mut session));
@@ -91,9 +91,13 @@ impl Watch {
                 let wait = self.backoff.next();
                 Metrics::new().failed("database", &error, error.is_misconfigured(), wait);
                 self.pause(wait);
+                if self.stop.is_set() && error.is_misconfigured() {
+                    return Err(error);
+                }
             }
         }
-        self.missing.first().map_or(Ok(()), |schema| Err(missing(schema)))
+        let of_outboxes = || self.outboxes.values().find_map(|watched| watched.outbox.uncorrected());
+        self.missing.first().map(|schema| missing(schema)).or_else(of_outboxes).map_or(Ok(()), Err)
     }
 
     fn pause(&self, time: Duration) {
