@@ -179,6 +179,10 @@ fn a_schema_that_comes_to_match_is_relayed_and_one_that_goes_is_let_go_of() {
     eventually("the relay to let go", PATIENCE, || logged(&["the outbox is gone", &name]));
     emit(conn, &schemas[1], "Two");
     wait_for(&topic, "Two", &schemas[1..2]);
+    // Another name for the same table.
+    conn.batch_execute(&format!("ALTER SCHEMA {} RENAME TO tenant_renamed", schemas[1])).unwrap();
+    emit(conn, "tenant_renamed", "Renamed");
+    wait_for(&topic, "Renamed", &["tenant_renamed".to_owned()]);
     // One of the same name again.
     Migrations::new().schema(&schemas[0]).run(conn).unwrap();
     emit(conn, &schemas[0], "Again");

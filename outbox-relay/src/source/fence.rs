@@ -88,6 +88,16 @@ impl Fence {
         &self.bounds
     }
 
+    /// Returns how far its sequence was when it last looked.
+    pub(super) fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// Learns how far its sequence was when somebody else last looked, who looked later.
+    pub(super) fn set_sequence(&mut self, sequence: Sequence) {
+        self.sequence = sequence;
+    }
+
     /// Moves the fence on if that is due. If it looked, returns how many workers are at work.
     pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {

@@ -1,7 +1,7 @@
 //! The connection of one worker. If it is lost, a new one takes its place.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
@@ -35,10 +35,12 @@ pub(super) struct Sessions {
 struct Session {
     conn: PgConnection,
     process: OwnProcess,
-    /// By the oids of their tables.
+    /// By their oids.
     tables: HashMap<u32, Table>,
     /// The table that the connection's `search_path` has, or 0 if that is not known.
     current: u32,
+    /// If the worker has several outboxes, those that the tables belong to. One that the relay lets go of ends.
+    outboxes: HashMap<u32, Weak<Outbox>>,
     /// If the worker has several outboxes, a watch does this for all of them.
     alone: Option<Alone>,
     /// When a look or a pass last went well, or the session began.
@@ -112,7 +114,18 @@ impl Sessions {
     /// Claims shards. Returns whether it has any, and whether this is the only worker at work.
     pub(super) fn claim(&mut self) -> Result<(bool, bool), SourceError> {
         self.turn()?;
-        self.with("claiming", Session::claim)
+        let claimed = self.with("claiming", Session::claim)?;
+        self.note_sequence();
+        Ok(claimed)
+    }
+
+    /// Notes for the sessions of other workers how far the outbox's sequence was at the last look.
+    fn note_sequence(&self) {
+        if let (Some(outbox), Some(session)) = (&self.outbox, &self.session)
+            && let Some(table) = session.tables.get(&session.current)
+        {
+            outbox.see(table.sequence());
+        }
     }
 
     /// Returns the next records, and whether there are more.
@@ -161,6 +174,7 @@ impl Sessions {
 
     pub(super) fn release(&mut self) -> Result<(), SourceError> {
         let leads = self.outbox.as_ref().is_some_and(|outbox| outbox.is_led());
+        self.note_sequence();
         self.with("releasing", |session, _| {
             let leads = session.alone.as_ref().map_or(leads, Alone::leads);
             let (conn, table) = session.table()?;
@@ -228,6 +242,7 @@ impl Session {
                 process,
                 tables: HashMap::new(),
                 current: 0,
+                outboxes: HashMap::new(),
                 alone: None,
                 went_well: Instant::now(),
             });
@@ -241,6 +256,7 @@ impl Session {
             process,
             tables: HashMap::from([(current, table)]),
             current,
+            outboxes: HashMap::new(),
             alone: Some(alone),
             went_well: Instant::now(),
         })
@@ -250,17 +266,26 @@ impl Session {
     ///
     /// PostgreSQL parses and plans a prepared statement anew if the `search_path` has changed since its last execution, so the
     /// statements that the connection keeps are those of every outbox.
-    fn turn_to(&mut self, outbox: &Outbox) -> Result<(), SourceError> {
+    fn turn_to(&mut self, outbox: &Arc<Outbox>) -> Result<(), SourceError> {
         let oid = outbox.table();
-        if self.current != oid {
+        // If its schema has another name since, it is another outbox with the same table.
+        let is_known = self.outboxes.get(&oid).is_some_and(|known| known.ptr_eq(&Arc::downgrade(outbox)));
+        if self.current != oid || !is_known {
             self.conn
                 .batch_execute(&set_search_path(outbox.schema()))
                 .map_err(|error| database_error("turning to the outbox", error))?;
             self.current = oid;
         }
-        if !self.tables.contains_key(&oid) {
+        if !is_known {
+            self.outboxes.retain(|_, outbox| outbox.strong_count() > 0);
+            self.tables.retain(|table, _| self.outboxes.contains_key(table));
             let table = Table::begin(&mut self.conn)?;
+            outbox.checked(table.sequence());
             self.tables.insert(oid, table);
+            self.outboxes.insert(oid, Arc::downgrade(outbox));
+        }
+        if let (Some(seen), Some(table)) = (outbox.seen(), self.tables.get_mut(&oid)) {
+            table.set_sequence(seen);
         }
         Ok(())
     }
@@ -268,6 +293,7 @@ impl Session {
     /// Forgets the outbox at hand. Returns whether the connection can be used for others.
     fn forget(&mut self) -> bool {
         self.tables.remove(&self.current);
+        self.outboxes.remove(&self.current);
         self.current = 0;
         // If no transaction is open, this does nothing.
         self.conn.batch_execute("ROLLBACK").is_ok()

@@ -14,6 +14,7 @@ use super::{dead_letters, settle};
 use crate::source::advisory_lock::table_oid;
 use crate::source::check::check_table;
 use crate::source::fence::Fence;
+use crate::source::sequence::Sequence;
 use crate::source::{BLOCKED, SourceOptions, database_error};
 
 /// A place in the table means nothing without the pass that read it.
@@ -52,6 +53,15 @@ impl Table {
 
     pub(super) fn oid(&self) -> u32 {
         self.oid
+    }
+
+    pub(super) fn sequence(&self) -> Sequence {
+        self.fence.sequence()
+    }
+
+    /// Learns how far the sequence was when another session looked.
+    pub(super) fn set_sequence(&mut self, sequence: Sequence) {
+        self.fence.set_sequence(sequence);
     }
 
     pub(super) fn was_large(&self) -> bool {

@@ -11,6 +11,7 @@ use super::schemas::Found;
 use crate::backoff::Backoff;
 use crate::source::database::Database;
 use crate::source::polling::postgres::upkeep::Upkeep;
+use crate::source::sequence::Sequence;
 
 /// One of several outboxes: what does not depend on a session, for the watch and the worker that has it in hand.
 pub(in super::super) struct Outbox {
@@ -30,6 +31,9 @@ pub(in super::super) struct Outbox {
     /// For the one worker that has it in hand.
     upkeep: Mutex<Upkeep>,
     failure: Mutex<Failure>,
+    /// How far its sequence was when one of the sessions last looked. A sequence that is set back may have come past what some session
+    /// remembers, and not past what another does.
+    seen: Mutex<Option<Sequence>>,
 }
 
 struct Failure {
@@ -51,6 +55,7 @@ impl Outbox {
             prune_pause: AtomicU64::new(0),
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
+            seen: Mutex::default(),
             failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false, uncorrected: None }),
         }
     }
@@ -142,6 +147,28 @@ impl Outbox {
         failure.backoff.begin_anew();
         failure.uncorrected = None;
         std::mem::take(&mut failure.is_present)
+    }
+
+    fn locked_seen(&self) -> MutexGuard<'_, Option<Sequence>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns how far its sequence was at the last look.
+    pub(in super::super) fn seen(&self) -> Option<Sequence> {
+        *self.locked_seen()
+    }
+
+    /// Notes how far the sequence is. Does not forget how far it was if it has not gone on from there: a worker must check the table.
+    pub(in super::super) fn see(&self, sequence: Sequence) {
+        let mut seen = self.locked_seen();
+        if seen.is_none_or(|before| sequence.goes_on_from(before)) {
+            *seen = Some(sequence);
+        }
+    }
+
+    /// Notes how far the sequence is, after the table was checked.
+    pub(in super::super) fn checked(&self, sequence: Sequence) {
+        *self.locked_seen() = Some(sequence);
     }
 
     /// Measures the lag and prunes, if that is due.

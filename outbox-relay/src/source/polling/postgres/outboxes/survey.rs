@@ -11,6 +11,7 @@ use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 use super::outbox::Outbox;
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::polling::postgres::wakeup::LAST_NUMBER;
+use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
@@ -24,8 +25,7 @@ const SHORT_STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '2s'";
 pub(super) struct Seen {
     /// Whether something is unsent.
     pub(super) is_unsent: bool,
-    /// The last number that its sequence has given, and the sequence's file.
-    pub(super) sequence: (i64, i64),
+    pub(super) sequence: Sequence,
     /// Whether a slot of the write-ahead log was set up.
     pub(super) has_slot: bool,
 }
@@ -51,7 +51,7 @@ pub(super) fn look<'a>(
     Ok(rows
         .into_iter()
         .map(|(table, is_unsent, last, file, has_slot)| {
-            (table, Seen { is_unsent, sequence: (last, file), has_slot })
+            (table, Seen { is_unsent, sequence: Sequence { last, file }, has_slot })
         })
         .collect())
 }

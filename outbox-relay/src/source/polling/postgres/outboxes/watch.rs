@@ -428,7 +428,9 @@ impl Watch {
             } else {
                 watched.let_look_after(&self.queue);
             }
-            watched.sequence = seen.map_or(watched.sequence, |seen| Some(seen.sequence));
+            if let Some(seen) = seen {
+                watched.outbox.see(seen.sequence);
+            }
         }
         tracing::info!(outboxes = tables.len(), without_lag = quiet, "outbox lag");
         Ok(())

@@ -19,8 +19,6 @@ pub(super) struct Watched {
     pub(super) wake: Option<Wake>,
     /// Whether a notification has come since `wake` was last asked what to do.
     pub(super) is_called: bool,
-    /// The last number and the file of its sequence at the last look from afar.
-    pub(super) sequence: Option<(i64, i64)>,
     /// When a worker was last given it to measure its lag and to prune it.
     pub(super) looked_after: Option<Instant>,
 }
@@ -42,7 +40,6 @@ impl Watched {
             place: Place::Waits(Instant::now()),
             wake: None,
             is_called: false,
-            sequence: None,
             looked_after: None,
         }
     }
@@ -67,7 +64,6 @@ impl Watched {
         self.outbox.lead(false);
         self.wake = None;
         self.is_called = false;
-        self.sequence = None;
     }
 
     pub(super) fn hand_out(&mut self, queue: &Queue) {
@@ -90,7 +86,6 @@ impl Watched {
 
     /// Whether its sequence has gone on from where it was.
     pub(super) fn is_regular(&self, seen: &Seen) -> bool {
-        let (last, file) = seen.sequence;
-        self.sequence.is_none_or(|(last_before, file_before)| file == file_before && last >= last_before)
+        self.outbox.seen().is_none_or(|before| seen.sequence.goes_on_from(before))
     }
 }
