@@ -180,6 +180,14 @@ impl Relay {
         self
     }
 
+    /// Sets the name of the database's server, which precedes the database in the label `outbox` of the metrics and in log lines:
+    /// `db-1/shop.public`. Set it if the process has relays for databases of the same name on several servers. Default: none, so the
+    /// label is `shop.public`.
+    pub fn server_name(mut self, server: impl Into<String>) -> Self {
+        self.options = self.options.server_name(server);
+        self
+    }
+
     /// Sets how long sent rows are kept, 100 years at most. Default: 7 days.
     pub fn keep_sent(mut self, retention: Duration) -> Self {
         self.options = self.options.sent_rows(SentRows::Keep { retention });

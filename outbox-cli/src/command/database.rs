@@ -194,6 +194,12 @@ impl OutboxDatabase {
         }
     }
 
+    /// Its server, as far as an address names one.
+    pub(crate) fn server_name(&self) -> String {
+        let (address, _) = self.place();
+        address.rsplit_once('/').map(|(server, _)| server.to_owned()).unwrap_or(address)
+    }
+
     /// A relay for this database.
     pub(crate) fn relay(&self, settings: &SourceSettings, origins: &Origins) -> Result<Relay, Failure> {
         match self {

@@ -20,7 +20,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
     let databases = OutboxDatabase::chosen(&settings.common.database, origins)?;
     let relays: Vec<Relay> = databases
         .iter()
-        .map(|database| build::relay(settings, origins, database))
+        .map(|database| build::relay(settings, origins, database, databases.len() > 1))
         .collect::<Result<_, _>>()?;
     let brokers = settings.kafka.cluster.list()?;
     let runtime =

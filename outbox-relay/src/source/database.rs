@@ -79,7 +79,7 @@ impl Database {
                 .get_result(&mut conn)
                 .map_err(|error| database_error("looking for the outbox", error))?
         {
-            let _ = self.outbox.set(outbox);
+            let _ = self.outbox.set(self.options.name_of(&outbox));
         }
         Ok(conn)
     }

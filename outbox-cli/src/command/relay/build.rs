@@ -16,6 +16,7 @@ pub(super) fn relay(
     settings: &RelaySettings,
     origins: &Origins,
     database: &OutboxDatabase,
+    has_others: bool,
 ) -> Result<Relay, Failure> {
     let RelaySettings { source, after, work, .. } = settings;
     let relay = database
@@ -31,6 +32,8 @@ pub(super) fn relay(
         .lag_interval(work.lag_interval.0)
         .shutdown_timeout(work.shutdown_timeout.0)
         .dead_letter_policy(after.dead_letter_policy);
+    // Databases on several servers may have the same name.
+    let relay = if has_others { relay.server_name(database.server_name()) } else { relay };
     // The relay has a default of its own, which depends on the number of outboxes.
     let relay = if origins.given("workers").is_some() { relay.workers(work.workers) } else { relay };
     Ok(match sent_rows(after, origins)? {

@@ -173,7 +173,10 @@ impl Watch {
 
     /// Looks which outboxes are there: takes on new ones, and lets go of those that are gone.
     fn find(&mut self, session: &mut Session) -> QueryResult<()> {
-        let (found, missing_now) = self.schemas.find(&mut session.conn)?;
+        let (mut found, missing_now) = self.schemas.find(&mut session.conn)?;
+        for found in &mut found {
+            found.name = self.database.options.name_of(&found.name).into();
+        }
         let is_there = |watched: &Watched| found.iter().any(|found| watched.outbox.is(found));
         let gone: Vec<u32> =
             self.outboxes.iter().filter(|(_, watched)| !is_there(watched)).map(|(table, _)| *table).collect();
