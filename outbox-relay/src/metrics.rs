@@ -87,6 +87,12 @@ impl Metrics {
         set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
     }
 
+    pub(crate) fn gave_up(&self, error: &dyn std::error::Error) {
+        let outbox = self.outbox();
+        let outbox = (!outbox.is_empty()).then_some(&*outbox);
+        error!(outbox, error = %error, "the relay cannot go on and has stopped");
+    }
+
     pub(crate) fn failed(
         &self,
         component: &'static str,
@@ -129,10 +135,6 @@ pub(crate) fn recovered_in(outbox: &str) {
 
 pub(crate) fn stopped(published: usize) {
     info!(published, "a relay worker stopped");
-}
-
-pub(crate) fn gave_up(error: &dyn std::error::Error) {
-    error!(error = %error, "the relay cannot go on and has stopped");
 }
 
 pub(crate) fn recovered(component: &'static str) {

@@ -50,7 +50,8 @@ impl Worker {
                 }
                 Err(PassError::Source(error)) if error.is_permanent() => {
                     self.stop.set();
-                    metrics::gave_up(&error);
+                    self.metrics.name(self.source.outbox());
+                    self.metrics.gave_up(&error);
                     return Err(error);
                 }
                 Err(failure) => {

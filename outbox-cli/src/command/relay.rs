@@ -13,11 +13,20 @@ use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
 use super::layers::property_key;
 use super::origin::Origins;
-use super::settings::RelaySettings;
+use super::settings::{ReadFrom, RelaySettings};
 
 /// Runs the relay until a signal stops it.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Failure> {
     let databases = OutboxDatabase::chosen(&settings.common.database, origins)?;
+    if settings.source.source == ReadFrom::Wal && databases.len() > 1 {
+        return Err(origins
+            .of("source")
+            .wrong(
+                "the WAL is read for one database at a time, because its slot has a name that no other has: start a process for each \
+                 database, or poll the tables",
+            )
+            .into());
+    }
     let relays: Vec<Relay> = databases
         .iter()
         .map(|database| build::relay(settings, origins, database, databases.len() > 1))
@@ -58,9 +67,9 @@ fn shown(databases: &[OutboxDatabase]) -> String {
 /// How often to look whether a relay has ended by itself.
 const SLICE: Duration = Duration::from_millis(200);
 
-/// Waits for a signal, or until one of the relays has ended by itself.
+/// Waits for a signal, or until all relays have ended by themselves. If one cannot go on, it has logged why, and the others go on.
 async fn signal_or_end(signals: &mut StopSignals, relays: &[RelayHandle]) -> Option<StopSignal> {
-    while !relays.iter().any(RelayHandle::is_finished) {
+    while !relays.iter().all(RelayHandle::is_finished) {
         if let Ok(signal) = tokio::time::timeout(SLICE, signals.next()).await {
             return Some(signal);
         }
