@@ -1,5 +1,7 @@
 //! The outboxes that a command is about.
 
+use std::cell::Cell;
+
 use serde_json::{Value, json};
 
 use super::database::OutboxDatabase;
@@ -11,6 +13,8 @@ use super::settings::CommonSettings;
 /// The outboxes that the settings name, and whether they can be several: then each line of the output says of which it is.
 pub(super) struct Outboxes {
     all: Vec<OutboxDatabase>,
+    /// Why the outboxes of some databases are not known.
+    unknown: Cell<Vec<Failure>>,
     pub(super) are_several: bool,
 }
 
@@ -18,28 +22,30 @@ impl Outboxes {
     pub(super) fn chosen(common: &CommonSettings, origins: &Origins) -> Result<Self, Failure> {
         let databases = OutboxDatabase::chosen(&common.database, origins)?;
         let are_several = databases.len() > 1 || databases.iter().any(OutboxDatabase::has_several);
-        let outboxes: Result<Vec<_>, Failure> = databases.into_iter().map(OutboxDatabase::outboxes).collect();
-        let all: Vec<_> = outboxes?.into_iter().flatten().collect();
-        if all.is_empty() {
+        let (mut all, mut unknown) = (Vec::new(), Vec::new());
+        for database in databases {
+            match database.outboxes() {
+                Ok(outboxes) => all.extend(outboxes),
+                Err(failure) => unknown.push(failure),
+            }
+        }
+        if all.is_empty() && unknown.is_empty() {
             return Err(origins.of("schema").wrong("no schema that matches has an outbox").into());
         }
-        Ok(Self { all, are_several })
+        Ok(Self { all, unknown: Cell::new(unknown), are_several })
     }
 
-    /// Does this with each of them. If it fails with some, goes on with the others, and returns one of the failures.
+    /// Does this with each of them. If it fails with some, goes on with the others, and returns the last failure. It reports those
+    /// before.
     pub(super) fn each(
         &self,
         mut work: impl FnMut(&OutboxDatabase) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
-        let mut failed: Option<Failure> = None;
-        for outbox in &self.all {
-            if let Err(error) = work(outbox)
-                && let Some(before) = failed.replace(error)
-            {
-                say(&failure::in_one_line(&before));
-            }
-        }
-        failed.map_or(Ok(()), Err)
+        let mut failures = self.unknown.take();
+        failures.extend(self.all.iter().filter_map(|outbox| work(outbox).err()));
+        let last = failures.pop();
+        failures.iter().for_each(|failure| say(&failure::in_one_line(failure)));
+        last.map_or(Ok(()), Err)
     }
 
     /// The text, below a line that names the outbox if there are several.
