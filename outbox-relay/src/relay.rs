@@ -46,7 +46,7 @@ pub struct Relay {
     /// The database, if it can have several outboxes for one relay.
     #[cfg(feature = "postgres")]
     shared: Option<DatabaseUrl>,
-    schemas: Vec<String>,
+    schemas: Option<Vec<String>>,
     broker: Option<Box<dyn Broker>>,
     options: SourceOptions,
     topic_naming: TopicNaming,
@@ -127,7 +127,7 @@ impl Relay {
             source: Box::new(source),
             #[cfg(feature = "postgres")]
             shared: None,
-            schemas: Vec::new(),
+            schemas: None,
             broker: None,
             options: SourceOptions::default(),
             topic_naming: TopicNaming::default(),
@@ -176,7 +176,7 @@ impl Relay {
     ///
     /// For several databases, start a relay for each.
     pub fn schemas(mut self, schemas: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.schemas = schemas.into_iter().map(Into::into).collect();
+        self.schemas = Some(schemas.into_iter().map(Into::into).collect());
         self
     }
 
@@ -308,8 +308,12 @@ impl Relay {
         self.workers.unwrap_or(if self.has_several_outboxes() { 2 } else { 1 })
     }
 
+    fn schemas(&self) -> &[String] {
+        self.schemas.as_deref().unwrap_or_default()
+    }
+
     fn has_several_outboxes(&self) -> bool {
-        self.schemas.len() > 1 || self.schemas.iter().any(|schema| schema.contains('*'))
+        self.schemas().len() > 1 || self.schemas().iter().any(|schema| schema.contains('*'))
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
@@ -317,12 +321,12 @@ impl Relay {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();
-            options.schema = self.schemas.first().cloned().or(options.schema);
+            options.schema = self.schemas().first().cloned().or(options.schema);
             return Ok(((0..workers).map(|_| (self.source)(options.clone())).collect(), None));
         }
         #[cfg(feature = "postgres")]
         if let Some(database_url) = &self.shared {
-            return Ok(several(database_url, &self.options, &self.schemas, workers, stop));
+            return Ok(several(database_url, &self.options, self.schemas(), workers, stop));
         }
         #[cfg(not(feature = "postgres"))]
         let _ = stop;
@@ -343,6 +347,8 @@ impl Relay {
         };
         let Limits { batch_size, max_in_flight, max_in_flight_bytes, max_pass_duration, stall_timeout } =
             self.limits;
+        let is_named = |schemas: &Vec<String>| !schemas.is_empty() && !schemas.iter().any(String::is_empty);
+        within("schemas", self.schemas().len(), "one name or more, and none empty", self.schemas.as_ref().is_none_or(is_named))?;
         let range = if self.most_workers == 1 { "1 if the WAL is read" } else { "1 to 16" };
         within(
             "workers",

@@ -117,6 +117,8 @@ fn wrong_combinations_say_what_to_do() {
     refused("[[database]]\nurl = 'a.db'\nslot = 'x'", "those are url, url_env and schema");
     refused("database_url = 'a.db'\n[[database]]\nurl = 'b.db'", " exclude each other");
     refused("[database]\nurl = 'b.db'", "write [[database]]");
+    refused("schema = []\n[[database]]\nurl = 'postgres://db/a'", "it names no schema: leave it out");
+    refused("[[database]]\nurl = 'postgres://db/a'\nschema = ' '", "it names no schema: leave it out");
 }
 
 #[test]
@@ -130,11 +132,15 @@ fn a_file_has_several_databases_and_one_that_is_away_stops_only_its_own() {
     let settings = format!(
         "brokers = '{}'\ntopic = '{topic}'\nlag_interval = '200ms'\n\
          [[database]]\nurl_env = 'FIRST_URL'\n\
-         [[database]]\nurl = 'postgres://nobody:s3cret@127.0.0.1:1/away'\n\
+         [[database]]\nurl = 'postgres://nobody:s3cret@127.0.0.1:1/away'\nschema = ['a*']\n\
          [[database]]\nurl_env = 'SECOND_URL'\nschema = ['tenant_*']\n",
         Kafka::shared().brokers()
     );
     fs::write(&file, settings).unwrap();
+    let mut lag = outbox(&["lag", "--json", "--config", file.to_str().unwrap()]);
+    let lag = lag.env("FIRST_URL", databases[0].url()).env("SECOND_URL", databases[1].url()).output().unwrap();
+    let of_all: serde_json::Value = serde_json::from_slice(&lag.stdout).unwrap();
+    assert_eq!((of_all.as_array().unwrap().len(), lag.status.code()), (3, Some(1)));
     let mut command = outbox(&["relay", "--config", file.to_str().unwrap()]);
     command.env("FIRST_URL", databases[0].url()).env("SECOND_URL", databases[1].url());
     let relay = Process::start(&command);
@@ -148,7 +154,7 @@ fn a_file_has_several_databases_and_one_that_is_away_stops_only_its_own() {
     relay.wait_for_line("that one is away", PATIENCE, |line| line.contains("cannot connect to the database"));
     eventually("the lag of all that are there", PATIENCE, || {
         let output = relay.output();
-        (output.contains(&format!("{}.public", databases[0].name())) && output.contains("without_lag=2"))
+        (output.contains(&format!("/{}.public", databases[0].name())) && output.contains("without_lag=2"))
             .then_some(())
     });
     relay.signal(Signal::Terminate);

@@ -81,6 +81,9 @@ impl OutboxDatabase {
         schemas: &[&str],
         of_schemas: &Origin,
     ) -> Result<Vec<Self>, ConfigError> {
+        if schemas.is_empty() && of_schemas.layer > Layer::Default {
+            return Err(of_schemas.wrong("it names no schema: leave it out if the search_path has the tables"));
+        }
         let wrong = |problem: String| origin.wrong(problem);
         let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
         match scheme {
@@ -228,7 +231,7 @@ impl OutboxDatabase {
                         wal::reading_options(&settings.wal, &settings.reading),
                     ),
                 };
-                Ok(relay.schemas(schemas))
+                Ok(if schemas.is_empty() { relay } else { relay.schemas(schemas) })
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
