@@ -126,7 +126,7 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     // known to be right, whatever the statistics say while the table fills and empties.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-         SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
+         SET idle_in_transaction_session_timeout = '30s'; SET idle_session_timeout = 0; SET statement_timeout = 0; \
          SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \

@@ -12,9 +12,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::pg::PgConnection;
+use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::Error;
+use diesel::sql_types::BigInt;
 use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::SourceError;
 
@@ -33,6 +34,7 @@ use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
 use crate::source::pooler::OwnProcess;
 use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
+use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
 /// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.
@@ -43,6 +45,8 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(200);
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 /// What failed sooner than this did not wait for a lock.
 const QUICK: Duration = Duration::from_millis(50);
+/// How many advisory locks it holds for an outbox, at most.
+const LOCKS_OF_EACH: i64 = 3;
 /// How soon it notices that it should stop.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -181,6 +185,9 @@ impl Watch {
         let gone: Vec<u32> =
             self.outboxes.iter().filter(|(_, watched)| !is_there(watched)).map(|(table, _)| *table).collect();
         for mut watched in gone.iter().filter_map(|table| self.outboxes.remove(table)) {
+            if watched.outbox.is_led() {
+                metrics::no_lag_of(watched.outbox.name());
+            }
             watched.outbox.let_go();
             tracing::info!(outbox = &**watched.outbox.name(), "the outbox is gone: the relay lets go of it");
             if let Some(wake) = &mut watched.wake {
@@ -191,6 +198,8 @@ impl Watch {
             found.into_iter().filter(|found| !self.outboxes.contains_key(&found.table)).collect();
         if let Some(first) = new.first() {
             tracing::info!(outboxes = new.len(), first = &*first.name, "the relay takes on outboxes");
+            let outboxes = self.outboxes.len() + new.len();
+            warn_of_locks(outboxes, LockCapacity::new().get_result(&mut session.conn)?);
         }
         for found in new {
             let (table, watched) = (found.table, Watched::new(&self.database, found));
@@ -504,6 +513,26 @@ impl Watch {
         pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
     }
 }
+
+/// Warns if the advisory locks of the outboxes take much of the room that the server has for all locks.
+fn warn_of_locks(outboxes: usize, capacity: i64) {
+    let locks = i64::try_from(outboxes).unwrap_or(i64::MAX).saturating_mul(LOCKS_OF_EACH);
+    if locks > capacity / 2 {
+        tracing::warn!(
+            outboxes,
+            locks,
+            capacity,
+            "the relay may hold more than half of the locks that the server has room for: raise max_locks_per_transaction"
+        );
+    }
+}
+
+statement!(
+    Pg,
+    LockCapacity {} -> BigInt,
+    "SELECT current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
+     + current_setting('max_prepared_transactions')::bigint)"
+);
 
 fn missing(schema: &str) -> SourceError {
     SourceError::misconfigured(format!(
