@@ -12,6 +12,7 @@
 
 mod outbox;
 mod queue;
+mod room_for_locks;
 mod schemas;
 mod source;
 mod survey;

@@ -1,10 +1,12 @@
 //! A look at many outboxes in a few statements. It finds those that need a worker: idle ones need none.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
+use diesel::result::Error;
 use diesel::sql_types::{Array, BigInt, Bool, Oid, Text};
 use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
@@ -15,7 +17,10 @@ use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
-pub(super) const AT_ONCE: usize = 50;
+const AT_ONCE: usize = 50;
+
+/// What failed sooner than this did not wait for a lock.
+const QUICK: Duration = Duration::from_millis(50);
 
 /// Nobody hears notifications meanwhile. What takes longer is left to a worker.
 const SHORT_STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '2s'";
@@ -32,13 +37,34 @@ pub(super) struct Seen {
 
 type SeenRow = (u32, bool, i64, i64, bool);
 
-/// Looks at these outboxes, and returns what it has seen by their tables' oids. Fails if one of them cannot be looked at.
-pub(super) fn look<'a>(
-    conn: &mut PgConnection,
-    outboxes: impl Iterator<Item = &'a Outbox>,
-) -> QueryResult<Vec<(u32, Seen)>> {
+/// Looks at these outboxes, and returns what it has seen by their tables' oids. Leaves out those that cannot be looked at.
+pub(super) fn survey(conn: &mut PgConnection, outboxes: &[&Outbox]) -> BTreeMap<u32, Seen> {
+    let mut seen = BTreeMap::new();
+    for outboxes in outboxes.chunks(AT_ONCE) {
+        look_in_parts(conn, outboxes, &mut seen);
+    }
+    seen
+}
+
+fn look_in_parts(conn: &mut PgConnection, outboxes: &[&Outbox], seen: &mut BTreeMap<u32, Seen>) {
+    let began = Instant::now();
+    match look(conn, outboxes) {
+        Ok(these) => seen.extend(these),
+        // One of them stands in the way of the others. If it is locked, to look for it would take too long.
+        Err(_) if outboxes.len() > 1 && began.elapsed() < QUICK => {
+            let (first, second) = outboxes.split_at(outboxes.len() / 2);
+            look_in_parts(conn, first, seen);
+            look_in_parts(conn, second, seen);
+        }
+        // If the session has failed, its next statement fails too.
+        Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at from afar"),
+    }
+}
+
+/// Fails if one of them cannot be looked at.
+fn look(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, Seen)>> {
     let looks: Vec<String> =
-        outboxes.map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
+        outboxes.iter().map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
     if looks.is_empty() {
         return Ok(Vec::new());
     }
@@ -76,18 +102,33 @@ pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<
     Ok(Writers::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
 }
 
-/// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids. Fails if one cannot be read.
-pub(super) fn last_numbers<'a>(
+/// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids, and the errors of those that cannot
+/// be read, perhaps because they are locked.
+pub(super) fn last_numbers(
     conn: &mut PgConnection,
-    outboxes: impl Iterator<Item = &'a Outbox>,
-) -> QueryResult<Vec<(u32, i64)>> {
-    let last_number = |outbox: &Outbox| {
+    outboxes: &[&Outbox],
+) -> (Vec<(u32, i64)>, Vec<(u32, Error)>) {
+    let (mut last_numbers, mut failed) = (Vec::new(), Vec::new());
+    for outboxes in outboxes.chunks(AT_ONCE) {
+        if let Ok(these) = last_numbers_of(conn, outboxes) {
+            last_numbers.extend(these);
+            continue;
+        }
+        for outbox in outboxes {
+            match last_numbers_of(conn, &[*outbox]) {
+                Ok(one) => last_numbers.extend(one),
+                Err(error) => failed.push((outbox.table(), error)),
+            }
+        }
+    }
+    (last_numbers, failed)
+}
+
+fn last_numbers_of(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, i64)>> {
+    let last_number = |outbox: &&Outbox| {
         format!("SELECT {}::oid, {LAST_NUMBER} FROM {}", outbox.table(), outbox.sequence())
     };
-    let last_numbers: Vec<String> = outboxes.map(last_number).collect();
-    if last_numbers.is_empty() {
-        return Ok(Vec::new());
-    }
+    let last_numbers: Vec<String> = outboxes.iter().map(last_number).collect();
     diesel::dsl::sql::<(Oid, BigInt)>(&last_numbers.join(" UNION ALL ")).load(conn)
 }
 

@@ -12,18 +12,18 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::pg::{Pg, PgConnection};
+use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::result::Error;
-use diesel::sql_types::BigInt;
 use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::SourceError;
 
 use super::SHORT_LOCK_TIMEOUT;
 use super::outbox::Outbox;
 use super::queue::{News, Queue};
+use super::room_for_locks;
 use super::schemas::{Found, Schemas};
-use super::survey::{self, AT_ONCE, Seen};
+use super::survey::{self, Seen};
 use super::watched::{Place, Watched};
 use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
@@ -34,7 +34,6 @@ use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
 use crate::source::pooler::OwnProcess;
 use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
-use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
 /// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.
@@ -43,10 +42,6 @@ const NUMBERS_INTERVAL: Duration = NUMBER_PAUSE.saturating_sub(Duration::from_mi
 const PRUNE_PAUSE: Duration = Duration::from_millis(200);
 /// How often it looks which outboxes are there, at most, because one has failed.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
-/// What failed sooner than this did not wait for a lock.
-const QUICK: Duration = Duration::from_millis(50);
-/// How many advisory locks it holds for an outbox, at most.
-const LOCKS_OF_EACH: i64 = 3;
 /// How soon it notices that it should stop.
 const SLICE: Duration = Duration::from_millis(50);
 
@@ -198,8 +193,7 @@ impl Watch {
             found.into_iter().filter(|found| !self.outboxes.contains_key(&found.table)).collect();
         if let Some(first) = new.first() {
             tracing::info!(outboxes = new.len(), first = &*first.name, "the relay takes on outboxes");
-            let outboxes = self.outboxes.len() + new.len();
-            warn_of_locks(outboxes, LockCapacity::new().get_result(&mut session.conn)?);
+            room_for_locks::warn(&mut session.conn, self.outboxes.len() + new.len())?;
         }
         for found in new {
             let (table, watched) = (found.table, Watched::new(&self.database, found));
@@ -266,12 +260,16 @@ impl Watch {
 
     /// Looks for numbers that prepared transactions may have taken without a notification.
     fn numbers(&mut self, session: &mut Session) -> QueryResult<()> {
-        let watches = |watched: &Watched| {
+        let watches = |watched: &&Watched| {
             watched.wake.as_ref().is_some_and(Wake::watches_numbers) && !watched.outbox.has_failed()
         };
-        let tables: Vec<u32> =
-            self.outboxes.iter().filter(|(_, watched)| watches(watched)).map(|(table, _)| *table).collect();
-        for (table, last) in self.last_numbers(session, &tables)? {
+        let outboxes: Vec<&Outbox> =
+            self.outboxes.values().filter(watches).map(|watched| &*watched.outbox).collect();
+        let (last_numbers, failed) = survey::last_numbers(&mut session.conn, &outboxes);
+        for (table, error) in failed {
+            self.leave_to_worker(session, table, &error)?;
+        }
+        for (table, last) in last_numbers {
             if let Some(watched) = self.outboxes.get_mut(&table)
                 && let Some(wake) = &mut watched.wake
                 && wake.is_numbered(&mut session.conn, last)?
@@ -281,29 +279,6 @@ impl Watch {
             }
         }
         Ok(())
-    }
-
-    /// Leaves out those that cannot be read, perhaps because they are locked, and lets workers find out why.
-    fn last_numbers(&mut self, session: &mut Session, tables: &[u32]) -> QueryResult<Vec<(u32, i64)>> {
-        let mut last_numbers = Vec::new();
-        for tables in tables.chunks(AT_ONCE) {
-            if let Ok(these) = self.last_numbers_of(session, tables) {
-                last_numbers.extend(these);
-                continue;
-            }
-            for table in tables {
-                match self.last_numbers_of(session, &[*table]) {
-                    Ok(one) => last_numbers.extend(one),
-                    Err(error) => self.leave_to_worker(session, *table, &error)?,
-                }
-            }
-        }
-        Ok(last_numbers)
-    }
-
-    fn last_numbers_of(&self, session: &mut Session, tables: &[u32]) -> QueryResult<Vec<(u32, i64)>> {
-        let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
-        survey::last_numbers(&mut session.conn, outboxes.map(|watched| &*watched.outbox))
     }
 
     /// Lets a worker find out what is wrong with an outbox. Fails if it is the session that has failed.
@@ -386,28 +361,10 @@ impl Watch {
 
     /// Looks at outboxes from afar. Leaves out those that cannot be seen: a worker finds out why.
     fn survey(&self, session: &mut Session, tables: &[u32]) -> BTreeMap<u32, Seen> {
-        let mut seen = BTreeMap::new();
-        for tables in tables.chunks(AT_ONCE) {
-            self.look(session, tables, &mut seen);
-        }
-        seen
-    }
-
-    fn look(&self, session: &mut Session, tables: &[u32], seen: &mut BTreeMap<u32, Seen>) {
         let outboxes = tables.iter().filter_map(|table| self.outboxes.get(table));
-        let outboxes = outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed());
-        let began = Instant::now();
-        match survey::look(&mut session.conn, outboxes) {
-            Ok(these) => seen.extend(these),
-            // One of them stands in the way of the others. If it is locked, to look for it would take too long.
-            Err(_) if tables.len() > 1 && began.elapsed() < QUICK => {
-                let (first, second) = tables.split_at(tables.len() / 2);
-                self.look(session, first, seen);
-                self.look(session, second, seen);
-            }
-            // If the session has failed, its next statement fails too.
-            Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at from afar"),
-        }
+        let outboxes: Vec<&Outbox> =
+            outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed()).collect();
+        survey::survey(&mut session.conn, &outboxes)
     }
 
     /// Reports the lag of the outboxes that are led here and have none, and lets workers measure that of the others.
@@ -513,26 +470,6 @@ impl Watch {
         pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
     }
 }
-
-/// Warns if the advisory locks of the outboxes take much of the room that the server has for all locks.
-fn warn_of_locks(outboxes: usize, capacity: i64) {
-    let locks = i64::try_from(outboxes).unwrap_or(i64::MAX).saturating_mul(LOCKS_OF_EACH);
-    if locks > capacity / 2 {
-        tracing::warn!(
-            outboxes,
-            locks,
-            capacity,
-            "the relay may hold more than half of the locks that the server has room for: raise max_locks_per_transaction"
-        );
-    }
-}
-
-statement!(
-    Pg,
-    LockCapacity {} -> BigInt,
-    "SELECT current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
-     + current_setting('max_prepared_transactions')::bigint)"
-);
 
 fn missing(schema: &str) -> SourceError {
     SourceError::misconfigured(format!(
