@@ -57,6 +57,8 @@ pub(crate) struct Watch {
     outboxes: BTreeMap<u32, Watched>,
     /// The named schemas that have no outbox.
     missing: BTreeSet<String>,
+    /// Whether no schema matches.
+    has_none: bool,
 }
 
 /// One session, and when it last did what it does now and then.
@@ -75,7 +77,17 @@ struct Session {
 impl Watch {
     pub(crate) fn new(database: Database, schemas: Schemas, queue: Arc<Queue>, stop: Stop) -> Self {
         let (outboxes, missing) = (BTreeMap::new(), BTreeSet::new());
-        Self { database, schemas, queue, stop, backoff: Backoff::new(), has_failed: false, outboxes, missing }
+        Self {
+            database,
+            schemas,
+            queue,
+            stop,
+            backoff: Backoff::new(),
+            has_failed: false,
+            outboxes,
+            missing,
+            has_none: false,
+        }
     }
 
     /// Watches until it should stop. Returns an error then if an operator must correct something that is not relayed meanwhile.
@@ -213,6 +225,11 @@ impl Watch {
             }
         }
         self.missing = missing_now.into_iter().collect();
+        let has_none = self.outboxes.is_empty() && self.missing.is_empty();
+        if has_none && !self.has_none {
+            tracing::warn!("no schema that matches has an outbox: the relay waits for one");
+        }
+        self.has_none = has_none;
         Ok(())
     }
 
