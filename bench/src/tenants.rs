@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Text};
 use diesel_outbox::{Migrations, Outbox};
 use outbox_tests::{Database, Kafka, Postgres};
 
@@ -67,8 +68,12 @@ impl Tenants {
                 }),
             ],
         );
-        let [[queries, resident, connections], [p50, p99, _], [p50_shared, p99_shared, _], [_, p99_apart, _]] =
-            measured.try_into().unwrap();
+        let [
+            [queries, resident, threads, connections],
+            [p50, p99, ..],
+            [p50_shared, p99_shared, ..],
+            [_, p99_apart, ..],
+        ] = measured.try_into().unwrap();
         let alone = Figure::new(format!("{many}, 100/s: p99"), "ms", p99);
         let shared = Figure::new(format!("{many}, 100/s, backlog in one: p99"), "ms", p99_shared);
         let apart = Figure::new(format!("{many}, 100/s, backlog of another process: p99"), "ms", p99_apart);
@@ -82,6 +87,7 @@ impl Tenants {
             figures: vec![
                 Figure::new(format!("queries of {many}, idle"), "queries/s", queries).at_most(10.0),
                 Figure::new(format!("memory of {many}, idle"), "MB", resident).at_most(60.0),
+                Figure::new(format!("threads of {many}, idle"), "", threads),
                 Figure::new(format!("connections of {many}, idle"), "", connections),
                 Figure::new(format!("{many}, 100/s: p50"), "ms", p50),
                 Figure::new(format!("{many}, 100/s, backlog in one: p50"), "ms", p50_shared),
@@ -104,8 +110,8 @@ impl Tenants {
         database
     }
 
-    /// Returns the queries per second, the memory in MB and the connections of an idle relay.
-    fn idle(&self, postgres: &Postgres, database: &Database<'_>, kafka: &Kafka) -> [f64; 3] {
+    /// Returns the queries per second, the memory in MB, the threads and the connections of an idle relay.
+    fn idle(&self, postgres: &Postgres, database: &Database<'_>, kafka: &Kafka) -> [f64; 4] {
         let topic = kafka.unique("bench");
         let relay = relay_process(database.url(), kafka, &topic, &["--schema", "tenant_*"]);
         let conn = &mut postgres.connect();
@@ -115,12 +121,20 @@ impl Tenants {
         std::thread::sleep(Duration::from_secs(self.seconds));
         let queries = (queries(conn, database) - before) as f64 / began.elapsed().as_secs_f64();
         let resident = relay.resident_kb().expect("Linux") as f64 / 1_000.0;
+        let threads = std::fs::read_dir(format!("/proc/{}/task", relay.id())).expect("Linux").count();
+        let connections: i64 = diesel::dsl::sql::<BigInt>(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'outbox%' AND datname = ",
+        )
+        .bind::<Text, _>(database.name())
+        .get_result(conn)
+        .unwrap();
         stop(&relay);
-        [queries, resident, CONNECTIONS as f64]
+        [queries, resident, threads as f64, connections as f64]
     }
 
-    /// Returns the median and the 99th percentile of the latency of events in all schemas but the first.
-    fn paced(&self, database: &Database<'_>, kafka: &Kafka, backlog: Backlog) -> [f64; 3] {
+    /// Returns the median and the 99th percentile of the latency of events in all schemas but the first, in milliseconds, and the
+    /// relay's CPU in percent of a core.
+    fn paced(&self, database: &Database<'_>, kafka: &Kafka, backlog: Backlog) -> [f64; 4] {
         let topic = kafka.unique("bench");
         let (quiet, busy) = (format!("{topic}.order"), format!("{topic}.busy"));
         kafka.create_topic(&quiet, PARTITIONS);
@@ -147,10 +161,10 @@ impl Tenants {
             database: DatabaseKind::Postgres,
             postgres: self.postgres,
         };
-        let measured =
+        let [p50, p99, cpu] =
             latency.measure(kafka, &quiet, SPREAD, Some((relay.id(), "outbox")), &|| self.emitter(database));
         if backlog != Backlog::None {
-            let left: i64 = diesel::dsl::sql::<diesel::sql_types::BigInt>(&format!(
+            let left: i64 = diesel::dsl::sql::<BigInt>(&format!(
                 "SELECT count(*) FROM {schema}.outbox WHERE sent_at IS NULL"
             ))
             .get_result(conn)
@@ -159,7 +173,7 @@ impl Tenants {
         }
         stop(&relay);
         other.iter().for_each(stop);
-        measured
+        [p50, p99, cpu, f64::NAN]
     }
 
     /// Emits each event into the next schema.
