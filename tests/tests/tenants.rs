@@ -11,6 +11,7 @@ use std::time::Duration;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::load::{new_topic, relay as process};
 use outbox_tests::{Kafka, Process, eventually, logged, start_logging};
 
@@ -189,6 +190,15 @@ fn a_schema_that_comes_to_match_is_relayed_and_one_that_goes_is_let_go_of() {
     wait_for(&topic, "Again", &schemas[..1]);
     relay.stop_blocking().unwrap();
     assert_eq!(unsent(conn, "tenant"), 1, "it does not match");
+}
+
+#[test]
+fn a_list_of_schemas_that_names_none_is_refused() {
+    for schemas in [vec![], vec!["tenant_1", ""]] {
+        let relay = Relay::postgres("postgres://localhost/shop").schemas(schemas);
+        let refused = relay.broker(Broker::new("localhost:9092")).spawn().unwrap_err().to_string();
+        assert!(refused.contains("`schemas`"), "{refused}");
+    }
 }
 
 #[test]

@@ -101,10 +101,14 @@ fn wrong_combinations_say_what_to_do() {
     };
     let relay = ["relay", "--brokers", "localhost:9092", "--source", "wal", "--schema", "a,b"];
     refused(&relay, "--schema: the WAL is read for one outbox at a time: start a process for each schema");
-    refused(&["wal", "setup", "--schema", "a*"], "--schema: this is about one outbox: name one schema");
-    refused(&["lag", "--schema", "tenant_*"], "--schema: no schema that matches has an outbox");
     let folder = Folder::new("settings");
     let file = folder.path().join("outbox.toml");
+    fs::write(&file, "source = 'wal'\n[[database]]\nurl = 'postgres://a/a'\n[[database]]\nurl = 'postgres://b/b'").unwrap();
+    let output = outbox(&["relay", "--brokers", "localhost:9092", "--config", file.to_str().unwrap()]).output().unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.contains("the WAL is read for one database at a time"), "{text}");
+    refused(&["wal", "setup", "--schema", "a*"], "--schema: this is about one outbox: name one schema");
+    refused(&["lag", "--schema", "tenant_*"], "--schema: no schema that matches has an outbox");
     let refused = |text: &str, expected: &str| {
         fs::write(&file, text).unwrap();
         let output = outbox(&["lag", "--config", file.to_str().unwrap()]).output().unwrap();
