@@ -57,7 +57,7 @@ impl Worker {
                 Err(failure) => {
                     self.metrics.name(self.source.outbox());
                     self.broker_is_away |= matches!(failure, PassError::Publisher(_));
-                    if let Some(wait) = self.source.put_off(failure.source()) {
+                    if let Some(wait) = self.source.put_off(failure.of_source()) {
                         failure.report(&self.metrics, wait);
                         continue;
                     }
@@ -137,7 +137,8 @@ impl Worker {
 }
 
 impl PassError {
-    fn source(&self) -> Option<&SourceError> {
+    /// Returns the error if it is the source's.
+    fn of_source(&self) -> Option<&SourceError> {
         match self {
             Self::Source(error) => Some(error),
             Self::Publisher(_) => None,

@@ -220,7 +220,7 @@ impl Watch {
         for schema in &missing_now {
             if !self.missing.contains(schema) {
                 let metrics = Metrics::new();
-                metrics.name(Some(schema.as_str()));
+                metrics.name(Some(&self.database.options.name_of(schema)));
                 metrics.failed("database", &missing(schema), true, self.database.options.poll_interval);
             }
         }
