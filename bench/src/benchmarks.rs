@@ -71,7 +71,8 @@ mod tests {
         assert_eq!(
             names,
             [
-                "drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth", "soak", "tenants"
+                "drain", "latency", "memory", "backlog", "order", "emit", "idle", "wal", "growth", "soak",
+                "tenants"
             ]
         );
     }

@@ -348,7 +348,12 @@ impl Relay {
         let Limits { batch_size, max_in_flight, max_in_flight_bytes, max_pass_duration, stall_timeout } =
             self.limits;
         let is_named = |schemas: &Vec<String>| !schemas.is_empty() && !schemas.iter().any(String::is_empty);
-        within("schemas", self.schemas().len(), "one name or more, and none empty", self.schemas.as_ref().is_none_or(is_named))?;
+        within(
+            "schemas",
+            self.schemas().len(),
+            "one name or more, and none empty",
+            self.schemas.as_ref().is_none_or(is_named),
+        )?;
         let range = if self.most_workers == 1 { "1 if the WAL is read" } else { "1 to 16" };
         within(
             "workers",

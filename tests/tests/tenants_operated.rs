@@ -103,8 +103,14 @@ fn wrong_combinations_say_what_to_do() {
     refused(&relay, "--schema: the WAL is read for one outbox at a time: start a process for each schema");
     let folder = Folder::new("settings");
     let file = folder.path().join("outbox.toml");
-    fs::write(&file, "source = 'wal'\n[[database]]\nurl = 'postgres://a/a'\n[[database]]\nurl = 'postgres://b/b'").unwrap();
-    let output = outbox(&["relay", "--brokers", "localhost:9092", "--config", file.to_str().unwrap()]).output().unwrap();
+    fs::write(
+        &file,
+        "source = 'wal'\n[[database]]\nurl = 'postgres://a/a'\n[[database]]\nurl = 'postgres://b/b'",
+    )
+    .unwrap();
+    let output = outbox(&["relay", "--brokers", "localhost:9092", "--config", file.to_str().unwrap()])
+        .output()
+        .unwrap();
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("the WAL is read for one database at a time"), "{text}");
     refused(&["wal", "setup", "--schema", "a*"], "--schema: this is about one outbox: name one schema");
@@ -142,7 +148,8 @@ fn a_file_has_several_databases_and_one_that_is_away_stops_only_its_own() {
     );
     fs::write(&file, settings).unwrap();
     let mut lag = outbox(&["lag", "--json", "--config", file.to_str().unwrap()]);
-    let lag = lag.env("FIRST_URL", databases[0].url()).env("SECOND_URL", databases[1].url()).output().unwrap();
+    let lag =
+        lag.env("FIRST_URL", databases[0].url()).env("SECOND_URL", databases[1].url()).output().unwrap();
     let of_all: serde_json::Value = serde_json::from_slice(&lag.stdout).unwrap();
     assert_eq!((of_all.as_array().unwrap().len(), lag.status.code()), (3, Some(1)));
     let mut command = outbox(&["relay", "--config", file.to_str().unwrap()]);

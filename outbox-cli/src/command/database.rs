@@ -82,7 +82,9 @@ impl OutboxDatabase {
         of_schemas: &Origin,
     ) -> Result<Vec<Self>, ConfigError> {
         if schemas.is_empty() && of_schemas.layer > Layer::Default {
-            return Err(of_schemas.wrong("it names no schema: leave it out if the search_path has the tables"));
+            return Err(
+                of_schemas.wrong("it names no schema: leave it out if the search_path has the tables")
+            );
         }
         let wrong = |problem: String| origin.wrong(problem);
         let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);

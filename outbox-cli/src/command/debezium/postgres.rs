@@ -48,11 +48,7 @@ struct DebeziumOutbox {
 }
 
 impl DebeziumOutbox {
-    fn chosen(
-        database: &OutboxDatabase,
-        wal: &WalSettings,
-        origins: &Origins,
-    ) -> Result<Self, Failure> {
+    fn chosen(database: &OutboxDatabase, wal: &WalSettings, origins: &Origins) -> Result<Self, Failure> {
         let server = database.server(origins)?;
         let (_, schema) = database.place();
         let schema = schema.unwrap_or("public").to_owned();

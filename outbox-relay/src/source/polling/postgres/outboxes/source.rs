@@ -35,7 +35,13 @@ impl fmt::Debug for SharedSource {
 
 impl SharedSource {
     pub(crate) fn new(database: Database, queue: Arc<Queue>) -> Self {
-        Self { source: PostgresSource::of(database), queue, at_hand: None, has_work: false, has_looked: false }
+        Self {
+            source: PostgresSource::of(database),
+            queue,
+            at_hand: None,
+            has_work: false,
+            has_looked: false,
+        }
     }
 
     /// Takes this outbox in hand. If there is no connection, nothing is wrong with the outbox, and it waits as before.

@@ -63,8 +63,7 @@ fn look_in_parts(conn: &mut PgConnection, outboxes: &[&Outbox], seen: &mut BTree
 
 /// Fails if one of them cannot be looked at.
 fn look(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, Seen)>> {
-    let looks: Vec<String> =
-        outboxes.iter().map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
+    let looks: Vec<String> = outboxes.iter().map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
     if looks.is_empty() {
         return Ok(Vec::new());
     }

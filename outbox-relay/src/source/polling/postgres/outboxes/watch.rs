@@ -32,8 +32,8 @@ use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
-use crate::source::pooler::OwnProcess;
 use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
+use crate::source::pooler::OwnProcess;
 use diesel_outbox_core::advisory_locks;
 
 /// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.

@@ -52,7 +52,8 @@ impl Watched {
         queue: &Queue,
         poll_interval: Duration,
     ) -> QueryResult<()> {
-        self.wake = Some(Wake::start(conn, self.outbox.table(), self.outbox.sequence(), may_prepare, poll_interval)?);
+        self.wake =
+            Some(Wake::start(conn, self.outbox.table(), self.outbox.sequence(), may_prepare, poll_interval)?);
         if !matches!(self.place, Place::HandedOut) {
             self.hand_out(queue);
         }
