@@ -308,12 +308,12 @@ impl Relay {
         self.workers.unwrap_or(if self.has_several_outboxes() { 2 } else { 1 })
     }
 
-    fn schemas(&self) -> &[String] {
+    fn named_schemas(&self) -> &[String] {
         self.schemas.as_deref().unwrap_or_default()
     }
 
     fn has_several_outboxes(&self) -> bool {
-        self.schemas().len() > 1 || self.schemas().iter().any(|schema| schema.contains('*'))
+        self.named_schemas().len() > 1 || self.named_schemas().iter().any(|schema| schema.contains('*'))
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
@@ -321,12 +321,12 @@ impl Relay {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();
-            options.schema = self.schemas().first().cloned().or(options.schema);
+            options.schema = self.named_schemas().first().cloned().or(options.schema);
             return Ok(((0..workers).map(|_| (self.source)(options.clone())).collect(), None));
         }
         #[cfg(feature = "postgres")]
         if let Some(database_url) = &self.shared {
-            return Ok(several(database_url, &self.options, self.schemas(), workers, stop));
+            return Ok(several(database_url, &self.options, self.named_schemas(), workers, stop));
         }
         #[cfg(not(feature = "postgres"))]
         let _ = stop;
@@ -350,7 +350,7 @@ impl Relay {
         let is_named = |schemas: &Vec<String>| !schemas.is_empty() && !schemas.iter().any(String::is_empty);
         within(
             "schemas",
-            self.schemas().len(),
+            self.named_schemas().len(),
             "one name or more, and none empty",
             self.schemas.as_ref().is_none_or(is_named),
         )?;

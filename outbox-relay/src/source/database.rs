@@ -76,7 +76,7 @@ impl Database {
             .map_err(|error| database_error("preparing the connection", error))?;
         if self.outbox.get().is_none()
             && let Some(outbox) = Outbox::new()
-                .get_result(&mut conn)
+                .get_result::<Option<String>>(&mut conn)
                 .map_err(|error| database_error("looking for the outbox", error))?
         {
             let _ = self.outbox.set(self.options.name_of(&outbox));
