@@ -93,9 +93,12 @@ impl Fence {
         self.sequence
     }
 
-    /// Learns how far its sequence was when somebody else last looked, who looked later.
-    pub(super) fn set_sequence(&mut self, sequence: Sequence) {
-        self.sequence = sequence;
+    /// Learns how far its sequence was when somebody else last looked. If that one had not gone on from what this fence has seen, neither
+    /// has the sequence, and the next look finds out.
+    pub(super) fn see_sequence(&mut self, sequence: Sequence) {
+        if sequence.goes_on_from(self.sequence) {
+            self.sequence = sequence;
+        }
     }
 
     /// Moves the fence on if that is due. If it looked, returns how many workers are at work.

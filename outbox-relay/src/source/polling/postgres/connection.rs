@@ -39,12 +39,31 @@ struct Session {
     tables: HashMap<u32, Table>,
     /// The table that the connection's `search_path` has, or 0 if that is not known.
     current: u32,
-    /// If the worker has several outboxes, those that the tables belong to. One that the relay lets go of ends.
-    outboxes: HashMap<u32, Weak<Outbox>>,
+    /// If the worker has several outboxes, those that the tables belong to.
+    outboxes: HashMap<u32, Known>,
     /// If the worker has several outboxes, a watch does this for all of them.
     alone: Option<Alone>,
     /// When a look or a pass last went well, or the session began.
     went_well: Instant,
+}
+
+/// An outbox whose tables a session has checked.
+struct Known {
+    /// One that the relay lets go of ends.
+    outbox: Weak<Outbox>,
+    generation: u64,
+}
+
+impl Known {
+    fn of(outbox: &Arc<Outbox>) -> Self {
+        Self { outbox: Arc::downgrade(outbox), generation: outbox.generation() }
+    }
+
+    /// Returns whether it is this one, and what the session knows of it is still right. If its schema has another name since, it is
+    /// another outbox with the same table.
+    fn is(&self, outbox: &Arc<Outbox>) -> bool {
+        self.outbox.ptr_eq(&Arc::downgrade(outbox)) && self.generation == outbox.generation()
+    }
 }
 
 /// If nothing has gone well in a session for this long, the next failure ends it, because perhaps another one does better.
@@ -268,8 +287,7 @@ impl Session {
     /// statements that the connection keeps are those of every outbox.
     fn turn_to(&mut self, outbox: &Arc<Outbox>) -> Result<(), SourceError> {
         let oid = outbox.table();
-        // If its schema has another name since, it is another outbox with the same table.
-        let is_known = self.outboxes.get(&oid).is_some_and(|known| known.ptr_eq(&Arc::downgrade(outbox)));
+        let is_known = self.outboxes.get(&oid).is_some_and(|known| known.is(outbox));
         if self.current != oid || !is_known {
             self.conn
                 .batch_execute(&set_search_path(outbox.schema()))
@@ -277,15 +295,16 @@ impl Session {
             self.current = oid;
         }
         if !is_known {
-            self.outboxes.retain(|_, outbox| outbox.strong_count() > 0);
+            self.outboxes.remove(&oid);
+            self.outboxes.retain(|_, known| known.outbox.strong_count() > 0);
             self.tables.retain(|table, _| self.outboxes.contains_key(table));
             let table = Table::begin(&mut self.conn)?;
             outbox.checked(table.sequence());
             self.tables.insert(oid, table);
-            self.outboxes.insert(oid, Arc::downgrade(outbox));
+            self.outboxes.insert(oid, Known::of(outbox));
         }
         if let (Some(seen), Some(table)) = (outbox.seen(), self.tables.get_mut(&oid)) {
-            table.set_sequence(seen);
+            table.see_sequence(seen);
         }
         Ok(())
     }

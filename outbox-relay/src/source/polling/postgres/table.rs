@@ -60,8 +60,8 @@ impl Table {
     }
 
     /// Learns how far the sequence was when another session looked.
-    pub(super) fn set_sequence(&mut self, sequence: Sequence) {
-        self.fence.set_sequence(sequence);
+    pub(super) fn see_sequence(&mut self, sequence: Sequence) {
+        self.fence.see_sequence(sequence);
     }
 
     pub(super) fn was_large(&self) -> bool {

@@ -34,6 +34,8 @@ pub(in super::super) struct Outbox {
     /// How far its sequence was when one of the sessions last looked. A sequence that is set back may have come past what some session
     /// remembers, and not past what another does.
     seen: Mutex<Option<Sequence>>,
+    /// Changes if what sessions know of the table may be wrong by now.
+    generation: AtomicU64,
 }
 
 struct Failure {
@@ -56,6 +58,7 @@ impl Outbox {
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
             seen: Mutex::default(),
+            generation: AtomicU64::new(0),
             failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false, uncorrected: None }),
         }
     }
@@ -128,6 +131,10 @@ impl Outbox {
 
     /// Notes a failure, with the error if it was the database's, and returns how long to wait before the next look.
     pub(super) fn put_off(&self, error: Option<&SourceError>) -> Duration {
+        if error.is_some() {
+            // The session that has failed forgets what it knew. Perhaps it has begun to correct the sequence.
+            self.begin_generation();
+        }
         let mut failure = self.failure();
         failure.is_present = true;
         failure.uncorrected = error.filter(|error| error.is_misconfigured()).map(ToString::to_string);
@@ -166,9 +173,22 @@ impl Outbox {
         }
     }
 
-    /// Notes how far the sequence is, after the table was checked.
+    /// Notes how far the sequence is, after the table was checked. If it was set back or replaced, other sessions must check the table
+    /// too: they know up to which numbers nothing can appear any more, and that is true of the old numbers only.
     pub(in super::super) fn checked(&self, sequence: Sequence) {
-        *self.locked_seen() = Some(sequence);
+        let before = self.locked_seen().replace(sequence);
+        if before.is_some_and(|before| !sequence.goes_on_from(before)) {
+            self.begin_generation();
+        }
+    }
+
+    fn begin_generation(&self) {
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns a number that changes if sessions must check the table again.
+    pub(in super::super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
     }
 
     /// Measures the lag and prunes, if that is due.
