@@ -166,3 +166,25 @@ fn an_event_that_commits_late_after_the_sequence_was_set_back_is_lost_by_no_work
     gate.let_go();
     relay.stop_blocking().unwrap();
 }
+
+/// The rows of both lie in the same places.
+#[test]
+fn an_event_of_a_schema_that_takes_the_name_of_another_during_a_pass_is_not_settled_unsent() {
+    let schemas = ["tenant_0", "tenant_1", "other"].map(str::to_owned);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    emit(conn, "other", "Other");
+    let gate = Gate::default();
+    let relay = gate.relay(&database, &schemas[..2]).spawn().unwrap();
+    wait_until_asleep(conn, 2);
+    gate.hold(conn, "tenant_0", None);
+    conn.batch_execute("ALTER SCHEMA tenant_0 RENAME TO former; ALTER SCHEMA other RENAME TO tenant_0")
+        .unwrap();
+    gate.let_go();
+    eventually("the event of the other schema", PATIENCE, || {
+        gate.state().published.contains("Other").then_some(())
+    });
+    eventually("it to be settled", PATIENCE, || (unsent(conn, "tenant_0") == 0).then_some(()));
+    assert_eq!(unsent(conn, "former"), 1, "its row was not settled in the other table");
+    relay.stop_blocking().unwrap();
+}

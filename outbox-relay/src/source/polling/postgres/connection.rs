@@ -299,6 +299,9 @@ impl Session {
             self.outboxes.retain(|_, known| known.outbox.strong_count() > 0);
             self.tables.retain(|table, _| self.outboxes.contains_key(table));
             let table = Table::begin(&mut self.conn)?;
+            if table.oid() != oid {
+                return Err(SourceError::new(RENAMED));
+            }
             outbox.checked(table.sequence());
             self.tables.insert(oid, table);
             self.outboxes.insert(oid, Known::of(outbox));
@@ -340,5 +343,7 @@ impl Session {
 
 const READ_ONLY: &str = "the database takes no writes: the server is a standby, or default_transaction_read_only is on. Let the URL name a \
                          server that takes them (target_session_attrs=read-write chooses one of several)";
+
+const RENAMED: &str = "the schema has another name since, or another table is its outbox: the relay looks which outboxes there are";
 
 statement!(Pg, IsReadOnly {} -> Bool, "SELECT current_setting('transaction_read_only')::bool");

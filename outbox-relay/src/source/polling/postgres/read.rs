@@ -7,12 +7,12 @@ use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
 use super::batch_size::BatchSize;
-use super::tuple_id::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId, is_the_table};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
 use crate::source::fence::OpenTransactions;
 use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
@@ -41,6 +41,7 @@ statement!(
         largest: i64 => BigInt,
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
+        table: u32 => Oid,
         limit: i64 => BigInt
     } -> UnsentRow,
     concat!(
@@ -56,7 +57,9 @@ statement!(
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) AND ",
+        is_the_table!(),
+        " ORDER BY seq LIMIT ?"
     )
 );
 
@@ -74,6 +77,8 @@ pub(super) struct ReadBatch {
 
 /// What a pass has claimed and not read.
 pub(super) struct Unread {
+    /// The table's oid.
+    pub(super) table: u32,
     pub(super) shards: Vec<i16>,
     /// Up to which number all rows of each shard were given.
     pub(super) lower_bounds: Vec<i64>,
@@ -140,6 +145,7 @@ impl Unread {
             largest as i64,
             self.last_given,
             self.given.clone(),
+            self.table,
             count as i64,
         );
         let mut rows = Packed::default();

@@ -81,7 +81,8 @@ impl Table {
     ) -> QueryResult<bool> {
         self.advance(conn)?;
         let block = options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = PollingPass::begin(conn, begin, self.workers.count(), self.fence.bounds(), block)?;
+        let (workers, bounds) = (self.workers.count(), self.fence.bounds());
+        self.pass = PollingPass::begin(conn, begin, self.oid, workers, bounds, block)?;
         Ok(self.pass.is_some())
     }
 
@@ -101,7 +102,7 @@ impl Table {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
         let batch =
             pass.read(conn, &mut self.batch_size, limit, self.workers.count(), self.fence.bounds())?;
-        hold_back(conn, batch.held_back)?;
+        hold_back(conn, self.oid, batch.held_back)?;
         Ok((batch.records, !batch.exhausts))
     }
 
@@ -124,7 +125,7 @@ impl Table {
         held_back: Vec<u64>,
     ) -> QueryResult<()> {
         self.pass.as_mut().ok_or(NOTHING_CLAIMED)?.give(given, exhausts);
-        hold_back(conn, held_back)
+        hold_back(conn, self.oid, held_back)
     }
 
     pub(super) fn settle(
@@ -134,7 +135,7 @@ impl Table {
         options: &SourceOptions,
     ) -> QueryResult<()> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        settle::settle(conn, tickets, options.sent_rows)?;
+        settle::settle(conn, self.oid, tickets, options.sent_rows)?;
         pass.settled(tickets);
         Ok(())
     }
@@ -146,7 +147,7 @@ impl Table {
         reason: &str,
     ) -> QueryResult<DeadLettered> {
         let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
-        let (aggregate_type, id) = dead_letters::keep(conn, ticket, reason)?;
+        let (aggregate_type, id) = dead_letters::keep(conn, self.oid, ticket, reason)?;
         pass.settled(&[ticket]);
         Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.holds_back()))
     }
@@ -175,9 +176,9 @@ impl Table {
 
 /// Makes dead letters of rows that are held back. They stay among those that were given, because another connection still sees
 /// them.
-fn hold_back(conn: &mut PgConnection, tickets: Vec<u64>) -> QueryResult<()> {
+fn hold_back(conn: &mut PgConnection, table: u32, tickets: Vec<u64>) -> QueryResult<()> {
     for ticket in tickets {
-        dead_letters::keep(conn, ticket, BLOCKED)?;
+        dead_letters::keep(conn, table, ticket, BLOCKED)?;
     }
     Ok(())
 }
