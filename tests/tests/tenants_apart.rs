@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel_outbox::{Migrations, Outbox, Record};
-use diesel_outbox_relay::{Acknowledgement, PublishError, Publisher, Refusal, RelayError};
-use outbox_tests::load::{new_topic, relay as process};
+use diesel_outbox_relay::{
+    Acknowledgement, Kafka as Broker, PublishError, Publisher, Refusal, Relay, RelayError,
+};
+use outbox_tests::load::{drop_roles, new_topic, relay as process};
 use outbox_tests::{Kafka, Postgres, Signal, eventually, logged, start_logging};
 
 use self::schemas::*;
@@ -289,6 +291,46 @@ fn a_schema_that_is_about_to_be_dropped_does_not_end_the_session_that_watches_th
     emit(conn, &schemas[0], "After");
     wait_for(&topic, "After", &schemas[..1]);
     relay.stop_blocking().unwrap();
+}
+
+/// For example because the server has no room for more locks.
+#[test]
+fn schemas_in_which_the_watching_session_cannot_take_its_locks_are_relayed_all_the_same() {
+    start_logging();
+    let schemas = tenants(2);
+    let database = migrated(&schemas);
+    let conn = &mut database.connect();
+    let role = format!("{}_relay", database.name());
+    conn.batch_execute(&format!(
+        "CREATE ROLE {role} LOGIN PASSWORD 'relay'; \
+         REVOKE EXECUTE ON FUNCTION pg_try_advisory_lock_shared(int, int) FROM PUBLIC"
+    ))
+    .unwrap();
+    for schema in &schemas {
+        conn.batch_execute(&format!(
+            "GRANT USAGE ON SCHEMA {schema} TO {role}; GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO {role}; \
+             GRANT ALL ON ALL SEQUENCES IN SCHEMA {schema} TO {role}"
+        ))
+        .unwrap();
+    }
+    let topic = Kafka::shared().unique("without-locks");
+    let hour = Duration::from_secs(3_600);
+    let relay = Relay::postgres(database.url_as(&role, "relay"))
+        .schemas(&schemas)
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
+        .poll_interval(hour)
+        .lag_interval(hour)
+        .spawn()
+        .unwrap();
+    for event_type in ["One", "Two"] {
+        schemas.iter().for_each(|schema| emit(conn, schema, event_type));
+        wait_for(&topic, event_type, &schemas);
+    }
+    let name = format!("{}.{}", database.name(), schemas[0]);
+    eventually("the warning", PATIENCE, || logged(&["cannot be watched", &name]));
+    relay.stop_blocking().unwrap();
+    drop_roles(conn, &role);
 }
 
 #[test]

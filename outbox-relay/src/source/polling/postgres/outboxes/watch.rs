@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
-use diesel::result::Error;
 use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::SourceError;
 
@@ -137,9 +136,8 @@ impl Watch {
         };
         let poll_interval = self.database.options.poll_interval;
         for watched in self.outboxes.values_mut() {
-            watched
-                .begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval)
-                .map_err(failed)?;
+            let begun = watched.begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval);
+            put_off_if_failed(&mut session.conn, watched, begun).map_err(failed)?;
         }
         Ok(session)
     }
@@ -210,12 +208,9 @@ impl Watch {
         for found in new {
             let (table, watched) = (found.table, Watched::new(&self.database, found));
             let watched = self.outboxes.entry(table).or_insert(watched);
-            watched.begin(
-                &mut session.conn,
-                session.may_prepare,
-                &self.queue,
-                self.database.options.poll_interval,
-            )?;
+            let poll_interval = self.database.options.poll_interval;
+            let begun = watched.begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval);
+            put_off_if_failed(&mut session.conn, watched, begun)?;
         }
         for schema in &missing_now {
             if !self.missing.contains(schema) {
@@ -284,7 +279,9 @@ impl Watch {
             self.outboxes.values().filter(watches).map(|watched| &*watched.outbox).collect();
         let (last_numbers, failed) = survey::last_numbers(&mut session.conn, &outboxes);
         for (table, error) in failed {
-            self.leave_to_worker(session, table, &error)?;
+            if let Some(watched) = self.outboxes.get_mut(&table) {
+                put_off_if_failed(&mut session.conn, watched, Err(error))?;
+            }
         }
         for (table, last) in last_numbers {
             if let Some(watched) = self.outboxes.get_mut(&table)
@@ -298,41 +295,39 @@ impl Watch {
         Ok(())
     }
 
-    /// Lets a worker find out what is wrong with an outbox. Fails if it is the session that has failed.
-    fn leave_to_worker(&mut self, session: &mut Session, table: u32, error: &Error) -> QueryResult<()> {
-        session.conn.batch_execute("SELECT")?;
-        tracing::debug!(%error, "one of the outboxes cannot be watched");
-        if let Some(watched) = self.outboxes.get_mut(&table)
-            && matches!(watched.place, Place::Waits(_))
-        {
-            watched.hand_out(&self.queue);
-        }
-        Ok(())
-    }
-
     /// Hands out what needs a look by now. Returns those that have slept long enough.
     fn step(&mut self, session: &mut Session) -> QueryResult<Vec<u32>> {
-        let (mut slept_long_enough, mut failed) = (Vec::new(), Vec::new());
+        let poll_interval = self.database.options.poll_interval;
+        let mut slept_long_enough = Vec::new();
         for (table, watched) in &mut self.outboxes {
             let now = Instant::now();
             match watched.place {
                 Place::PutOff(until) if now >= until => watched.hand_out(&self.queue),
                 Place::Waits(until) if now >= until || watched.is_called => {
-                    let Some(wake) = &mut watched.wake else { continue };
+                    let Some(wake) = &mut watched.wake else {
+                        let conn = &mut session.conn;
+                        let begun = watched.begin(conn, session.may_prepare, &self.queue, poll_interval);
+                        put_off_if_failed(conn, watched, begun)?;
+                        continue;
+                    };
                     let is_called = std::mem::take(&mut watched.is_called);
                     // If others wait for a worker, it has better things to do than to look whether more has come.
-                    match wake.next(&mut session.conn, is_called, !self.queue.has_waiting()) {
-                        Ok(Next::Look) => watched.hand_out(&self.queue),
-                        Ok(Next::Wait(until)) => watched.place = Place::Waits(until),
-                        Ok(Next::SleptLongEnough) => slept_long_enough.push(*table),
-                        Err(error) => failed.push((*table, error)),
+                    let next = match wake.next(&mut session.conn, is_called, !self.queue.has_waiting()) {
+                        Ok(next) => next,
+                        Err(error) => {
+                            put_off_if_failed(&mut session.conn, watched, Err(error))?;
+                            continue;
+                        }
+                    };
+                    watched.went_well();
+                    match next {
+                        Next::Look => watched.hand_out(&self.queue),
+                        Next::Wait(until) => watched.place = Place::Waits(until),
+                        Next::SleptLongEnough => slept_long_enough.push(*table),
                     }
                 }
                 _ => {}
             }
-        }
-        for (table, error) in failed {
-            self.leave_to_worker(session, table, &error)?;
         }
         Ok(slept_long_enough)
     }
@@ -463,7 +458,8 @@ impl Watch {
         }
         for table in awake {
             if let Some(watched) = self.outboxes.get_mut(&table) {
-                watched.awake(&mut session.conn)?;
+                let awake = watched.awake(&mut session.conn);
+                put_off_if_failed(&mut session.conn, watched, awake)?;
             }
         }
         Ok(())
@@ -486,6 +482,19 @@ impl Watch {
         };
         pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
     }
+}
+
+/// If this has failed, lets a worker find out what is wrong with the outbox. Fails if it is the session that has failed.
+fn put_off_if_failed(
+    conn: &mut PgConnection,
+    watched: &mut Watched,
+    done: QueryResult<()>,
+) -> QueryResult<()> {
+    if let Err(error) = done {
+        conn.batch_execute("SELECT")?;
+        watched.put_off(&error);
+    }
+    Ok(())
 }
 
 fn missing(schema: &str) -> SourceError {

@@ -3,11 +3,13 @@ use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
 use diesel::pg::PgConnection;
+use diesel::result::Error;
 
 use super::outbox::Outbox;
 use super::queue::Queue;
 use super::schemas::Found;
 use super::survey::Seen;
+use crate::backoff::Backoff;
 use crate::source::database::Database;
 use crate::source::polling::postgres::wakeup::Wake;
 
@@ -15,8 +17,11 @@ use crate::source::polling::postgres::wakeup::Wake;
 pub(super) struct Watched {
     pub(super) outbox: Arc<Outbox>,
     pub(super) place: Place,
-    /// `None` if the session was lost, and with it what it held.
+    /// `None` if the session was lost, and with it what it held, or if the session cannot hold it.
     pub(super) wake: Option<Wake>,
+    backoff: Backoff,
+    /// Whether the session could not do for it what it should, when it last tried.
+    is_unwatched: bool,
     /// Whether a notification has come since `wake` was last asked what to do.
     pub(super) is_called: bool,
     /// When a worker was last given it to measure its lag and to prune it.
@@ -39,6 +44,8 @@ impl Watched {
             outbox: Arc::new(Outbox::new(database, found)),
             place: Place::Waits(Instant::now()),
             wake: None,
+            backoff: Backoff::new(),
+            is_unwatched: false,
             is_called: false,
             looked_after: None,
         }
@@ -58,6 +65,26 @@ impl Watched {
             self.hand_out(queue);
         }
         Ok(())
+    }
+
+    /// Notes that the session could not do for it what it should. Unless it is elsewhere, a worker looks at it all the same, after a while.
+    pub(super) fn put_off(&mut self, error: &Error) {
+        if matches!(self.place, Place::Waits(_)) {
+            self.place = Place::PutOff(Instant::now() + self.backoff.next());
+        }
+        if !std::mem::replace(&mut self.is_unwatched, true) {
+            tracing::warn!(
+                outbox = &**self.outbox.name(),
+                %error,
+                "the outbox cannot be watched: until it can, the relay looks at it every few seconds"
+            );
+        }
+    }
+
+    /// Notes that the session could do for it what it should.
+    pub(super) fn went_well(&mut self) {
+        self.backoff.begin_anew();
+        self.is_unwatched = false;
     }
 
     /// Forgets what the session held.
