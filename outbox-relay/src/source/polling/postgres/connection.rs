@@ -43,8 +43,8 @@ struct Session {
     outboxes: HashMap<u32, Known>,
     /// If the worker has several outboxes, a watch does this for all of them.
     alone: Option<Alone>,
-    /// When a look or a pass last went well, or the session began.
-    went_well: Instant,
+    /// Set if outboxes have failed since a look or a pass last went well.
+    failing: Option<Failing>,
 }
 
 /// An outbox whose tables a session has checked.
@@ -66,8 +66,20 @@ impl Known {
     }
 }
 
-/// If nothing has gone well in a session for this long, the next failure ends it, because perhaps another one does better.
+/// Failures in a row.
+struct Failing {
+    since: Instant,
+    /// The table of the outbox that failed first.
+    first: u32,
+    /// Whether others have failed since.
+    has_others: bool,
+}
+
+/// If nothing has gone well in a session for this long, the next failure ends it, because perhaps another session does better.
 const LONGEST_FAILING: Duration = Duration::from_secs(5);
+
+/// The same if only one outbox fails, because perhaps only that has something to do.
+const LONGEST_FAILING_ALONE: Duration = Duration::from_secs(60);
 
 impl Sessions {
     pub(super) fn new(database: Database) -> Self {
@@ -106,7 +118,10 @@ impl Sessions {
 
     /// Keeps the session for the other outboxes if it still works. What it knew of this one is forgotten.
     fn keep_for_others(&mut self, mut session: Session) {
-        if self.outbox.is_some() && session.went_well.elapsed() < LONGEST_FAILING && session.forget() {
+        if let Some(outbox) = &self.outbox
+            && !session.fails_for_long(outbox.table())
+            && session.forget()
+        {
             self.session = Some(session);
         }
     }
@@ -198,7 +213,7 @@ impl Sessions {
             let leads = session.alone.as_ref().map_or(leads, Alone::leads);
             let (conn, table) = session.table()?;
             table.release(conn, leads)?;
-            session.went_well = Instant::now();
+            session.failing = None;
             Ok(())
         })
     }
@@ -263,7 +278,7 @@ impl Session {
                 current: 0,
                 outboxes: HashMap::new(),
                 alone: None,
-                went_well: Instant::now(),
+                failing: None,
             });
         }
         let table = Table::begin(&mut conn)?;
@@ -277,7 +292,7 @@ impl Session {
             current,
             outboxes: HashMap::new(),
             alone: Some(alone),
-            went_well: Instant::now(),
+            failing: None,
         })
     }
 
@@ -312,6 +327,14 @@ impl Session {
         Ok(())
     }
 
+    /// Notes that the outbox with this table has failed. Returns whether all that was tried has failed for long.
+    fn fails_for_long(&mut self, table: u32) -> bool {
+        let new = Failing { since: Instant::now(), first: table, has_others: false };
+        let failing = self.failing.get_or_insert(new);
+        failing.has_others |= failing.first != table;
+        failing.since.elapsed() >= if failing.has_others { LONGEST_FAILING } else { LONGEST_FAILING_ALONE }
+    }
+
     /// Forgets the outbox at hand. Returns whether the connection can be used for others.
     fn forget(&mut self) -> bool {
         self.tables.remove(&self.current);
@@ -333,7 +356,7 @@ impl Session {
         let has_claimed = table.claim(conn, begin, &database.options)?;
         let is_alone = table.is_alone();
         if !has_claimed {
-            self.went_well = Instant::now();
+            self.failing = None;
         } else if let Some(alone) = &mut self.alone {
             alone.awake(&mut self.conn)?;
         }
