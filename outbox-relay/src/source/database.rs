@@ -123,10 +123,12 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     }
     // If a process is frozen, the first timeout releases its shards, or the last one if it was frozen while it read. If a machine
     // is lost, the keepalives do. Settling need not outlive a crash of the server: what was settled is sent again. The plans are
-    // known to be right, whatever the statistics say while the table fills and empties.
+    // known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since
+    // version 14.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
-         SET idle_in_transaction_session_timeout = '30s'; SET idle_session_timeout = 0; SET statement_timeout = 0; \
+         SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
+         SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'; \
          SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
