@@ -9,6 +9,7 @@ use diesel_outbox_core::{Lag, SourceError};
 
 use super::schemas::Found;
 use crate::backoff::Backoff;
+use crate::metrics;
 use crate::source::database::Database;
 use crate::source::polling::postgres::upkeep::Upkeep;
 use crate::source::sequence::Sequence;
@@ -22,6 +23,8 @@ pub(in super::super) struct Outbox {
     is_led: AtomicBool,
     /// Whether it was let go of, because its table is not there any more.
     is_gone: AtomicBool,
+    /// Whether this process has set the metrics of its lag.
+    has_metrics: AtomicBool,
     /// Whether the lag is to be measured, or something may be pruned.
     needs_upkeep: AtomicBool,
     /// How soon after a worker has looked after it another look is due, in milliseconds, because something may have expired.
@@ -53,6 +56,7 @@ impl Outbox {
             found,
             is_led: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
+            has_metrics: AtomicBool::new(false),
             needs_upkeep: AtomicBool::new(false),
             prune_pause: AtomicU64::new(0),
             has_work: AtomicBool::new(false),
@@ -95,12 +99,32 @@ impl Outbox {
     }
 
     pub(super) fn is_gone(&self) -> bool {
-        self.is_gone.load(Ordering::Relaxed)
+        self.is_gone.load(Ordering::SeqCst)
     }
 
+    /// Lets go of it. Its metrics must not say for ever what they said last.
     pub(super) fn let_go(&self) {
-        self.is_gone.store(true, Ordering::Relaxed);
+        self.is_gone.store(true, Ordering::SeqCst);
         self.lead(false);
+        if self.has_metrics.load(Ordering::SeqCst) {
+            self.has_no_lag();
+        }
+    }
+
+    /// Reports its lag.
+    pub(super) fn has_lag(&self, lag: Lag) {
+        self.has_metrics.store(true, Ordering::SeqCst);
+        metrics::lag_of(self.name(), lag);
+        // The watch may have let go of it meanwhile.
+        if self.is_gone() {
+            self.has_no_lag();
+        }
+    }
+
+    /// Reports that it has no lag.
+    pub(super) fn has_no_lag(&self) {
+        self.has_metrics.store(true, Ordering::SeqCst);
+        metrics::no_lag_of(self.name());
     }
 
     pub(super) fn needs_upkeep(&self) -> bool {

@@ -60,7 +60,7 @@ impl SharedSource {
         if outbox.needs_upkeep() {
             outbox.set_needs_upkeep(false);
             if let Some(lag) = self.source.upkeep()? {
-                metrics::lag_of(outbox.name(), lag);
+                outbox.has_lag(lag);
             }
         }
         Ok(())

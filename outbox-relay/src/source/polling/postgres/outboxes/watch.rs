@@ -190,9 +190,6 @@ impl Watch {
         let gone: Vec<u32> =
             self.outboxes.iter().filter(|(_, watched)| !is_there(watched)).map(|(table, _)| *table).collect();
         for mut watched in gone.iter().filter_map(|table| self.outboxes.remove(table)) {
-            if watched.outbox.is_led() {
-                metrics::no_lag_of(watched.outbox.name());
-            }
             watched.outbox.let_go();
             tracing::info!(outbox = &**watched.outbox.name(), "the outbox is gone: the relay lets go of it");
             if let Some(wake) = &mut watched.wake {
@@ -405,7 +402,7 @@ impl Watch {
             });
             if is_quiet {
                 quiet += 1;
-                metrics::no_lag_of(watched.outbox.name());
+                watched.outbox.has_no_lag();
             } else {
                 watched.let_look_after(&self.queue);
             }
