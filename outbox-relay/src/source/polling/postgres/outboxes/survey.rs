@@ -17,7 +17,7 @@ use crate::source::sequence::Sequence;
 use crate::statement::statement;
 
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
-const AT_ONCE: usize = 50;
+pub(super) const AT_ONCE: usize = 50;
 
 /// What failed sooner than this did not wait for a lock.
 const QUICK: Duration = Duration::from_millis(50);

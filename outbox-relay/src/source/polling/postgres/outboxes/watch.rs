@@ -6,6 +6,8 @@
 //!
 //! If the session is lost, so are its locks. Then emitters notify nobody. The next session begins awake, with a look at each outbox.
 
+mod measure;
+
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,12 +19,13 @@ use diesel::prelude::*;
 use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::SourceError;
 
+use self::measure::Measuring;
 use super::SHORT_LOCK_TIMEOUT;
 use super::outbox::Outbox;
 use super::queue::{News, Queue};
 use super::room_for_locks;
 use super::schemas::{Found, Schemas};
-use super::survey::{self, Seen};
+use super::survey::{self, AT_ONCE, Seen};
 use super::watched::{Place, Watched};
 use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
@@ -67,6 +70,8 @@ struct Session {
     may_prepare: bool,
     found: Option<Instant>,
     measured: Option<Instant>,
+    /// Set while it measures.
+    measuring: Option<Measuring>,
     numbered: Option<Instant>,
     pruned: Option<Instant>,
     /// The transactions that may have inserted, at the last measuring.
@@ -130,6 +135,7 @@ impl Watch {
             may_prepare,
             found: None,
             measured: None,
+            measuring: None,
             numbered: None,
             pruned: None,
             writers: HashSet::new(),
@@ -160,9 +166,7 @@ impl Watch {
     }
 
     fn round(&mut self, session: &mut Session) -> QueryResult<()> {
-        let (poll_interval, lag_interval) =
-            (self.database.options.poll_interval, self.database.options.lag_interval);
-        if is_due(&mut session.found, poll_interval) {
+        if is_due(&mut session.found, self.database.options.poll_interval) {
             self.find(session)?;
         }
         self.lead(session)?;
@@ -170,11 +174,10 @@ impl Watch {
         if session.may_prepare && is_due(&mut session.numbered, NUMBERS_INTERVAL) {
             self.numbers(session)?;
         }
-        let slept_long_enough = self.step(session)?;
-        self.wake_or_sleep_on(session, &slept_long_enough)?;
-        if is_due(&mut session.measured, lag_interval) {
-            self.measure(session)?;
+        if self.step(session)? {
+            self.wake_or_sleep_on(session)?;
         }
+        self.measure(session)?;
         self.prune(session);
         let pause = self.pause_until_next(session);
         self.hear(session, pause)
@@ -292,11 +295,11 @@ impl Watch {
         Ok(())
     }
 
-    /// Hands out what needs a look by now. Returns those that have slept long enough.
-    fn step(&mut self, session: &mut Session) -> QueryResult<Vec<u32>> {
+    /// Hands out what needs a look by now. Returns whether others have slept long enough.
+    fn step(&mut self, session: &mut Session) -> QueryResult<bool> {
         let poll_interval = self.database.options.poll_interval;
-        let mut slept_long_enough = Vec::new();
-        for (table, watched) in &mut self.outboxes {
+        let mut slept_long_enough = false;
+        for watched in self.outboxes.values_mut() {
             let now = Instant::now();
             match watched.place {
                 Place::PutOff(until) if now >= until => watched.hand_out(&self.queue),
@@ -320,7 +323,7 @@ impl Watch {
                     match next {
                         Next::Look => watched.hand_out(&self.queue),
                         Next::Wait(until) => watched.place = Place::Waits(until),
-                        Next::SleptLongEnough => slept_long_enough.push(*table),
+                        Next::SleptLongEnough => slept_long_enough = true,
                     }
                 }
                 _ => {}
@@ -331,17 +334,21 @@ impl Watch {
 
     /// Wakes those that have slept long enough and have something unsent. Tries to lead where another process leads: it does not wait
     /// for a leader that hangs.
-    fn wake_or_sleep_on(&mut self, session: &mut Session, slept: &[u32]) -> QueryResult<()> {
-        if slept.is_empty() {
-            return Ok(());
-        }
-        // Those that would wake soon are looked at together with these, and from now on always.
+    fn wake_or_sleep_on(&mut self, session: &mut Session) -> QueryResult<()> {
+        // Those that would wake soon are looked at together with these, and from now on always. If there are many, the next round goes on
+        // with the others, because this one hears no notifications meanwhile.
         let soon = Instant::now() + self.database.options.poll_interval / 8;
-        let is_meant = |(table, watched): &(&u32, &Watched)| {
-            let sleeps = watched.wake.as_ref().is_some_and(|wake| wake.sleeps_until().is_some());
-            sleeps && (slept.contains(table) || matches!(watched.place, Place::Waits(until) if until <= soon))
-        };
-        let tables: Vec<u32> = self.outboxes.iter().filter(is_meant).map(|(table, _)| *table).collect();
+        let mut meant: Vec<(Instant, u32)> = Vec::new();
+        for (table, watched) in &self.outboxes {
+            if let (Place::Waits(_), Some(wake)) = (watched.place, &watched.wake)
+                && let Some(until) = wake.sleeps_until()
+                && until <= soon
+            {
+                meant.push((until, *table));
+            }
+        }
+        meant.sort_unstable();
+        let tables: Vec<u32> = meant.into_iter().map(|(_, table)| table).take(AT_ONCE).collect();
         let is_led = |table: &u32| self.outboxes.get(table).is_some_and(|watched| watched.outbox.is_led());
         let followed: Vec<u32> = tables.iter().copied().filter(|table| !is_led(table)).collect();
         self.try_to_lead(session, followed)?;
@@ -374,44 +381,6 @@ impl Watch {
         let outboxes: Vec<&Outbox> =
             outboxes.map(|watched| &*watched.outbox).filter(|outbox| !outbox.has_failed()).collect();
         survey::survey(&mut session.conn, &outboxes)
-    }
-
-    /// Reports the lag of the outboxes that are led here and have none, and lets workers measure that of the others.
-    fn measure(&mut self, session: &mut Session) -> QueryResult<()> {
-        let led = self.outboxes.iter().filter(|(_, watched)| watched.outbox.is_led());
-        let tables: Vec<u32> = led.map(|(table, _)| *table).collect();
-        if tables.is_empty() {
-            return Ok(());
-        }
-        // The others are looked at by workers anyway.
-        let waits = |table: &u32| {
-            self.outboxes.get(table).is_some_and(|watched| matches!(watched.place, Place::Waits(_)))
-        };
-        let seen = self.survey(session, &tables.iter().copied().filter(waits).collect::<Vec<_>>());
-        let writers = survey::writers(&mut session.conn, tables.clone())?;
-        // Most are transactions that last for a moment.
-        let stay_open: HashSet<u32> =
-            writers.intersection(&session.writers).map(|(table, _)| *table).collect();
-        session.writers = writers;
-        let mut quiet = 0;
-        for table in &tables {
-            let Some(watched) = self.outboxes.get_mut(table) else { continue };
-            let seen = seen.get(table);
-            let is_quiet = seen.is_some_and(|seen| {
-                !seen.is_unsent && !seen.has_slot && watched.is_regular(seen) && !stay_open.contains(table)
-            });
-            if is_quiet {
-                quiet += 1;
-                watched.outbox.has_no_lag();
-            } else {
-                watched.let_look_after(&self.queue);
-            }
-            if let Some(seen) = seen {
-                watched.outbox.see(seen.sequence);
-            }
-        }
-        tracing::info!(outboxes = tables.len(), without_lag = quiet, "outbox lag");
-        Ok(())
     }
 
     /// Lets a worker prune the outbox that was looked after longest ago and is due, unless another is being pruned.
@@ -464,6 +433,9 @@ impl Watch {
 
     /// Returns how long to wait for news at most.
     fn pause_until_next(&self, session: &Session) -> Duration {
+        if session.measuring.is_some() {
+            return Duration::ZERO;
+        }
         let options = &self.database.options;
         let mut pause = LONGEST_LISTEN_PAUSE;
         let now = Instant::now();
