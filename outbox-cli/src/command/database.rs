@@ -202,7 +202,9 @@ impl OutboxDatabase {
     /// Its server, as far as an address names one.
     pub(crate) fn server_name(&self) -> String {
         let (address, _) = self.place();
-        address.rsplit_once('/').map(|(server, _)| server.to_owned()).unwrap_or(address)
+        let server = address.rsplit_once('/').map(|(server, _)| server.to_owned());
+        // The address may be a socket in the root, and no database.
+        server.filter(|server| !server.is_empty()).unwrap_or(address)
     }
 
     /// A relay for this database.

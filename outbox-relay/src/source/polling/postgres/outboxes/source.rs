@@ -25,6 +25,8 @@ pub(crate) struct SharedSource {
     has_work: bool,
     /// Whether a look at the outbox at hand went well.
     has_looked: bool,
+    /// Whether the worker makes passes.
+    makes_passes: bool,
 }
 
 impl fmt::Debug for SharedSource {
@@ -41,6 +43,7 @@ impl SharedSource {
             at_hand: None,
             has_work: false,
             has_looked: false,
+            makes_passes: false,
         }
     }
 
@@ -86,6 +89,7 @@ impl SharedSource {
 
 impl Source for SharedSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
+        self.makes_passes = true;
         self.give_back()?;
         let Some(outbox) = self.queue.next() else { return Ok(false) };
         self.take(outbox.clone())?;
@@ -157,16 +161,19 @@ impl Source for SharedSource {
         self.at_hand.as_ref().map(|outbox| &**outbox.name())
     }
 
-    /// Looks after the outbox at hand, and after others that wait for that, because while the broker is away no pass is made.
+    /// Looks after the outbox at hand, and after another that waits for that. While the broker is away no pass is made, and the worker
+    /// looks after as many as it has time for.
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
         self.give_back()?;
+        let time = if std::mem::take(&mut self.makes_passes) { Duration::ZERO } else { UPKEEP_TIME };
         let began = Instant::now();
-        while began.elapsed() < UPKEEP_TIME
-            && let Some(outbox) = self.queue.next_if(Outbox::needs_upkeep)
-        {
+        while let Some(outbox) = self.queue.next_if(Outbox::needs_upkeep) {
             self.take(outbox)?;
             self.has_work = true;
             self.give_back()?;
+            if began.elapsed() >= time {
+                break;
+            }
         }
         Ok(None)
     }

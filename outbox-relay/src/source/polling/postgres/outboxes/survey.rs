@@ -19,8 +19,8 @@ use crate::statement::statement;
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
 pub(super) const AT_ONCE: usize = 50;
 
-/// What failed sooner than this did not wait for a lock.
-const QUICK: Duration = Duration::from_millis(50);
+/// What failed sooner than this has not waited in vain for a lock: the session's `lock_timeout` is as long.
+const QUICK: Duration = Duration::from_millis(200);
 
 /// Nobody hears notifications meanwhile. What takes longer is left to a worker.
 const SHORT_STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '2s'";

@@ -134,7 +134,8 @@ impl Watch {
             process,
             may_prepare,
             found: None,
-            measured: None,
+            // Workers have better things to do first.
+            measured: Some(Instant::now()),
             measuring: None,
             numbered: None,
             pruned: None,
