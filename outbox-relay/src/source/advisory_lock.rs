@@ -14,17 +14,25 @@ pub(super) fn table_oid(conn: &mut PgConnection) -> QueryResult<u32> {
 
 statement!(Pg, TableOid {} -> Oid, "SELECT 'outbox'::regclass::oid");
 
+/// Takes the lock with this key of a table if it is free, and returns whether it was.
+macro_rules! try_lock {
+    ($table:literal) => {
+        concat!("pg_try_advisory_lock(?, ", $table, "::int4)")
+    };
+}
+pub(super) use try_lock;
+
 statement!(
     Pg,
     pub(super) Lock { key: i32 => Integer, table: u32 => Oid } -> Bool,
-    "SELECT pg_try_advisory_lock(?, ?::int4)"
+    concat!("SELECT ", try_lock!("?"))
 );
 
 statement!(
     Pg,
     /// Takes the locks of all these tables that are free, and returns those.
     pub(super) LockThoseFree { tables: Vec<u32> => Array<Oid>, key: i32 => Integer } -> Oid,
-    "SELECT o FROM unnest(?) AS o WHERE pg_try_advisory_lock(?, o::int4)"
+    concat!("SELECT o FROM unnest(?) AS o WHERE ", try_lock!("o"))
 );
 
 statement!(

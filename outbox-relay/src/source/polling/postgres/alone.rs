@@ -10,7 +10,7 @@ use diesel_outbox_core::Lag;
 use super::strangers::strangers;
 use super::upkeep::Upkeep;
 use super::wakeup::{self, Next, Wake};
-use crate::source::advisory_lock::Lock;
+use crate::source::advisory_lock::{Lock, try_lock};
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::database::Database;
 use crate::statement::statement;
@@ -124,7 +124,9 @@ statement!(
     /// Whether this relay leads from now on, and whether something is unsent: it does not wait for a leader that hangs.
     StandBy { leader: i32 => Integer, table: u32 => Oid } -> (Bool, Bool),
     concat!(
-        "SELECT pg_try_advisory_lock(?, ?::int4), EXISTS (SELECT FROM ",
+        "SELECT ",
+        try_lock!("?"),
+        ", EXISTS (SELECT FROM ",
         shards!(),
         " AS s ",
         oldest_unsent!(),
