@@ -49,8 +49,10 @@ impl Gate {
             let publisher = Held { worker, gate: gate.clone(), held: None, in_flight: Vec::new() };
             Ok(Box::new(publisher))
         };
-        let patience = Duration::from_secs(20);
-        sleeper(database, "events", schemas).broker(publisher).workers(2).stall_timeout(patience)
+        // While a pass waits for the broker, it reads no more.
+        let (moment, patience) = (Duration::from_millis(1), Duration::from_secs(20));
+        let relay = sleeper(database, "events", schemas).broker(publisher).workers(2);
+        relay.max_pass_duration(moment).stall_timeout(patience)
     }
 
     /// Holds this worker up in a schema, or any, and returns which one it is.
