@@ -3,7 +3,7 @@
 use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
-use crate::{backlog, drain, emit, growth, idle, latency, memory, order, soak, wal};
+use crate::{backlog, drain, emit, growth, idle, latency, memory, order, soak, tenants, wal};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
@@ -27,6 +27,8 @@ pub(crate) enum Benchmark {
     Growth(growth::Growth),
     /// Whether many writers and workers on MariaDB meet a deadlock. It runs once, whatever `--rounds` says.
     Soak(soak::Soak),
+    /// One relay for the outboxes of many schemas: what they cost while idle, and what a backlog in one costs the others.
+    Tenants(tenants::Tenants),
 }
 
 impl Benchmark {
@@ -42,6 +44,7 @@ impl Benchmark {
             Self::Wal(wal) => wal.run(rounds),
             Self::Growth(growth) => growth.run(rounds),
             Self::Soak(soak) => soak.run(),
+            Self::Tenants(tenants) => tenants.run(rounds),
         }
     }
 }
@@ -84,6 +87,7 @@ mod tests {
                 "wal",
                 "growth",
                 "soak",
+                "tenants",
                 "drain --database mariadb",
                 "latency --database mariadb",
                 "backlog --database mariadb",

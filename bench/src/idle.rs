@@ -38,7 +38,7 @@ pub(crate) struct Idle {
 }
 
 /// A relay looks for notifications ever less often, until it has been quiet for 10 s.
-const SETTLING_DOWN: Duration = Duration::from_secs(10);
+pub(crate) const SETTLING_DOWN: Duration = Duration::from_secs(10);
 
 impl Idle {
     pub(crate) fn run(&self, rounds: usize) -> Report {
@@ -132,7 +132,7 @@ impl Idle {
 }
 
 /// Waits until each relay has asked nothing for 2 s. It is asleep then, because before it sleeps it asks at least every second.
-fn wait_until_asleep(conn: &mut PgConnection, database: &Database<'_>, count: usize) {
+pub(crate) fn wait_until_asleep(conn: &mut PgConnection, database: &Database<'_>, count: usize) {
     let mut asleep = HashSet::new();
     eventually("the relays to go to sleep", Duration::from_secs(120), || {
         let quiet = sql::<Integer>(
@@ -144,7 +144,7 @@ fn wait_until_asleep(conn: &mut PgConnection, database: &Database<'_>, count: us
     });
 }
 
-fn queries(conn: &mut PgConnection, database: &Database<'_>) -> i64 {
+pub(crate) fn queries(conn: &mut PgConnection, database: &Database<'_>) -> i64 {
     sql::<BigInt>(
         "SELECT coalesce(sum(calls), 0)::bigint FROM pg_stat_statements \
          JOIN pg_database ON pg_database.oid = dbid WHERE datname = ",

@@ -78,6 +78,7 @@ const UNWATCHED: f64 = f64::NAN;
 
 pub(crate) const MODERATE: Load = Load { emitters: 1, transactions: 500, events: 1 };
 pub(crate) const HEAVY: Load = Load { emitters: 4, transactions: 250, events: 20 };
+pub(crate) const SPREAD: Load = Load { emitters: 1, transactions: 100, events: 1 };
 const SPARSE: Load = Load { emitters: 1, transactions: 1, events: 1 };
 
 impl Latency {

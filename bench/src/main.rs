@@ -25,6 +25,7 @@ mod results;
 mod rows;
 mod servers;
 mod soak;
+mod tenants;
 mod topics;
 mod wal;
 

@@ -10,6 +10,7 @@ mod layers;
 mod log;
 mod migrate;
 mod origin;
+mod outboxes;
 mod output;
 mod relay;
 mod report;

@@ -63,6 +63,20 @@ pub trait Source: Send {
         false
     }
 
+    /// Returns whether the source has other outboxes that wait for a pass. If so, a pass that has gone on for a while takes on no more
+    /// records. Default: `false`.
+    fn is_awaited(&self) -> bool {
+        false
+    }
+
+    /// Puts off the outbox at hand, because its pass has just failed, and returns for how long. `error` is the source's own error, or
+    /// `None` if the publisher failed. The relay goes on with other outboxes at once. `None` means that there are none, or that no
+    /// outbox is at hand, so that the relay waits. Default: `None`.
+    fn put_off(&mut self, error: Option<&SourceError>) -> Option<Duration> {
+        let _ = error;
+        None
+    }
+
     /// Waits until there may be records to claim, but no longer than `limit`. Returns `false` if there is no reason to look for
     /// any yet.
     ///

@@ -19,6 +19,12 @@ pub enum RelayError {
         /// What it can be.
         range: &'static str,
     },
+    /// The relay is given several schemas, and can have only one.
+    #[error(
+        "a relay can have several schemas only if it polls a PostgreSQL database: start a relay for each schema. They can run in one \
+         process"
+    )]
+    SeveralSchemas,
     /// The broker's settings are wrong.
     #[error("the relay cannot make a publisher: {0}")]
     Broker(#[from] PublishError),

@@ -1,9 +1,12 @@
 use std::time::Duration;
 
 use diesel_outbox_core::__private::{Running, Stop};
+use diesel_outbox_core::SourceError;
 
 use crate::RelayError;
-use crate::worker::Worker;
+
+/// What a thread of a relay does until the relay stops.
+pub(crate) type Work = Box<dyn FnOnce() -> Result<(), SourceError> + Send>;
 
 /// A running relay.
 ///
@@ -17,15 +20,13 @@ pub struct RelayHandle {
 }
 
 impl RelayHandle {
-    /// Starts a thread for each worker.
+    /// Starts a named thread for each piece of work.
     pub(crate) fn start(
         stop: Stop,
-        workers: impl Iterator<Item = Worker>,
+        work: Vec<(String, Work)>,
         shutdown_timeout: Duration,
     ) -> Result<Self, RelayError> {
-        let work = workers.enumerate().map(|(number, worker)| {
-            (format!("outbox-relay-{number}"), move || worker.run().map_err(RelayError::Source))
-        });
+        let work = work.into_iter().map(|(name, work)| (name, move || work().map_err(RelayError::Source)));
         let running = Running::start(stop, work, RelayError::Panicked)?;
         Ok(Self { running, shutdown_timeout })
     }

@@ -95,6 +95,12 @@
 //!
 //! On MySQL and MariaDB, which notify nobody, one of them looks at the table, and the others ask now and then whether it is gone.
 //!
+//! # Several outboxes
+//!
+//! One relay can send the events of many schemas of a PostgreSQL database: name them, or a pattern, with [`Relay::schemas`]. They
+//! share its workers and connections, fairly: a backlog in one does not hold up the others, and neither does a failure.
+//! `docs/tenants.md` in the repository says more. For several databases, start a relay for each.
+//!
 //! # A broker of your own
 //!
 //! A relay publishes to anything that implements [`Publisher`]. In a test that can be the test itself:
@@ -193,6 +199,7 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod backoff;
 mod error;
 mod handle;
 mod metrics;

@@ -1,6 +1,6 @@
 //! What the relay reports about itself: metrics through the `metrics` facade, and log lines through `tracing`.
 
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -12,7 +12,8 @@ use tracing::{error, info, warn};
 
 /// A worker's metrics. Their label `outbox` distinguishes several outboxes of one process.
 pub(crate) struct Metrics {
-    outbox: OnceCell<SharedString>,
+    /// The outbox at hand.
+    outbox: RefCell<SharedString>,
 }
 
 /// Set once the metrics are described. A recorder is installed before the first relay starts.
@@ -21,18 +22,20 @@ static DESCRIBED: Once = Once::new();
 impl Metrics {
     pub(crate) fn new() -> Self {
         DESCRIBED.call_once(describe);
-        Self { outbox: OnceCell::new() }
+        Self { outbox: RefCell::default() }
     }
 
-    /// Names the outbox as soon as the source knows which it is.
+    /// Names the outbox at hand, if the source knows which it is.
     pub(crate) fn name(&self, outbox: Option<&str>) {
-        if let Some(outbox) = outbox {
-            self.outbox.get_or_init(|| Arc::<str>::from(outbox).into());
+        let outbox = outbox.unwrap_or_default();
+        let mut named = self.outbox.borrow_mut();
+        if **named != *outbox {
+            *named = Arc::<str>::from(outbox).into();
         }
     }
 
     fn outbox(&self) -> SharedString {
-        self.outbox.get().cloned().unwrap_or_default()
+        self.outbox.borrow().clone()
     }
 
     pub(crate) fn published(&self, count: usize) {
@@ -41,7 +44,7 @@ impl Metrics {
 
     pub(crate) fn dead_lettered(&self, topic: &str, aggregate_type: &str, id: &str, reason: &str) {
         counter!("outbox_dead_letters_total", "outbox" => self.outbox()).increment(1);
-        warn!(id, aggregate_type, topic, reason, "a record became a dead letter");
+        warn!(outbox = &*self.outbox(), id, aggregate_type, topic, reason, "a record became a dead letter");
     }
 
     pub(crate) fn passed(&self, count: usize, took: Duration) {
@@ -51,12 +54,10 @@ impl Metrics {
 
     pub(crate) fn lag(&self, lag: Lag) {
         let set = |name: &'static str, value: f64| gauge!(name, "outbox" => self.outbox()).set(value);
-        let oldest = lag.oldest.as_secs_f64();
-        set("outbox_unsent", lag.unsent as f64);
-        set("outbox_oldest_unsent_seconds", oldest);
-        set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
+        self.set_lag(&lag);
+        let (outbox, oldest) = (self.outbox(), lag.oldest.as_secs_f64());
         let Some(wal) = lag.wal else {
-            return info!(unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
+            return info!(outbox = &*outbox, unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
         };
         set("outbox_wal_lag_bytes", wal.bytes as f64);
         if let Some(time) = wal.time {
@@ -68,6 +69,7 @@ impl Metrics {
             gauge!("outbox_wal_slot_status", "outbox" => self.outbox(), "status" => status).set(is_it);
         }
         info!(
+            outbox = &*outbox,
             unsent = lag.unsent,
             oldest_seconds = oldest,
             wal_bytes = wal.bytes,
@@ -78,6 +80,19 @@ impl Metrics {
         );
     }
 
+    fn set_lag(&self, lag: &Lag) {
+        let set = |name: &'static str, value: f64| gauge!(name, "outbox" => self.outbox()).set(value);
+        set("outbox_unsent", lag.unsent as f64);
+        set("outbox_oldest_unsent_seconds", lag.oldest.as_secs_f64());
+        set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
+    }
+
+    pub(crate) fn gave_up(&self, error: &dyn std::error::Error) {
+        let outbox = self.outbox();
+        let outbox = (!outbox.is_empty()).then_some(&*outbox);
+        error!(outbox, error = %error, "the relay cannot go on and has stopped");
+    }
+
     pub(crate) fn failed(
         &self,
         component: &'static str,
@@ -86,21 +101,40 @@ impl Metrics {
         retry_in: Duration,
     ) {
         counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component).increment(1);
-        let retry_in_ms = retry_in.as_millis() as u64;
+        let (outbox, retry_in_ms) = (self.outbox(), retry_in.as_millis() as u64);
+        let outbox = (!outbox.is_empty()).then_some(&*outbox);
         if is_misconfigured {
-            error!(error = %error, retry_in_ms, "nothing is sent until somebody fixes the {component}; trying again");
+            error!(
+                outbox,
+                error = %error,
+                retry_in_ms,
+                "nothing is sent until somebody fixes the {component}; trying again"
+            );
         } else {
-            warn!(error = %error, retry_in_ms, "the {component} failed; trying again");
+            warn!(outbox, error = %error, retry_in_ms, "the {component} failed; trying again");
         }
     }
 }
 
-pub(crate) fn stopped(published: usize) {
-    info!(published, "a relay worker stopped");
+/// Reports the lag of one of several outboxes.
+#[cfg(feature = "postgres")]
+pub(crate) fn lag_of(outbox: &Arc<str>, lag: Lag) {
+    Metrics { outbox: RefCell::new(outbox.clone().into()) }.lag(lag);
 }
 
-pub(crate) fn gave_up(error: &dyn std::error::Error) {
-    error!(error = %error, "the relay cannot go on and has stopped");
+/// Reports that one of several outboxes has no lag. Only the metrics have it, because idle outboxes may be many.
+#[cfg(feature = "postgres")]
+pub(crate) fn no_lag_of(outbox: &Arc<str>) {
+    Metrics { outbox: RefCell::new(outbox.clone().into()) }.set_lag(&Lag::default());
+}
+
+#[cfg(feature = "postgres")]
+pub(crate) fn recovered_in(outbox: &str) {
+    info!(outbox, "the outbox works again");
+}
+
+pub(crate) fn stopped(published: usize) {
+    info!(published, "a relay worker stopped");
 }
 
 pub(crate) fn recovered(component: &'static str) {

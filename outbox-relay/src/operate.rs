@@ -9,6 +9,9 @@ mod sqlite;
 
 use std::time::SystemTime;
 
+#[cfg(feature = "postgres")]
+pub use self::postgres::schemas;
+
 use diesel::QueryResult;
 use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;

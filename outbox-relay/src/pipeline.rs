@@ -1,6 +1,8 @@
 //! One pass: claim, read, publish, settle, release, each overlapping the next. It does no I/O itself and reads only the clock that
 //! it is given, so that a simulation can drive it.
 
+#[cfg(test)]
+mod awaited;
 mod names;
 #[cfg(test)]
 mod simulation;
@@ -83,6 +85,8 @@ const READ_ON_PAUSE: Duration = Duration::from_millis(1);
 /// How old a pass that has caught up may become while it lingers, and how long nothing may have come.
 const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
+/// How long a pass takes on records if other outboxes wait.
+const SHORT_PASS: Duration = Duration::from_millis(50);
 /// How many records are settled at once if they come one by one.
 const SHORT_BATCH: usize = 100;
 /// How long an acknowledged record may wait to be settled if the broker is slow.
@@ -159,7 +163,9 @@ impl Pipeline<'_> {
                 pass.close();
             }
             let now = (self.now)();
-            let in_time = now.duration_since(pass.began) < self.limits.max_pass_duration;
+            let longest = self.limits.max_pass_duration;
+            let longest = if source.is_awaited() { longest.min(SHORT_PASS) } else { longest };
+            let in_time = now.duration_since(pass.began) < longest;
             pass.reading &= in_time || pass.reads_ahead;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
                 let more = source.read(self.limits.batch_size, &mut batch)?;

@@ -1,19 +1,29 @@
 use std::fmt;
+#[cfg(feature = "postgres")]
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel_outbox_core::__private::{LONGEST_RETENTION, Stop};
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
+use crate::handle::Work;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::source::DatabaseUrl;
+#[cfg(feature = "postgres")]
+use crate::source::database::Database;
 #[cfg(feature = "postgres-wal")]
 use crate::source::wal::{WalOptions, WalSource};
+#[cfg(feature = "postgres")]
+use crate::source::{Queue, Schemas, SharedSource, Watch};
 use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
 use crate::{RelayError, RelayHandle};
+
+/// One for each worker.
+type Sources = Vec<Box<dyn Source>>;
 
 /// Builds a relay: from which database, to which broker, and how.
 ///
@@ -33,11 +43,15 @@ use crate::{RelayError, RelayHandle};
 #[must_use = "a relay does nothing before `spawn` or `run`"]
 pub struct Relay {
     source: Box<dyn Fn(SourceOptions) -> Box<dyn Source> + Send>,
+    /// The database, if it can have several outboxes for one relay.
+    #[cfg(feature = "postgres")]
+    shared: Option<DatabaseUrl>,
+    schemas: Option<Vec<String>>,
     broker: Option<Box<dyn Broker>>,
     options: SourceOptions,
     topic_naming: TopicNaming,
     limits: Limits,
-    workers: usize,
+    workers: Option<usize>,
     most_workers: usize,
     shutdown_timeout: Duration,
 }
@@ -57,9 +71,11 @@ impl Relay {
     #[cfg(feature = "postgres")]
     pub fn postgres(database_url: impl Into<DatabaseUrl>) -> Self {
         let database_url = database_url.into();
-        Self::from_source(move |options| {
+        let shared = Some(database_url.clone());
+        let relay = Self::from_source(move |options| {
             Box::new(crate::source::PostgresSource::new(database_url.clone(), options))
-        })
+        });
+        Self { shared, ..relay }
     }
 
     /// Returns a relay that reads the outbox in this PostgreSQL database from the write-ahead log, through the slot that
@@ -109,11 +125,14 @@ impl Relay {
     pub fn from_source(source: impl Fn(SourceOptions) -> Box<dyn Source> + Send + 'static) -> Self {
         Self {
             source: Box::new(source),
+            #[cfg(feature = "postgres")]
+            shared: None,
+            schemas: None,
             broker: None,
             options: SourceOptions::default(),
             topic_naming: TopicNaming::default(),
             limits: Limits::default(),
-            workers: 1,
+            workers: None,
             most_workers: SHARDS.unsigned_abs() as usize,
             shutdown_timeout: Duration::from_secs(30),
         }
@@ -135,6 +154,37 @@ impl Relay {
     /// the connection's `search_path` that has them, or the URL's database.
     pub fn schema(mut self, schema: impl Into<String>) -> Self {
         self.options = self.options.schema(schema);
+        self
+    }
+
+    /// Relays the outboxes of all these schemas of a PostgreSQL database that it polls. A `*` in a name stands for any characters:
+    /// `tenant_*` is each schema whose name begins with `tenant_` and that has the tables.
+    ///
+    /// The outboxes take turns on the relay's workers and share the relay's connections. One session listens for all of them. An outbox
+    /// that fails is put off and does not delay the others. The relay takes on schemas that are made while it runs, and lets go of those
+    /// that are dropped, within [`poll_interval`](Self::poll_interval).
+    ///
+    /// ```no_run
+    /// # #[cfg(all(feature = "postgres", feature = "kafka"))]
+    /// # fn f(database_url: &str) -> Result<(), diesel_outbox_relay::RelayError> {
+    /// use diesel_outbox_relay::{Kafka, Relay};
+    ///
+    /// Relay::postgres(database_url).schemas(["billing", "tenant_*"]).broker(Kafka::new("localhost:9092")).spawn()?.detach();
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// For several databases, start a relay for each.
+    pub fn schemas(mut self, schemas: impl IntoIterator<Item = impl Into<String>>) -> Self {
+        self.schemas = Some(schemas.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Sets the name of the database's server, which precedes the database in the label `outbox` of the metrics and in log lines:
+    /// `db-1/shop.public`. Set it if the process has relays for databases of the same name on several servers. Default: none, so the
+    /// label is `shop.public`.
+    pub fn server_name(mut self, server: impl Into<String>) -> Self {
+        self.options = self.options.server_name(server);
         self
     }
 
@@ -171,12 +221,13 @@ impl Relay {
         self
     }
 
-    /// Sets how many workers this relay has, 1 to 16. Each is a thread with a connection and a producer. Default: 1.
+    /// Sets how many workers this relay has, 1 to 16. Each is a thread with a connection and a producer. Default: 1, or 2 if the relay
+    /// has [several outboxes](Self::schemas).
     ///
     /// On a small machine one is as fast as several, and more relays are better for taking over than more workers. On PostgreSQL
     /// each worker has a second connection while it works off a backlog.
     pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
+        self.workers = Some(workers);
         self
     }
 
@@ -231,19 +282,55 @@ impl Relay {
         let broker = self.broker.as_ref().ok_or(RelayError::NoBroker)?;
         self.check()?;
         let stop = Stop::default();
-        let publishers = (0..self.workers).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
-        let workers = publishers.into_iter().map(|publisher| Worker {
-            source: (self.source)(self.options.clone()),
-            publisher,
-            topic_naming: self.topic_naming.clone(),
-            limits: self.limits,
-            stop: stop.clone(),
-            broker_is_away: false,
-            upkept: None,
-            published: std::cell::Cell::new(0),
-            metrics: Metrics::new(),
-        });
-        RelayHandle::start(stop.clone(), workers, self.shutdown_timeout)
+        let publishers =
+            (0..self.number_of_workers()).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
+        let (sources, watch) = self.sources(&stop)?;
+        let mut work: Vec<(String, Work)> = Vec::new();
+        for (number, (source, publisher)) in sources.into_iter().zip(publishers).enumerate() {
+            let worker = Worker {
+                source,
+                publisher,
+                topic_naming: self.topic_naming.clone(),
+                limits: self.limits,
+                stop: stop.clone(),
+                broker_is_away: false,
+                upkept: None,
+                published: std::cell::Cell::new(0),
+                metrics: Metrics::new(),
+            };
+            work.push((format!("outbox-relay-{number}"), Box::new(move || worker.run())));
+        }
+        work.extend(watch.map(|watch| ("outbox-watch".to_owned(), watch)));
+        RelayHandle::start(stop, work, self.shutdown_timeout)
+    }
+
+    fn number_of_workers(&self) -> usize {
+        self.workers.unwrap_or(if self.has_several_outboxes() { 2 } else { 1 })
+    }
+
+    fn named_schemas(&self) -> &[String] {
+        self.schemas.as_deref().unwrap_or_default()
+    }
+
+    fn has_several_outboxes(&self) -> bool {
+        self.named_schemas().len() > 1 || self.named_schemas().iter().any(|schema| schema.contains('*'))
+    }
+
+    /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
+    fn sources(&self, stop: &Stop) -> Result<(Sources, Option<Work>), RelayError> {
+        let workers = self.number_of_workers();
+        if !self.has_several_outboxes() {
+            let mut options = self.options.clone();
+            options.schema = self.named_schemas().first().cloned().or(options.schema);
+            return Ok(((0..workers).map(|_| (self.source)(options.clone())).collect(), None));
+        }
+        #[cfg(feature = "postgres")]
+        if let Some(database_url) = &self.shared {
+            return Ok(several(database_url, &self.options, self.named_schemas(), workers, stop));
+        }
+        #[cfg(not(feature = "postgres"))]
+        let _ = stop;
+        Err(RelayError::SeveralSchemas)
     }
 
     /// Runs the relay until the future ends, then stops it gracefully. Returns earlier if the relay ends by itself.
@@ -260,8 +347,20 @@ impl Relay {
         };
         let Limits { batch_size, max_in_flight, max_in_flight_bytes, max_pass_duration, stall_timeout } =
             self.limits;
+        let is_named = |schemas: &Vec<String>| !schemas.is_empty() && !schemas.iter().any(String::is_empty);
+        within(
+            "schemas",
+            self.named_schemas().len(),
+            "one name or more, and none empty",
+            self.schemas.as_ref().is_none_or(is_named),
+        )?;
         let range = if self.most_workers == 1 { "1 if the WAL is read" } else { "1 to 16" };
-        within("workers", self.workers, range, (1..=self.most_workers).contains(&self.workers))?;
+        within(
+            "workers",
+            self.number_of_workers(),
+            range,
+            (1..=self.most_workers).contains(&self.number_of_workers()),
+        )?;
         within("batch_size", batch_size, "1 to 100,000", (1..=100_000).contains(&batch_size))?;
         within("max_in_flight", max_in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&max_in_flight))?;
         let bytes = BATCH_BYTES..=(1 << 40);
@@ -301,14 +400,32 @@ impl Relay {
     }
 }
 
+/// Returns a source for each worker that has several outboxes, and the watch that hands these out.
+#[cfg(feature = "postgres")]
+fn several(
+    database_url: &DatabaseUrl,
+    options: &SourceOptions,
+    schemas: &[String],
+    workers: usize,
+    stop: &Stop,
+) -> (Sources, Option<Work>) {
+    let database = Database::new(database_url.clone(), options.clone());
+    let queue = Arc::new(Queue::default());
+    let source = |_| Box::new(SharedSource::new(database.clone(), queue.clone())) as Box<dyn Source>;
+    let sources = (0..workers).map(source).collect();
+    let watch = Watch::new(database, Schemas::new(schemas.iter().cloned()), queue, stop.clone());
+    (sources, Some(Box::new(move || watch.run())))
+}
+
 /// Shows the settings, and nothing of the database or the broker that may be secret.
 impl fmt::Debug for Relay {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Relay")
             .field("options", &self.options)
+            .field("schemas", &self.schemas)
             .field("topic_naming", &self.topic_naming)
             .field("limits", &self.limits)
-            .field("workers", &self.workers)
+            .field("workers", &self.number_of_workers())
             .field("shutdown_timeout", &self.shutdown_timeout)
             .finish_non_exhaustive()
     }

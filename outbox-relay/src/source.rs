@@ -7,7 +7,7 @@ pub(crate) mod bounds;
 #[cfg(feature = "postgres")]
 pub(crate) mod check;
 #[cfg(feature = "postgres")]
-mod database;
+pub(crate) mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod database_url;
 #[cfg(feature = "postgres")]
@@ -47,6 +47,8 @@ pub use self::polling::PostgresSource;
 pub use self::polling::SqliteSource;
 #[cfg(feature = "mysql")]
 pub(crate) use self::polling::mysql;
+#[cfg(feature = "postgres")]
+pub(crate) use self::polling::{Queue, Schemas, SharedSource, Watch};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use self::pooler::pooler_problem;

@@ -7,6 +7,7 @@ use diesel_outbox_core::__private::Stop;
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
+use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
@@ -14,8 +15,6 @@ use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
-const FIRST_RETRY: Duration = Duration::from_millis(100);
-const LONGEST_RETRY: Duration = Duration::from_secs(5);
 const READY_WAIT: Duration = Duration::from_secs(2);
 /// How often the worker asks the source whether something is due besides passes. If events come one by one, passes are more
 /// frequent than this.
@@ -51,11 +50,17 @@ impl Worker {
                 }
                 Err(PassError::Source(error)) if error.is_permanent() => {
                     self.stop.set();
-                    metrics::gave_up(&error);
+                    self.metrics.name(self.source.outbox());
+                    self.metrics.gave_up(&error);
                     return Err(error);
                 }
                 Err(failure) => {
+                    self.metrics.name(self.source.outbox());
                     self.broker_is_away |= matches!(failure, PassError::Publisher(_));
+                    if let Some(wait) = self.source.put_off(failure.of_source()) {
+                        failure.report(&self.metrics, wait);
+                        continue;
+                    }
                     if self.published.get() > before {
                         retry.begin_anew();
                     }
@@ -131,15 +136,35 @@ impl Worker {
     }
 }
 
+impl PassError {
+    /// Returns the error if it is the source's.
+    fn of_source(&self) -> Option<&SourceError> {
+        match self {
+            Self::Source(error) => Some(error),
+            Self::Publisher(_) => None,
+        }
+    }
+
+    /// Reports the failure, and returns which side has failed.
+    fn report(&self, metrics: &Metrics, retry_in: Duration) -> &'static str {
+        let (component, error, is_misconfigured) = match self {
+            Self::Source(error) => ("database", error as &dyn std::error::Error, error.is_misconfigured()),
+            Self::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
+        };
+        metrics.failed(component, error, is_misconfigured, retry_in);
+        component
+    }
+}
+
 /// Waits twice as long after each failure in a row, and reports when the failures are over.
 struct Retry {
-    wait: Duration,
+    backoff: Backoff,
     failure: Option<&'static str>,
 }
 
 impl Retry {
     fn new() -> Self {
-        Self { wait: FIRST_RETRY, failure: None }
+        Self { backoff: Backoff::new(), failure: None }
     }
 
     fn succeeded(&mut self) {
@@ -151,23 +176,16 @@ impl Retry {
 
     /// Forgets the failures, because something went well before the next one.
     fn begin_anew(&mut self) {
-        self.wait = FIRST_RETRY;
+        self.backoff.begin_anew();
     }
 
     fn failed(&mut self, failure: &PassError, stop: &Stop, metrics: &Metrics) {
-        let (component, error, is_misconfigured) = match failure {
-            PassError::Source(error) => {
-                ("database", error as &dyn std::error::Error, error.is_misconfigured())
-            }
-            PassError::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
-        };
-        metrics.failed(component, error, is_misconfigured, self.wait);
-        self.failure = Some(component);
-        let until = Instant::now() + self.wait;
+        let wait = self.backoff.next();
+        self.failure = Some(failure.report(metrics, wait));
+        let until = Instant::now() + wait;
         while !stop.is_set() && Instant::now() < until {
-            std::thread::sleep(SLICE.min(self.wait));
+            std::thread::sleep(SLICE.min(wait));
         }
-        self.wait = (self.wait * 2).min(LONGEST_RETRY);
     }
 }
 

@@ -86,6 +86,24 @@ impl Action {
             Self::Debezium(action) => action.common(),
         }
     }
+
+    pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
+        match self {
+            Self::Relay(settings) => &mut settings.common,
+            Self::Migrate { common, .. }
+            | Self::Lag { common, .. }
+            | Self::DeadLetters { common, .. }
+            | Self::Requeue { common, .. }
+            | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
+            #[cfg(any(feature = "mysql", feature = "postgres"))]
+            Self::Debezium(
+                DebeziumAction::Connector { common, .. }
+                | DebeziumAction::SetupSql { common, .. }
+                | DebeziumAction::Check { common, .. }
+                | DebeziumAction::Offset { common, .. },
+            ) => common,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

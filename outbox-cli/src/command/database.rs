@@ -22,8 +22,10 @@ use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::pooler_problem;
 
 use super::failure::Failure;
-use super::origin::{ConfigError, Origins};
-use super::settings::{DatabaseSettings, ReadFrom, Secret, SourceSettings, WalSettings};
+use super::origin::{ConfigError, Layer, Origin, Origins};
+use super::settings::{
+    DatabaseSettings, DatabaseTable, ReadFrom, Secret, SourceSettings, WalSettings, items,
+};
 
 /// The database that holds the outbox.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub(crate) enum OutboxDatabase {
     #[cfg(feature = "mysql")]
     Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String, flavor: mysql::Flavor },
     #[cfg(feature = "postgres")]
-    Postgres { url: Secret, address: String, schema: Option<String> },
+    Postgres { url: Secret, address: String, schemas: Vec<String> },
     #[cfg(feature = "sqlite")]
     Sqlite { url: Secret, file: file::DatabaseFile },
 }
@@ -39,49 +41,99 @@ pub(crate) enum OutboxDatabase {
 // A binary for one database needs fewer of the parameters.
 #[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(unused_variables))]
 impl OutboxDatabase {
-    /// The database that the settings name.
-    pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Self, ConfigError> {
-        let url = settings
-            .database_url
-            .as_ref()
-            .ok_or(ConfigError::Missing { what: "no database is named", key: "database_url" })?;
-        let wrong = |problem: String| origins.of("database_url").wrong(problem);
+    /// The databases that the settings name.
+    pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Vec<Self>, ConfigError> {
+        let (own, own_origin) = (items(&settings.schema), origins.of("schema"));
+        let Some(url) = &settings.database_url else {
+            if settings.databases.is_empty() {
+                return Err(ConfigError::Missing { what: "no database is named", key: "database_url" });
+            }
+            // What the file says of one database covers what it says of all, and a higher layer covers both.
+            let is_covered = own_origin.layer > Layer::File;
+            let named = settings.databases.iter().map(|DatabaseTable { url, origin, schema }| match schema {
+                Some((schema, of_schema)) if !is_covered => {
+                    Self::named(url, origin, &items(schema), of_schema)
+                }
+                _ => Self::named(url, origin, &own, &own_origin),
+            });
+            return Ok(named.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect());
+        };
+        Self::named(url, &origins.of("database_url"), &own, &own_origin)
+    }
+
+    /// The only outbox that the settings name, for what is about one.
+    pub(crate) fn only_chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Self, ConfigError> {
+        const ONE: &str = "this is about one outbox: name one database";
+        let mut chosen = Self::chosen(settings, origins)?;
+        let (Some(only), None) = (chosen.pop(), chosen.pop()) else {
+            let is_schema = settings.databases.is_empty();
+            return Err(origins.of(if is_schema { "schema" } else { "database_url" }).wrong(ONE));
+        };
+        if only.has_several() {
+            return Err(origins.of("schema").wrong("this is about one outbox: name one schema, without `*`"));
+        }
+        Ok(only)
+    }
+
+    /// The database with this URL; on MySQL, where a schema is a database, all of them.
+    fn named(
+        url: &Secret,
+        origin: &Origin,
+        schemas: &[&str],
+        of_schemas: &Origin,
+    ) -> Result<Vec<Self>, ConfigError> {
+        if schemas.is_empty() && of_schemas.layer > Layer::Default {
+            return Err(
+                of_schemas.wrong("it names no schema: leave it out if the search_path has the tables")
+            );
+        }
+        let wrong = |problem: String| origin.wrong(problem);
         let scheme = url.reveal().split_once("://").map(|(scheme, _)| scheme);
         match scheme {
-            Some("postgres" | "postgresql") => Self::postgres(url, settings).map_err(wrong),
-            Some("mysql" | "mariadb") => Self::mysql(url, settings).map_err(wrong),
-            None | Some("sqlite" | "file") => {
-                if settings.schema.is_some() {
-                    return Err(origins.of("schema").wrong("SQLite has no schemas: leave it out"));
+            Some("postgres" | "postgresql") => Ok(vec![Self::postgres(url, schemas).map_err(wrong)?]),
+            Some("mysql" | "mariadb") => {
+                if schemas.iter().any(|schema| schema.contains('*')) {
+                    return Err(
+                        of_schemas.wrong("only on PostgreSQL can a schema have a `*`: name each of them")
+                    );
                 }
-                Self::sqlite(url).map_err(wrong)
+                let named = schemas.iter().map(|schema| Self::mysql(url, Some(schema)));
+                let one = schemas.is_empty().then(|| Self::mysql(url, None));
+                named.chain(one).collect::<Result<_, _>>().map_err(wrong)
+            }
+            None | Some("sqlite" | "file") => {
+                if !schemas.is_empty() {
+                    return Err(of_schemas.wrong("SQLite has no schemas: leave it out"));
+                }
+                Ok(vec![Self::sqlite(url).map_err(wrong)?])
             }
             Some(_) => Err(wrong("it is neither a postgres://, mysql:// or sqlite:// URL nor a path".into())),
         }
     }
 
     #[cfg(feature = "postgres")]
-    fn postgres(url: &Secret, settings: &DatabaseSettings) -> Result<Self, String> {
+    fn postgres(url: &Secret, schemas: &[&str]) -> Result<Self, String> {
         let address = address::without_credentials(url.reveal())?;
-        Ok(Self::Postgres { url: url.clone(), address, schema: settings.schema.clone() })
+        let schemas = schemas.iter().map(|schema| (*schema).to_owned()).collect();
+        Ok(Self::Postgres { url: url.clone(), address, schemas })
     }
 
     #[cfg(not(feature = "postgres"))]
-    fn postgres(_url: &Secret, _settings: &DatabaseSettings) -> Result<Self, String> {
+    fn postgres(_url: &Secret, _schemas: &[&str]) -> Result<Self, String> {
         Err("this binary was built without PostgreSQL: build it with the feature `postgres`".into())
     }
 
     /// A schema is a database there.
     #[cfg(feature = "mysql")]
-    fn mysql(url: &Secret, settings: &DatabaseSettings) -> Result<Self, String> {
+    fn mysql(url: &Secret, schema: Option<&str>) -> Result<Self, String> {
         let flavor = mysql::Flavor::named_by(url.reveal());
-        let (url, opts) = mysql::url(url.reveal(), settings.schema.as_deref())?;
+        let (url, opts) = mysql::url(url.reveal(), schema)?;
         let address = mysql::address(&opts)?;
         Ok(Self::Mysql { url: Secret::from(url), opts, address, flavor })
     }
 
     #[cfg(not(feature = "mysql"))]
-    fn mysql(_url: &Secret, _settings: &DatabaseSettings) -> Result<Self, String> {
+    fn mysql(_url: &Secret, _schema: Option<&str>) -> Result<Self, String> {
         Err("this binary was built without MySQL and MariaDB: build it with the feature `mysql`".into())
     }
 
@@ -96,6 +148,66 @@ impl OutboxDatabase {
         Err("this binary was built without SQLite: build it with the feature `sqlite`".into())
     }
 
+    /// Whether it can have several outboxes.
+    pub(crate) fn has_several(&self) -> bool {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres { schemas, .. } => {
+                schemas.len() > 1 || schemas.iter().any(|schema| schema.contains('*'))
+            }
+            #[allow(unreachable_patterns)]
+            _ => false,
+        }
+    }
+
+    /// Each of its outboxes.
+    pub(crate) fn outboxes(self) -> Result<Vec<Self>, Failure> {
+        match &self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, address, schemas } if self.has_several() => {
+                let (patterns, names): (Vec<String>, Vec<String>) =
+                    schemas.iter().cloned().partition(|schema| schema.contains('*'));
+                let mut all = names;
+                if !patterns.is_empty() {
+                    let mut conn = self.connect::<PgConnection>(url)?;
+                    let found = diesel_outbox_relay::operate::schemas(&mut conn, patterns)
+                        .map_err(|error| self.failed(error))?;
+                    all.extend(found);
+                }
+                let mut seen = std::collections::BTreeSet::new();
+                all.retain(|schema| seen.insert(schema.clone()));
+                let outbox = |schema| Self::Postgres {
+                    url: url.clone(),
+                    address: address.clone(),
+                    schemas: vec![schema],
+                };
+                Ok(all.into_iter().map(outbox).collect())
+            }
+            #[allow(unreachable_patterns)]
+            _ => Ok(vec![self]),
+        }
+    }
+
+    /// Where it is: the database, and the schema if one is named.
+    pub(crate) fn place(&self) -> (String, Option<&str>) {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { address, .. } => (address.clone(), None),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { address, schemas, .. } => (address.clone(), schemas.first().map(String::as_str)),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { file, .. } => (file.to_string(), None),
+        }
+    }
+
+    /// Its server, as far as an address names one.
+    pub(crate) fn server_name(&self) -> String {
+        let (address, _) = self.place();
+        let server = address.rsplit_once('/').map(|(server, _)| server.to_owned());
+        // The address may be a socket in the root, and no database.
+        server.filter(|server| !server.is_empty()).unwrap_or(address)
+    }
+
     /// A relay for this database.
     pub(crate) fn relay(&self, settings: &SourceSettings, origins: &Origins) -> Result<Relay, Failure> {
         match self {
@@ -107,7 +219,16 @@ impl OutboxDatabase {
                 Ok(Relay::mysql(url.reveal()))
             }
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
+            Self::Postgres { url, schemas, .. } => {
+                if settings.source == ReadFrom::Wal && self.has_several() {
+                    return Err(origins
+                        .of("schema")
+                        .wrong(
+                            "the WAL is read for one outbox at a time: start a process for each schema, each with a slot \
+                             of its own (--slot), or poll the tables",
+                        )
+                        .into());
+                }
                 let relay = match settings.source {
                     ReadFrom::Polling => Relay::postgres(url.reveal()),
                     ReadFrom::Wal => Relay::postgres_wal(
@@ -115,10 +236,7 @@ impl OutboxDatabase {
                         wal::reading_options(&settings.wal, &settings.reading),
                     ),
                 };
-                Ok(match schema {
-                    Some(schema) => relay.schema(schema.as_str()),
-                    None => relay,
-                })
+                Ok(if schemas.is_empty() { relay } else { relay.schemas(schemas) })
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
@@ -140,8 +258,8 @@ impl OutboxDatabase {
                 mysql::migrate(&mut self.mysql_connection(opts)?, &migrations).map_err(failed)
             }
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
-                let migrations = match schema {
+            Self::Postgres { url, schemas, .. } => {
+                let migrations = match schemas.first() {
                     Some(schema) => migrations.schema(schema.as_str()),
                     None => migrations,
                 };
@@ -158,8 +276,8 @@ impl OutboxDatabase {
             #[cfg(feature = "mysql")]
             Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
-                Ok(Box::new(self.connect_postgres(url, schema.as_deref())?))
+            Self::Postgres { url, schemas, .. } => {
+                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
             }
             #[cfg(feature = "sqlite")]
             Self::Sqlite { url, file } => {
@@ -173,8 +291,8 @@ impl OutboxDatabase {
     pub(crate) fn set_up_wal(&self, settings: &WalSettings, origins: &Origins) -> Result<(), Failure> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
-                self.change_wal(settings, url, schema.as_deref(), wal::setup)
+            Self::Postgres { url, schemas, .. } => {
+                self.change_wal(settings, url, schemas.first().map(String::as_str), wal::setup)
             }
             #[cfg(feature = "mysql")]
             Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
@@ -187,8 +305,8 @@ impl OutboxDatabase {
     pub(crate) fn drop_wal(&self, settings: &WalSettings, origins: &Origins) -> Result<(), Failure> {
         match self {
             #[cfg(feature = "postgres")]
-            Self::Postgres { url, schema, .. } => {
-                self.change_wal(settings, url, schema.as_deref(), wal::drop)
+            Self::Postgres { url, schemas, .. } => {
+                self.change_wal(settings, url, schemas.first().map(String::as_str), wal::drop)
             }
             #[cfg(feature = "mysql")]
             Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
@@ -228,7 +346,9 @@ impl OutboxDatabase {
     #[cfg(feature = "postgres")]
     pub(crate) fn postgres_connection(&self, origins: &Origins) -> Result<PgConnection, Failure> {
         match self {
-            Self::Postgres { url, schema, .. } => self.connect_postgres(url, schema.as_deref()),
+            Self::Postgres { url, schemas, .. } => {
+                self.connect_postgres(url, schemas.first().map(String::as_str))
+            }
             #[cfg(feature = "mysql")]
             Self::Mysql { .. } => Err(wal::not_here(origins, "database_url")),
             #[cfg(feature = "sqlite")]
@@ -294,10 +414,11 @@ impl fmt::Display for OutboxDatabase {
             #[cfg(feature = "mysql")]
             Self::Mysql { address, .. } => write!(f, "MySQL at {address}"),
             #[cfg(feature = "postgres")]
-            Self::Postgres { address, schema, .. } => {
-                write!(f, "PostgreSQL at {address}")?;
-                schema.as_ref().map_or(Ok(()), |schema| write!(f, ", schema {schema}"))
-            }
+            Self::Postgres { address, schemas, .. } => match schemas.as_slice() {
+                [] => write!(f, "PostgreSQL at {address}"),
+                [schema] if !schema.contains('*') => write!(f, "PostgreSQL at {address}, schema {schema}"),
+                schemas => write!(f, "PostgreSQL at {address}, schemas {}", schemas.join(", ")),
+            },
             #[cfg(feature = "sqlite")]
             Self::Sqlite { file, .. } => write!(f, "SQLite at {file}"),
         }

@@ -16,7 +16,7 @@ use super::failure::Failure;
 use super::origin::Origins;
 
 pub(crate) fn run(action: &DebeziumAction, origins: &Origins) -> Result<(), Failure> {
-    let database = OutboxDatabase::chosen(&action.common().database, origins)?;
+    let database = OutboxDatabase::only_chosen(&action.common().database, origins)?;
     match &database {
         #[cfg(feature = "mysql")]
         OutboxDatabase::Mysql { opts, flavor, .. } => mysql::run(action, &database, opts, *flavor, origins),

@@ -51,7 +51,7 @@ impl Invocation {
             .map_err(|error| invocation_error(error, None))?;
         let (depth, operation, flags) = operation(&command, &flags);
         let file = flags.get_one::<PathBuf>("config");
-        let values = layers::read(file.map(PathBuf::as_path), variables)?;
+        let (values, databases) = layers::read(file.map(PathBuf::as_path), variables)?;
         let (added, origins) = layered(operation, flags, &values);
         // The names of the commands come first: no flag goes before them.
         let place = (1 + depth).min(arguments.len());
@@ -59,8 +59,9 @@ impl Invocation {
         let matches = command
             .try_get_matches_from(arguments)
             .map_err(|error| invocation_error(error, Some(&origins)))?;
-        let CommandLine { action } = CommandLine::from_arg_matches(&matches)
+        let CommandLine { mut action } = CommandLine::from_arg_matches(&matches)
             .map_err(|error| invocation_error(error, Some(&origins)))?;
+        action.common_mut().database.databases = databases;
         Ok(Self { action, origins })
     }
 }

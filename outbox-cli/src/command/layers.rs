@@ -1,5 +1,7 @@
 //! What the file and the environment set. The command line covers both.
 
+mod database_tables;
+
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::Path;
@@ -7,13 +9,16 @@ use std::path::Path;
 use clap::Arg;
 
 use super::origin::{ConfigError, Layer, Origin};
-use super::settings::{self, PREFIX, PROPERTIES};
+use super::settings::{self, DatabaseTable, PREFIX, PROPERTIES};
 
 /// A value as it was written, and where.
 pub(super) struct Given {
     pub(super) text: String,
     pub(super) origin: Origin,
 }
+
+/// The variables of the process that have a text.
+pub(super) type Variables = BTreeMap<OsString, OsString>;
 
 /// Values by key. The key of a property of Kafka is `kafka.` and its name.
 pub(super) type Values = BTreeMap<String, Given>;
@@ -23,26 +28,34 @@ pub(super) fn property_key(name: &str) -> String {
     format!("{PROPERTIES}.{name}")
 }
 
-/// What the file and the variables set: the variables cover the file. A variable that is empty counts as not set.
+/// What the file and the variables set: the variables cover the file. A variable that is empty counts as not set. Also returns the
+/// databases of the file, if it has several.
 pub(super) fn read(
     file: Option<&Path>,
     variables: impl Iterator<Item = (OsString, OsString)>,
-) -> Result<Values, ConfigError> {
-    let variables: BTreeMap<OsString, OsString> = variables.filter(|(_, text)| !text.is_empty()).collect();
+) -> Result<(Values, Vec<DatabaseTable>), ConfigError> {
+    let variables: Variables = variables.filter(|(_, text)| !text.is_empty()).collect();
     let mut values = Values::new();
     // A variable that other programs use, too, is the last resort.
     if let Some(url) = variables.get(&OsString::from("DATABASE_URL")) {
         values.insert("database_url".into(), from_variable("DATABASE_URL", url.clone())?);
     }
     let named = variables.get(&OsString::from(settings::variable("config"))).map(Path::new);
+    let mut databases = Vec::new();
     if let Some(file) = file.or(named) {
-        values.extend(from_file(file)?);
+        let in_file;
+        (in_file, databases) = from_file(file, &variables)?;
+        values.extend(in_file);
+    }
+    if !databases.is_empty() {
+        // The last resort.
+        values.retain(|_, given| given.origin.name != "DATABASE_URL");
     }
     values.extend(from_environment(variables)?);
-    Ok(values)
+    Ok((values, databases))
 }
 
-fn from_environment(variables: BTreeMap<OsString, OsString>) -> Result<Values, ConfigError> {
+fn from_environment(variables: Variables) -> Result<Values, ConfigError> {
     let settings = settings::all();
     let mut values = Values::new();
     for (name, text) in variables {
@@ -65,7 +78,7 @@ fn from_variable(name: &str, text: OsString) -> Result<Given, ConfigError> {
     }
 }
 
-fn from_file(path: &Path) -> Result<Values, ConfigError> {
+fn from_file(path: &Path, variables: &Variables) -> Result<(Values, Vec<DatabaseTable>), ConfigError> {
     let file = path.display().to_string();
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Unreadable { file: file.clone(), source })?;
@@ -79,9 +92,13 @@ fn from_file(path: &Path) -> Result<Values, ConfigError> {
         }
     })?;
     let settings = settings::all();
-    let mut values = Values::new();
+    let (mut values, mut databases) = (Values::new(), Vec::new());
     for (key, content) in table {
         let origin = |key: &str| Origin { layer: Layer::File, name: format!("`{key}` in {file}") };
+        if key == database_tables::KEY {
+            databases = database_tables::read(content, &file, variables)?;
+            continue;
+        }
         let Some(setting) = settings.iter().find(|setting| setting.get_id() == key.as_str()) else {
             return Err(ConfigError::UnknownKey { file, key });
         };
@@ -101,11 +118,17 @@ fn from_file(path: &Path) -> Result<Values, ConfigError> {
             values.insert(key, Given { text, origin });
         }
     }
-    Ok(values)
+    match values.get("database_url") {
+        Some(given) if !databases.is_empty() => Err(ConfigError::Conflict {
+            origin: given.origin.clone(),
+            other: Origin { layer: Layer::File, name: format!("`[[database]]` in {file}") },
+        }),
+        _ => Ok((values, databases)),
+    }
 }
 
 /// The value as the command line would have it.
-fn text_of(setting: &Arg, content: toml::Value) -> Result<String, &'static str> {
+pub(super) fn text_of(setting: &Arg, content: toml::Value) -> Result<String, &'static str> {
     match (setting.get_value_delimiter(), content) {
         (Some(_), toml::Value::Array(items)) => {
             let items: Option<Vec<String>> = items.into_iter().map(scalar).collect();
@@ -130,7 +153,7 @@ fn flattened(table: toml::Table) -> Vec<(String, toml::Value)> {
     flat
 }
 
-fn scalar(content: toml::Value) -> Option<String> {
+pub(super) fn scalar(content: toml::Value) -> Option<String> {
     match content {
         toml::Value::String(text) => Some(text),
         toml::Value::Integer(number) => Some(number.to_string()),

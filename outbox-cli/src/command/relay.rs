@@ -3,43 +3,87 @@
 mod build;
 mod signals;
 
-use diesel_outbox_relay::RelayError;
+use std::time::Duration;
+
+use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
-use self::signals::StopSignals;
+use self::signals::{StopSignal, StopSignals};
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
 use super::layers::property_key;
 use super::origin::Origins;
-use super::settings::RelaySettings;
+use super::settings::{ReadFrom, RelaySettings};
 
 /// Runs the relay until a signal stops it.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Failure> {
-    let database = OutboxDatabase::chosen(&settings.common.database, origins)?;
-    let relay = build::relay(settings, origins, &database)?;
+    let databases = OutboxDatabase::chosen(&settings.common.database, origins)?;
+    if settings.source.source == ReadFrom::Wal && databases.len() > 1 {
+        return Err(origins
+            .of("source")
+            .wrong(
+                "the WAL is read for one database at a time, because its slot has a name that no other has: start a process for each \
+                 database, or poll the tables",
+            )
+            .into());
+    }
+    let relays: Vec<Relay> = databases
+        .iter()
+        .map(|database| build::relay(settings, origins, database, databases.len() > 1))
+        .collect::<Result<_, _>>()?;
     let brokers = settings.kafka.cluster.list()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(Failure::Signals)?;
-        // The relay polls this for the first time after it has checked its settings.
-        let shutdown = async {
-            info!(
-                version = env!("CARGO_PKG_VERSION"),
-                %database,
-                brokers,
-                topics = settings.kafka.topics.topic.text,
-                workers = settings.work.workers,
-                "the relay has started",
-            );
-            let signal = signals.next().await;
+        let relays: Vec<RelayHandle> = relays
+            .into_iter()
+            .map(|relay| relay.spawn().map_err(|error| failure(settings, origins, error)))
+            .collect::<Result<_, _>>()?;
+        info!(
+            version = env!("CARGO_PKG_VERSION"),
+            database = shown(&databases),
+            brokers,
+            topics = settings.kafka.topics.topic.text,
+            workers = build::workers(settings, origins, &databases),
+            "the relay has started",
+        );
+        if let Some(signal) = signal_or_end(&mut signals, &relays).await {
             info!(signal = signal.name, "the relay is stopping; a second signal ends it at once");
             tokio::spawn(async move { std::process::exit(signals.next().await.exit_code) });
-        };
-        relay.run(shutdown).await.map_err(|error| failure(settings, origins, error))
+        }
+        stop(relays).await.map_err(|error| failure(settings, origins, error))
     });
     if ended.is_ok() {
         info!("the relay has stopped");
+    }
+    ended
+}
+
+fn shown(databases: &[OutboxDatabase]) -> String {
+    databases.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+}
+
+/// How often to look whether a relay has ended by itself.
+const SLICE: Duration = Duration::from_millis(200);
+
+/// Waits for a signal, or until all relays have ended by themselves. If one cannot go on, it has logged why, and the others go on.
+async fn signal_or_end(signals: &mut StopSignals, relays: &[RelayHandle]) -> Option<StopSignal> {
+    while !relays.iter().all(RelayHandle::is_finished) {
+        if let Ok(signal) = tokio::time::timeout(SLICE, signals.next()).await {
+            return Some(signal);
+        }
+    }
+    None
+}
+
+/// Stops all of them at the same time, and returns why one of them failed.
+async fn stop(relays: Vec<RelayHandle>) -> Result<(), RelayError> {
+    let stopping: Vec<_> = relays.into_iter().map(|relay| tokio::spawn(relay.stop())).collect();
+    let mut ended = Ok(());
+    for relay in stopping {
+        let one = relay.await.unwrap_or_else(|panic| Err(RelayError::Panicked(panic.to_string())));
+        ended = ended.and(one);
     }
     ended
 }

@@ -5,27 +5,42 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel_outbox_relay::operate::{DeadLetter, Requeue};
 use diesel_outbox_relay::{Lag, WalLag};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::database::OutboxDatabase;
 use super::failure::Failure;
 use super::origin::Origins;
+use super::outboxes::Outboxes;
 use super::output::{print, say};
 use super::settings::CommonSettings;
 
 /// Prints how far behind the relay is.
 pub(crate) fn lag(common: &CommonSettings, origins: &Origins, json: bool) -> Result<(), Failure> {
-    let database = OutboxDatabase::chosen(&common.database, origins)?;
-    let lag = database.operations()?.lag().map_err(|error| database.failed(error))?;
-    print(&if json { lag_json(&lag) } else { lag_text(&lag) })
+    let outboxes = Outboxes::chosen(common, origins)?;
+    let mut objects = Vec::new();
+    let ended = outboxes.each(|database| {
+        let lag = database.operations()?.lag().map_err(|error| database.failed(error))?;
+        if json {
+            objects.push(outboxes.placed(database, lag_json(&lag)));
+            return Ok(());
+        }
+        print(&outboxes.headed(database, &lag_text(&lag)))
+    });
+    if json {
+        let single = if outboxes.are_several { None } else { objects.pop() };
+        // A single one that failed has no object.
+        if outboxes.are_several || single.is_some() {
+            print(&format!("{}\n", single.unwrap_or(Value::from(objects))))?;
+        }
+    }
+    ended
 }
 
-fn lag_json(lag: &Lag) -> String {
+fn lag_json(lag: &Lag) -> Value {
     let mut object = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
     if let Some(WalLag { bytes, retained_bytes, status, .. }) = &lag.wal {
         object["wal"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
     }
-    format!("{object}\n")
+    object
 }
 
 fn lag_text(lag: &Lag) -> String {
@@ -58,35 +73,43 @@ pub(crate) fn dead_letters(
     json: bool,
     limit: i64,
 ) -> Result<(), Failure> {
-    let database = OutboxDatabase::chosen(&common.database, origins)?;
-    let mut conn = database.operations()?;
-    let mut dead_letters =
-        conn.dead_letters(limit.saturating_add(1)).map_err(|error| database.failed(error))?;
-    let shown = usize::try_from(limit).unwrap_or(usize::MAX);
-    if dead_letters.len() > shown {
-        dead_letters.truncate(shown);
-        say(&format!("there are more than {limit}: see --limit"));
+    let outboxes = Outboxes::chosen(common, origins)?;
+    let mut objects = Vec::new();
+    let ended = outboxes.each(|database| {
+        let mut dead_letters = database
+            .operations()?
+            .dead_letters(limit.saturating_add(1))
+            .map_err(|error| database.failed(error))?;
+        let shown = usize::try_from(limit).unwrap_or(usize::MAX);
+        if dead_letters.len() > shown {
+            dead_letters.truncate(shown);
+            let of = if outboxes.are_several { format!(" in {database}") } else { String::new() };
+            say(&format!("there are more than {limit}{of}: see --limit"));
+        }
+        if json {
+            let these = dead_letters.iter().map(dead_letter_json);
+            objects.extend(these.map(|object| outboxes.placed(database, object)));
+            return Ok(());
+        }
+        print(&outboxes.headed(database, &dead_letters_text(&dead_letters)))
+    });
+    if json && (ended.is_ok() || outboxes.are_several) {
+        print(&format!("{}\n", Value::from(objects)))?;
     }
-    print(&if json { dead_letters_json(&dead_letters) } else { dead_letters_text(&dead_letters) })
+    ended
 }
 
-fn dead_letters_json(dead_letters: &[DeadLetter]) -> String {
-    let dead_letters: Vec<_> = dead_letters
-        .iter()
-        .map(|dead_letter| {
-            json!({
-                "seq": dead_letter.seq,
-                "id": dead_letter.id,
-                "aggregate_type": dead_letter.aggregate_type,
-                "aggregate_id": dead_letter.aggregate_id,
-                "event_type": dead_letter.event_type,
-                "created_at": moment(dead_letter.created_at),
-                "reason": dead_letter.reason,
-                "failed_at": moment(dead_letter.failed_at),
-            })
-        })
-        .collect();
-    format!("{}\n", serde_json::Value::from(dead_letters))
+fn dead_letter_json(dead_letter: &DeadLetter) -> Value {
+    json!({
+        "seq": dead_letter.seq,
+        "id": dead_letter.id,
+        "aggregate_type": dead_letter.aggregate_type,
+        "aggregate_id": dead_letter.aggregate_id,
+        "event_type": dead_letter.event_type,
+        "created_at": moment(dead_letter.created_at),
+        "reason": dead_letter.reason,
+        "failed_at": moment(dead_letter.failed_at),
+    })
 }
 
 fn dead_letters_text(dead_letters: &[DeadLetter]) -> String {
@@ -124,15 +147,24 @@ fn in_range(moment: &SystemTime) -> bool {
 
 /// Brings dead letters back to the outbox.
 pub(crate) fn requeue(common: &CommonSettings, origins: &Origins, which: &Requeue) -> Result<(), Failure> {
-    let database = OutboxDatabase::chosen(&common.database, origins)?;
-    let count = database.operations()?.requeue(which).map_err(|error| database.failed(error))?;
-    if count == 0 && *which != Requeue::All {
-        return Err(Failure::NoDeadLetter);
-    }
-    print(&match count {
-        1 => "requeued 1 dead letter\n".to_owned(),
-        count => format!("requeued {count} dead letters\n"),
-    })
+    let outboxes = Outboxes::chosen(common, origins)?;
+    let mut total = 0;
+    let ended = outboxes.each(|database| {
+        let count = database.operations()?.requeue(which).map_err(|error| database.failed(error))?;
+        total += count;
+        if count == 0 && *which != Requeue::All {
+            return Ok(());
+        }
+        print(&outboxes.headed(
+            database,
+            &match count {
+                1 => "requeued 1 dead letter\n".to_owned(),
+                count => format!("requeued {count} dead letters\n"),
+            },
+        ))
+    });
+    ended?;
+    if total == 0 && *which != Requeue::All { Err(Failure::NoDeadLetter) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -148,7 +180,7 @@ mod tests {
         };
         assert_eq!(lag_text(&lag(0, 0)), "no event waits to be sent\n");
         assert_eq!(lag_text(&lag(7, 61_500)), "unsent: 7\noldest: 1m 1s 500ms\n");
-        assert_eq!(lag_json(&lag(7, 61_500)), "{\"oldest_seconds\":61.5,\"unsent\":7}\n");
+        assert_eq!(lag_json(&lag(7, 61_500)).to_string(), "{\"oldest_seconds\":61.5,\"unsent\":7}");
     }
 
     #[test]

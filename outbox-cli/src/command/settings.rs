@@ -12,7 +12,7 @@ use diesel_outbox_relay::DeadLetterPolicy;
 pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
 use self::values::{switch, trimmed, whole};
 use super::log::LogFormat;
-use super::origin::ConfigError;
+use super::origin::{ConfigError, Origin};
 
 /// What the names of variables begin with.
 pub(crate) const PREFIX: &str = "OUTBOX_";
@@ -41,9 +41,28 @@ pub(crate) struct DatabaseSettings {
     /// DATABASE_URL is used
     #[arg(long, value_name = "URL")]
     pub(crate) database_url: Option<Secret>,
-    /// The schema that holds the tables (PostgreSQL). Without it, the connection's search_path decides
-    #[arg(long, value_name = "NAME")]
-    pub(crate) schema: Option<String>,
+    /// The schemas that hold the tables (PostgreSQL). A * in a name stands for any characters: tenant_* means each schema whose
+    /// name begins with tenant_ and that has the tables. Without this setting, the connection's search_path decides
+    #[arg(long, value_name = "NAME,..", value_delimiter = ',', value_parser = trimmed)]
+    pub(crate) schema: Vec<String>,
+    /// The databases of the file, if it has several.
+    #[arg(skip)]
+    pub(crate) databases: Vec<DatabaseTable>,
+}
+
+/// A `[[database]]` of the file.
+#[derive(Debug, Clone)]
+pub(crate) struct DatabaseTable {
+    pub(crate) url: Secret,
+    /// Where the URL was given.
+    pub(crate) origin: Origin,
+    /// The schemas, and where they were given.
+    pub(crate) schema: Option<(Vec<String>, Origin)>,
+}
+
+/// The items of a list that have a text.
+pub(crate) fn items(list: &[String]) -> Vec<&str> {
+    list.iter().map(String::as_str).filter(|item| !item.is_empty()).collect()
 }
 
 /// Settings of the commands that are about the write-ahead log.
@@ -70,8 +89,7 @@ pub(crate) struct BrokerSettings {
 impl BrokerSettings {
     /// The addresses, with commas. There must be one.
     pub(crate) fn list(&self) -> Result<String, ConfigError> {
-        let brokers = self.brokers.iter().map(String::as_str).filter(|address| !address.is_empty());
-        let brokers = brokers.collect::<Vec<_>>().join(",");
+        let brokers = items(&self.brokers).join(",");
         if brokers.is_empty() {
             return Err(ConfigError::Missing { what: "no broker is named", key: "brokers" });
         }
@@ -191,7 +209,8 @@ pub(crate) struct AfterSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Workers and limits")]
 pub(crate) struct WorkSettings {
-    /// How many workers the relay has, 1 to 16 (1 with --source wal). Each is a thread with its own connection and producer
+    /// How many workers the relay has, 1 to 16 (1 with --source wal). Each is a thread with its own connection and producer. If a
+    /// database has several schemas, the default is 2
     #[arg(long, value_name = "NUMBER", default_value = "1", value_parser = whole::<usize>)]
     pub(crate) workers: usize,
     /// How many records are read and settled at once, 1 to 100,000

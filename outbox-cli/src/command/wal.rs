@@ -9,7 +9,7 @@ use super::output::print;
 pub(crate) fn run(action: &WalAction, origins: &Origins) -> Result<(), Failure> {
     match action {
         WalAction::Setup { common, wal } => {
-            let database = OutboxDatabase::chosen(&common.database, origins)?;
+            let database = OutboxDatabase::only_chosen(&common.database, origins)?;
             database.set_up_wal(wal, origins)?;
             let slot = &wal.slot;
             print(&format!(
@@ -18,7 +18,7 @@ pub(crate) fn run(action: &WalAction, origins: &Origins) -> Result<(), Failure> 
             ))
         }
         WalAction::Drop { common, wal } => {
-            let database = OutboxDatabase::chosen(&common.database, origins)?;
+            let database = OutboxDatabase::only_chosen(&common.database, origins)?;
             database.drop_wal(wal, origins)?;
             print(&format!("{database}: no slot is read any more, and all events are polled.\n"))
         }

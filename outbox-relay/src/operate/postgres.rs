@@ -9,6 +9,7 @@ use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use crate::source::Schemas;
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
@@ -58,6 +59,18 @@ impl Operate for PgConnection {
             Ok(restored.len())
         })
     }
+}
+
+/// Returns the schemas of a PostgreSQL database that have an outbox and are among these names. A `*` in a name stands for any
+/// characters, as in [`Relay::schemas`](crate::Relay::schemas).
+///
+/// # Errors
+/// Returns the database's error.
+pub fn schemas(
+    conn: &mut PgConnection,
+    names: impl IntoIterator<Item = impl Into<String>>,
+) -> QueryResult<Vec<String>> {
+    Schemas::new(names.into_iter().map(Into::into)).names(conn)
 }
 
 /// The number and age of the rows of this part of a query, and how far the slot is behind, if other rows are read from one.

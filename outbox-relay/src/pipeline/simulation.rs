@@ -236,6 +236,10 @@ impl Source for SimulatedTable {
         self.chance.one_in(2)
     }
 
+    fn is_awaited(&self) -> bool {
+        self.chance.one_in(3)
+    }
+
     fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
         Ok(true)
     }

@@ -1,5 +1,6 @@
 //! A source's database: how it connects, and with which settings.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 
 use diesel::connection::SimpleConnection;
@@ -16,16 +17,25 @@ use crate::statement::statement;
 use diesel_outbox::connection_problem;
 
 #[derive(Debug, Clone)]
-pub(super) struct Database {
+pub(crate) struct Database {
     pub(super) url: DatabaseUrl,
     pub(super) options: SourceOptions,
     /// The database and the schema, once they are known.
     pub(super) outbox: Arc<OnceLock<String>>,
+    /// Whether a connection prunes. Several outboxes of the database take turns.
+    pub(super) is_pruned: Arc<AtomicBool>,
 }
 
 impl Database {
-    pub(super) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
-        Self { url, options, outbox: Arc::default() }
+    pub(crate) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
+        Self { url, options, outbox: Arc::default(), is_pruned: Arc::default() }
+    }
+
+    /// Returns the same database for the outbox in this schema, with the outbox's name.
+    pub(super) fn of_schema(&self, schema: &str, outbox: &str) -> Self {
+        let (url, options) = (self.url.clone(), self.options.clone().schema(schema));
+        let outbox = Arc::new(OnceLock::from(outbox.to_owned()));
+        Self { url, options, outbox, is_pruned: self.is_pruned.clone() }
     }
 
     /// Connects for the first time, or again after a failure. Returns an error if each transaction would get another session. It is
@@ -66,10 +76,10 @@ impl Database {
             .map_err(|error| database_error("preparing the connection", error))?;
         if self.outbox.get().is_none()
             && let Some(outbox) = Outbox::new()
-                .get_result(&mut conn)
+                .get_result::<Option<String>>(&mut conn)
                 .map_err(|error| database_error("looking for the outbox", error))?
         {
-            let _ = self.outbox.set(outbox);
+            let _ = self.outbox.set(self.options.name_of(&outbox));
         }
         Ok(conn)
     }
@@ -113,10 +123,12 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     }
     // If a process is frozen, the first timeout releases its shards, or the last one if it was frozen while it read. If a machine
     // is lost, the keepalives do. Settling need not outlive a crash of the server: what was settled is sent again. The plans are
-    // known to be right, whatever the statistics say while the table fills and empties.
+    // known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since
+    // version 14.
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
          SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
+         SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'; \
          SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
          SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \

@@ -88,6 +88,19 @@ impl Fence {
         &self.bounds
     }
 
+    /// Returns how far its sequence was when it last looked.
+    pub(super) fn sequence(&self) -> Sequence {
+        self.sequence
+    }
+
+    /// Learns how far its sequence was when somebody else last looked. If that one had not gone on from what this fence has seen, neither
+    /// has the sequence, and the next look finds out.
+    pub(super) fn see_sequence(&mut self, sequence: Sequence) {
+        if sequence.goes_on_from(self.sequence) {
+            self.sequence = sequence;
+        }
+    }
+
     /// Moves the fence on if that is due. If it looked, returns how many workers are at work.
     pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
         if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {

@@ -21,6 +21,9 @@ pub struct SourceOptions {
     /// How often a source measures the number and age of the unsent rows. Default: 15 s. On PostgreSQL, MySQL and MariaDB it
     /// measures less often if counting would take more than a fiftieth of the time.
     pub lag_interval: Duration,
+    /// The name of the database's server, which precedes the database in the name of the outbox: `db-1/shop.public`. Default: none,
+    /// so the name is `shop.public`.
+    pub server_name: Option<String>,
 }
 
 impl SourceOptions {
@@ -52,6 +55,19 @@ impl SourceOptions {
         self
     }
 
+    /// Sets the name of the database's server, which precedes the database in the name of the outbox.
+    #[must_use]
+    pub fn server_name(mut self, server: impl Into<String>) -> Self {
+        self.server_name = Some(server.into());
+        self
+    }
+
+    /// Returns the name of the outbox in metrics and log lines, given its database and schema.
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    pub(crate) fn name_of(&self, outbox: &str) -> String {
+        self.server_name.as_ref().map_or(outbox.to_owned(), |server| format!("{server}/{outbox}"))
+    }
+
     /// Sets how often a source measures the lag.
     #[must_use]
     pub fn lag_interval(mut self, interval: Duration) -> Self {
@@ -68,6 +84,7 @@ impl Default for SourceOptions {
             dead_letter_policy: DeadLetterPolicy::default(),
             poll_interval: Duration::from_secs(15),
             lag_interval: Duration::from_secs(15),
+            server_name: None,
         }
     }
 }

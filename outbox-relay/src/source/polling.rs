@@ -15,5 +15,7 @@ mod sqlite;
 pub use self::mysql::MysqlSource;
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresSource;
+#[cfg(feature = "postgres")]
+pub(crate) use self::postgres::{Queue, Schemas, SharedSource, Watch};
 #[cfg(feature = "sqlite")]
 pub use self::sqlite::SqliteSource;

@@ -33,10 +33,15 @@ impl Sequence {
         Ok(Self { last, file })
     }
 
+    /// Returns whether it has gone on from where it was before, and is no other one.
+    pub(super) fn goes_on_from(self, before: Self) -> bool {
+        self.file == before.file && self.last >= before.last
+    }
+
     /// Returns the last number by now, or an error if the sequence has not gone on from where it was.
     pub(super) fn go_on(&mut self, conn: &mut PgConnection) -> QueryResult<i64> {
         let now = Self::load(conn)?;
-        if now.file != self.file || now.last < self.last {
+        if !now.goes_on_from(*self) {
             return Err(Error::QueryBuilderError(Box::new(SetBack { last: now.last })));
         }
         *self = now;

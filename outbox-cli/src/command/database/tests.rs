@@ -3,6 +3,10 @@ use crate::command::args::Action;
 use crate::command::invocation::Invocation;
 
 fn chosen(arguments: &[&str]) -> Result<OutboxDatabase, String> {
+    all_chosen(arguments).map(|mut databases| databases.remove(0))
+}
+
+fn all_chosen(arguments: &[&str]) -> Result<Vec<OutboxDatabase>, String> {
     let arguments = ["outbox", "migrate"].iter().chain(arguments);
     let Invocation { action, origins } =
         Invocation::read(arguments, std::iter::empty()).expect("good arguments");

@@ -93,4 +93,9 @@ mod tests {
         becomes("a-b_C.{aggregatetype}.v1", "a-b_C.${routedByValue}.v1");
         becomes("events", "events");
     }
+
+    #[test]
+    fn the_pattern_of_a_name_has_no_comma_that_ends_it() {
+        assert_eq!(pattern("a,b"), "a\\,b");
+    }
 }

@@ -11,7 +11,7 @@ use crate::command::debezium::properties::InitialState;
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
 use crate::command::output::print;
-use crate::command::settings::{CommonSettings, WalSettings};
+use crate::command::settings::WalSettings;
 
 pub(super) fn run(
     action: &DebeziumAction,
@@ -19,16 +19,16 @@ pub(super) fn run(
     origins: &Origins,
 ) -> Result<(), Failure> {
     match action {
-        DebeziumAction::Connector { name, format, common, wal, topics, .. } => {
-            let outbox = DebeziumOutbox::chosen(database, common, wal, origins)?;
+        DebeziumAction::Connector { name, format, wal, topics, .. } => {
+            let outbox = DebeziumOutbox::chosen(database, wal, origins)?;
             let connector = connector::connector(&outbox, name, &topics.topic.text);
             format.print(name, &connector, &connector::notes(origins), InitialState::Running)
         }
-        DebeziumAction::SetupSql { common, wal } => {
-            print(&setup_sql::text(&DebeziumOutbox::chosen(database, common, wal, origins)?))
+        DebeziumAction::SetupSql { wal, .. } => {
+            print(&setup_sql::text(&DebeziumOutbox::chosen(database, wal, origins)?))
         }
-        DebeziumAction::Check { common, wal } => {
-            check::run(database, &DebeziumOutbox::chosen(database, common, wal, origins)?, origins)
+        DebeziumAction::Check { wal, .. } => {
+            check::run(database, &DebeziumOutbox::chosen(database, wal, origins)?, origins)
         }
         DebeziumAction::Offset { .. } => Err(origins
             .of("database_url")
@@ -48,14 +48,10 @@ struct DebeziumOutbox {
 }
 
 impl DebeziumOutbox {
-    fn chosen(
-        database: &OutboxDatabase,
-        common: &CommonSettings,
-        wal: &WalSettings,
-        origins: &Origins,
-    ) -> Result<Self, Failure> {
+    fn chosen(database: &OutboxDatabase, wal: &WalSettings, origins: &Origins) -> Result<Self, Failure> {
         let server = database.server(origins)?;
-        let schema = common.database.schema.clone().unwrap_or_else(|| "public".to_owned());
+        let (_, schema) = database.place();
+        let schema = schema.unwrap_or("public").to_owned();
         for (key, name) in [("slot", &wal.slot), ("publication", &wal.publication)] {
             if !is_plain(name) {
                 return Err(origins

@@ -9,20 +9,20 @@ use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
 use crate::command::layers::property_key;
 use crate::command::origin::{ConfigError, Origins};
-use crate::command::settings::{AfterSettings, KafkaSettings, RelaySettings};
+use crate::command::settings::{AfterSettings, KafkaSettings, RelaySettings, items};
 
 /// The relay, ready to run.
 pub(super) fn relay(
     settings: &RelaySettings,
     origins: &Origins,
     database: &OutboxDatabase,
+    has_others: bool,
 ) -> Result<Relay, Failure> {
     let RelaySettings { source, after, work, .. } = settings;
     let relay = database
         .relay(source, origins)?
         .broker(kafka(settings, origins)?)
         .topic_naming(topics(&settings.kafka, origins)?)
-        .workers(work.workers)
         .batch_size(work.batch_size)
         .max_in_flight(work.max_in_flight)
         .max_in_flight_bytes(work.max_in_flight_bytes)
@@ -32,15 +32,20 @@ pub(super) fn relay(
         .lag_interval(work.lag_interval.0)
         .shutdown_timeout(work.shutdown_timeout.0)
         .dead_letter_policy(after.dead_letter_policy);
+    // Databases on several servers may have the same name.
+    let relay = if has_others { relay.server_name(database.server_name()) } else { relay };
+    // The relay has a default of its own, which depends on the number of outboxes.
+    let relay = if origins.given("workers").is_some() { relay.workers(work.workers) } else { relay };
     Ok(match sent_rows(after, origins)? {
         SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),
     })
 }
 
-/// The items of a list that have a text.
-fn items(list: &[String]) -> Vec<&str> {
-    list.iter().map(String::as_str).filter(|item| !item.is_empty()).collect()
+/// How many workers a relay has at most.
+pub(super) fn workers(settings: &RelaySettings, origins: &Origins, databases: &[OutboxDatabase]) -> usize {
+    let has_more = origins.given("workers").is_none() && databases.iter().any(OutboxDatabase::has_several);
+    if has_more { 2 } else { settings.work.workers }
 }
 
 fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {

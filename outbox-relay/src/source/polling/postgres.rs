@@ -1,12 +1,16 @@
 //! PostgreSQL, polled. The lock on a shard's row is the claim: there is no lease, no clock and no token. A worker that dies loses
 //! its connection, and with it the lock.
 
+mod alone;
 mod claim;
 mod connection;
 mod dead_letters;
+mod outboxes;
 mod prefetch;
 mod read;
 mod settle;
+mod strangers;
+mod table;
 mod thread;
 mod tuple_id;
 mod unsettled;
@@ -14,11 +18,14 @@ mod upkeep;
 mod wakeup;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 
 use self::connection::Sessions;
+use self::outboxes::Outbox;
+pub(crate) use self::outboxes::{Queue, Schemas, SharedSource, Watch};
 use self::prefetch::ReadAhead;
 use self::read::ReadBatch;
 use self::thread::OnThread;
@@ -51,9 +58,22 @@ impl fmt::Debug for PostgresSource {
 impl PostgresSource {
     /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
-        let database = Database::new(database_url.into(), options);
+        Self::of(Database::new(database_url.into(), options))
+    }
+
+    pub(super) fn of(database: Database) -> Self {
         let sessions = OnThread::new(database.clone());
         Self { database, sessions, ahead: ReadAhead::default(), is_alone: false }
+    }
+
+    /// Connects, and works on this one of several outboxes from now on.
+    fn enter(&mut self, outbox: Arc<Outbox>) -> Result<(), SourceError> {
+        self.sessions.ask(move |sessions| sessions.enter(outbox))
+    }
+
+    /// Gives up what it needs only while there is a backlog.
+    fn rest(&mut self) {
+        self.ahead.rest();
     }
 
     /// Returns the next batch that was read ahead, and whether there are more. Returns `None` if nothing is read ahead.
@@ -128,7 +148,7 @@ impl Source for PostgresSource {
     }
 
     fn wait(&mut self, limit: Duration) -> Result<bool, SourceError> {
-        self.ahead.rest();
+        self.rest();
         self.sessions.ask(move |sessions| sessions.wait(limit))
     }
 

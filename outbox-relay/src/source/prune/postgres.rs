@@ -14,7 +14,7 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
 use crate::source::database::Database;
-use crate::source::interval::is_due;
+use crate::source::interval::has_passed;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
 
@@ -42,7 +42,12 @@ pub(in super::super) struct PostgresPruning {
     round: Option<JoinHandle<Round>>,
     place: Start,
     ends: Arc<AtomicBool>,
+    /// Whether a round is due, and another outbox of the database is being pruned, or no connection is to be had.
+    waits: bool,
 }
+
+/// If nothing has expired, how much of the retention passes until the next look, as one of so many parts.
+const PARTS: u32 = 100;
 
 /// Where rounds begin.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,6 +66,17 @@ struct Round {
 }
 
 impl PostgresPruning {
+    /// Returns how soon an idle relay should run this again.
+    pub(in super::super) fn pause(&self, retention: Duration) -> Duration {
+        if self.waits {
+            Duration::ZERO
+        } else if self.round.is_some() || self.place.is_on_its_way {
+            PRUNE_INTERVAL
+        } else {
+            (retention / PARTS).clamp(PRUNE_INTERVAL, FULL_INTERVAL)
+        }
+    }
+
     /// Begins a round if one is due. If it cannot get another connection, prunes one chunk on `conn` instead.
     pub(in super::super) fn run(
         &mut self,
@@ -68,6 +84,7 @@ impl PostgresPruning {
         database: &Database,
         retention: Duration,
     ) -> QueryResult<()> {
+        self.waits = false;
         if self.round.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(Ok(Round { place, refused })) = self.round.take().map(JoinHandle::join)
         {
@@ -77,14 +94,19 @@ impl PostgresPruning {
                 let chunk = chunk_beside_locks(conn, self.place.cursor, retention)?;
                 self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
                 if !chunk.is_last && !chunk.is_idle {
-                    // The next chunk is due at once.
-                    self.begun = None;
+                    // The next chunk is due as soon as another attempt to connect has failed.
+                    (self.begun, self.waits) = (None, true);
                 }
             }
         }
-        if self.round.is_some() || !is_due(&mut self.begun, PRUNE_INTERVAL) {
+        if self.round.is_some() || !has_passed(self.begun, PRUNE_INTERVAL) {
             return Ok(());
         }
+        if database.is_pruned.load(Ordering::Relaxed) {
+            self.waits = true;
+            return Ok(());
+        }
+        self.begun = Some(Instant::now());
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
         if is_long_ago && !self.place.is_on_its_way {
             self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
@@ -92,11 +114,19 @@ impl PostgresPruning {
         if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
             .get_result::<bool>(conn)?
         {
-            self.place.is_on_its_way = false;
+            (self.place.is_on_its_way, self.waits) = (false, false);
             return Ok(());
         }
+        let Some(turn) = Turn::take(&database.is_pruned) else {
+            // Another outbox of the database was faster.
+            (self.begun, self.waits) = (None, true);
+            return Ok(());
+        };
         let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
-        let round = move || round(&database, place, retention, &ends);
+        let round = move || {
+            let _turn = turn;
+            round(&database, place, retention, &ends)
+        };
         match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
             Ok(round) => self.round = Some(round),
             Err(error) => {
@@ -114,6 +144,21 @@ impl Drop for PostgresPruning {
         while self.round.as_ref().is_some_and(|round| !round.is_finished()) && Instant::now() < until {
             thread::sleep(SLICE);
         }
+    }
+}
+
+/// The only connection that prunes in a database, until this is dropped.
+struct Turn(Arc<AtomicBool>);
+
+impl Turn {
+    fn take(is_pruned: &Arc<AtomicBool>) -> Option<Self> {
+        (!is_pruned.swap(true, Ordering::Relaxed)).then(|| Self(is_pruned.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use diesel::prelude::*;
 use diesel::sql_types::Bool;
 use diesel_outbox_core::SourceError;
 
-use crate::source::advisory_lock::{Lock, Unlock};
+use crate::source::advisory_lock::{Lock, Unlock, table_oid};
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
@@ -67,8 +67,11 @@ impl StandbyRelay {
     pub(super) fn take_over(mut self: Box<Self>) -> Result<Role, SourceError> {
         self.tried = Some(Instant::now());
         let failed = |error| database_error("looking whether another relay is active", error);
-        self.is_next = self.is_next
-            || Lock::new(advisory_locks::NEXT_READER).get_result(&mut self.conn).map_err(failed)?;
+        if !self.is_next {
+            self.is_next = table_oid(&mut self.conn)
+                .and_then(|table| Lock::new(advisory_locks::NEXT_READER, table).get_result(&mut self.conn))
+                .map_err(failed)?;
+        }
         // The lock's connection is made only if it is likely to be needed.
         if IsHeld::new().get_result(&mut self.conn).map_err(failed)? {
             return Ok(Role::Standby(self));
@@ -82,7 +85,11 @@ impl StandbyRelay {
         }
         lock.batch_execute(IDLE_LIMIT).map_err(failed)?;
         if self.is_next {
-            Unlock::new(advisory_locks::NEXT_READER).get_result::<bool>(&mut self.conn).map_err(failed)?;
+            table_oid(&mut self.conn)
+                .and_then(|table| {
+                    Unlock::new(advisory_locks::NEXT_READER, table).get_result::<bool>(&mut self.conn)
+                })
+                .map_err(failed)?;
         }
         Ok(Role::Active(Box::new(ActiveRelay { conn: self.conn, lock, stayed: None })))
     }

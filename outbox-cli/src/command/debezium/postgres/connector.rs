@@ -69,9 +69,9 @@ mod tests {
         let Action::Debezium(DebeziumAction::Connector { name, common, wal, topics, .. }) = action else {
             panic!("{action:?}");
         };
-        let outbox = OutboxDatabase::chosen(&common.database, &origins)
+        let outbox = OutboxDatabase::only_chosen(&common.database, &origins)
             .map_err(Failure::from)
-            .and_then(|database| DebeziumOutbox::chosen(&database, &common, &wal, &origins))
+            .and_then(|database| DebeziumOutbox::chosen(&database, &wal, &origins))
             .map_err(|error| error.to_string())?;
         Ok((connector(&outbox, &name, &topics.topic.text), notes(&origins)))
     }
@@ -89,7 +89,7 @@ mod tests {
         let table = |schema| property(&["--schema", schema], "table.include.list");
         assert_eq!(property(&[], "table.include.list"), "public.outbox");
         assert_eq!(table("shop events"), "shop events.outbox");
-        assert_eq!(table("a.b,c$"), "a\\.b\\,c\\$.outbox");
+        assert_eq!(table("a.b|c$"), "a\\.b\\|c\\$.outbox");
     }
 
     #[test]

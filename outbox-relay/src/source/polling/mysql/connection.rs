@@ -35,7 +35,7 @@ impl MysqlDatabase {
                 .first::<Option<String>>("SELECT DATABASE()")
                 .map_err(|error| database_error("looking for the outbox", error))?
         {
-            let _ = self.outbox.set(name);
+            let _ = self.outbox.set(self.options.name_of(&name));
         }
         Ok(conn)
     }

@@ -3,14 +3,14 @@
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Oid, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
 use super::batch_size::BatchSize;
 use super::dead_letters;
 use super::prefetch::Backlog;
 use super::read::{ReadBatch, Unread};
-use super::tuple_id::TupleId;
+use super::tuple_id::{TupleId, is_the_table};
 use super::unsettled::Unsettled;
 use super::wakeup;
 use crate::source::bounds::{oldest_unsent, shards};
@@ -27,6 +27,8 @@ const LOWER_BOUND_LAG: i64 = 65_536;
 const LOWER_BOUND_STEP: i64 = 1_024;
 
 pub(super) struct PollingPass {
+    /// The table's oid.
+    table: u32,
     shards: Vec<Shard>,
     /// Up to where rows were visible at the last look at the table.
     bounds: Bounds,
@@ -60,12 +62,20 @@ struct Shard {
 }
 
 /// The snapshot of this cursor lives as long as the pass. Until then, no row that was given moves.
-const BEGIN_WITH_SNAPSHOT: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
+pub(super) const BEGIN: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT";
+
+/// The same in a session that has a short lock timeout for the sake of other outboxes. It takes the tables' locks before anything is
+/// published, because a pass that fails later has its records sent again. After that only single rows can be locked.
+pub(super) const BEGIN_BESIDE_OTHERS: &str = "BEGIN; DECLARE outbox_pass CURSOR FOR SELECT; \
+                                              LOCK TABLE outbox, outbox_shard IN ROW EXCLUSIVE MODE; \
+                                              SET LOCAL lock_timeout = '5s'";
 
 impl PollingPass {
     /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
     pub(super) fn begin(
         conn: &mut PgConnection,
+        begin: &str,
+        table: u32,
         workers: usize,
         bounds: &Bounds,
         block: bool,
@@ -76,8 +86,9 @@ impl PollingPass {
         {
             return Ok(None);
         }
-        AnsiTransactionManager::begin_transaction_sql(conn, BEGIN_WITH_SNAPSHOT)?;
+        AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
         let mut pass = Self {
+            table,
             shards: Vec::new(),
             bounds: bounds.clone(),
             polled_through: i64::MAX,
@@ -116,6 +127,7 @@ impl PollingPass {
             claimed,
             share as i16,
             workers <= 1,
+            self.table,
             free as i64,
         )
         .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
@@ -181,7 +193,7 @@ impl PollingPass {
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
         let (unread, blocked) = (self.unread(), self.blocked.clone());
-        Ok(Some(Backlog { snapshot, unread, blocked, batch_size, limit }))
+        Ok(Some(Backlog { schema: None, snapshot, unread, blocked, batch_size, limit }))
     }
 
     fn unread(&mut self) -> Unread {
@@ -190,6 +202,7 @@ impl PollingPass {
         let mut open = OpenTransactions::new();
         self.shards.iter().for_each(|shard| merge(&mut open, &shard.open));
         Unread {
+            table: self.table,
             shards: self.shards.iter().map(|shard| shard.number).collect(),
             lower_bounds: self.shards.iter().map(|shard| shard.given).collect(),
             passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
@@ -272,7 +285,7 @@ impl PollingPass {
         }
         if !shards.is_empty() {
             let (open, after) = open.into_iter().unzip();
-            MoveLowerBounds::new(shards, lower_bounds, passed, open, after).execute(conn)?;
+            MoveLowerBounds::new(shards, lower_bounds, passed, open, after, self.table).execute(conn)?;
         }
         if call_for_help {
             wakeup::call_for_help(conn)?;
@@ -344,6 +357,7 @@ statement!(
         claimed: Vec<i16> => Array<SmallInt>,
         share: i16 => SmallInt,
         all: bool => Bool,
+        table: u32 => Oid,
         limit: i64 => BigInt
     } -> (SmallInt, BigInt, BigInt, BigInt, BigInt, Array<BigInt>, Array<BigInt>, Bool),
     concat!(
@@ -353,8 +367,9 @@ statement!(
         shards_to_claim!(),
         " WHERE s.shard <> ALL (?)), unsent AS MATERIALIZED \
          (SELECT shard, seq, wanted, begin, min(seq) OVER (PARTITION BY shard / ?) AS first FROM looked WHERE wanted OR ?) \
-         SELECT s.shard, s.sent_through, s.polled_through, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) \
-         ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
+         SELECT s.shard, s.sent_through, s.polled_through, s.passed, unsent.begin, s.open, s.open_after, unsent.wanted FROM outbox_shard AS s JOIN unsent USING (shard) WHERE ",
+        is_the_table!(),
+        " ORDER BY unsent.first, unsent.seq LIMIT ? FOR UPDATE OF s SKIP LOCKED"
     )
 );
 
@@ -365,9 +380,13 @@ statement!(
         lower_bounds: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
         open: Vec<i64> => Array<BigInt>,
-        open_after: Vec<i64> => Array<BigInt>
+        open_after: Vec<i64> => Array<BigInt>,
+        table: u32 => Oid
     } -> BigInt,
-    "UPDATE outbox_shard AS s SET sent_through = moved.sent_through, passed = moved.passed, open = o.open, open_after = o.open_after \
-     FROM unnest(?, ?, ?) AS moved (shard, sent_through, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
-     WHERE s.shard = moved.shard"
+    concat!(
+        "UPDATE outbox_shard AS s SET sent_through = moved.sent_through, passed = moved.passed, open = o.open, open_after = o.open_after \
+         FROM unnest(?, ?, ?) AS moved (shard, sent_through, passed), (SELECT ?::bigint[] AS open, ?::bigint[] AS open_after) AS o \
+         WHERE s.shard = moved.shard AND ",
+        is_the_table!()
+    )
 );

@@ -2,15 +2,20 @@
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, SmallInt, Text};
+use diesel::sql_types::{Array, Oid, SmallInt, Text};
 
-use super::tuple_id::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId, is_the_table};
 use crate::statement::statement;
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id. If somebody changed the row while it was claimed, it is not
 /// found: the next pass reads it again.
-pub(super) fn keep(conn: &mut PgConnection, ticket: u64, reason: &str) -> QueryResult<(String, String)> {
-    Move::new(ticket.into(), reason.to_owned()).get_result(conn)
+pub(super) fn keep(
+    conn: &mut PgConnection,
+    table: u32,
+    ticket: u64,
+    reason: &str,
+) -> QueryResult<(String, String)> {
+    Move::new(ticket.into(), table, reason.to_owned()).get_result(conn)
 }
 
 /// Returns the aggregates of these shards that have dead letters.
@@ -21,16 +26,19 @@ pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<
 statement!(
     Pg,
     /// Moves a row to the dead letters, and returns its aggregate type and id.
-    Move { place: TupleId => Tid, reason: String => Text } -> (Text, Text),
-    "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? RETURNING *) \
-     INSERT INTO outbox_dead_letter \
-     (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
-     RETURNING aggregatetype, id::text"
+    Move { place: TupleId => Tid, table: u32 => Oid, reason: String => Text } -> (Text, Text),
+    concat!(
+        "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? AND ",
+        is_the_table!(),
+        " RETURNING *) INSERT INTO outbox_dead_letter \
+         (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
+         SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
+         RETURNING aggregatetype::text, id::text"
+    )
 );
 
 statement!(
     Pg,
     LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
-    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE shard = ANY (?)"
+    "SELECT DISTINCT aggregatetype::text, aggregateid::text FROM outbox_dead_letter WHERE shard = ANY (?)"
 );

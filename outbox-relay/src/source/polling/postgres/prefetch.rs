@@ -3,6 +3,7 @@
 use diesel::connection::SimpleConnection;
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
+use diesel_outbox_core::__private::set_search_path;
 
 use super::batch_size::BatchSize;
 use super::read::{ReadBatch, Unread};
@@ -16,6 +17,8 @@ const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
 
 /// What a pass has still to read, and all that reading it takes.
 pub(super) struct Backlog {
+    /// Where the tables are, if the relay has several outboxes.
+    pub(super) schema: Option<String>,
     /// What the pass sees. Another connection can share it while the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
     pub(super) unread: Unread,
@@ -43,11 +46,14 @@ pub(super) fn begin(database: Database) -> std::io::Result<Ahead> {
 
 fn read(conn: &mut PgConnection, backlog: Backlog, handing: &Handing<ReadBatch>) -> QueryResult<()> {
     conn.batch_execute(LOCK_TIMEOUT)?;
+    if let Some(schema) = &backlog.schema {
+        conn.batch_execute(&set_search_path(schema))?;
+    }
     conn.build_transaction().repeatable_read().read_only().run(|conn| read_on(conn, backlog, handing))
 }
 
 fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing<ReadBatch>) -> QueryResult<()> {
-    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit } = backlog;
+    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit, .. } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     while handing.wants() {
         let batch = unread.read(conn, &mut batch_size, limit, blocked.as_ref())?;

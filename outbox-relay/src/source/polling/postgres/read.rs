@@ -7,12 +7,12 @@ use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
 use super::batch_size::BatchSize;
-use super::tuple_id::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId, is_the_table};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
 use crate::source::fence::OpenTransactions;
 use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
@@ -29,7 +29,8 @@ statement!(
     ///
     /// The scan begins at the oldest unsent row of the claimed shards, looked up in the same snapshot. One from an earlier snapshot could lie
     /// beyond a row that was committed since. It leaves out what was given before, and does not compare rows beyond the last of that. Of a row
-    /// that is larger than expected only the size comes, because payloads are measured where they lie.
+    /// that is larger than expected only the size comes, because payloads are measured where they lie. The texts are cast, because a
+    /// statement that is kept prepared must return the same types in every schema.
     pub(super) Unsent {
         polled_through: i64 => BigInt,
         open: Vec<i64> => Array<BigInt>,
@@ -40,6 +41,7 @@ statement!(
         largest: i64 => BigInt,
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
+        table: u32 => Oid,
         limit: i64 => BigInt
     } -> UnsentRow,
     concat!(
@@ -47,7 +49,7 @@ statement!(
          greatest(sent_through, least(passed, after)) AS start FROM (SELECT ",
         first_of_ended!("?::bigint[]", "?::bigint[]"),
         " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, sent_through, passed)) ",
-        "SELECT seq, ctid, id, aggregatetype, aggregateid, type, CASE WHEN octet_length(payload) <= largest THEN payload END, \
+        "SELECT seq, ctid, id, aggregatetype::text, aggregateid::text, type::text, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
          THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
@@ -55,7 +57,9 @@ statement!(
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) ORDER BY seq LIMIT ?"
+        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) AND ",
+        is_the_table!(),
+        " ORDER BY seq LIMIT ?"
     )
 );
 
@@ -73,6 +77,8 @@ pub(super) struct ReadBatch {
 
 /// What a pass has claimed and not read.
 pub(super) struct Unread {
+    /// The table's oid.
+    pub(super) table: u32,
     pub(super) shards: Vec<i16>,
     /// Up to which number all rows of each shard were given.
     pub(super) lower_bounds: Vec<i64>,
@@ -139,6 +145,7 @@ impl Unread {
             largest as i64,
             self.last_given,
             self.given.clone(),
+            self.table,
             count as i64,
         );
         let mut rows = Packed::default();

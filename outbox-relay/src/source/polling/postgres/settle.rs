@@ -2,17 +2,22 @@
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Bool};
+use diesel::sql_types::{Array, Bool, Oid};
 
-use super::tuple_id::{Tid, TupleId};
+use super::tuple_id::{Tid, TupleId, is_the_table};
 use crate::source::SentRows;
 use crate::statement::statement;
 
-pub(super) fn settle(conn: &mut PgConnection, tickets: &[u64], sent_rows: SentRows) -> QueryResult<()> {
+pub(super) fn settle(
+    conn: &mut PgConnection,
+    table: u32,
+    tickets: &[u64],
+    sent_rows: SentRows,
+) -> QueryResult<()> {
     let places = tickets.iter().copied().map(TupleId::from).collect();
     match sent_rows {
-        SentRows::Delete => Delete::new(places).execute(conn),
-        SentRows::Keep { .. } => MarkSent::new(places).execute(conn),
+        SentRows::Delete => Delete::new(places, table).execute(conn),
+        SentRows::Keep { .. } => MarkSent::new(places, table).execute(conn),
     }
     .map(drop)
 }
@@ -20,12 +25,15 @@ pub(super) fn settle(conn: &mut PgConnection, tickets: &[u64], sent_rows: SentRo
 statement!(
     Pg,
     /// Marks rows as sent. No index contains `sent_at`, so these are heap-only updates.
-    MarkSent { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?)"
+    MarkSent { places: Vec<TupleId> => Array<Tid>, table: u32 => Oid } -> Bool,
+    concat!(
+        "UPDATE ONLY outbox SET sent_at = statement_timestamp() WHERE ctid = ANY (?) AND ",
+        is_the_table!()
+    )
 );
 
 statement!(
     Pg,
-    Delete { places: Vec<TupleId> => Array<Tid> } -> Bool,
-    "DELETE FROM ONLY outbox WHERE ctid = ANY (?)"
+    Delete { places: Vec<TupleId> => Array<Tid>, table: u32 => Oid } -> Bool,
+    concat!("DELETE FROM ONLY outbox WHERE ctid = ANY (?) AND ", is_the_table!())
 );

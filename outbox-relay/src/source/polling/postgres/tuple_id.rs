@@ -2,7 +2,8 @@
 //!
 //! It leads to the row without an index. It is good while a snapshot that saw the row is open: until then the row does not move,
 //! and no other row takes its place. It means nothing across the parts of a partitioned table, so all statements that use it read
-//! and write `ONLY` the outbox itself.
+//! and write `ONLY` the outbox itself. It means nothing in another table either, so all statements of a pass fail if the name `outbox`
+//! leads to another one since, because somebody has renamed schemas.
 
 use diesel::expression::AsExpression;
 use diesel::pg::Pg;
@@ -10,6 +11,14 @@ use diesel::query_builder::QueryId;
 use diesel::serialize::{self, IsNull, Output, ToSql};
 use diesel::sql_types::SqlType;
 use std::io::Write;
+
+/// A condition that is true if the table with this oid is the outbox. Otherwise the statement fails, with an error that says why.
+macro_rules! is_the_table {
+    () => {
+        "(CASE WHEN ?::oid = 'outbox'::regclass THEN '1' ELSE 'another table is the outbox here since a schema was renamed' END)::int = 1"
+    };
+}
+pub(super) use is_the_table;
 
 #[derive(SqlType, QueryId)]
 #[diesel(postgres_type(oid = 27, array_oid = 1010))]

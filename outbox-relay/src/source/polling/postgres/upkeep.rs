@@ -27,11 +27,20 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
+    /// Returns how soon an idle relay should look again whether something is to be pruned.
+    pub(super) fn prune_pause(&self, database: &Database) -> Duration {
+        match database.options.sent_rows {
+            SentRows::Keep { retention } => self.pruning.pause(retention),
+            SentRows::Delete => Duration::MAX,
+        }
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut PgConnection,
         database: &Database,
         was_large: bool,
+        lag_interval: Duration,
     ) -> QueryResult<Option<Lag>> {
         let options = &database.options;
         if let SentRows::Keep { retention } = options.sent_rows {
@@ -42,7 +51,7 @@ impl Upkeep {
             self.measured.get_or_insert_with(Instant::now);
         }
         // This counts all unsent rows. With millions of them, it happens less often.
-        if !is_due(&mut self.measured, options.lag_interval.max(self.measuring * LONGEST_SHARE)) {
+        if !is_due(&mut self.measured, lag_interval.max(self.measuring * LONGEST_SHARE)) {
             return Ok(None);
         }
         let began = Instant::now();

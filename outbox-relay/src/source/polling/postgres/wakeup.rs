@@ -21,14 +21,14 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Integer, Text};
+use diesel::sql_types::{BigInt, Bool, Oid, Text};
 
+use super::strangers::strangers;
 use crate::source::advisory_lock::{Lock, LockShared, Unlock, UnlockShared};
-use crate::source::bounds::{oldest_unsent, shards};
-use crate::source::fence::{PREPARED, holders};
-use crate::source::sequence::Sequence;
+use crate::source::fence::PREPARED;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -42,21 +42,18 @@ const HELP_PAUSE: Duration = Duration::from_millis(20);
 /// How often a sleeping relay looks into its socket, which sends nothing: after a hundredth of the time that it has been quiet. So
 /// it finds each of some rare events soon, and a long silence costs nothing.
 const SHORTEST_LISTEN_PAUSE: Duration = Duration::from_millis(2);
-const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
+pub(super) const LONGEST_LISTEN_PAUSE: Duration = Duration::from_millis(100);
 const DOZE_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_DOZE_PAUSE: Duration = Duration::from_secs(1);
-const HELP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the sleeping leader looks whether somebody took numbers without notifying it. It does so only if the server allows
 /// prepared transactions, which may not notify.
-const NUMBER_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const NUMBER_PAUSE: Duration = Duration::from_secs(1);
 /// How often a leader looks at the table while somebody else holds its lock for sleeping. Emitters hold it for a moment.
 const LONGEST_DENIED_PAUSE: Duration = Duration::from_millis(250);
-/// How often it asks who counts as a worker and is none.
-const STRANGERS_INTERVAL: Duration = Duration::from_secs(1);
 
 enum State {
-    /// Looks at the table by itself, and has found nothing since then.
-    Awake { since: Instant },
+    /// Looks at the table by itself, and has found nothing since then. It looks again at `look_at`, if that is set.
+    Awake { since: Instant, look_at: Option<Instant> },
     /// Looks again until the transactions that may have seen it awake have ended.
     Dozing { inserting: HashSet<String>, pause: Duration, until: Instant },
     /// Looks once more, because the last of them has ended.
@@ -64,10 +61,29 @@ enum State {
     /// Waits for a notification, or for this time.
     Asleep { until: Instant },
     /// Cannot sleep, because somebody else holds the lock for it.
-    Denied { pause: Duration },
+    Denied { pause: Duration, until: Instant },
 }
 
+/// What to do after a look that found nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// It is time to look at the table.
+    Look,
+    /// There is nothing to do until then, unless a notification comes.
+    Wait(Instant),
+    /// It has slept for as long as it may: see [`Wake::look_once`], [`Wake::sleep_on`] and [`Wake::lead_if`].
+    SleptLongEnough,
+}
+
+/// When to look at one outbox. All of it happens in one session, which may do the same for other outboxes.
+///
+/// It knows nothing of looks that are going on: whoever drives it asks [`next`](Self::next) only after a look that began after the
+/// last answer has found nothing.
 pub(super) struct Wake {
+    /// The table's oid.
+    table: u32,
+    /// The name of its sequence, quoted.
+    sequence: String,
     poll_interval: Duration,
     state: State,
     /// When it was last awake.
@@ -78,11 +94,6 @@ pub(super) struct Wake {
     /// Whether it leads because somebody who is no relay holds the lock of the leader.
     usurped: bool,
     tried_to_lead: Option<Instant>,
-    workers: usize,
-    /// How many of those who count as workers are none, and when that was last asked.
-    strangers: usize,
-    asked: Option<Instant>,
-    called: Option<Instant>,
     /// Whether the server allows prepared transactions.
     may_prepare: bool,
     /// The last number that was taken before the last look at the table, and when that was asked.
@@ -91,88 +102,105 @@ pub(super) struct Wake {
 }
 
 impl Wake {
-    pub(super) fn start(conn: &mut PgConnection, poll_interval: Duration) -> QueryResult<Self> {
-        let oid = TableOid::new().get_result::<String>(conn)?;
-        conn.batch_execute(&format!("LISTEN outbox_help_{oid}"))?;
+    /// Begins awake, and listens to calls for help. It leads nothing yet.
+    pub(super) fn start(
+        conn: &mut PgConnection,
+        table: u32,
+        sequence: String,
+        may_prepare: bool,
+        poll_interval: Duration,
+    ) -> QueryResult<Self> {
+        conn.batch_execute(&format!("LISTEN outbox_help_{table}"))?;
         let now = Instant::now();
         let mut wake = Self {
+            table,
+            sequence,
             poll_interval,
-            state: State::Awake { since: now },
+            state: State::Awake { since: now, look_at: None },
             quiet_since: now,
             leads: false,
             usurped: false,
             tried_to_lead: None,
             holds_asleep: false,
             holds_working: false,
-            workers: 1,
-            strangers: 0,
-            asked: None,
-            called: None,
-            may_prepare: MayPrepare::new().get_result(conn)?,
+            may_prepare,
             numbered: (0, now),
             warned: false,
         };
         // It counts from the beginning, so that the workers leave it its part.
         wake.awake(conn)?;
-        wake.try_to_lead(conn)?;
         Ok(wake)
+    }
+
+    /// Gives up all that it holds in the session.
+    pub(super) fn let_go(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        let table = self.table;
+        conn.batch_execute(&format!("UNLISTEN outbox_help_{table}; UNLISTEN outbox_{table}"))?;
+        if std::mem::take(&mut self.holds_working) {
+            UnlockShared::new(advisory_locks::WORKING, table).get_result::<bool>(conn)?;
+        }
+        if std::mem::take(&mut self.holds_asleep) {
+            Unlock::new(advisory_locks::ASLEEP, table).get_result::<bool>(conn)?;
+        }
+        if std::mem::take(&mut self.leads) && !self.usurped {
+            Unlock::new(advisory_locks::LEADER, table).get_result::<bool>(conn)?;
+        }
+        Ok(())
     }
 
     pub(super) fn leads(&self) -> bool {
         self.leads
     }
 
-    pub(super) fn workers(&self) -> usize {
-        self.workers
-    }
-
-    pub(super) fn counted(&mut self, conn: &mut PgConnection, workers: usize) -> QueryResult<()> {
-        if workers > 1 && self.asked.is_none_or(|asked| asked.elapsed() >= STRANGERS_INTERVAL) {
-            self.asked = Some(Instant::now());
-            self.strangers = Strangers::new(advisory_locks::WORKING).load::<i32>(conn)?.len();
-        }
-        // This worker counts even before it holds the lock by which it is counted.
-        self.workers = workers.saturating_sub(self.strangers).max(1);
-        Ok(())
-    }
-
     /// Stays awake from now on: it has found work, or should look for some.
     pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         let now = Instant::now();
-        self.state = State::Awake { since: now };
+        self.state = State::Awake { since: now, look_at: None };
         self.quiet_since = now;
         if !self.holds_working {
-            self.holds_working = LockShared::new(advisory_locks::WORKING).get_result(conn)?;
+            self.holds_working = LockShared::new(advisory_locks::WORKING, self.table).get_result(conn)?;
         }
         if std::mem::take(&mut self.holds_asleep) {
-            Unlock::new(advisory_locks::ASLEEP).get_result::<bool>(conn)?;
+            Unlock::new(advisory_locks::ASLEEP, self.table).get_result::<bool>(conn)?;
         }
         Ok(())
     }
 
-    /// Waits until it is time to look at the table again. Returns `false` if it is not time after `limit`.
-    pub(super) fn wait(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
+    /// Says what to do now, after a look that found nothing. `is_called` says whether a notification has come since the last answer.
+    /// Without `may_linger` a leader lies down at once.
+    pub(super) fn next(
+        &mut self,
+        conn: &mut PgConnection,
+        is_called: bool,
+        may_linger: bool,
+    ) -> QueryResult<Next> {
+        let now = Instant::now();
         match &mut self.state {
-            State::Awake { since } => {
+            State::Awake { look_at: Some(look_at), .. } if now < *look_at => Ok(Next::Wait(*look_at)),
+            State::Awake { look_at: look_at @ Some(_), .. } => {
+                *look_at = None;
+                Ok(Next::Look)
+            }
+            State::Awake { since, look_at } => {
                 let (linger, pause) =
                     if self.leads { (LINGER, AWAKE_PAUSE) } else { (HELP_LINGER, HELP_PAUSE) };
-                if since.elapsed() < linger {
-                    std::thread::sleep(pause.min(limit));
-                } else {
-                    self.state = self.lie_down(conn, AWAKE_PAUSE)?;
+                if since.elapsed() < linger && (may_linger || !self.leads) {
+                    *look_at = Some(now + pause);
+                    return Ok(Next::Wait(now + pause));
                 }
-                Ok(true)
+                self.state = self.lie_down(conn, AWAKE_PAUSE)?;
+                Ok(Next::Look)
+            }
+            State::Dozing { until, .. } | State::Denied { until, .. } if !is_called && now < *until => {
+                Ok(Next::Wait(*until))
             }
             State::Dozing { inserting, pause, until } => {
-                if !listen_until(conn, *until, limit, SHORTEST_LISTEN_PAUSE)? {
-                    return Ok(false);
-                }
                 if self.may_prepare {
                     // Read before the holders are listed: a later number changes it, and whoever took an earlier one holds the
                     // lock.
-                    self.numbered = (Sequence::load(conn)?.last, Instant::now());
+                    self.numbered = (last_number(conn, &self.sequence)?, Instant::now());
                 }
-                let (still_inserting, _) = holders(conn)?;
+                let still_inserting = inserting_into(conn, self.table)?;
                 inserting.retain(|transaction| still_inserting.contains(transaction));
                 inserting.extend(still_inserting.into_iter().filter(|name| name.starts_with(PREPARED)));
                 if inserting.is_empty() {
@@ -181,73 +209,127 @@ impl Wake {
                     *pause = (*pause * 2).min(LONGEST_DOZE_PAUSE);
                     *until = Instant::now() + *pause;
                 }
-                Ok(true)
+                Ok(Next::Look)
             }
             State::LastLook => {
-                self.state = State::Asleep { until: Instant::now() + self.poll_interval };
-                self.sleep(conn, limit)
+                self.sleep_on();
+                self.sleep(conn, is_called)
             }
-            State::Asleep { .. } => self.sleep(conn, limit),
-            State::Denied { pause } => {
-                let pause = *pause;
-                if !listen_until(conn, Instant::now() + pause, limit, SHORTEST_LISTEN_PAUSE)? {
-                    return Ok(false);
-                }
-                self.state = self.lie_down(conn, (pause * 2).min(LONGEST_DENIED_PAUSE))?;
-                Ok(true)
+            State::Asleep { .. } => self.sleep(conn, is_called),
+            State::Denied { pause, .. } => {
+                let pause = (*pause * 2).min(LONGEST_DENIED_PAUSE);
+                self.state = self.lie_down(conn, pause)?;
+                Ok(Next::Look)
             }
         }
     }
 
-    fn sleep(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
-        let State::Asleep { until } = self.state else { return Ok(true) };
-        if !listen_until(conn, until, limit, self.listen_pause())? {
-            return self.is_numbered(conn);
-        }
-        if self.leads {
+    fn sleep(&mut self, conn: &mut PgConnection, is_called: bool) -> QueryResult<Next> {
+        let State::Asleep { until } = self.state else { return Ok(Next::Look) };
+        if is_called && self.leads {
             self.state = State::LastLook;
-        } else if Instant::now() < until {
+            return Ok(Next::Look);
+        }
+        if is_called {
             // It was called for help.
             self.awake(conn)?;
-        } else {
-            let (leads, unsent) = StandBy::new(advisory_locks::LEADER).get_result::<(bool, bool)>(conn)?;
-            self.tried_to_lead = Some(Instant::now());
-            if leads || self.may_usurp(conn)? {
-                self.lead(conn)?;
-            } else if unsent {
-                self.state = State::LastLook;
-            } else {
-                self.state = State::Asleep { until: Instant::now() + self.poll_interval };
-                return Ok(false);
+            return Ok(Next::Look);
+        }
+        if Instant::now() >= until {
+            return Ok(Next::SleptLongEnough);
+        }
+        if !self.watches_numbers() {
+            return Ok(Next::Wait(until));
+        }
+        let (_, asked) = self.numbered;
+        if asked.elapsed() >= NUMBER_PAUSE {
+            let last = last_number(conn, &self.sequence)?;
+            if self.is_numbered(conn, last)? {
+                return Ok(Next::Look);
             }
         }
-        Ok(true)
+        Ok(Next::Wait(until.min(self.numbered.1 + NUMBER_PAUSE)))
     }
 
-    /// Returns whether transactions that may be prepared took numbers while the leader slept.
-    fn is_numbered(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
-        let (last, asked) = self.numbered;
-        if !self.leads || !self.may_prepare || asked.elapsed() < NUMBER_PAUSE {
-            return Ok(false);
-        }
-        self.numbered = (Sequence::load(conn)?.last, Instant::now());
-        if self.numbered.0 == last {
+    /// Whether it must look, while it sleeps, if transactions that may be prepared have taken numbers.
+    pub(super) fn watches_numbers(&self) -> bool {
+        self.may_prepare && self.leads && matches!(self.state, State::Asleep { .. })
+    }
+
+    /// Learns the last number that was taken. Returns whether that is a later one than before the last look. If so, looks until those
+    /// that took it have ended.
+    pub(super) fn is_numbered(&mut self, conn: &mut PgConnection, last: i64) -> QueryResult<bool> {
+        let (before, _) = self.numbered;
+        self.numbered = (last, Instant::now());
+        if last == before {
             return Ok(false);
         }
         // The same as when it lay down: wait until those that took them have ended.
-        let (inserting, _) = holders(conn)?;
+        let inserting = inserting_into(conn, self.table)?;
         self.state = State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() };
         Ok(true)
     }
 
-    /// Returns whether somebody who may not work on the table holds the lock of the leader.
-    fn may_usurp(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
-        let strangers = Strangers::new(advisory_locks::LEADER).load::<i32>(conn)?;
-        self.usurped = !strangers.is_empty();
-        self.warn(&strangers);
-        Ok(self.usurped)
+    /// Sleeps again after this look.
+    pub(super) fn look_once(&mut self) {
+        self.state = State::LastLook;
     }
 
+    /// Sleeps for another [`poll_interval`](crate::Relay::poll_interval).
+    pub(super) fn sleep_on(&mut self) {
+        self.state = State::Asleep { until: Instant::now() + self.poll_interval };
+    }
+
+    /// When it has slept long enough, if it sleeps.
+    pub(super) fn sleeps_until(&self) -> Option<Instant> {
+        match self.state {
+            State::Asleep { until } => Some(until),
+            _ => None,
+        }
+    }
+
+    /// How long to wait before the next look for notifications.
+    pub(super) fn listen_pause(&self) -> Duration {
+        match self.state {
+            State::Asleep { .. } if self.leads => {
+                (self.quiet_since.elapsed() / 100).clamp(SHORTEST_LISTEN_PAUSE, LONGEST_LISTEN_PAUSE)
+            }
+            State::Asleep { .. } => LONGEST_LISTEN_PAUSE,
+            State::Awake { .. } if !self.leads => HELP_PAUSE,
+            _ => SHORTEST_LISTEN_PAUSE,
+        }
+    }
+
+    /// Returns whether it is time to try to lead. A relay that is busy tries now and then too, because the leader may die while there
+    /// is work.
+    pub(super) fn is_to_try_to_lead(&self) -> bool {
+        let asleep = matches!(self.state, State::Asleep { .. });
+        (!self.leads || self.usurped)
+            && !asleep
+            && self.tried_to_lead.is_none_or(|tried| tried.elapsed() >= self.poll_interval)
+    }
+
+    /// Leads if it has got the lock of the leader, or if those who hold it may not work on the table; else does not, perhaps because a
+    /// stranger is gone since and another relay leads. Returns whether it leads.
+    pub(super) fn lead_if(
+        &mut self,
+        conn: &mut PgConnection,
+        got_lock: bool,
+        strangers: &[i32],
+    ) -> QueryResult<bool> {
+        self.tried_to_lead = Some(Instant::now());
+        self.usurped = !got_lock && !strangers.is_empty();
+        self.warn(strangers);
+        let leads = got_lock || self.usurped;
+        if leads != std::mem::replace(&mut self.leads, leads) {
+            let listen = if leads { "LISTEN" } else { "UNLISTEN" };
+            conn.batch_execute(&format!("{listen} outbox_{}", self.table))?;
+            self.awake(conn)?;
+        }
+        Ok(leads)
+    }
+
+    /// Warns of those who hold a lock of the outbox and are no relays.
     fn warn(&mut self, strangers: &[i32]) {
         if !strangers.is_empty() && !std::mem::replace(&mut self.warned, true) {
             tracing::warn!(
@@ -258,137 +340,67 @@ impl Wake {
         }
     }
 
-    fn listen_pause(&self) -> Duration {
-        if self.leads {
-            (self.quiet_since.elapsed() / 100).clamp(SHORTEST_LISTEN_PAUSE, LONGEST_LISTEN_PAUSE)
-        } else {
-            LONGEST_LISTEN_PAUSE
-        }
-    }
-
-    /// Leads if nobody does. A busy worker calls this now and then, because the leader may die while there is work.
-    pub(super) fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        let asleep = matches!(self.state, State::Asleep { .. });
-        if (self.leads && !self.usurped)
-            || asleep
-            || self.tried_to_lead.is_some_and(|tried| tried.elapsed() < self.poll_interval)
-        {
-            return Ok(());
-        }
-        self.tried_to_lead = Some(Instant::now());
-        if Lock::new(advisory_locks::LEADER).get_result(conn)? {
-            self.usurped = false;
-            self.lead(conn)
-        } else if self.may_usurp(conn)? {
-            self.lead(conn)
-        } else {
-            self.follow(conn)
-        }
-    }
-
-    fn lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        if std::mem::replace(&mut self.leads, true) {
-            return Ok(());
-        }
-        let oid = TableOid::new().get_result::<String>(conn)?;
-        conn.batch_execute(&format!("LISTEN outbox_{oid}"))?;
-        self.awake(conn)
-    }
-
-    /// Stops leading, because another relay leads, perhaps since a stranger is gone.
-    fn follow(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        if !std::mem::take(&mut self.leads) {
-            return Ok(());
-        }
-        let oid = TableOid::new().get_result::<String>(conn)?;
-        conn.batch_execute(&format!("UNLISTEN outbox_{oid}"))?;
-        self.awake(conn)
-    }
-
     /// Prepares to sleep. `pause` is how long to look at the table by itself if somebody else holds the lock.
     fn lie_down(&mut self, conn: &mut PgConnection, pause: Duration) -> QueryResult<State> {
         if std::mem::take(&mut self.holds_working) {
-            UnlockShared::new(advisory_locks::WORKING).get_result::<bool>(conn)?;
+            UnlockShared::new(advisory_locks::WORKING, self.table).get_result::<bool>(conn)?;
         }
         if !self.leads {
             return Ok(State::Asleep { until: Instant::now() + self.poll_interval });
         }
-        self.holds_asleep = self.holds_asleep || Lock::new(advisory_locks::ASLEEP).get_result(conn)?;
+        self.holds_asleep =
+            self.holds_asleep || Lock::new(advisory_locks::ASLEEP, self.table).get_result(conn)?;
         if !self.holds_asleep {
             if pause == LONGEST_DENIED_PAUSE {
-                let strangers = Strangers::new(advisory_locks::ASLEEP).load::<i32>(conn)?;
+                let strangers = strangers(conn, advisory_locks::ASLEEP, self.table)?;
                 self.warn(&strangers);
             }
-            return Ok(State::Denied { pause });
+            return Ok(State::Denied { pause, until: Instant::now() + pause });
         }
-        let (inserting, _) = holders(conn)?;
+        let inserting = inserting_into(conn, self.table)?;
         Ok(State::Dozing { inserting, pause: DOZE_PAUSE, until: Instant::now() })
     }
-
-    /// Returns whether it is time to wake the other relays for a backlog.
-    pub(super) fn may_call_for_help(&mut self) -> bool {
-        let due = self.leads && self.called.is_none_or(|called| called.elapsed() >= HELP_INTERVAL);
-        if due {
-            self.called = Some(Instant::now());
-        }
-        due
-    }
 }
+
+/// Returns the other open transactions that may have inserted into this table.
+fn inserting_into(conn: &mut PgConnection, table: u32) -> QueryResult<HashSet<String>> {
+    Ok(Inserting::new(table).load::<String>(conn)?.into_iter().collect())
+}
+
+/// Returns the last number that this sequence has given, or 0 if it is new. The function for it locks the sequence, as if it took a
+/// number.
+fn last_number(conn: &mut PgConnection, sequence: &str) -> QueryResult<i64> {
+    sql::<BigInt>(&format!("SELECT {LAST_NUMBER} FROM {sequence}")).get_result(conn)
+}
+
+/// The last number of the sequence that a statement reads from.
+pub(super) const LAST_NUMBER: &str = "CASE WHEN is_called THEN last_value ELSE last_value - 1 END";
 
 /// Wakes the relays that stand by, when the open transaction commits.
 pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
     CallForHelp::new().execute(conn).map(drop)
 }
 
-/// Waits for a notification or until `until`, but no longer than `limit`. Returns `false` if neither has come.
-fn listen_until(
-    conn: &mut PgConnection,
-    until: Instant,
-    limit: Duration,
-    pause: Duration,
-) -> QueryResult<bool> {
-    let left = until.saturating_duration_since(Instant::now());
-    Ok(listen(conn, limit.min(left), pause)? || Instant::now() >= until)
-}
-
-/// Waits for a notification by looking at what has arrived on the connection.
-fn listen(conn: &mut PgConnection, limit: Duration, pause: Duration) -> QueryResult<bool> {
-    let until = Instant::now() + limit;
-    loop {
-        let mut notified = false;
-        for notification in conn.notifications_iter() {
-            notification?;
-            notified = true;
-        }
-        let left = until.saturating_duration_since(Instant::now());
-        if notified || left.is_zero() {
-            return Ok(notified);
-        }
-        std::thread::sleep(pause.min(left));
+/// Looks at what has arrived on the connection. Calls `notified` with the channel of each notification.
+pub(super) fn notifications(conn: &mut PgConnection, mut notified: impl FnMut(&str)) -> QueryResult<()> {
+    for notification in conn.notifications_iter() {
+        notified(&notification?.channel);
     }
+    Ok(())
 }
 
-statement!(Pg, TableOid {} -> Text, "SELECT 'outbox'::regclass::oid::text");
+/// Whether the server allows prepared transactions.
+pub(super) fn may_prepare(conn: &mut PgConnection) -> QueryResult<bool> {
+    MayPrepare::new().get_result(conn)
+}
+
 statement!(Pg, MayPrepare {} -> Bool, "SELECT current_setting('max_prepared_transactions')::int > 0");
-statement!(
-    Pg,
-    /// The processes that hold this lock and whose role may not do what a relay does.
-    Strangers { key: i32 => Integer } -> Integer,
-    "SELECT l.pid FROM pg_locks AS l JOIN pg_stat_activity AS a ON a.pid = l.pid WHERE l.locktype = 'advisory' AND l.granted \
-     AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND l.classid = ?::oid \
-     AND l.objid = 'outbox'::regclass::oid AND l.objsubid = 2 \
-     AND NOT coalesce(has_table_privilege(a.usesysid, 'outbox_shard'::regclass, 'UPDATE'), false)"
-);
 statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid, '')");
+
 statement!(
     Pg,
-    /// Whether this relay leads from now on, and whether something is unsent: it does not wait for a leader that hangs.
-    StandBy { leader: i32 => Integer } -> (Bool, Bool),
-    concat!(
-        "SELECT pg_try_advisory_lock(?, 'outbox'::regclass::oid::int4), EXISTS (SELECT FROM ",
-        shards!(),
-        " AS s ",
-        oldest_unsent!(),
-        ")"
-    )
+    Inserting { table: u32 => Oid } -> Text,
+    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ? \
+     AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
 );

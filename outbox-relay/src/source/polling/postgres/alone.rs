@@ -1,0 +1,135 @@
+//! A worker that has one outbox for itself: in its own session it waits for notifications, and looks after the table.
+
+use std::time::{Duration, Instant};
+
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Integer, Oid};
+use diesel_outbox_core::Lag;
+
+use super::strangers::strangers;
+use super::upkeep::Upkeep;
+use super::wakeup::{self, Next, Wake};
+use crate::source::advisory_lock::{Lock, try_lock};
+use crate::source::bounds::{oldest_unsent, shards};
+use crate::source::database::Database;
+use crate::statement::statement;
+use diesel_outbox_core::advisory_locks;
+
+pub(super) struct Alone {
+    table: u32,
+    wake: Wake,
+    upkeep: Upkeep,
+}
+
+impl Alone {
+    pub(super) fn start(conn: &mut PgConnection, table: u32, poll_interval: Duration) -> QueryResult<Self> {
+        let may_prepare = wakeup::may_prepare(conn)?;
+        let wake = Wake::start(conn, table, "outbox_seq_seq".to_owned(), may_prepare, poll_interval)?;
+        let mut alone = Self { table, wake, upkeep: Upkeep::default() };
+        alone.try_to_lead(conn)?;
+        Ok(alone)
+    }
+
+    pub(super) fn leads(&self) -> bool {
+        self.wake.leads()
+    }
+
+    /// Stays awake, because there is work.
+    pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        self.wake.awake(conn)
+    }
+
+    /// Waits until it is time to look at the table again. Returns `false` if it is not time after `limit`.
+    pub(super) fn wait(&mut self, conn: &mut PgConnection, limit: Duration) -> QueryResult<bool> {
+        let until = Instant::now() + limit;
+        let mut is_called = false;
+        loop {
+            let next = match self.wake.next(conn, is_called, true)? {
+                Next::Look => return Ok(true),
+                Next::SleptLongEnough if self.wake.leads() => {
+                    self.wake.look_once();
+                    return Ok(true);
+                }
+                Next::SleptLongEnough if self.stand_by(conn)? => return Ok(true),
+                Next::SleptLongEnough => Instant::now(),
+                Next::Wait(next) => next,
+            };
+            let now = Instant::now();
+            if now >= until {
+                return Ok(false);
+            }
+            is_called = listen(conn, next.min(until), self.wake.listen_pause())?;
+        }
+    }
+
+    /// Leads if nobody does. Returns whether it is time to look at the table.
+    fn stand_by(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
+        let (got_lock, unsent) =
+            StandBy::new(advisory_locks::LEADER, self.table).get_result::<(bool, bool)>(conn)?;
+        if self.lead_if(conn, got_lock)? {
+            return Ok(true);
+        }
+        if unsent {
+            self.wake.look_once()
+        } else {
+            self.wake.sleep_on()
+        }
+        Ok(unsent)
+    }
+
+    fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
+        if self.wake.is_to_try_to_lead() {
+            let got_lock = Lock::new(advisory_locks::LEADER, self.table).get_result(conn)?;
+            self.lead_if(conn, got_lock)?;
+        }
+        Ok(())
+    }
+
+    fn lead_if(&mut self, conn: &mut PgConnection, got_lock: bool) -> QueryResult<bool> {
+        let strangers =
+            if got_lock { Vec::new() } else { strangers(conn, advisory_locks::LEADER, self.table)? };
+        self.wake.lead_if(conn, got_lock, &strangers)
+    }
+
+    pub(super) fn upkeep(
+        &mut self,
+        conn: &mut PgConnection,
+        database: &Database,
+        was_large: bool,
+    ) -> QueryResult<Option<Lag>> {
+        self.try_to_lead(conn)?;
+        if !self.wake.leads() {
+            return Ok(None);
+        }
+        self.upkeep.run(conn, database, was_large, database.options.lag_interval)
+    }
+}
+
+/// Waits for a notification, but no longer than this, by looking at what has arrived on the connection.
+fn listen(conn: &mut PgConnection, until: Instant, pause: Duration) -> QueryResult<bool> {
+    loop {
+        let mut is_called = false;
+        wakeup::notifications(conn, |_| is_called = true)?;
+        let left = until.saturating_duration_since(Instant::now());
+        if is_called || left.is_zero() {
+            return Ok(is_called);
+        }
+        std::thread::sleep(pause.min(left));
+    }
+}
+
+statement!(
+    Pg,
+    /// Whether this relay leads from now on, and whether something is unsent: it does not wait for a leader that hangs.
+    StandBy { leader: i32 => Integer, table: u32 => Oid } -> (Bool, Bool),
+    concat!(
+        "SELECT ",
+        try_lock!("?"),
+        ", EXISTS (SELECT FROM ",
+        shards!(),
+        " AS s ",
+        oldest_unsent!(),
+        ")"
+    )
+);

@@ -1,0 +1,155 @@
+//! A look at many outboxes in a few statements. It finds those that need a worker: idle ones need none.
+
+use std::collections::{BTreeMap, HashSet};
+use std::time::{Duration, Instant};
+
+use diesel::connection::SimpleConnection;
+use diesel::pg::{Pg, PgConnection};
+use diesel::prelude::*;
+use diesel::result::Error;
+use diesel::sql_types::{Array, BigInt, Bool, Oid, Text};
+use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
+
+use super::outbox::Outbox;
+use crate::source::bounds::{oldest_unsent, shards};
+use crate::source::polling::postgres::wakeup::LAST_NUMBER;
+use crate::source::sequence::Sequence;
+use crate::statement::statement;
+
+/// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
+pub(super) const AT_ONCE: usize = 50;
+
+/// What failed sooner than this has not waited in vain for a lock: the session's `lock_timeout` is as long.
+const QUICK: Duration = Duration::from_millis(200);
+
+/// Nobody hears notifications meanwhile. What takes longer is left to a worker.
+const SHORT_STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '2s'";
+
+/// What is to be seen of an outbox from afar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// Whether something is unsent.
+    pub(super) is_unsent: bool,
+    pub(super) sequence: Sequence,
+    /// Whether a slot of the write-ahead log was set up.
+    pub(super) has_slot: bool,
+}
+
+type SeenRow = (u32, bool, i64, i64, bool);
+
+/// Looks at these outboxes, and returns what it has seen by their tables' oids. Leaves out those that cannot be looked at.
+pub(super) fn survey(conn: &mut PgConnection, outboxes: &[&Outbox]) -> BTreeMap<u32, Seen> {
+    let mut seen = BTreeMap::new();
+    for outboxes in outboxes.chunks(AT_ONCE) {
+        look_in_parts(conn, outboxes, &mut seen);
+    }
+    seen
+}
+
+fn look_in_parts(conn: &mut PgConnection, outboxes: &[&Outbox], seen: &mut BTreeMap<u32, Seen>) {
+    let began = Instant::now();
+    match look(conn, outboxes) {
+        Ok(these) => seen.extend(these),
+        // One of them stands in the way of the others. If it is locked, to look for it would take too long.
+        Err(_) if outboxes.len() > 1 && began.elapsed() < QUICK => {
+            let (first, second) = outboxes.split_at(outboxes.len() / 2);
+            look_in_parts(conn, first, seen);
+            look_in_parts(conn, second, seen);
+        }
+        // If the session has failed, its next statement fails too.
+        Err(error) => tracing::debug!(%error, "some of the outboxes cannot be looked at from afar"),
+    }
+}
+
+/// Fails if one of them cannot be looked at.
+fn look(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, Seen)>> {
+    let looks: Vec<String> = outboxes.iter().map(|outbox| look_at(outbox.schema(), outbox.table())).collect();
+    if looks.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Its text changes with the outboxes, so it is not kept prepared.
+    let look = diesel::dsl::sql::<(Oid, Bool, BigInt, BigInt, Bool)>(&looks.join(" UNION ALL "));
+    let rows = conn.transaction(|conn| {
+        conn.batch_execute(SHORT_STATEMENT_TIMEOUT)?;
+        look.load::<SeenRow>(conn)
+    })?;
+    Ok(rows
+        .into_iter()
+        .map(|(table, is_unsent, last, file, has_slot)| {
+            (table, Seen { is_unsent, sequence: Sequence { last, file }, has_slot })
+        })
+        .collect())
+}
+
+fn look_at(schema: &str, table: u32) -> String {
+    let schema = quoted_identifier(schema);
+    let in_schema = |sql: &str| {
+        sql.replace(" FROM outbox_shard", &format!(" FROM {schema}.outbox_shard"))
+            .replace(" FROM outbox AS", &format!(" FROM {schema}.outbox AS"))
+    };
+    let unsent = in_schema(concat!("SELECT FROM ", shards!(), " AS s ", oldest_unsent!()));
+    let file = quoted_literal(&format!("{schema}.outbox_seq_seq"));
+    format!(
+        "SELECT {table}::oid, EXISTS ({unsent}), CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END, \
+         coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
+         FROM {schema}.outbox_seq_seq AS q"
+    )
+}
+
+/// Returns the open transactions that may have inserted into one of these tables, each beside the table's oid.
+pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<HashSet<(u32, String)>> {
+    Ok(Writers::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
+}
+
+/// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids, and the errors of those that cannot
+/// be read, perhaps because they are locked.
+pub(super) fn last_numbers(
+    conn: &mut PgConnection,
+    outboxes: &[&Outbox],
+) -> (Vec<(u32, i64)>, Vec<(u32, Error)>) {
+    let (mut last_numbers, mut failed) = (Vec::new(), Vec::new());
+    for outboxes in outboxes.chunks(AT_ONCE) {
+        if let Ok(these) = last_numbers_of(conn, outboxes) {
+            last_numbers.extend(these);
+            continue;
+        }
+        for outbox in outboxes {
+            match last_numbers_of(conn, &[*outbox]) {
+                Ok(one) => last_numbers.extend(one),
+                Err(error) => failed.push((outbox.table(), error)),
+            }
+        }
+    }
+    (last_numbers, failed)
+}
+
+fn last_numbers_of(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, i64)>> {
+    let last_number = |outbox: &&Outbox| {
+        format!("SELECT {}::oid, {LAST_NUMBER} FROM {}", outbox.table(), outbox.sequence())
+    };
+    let last_numbers: Vec<String> = outboxes.iter().map(last_number).collect();
+    diesel::dsl::sql::<(Oid, BigInt)>(&last_numbers.join(" UNION ALL ")).load(conn)
+}
+
+statement!(
+    Pg,
+    Writers { tables: Vec<u32> => Array<Oid> } -> (Oid, Text),
+    "SELECT relation, virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY (?) \
+     AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_table_that_is_looked_at_is_that_of_the_schema() {
+        let sql = look_at("a\"b", 7);
+        let from: Vec<&str> =
+            sql.split(" FROM ").skip(1).map(|rest| rest.split(' ').next().unwrap()).collect();
+        let tables: Vec<_> = from.iter().filter(|name| name.contains("outbox")).collect();
+        assert!(tables.iter().all(|name| name.starts_with("\"a\"\"b\".")), "{sql}");
+        assert_eq!(tables.len(), 4, "{sql}");
+    }
+}
