@@ -35,6 +35,9 @@ pub(super) struct Seen {
     pub(super) has_slot: bool,
 }
 
+/// The oid of an outbox's table, and why the outbox cannot be seen from afar.
+pub(super) type Unseen = (u32, Error);
+
 type SeenRow = (u32, bool, i64, i64, bool);
 
 /// Looks at these outboxes, and returns what it has seen by their tables' oids. Leaves out those that cannot be looked at.
@@ -106,7 +109,7 @@ pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<
 pub(super) fn last_numbers(
     conn: &mut PgConnection,
     outboxes: &[&Outbox],
-) -> (Vec<(u32, i64)>, Vec<(u32, Error)>) {
+) -> (Vec<(u32, i64)>, Vec<Unseen>) {
     let (mut last_numbers, mut failed) = (Vec::new(), Vec::new());
     for outboxes in outboxes.chunks(AT_ONCE) {
         if let Ok(these) = last_numbers_of(conn, outboxes) {
