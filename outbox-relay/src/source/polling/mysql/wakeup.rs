@@ -1,8 +1,9 @@
 //! When a relay looks at the table, and which of several does.
 //!
 //! MySQL and MariaDB notify nobody, so a relay looks at the table: every few milliseconds while there is traffic, and less and less often
-//! when there is none. Of several relays one leads, and only it looks. The others stand by, and ask now and then whether the leader is
-//! gone or wants help. They agree by user-level locks, which the server releases when their session ends.
+//! when there is none. Of several relays one leads, and looks so often. The others stand by: now and then they ask whether the leader is
+//! gone or wants help, and look whether it leaves something unsent. They agree by user-level locks, which the server releases when their
+//! session ends.
 
 use std::time::{Duration, Instant};
 
@@ -127,6 +128,12 @@ impl Wake {
         Ok(self.leads || self.helps)
     }
 
+    /// Works instead of standing by, until nothing has come for a while.
+    pub(super) fn help(&mut self, conn: &mut Conn) -> mysql::Result<()> {
+        self.found = Instant::now();
+        self.works(conn, true)
+    }
+
     /// Counts the workers if it is time to.
     pub(super) fn count(&mut self, conn: &mut Conn) -> mysql::Result<()> {
         if has_passed(self.counted, COUNT_INTERVAL) { self.ask(conn) } else { Ok(()) }
@@ -150,8 +157,7 @@ impl Wake {
         (self.workers, self.relays) = (workers.max(1), relays.max(1));
         self.leads = leads == Some(1);
         if (self.leads || help == 1) && !self.helps {
-            self.found = Instant::now();
-            self.works(conn, true)?;
+            self.help(conn)?;
         }
         Ok(())
     }
