@@ -1,6 +1,9 @@
 //! How fast a backlog reaches Kafka.
 
+mod debezium;
 mod mariadb;
+
+pub(crate) use self::debezium::resume_and_drain;
 
 use std::time::{Duration, Instant};
 
@@ -34,7 +37,7 @@ pub(crate) struct Drain {
     /// Workers of the relay.
     #[arg(long, default_value_t = 1)]
     workers: usize,
-    /// The database. On MariaDB, only the bare producer and the relay take turns.
+    /// The database. On MariaDB, the bare producer, the relay and Debezium take turns.
     #[arg(long, value_enum, default_value_t = DatabaseKind::Postgres)]
     database: DatabaseKind,
     /// PostgreSQL's major version.
@@ -199,22 +202,4 @@ fn drain_debezium(
     template.append_in_transactions(rows, TRANSACTION);
     template.settle_down();
     resume_and_drain(debezium, kafka, topic, before, rows)
-}
-
-/// Lets Debezium go on, which is frozen, and returns its events per second until so many events have reached Kafka after those
-/// that were there before.
-pub(crate) fn resume_and_drain(
-    debezium: &Debezium<'_>,
-    kafka: &Kafka,
-    topic: &str,
-    before: usize,
-    rows: usize,
-) -> f64 {
-    let counter = kafka.counter(topic);
-    let began = Instant::now();
-    debezium.resume();
-    eventually("Debezium to publish all", PATIENCE, || (counter.count() >= before + rows).then_some(()));
-    let speed = rows as f64 / began.elapsed().as_secs_f64();
-    debezium.pause();
-    speed
 }

@@ -8,7 +8,9 @@ use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::{Kafka, Mariadb, MariadbDatabase};
 
-const SETTINGS: &[&str] = &["innodb_buffer_pool_size=2G", "innodb_log_file_size=1G"];
+/// Room for large tables, and patience with connections that are frozen while others are measured.
+const SETTINGS: &[&str] =
+    &["innodb_buffer_pool_size=2G", "innodb_log_file_size=1G", "net_write_timeout=31536000"];
 
 /// What matters of the settings of every MariaDB that the tests start.
 pub(crate) const CONDITIONS: &str =
@@ -48,7 +50,8 @@ impl<'a> Template<'a> {
         conn.transaction(|c| c.emit_all(records)).unwrap();
         let template = Self { database, rows: records.len() };
         template.execute(&format!(
-            "CREATE TABLE template (PRIMARY KEY (seq)) AS SELECT seq, id, {COLUMNS} FROM outbox ORDER BY seq"
+            "CREATE TABLE template (PRIMARY KEY (seq)) AS \
+             SELECT ROW_NUMBER() OVER (ORDER BY seq) AS seq, id, {COLUMNS} FROM outbox"
         ));
         template
     }
@@ -65,6 +68,18 @@ impl<'a> Template<'a> {
         self.execute(
             "TRUNCATE TABLE outbox; UPDATE outbox_shard SET sent_through = 0, unsent = '', witness = NULL",
         );
+    }
+
+    /// Appends the rows under new ids, in transactions of `size`.
+    pub(crate) fn append_in_transactions(&self, size: usize) {
+        let conn = &mut self.database.connect();
+        for done in (0..self.rows).step_by(size) {
+            conn.batch_execute(&format!(
+                "INSERT INTO outbox (id, {COLUMNS}) SELECT UUID(), {COLUMNS} FROM template \
+                 WHERE seq > {done} AND seq <= {done} + {size} ORDER BY seq"
+            ))
+            .unwrap();
+        }
     }
 
     /// Appends this many rows, which are the template's again and again under new ids.

@@ -109,7 +109,7 @@ pub(crate) fn stop(relay: &Process) {
 }
 
 /// Returns the path of the binary `outbox`, built from the present sources beside this one.
-fn binary() -> &'static PathBuf {
+pub(crate) fn binary() -> &'static PathBuf {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
         let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

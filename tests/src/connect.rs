@@ -26,12 +26,27 @@ pub struct Connect {
 impl Connect {
     /// Starts a worker that has this class path. Its environment has the password, by the name that a printed connector uses.
     pub fn start(classes: &str, kafka: &Kafka, password: &str) -> Self {
+        Self::launch(classes, kafka, password, &java::QUICK, &settings::ASKED_FOR)
+    }
+
+    /// Starts a worker for measurements. It is faster once it is warm, and stores offsets as seldom as by default.
+    pub fn start_for_benchmark(classes: &str, kafka: &Kafka, password: &str) -> Self {
+        Self::launch(classes, kafka, password, &java::FAST, &settings::ASKED_FOR[1..])
+    }
+
+    fn launch(
+        classes: &str,
+        kafka: &Kafka,
+        password: &str,
+        java_options: &[&str],
+        own: &[(&str, &str)],
+    ) -> Self {
         let (folder, port) = (Folder::new("connect"), free_port());
         let file = folder.path().join("worker.properties");
         let listener = format!("http://127.0.0.1:{port}");
-        let own = [&settings::ASKED_FOR[..], &[("listeners", &listener)]].concat();
+        let own = [own, &[("listeners", &listener)]].concat();
         java::write_properties(&file, &settings::worker(kafka.brokers(), folder.path(), &own));
-        let mut command = java::command(&java::QUICK, classes);
+        let mut command = java::command(java_options, classes);
         command.arg("-Dorg.apache.logging.log4j.level=WARN");
         command.arg("org.apache.kafka.connect.cli.ConnectStandalone").arg(file);
         command.env("OUTBOX_DATABASE_PASSWORD", password);
@@ -61,6 +76,16 @@ impl Connect {
         self.host.crash();
         self.host.start();
         self.wait_until_ready();
+    }
+
+    /// Freezes the whole worker. Its connections stay open, but it reads nothing.
+    pub fn freeze(&self) {
+        self.host.pause();
+    }
+
+    /// Lets it go on after it was frozen.
+    pub fn thaw(&self) {
+        self.host.resume();
     }
 
     /// Returns the memory that it occupies in KiB, if the system reports it.
@@ -155,6 +180,7 @@ impl Connect {
 
     /// Deletes a connector, if there is one.
     pub fn forget(&self, name: &str) {
+        self.thaw(); // because a frozen worker does not answer
         let _ = self.try_request("DELETE", &format!("/connectors/{name}"), "");
     }
 

@@ -195,6 +195,12 @@ impl MariadbDatabase<'_> {
         &self.url
     }
 
+    /// Returns its URL for another role.
+    pub fn url_as(&self, role: &str, password: &str) -> String {
+        let (_, server) = self.url.rsplit_once('@').expect("a user in the address");
+        format!("mysql://{role}:{password}@{server}")
+    }
+
     /// Returns its name on the server.
     pub fn name(&self) -> &str {
         &self.name

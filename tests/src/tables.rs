@@ -4,19 +4,20 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection};
 use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::LoadQuery;
-use diesel::sql_types::{BigInt, Text};
-use diesel_outbox::{Migrations, OutboxConnection};
+use diesel::sql_types::{BigInt, SmallInt, Text};
+use diesel_outbox::{MigrateConnection, Migrations, OutboxConnection};
 use diesel_outbox_core::Source;
-use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::{DatabaseUrl, Relay};
 use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
 
 use crate::mariadb::{Mariadb, MariadbDatabase};
 use crate::postgres::{Database, Postgres};
+use crate::wait::eventually;
 
 /// Makes a test on PostgreSQL and one on MariaDB of each function, which takes a new database with the tables.
 #[macro_export]
@@ -114,43 +115,91 @@ impl Server for Mariadb {
 /// A database with the tables.
 pub trait Tables: Sync {
     /// Its connections.
-    type Conn: OutboxConnection + SimpleConnection + Send;
+    type Conn: OutboxConnection<TransactionManager = AnsiTransactionManager>
+        + MigrateConnection
+        + SimpleConnection
+        + Send;
 
     /// Returns its URL.
     fn url(&self) -> &str;
+    /// Returns its URL for another role.
+    fn url_as(&self, role: &str, password: &str) -> String;
+    /// Returns its name on the server.
+    fn name(&self) -> &str;
+    /// Returns what metrics call its outbox.
+    fn label(&self) -> String;
     /// Connects to it.
     fn connect(&self) -> Self::Conn;
-    /// Returns the number of rows.
-    fn count(&self, from: &str) -> usize;
+    /// Returns the number that a query selects.
+    fn number(&self, query: &str) -> i64;
     /// Returns the ids of the events that are marked as sent.
     fn sent_ids(&self) -> BTreeSet<String>;
     /// Returns how many sessions relays have, and on MariaDB all others too.
     fn sessions(&self) -> usize;
     /// Returns a relay for it that has no broker yet.
-    fn relay(&self) -> Relay;
+    fn relay(&self) -> Relay {
+        self.relay_by(self.url().to_owned())
+    }
+
+    /// The same by another URL.
+    fn relay_by(&self, url: impl Into<DatabaseUrl>) -> Relay;
     /// Returns a source of what is in it.
     fn source(&self, options: SourceOptions) -> Box<dyn Source>;
     /// Returns what an operator may do.
     fn operate(&self) -> Box<dyn Operate + Send>;
     /// Returns how many of the relays' transactions are open and wait for something that is not the database.
     fn idle_transactions(&self) -> usize;
+    /// Returns how many sessions of relays there are, not counting further ones of the same worker.
+    fn relays(&self) -> usize;
+    /// Takes the locks that this many other workers hold while they work.
+    fn others_at_work(&self, count: usize) -> Vec<Self::Conn>;
+    /// Returns the shards that nobody has claimed.
+    fn free_shards(&self) -> Vec<i16>;
+    /// Returns a session that has locked the dead letters, even against readers, until it ends.
+    fn lock_dead_letters(&self) -> Self::Conn;
+    /// Returns how many sessions wait for such a lock.
+    fn waiting(&self) -> usize;
+    /// Inserts rows, whose shards are given by an expression in their numbers `n`, from 1. They are unsent, or were sent this long ago.
+    fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>);
+    /// Returns how many rows of the outbox have been read so far, or on PostgreSQL entries of its indexes.
+    fn rows_read(&self) -> usize;
     /// Ends the relays' sessions, and on MariaDB all others too.
     fn end_sessions(&self);
+
+    /// Returns the number of rows.
+    fn count(&self, from: &str) -> usize {
+        let rows = self.number(&format!("SELECT count(*) FROM {from}"));
+        usize::try_from(rows).expect("a number of rows")
+    }
 
     /// Returns the number of events that are unsent.
     fn unsent(&self) -> usize {
         self.count("outbox WHERE sent_at IS NULL")
     }
+
+    /// Waits until no relay has a session any more.
+    fn wait_for_the_relays_end(&self) {
+        eventually("the relays' sessions to end", Duration::from_secs(20), || {
+            (self.relays() == 0).then_some(())
+        });
+    }
+
+    /// Returns how many [rows are read](Self::rows_read) by a relay that the closure starts and ends.
+    fn rows_read_by(&self, relay: impl FnOnce()) -> usize {
+        let before = self.rows_read();
+        relay();
+        // PostgreSQL adds up what a session has read at the session's end at the latest.
+        self.wait_for_the_relays_end();
+        self.rows_read() - before
+    }
 }
 
-fn count<C>(conn: &mut C, from: &str) -> usize
+fn number<C>(conn: &mut C, query: &str) -> i64
 where
     C: Connection,
     SqlLiteral<BigInt>: for<'a> LoadQuery<'a, C, i64>,
 {
-    let sql = format!("SELECT count(*) FROM {from}");
-    let rows = diesel::dsl::sql::<BigInt>(&sql).get_result::<i64>(conn).expect("count the rows");
-    usize::try_from(rows).expect("a number of rows")
+    diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap_or_else(|error| panic!("{error}: {query}"))
 }
 
 fn sent_ids<C>(conn: &mut C) -> BTreeSet<String>
@@ -162,6 +211,8 @@ where
     let ids = diesel::dsl::sql::<Text>(sql).load::<String>(conn).expect("the ids of sent events");
     ids.into_iter().collect()
 }
+/// Claims the free shards for a moment.
+const FREE_SHARDS: &str = "SELECT shard FROM outbox_shard ORDER BY shard FOR UPDATE SKIP LOCKED";
 
 impl Tables for Database<'_> {
     type Conn = PgConnection;
@@ -170,12 +221,24 @@ impl Tables for Database<'_> {
         self.url()
     }
 
+    fn url_as(&self, role: &str, password: &str) -> String {
+        self.url_as(role, password)
+    }
+
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn label(&self) -> String {
+        format!("{}.public", self.name())
+    }
+
     fn connect(&self) -> PgConnection {
         self.connect()
     }
 
-    fn count(&self, from: &str) -> usize {
-        count::<PgConnection>(&mut self.connect(), from)
+    fn number(&self, query: &str) -> i64 {
+        number::<PgConnection>(&mut self.connect(), query)
     }
 
     fn sent_ids(&self) -> BTreeSet<String> {
@@ -188,8 +251,8 @@ impl Tables for Database<'_> {
         )
     }
 
-    fn relay(&self) -> Relay {
-        Relay::postgres(self.url())
+    fn relay_by(&self, url: impl Into<DatabaseUrl>) -> Relay {
+        Relay::postgres(url)
     }
 
     fn source(&self, options: SourceOptions) -> Box<dyn Source> {
@@ -212,6 +275,53 @@ impl Tables for Database<'_> {
                    WHERE application_name = 'outbox relay' AND datname = current_database()";
         self.connect().batch_execute(end).expect("end the relays' sessions");
     }
+
+    fn relays(&self) -> usize {
+        self.count(
+            "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()",
+        )
+    }
+
+    fn others_at_work(&self, count: usize) -> Vec<PgConnection> {
+        let at_work = |_| {
+            let mut conn = self.connect();
+            conn.batch_execute("SELECT pg_advisory_lock_shared(1869968484, 'outbox'::regclass::oid::int4)")
+                .expect("the lock of a worker");
+            conn
+        };
+        (0..count).map(at_work).collect()
+    }
+
+    fn free_shards(&self) -> Vec<i16> {
+        let free = diesel::dsl::sql::<SmallInt>(FREE_SHARDS);
+        free.load::<i16>(&mut self.connect()).expect("the free shards")
+    }
+
+    fn lock_dead_letters(&self) -> PgConnection {
+        let mut conn = self.connect();
+        conn.batch_execute("BEGIN; LOCK TABLE outbox_dead_letter IN ACCESS EXCLUSIVE MODE").expect("a lock");
+        conn
+    }
+
+    fn waiting(&self) -> usize {
+        self.count("pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
+    }
+
+    fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>) {
+        let sent_at = sent_ago.map_or("NULL::timestamptz".to_owned(), |ago| {
+            format!("clock_timestamp() - interval '{} s'", ago.as_secs())
+        });
+        let insert = format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
+             SELECT gen_random_uuid(), 'order', '1', 'OrderPlaced', {shard}, {sent_at} FROM generate_series(1, {rows}) AS n"
+        );
+        self.connect().batch_execute(&format!("{insert}; ANALYZE outbox")).expect("insert rows");
+    }
+
+    fn rows_read(&self) -> usize {
+        let read = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
+        usize::try_from(self.number(read)).expect("a number of entries")
+    }
 }
 
 impl Tables for MariadbDatabase<'_> {
@@ -221,12 +331,24 @@ impl Tables for MariadbDatabase<'_> {
         self.url()
     }
 
+    fn url_as(&self, role: &str, password: &str) -> String {
+        self.url_as(role, password)
+    }
+
+    fn name(&self) -> &str {
+        self.name()
+    }
+
+    fn label(&self) -> String {
+        self.name().to_owned()
+    }
+
     fn connect(&self) -> MysqlConnection {
         self.connect()
     }
 
-    fn count(&self, from: &str) -> usize {
-        count::<MysqlConnection>(&mut self.connect(), from)
+    fn number(&self, query: &str) -> i64 {
+        number::<MysqlConnection>(&mut self.connect(), query)
     }
 
     fn sent_ids(&self) -> BTreeSet<String> {
@@ -237,8 +359,8 @@ impl Tables for MariadbDatabase<'_> {
         self.count("information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()")
     }
 
-    fn relay(&self) -> Relay {
-        Relay::mysql(self.url())
+    fn relay_by(&self, url: impl Into<DatabaseUrl>) -> Relay {
+        Relay::mysql(url)
     }
 
     fn source(&self, options: SourceOptions) -> Box<dyn Source> {
@@ -268,4 +390,67 @@ impl Tables for MariadbDatabase<'_> {
             let _ = conn.batch_execute(&format!("KILL {id}"));
         }
     }
+    fn relays(&self) -> usize {
+        let numbers = numbers(2);
+        self.count(&format!("{numbers} WHERE n < 64 AND IS_USED_LOCK(CONCAT({LOCKS}, 'r', n)) IS NOT NULL"))
+    }
+
+    fn others_at_work(&self, count: usize) -> Vec<MysqlConnection> {
+        // The relays take the first of the 64 places.
+        let at_work = |number| {
+            let mut conn = self.connect();
+            conn.batch_execute(&format!("DO GET_LOCK(CONCAT({LOCKS}, 'w{}'), 0)", 63 - number))
+                .expect("the lock of a worker");
+            conn
+        };
+        (0..count).map(at_work).collect()
+    }
+
+    fn free_shards(&self) -> Vec<i16> {
+        let free = diesel::dsl::sql::<SmallInt>(FREE_SHARDS);
+        free.load::<i16>(&mut self.connect()).expect("the free shards")
+    }
+
+    fn lock_dead_letters(&self) -> MysqlConnection {
+        let mut conn = self.connect();
+        conn.batch_execute("LOCK TABLES outbox_dead_letter WRITE").expect("a lock");
+        conn
+    }
+
+    fn waiting(&self) -> usize {
+        self.count("information_schema.processlist WHERE db = DATABASE() AND state LIKE 'Waiting for table%'")
+    }
+
+    fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>) {
+        let sent_at = sent_ago
+            .map_or("NULL".to_owned(), |ago| format!("UTC_TIMESTAMP(3) - INTERVAL {} SECOND", ago.as_secs()));
+        let insert = format!(
+            "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, created_at, sent_at) \
+             SELECT UUID(), 'order', '1', 'OrderPlaced', {shard}, UTC_TIMESTAMP(3), {sent_at} \
+             FROM (SELECT n + 1 AS n FROM {} WHERE n < {rows}) AS of_rows",
+            numbers(rows.ilog10() + 1)
+        );
+        self.connect().batch_execute(&insert).expect("insert rows");
+    }
+
+    /// Only MariaDB counts this.
+    fn rows_read(&self) -> usize {
+        self.connect().batch_execute("SET GLOBAL userstat = 1").expect("statistics of the tables");
+        let read = "SELECT CAST(COALESCE(SUM(rows_read), 0) AS SIGNED) FROM information_schema.table_statistics \
+                    WHERE table_schema = DATABASE() AND table_name = 'outbox'";
+        usize::try_from(self.number(read)).expect("a number of rows")
+    }
+}
+
+/// What the names of the locks begin with on which the relays agree.
+const LOCKS: &str = "'outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_'";
+
+/// Returns a table of all numbers `n` that have up to so many digits.
+fn numbers(digits: u32) -> String {
+    let digit = (1..10)
+        .fold("SELECT 0 AS d".to_owned(), |digits, digit| format!("{digits} UNION ALL SELECT {digit}"));
+    let places: Vec<String> =
+        (0..digits).map(|place| format!("d{place}.d * {}", 10_u32.pow(place))).collect();
+    let tables: Vec<String> = (0..digits).map(|place| format!("({digit}) AS d{place}")).collect();
+    format!("(SELECT {} AS n FROM {}) AS numbers", places.join(" + "), tables.join(" CROSS JOIN "))
 }

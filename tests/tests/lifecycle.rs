@@ -8,78 +8,78 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayError};
-use outbox_tests::{Database, Kafka, Postgres, eventually, logged, start_logging};
+use outbox_tests::{
+    Database, Kafka, Mariadb, MariadbDatabase, Postgres, Tables, eventually, logged, on_postgres_and_mariadb,
+    start_logging,
+};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-fn migrated() -> Database<'static> {
-    let database = Postgres::shared().database();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    database
+on_postgres_and_mariadb!(
+    a_relay_whose_handle_is_dropped_stops_and_logs_a_warning,
+    a_detached_relay_keeps_running_without_its_handle,
+    a_relay_stops_on_any_async_runtime,
+    a_relay_whose_credentials_change_asks_for_the_new_ones,
+);
+
+fn relay(tables: &impl Tables, topic: &str) -> Relay {
+    tables.relay().broker(Broker::new(Kafka::shared().brokers())).topic_naming(topic.parse().unwrap())
 }
 
-fn relay(database: &Database<'_>, topic: &str) -> Relay {
-    Relay::postgres(database.url())
-        .broker(Broker::new(Kafka::shared().brokers()))
-        .topic_naming(topic.parse().unwrap())
-}
-
-fn emit(database: &Database<'_>, event_type: &str) {
+fn emit(tables: &impl Tables, event_type: &str) {
     let event = Record::new("order", "1", event_type);
-    database.connect().transaction(|c| c.emit(&event).map(drop)).unwrap();
+    tables.connect().transaction(|c| c.emit(&event).map(drop)).unwrap();
 }
 
-fn sessions(database: &Database<'_>) -> i64 {
-    let relays = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'outbox relay'";
-    diesel::dsl::sql::<diesel::sql_types::BigInt>(relays).get_result(&mut database.connect()).unwrap()
-}
-
-#[test]
-fn a_relay_whose_handle_is_dropped_stops_and_logs_a_warning() {
+fn a_relay_whose_handle_is_dropped_stops_and_logs_a_warning(tables: &impl Tables) {
     start_logging();
-    let database = migrated();
     let topic = Kafka::shared().unique("dropped");
-    let handle = relay(&database, &topic).spawn().unwrap();
-    emit(&database, "Placed");
+    let handle = relay(tables, &topic).spawn().unwrap();
+    emit(tables, "Placed");
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
     assert!(!handle.is_finished());
     drop(handle);
     eventually("the warning", PATIENCE, || {
         logged(&["WARN", "the relay's handle was dropped, so the relay stops"])
     });
-    eventually("the relay's end", PATIENCE, || (sessions(&database) == 0).then_some(()));
+    tables.wait_for_the_relays_end();
 }
 
-#[test]
-fn a_detached_relay_keeps_running_without_its_handle() {
-    let database = migrated();
+fn a_detached_relay_keeps_running_without_its_handle(tables: &impl Tables) {
     let topic = Kafka::shared().unique("detached");
-    relay(&database, &topic).spawn().unwrap().detach();
-    emit(&database, "Placed");
+    relay(tables, &topic).spawn().unwrap().detach();
+    emit(tables, "Placed");
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
 }
 
-#[test]
-fn a_relay_stops_on_any_async_runtime() {
-    let database = migrated();
+fn a_relay_stops_on_any_async_runtime(tables: &impl Tables) {
     let topic = Kafka::shared().unique("stopped");
-    let handle = relay(&database, &topic).spawn().unwrap();
-    emit(&database, "Placed");
+    let handle = relay(tables, &topic).spawn().unwrap();
+    emit(tables, "Placed");
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
+    assert!(tables.relays() > 0);
     futures_executor::block_on(handle.stop()).unwrap();
-    assert_eq!(sessions(&database), 0);
+    tables.wait_for_the_relays_end();
     // A relay that is told to stop at once.
-    futures_executor::block_on(relay(&database, &topic).run(async {})).unwrap();
+    futures_executor::block_on(relay(tables, &topic).run(async {})).unwrap();
 }
 
 #[test]
-fn a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
+fn on_postgres_a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
+    a_relay_without_tables_says_what_to_do_and_works_once_they_are_there(&Postgres::shared().database());
+}
+
+#[test]
+fn on_mariadb_a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
+    a_relay_without_tables_says_what_to_do_and_works_once_they_are_there(&Mariadb::shared().database());
+}
+
+fn a_relay_without_tables_says_what_to_do_and_works_once_they_are_there(tables: &impl Tables) {
     start_logging();
-    let database = Postgres::shared().database();
     let topic = Kafka::shared().unique("tables");
     let run = || {
         let missing = || logged(&["ERROR", "the table `outbox` does not exist here: run the migrations"]);
-        let handle = relay(&database, &topic).spawn().unwrap();
+        let handle = relay(tables, &topic).spawn().unwrap();
         eventually("the error", PATIENCE, missing);
         handle
     };
@@ -88,45 +88,80 @@ fn a_relay_without_tables_says_what_to_do_and_works_once_they_are_there() {
     assert!(stopped.to_string().contains("`outbox migrate`"), "{stopped}");
 
     let handle = run();
-    Migrations::new().run(&mut database.connect()).unwrap();
-    emit(&database, "Placed");
+    Migrations::new().run(&mut tables.connect()).unwrap();
+    emit(tables, "Placed");
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
     handle.stop_blocking().unwrap();
 }
 
-/// For example if a vault issues database users that are valid for an hour.
-#[test]
-fn a_relay_whose_credentials_change_asks_for_the_new_ones() {
-    let database = migrated();
-    let topic = Kafka::shared().unique("rotated");
-    let conn = &mut database.connect();
-    let roles = ["first", "second"].map(|nth| format!("{}_{nth}", database.name()));
-    for role in &roles {
-        conn.batch_execute(&format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'")).unwrap();
+/// A database whose roles change.
+trait Roles: Tables {
+    /// Makes a role that may do everything here. Its password is its name.
+    fn add(&self, role: &str);
+    /// Ends the role's sessions, and lets it begin no more.
+    fn shut_out(&self, role: &str);
+    fn remove(&self, role: &str);
+}
+
+impl Roles for Database<'_> {
+    fn add(&self, role: &str) {
+        let create = format!("CREATE ROLE {role} SUPERUSER LOGIN PASSWORD '{role}'");
+        self.connect().batch_execute(&create).unwrap();
     }
-    let urls = roles.each_ref().map(|role| database.url_as(role, role));
+
+    fn shut_out(&self, role: &str) {
+        let end = format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'");
+        self.connect().batch_execute(&format!("ALTER ROLE {role} NOLOGIN; {end}")).unwrap();
+    }
+
+    fn remove(&self, role: &str) {
+        self.connect().batch_execute(&format!("DROP ROLE {role}")).unwrap();
+    }
+}
+
+impl Roles for MariadbDatabase<'_> {
+    fn add(&self, role: &str) {
+        let grant = format!("GRANT ALL ON {}.* TO {role}", self.name());
+        self.connect().batch_execute(&format!("CREATE USER {role} IDENTIFIED BY '{role}'; {grant}")).unwrap();
+    }
+
+    fn shut_out(&self, role: &str) {
+        let conn = &mut self.connect();
+        conn.batch_execute(&format!("ALTER USER {role} ACCOUNT LOCK; KILL USER {role}")).unwrap();
+    }
+
+    fn remove(&self, role: &str) {
+        self.connect().batch_execute(&format!("DROP USER {role}")).unwrap();
+    }
+}
+
+/// For example if a vault issues database users that are valid for an hour.
+fn a_relay_whose_credentials_change_asks_for_the_new_ones(tables: &impl Roles) {
+    let topic = Kafka::shared().unique("rotated");
+    let roles = ["first", "second"].map(|nth| format!("{}_{nth}", tables.name()));
+    for role in &roles {
+        tables.add(role);
+    }
+    let urls = roles.each_ref().map(|role| tables.url_as(role, role));
     let has_changed = Arc::new(AtomicBool::new(false));
     let changed = has_changed.clone();
-    let handle = Relay::postgres(move || {
-        let url = &urls[usize::from(changed.load(Ordering::Relaxed))];
-        std::io::Result::Ok(url.clone())
-    })
-    .broker(Broker::new(Kafka::shared().brokers()))
-    .topic_naming(topic.parse().unwrap())
-    .spawn()
-    .unwrap();
-    emit(&database, "Before");
+    let handle = tables
+        .relay_by(move || {
+            let url = &urls[usize::from(changed.load(Ordering::Relaxed))];
+            std::io::Result::Ok(url.clone())
+        })
+        .broker(Broker::new(Kafka::shared().brokers()))
+        .topic_naming(topic.parse().unwrap())
+        .spawn()
+        .unwrap();
+    emit(tables, "Before");
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
     has_changed.store(true, Ordering::Relaxed);
-    conn.batch_execute(&format!(
-        "ALTER ROLE {first} NOLOGIN; SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{first}'",
-        first = roles[0]
-    ))
-    .unwrap();
-    emit(&database, "After");
+    tables.shut_out(&roles[0]);
+    emit(tables, "After");
     Kafka::shared().read_at_least(&topic, 2, PATIENCE);
     handle.stop_blocking().unwrap();
     for role in &roles {
-        conn.batch_execute(&format!("DROP ROLE {role}")).unwrap();
+        tables.remove(role);
     }
 }

@@ -1,6 +1,7 @@
 //! What the relay reports through the `metrics` facade.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
@@ -8,31 +9,46 @@ use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations, Outbox, Record};
 use diesel_outbox_relay::source::wal::setup;
 use diesel_outbox_relay::{Kafka as Broker, Relay, WalOptions};
-use metrics_util::debugging::{DebugValue, DebuggingRecorder};
-use outbox_tests::{Kafka, Postgres, eventually};
+use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
+use outbox_tests::load::migrated;
+use outbox_tests::{Kafka, Tables, eventually, migrated_mariadb, on_postgres_and_mariadb};
 
-#[test]
-fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics() {
-    let recorder = DebuggingRecorder::new();
-    let snapshotter = recorder.snapshotter();
-    recorder.install().unwrap();
-    let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
+const PATIENCE: Duration = Duration::from_secs(60);
+
+on_postgres_and_mariadb!(the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics);
+
+/// Returns the recorder of this process. Each snapshot resets it, so the tests take turns.
+fn recorder() -> MutexGuard<'static, Snapshotter> {
+    static RECORDER: OnceLock<Mutex<Snapshotter>> = OnceLock::new();
+    let recorder = RECORDER.get_or_init(|| {
+        let recorder = DebuggingRecorder::new();
+        let snapshotter = recorder.snapshotter();
+        recorder.install().unwrap();
+        Mutex::new(snapshotter)
+    });
+    recorder.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn record(event_type: &str) -> Record {
+    Record::new("order", "1", event_type)
+}
+
+fn relay(relay: Relay, brokers: &str, topic: &str) -> Relay {
+    relay
+        .broker(Broker::new(brokers))
+        .topic_naming(topic.parse().unwrap())
+        .stall_timeout(Duration::from_secs(1))
+        .lag_interval(Duration::from_millis(50))
+}
+
+fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics(tables: &impl Tables) {
+    let snapshotter = recorder();
     let topic = Kafka::shared().unique("metrics");
-    let relay = |brokers: &str| {
-        Relay::postgres(database.url())
-            .broker(Broker::new(brokers))
-            .topic_naming(topic.parse().unwrap())
-            .stall_timeout(Duration::from_secs(1))
-            .lag_interval(Duration::from_millis(50))
-    };
-    let outbox = format!("{}.public", database.name());
-    let working = relay(Kafka::shared().brokers()).spawn().unwrap();
-    let record = |event_type: &str| Record::new("order", "1", event_type);
+    let (conn, outbox) = (&mut tables.connect(), tables.label());
+    let working = relay(tables.relay(), Kafka::shared().brokers(), &topic).spawn().unwrap();
     let large = record("TooLarge").with_payload(vec![b'x'; 2_000_000]);
     conn.transaction(|c| c.emit_all([record("One"), large, record("Two")])).unwrap();
-    Kafka::shared().read_at_least(&topic, 2, Duration::from_secs(60));
+    Kafka::shared().read_at_least(&topic, 2, PATIENCE);
     // Each snapshot resets the counters, so this adds them up.
     let (mut counters, mut gauges) = (BTreeMap::<String, u64>::new(), BTreeMap::<String, f64>::new());
     let mut look = |unsent: f64| {
@@ -55,61 +71,92 @@ fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics() {
             && oldest.is_some_and(|age| (*age > 0.0) == (unsent > 0.0));
         (counted && measured).then_some(())
     };
-    eventually("the metrics", Duration::from_secs(60), || look(0.0));
+    eventually("the metrics", PATIENCE, || look(0.0));
     let oldest_writer = || {
-        let gauges = snapshotter.snapshot().into_vec().into_iter();
-        gauges.filter(|(key, ..)| key.key().name() == "outbox_oldest_writer_seconds").find_map(
-            |(.., value)| match value {
-                DebugValue::Gauge(value) => Some(value.into_inner()),
-                _ => None,
-            },
-        )
+        snapshotter.snapshot().into_vec().into_iter().find_map(|(key, .., value)| match value {
+            DebugValue::Gauge(value)
+                if key.key().name() == "outbox_oldest_writer_seconds"
+                    && key.key().labels().any(|label| label.value() == outbox) =>
+            {
+                Some(value.into_inner())
+            }
+            _ => None,
+        })
     };
-    let writer = &mut database.connect();
+    let writer = &mut tables.connect();
     AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.emit(&record("Never")).unwrap();
-    eventually("the age of the open writer", Duration::from_secs(60), || {
-        oldest_writer().filter(|age| *age > 0.1)
-    });
+    eventually("the age of the open writer", PATIENCE, || oldest_writer().filter(|age| *age > 0.1));
     AnsiTransactionManager::rollback_transaction(writer).unwrap();
-    eventually("no open writer", Duration::from_secs(60), || oldest_writer().filter(|age| *age == 0.0));
+    eventually("no open writer", PATIENCE, || oldest_writer().filter(|age| *age == 0.0));
     working.stop_blocking().unwrap();
 
     conn.transaction(|c| c.emit(&record("Three"))).unwrap();
-    let without_broker = relay("127.0.0.1:1").spawn().unwrap();
-    eventually("the lag while the broker is away", Duration::from_secs(60), || look(1.0));
+    let without_broker = relay(tables.relay(), "127.0.0.1:1", &topic).spawn().unwrap();
+    eventually("the lag while the broker is away", PATIENCE, || look(1.0));
+    without_broker.stop_blocking().unwrap();
+}
+
+#[test]
+fn two_outboxes_in_one_postgres_have_a_lag_each() {
+    let database = migrated();
+    let conn = &mut database.connect();
     Migrations::new().schema("events").run(conn).unwrap();
+    conn.transaction(|c| c.emit(&record("One"))).unwrap();
     let events = Outbox::new().schema("events");
-    conn.transaction(|c| events.emit_all(c, [record("Four"), record("Five")])).unwrap();
-    let of_events = relay("127.0.0.1:1").schema("events").spawn().unwrap();
+    conn.transaction(|c| events.emit_all(c, [record("Two"), record("Three")])).unwrap();
+    let of_events = database.relay().schema("events");
+    have_a_lag_each(database.relay(), of_events, [database.label(), format!("{}.events", database.name())]);
+}
+
+/// A schema is a database there.
+#[test]
+fn two_outboxes_on_one_mariadb_have_a_lag_each() {
+    let (database, events) = (migrated_mariadb(), migrated_mariadb());
+    database.connect().transaction(|c| c.emit(&record("One"))).unwrap();
+    events.connect().transaction(|c| c.emit_all([record("Two"), record("Three")])).unwrap();
+    let of_events = database.relay().schema(events.name());
+    have_a_lag_each(database.relay(), of_events, [database.label(), events.label()]);
+}
+
+/// In the first outbox waits one event, in the second two.
+fn have_a_lag_each(first: Relay, second: Relay, outboxes: [String; 2]) {
+    let snapshotter = recorder();
+    let relays = [first, second].map(|each| relay(each, "127.0.0.1:1", "nowhere").spawn().unwrap());
     let mut unsent = BTreeMap::new();
-    eventually("the lag of both outboxes", Duration::from_secs(60), || {
+    eventually("the lag of both outboxes", PATIENCE, || {
         for (key, _, _, value) in snapshotter.snapshot().into_vec() {
+            let labels = key.key().labels().filter(|label| label.key() == "outbox");
+            let of = labels.map(|label| label.value().to_owned()).find(|label| outboxes.contains(label));
             // Each snapshot sets the gauges to 0 too.
-            if let (DebugValue::Gauge(value), "outbox_unsent") = (value, key.key().name())
+            if let (DebugValue::Gauge(value), "outbox_unsent", Some(outbox)) = (value, key.key().name(), of)
                 && value.into_inner() > 0.0
             {
-                let labels = key.key().labels().filter(|label| label.key() == "outbox");
-                unsent.extend(labels.map(|label| (label.value().to_owned(), value.into_inner())));
+                unsent.insert(outbox, value.into_inner());
             }
         }
         (unsent.len() == 2).then_some(())
     });
-    assert_eq!(unsent, BTreeMap::from([(outbox.clone(), 1.0), (format!("{}.events", database.name()), 2.0)]));
-    of_events.stop_blocking().unwrap();
-    without_broker.stop_blocking().unwrap();
+    assert_eq!(unsent, outboxes.into_iter().zip([1.0, 2.0]).collect());
+    for relay in relays {
+        relay.stop_blocking().unwrap();
+    }
+}
 
+#[test]
+fn how_far_the_wal_is_read_is_a_metric() {
+    let snapshotter = recorder();
+    let database = migrated();
+    let outbox = database.label();
+    database.connect().transaction(|c| c.emit(&record("One"))).unwrap();
     let mut wal = WalOptions::default();
     wal.slot = database.name().to_owned();
-    setup(conn, &mut database.connect(), &wal).unwrap();
-    let reading = Relay::postgres_wal(database.url(), wal)
-        .broker(Broker::new(Kafka::shared().brokers()))
-        .topic_naming(topic.parse().unwrap())
-        .lag_interval(Duration::from_millis(50))
-        .spawn()
-        .unwrap();
+    setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
+    let topic = Kafka::shared().unique("metrics-of-the-wal");
+    let reading = relay(Relay::postgres_wal(database.url(), wal), Kafka::shared().brokers(), &topic);
+    let reading = reading.spawn().unwrap();
     let mut seen = BTreeMap::new();
-    eventually("the metrics of the WAL", Duration::from_secs(60), || {
+    eventually("the metrics of the WAL", PATIENCE, || {
         for (key, _, _, value) in snapshotter.snapshot().into_vec() {
             let labels: String = key.key().labels().map(|label| format!(" {}", label.value())).collect();
             if let DebugValue::Gauge(value) = value {

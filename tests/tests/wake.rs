@@ -1,88 +1,115 @@
-//! The gated notification: no event waits for the slow fallback poll, and idle relays send the database almost no queries.
+//! No event waits for the slow fallback poll, and idle relays send the database almost no queries. PostgreSQL notifies a relay that
+//! sleeps. MariaDB notifies nobody, so a relay looks less and less often, and is asleep here while it pauses.
+
+#[path = "wake/strangers.rs"]
+mod strangers;
 
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
-use outbox_tests::{Database, Kafka, Postgres, eventually};
+use outbox_tests::load::migrated;
+use outbox_tests::{
+    Database, Kafka, MariadbDatabase, Postgres, Tables, eventually, migrated_mariadb, on_postgres_and_mariadb,
+};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+on_postgres_and_mariadb!(
+    an_event_wakes_the_sleeping_relay,
+    an_event_that_commits_after_the_relay_went_to_sleep_is_not_missed,
+    the_fallback_poll_finds_an_event_without_a_notification,
+);
 
 fn record(event_type: &str) -> Record {
     Record::new("order", "1", event_type).with_payload(*b"{}")
 }
 
-fn relay(database: &Database<'_>, topic: &str) -> RelayHandle {
-    Relay::postgres(database.url())
+fn relay(tables: &impl Tables, topic: &str) -> RelayHandle {
+    // Only a wake-up can bring an event to Kafka while the test waits.
+    with_intervals(tables.relay(), topic, Duration::from_secs(3_600)).spawn().unwrap()
+}
+
+fn with_intervals(relay: Relay, topic: &str, poll_interval: Duration) -> Relay {
+    relay
         .broker(Broker::new(Kafka::shared().brokers()))
         .topic_naming(topic.parse().unwrap())
-        // Only a wake-up can bring an event to Kafka while the test waits.
-        .poll_interval(Duration::from_secs(3_600))
+        .poll_interval(poll_interval)
         .lag_interval(Duration::from_secs(3_600))
-        .spawn()
-        .unwrap()
 }
 
-fn is_asleep(conn: &mut PgConnection) -> bool {
-    diesel::dsl::sql::<Bool>(
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 1869968482 \
-         AND objid = 'outbox'::regclass::oid AND mode = 'ExclusiveLock' AND granted)",
-    )
-    .get_result(conn)
-    .unwrap()
+/// A database whose relays sleep.
+trait Sleeps: Tables {
+    fn is_asleep(&self) -> bool;
+    /// Returns whether the relay is asleep and has sent no query for a while. A relay that goes to sleep looks once more.
+    fn is_sound_asleep(&self) -> bool;
 }
 
-/// Waits until a relay sleeps and has sent no query for a while. A relay that goes to sleep looks once more.
-fn wait_until_asleep(conn: &mut PgConnection) {
-    let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
-                 AND datname = current_database() AND state = 'idle' \
-                 AND state_change < clock_timestamp() - interval '300 ms'";
-    eventually("the relay to lie down", PATIENCE, || {
-        (is_asleep(conn) && number(conn, quiet) == 1).then_some(())
-    });
+impl Sleeps for Database<'_> {
+    fn is_asleep(&self) -> bool {
+        self.count(
+            "pg_locks WHERE locktype = 'advisory' AND classid = 1869968482 AND objid = 'outbox'::regclass::oid \
+             AND mode = 'ExclusiveLock' AND granted",
+        ) > 0
+    }
+
+    fn is_sound_asleep(&self) -> bool {
+        self.is_asleep()
+            && self.count(
+                "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database() \
+                 AND state = 'idle' AND state_change < clock_timestamp() - interval '300 ms'",
+            ) == 1
+    }
 }
 
-fn number(conn: &mut PgConnection, sql: &str) -> i64 {
-    diesel::dsl::sql::<BigInt>(sql).get_result(conn).unwrap()
+/// The session of the relay that looks.
+const LEADER: &str = "information_schema.processlist WHERE command = 'Sleep' \
+                      AND id = IS_USED_LOCK(CONCAT('outbox_', LEFT(DATABASE(), 36), '_', CRC32(DATABASE()), '_leader'))";
+
+impl Sleeps for MariadbDatabase<'_> {
+    fn is_asleep(&self) -> bool {
+        self.count(&format!("{LEADER} AND time_ms > 50")) > 0
+    }
+
+    fn is_sound_asleep(&self) -> bool {
+        self.count(&format!("{LEADER} AND time_ms > 100")) > 0
+    }
 }
 
-#[test]
-fn an_event_wakes_the_sleeping_relay() {
-    let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
+fn wait_until_asleep(tables: &impl Sleeps) {
+    eventually("the relay to lie down", PATIENCE, || tables.is_sound_asleep().then_some(()));
+}
+
+fn an_event_wakes_the_sleeping_relay(tables: &impl Sleeps) {
     let topic = Kafka::shared().unique("wakes");
-    let _relay = relay(&database, &topic);
+    let _relay = relay(tables, &topic);
+    let conn = &mut tables.connect();
     for count in 1..=5 {
-        wait_until_asleep(conn);
+        wait_until_asleep(tables);
         conn.transaction(|c| c.emit(&record("Woke"))).unwrap();
         Kafka::shared().read_at_least(&topic, count, PATIENCE);
     }
 }
 
 /// The emitter sees that the relay is awake and does not notify it. It commits when the relay is asleep.
-#[test]
-fn an_event_that_commits_after_the_relay_went_to_sleep_is_not_missed() {
-    let database = Postgres::shared().database();
-    let (conn, slow) = (&mut database.connect(), &mut database.connect());
-    Migrations::new().run(conn).unwrap();
+fn an_event_that_commits_after_the_relay_went_to_sleep_is_not_missed(tables: &impl Sleeps) {
+    let (conn, slow) = (&mut tables.connect(), &mut tables.connect());
     let topic = Kafka::shared().unique("overlooked");
-    let _relay = relay(&database, &topic);
+    let _relay = relay(tables, &topic);
     eventually("an emit while the relay is awake", PATIENCE, || {
         conn.transaction(|c| c.emit(&record("Waking"))).unwrap();
-        eventually("the relay to wake", PATIENCE, || (!is_asleep(conn)).then_some(()));
+        eventually("the relay to wake", PATIENCE, || (!tables.is_asleep()).then_some(()));
         AnsiTransactionManager::begin_transaction(slow).unwrap();
         slow.emit(&record("Slow")).unwrap();
-        if !is_asleep(conn) {
+        if !tables.is_asleep() {
             return Some(());
         }
         AnsiTransactionManager::rollback_transaction(slow).unwrap();
         None
     });
-    wait_until_asleep(conn);
+    wait_until_asleep(tables);
     AnsiTransactionManager::commit_transaction(slow).unwrap();
     eventually("the slow event", PATIENCE, || {
         let received = Kafka::shared().read_all(&topic);
@@ -90,43 +117,65 @@ fn an_event_that_commits_after_the_relay_went_to_sleep_is_not_missed() {
     });
 }
 
-/// Ten idle relays send the database almost no queries: one listens, the others stand by.
-#[test]
-fn idle_relays_send_almost_no_queries() {
-    let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
-    let topic = Kafka::shared().unique("idle");
-    let _relays: Vec<RelayHandle> = (0..10).map(|_| relay(&database, &topic)).collect();
-    let idle = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
-                AND datname = current_database() AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
-    eventually("ten relays to be idle for a second", PATIENCE, || (number(conn, idle) == 10).then_some(()));
-    assert!(is_asleep(conn));
-}
-
 /// A row that is not inserted by `emit` notifies nobody. The fallback poll finds it.
-#[test]
-fn the_fallback_poll_finds_an_event_without_a_notification() {
-    let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
+fn the_fallback_poll_finds_an_event_without_a_notification(tables: &impl Sleeps) {
     let topic = Kafka::shared().unique("fallback");
-    let _relay = Relay::postgres(database.url())
-        .broker(Broker::new(Kafka::shared().brokers()))
-        .topic_naming(topic.parse().unwrap())
-        .poll_interval(Duration::from_secs(1))
-        .spawn()
-        .unwrap();
-    wait_until_asleep(conn);
-    conn.batch_execute(
-        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard) \
-         VALUES (gen_random_uuid(), 'order', '1', 'Quiet', 0)",
-    )
-    .unwrap();
+    let _relay = with_intervals(tables.relay(), &topic, Duration::from_secs(1)).spawn().unwrap();
+    wait_until_asleep(tables);
+    tables.insert(1, "0", None);
     assert_eq!(Kafka::shared().read_at_least(&topic, 1, PATIENCE).len(), 1);
 }
 
-/// PostgreSQL does not prepare a transaction that has notified. If transactions can be prepared, the sleeping relay checks
+/// Ten idle relays send the database almost no queries: one listens, the others stand by.
+#[test]
+fn idle_relays_send_almost_no_queries_to_postgres() {
+    let database = migrated();
+    let topic = Kafka::shared().unique("idle");
+    let _relays: Vec<RelayHandle> = (0..10).map(|_| relay(&database, &topic)).collect();
+    let idle = "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database() \
+                AND state = 'idle' AND state_change < clock_timestamp() - interval '1 s'";
+    eventually("ten relays to be idle for a second", PATIENCE, || (database.count(idle) == 10).then_some(()));
+    assert!(database.is_asleep());
+}
+
+/// One looks, in pauses that grow, and the others ask now and then whether it is gone.
+#[test]
+fn idle_relays_send_almost_no_queries_to_mariadb() {
+    const FOR: Duration = Duration::from_secs(1);
+    let database = migrated_mariadb();
+    let topic = Kafka::shared().unique("idle");
+    let role = format!("{}_idle", database.name());
+    let conn = &mut database.connect();
+    conn.batch_execute(&format!(
+        "SET GLOBAL userstat = 1; CREATE USER {role} IDENTIFIED BY 'idle'; GRANT ALL ON {}.* TO {role}",
+        database.name()
+    ))
+    .unwrap();
+    let relays: Vec<RelayHandle> = (0..10)
+        .map(|_| {
+            let relay = database.relay_by(database.url_as(&role, "idle"));
+            with_intervals(relay, &topic, Duration::from_secs(3_600)).spawn().unwrap()
+        })
+        .collect();
+    eventually("all to have started", PATIENCE, || (database.relays() == 10).then_some(()));
+    eventually("a pause", PATIENCE, || {
+        (database.count(&format!("{LEADER} AND time_ms > 200")) == 1).then_some(())
+    });
+    let sent = || {
+        let sent = "SELECT CAST(select_commands + update_commands + other_commands AS SIGNED) \
+                    FROM information_schema.user_statistics WHERE user = ";
+        database.number(&format!("{sent}'{role}'"))
+    };
+    let before = sent();
+    std::thread::sleep(FOR);
+    let sent = sent() - before;
+    // Up to five looks, and two questions of each second one of the others.
+    assert!((1..30).contains(&sent), "{sent} statements in {FOR:?}");
+    relays.into_iter().for_each(|relay| relay.stop_blocking().unwrap());
+    conn.batch_execute(&format!("DROP USER {role}")).unwrap();
+}
+
+/// PostgreSQL does not prepare a transaction that has notified. MariaDB looks all the same, for events of prepared transactions too. If transactions can be prepared, the sleeping relay checks
 /// whether the sequence has given numbers.
 #[test]
 fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
@@ -136,7 +185,7 @@ fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
     Migrations::new().run(conn).unwrap();
     let topic = Kafka::shared().unique("prepared");
     let _relay = relay(&database, &topic);
-    wait_until_asleep(conn);
+    wait_until_asleep(&database);
     for gid in ["first", "second"] {
         AnsiTransactionManager::begin_transaction(conn).unwrap();
         conn.batch_execute("SET LOCAL outbox.notify = 'off'").unwrap();
@@ -147,47 +196,6 @@ fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
             let received = Kafka::shared().read_all(&topic);
             received.iter().any(|received| received.header("eventType") == Some(gid)).then_some(())
         });
-        wait_until_asleep(conn);
+        wait_until_asleep(&database);
     }
-}
-
-/// Whoever can connect can take advisory locks. Nobody else may suffer from that.
-#[test]
-fn a_stranger_who_holds_the_advisory_locks_does_not_stop_the_relay() {
-    let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
-    let role = format!("{}_stranger", database.name());
-    conn.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD 'stranger'")).unwrap();
-    let mut stranger = PgConnection::establish(&database.url_as(&role, "stranger")).unwrap();
-    let oid = number(conn, "SELECT 'outbox'::regclass::oid::bigint");
-    for key in 1_869_968_482..1_869_968_487 {
-        stranger.batch_execute(&format!("SELECT pg_advisory_lock({key}, {oid})")).unwrap();
-    }
-    conn.batch_execute(
-        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, shard, sent_at) \
-         VALUES (gen_random_uuid(), 'order', 'old', 'Sent', 0, now() - interval '1 day')",
-    )
-    .unwrap();
-    let topic = Kafka::shared().unique("stranger");
-    let relay = Relay::postgres(database.url())
-        .broker(Broker::new(Kafka::shared().brokers()))
-        .topic_naming(topic.parse().unwrap())
-        .poll_interval(Duration::from_secs(3_600))
-        .keep_sent(Duration::ZERO)
-        .spawn()
-        .unwrap();
-    for count in 1..=3 {
-        conn.transaction(|c| c.emit(&record("Sent"))).unwrap();
-        Kafka::shared().read_at_least(&topic, count, PATIENCE);
-        let quiet = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'outbox relay' \
-                     AND datname = current_database() AND state = 'idle' \
-                     AND state_change < clock_timestamp() - interval '150 ms'";
-        eventually("the relay to be quiet", PATIENCE, || (number(conn, quiet) == 1).then_some(()));
-    }
-    let old = "SELECT count(*) FROM outbox WHERE aggregateid = 'old'";
-    eventually("what was sent long ago to be pruned", PATIENCE, || (number(conn, old) == 0).then_some(()));
-    drop(stranger);
-    drop(relay);
-    eventually("the role to be free", PATIENCE, || conn.batch_execute(&format!("DROP ROLE {role}")).ok());
 }

@@ -1,5 +1,6 @@
 //! Debezium for MariaDB and MySQL, with what `outbox debezium` prints.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
@@ -25,6 +26,8 @@ pub struct BinlogDebezium<'a> {
     /// The worker, as soon as it is needed.
     connect: OnceLock<&'a Connect>,
     connector: String,
+    /// The binary `outbox`.
+    binary: PathBuf,
 }
 
 impl<'a> BinlogDebezium<'a> {
@@ -38,6 +41,11 @@ impl<'a> BinlogDebezium<'a> {
         Connect::start(&classes, Kafka::shared(), PASSWORD)
     }
 
+    /// Starts a worker for measurements of MariaDB.
+    pub fn start_connect_for_benchmark(kafka: &Kafka) -> Connect {
+        Connect::start_for_benchmark(&artifacts::debezium_for_mariadb(), kafka, PASSWORD)
+    }
+
     /// Returns the worker that the connectors of this process to such servers share. It starts on first use.
     fn shared_connect(mysql: bool) -> &'static Connect {
         static SHARED: [OnceLock<Connect>; 2] = [const { OnceLock::new() }; 2];
@@ -46,19 +54,32 @@ impl<'a> BinlogDebezium<'a> {
 
     /// Makes the user and prints the configuration for this pattern of topics.
     pub fn prepared(database: &'a MariadbDatabase<'a>, topic: &str) -> Self {
-        let mut debezium = Self { database, connect: OnceLock::new(), connector: String::new() };
+        Self::prepared_by(workspace_binary("outbox"), database, Kafka::shared(), topic)
+    }
+
+    /// The same for this broker, by this binary `outbox`.
+    pub fn prepared_by(
+        binary: PathBuf,
+        database: &'a MariadbDatabase<'a>,
+        kafka: &Kafka,
+        topic: &str,
+    ) -> Self {
+        let mut debezium = Self::new(binary, database);
         debezium.set_up();
         debezium.set_password();
         let print = ["connector", "--name", database.name(), "--topic", topic];
-        debezium.connector =
-            debezium.print(&[&print[..], &["--brokers", Kafka::shared().brokers()]].concat());
+        debezium.connector = debezium.print(&[&print[..], &["--brokers", kafka.brokers()]].concat());
         debezium
+    }
+
+    fn new(binary: PathBuf, database: &'a MariadbDatabase<'a>) -> Self {
+        Self { database, connect: OnceLock::new(), connector: String::new(), binary }
     }
 
     /// Makes a user without privileges.
     pub fn without_privileges(database: &'a MariadbDatabase<'a>) -> Self {
         database.connect().batch_execute(&format!("CREATE USER `{}`", database.name())).expect("a user");
-        let debezium = Self { database, connect: OnceLock::new(), connector: String::new() };
+        let debezium = Self::new(workspace_binary("outbox"), database);
         debezium.set_password();
         debezium
     }
@@ -83,7 +104,7 @@ impl<'a> BinlogDebezium<'a> {
         let (_, rest) = self.database.url().split_once('@').expect("a user in the URL");
         let scheme = if is_mysql(self.database) { "mysql" } else { "mariadb" };
         let url = format!("{scheme}://{}:{PASSWORD}@{rest}", self.database.name());
-        let mut outbox = Command::new(workspace_binary("outbox"));
+        let mut outbox = Command::new(&self.binary);
         outbox.arg("debezium").args(arguments).env("OUTBOX_DATABASE_URL", url);
         outbox.output().expect("run the binary")
     }

@@ -15,7 +15,7 @@ pub(super) const TUNED: [(&str, &str); 6] = [
     ("producer.override.linger.ms", "0"),
 ];
 
-/// What a worker needs for a connector as the binary prints it. It stores offsets each second, so that less is repeated.
+/// What a worker needs for a connector as the binary prints it. First, it stores offsets each second, so that less is repeated.
 pub(crate) const ASKED_FOR: [(&str, &str); 3] = [
     ("offset.flush.interval.ms", "1000"),
     ("config.providers", "env"),

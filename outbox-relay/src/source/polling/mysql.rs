@@ -73,6 +73,8 @@ struct Session {
     /// When the shards without a witness were looked at from their first row on, and how long that took.
     looked_at_all: Option<(Instant, Duration)>,
     wake: Wake,
+    /// What waited when the relay looked last while it stood by.
+    waiting: Wanted,
     upkeep: Upkeep,
     writers: Writers,
     batch_size: BatchSize,
@@ -128,6 +130,7 @@ impl Session {
             without_witness: HashSet::new(),
             looked_at_all: None,
             wake,
+            waiting: Wanted::new(),
             upkeep: Upkeep::default(),
             writers: Writers::default(),
             batch_size: BatchSize::new(),
@@ -139,7 +142,10 @@ impl Session {
 
     fn claim(&mut self, database: &MysqlDatabase) -> mysql::Result<bool> {
         if !self.wake.look(&mut self.conn)? {
-            return Ok(false);
+            if !self.wake.looks_after_leader() || !self.is_neglected()? {
+                return Ok(false);
+            }
+            self.wake.help(&mut self.conn)?;
         }
         let known = self.bounds.clone();
         let (wanted, distrusted) = self.look()?;
@@ -154,6 +160,15 @@ impl Session {
             self.wake.found();
         }
         Ok(self.pass.is_some())
+    }
+
+    /// Returns whether to work instead of standing by: what waited at the last look still waits. Perhaps the leader hangs, or somebody
+    /// who is no relay holds its lock.
+    fn is_neglected(&mut self) -> mysql::Result<bool> {
+        let (wanted, _) = self.look()?;
+        let is_neglected = wanted.iter().any(|oldest| self.waiting.contains(oldest));
+        self.waiting = wanted;
+        Ok(is_neglected)
     }
 
     /// Returns the wanted shards, and those whose bound cannot be trusted.

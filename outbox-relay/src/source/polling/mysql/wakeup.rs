@@ -1,8 +1,9 @@
 //! When a relay looks at the table, and which of several does.
 //!
 //! MySQL and MariaDB notify nobody, so a relay looks at the table: every few milliseconds while there is traffic, and less and less often
-//! when there is none. Of several relays one leads, and only it looks. The others stand by, and ask now and then whether the leader is
-//! gone or wants help. They agree by user-level locks, which the server releases when their session ends.
+//! when there is none. Of several relays one leads, and looks so often. The others stand by: now and then they ask whether the leader is
+//! gone or wants help, and look whether it leaves something unsent. They agree by user-level locks, which the server releases when their
+//! session ends.
 
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,8 @@ const STAND_BY_AFTER: Duration = Duration::from_secs(1);
 const STAND_BY_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_STAND_BY: Duration = Duration::from_secs(10);
 const SHORTEST_STAND_BY: Duration = Duration::from_secs(1);
+/// A relay that stands by looks at the table after this many asks. If each ask had a look, 50 relays would send ten queries a second.
+const ASKS_A_LOOK: u32 = 3;
 /// How often a worker counts the workers at work.
 const COUNT_INTERVAL: Duration = Duration::from_millis(250);
 /// How long a worker waits with a read because another one asks whether the table is in use, and how often it looks meanwhile.
@@ -37,6 +40,8 @@ pub(super) struct Wake {
     /// Whether it looks for records although it does not lead.
     helps: bool,
     calls_for_help: bool,
+    /// How often it has asked while it stands by.
+    asks: u32,
     workers: usize,
     relays: usize,
     counted: Option<Instant>,
@@ -67,6 +72,7 @@ impl Wake {
             leads: false,
             helps: true,
             calls_for_help: false,
+            asks: 0,
             workers: 1,
             relays: 1,
             counted: None,
@@ -127,6 +133,18 @@ impl Wake {
         Ok(self.leads || self.helps)
     }
 
+    /// Returns whether a relay that stands by looks now whether the leader leaves something unsent.
+    pub(super) fn looks_after_leader(&mut self) -> bool {
+        self.asks = self.asks.wrapping_add(1);
+        self.asks.is_multiple_of(ASKS_A_LOOK)
+    }
+
+    /// Works instead of standing by, until nothing has come for a while.
+    pub(super) fn help(&mut self, conn: &mut Conn) -> mysql::Result<()> {
+        self.found = Instant::now();
+        self.works(conn, true)
+    }
+
     /// Counts the workers if it is time to.
     pub(super) fn count(&mut self, conn: &mut Conn) -> mysql::Result<()> {
         if has_passed(self.counted, COUNT_INTERVAL) { self.ask(conn) } else { Ok(()) }
@@ -150,8 +168,7 @@ impl Wake {
         (self.workers, self.relays) = (workers.max(1), relays.max(1));
         self.leads = leads == Some(1);
         if (self.leads || help == 1) && !self.helps {
-            self.found = Instant::now();
-            self.works(conn, true)?;
+            self.help(conn)?;
         }
         Ok(())
     }
