@@ -106,10 +106,7 @@ pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<
 
 /// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids, and the errors of those that cannot
 /// be read, perhaps because they are locked.
-pub(super) fn last_numbers(
-    conn: &mut PgConnection,
-    outboxes: &[&Outbox],
-) -> (Vec<(u32, i64)>, Vec<Unseen>) {
+pub(super) fn last_numbers(conn: &mut PgConnection, outboxes: &[&Outbox]) -> (Vec<(u32, i64)>, Vec<Unseen>) {
     let (mut last_numbers, mut failed) = (Vec::new(), Vec::new());
     for outboxes in outboxes.chunks(AT_ONCE) {
         if let Ok(these) = last_numbers_of(conn, outboxes) {
