@@ -10,6 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::prelude::*;
 use diesel_outbox::{Migrations, Outbox, Record};
 use diesel_outbox_relay::{
     Acknowledgement, Kafka as Broker, PublishError, Publisher, Refusal, Relay, RelayError,
@@ -194,26 +195,33 @@ fn a_relay_whose_sessions_are_ended_goes_on_in_all_schemas() {
     relay.stop_blocking().unwrap();
 }
 
-/// Workers report what they have looked at while no session hears it.
+/// Each round wakes all of them at once, and ends the session while it hears what the workers report.
 #[test]
-fn no_schema_is_forgotten_if_the_session_that_watches_is_ended_again_and_again() {
+fn no_schema_is_forgotten_if_the_session_that_watches_is_ended_while_they_are_worked_on() {
     let schemas = tenants(20);
     let database = migrated(&schemas);
     let conn = &mut database.connect();
     let topic = new_topic("forgotten");
     let relay = sleeper(&database, &topic, &schemas).spawn().unwrap();
-    let end = format!(
-        "SELECT count(pg_terminate_backend(pid)) FROM (SELECT DISTINCT pid FROM pg_locks WHERE {WATCHES}) AS watch"
-    );
-    let committed = thread::scope(|scope| {
-        let writers = scope.spawn(|| write_everywhere(&database, &schemas, 200));
-        let mut ended = 0;
-        while !writers.is_finished() || ended < 10 {
-            ended += number(conn, &end);
-        }
-        writers.join().unwrap()
-    });
-    repetitions(&topic, &committed);
+    let unsent_in = |schema: &String| format!("SELECT seq FROM {schema}.outbox WHERE sent_at IS NULL");
+    let unsent: Vec<String> = schemas.iter().map(unsent_in).collect();
+    let unsent = unsent.join(" UNION ALL ");
+    for round in 0..6 {
+        wait_until_asleep(conn, schemas.len());
+        let in_all = |c: &mut PgConnection| {
+            let record = |schema: &String| Record::new("order", schema.as_str(), format!("{round}"));
+            schemas.iter().try_for_each(|s| Outbox::new().schema(s).emit(c, &record(s)).map(drop))
+        };
+        conn.transaction(in_all).unwrap();
+        // As soon as some of them are sent.
+        conn.batch_execute(&format!(
+            "DO $$ BEGIN WHILE (SELECT count(*) FROM ({unsent}) AS unsent) > {} LOOP END LOOP; \
+             PERFORM pg_terminate_backend(pid) FROM (SELECT DISTINCT pid FROM pg_locks WHERE {WATCHES}) AS watch; END $$",
+            19 - 3 * round
+        ))
+        .unwrap();
+        wait_for(&topic, &round.to_string(), &schemas);
+    }
     relay.stop_blocking().unwrap();
 }
 

@@ -35,9 +35,6 @@ pub(super) struct Seen {
     pub(super) has_slot: bool,
 }
 
-/// The oid of an outbox's table, and why the outbox cannot be seen from afar.
-pub(super) type Unseen = (u32, Error);
-
 type SeenRow = (u32, bool, i64, i64, bool);
 
 /// Looks at these outboxes, and returns what it has seen by their tables' oids. Leaves out those that cannot be looked at.
@@ -104,23 +101,30 @@ pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<
     Ok(Writers::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
 }
 
-/// Returns the last numbers that the sequences of these outboxes have given, by their tables' oids, and the errors of those that cannot
-/// be read, perhaps because they are locked.
-pub(super) fn last_numbers(conn: &mut PgConnection, outboxes: &[&Outbox]) -> (Vec<(u32, i64)>, Vec<Unseen>) {
-    let (mut last_numbers, mut failed) = (Vec::new(), Vec::new());
+/// The last numbers of sequences, by the tables' oids.
+#[derive(Default)]
+pub(super) struct LastNumbers {
+    pub(super) read: Vec<(u32, i64)>,
+    /// Why others cannot be read, perhaps because they are locked.
+    pub(super) failed: Vec<(u32, Error)>,
+}
+
+/// Returns the last numbers that the sequences of these outboxes have given.
+pub(super) fn last_numbers(conn: &mut PgConnection, outboxes: &[&Outbox]) -> LastNumbers {
+    let mut last_numbers = LastNumbers::default();
     for outboxes in outboxes.chunks(AT_ONCE) {
         if let Ok(these) = last_numbers_of(conn, outboxes) {
-            last_numbers.extend(these);
+            last_numbers.read.extend(these);
             continue;
         }
         for outbox in outboxes {
             match last_numbers_of(conn, &[*outbox]) {
-                Ok(one) => last_numbers.extend(one),
-                Err(error) => failed.push((outbox.table(), error)),
+                Ok(one) => last_numbers.read.extend(one),
+                Err(error) => last_numbers.failed.push((outbox.table(), error)),
             }
         }
     }
-    (last_numbers, failed)
+    last_numbers
 }
 
 fn last_numbers_of(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, i64)>> {

@@ -25,7 +25,7 @@ use super::outbox::Outbox;
 use super::queue::{News, Queue};
 use super::room_for_locks;
 use super::schemas::{Found, Schemas};
-use super::survey::{self, AT_ONCE, Seen};
+use super::survey::{self, AT_ONCE, LastNumbers, Seen};
 use super::watched::{Place, Watched};
 use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
@@ -278,13 +278,13 @@ impl Watch {
         };
         let outboxes: Vec<&Outbox> =
             self.outboxes.values().filter(watches).map(|watched| &*watched.outbox).collect();
-        let (last_numbers, failed) = survey::last_numbers(&mut session.conn, &outboxes);
+        let LastNumbers { read, failed } = survey::last_numbers(&mut session.conn, &outboxes);
         for (table, error) in failed {
             if let Some(watched) = self.outboxes.get_mut(&table) {
                 put_off_if_failed(&mut session.conn, watched, Err(error))?;
             }
         }
-        for (table, last) in last_numbers {
+        for (table, last) in read {
             if let Some(watched) = self.outboxes.get_mut(&table)
                 && let Some(wake) = &mut watched.wake
                 && wake.is_numbered(&mut session.conn, last)?
@@ -397,11 +397,23 @@ impl Watch {
         }
     }
 
-    /// Waits for news, but no longer than this. Takes back all outboxes that come before it asks the database for anything: if the
-    /// session has failed, the next one must have them all.
+    /// Waits for news, but no longer than this.
     fn hear(&mut self, session: &mut Session, pause: Duration) -> QueryResult<()> {
+        let news = self.queue.news(pause);
+        for table in self.take_back(news, &mut session.found) {
+            if let Some(watched) = self.outboxes.get_mut(&table) {
+                let awake = watched.awake(&mut session.conn);
+                put_off_if_failed(&mut session.conn, watched, awake)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back all outboxes that come, before anything is asked of the database: if the session has failed, the next one must have
+    /// them all. Returns those that stay awake.
+    fn take_back(&mut self, news: Vec<(Arc<Outbox>, News)>, found: &mut Option<Instant>) -> Vec<u32> {
         let mut awake = Vec::new();
-        for (outbox, news) in self.queue.news(pause) {
+        for (outbox, news) in news {
             let table = outbox.table();
             // It may have been let go of, and another taken on in its place.
             let watched = self.outboxes.get_mut(&table);
@@ -417,19 +429,13 @@ impl Watch {
                 News::PutOff(time) => {
                     watched.place = Place::PutOff(Instant::now() + time);
                     // Perhaps it is gone.
-                    if has_passed(session.found, FIND_AGAIN) {
-                        session.found = None;
+                    if has_passed(*found, FIND_AGAIN) {
+                        *found = None;
                     }
                 }
             }
         }
-        for table in awake {
-            if let Some(watched) = self.outboxes.get_mut(&table) {
-                let awake = watched.awake(&mut session.conn);
-                put_off_if_failed(&mut session.conn, watched, awake)?;
-            }
-        }
-        Ok(())
+        awake
     }
 
     /// Returns how long to wait for news at most.
@@ -473,3 +479,6 @@ fn missing(schema: &str) -> SourceError {
          `Migrations::new().schema(..).run(..)`), or correct the name"
     ))
 }
+
+#[cfg(test)]
+mod tests;
