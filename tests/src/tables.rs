@@ -10,9 +10,9 @@ use diesel::query_dsl::methods::LoadQuery;
 use diesel::sql_types::{BigInt, SmallInt};
 use diesel_outbox::{MigrateConnection, Migrations, OutboxConnection};
 use diesel_outbox_core::Source;
-use diesel_outbox_relay::{DatabaseUrl, Relay};
 use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
+use diesel_outbox_relay::{DatabaseUrl, Relay};
 
 use crate::mariadb::{Mariadb, MariadbDatabase};
 use crate::postgres::{Database, Postgres};
