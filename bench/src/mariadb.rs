@@ -51,7 +51,7 @@ impl<'a> Template<'a> {
         let template = Self { database, rows: records.len() };
         template.execute(&format!(
             "CREATE TABLE template (PRIMARY KEY (seq)) AS \
-             SELECT ROW_NUMBER() OVER (ORDER BY seq) AS seq, id, {COLUMNS} FROM outbox"
+             SELECT ROW_NUMBER() OVER (ORDER BY outbox.seq) AS seq, id, {COLUMNS} FROM outbox"
         ));
         template
     }

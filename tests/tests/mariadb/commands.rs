@@ -1,11 +1,12 @@
 //! The binary's commands.
 
 use std::process::Command;
+use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Migrations};
-use outbox_tests::{Mariadb, workspace_binary};
+use outbox_tests::{Mariadb, Process, workspace_binary};
 
 use super::{count, emit, record};
 
@@ -63,11 +64,12 @@ fn a_migration_that_fails_half_way_is_not_recorded_and_goes_on_when_it_is_run_ag
 
 fn several_processes_may_migrate_at_the_same_time(server: &'static Mariadb) {
     let database = server.database();
-    workspace_binary("outbox");
-    let run: usize = std::thread::scope(|scope| {
-        let migrate = || done(database.url(), &["migrate"]).matches("ran ").count();
-        let processes: Vec<_> = (0..8).map(|_| scope.spawn(migrate)).collect();
-        processes.into_iter().map(|process| process.join().unwrap()).sum()
-    });
-    assert_eq!(run, 2, "one of them ran both");
+    let mut command = Command::new(workspace_binary("outbox"));
+    command.arg("migrate").env("OUTBOX_DATABASE_URL", database.url());
+    let processes: Vec<Process> = (0..8).map(|_| Process::start(&command)).collect();
+    let ran = |process: &Process| {
+        assert!(process.wait(Duration::from_secs(60)).success(), "{}", process.output());
+        process.output().matches("ran ").count()
+    };
+    assert_eq!(processes.iter().map(ran).sum::<usize>(), 2, "one of them ran both");
 }
