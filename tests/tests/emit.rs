@@ -5,18 +5,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_bb8_diesel::AsyncConnection as _;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool, R2D2Connection};
 use diesel::result::Error as DieselError;
-use diesel_async::pooled_connection::AsyncDieselConnectionManager;
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use diesel_outbox::{AsyncEmit, Emit, EmitError, Migrations, OutboxEvent, Record, RecordError};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::source::{SourceOptions, SqliteSource};
-use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres, eventually};
+use outbox_tests::{
+    Database, Folder, Mariadb, MariadbDatabase, Postgres, bb8_pool, deadpool_pool, eventually,
+    on_an_async_bb8_diesel_pool, r2d2_pool,
+};
 use uuid::Uuid;
 
 fn placed(order: &str) -> Record {
@@ -195,38 +195,23 @@ fn emit_works_on_an_sqlite_connection() {
 #[test]
 fn emit_works_on_r2d2_pools() {
     let database = postgres();
-    let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<PgConnection>::new(database.url()));
-    behaves!(&mut pool.unwrap().get().unwrap());
-
+    behaves!(&mut r2d2_pool::<PgConnection>(database.url()).get().unwrap());
     for database in mariadb_and_mysql() {
-        let manager = ConnectionManager::<MysqlConnection>::new(database.url());
-        behaves!(&mut R2d2Pool::builder().max_size(2).build(manager).unwrap().get().unwrap());
+        behaves!(&mut r2d2_pool::<MysqlConnection>(database.url()).get().unwrap());
     }
-
     let (_folder, path) = sqlite();
-    let pool = R2d2Pool::builder().max_size(2).build(ConnectionManager::<SqliteConnection>::new(path));
-    behaves!(&mut pool.unwrap().get().unwrap());
+    behaves!(&mut r2d2_pool::<SqliteConnection>(&path).get().unwrap());
 }
 
 #[tokio::test]
 async fn emit_works_on_an_async_bb8_diesel_pool() {
-    /// Does this with a connection of a pool.
-    async fn on_a_pool<C: R2D2Connection + 'static>(url: &str, work: fn(&mut C)) {
-        let manager = async_bb8_diesel::ConnectionManager::<C>::new(url);
-        let pool = bb8::Pool::builder().max_size(2).build(manager).await.unwrap();
-        let work = move |c: &mut C| {
-            work(c);
-            QueryResult::Ok(())
-        };
-        pool.get().await.unwrap().run(work).await.unwrap();
-    }
     let database = postgres();
-    on_a_pool::<PgConnection>(database.url(), |c| behaves!(c)).await;
+    on_an_async_bb8_diesel_pool::<PgConnection>(database.url(), |c| behaves!(c)).await;
     for database in mariadb_and_mysql() {
-        on_a_pool::<MysqlConnection>(database.url(), |c| behaves!(c)).await;
+        on_an_async_bb8_diesel_pool::<MysqlConnection>(database.url(), |c| behaves!(c)).await;
     }
     let (_folder, path) = sqlite();
-    on_a_pool::<SqliteConnection>(&path, |c| behaves!(c)).await;
+    on_an_async_bb8_diesel_pool::<SqliteConnection>(&path, |c| behaves!(c)).await;
 }
 
 #[tokio::test]
@@ -251,46 +236,32 @@ async fn emit_works_on_an_async_sqlite_connection() {
     behaves_async!(conn, stored!(&mut SqliteConnection::establish(&path).unwrap()));
 }
 
+/// Emits on pools of each database, which this macro makes.
+macro_rules! behaves_on_pools {
+    ($pool:ident) => {{
+        let database = postgres();
+        let pool = $pool!(AsyncPgConnection, database.url());
+        behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+
+        for database in mariadb_and_mysql() {
+            let pool = $pool!(AsyncMysqlConnection, database.url());
+            behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
+        }
+
+        let (_folder, path) = sqlite();
+        let pool = $pool!(SyncConnectionWrapper<SqliteConnection>, &path);
+        behaves_async!(pool.get().await.unwrap(), stored!(&mut SqliteConnection::establish(&path).unwrap()));
+    }};
+}
+
 #[tokio::test]
 async fn emit_works_on_a_deadpool_pool() {
-    use diesel_async::pooled_connection::deadpool::Pool;
-
-    let database = postgres();
-    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
-    let pool = Pool::builder(manager).max_size(2).build().unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
-
-    for database in mariadb_and_mysql() {
-        let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
-        let pool = Pool::builder(manager).max_size(2).build().unwrap();
-        behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
-    }
-
-    let (_folder, path) = sqlite();
-    let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
-    let pool = Pool::builder(manager).max_size(2).build().unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut SqliteConnection::establish(&path).unwrap()));
+    behaves_on_pools!(deadpool_pool);
 }
 
 #[tokio::test]
 async fn emit_works_on_a_bb8_pool() {
-    use diesel_async::pooled_connection::bb8::Pool;
-
-    let database = postgres();
-    let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new(database.url());
-    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
-
-    for database in mariadb_and_mysql() {
-        let manager = AsyncDieselConnectionManager::<AsyncMysqlConnection>::new(database.url());
-        let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
-        behaves_async!(pool.get().await.unwrap(), stored!(&mut database.connect()));
-    }
-
-    let (_folder, path) = sqlite();
-    let manager = AsyncDieselConnectionManager::<SyncConnectionWrapper<SqliteConnection>>::new(&path);
-    let pool = Pool::builder().max_size(2).build(manager).await.unwrap();
-    behaves_async!(pool.get().await.unwrap(), stored!(&mut SqliteConnection::establish(&path).unwrap()));
+    behaves_on_pools!(bb8_pool);
 }
 
 #[test]

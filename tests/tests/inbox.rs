@@ -4,17 +4,17 @@
 use std::sync::Barrier;
 use std::time::Duration;
 
-use async_bb8_diesel::AsyncConnection as _;
 use diesel::connection::{Connection, SimpleConnection};
 use diesel::prelude::*;
-use diesel::r2d2::{ConnectionManager, Pool as R2d2Pool, R2D2Connection};
 use diesel::result::Error as DieselError;
 use diesel::sql_types::BigInt;
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, bb8, deadpool};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_async::{AsyncConnection, AsyncMysqlConnection, AsyncPgConnection};
 use diesel_outbox::{Inbox, Migrations, Once};
-use outbox_tests::{Database, Folder, Mariadb, MariadbDatabase, Postgres, eventually};
+use outbox_tests::{
+    Database, Folder, Mariadb, MariadbDatabase, Postgres, bb8_pool, deadpool_pool, eventually,
+    on_an_async_bb8_diesel_pool, r2d2_pool,
+};
 use uuid::Uuid;
 
 type AsyncSqliteConnection = SyncConnectionWrapper<SqliteConnection>;
@@ -176,73 +176,47 @@ async fn the_inbox_works_on_async_sqlite() {
 
 #[test]
 fn the_inbox_works_on_r2d2_pools() {
-    fn pool<C: R2D2Connection + 'static>(url: &str) -> R2d2Pool<ConnectionManager<C>> {
-        R2d2Pool::builder().max_size(2).build(ConnectionManager::new(url)).unwrap()
-    }
     let database = postgres();
-    behaves!(&mut pool::<PgConnection>(database.url()).get().unwrap());
+    behaves!(&mut r2d2_pool::<PgConnection>(database.url()).get().unwrap());
     for database in mariadb_and_mysql() {
-        behaves!(&mut pool::<MysqlConnection>(database.url()).get().unwrap());
+        behaves!(&mut r2d2_pool::<MysqlConnection>(database.url()).get().unwrap());
     }
     let (_folder, path) = sqlite();
-    behaves!(&mut pool::<SqliteConnection>(&path).get().unwrap());
+    behaves!(&mut r2d2_pool::<SqliteConnection>(&path).get().unwrap());
 }
 
 #[tokio::test]
 async fn the_inbox_works_on_an_async_bb8_diesel_pool() {
-    /// Does this with a connection of a pool.
-    async fn on_a_pool<C: R2D2Connection + 'static>(url: &str, work: fn(&mut C)) {
-        let manager = async_bb8_diesel::ConnectionManager::<C>::new(url);
-        let pool = ::bb8::Pool::builder().max_size(2).build(manager).await.unwrap();
-        let work = move |c: &mut C| {
-            work(c);
-            QueryResult::Ok(())
-        };
-        pool.get().await.unwrap().run(work).await.unwrap();
-    }
     let database = postgres();
-    on_a_pool::<PgConnection>(database.url(), |c| behaves!(c)).await;
+    on_an_async_bb8_diesel_pool::<PgConnection>(database.url(), |c| behaves!(c)).await;
     for database in mariadb_and_mysql() {
-        on_a_pool::<MysqlConnection>(database.url(), |c| behaves!(c)).await;
+        on_an_async_bb8_diesel_pool::<MysqlConnection>(database.url(), |c| behaves!(c)).await;
     }
     let (_folder, path) = sqlite();
-    on_a_pool::<SqliteConnection>(&path, |c| behaves!(c)).await;
+    on_an_async_bb8_diesel_pool::<SqliteConnection>(&path, |c| behaves!(c)).await;
+}
+
+/// Uses the inbox on pools of each database, which this macro makes.
+macro_rules! behaves_on_pools {
+    ($pool:ident) => {{
+        let database = postgres();
+        behaves_async(&mut $pool!(AsyncPgConnection, database.url()).get().await.unwrap()).await;
+        for database in mariadb_and_mysql() {
+            behaves_async(&mut $pool!(AsyncMysqlConnection, database.url()).get().await.unwrap()).await;
+        }
+        let (_folder, path) = sqlite();
+        behaves_async(&mut $pool!(AsyncSqliteConnection, &path).get().await.unwrap()).await;
+    }};
 }
 
 #[tokio::test]
 async fn the_inbox_works_on_a_deadpool_pool() {
-    macro_rules! on_a_pool {
-        ($conn:ty, $url:expr) => {{
-            let manager = AsyncDieselConnectionManager::<$conn>::new($url);
-            let pool = deadpool::Pool::builder(manager).max_size(2).build().unwrap();
-            behaves_async(&mut pool.get().await.unwrap()).await;
-        }};
-    }
-    let database = postgres();
-    on_a_pool!(AsyncPgConnection, database.url());
-    for database in mariadb_and_mysql() {
-        on_a_pool!(AsyncMysqlConnection, database.url());
-    }
-    let (_folder, path) = sqlite();
-    on_a_pool!(AsyncSqliteConnection, &path);
+    behaves_on_pools!(deadpool_pool);
 }
 
 #[tokio::test]
 async fn the_inbox_works_on_a_bb8_pool() {
-    macro_rules! on_a_pool {
-        ($conn:ty, $url:expr) => {{
-            let manager = AsyncDieselConnectionManager::<$conn>::new($url);
-            let pool = bb8::Pool::builder().max_size(2).build(manager).await.unwrap();
-            behaves_async(&mut pool.get().await.unwrap()).await;
-        }};
-    }
-    let database = postgres();
-    on_a_pool!(AsyncPgConnection, database.url());
-    for database in mariadb_and_mysql() {
-        on_a_pool!(AsyncMysqlConnection, database.url());
-    }
-    let (_folder, path) = sqlite();
-    on_a_pool!(AsyncSqliteConnection, &path);
+    behaves_on_pools!(bb8_pool);
 }
 
 /// Delivers each of fifty events eight times, all at the same time.
