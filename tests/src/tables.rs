@@ -211,8 +211,16 @@ where
     let ids = diesel::dsl::sql::<Text>(sql).load::<String>(conn).expect("the ids of sent events");
     ids.into_iter().collect()
 }
+
 /// Claims the free shards for a moment.
-const FREE_SHARDS: &str = "SELECT shard FROM outbox_shard ORDER BY shard FOR UPDATE SKIP LOCKED";
+fn free_shards<C>(conn: &mut C) -> Vec<i16>
+where
+    C: Connection,
+    SqlLiteral<SmallInt>: for<'a> LoadQuery<'a, C, i16>,
+{
+    let sql = "SELECT shard FROM outbox_shard ORDER BY shard FOR UPDATE SKIP LOCKED";
+    diesel::dsl::sql::<SmallInt>(sql).load::<i16>(conn).expect("the free shards")
+}
 
 impl Tables for Database<'_> {
     type Conn = PgConnection;
@@ -277,9 +285,7 @@ impl Tables for Database<'_> {
     }
 
     fn relays(&self) -> usize {
-        self.count(
-            "pg_stat_activity WHERE application_name = 'outbox relay' AND datname = current_database()",
-        )
+        self.sessions()
     }
 
     fn others_at_work(&self, count: usize) -> Vec<PgConnection> {
@@ -293,8 +299,7 @@ impl Tables for Database<'_> {
     }
 
     fn free_shards(&self) -> Vec<i16> {
-        let free = diesel::dsl::sql::<SmallInt>(FREE_SHARDS);
-        free.load::<i16>(&mut self.connect()).expect("the free shards")
+        free_shards::<Self::Conn>(&mut self.connect())
     }
 
     fn lock_dead_letters(&self) -> PgConnection {
@@ -407,8 +412,7 @@ impl Tables for MariadbDatabase<'_> {
     }
 
     fn free_shards(&self) -> Vec<i16> {
-        let free = diesel::dsl::sql::<SmallInt>(FREE_SHARDS);
-        free.load::<i16>(&mut self.connect()).expect("the free shards")
+        free_shards::<Self::Conn>(&mut self.connect())
     }
 
     fn lock_dead_letters(&self) -> MysqlConnection {
