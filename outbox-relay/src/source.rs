@@ -46,6 +46,9 @@ pub use self::polling::PostgresSource;
 #[cfg(feature = "sqlite")]
 pub use self::polling::SqliteSource;
 #[cfg(feature = "mysql")]
+#[doc(hidden)]
+pub use self::polling::lacks_tls;
+#[cfg(feature = "mysql")]
 pub(crate) use self::polling::mysql;
 #[cfg(feature = "postgres")]
 pub(crate) use self::polling::{Queue, Schemas, SharedSource, Watch};

@@ -128,7 +128,7 @@ fn from_file(path: &Path, variables: &Variables) -> Result<(Values, Vec<Database
 }
 
 /// The value as the command line would have it.
-pub(super) fn text_of(setting: &Arg, content: toml::Value) -> Result<String, &'static str> {
+fn text_of(setting: &Arg, content: toml::Value) -> Result<String, &'static str> {
     match (setting.get_value_delimiter(), content) {
         (Some(_), toml::Value::Array(items)) => {
             let items: Option<Vec<String>> = items.into_iter().map(scalar).collect();

@@ -12,7 +12,7 @@ mod prefetch;
 mod sqlite;
 
 #[cfg(feature = "mysql")]
-pub use self::mysql::MysqlSource;
+pub use self::mysql::{MysqlSource, lacks_tls};
 #[cfg(feature = "postgres")]
 pub use self::postgres::PostgresSource;
 #[cfg(feature = "postgres")]

@@ -6,6 +6,7 @@ use std::fmt;
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_outbox_relay::mysql::{Conn, Error, Opts, OptsBuilder, UrlError};
+use diesel_outbox_relay::source::lacks_tls;
 
 pub(super) use self::migrate::migrate;
 
@@ -60,11 +61,6 @@ pub(super) fn url(url: &str, schema: Option<&str>) -> Result<(String, Opts), Str
         );
     }
     Ok((url, opts))
-}
-
-/// Whether the driver would panic, because the URL asks for TLS and it has none.
-fn lacks_tls(opts: &Opts, is_built_in: bool) -> bool {
-    !is_built_in && opts.get_ssl_opts().is_some()
 }
 
 /// Host, port and name of the database.

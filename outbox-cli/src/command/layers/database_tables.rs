@@ -76,5 +76,5 @@ fn schemas(content: toml::Value) -> Result<Vec<String>, &'static str> {
         }
         content => scalar(content).ok_or("write a text")?.split(',').map(str::to_owned).collect(),
     };
-    Ok(schemas.iter().map(|schema| schema.trim().to_owned()).filter(|schema| !schema.is_empty()).collect())
+    Ok(schemas.iter().map(|schema| schema.trim().to_owned()).collect())
 }

@@ -14,6 +14,7 @@ mod wakeup;
 mod writers;
 
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
+pub use self::connection::lacks_tls;
 pub(crate) use self::connection::row_of;
 pub(crate) use self::upkeep::lag;
 pub(crate) use self::wakeup::is_polled;

@@ -112,7 +112,7 @@ const NO_TLS: &str = "the database's URL asks for TLS, and this program was buil
                       diesel-outbox-relay";
 
 /// Returns whether the driver would panic, because the URL asks for TLS and it has none.
-fn lacks_tls(options: &Opts, is_built_in: bool) -> bool {
+pub fn lacks_tls(options: &Opts, is_built_in: bool) -> bool {
     !is_built_in && options.get_ssl_opts().is_some()
 }
 
