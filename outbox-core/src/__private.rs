@@ -23,7 +23,7 @@ pub use self::emitting::{checked_record, chunks, is_outbox_missing, is_statement
 pub use self::marking::ROLLED_BACK;
 pub use self::migrating::{
     CREATE_MIGRATION_RECORD, MIGRATION_RECORD, MYSQL_FIND_MIGRATION_RECORD, MYSQL_MIGRATION_LOCK,
-    MYSQL_MIGRATION_UNLOCK, SQLITE_FIND_MIGRATION_RECORD, postgres_migration_lock,
+    MYSQL_MIGRATION_UNLOCK, SQLITE_FIND_MIGRATION_RECORD, migration_version, postgres_migration_lock,
 };
 pub use self::pruning::Pruning;
 pub use self::running::{Running, Stop, panic_message};

@@ -9,6 +9,11 @@ pub const MIGRATION_RECORD: &str = "outbox_migration";
 pub const CREATE_MIGRATION_RECORD: &str = "CREATE TABLE IF NOT EXISTS outbox_migration \
      (version varchar(50) PRIMARY KEY, run_at timestamp NOT NULL DEFAULT CURRENT_TIMESTAMP)";
 
+/// Returns the version of a migration as Diesel makes it of the folder's name.
+pub fn migration_version(name: &str) -> String {
+    name.split('_').next().unwrap_or_default().replace('-', "")
+}
+
 /// Returns the statement that takes the lock of PostgreSQL's migrations until the transaction ends. Any role that may connect can
 /// hold that lock, so the statement waits for it only as long as other migrations take, and then names its holder.
 pub fn postgres_migration_lock() -> String {

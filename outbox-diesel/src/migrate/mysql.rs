@@ -1,5 +1,7 @@
 //! The migrations of MySQL and MariaDB as text, for the binary `outbox`, whose driver is not Diesel's.
 
+use diesel_outbox_core::__private::migration_version;
+
 use super::Migrations;
 
 /// One of these migrations.
@@ -26,13 +28,8 @@ impl Migrations {
     #[doc(hidden)]
     pub fn on_mysql(&self) -> Vec<MysqlMigration> {
         let wanted = ALL.into_iter().filter(|(name, _)| self.tables.has(name));
-        wanted.map(|(name, up)| MysqlMigration { name, version: version(name), up }).collect()
+        wanted.map(|(name, up)| MysqlMigration { name, version: migration_version(name), up }).collect()
     }
-}
-
-/// The version as Diesel makes it of the folder's name.
-fn version(name: &str) -> String {
-    name.split('_').next().unwrap_or_default().replace('-', "")
 }
 
 #[cfg(test)]

@@ -1,3 +1,4 @@
+use diesel_outbox_core::__private::migration_version;
 use sea_orm::DbBackend;
 
 use super::MigrationError;
@@ -12,9 +13,9 @@ pub(super) struct Embedded {
 }
 
 impl Embedded {
-    /// Returns the version as Diesel makes it of the folder's name.
+    /// Returns the version, which is recorded when the migration has run.
     pub(super) fn version(&self) -> String {
-        self.name.split('_').next().unwrap_or_default().replace('-', "")
+        migration_version(self.name)
     }
 }
 
