@@ -49,9 +49,21 @@ impl Sequence {
     }
 }
 
+/// The last number that a sequence has given, or 0 if it is new, in a statement that selects from the sequence. The function for it
+/// locks the sequence, as if it took a number.
+macro_rules! last_number {
+    () => {
+        "CASE WHEN is_called THEN last_value ELSE last_value - 1 END"
+    };
+}
+pub(super) use last_number;
+
 statement!(
     Pg,
     Load {} -> (BigInt, BigInt),
-    "SELECT CASE WHEN is_called THEN last_value ELSE last_value - 1 END, \
-     coalesce(pg_relation_filenode('outbox_seq_seq')::bigint, 0) FROM outbox_seq_seq"
+    concat!(
+        "SELECT ",
+        last_number!(),
+        ", coalesce(pg_relation_filenode('outbox_seq_seq')::bigint, 0) FROM outbox_seq_seq"
+    )
 );

@@ -262,38 +262,41 @@ impl Session {
         let mut conn = database.connect_to_own_session()?;
         let process =
             OwnProcess::of(&mut conn).map_err(|error| database_error("looking for a pooler", error))?;
-        if has_others {
-            let is_read_only = conn
-                .batch_execute(SHORT_LOCK_TIMEOUT)
-                .and_then(|()| IsReadOnly::new().get_result::<bool>(&mut conn))
-                .map_err(|error| database_error("preparing the connection", error))?;
-            if is_read_only {
-                // Otherwise each outbox would fail for itself, or, if this is a standby that is behind, seem to have nothing unsent.
-                return Err(SourceError::new(READ_ONLY));
-            }
-            return Ok(Self {
-                conn,
-                process,
-                tables: HashMap::new(),
-                current: 0,
-                outboxes: HashMap::new(),
-                alone: None,
-                failing: None,
-            });
-        }
-        let table = Table::begin(&mut conn)?;
-        let current = table.oid();
-        let alone = Alone::start(&mut conn, current, database.options.poll_interval)
-            .map_err(|error| database_error("preparing to listen", error))?;
-        Ok(Self {
+        let mut session = Self {
             conn,
             process,
-            tables: HashMap::from([(current, table)]),
-            current,
+            tables: HashMap::new(),
+            current: 0,
             outboxes: HashMap::new(),
-            alone: Some(alone),
+            alone: None,
             failing: None,
-        })
+        };
+        if has_others {
+            session.prepare_for_several()?
+        } else {
+            session.begin_alone(database)?
+        }
+        Ok(session)
+    }
+
+    fn prepare_for_several(&mut self) -> Result<(), SourceError> {
+        let is_read_only = self
+            .conn
+            .batch_execute(SHORT_LOCK_TIMEOUT)
+            .and_then(|()| IsReadOnly::new().get_result::<bool>(&mut self.conn))
+            .map_err(|error| database_error("preparing the connection", error))?;
+        // Otherwise each outbox would fail for itself, or, if this is a standby that is behind, seem to have nothing unsent.
+        if is_read_only { Err(SourceError::new(READ_ONLY)) } else { Ok(()) }
+    }
+
+    fn begin_alone(&mut self, database: &Database) -> Result<(), SourceError> {
+        let table = Table::begin(&mut self.conn)?;
+        self.current = table.oid();
+        self.tables.insert(self.current, table);
+        let alone = Alone::start(&mut self.conn, self.current, database.options.poll_interval)
+            .map_err(|error| database_error("preparing to listen", error))?;
+        self.alone = Some(alone);
+        Ok(())
     }
 
     /// Sets the `search_path` to this outbox, and checks its tables if this is the first time in this session.

@@ -27,7 +27,7 @@ pub(super) struct Upkeep {
 }
 
 impl Upkeep {
-    /// Returns how soon an idle relay should look again whether something is to be pruned.
+    /// Returns how soon an idle relay should look again whether something has expired.
     pub(super) fn prune_pause(&self, database: &Database) -> Duration {
         match database.options.sent_rows {
             SentRows::Keep { retention } => self.pruning.pause(retention),

@@ -24,11 +24,12 @@ use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Oid, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Oid, Text};
 
 use super::strangers::strangers;
 use crate::source::advisory_lock::{Lock, LockShared, Unlock, UnlockShared};
 use crate::source::fence::PREPARED;
+use crate::source::sequence::last_number;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -364,17 +365,20 @@ impl Wake {
 
 /// Returns the other open transactions that may have inserted into this table.
 fn inserting_into(conn: &mut PgConnection, table: u32) -> QueryResult<HashSet<String>> {
-    Ok(Inserting::new(table).load::<String>(conn)?.into_iter().collect())
+    Ok(inserting_into_any(conn, vec![table])?.into_iter().map(|(_, transaction)| transaction).collect())
 }
 
-/// Returns the last number that this sequence has given, or 0 if it is new. The function for it locks the sequence, as if it took a
-/// number.
+/// Returns the same for several tables, each transaction beside the table's oid.
+pub(super) fn inserting_into_any(
+    conn: &mut PgConnection,
+    tables: Vec<u32>,
+) -> QueryResult<HashSet<(u32, String)>> {
+    Ok(Inserting::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
+}
+
 fn last_number(conn: &mut PgConnection, sequence: &str) -> QueryResult<i64> {
-    sql::<BigInt>(&format!("SELECT {LAST_NUMBER} FROM {sequence}")).get_result(conn)
+    sql::<BigInt>(&format!(concat!("SELECT ", last_number!(), " FROM {}"), sequence)).get_result(conn)
 }
-
-/// The last number of the sequence that a statement reads from.
-pub(super) const LAST_NUMBER: &str = "CASE WHEN is_called THEN last_value ELSE last_value - 1 END";
 
 /// Wakes the relays that stand by, when the open transaction commits.
 pub(super) fn call_for_help(conn: &mut PgConnection) -> QueryResult<()> {
@@ -399,8 +403,8 @@ statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outb
 
 statement!(
     Pg,
-    Inserting { table: u32 => Oid } -> Text,
-    "SELECT virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ? \
+    Inserting { tables: Vec<u32> => Array<Oid> } -> (Oid, Text),
+    "SELECT relation, virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY (?) \
      AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
 );

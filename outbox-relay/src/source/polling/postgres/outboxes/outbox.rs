@@ -25,7 +25,7 @@ pub(in super::super) struct Outbox {
     is_gone: AtomicBool,
     /// Whether this process has set the metrics of its lag.
     has_metrics: AtomicBool,
-    /// Whether the lag is to be measured, or something may be pruned.
+    /// Whether a worker should measure the lag, and look whether something has expired.
     needs_upkeep: AtomicBool,
     /// How soon after a worker has looked after it another look is due, in milliseconds, because something may have expired.
     prune_pause: AtomicU64,
@@ -107,22 +107,22 @@ impl Outbox {
         self.is_gone.store(true, Ordering::SeqCst);
         self.lead(false);
         if self.has_metrics.load(Ordering::SeqCst) {
-            self.has_no_lag();
+            self.report_no_lag();
         }
     }
 
     /// Reports its lag.
-    pub(super) fn has_lag(&self, lag: Lag) {
+    pub(super) fn report_lag(&self, lag: Lag) {
         self.has_metrics.store(true, Ordering::SeqCst);
         metrics::lag_of(self.name(), lag);
         // The watch may have let go of it meanwhile.
         if self.is_gone() {
-            self.has_no_lag();
+            self.report_no_lag();
         }
     }
 
     /// Reports that it has no lag.
-    pub(super) fn has_no_lag(&self) {
+    pub(super) fn report_no_lag(&self) {
         self.has_metrics.store(true, Ordering::SeqCst);
         metrics::no_lag_of(self.name());
     }

@@ -63,7 +63,7 @@ impl SharedSource {
         if outbox.needs_upkeep() {
             outbox.set_needs_upkeep(false);
             if let Some(lag) = self.source.upkeep()? {
-                outbox.has_lag(lag);
+                outbox.report_lag(lag);
             }
         }
         Ok(())

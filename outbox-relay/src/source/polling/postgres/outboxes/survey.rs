@@ -1,20 +1,18 @@
 //! A look at many outboxes in a few statements. It finds those that need a worker: idle ones need none.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
-use diesel::pg::{Pg, PgConnection};
+use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel::result::Error;
-use diesel::sql_types::{Array, BigInt, Bool, Oid, Text};
+use diesel::sql_types::{BigInt, Bool, Oid};
 use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
 
 use super::outbox::Outbox;
 use crate::source::bounds::{oldest_unsent, shards};
-use crate::source::polling::postgres::wakeup::LAST_NUMBER;
-use crate::source::sequence::Sequence;
-use crate::statement::statement;
+use crate::source::sequence::{Sequence, last_number};
 
 /// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
 pub(super) const AT_ONCE: usize = 50;
@@ -25,7 +23,7 @@ const QUICK: Duration = Duration::from_millis(200);
 /// Nobody hears notifications meanwhile. What takes longer is left to a worker.
 const SHORT_STATEMENT_TIMEOUT: &str = "SET LOCAL statement_timeout = '2s'";
 
-/// What is to be seen of an outbox from afar.
+/// What a look from afar shows of an outbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Seen {
     /// Whether something is unsent.
@@ -37,12 +35,11 @@ pub(super) struct Seen {
 
 type SeenRow = (u32, bool, i64, i64, bool);
 
-/// Looks at these outboxes, and returns what it has seen by their tables' oids. Leaves out those that cannot be looked at.
+/// Looks at these outboxes, [`AT_ONCE`] at most, and returns what it has seen by their tables' oids. Leaves out those that cannot be
+/// looked at.
 pub(super) fn survey(conn: &mut PgConnection, outboxes: &[&Outbox]) -> BTreeMap<u32, Seen> {
     let mut seen = BTreeMap::new();
-    for outboxes in outboxes.chunks(AT_ONCE) {
-        look_in_parts(conn, outboxes, &mut seen);
-    }
+    look_in_parts(conn, outboxes, &mut seen);
     seen
 }
 
@@ -90,15 +87,17 @@ fn look_at(schema: &str, table: u32) -> String {
     let unsent = in_schema(concat!("SELECT FROM ", shards!(), " AS s ", oldest_unsent!()));
     let file = quoted_literal(&format!("{schema}.outbox_seq_seq"));
     format!(
-        "SELECT {table}::oid, EXISTS ({unsent}), CASE WHEN q.is_called THEN q.last_value ELSE q.last_value - 1 END, \
-         coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
-         FROM {schema}.outbox_seq_seq AS q"
+        concat!(
+            "SELECT {table}::oid, EXISTS ({unsent}), ",
+            last_number!(),
+            ", coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
+             FROM {schema}.outbox_seq_seq"
+        ),
+        table = table,
+        unsent = unsent,
+        file = file,
+        schema = schema
     )
-}
-
-/// Returns the open transactions that may have inserted into one of these tables, each beside the table's oid.
-pub(super) fn writers(conn: &mut PgConnection, tables: Vec<u32>) -> QueryResult<HashSet<(u32, String)>> {
-    Ok(Writers::new(tables).load::<(u32, String)>(conn)?.into_iter().collect())
 }
 
 /// The last numbers of sequences, by the tables' oids.
@@ -129,19 +128,11 @@ pub(super) fn last_numbers(conn: &mut PgConnection, outboxes: &[&Outbox]) -> Las
 
 fn last_numbers_of(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, i64)>> {
     let last_number = |outbox: &&Outbox| {
-        format!("SELECT {}::oid, {LAST_NUMBER} FROM {}", outbox.table(), outbox.sequence())
+        format!(concat!("SELECT {}::oid, ", last_number!(), " FROM {}"), outbox.table(), outbox.sequence())
     };
     let last_numbers: Vec<String> = outboxes.iter().map(last_number).collect();
     diesel::dsl::sql::<(Oid, BigInt)>(&last_numbers.join(" UNION ALL ")).load(conn)
 }
-
-statement!(
-    Pg,
-    Writers { tables: Vec<u32> => Array<Oid> } -> (Oid, Text),
-    "SELECT relation, virtualtransaction FROM pg_locks WHERE locktype = 'relation' \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = ANY (?) \
-     AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()"
-);
 
 #[cfg(test)]
 mod tests {

@@ -143,8 +143,7 @@ impl Watch {
         };
         let poll_interval = self.database.options.poll_interval;
         for watched in self.outboxes.values_mut() {
-            let begun = watched.begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval);
-            put_off_if_failed(&mut session.conn, watched, begun).map_err(failed)?;
+            session.begin(watched, &self.queue, poll_interval).map_err(failed)?;
         }
         Ok(session)
     }
@@ -209,9 +208,7 @@ impl Watch {
         for found in new {
             let (table, watched) = (found.table, Watched::new(&self.database, found));
             let watched = self.outboxes.entry(table).or_insert(watched);
-            let poll_interval = self.database.options.poll_interval;
-            let begun = watched.begin(&mut session.conn, session.may_prepare, &self.queue, poll_interval);
-            put_off_if_failed(&mut session.conn, watched, begun)?;
+            session.begin(watched, &self.queue, self.database.options.poll_interval)?;
         }
         for schema in &missing_now {
             if !self.missing.contains(schema) {
@@ -229,7 +226,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Tries to lead where nobody may lead, and it is time to try.
+    /// Tries to lead in outboxes that perhaps nobody leads, if it is time to try.
     fn lead(&mut self, session: &mut Session) -> QueryResult<()> {
         let to_try = |watched: &Watched| watched.wake.as_ref().is_some_and(Wake::is_to_try_to_lead);
         let tables: Vec<u32> =
@@ -306,9 +303,7 @@ impl Watch {
                 Place::PutOff(until) if now >= until => watched.hand_out(&self.queue),
                 Place::Waits(until) if now >= until || watched.is_called => {
                     let Some(wake) = &mut watched.wake else {
-                        let conn = &mut session.conn;
-                        let begun = watched.begin(conn, session.may_prepare, &self.queue, poll_interval);
-                        put_off_if_failed(conn, watched, begun)?;
+                        session.begin(watched, &self.queue, poll_interval)?;
                         continue;
                     };
                     let is_called = std::mem::take(&mut watched.is_called);
@@ -333,7 +328,7 @@ impl Watch {
         Ok(slept_long_enough)
     }
 
-    /// Wakes those that have slept long enough and have something unsent. Tries to lead where another process leads: it does not wait
+    /// Wakes those that have slept long enough and have something unsent. If another process leads, tries to lead: it does not wait
     /// for a leader that hangs.
     fn wake_or_sleep_on(&mut self, session: &mut Session) -> QueryResult<()> {
         // Those that would wake soon are looked at together with these, and from now on always. If there are many, the next round goes on
@@ -457,6 +452,14 @@ impl Watch {
             since.map_or(Duration::ZERO, |since| interval.saturating_sub(since.elapsed()))
         };
         pause.min(due(session.found, options.poll_interval)).min(due(session.measured, options.lag_interval))
+    }
+}
+
+impl Session {
+    /// Begins to watch an outbox, or puts it off.
+    fn begin(&mut self, watched: &mut Watched, queue: &Queue, poll_interval: Duration) -> QueryResult<()> {
+        let begun = watched.begin(&mut self.conn, self.may_prepare, queue, poll_interval);
+        put_off_if_failed(&mut self.conn, watched, begun)
     }
 }
 

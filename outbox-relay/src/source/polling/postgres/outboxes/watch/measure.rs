@@ -4,9 +4,10 @@ use std::collections::HashSet;
 
 use diesel::prelude::*;
 
-use super::super::survey::{self, AT_ONCE};
+use super::super::survey::AT_ONCE;
 use super::{Place, Session, Watch};
 use crate::source::interval::is_due;
+use crate::source::polling::postgres::wakeup::inserting_into_any;
 
 /// One measuring of all outboxes.
 pub(super) struct Measuring {
@@ -47,7 +48,7 @@ impl Watch {
             });
             if is_quiet {
                 measuring.without_lag += 1;
-                watched.outbox.has_no_lag();
+                watched.outbox.report_no_lag();
             } else {
                 watched.let_look_after(&self.queue);
             }
@@ -70,7 +71,7 @@ impl Watch {
         if left.is_empty() {
             return Ok(None);
         }
-        let writers = survey::writers(&mut session.conn, left.clone())?;
+        let writers = inserting_into_any(&mut session.conn, left.clone())?;
         let stay_open = writers.intersection(&session.writers).map(|(table, _)| *table).collect();
         session.writers = writers;
         Ok(Some(Measuring { left, stay_open, outboxes: 0, without_lag: 0 }))
