@@ -1,11 +1,12 @@
 //! Where a server runs, and how it is started and stopped there.
 
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
-use std::{fs, net};
+use std::{env, net};
 
 use crate::process::{Process, Signal};
 use crate::scratch::Folder;
@@ -163,13 +164,28 @@ impl Host for Elsewhere {
     }
 }
 
-/// Returns a port on which nothing listens, outside the range of ports for outgoing connections.
+/// Returns a port on which nothing listens, outside the range of ports for outgoing connections. No other test process takes it as
+/// long as this one runs: a server may take seconds until it listens.
 pub(crate) fn free_port() -> u16 {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     let (first, count) = (20_000, 12_000);
     let start = process::id() * 16; // so that test processes side by side look in different places
     (0..count)
         .map(|_| (first + (start + TRIED.fetch_add(1, Ordering::Relaxed)) % count) as u16)
-        .find(|port| net::TcpListener::bind((net::Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .find(|port| reserve(*port) && net::TcpListener::bind((net::Ipv4Addr::LOCALHOST, *port)).is_ok())
         .expect("a free port")
+}
+
+/// Returns whether this process has the port for itself among all test processes. The system frees it when the process ends. Files of
+/// another user's tests reserve nothing.
+fn reserve(port: u16) -> bool {
+    static RESERVED: Mutex<Vec<File>> = Mutex::new(Vec::new());
+    let folder = env::temp_dir().join("outbox-tests-ports");
+    let _ = fs::create_dir(&folder);
+    let Ok(file) = File::create(folder.join(port.to_string())) else { return true };
+    let reserved = file.try_lock().is_ok();
+    if reserved {
+        RESERVED.lock().unwrap().push(file);
+    }
+    reserved
 }

@@ -50,7 +50,7 @@ pub use authority::Authority;
 pub use connect::Connect;
 pub use debezium::{BinlogDebezium, Debezium};
 pub use kafka::{Cluster, Counter, Kafka, Packing, RawRecord, ReadRecord};
-pub use log::{logged, start_logging};
+pub use log::{all_logged, logged, start_logging};
 pub use mariadb::{Mariadb, MariadbDatabase};
 pub use pgbouncer::PgBouncer;
 pub use pools::{on_an_async_bb8_diesel_pool, r2d2_pool};

@@ -25,7 +25,12 @@ impl Write for Logged {
 
 /// Returns the first line that contains all of these texts.
 pub fn logged(texts: &[&str]) -> Option<String> {
+    all_logged(texts).into_iter().next()
+}
+
+/// Returns the lines that contain all of these texts.
+pub fn all_logged(texts: &[&str]) -> Vec<String> {
     let log = LOG.lock().unwrap();
     let log = String::from_utf8_lossy(&log);
-    log.lines().find(|line| texts.iter().all(|text| line.contains(text))).map(str::to_owned)
+    log.lines().filter(|line| texts.iter().all(|text| line.contains(text))).map(str::to_owned).collect()
 }
