@@ -189,6 +189,23 @@ fn a_sequence_that_is_restarted_while_a_relay_works_hides_no_event() {
     assert_complete(&send(&mut relay, 10), 20..30);
 }
 
+/// By the time the relay checks the table, the sequence has passed all numbers that it ever gave.
+#[test]
+fn a_sequence_that_was_set_back_and_catches_up_before_the_relay_checks_hides_no_event() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let mut relay = source(database.url());
+    send_some(&mut relay, conn);
+    let last = count(conn, "SELECT last_value FROM outbox_seq_seq");
+    conn.batch_execute("DELETE FROM outbox; SELECT setval('outbox_seq_seq', 7)").unwrap();
+    eventually("the relay to notice", PATIENCE, || pass(&mut relay).err());
+    relay.abandon();
+    emit(conn, 0..20);
+    conn.batch_execute(&format!("SELECT setval('outbox_seq_seq', {})", last + 10)).unwrap();
+    emit(conn, 20..30);
+    assert_complete(&send(&mut relay, 30), 0..30);
+}
+
 /// Logical replication copies rows, but no sequence.
 #[test]
 fn a_copy_without_its_sequence_continues_after_its_rows() {

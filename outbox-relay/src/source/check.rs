@@ -151,9 +151,9 @@ fn repair(conn: &mut PgConnection, sequence: Sequence) -> Result<Sequence, Sourc
     }
 }
 
-/// Forgets which sequences were seen. A rollback does not undo the setting of a sequence, so whoever tries again must look for
-/// hidden rows although the sequence is right by then.
-fn forget(conn: &mut PgConnection) -> QueryResult<()> {
+/// Forgets which sequences were seen, so that the next check looks for hidden rows although the sequence is right by then: a rollback does
+/// not undo the setting of a sequence, and one that was set back may have caught up.
+pub(super) fn forget(conn: &mut PgConnection) -> QueryResult<()> {
     conn.transaction(|conn| {
         conn.batch_execute("SET LOCAL lock_timeout = '2s'; UPDATE outbox_shard SET sequence_origin = NULL")
     })

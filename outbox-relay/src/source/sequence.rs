@@ -49,6 +49,11 @@ impl Sequence {
     }
 }
 
+/// Returns whether a session found out that the sequence had not gone on from where it was.
+pub(super) fn was_set_back(error: &Error) -> bool {
+    matches!(error, Error::QueryBuilderError(error) if error.is::<SetBack>())
+}
+
 /// The last number that a sequence has given, or 0 if it is new, in a statement that selects from the sequence. The function for it
 /// locks the sequence, as if it took a number.
 macro_rules! last_number {

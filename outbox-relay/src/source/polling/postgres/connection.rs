@@ -17,9 +17,11 @@ use super::claim::{BEGIN, BEGIN_BESIDE_OTHERS};
 use super::outboxes::{Outbox, SHORT_LOCK_TIMEOUT};
 use super::prefetch::Backlog;
 use super::table::{NOTHING_CLAIMED, Table};
+use crate::source::check;
 use crate::source::database::Database;
 use crate::source::database_error;
 use crate::source::pooler::OwnProcess;
+use crate::source::sequence::was_set_back;
 use crate::statement::statement;
 
 /// The session of one worker.
@@ -100,6 +102,9 @@ impl Sessions {
                 Ok(done)
             }
             Err(error) => {
+                if was_set_back(&error) {
+                    session.distrust_sequence();
+                }
                 // A session that is read-only stays so when the server takes writes again.
                 if !matches!(error, Error::DatabaseError(DatabaseErrorKind::ReadOnlyTransaction, _)) {
                     self.keep_for_others(session);
@@ -305,7 +310,8 @@ impl Session {
     /// statements that the connection keeps are those of every outbox.
     fn turn_to(&mut self, outbox: &Arc<Outbox>) -> Result<(), SourceError> {
         let oid = outbox.table();
-        let is_known = self.outboxes.get(&oid).is_some_and(|known| known.is(outbox));
+        let was_set_back = outbox.take_set_back();
+        let is_known = !was_set_back && self.outboxes.get(&oid).is_some_and(|known| known.is(outbox));
         if self.current != oid || !is_known {
             self.conn
                 .batch_execute(&set_search_path(outbox.schema()))
@@ -316,6 +322,9 @@ impl Session {
             self.outboxes.remove(&oid);
             self.outboxes.retain(|_, known| known.outbox.strong_count() > 0);
             self.tables.retain(|table, _| self.outboxes.contains_key(table));
+            if was_set_back {
+                self.distrust_sequence();
+            }
             let table = Table::begin(&mut self.conn)?;
             if table.oid() != oid {
                 return Err(SourceError::new(RENAMED));
@@ -336,6 +345,13 @@ impl Session {
         let failing = self.failing.get_or_insert(new);
         failing.has_others |= failing.first != table;
         failing.since.elapsed() >= if failing.has_others { LONGEST_FAILING } else { LONGEST_FAILING_ALONE }
+    }
+
+    /// Lets whoever checks the table next look for events that a sequence hides which was set back. By then it may have caught up.
+    fn distrust_sequence(&mut self) {
+        if let Err(error) = self.conn.batch_execute("ROLLBACK").and_then(|()| check::forget(&mut self.conn)) {
+            tracing::warn!(%error, "cannot note that the sequence of outbox.seq was set back");
+        }
     }
 
     /// Forgets the outbox at hand. Returns whether the connection can be used for others.

@@ -37,6 +37,8 @@ pub(in super::super) struct Outbox {
     /// How far its sequence was when one of the sessions last looked. A sequence that is set back may have come past what some session
     /// remembers, and not past what another does.
     seen: Mutex<Option<Sequence>>,
+    /// Whether a look from afar found that it had not gone on from there, and no worker has checked the table since.
+    was_set_back: AtomicBool,
     /// Changes if what sessions know of the table may be wrong by now.
     generation: AtomicU64,
 }
@@ -62,6 +64,7 @@ impl Outbox {
             has_work: AtomicBool::new(false),
             upkeep: Mutex::default(),
             seen: Mutex::default(),
+            was_set_back: AtomicBool::new(false),
             generation: AtomicU64::new(0),
             failure: Mutex::new(Failure { backoff: Backoff::new(), is_present: false, uncorrected: None }),
         }
@@ -195,6 +198,20 @@ impl Outbox {
         if seen.is_none_or(|before| sequence.goes_on_from(before)) {
             *seen = Some(sequence);
         }
+    }
+
+    /// Returns whether its sequence has gone on from where it was. If it has not, a worker must check the table.
+    pub(super) fn goes_on(&self, sequence: Sequence) -> bool {
+        let goes_on = self.seen().is_none_or(|before| sequence.goes_on_from(before));
+        if !goes_on {
+            self.was_set_back.store(true, Ordering::SeqCst);
+        }
+        goes_on
+    }
+
+    /// Returns whether its sequence was seen to be set back since this was last asked.
+    pub(in super::super) fn take_set_back(&self) -> bool {
+        self.was_set_back.swap(false, Ordering::SeqCst)
     }
 
     /// Notes how far the sequence is, after the table was checked. If it was set back or replaced, other sessions must check the table

@@ -352,7 +352,7 @@ impl Watch {
         for table in tables {
             let Some(watched) = self.outboxes.get_mut(&table) else { continue };
             let needs_a_look = match seen.get(&table) {
-                Some(seen) => seen.is_unsent || !watched.is_regular(seen),
+                Some(seen) => seen.is_unsent || !watched.outbox.goes_on(seen.sequence),
                 // It cannot be seen from afar.
                 None => true,
             };

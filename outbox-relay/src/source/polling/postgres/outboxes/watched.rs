@@ -111,9 +111,4 @@ impl Watched {
     pub(super) fn awake(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
         self.wake.as_mut().map_or(Ok(()), |wake| wake.awake(conn))
     }
-
-    /// Whether its sequence has gone on from where it was.
-    pub(super) fn is_regular(&self, seen: &Seen) -> bool {
-        self.outbox.seen().is_none_or(|before| seen.sequence.goes_on_from(before))
-    }
 }

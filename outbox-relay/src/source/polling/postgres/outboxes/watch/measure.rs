@@ -43,7 +43,7 @@ impl Watch {
             let is_quiet = seen.is_some_and(|seen| {
                 !seen.is_unsent
                     && !seen.has_slot
-                    && watched.is_regular(seen)
+                    && watched.outbox.goes_on(seen.sequence)
                     && !measuring.stay_open.contains(table)
             });
             if is_quiet {
