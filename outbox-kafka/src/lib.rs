@@ -41,7 +41,7 @@
 //!
 //! # A service that only consumes
 //!
-//! needs no other crate of these. This one re-exports what a consumer uses of `diesel-outbox`:
+//! Such a service needs only this crate of ours. It re-exports what a consumer uses of `diesel-outbox`:
 //!
 //! ```toml
 //! [dependencies]
