@@ -8,7 +8,6 @@ use diesel::result::Error;
 use super::outbox::Outbox;
 use super::queue::Queue;
 use super::schemas::Found;
-use super::survey::Seen;
 use crate::backoff::Backoff;
 use crate::source::database::Database;
 use crate::source::polling::postgres::wakeup::Wake;
