@@ -133,6 +133,8 @@ pub fn entries_read(database: &Database<'_>, relay: impl FnOnce()) -> i64 {
         let sql = "SELECT sum(idx_tup_read)::bigint FROM pg_stat_user_indexes WHERE relname = 'outbox'";
         diesel::dsl::sql::<BigInt>(sql).get_result::<i64>(conn).unwrap()
     };
+    // One that was dropped a moment ago may not have added up yet what it has read.
+    wait_for_the_relays_end(conn);
     let before = read(conn);
     relay();
     wait_for_the_relays_end(conn);
