@@ -48,7 +48,6 @@ pub struct Inbox {
 
 /// The result of [`Inbox::once`]: whether the event was handled now or earlier.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use]
 pub enum Once<T> {
     /// This is the first delivery. The effect ran and returned this value.
     First(T),

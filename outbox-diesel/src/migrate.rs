@@ -228,7 +228,9 @@ impl Migrations {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a connection to a database that can hold an outbox",
     note = "turn on the feature `postgres`, `mysql` or `sqlite` of diesel-outbox; for an enum with `#[derive(MultiConnection)]`, call \
-            `diesel_outbox::multi_connection!`"
+            `diesel_outbox::multi_connection!`",
+    note = "migrations take a synchronous connection: wrap an async one in diesel-async's `AsyncConnectionWrapper`, and run them in \
+            `tokio::task::spawn_blocking`"
 )]
 pub trait MigrateConnection: Connection {
     /// Runs the migrations.

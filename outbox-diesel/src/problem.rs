@@ -27,7 +27,9 @@ pub fn connection_problem(error: &ConnectionError) -> String {
     if beginnings.iter().any(|beginning| message.to_lowercase().starts_with(beginning)) {
         message
     } else {
-        format!("the database URL cannot be parsed: check it ({ESCAPES})")
+        format!(
+            "the database URL cannot be parsed: check it ({ESCAPES}; the parameters are libpq's, which are not those of sqlx or JDBC)"
+        )
     }
 }
 

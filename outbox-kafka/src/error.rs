@@ -16,11 +16,11 @@ pub(crate) fn refusal_of_property(name: &str, value: &str, reason: &str) -> Stri
     if needs_a_feature {
         format!(
             "{reason} (TLS and SASL need a feature: `tls` or `sasl` of diesel-outbox-kafka, `kafka-tls` or `kafka-sasl` \
-             of diesel-outbox-relay)"
+             of diesel-outbox-relay, `tls` or `sasl` of diesel-outbox-cli)"
         )
     } else if name.starts_with("compression.") && value == "zstd" {
         format!(
-            "{reason} (zstd needs a feature: `zstd` of diesel-outbox-kafka, `kafka-zstd` of diesel-outbox-relay)"
+            "{reason} (zstd needs a feature: `zstd` of diesel-outbox-kafka or diesel-outbox-cli, `kafka-zstd` of diesel-outbox-relay)"
         )
     } else {
         reason.to_owned()

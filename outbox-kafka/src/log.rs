@@ -8,12 +8,14 @@ use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::error::KafkaError;
 use tracing::{debug, error, info, warn};
 
-/// Logs what librdkafka logs, at its level.
+/// Logs what librdkafka logs, at its level unless that misleads.
 pub(crate) fn log(level: Level, facility: &str, message: &str) {
     match level {
         // Among these is that the producer of dead letters has no use for the settings of consumers, and that the gapless
         // guarantee is experimental: our tests are why it is trusted.
         _ if facility == "CONFWARN" => debug!(facility, "{message}"),
+        // A connection failed, and librdkafka tries again.
+        Level::Error if facility == "FAIL" => warn!(facility, "{message}"),
         Level::Emerg | Level::Alert | Level::Critical | Level::Error => error!(facility, "{message}"),
         Level::Warning => warn!(facility, "{message}"),
         Level::Notice | Level::Info => info!(facility, "{message}"),

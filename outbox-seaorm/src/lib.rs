@@ -11,6 +11,9 @@
 //!
 //! It needs Rust 1.94, as SeaORM does.
 //!
+//! SeaORM logs every statement at the level `INFO`, those of this crate too. To have them at `DEBUG`, connect with
+//! `ConnectOptions::new(url).sqlx_logging_level(log::LevelFilter::Debug)`, or turn them off with `sqlx_logging(false)`.
+//!
 //! ```
 //! # #[cfg(all(feature = "sqlite", feature = "migrations", feature = "derive"))]
 //! # #[tokio::main(flavor = "current_thread")]

@@ -14,7 +14,7 @@ use tracing::warn;
 
 use super::headers;
 use crate::error::is_too_large;
-use crate::log::log;
+use crate::log::{Errors, log};
 use crate::publisher::settings::canonical;
 
 /// The headers that a dead letter has besides the record's own.
@@ -149,6 +149,7 @@ pub(super) fn full_text(error: &(dyn Error + 'static)) -> String {
 #[derive(Default)]
 struct Delivery {
     outcome: Mutex<Option<KafkaResult<()>>>,
+    errors: Errors,
 }
 
 impl Delivery {
@@ -159,7 +160,7 @@ impl Delivery {
 
 impl ClientContext for Delivery {
     fn error(&self, error: KafkaError, reason: &str) {
-        warn!(%error, reason, "Kafka reports an error");
+        self.errors.report(&error, reason);
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {

@@ -155,7 +155,10 @@ pub(crate) fn problem_of_brokers(brokers: &str) -> Option<String> {
 
 /// Returns whether this is a host, by its name or address, perhaps with a port and the protocol.
 fn is_address(broker: &str) -> bool {
-    let address = broker.split_once("://").map_or(broker, |(_, address)| address);
+    let (protocol, address) = broker.split_once("://").unwrap_or(("plaintext", broker));
+    if !["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"].contains(&&*protocol.to_lowercase()) {
+        return false;
+    }
     let (host, port) = match address.rsplit_once(':') {
         Some((host, port)) if !host.contains(':') || host.ends_with(']') => (host, Some(port)),
         _ => (address, None),

@@ -4,7 +4,7 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::Error;
-use diesel::sql_types::{Array, BigInt, Bool};
+use diesel::sql_types::{Array, BigInt, Bool, Text};
 use diesel_outbox_core::{SHARDS, SourceError};
 
 use super::sequence::Sequence;
@@ -21,7 +21,8 @@ use diesel_outbox_core::__private::one_line;
 pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     if !HasTable::new().get_result::<bool>(conn).map_err(failed)? {
-        return Err(SourceError::misconfigured(NO_TABLE));
+        let place = Place::new().get_result::<String>(conn).map_err(failed)?;
+        return Err(SourceError::misconfigured(format!("{NO_TABLE}. This session is in {place}")));
     }
     match Numbering::new().get_result::<(i64, bool)>(conn).optional().map_err(failed)? {
         Some((1, true)) => {}
@@ -171,6 +172,12 @@ fn not_repaired(sequence: Sequence, error: &Error) -> SourceError {
 }
 
 statement!(Pg, HasTable {} -> Bool, "SELECT to_regclass('outbox') IS NOT NULL AND to_regclass('outbox_shard') IS NOT NULL");
+
+statement!(
+    Pg,
+    Place {} -> Text,
+    "SELECT concat('the database ', current_database(), ' with the search_path ', current_setting('search_path'))"
+);
 
 statement!(
     Pg,
