@@ -63,7 +63,15 @@ impl Authority {
         ask.args(["req", "-new", "-subj", "/CN=server", "-key"]).arg(&key).arg("-out").arg(&request);
         run(&mut ask);
         let mut sign = Command::new("openssl");
-        sign.args(["ca", "-batch", "-notext", "-startdate", "20200101000000Z", "-enddate", "20200102000000Z"]);
+        sign.args([
+            "ca",
+            "-batch",
+            "-notext",
+            "-startdate",
+            "20200101000000Z",
+            "-enddate",
+            "20200102000000Z",
+        ]);
         sign.arg("-config").arg(&settings).arg("-cert").arg(&self.certificate);
         sign.arg("-keyfile").arg(self.key("authority")).arg("-in").arg(&request).arg("-out").arg(&expired);
         run(&mut sign);

@@ -13,8 +13,8 @@ use diesel_outbox::Migrations;
 
 use crate::authority::Authority;
 use crate::docker;
-use crate::roles;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+use crate::roles;
 
 /// The settings with which every server is started.
 const SETTINGS: [&str; 7] = [

@@ -18,8 +18,8 @@ use diesel_outbox::Migrations;
 
 use self::url::Address;
 use crate::docker;
-use crate::roles;
 use crate::host::{Elsewhere, Host, Local, free_port, wait_until_ready};
+use crate::roles;
 use crate::wait::eventually;
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
@@ -96,7 +96,8 @@ impl Postgres {
     pub fn start_with_tls(major: u32, files: &[PathBuf; 2]) -> Self {
         let port = free_port();
         let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let settings = [settings, ["ssl=on", "ssl_cert_file=tls.pem", "ssl_key_file=tls.key"].map(str::to_owned).into()];
+        let settings =
+            [settings, ["ssl=on", "ssl_cert_file=tls.pem", "ssl_key_file=tls.key"].map(str::to_owned).into()];
         let server = local::install(major, port, &settings.concat());
         local::give_certificate(&server, files);
         let socket = Some(server.folder().to_owned());

@@ -15,7 +15,8 @@ const MYSQL: &str = include_str!("../../outbox-cli/src/command/database/roles/my
 /// Makes the roles, and grants each what it needs in this schema.
 pub(crate) fn grant_on_postgres(conn: &mut PgConnection, schema: &str) {
     for (role, attribute) in [(RELAY, "REPLICATION"), (EMITTER, ""), (CONSUMER, "")] {
-        let known = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM pg_roles WHERE rolname = ").bind::<Text, _>(role);
+        let known = diesel::dsl::sql::<BigInt>("SELECT count(*) FROM pg_roles WHERE rolname = ")
+            .bind::<Text, _>(role);
         if known.get_result::<i64>(conn) == Ok(0) {
             // Another test may be about to make it.
             let _ = conn.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD '{role}' {attribute}"));

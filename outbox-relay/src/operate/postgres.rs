@@ -9,10 +9,10 @@ use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
-use crate::source::{Schemas, sees_all_rows};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
+use crate::source::{Schemas, sees_all_rows};
 use crate::statement::statement;
 
 impl Operate for PgConnection {

@@ -115,7 +115,7 @@ statement!(
     Pg,
     /// The database and the schema of the tables, if those are there.
     Outbox {} -> Nullable<Text>,
-    "SELECT (SELECT current_database() || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox'))"
+    "SELECT (SELECT current_database()::text || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox')::oid)"
 );
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {

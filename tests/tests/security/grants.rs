@@ -13,27 +13,43 @@ use outbox_tests::{Mariadb, eventually};
 
 use super::{PATIENCE, done, role_arguments};
 
-/// Claims, settles one event, makes a dead letter of another one, and looks after the table.
-fn work(source: &mut dyn Source) -> Result<(), SourceError> {
+/// Claims this many events, makes a dead letter of one, settles the others, and looks after the table.
+fn work(source: &mut dyn Source, events: usize) -> Result<(), SourceError> {
     let mut claimed = Vec::new();
     for _ in 0..500 {
         if source.claim()? {
-            source.read(10, &mut claimed)?;
+            while source.read(1_000, &mut claimed)? {}
         }
-        if claimed.len() >= 2 {
+        if claimed.len() >= events {
             break;
         }
         source.wait(Duration::from_millis(20))?;
     }
-    assert!(claimed.len() >= 2, "nothing came");
-    source.settle(&[claimed[0].ticket])?;
-    source.dead_letter(claimed[1].ticket, "too large")?;
+    assert!(claimed.len() >= events, "nothing came");
+    let tickets: Vec<u64> = claimed.iter().map(|claimed| claimed.ticket).collect();
+    source.settle(&tickets[1..])?;
+    source.dead_letter(tickets[0], "too large")?;
     source.release()?;
     source.upkeep().map(drop)
 }
 
+/// The same, and measures the lag. The session before may still lead.
+fn work_and_measure(source: &mut dyn Source, events: usize) -> Result<(), SourceError> {
+    work(source, events)?;
+    for _ in 0..500 {
+        if source.upkeep()?.is_some() {
+            return Ok(());
+        }
+        source.wait(Duration::from_millis(20))?;
+    }
+    panic!("no lag was measured")
+}
+
 fn options() -> SourceOptions {
-    SourceOptions::default().dead_letter_policy(DeadLetterPolicy::Block)
+    SourceOptions::default()
+        .dead_letter_policy(DeadLetterPolicy::Block)
+        .poll_interval(Duration::from_millis(50))
+        .lag_interval(Duration::from_millis(50))
 }
 
 fn emit(conn: &mut PgConnection, aggregate: &str) {
@@ -53,11 +69,23 @@ const GRANTS: [(&str, &str, Case); 15] = [
     ("SELECT ON outbox_shard", "GRANT SELECT, UPDATE ON outbox_shard", Case::Polls),
     ("UPDATE ON outbox_shard", "GRANT SELECT, UPDATE ON outbox_shard", Case::Polls),
     ("SELECT ON outbox_seq_seq", "GRANT SELECT, UPDATE ON outbox_seq_seq", Case::Polls),
-    ("UPDATE ON outbox_seq_seq", "GRANT SELECT, UPDATE ON outbox, outbox_shard, outbox_seq_seq", Case::IsSetBack),
+    (
+        "UPDATE ON outbox_seq_seq",
+        "GRANT SELECT, UPDATE ON outbox, outbox_shard, outbox_seq_seq",
+        Case::IsSetBack,
+    ),
     ("SELECT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
     ("INSERT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
-    ("SELECT ON outbox_slot", "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot", Case::Polls),
-    ("UPDATE ON outbox_slot", "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot", Case::ReadsWal),
+    (
+        "SELECT ON outbox_slot",
+        "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot",
+        Case::Polls,
+    ),
+    (
+        "UPDATE ON outbox_slot",
+        "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot",
+        Case::ReadsWal,
+    ),
     ("UPDATE ON outbox_reader", "outbox_reader, on which the relay's role needs UPDATE", Case::ReadsWal),
 ];
 
@@ -81,7 +109,8 @@ fn without_any_one_of_its_grants_on_postgres_the_relay_names_it() {
         // Everybody may use the schema by default.
         let take = "REVOKE USAGE ON SCHEMA public FROM PUBLIC";
         let grants = include_str!("../../../outbox-cli/src/command/database/roles/postgres.sql");
-        let grants: String = grants.lines().filter(|line| line.starts_with("GRANT") && line.contains("{relay}")).collect();
+        let grants: String =
+            grants.lines().filter(|line| line.starts_with("GRANT") && line.contains("{relay}")).collect();
         let grants = grants.replace("{relay}", &role).replace("{schema}", "public");
         database.connect().batch_execute(&format!("{take}; {grants}")).unwrap();
     }
@@ -93,15 +122,17 @@ fn without_any_one_of_its_grants_on_postgres_the_relay_names_it() {
         emit(conn, &number.to_string());
         let url = database.url_as(&role, "x");
         match case {
-            Case::ReadsWal => work(&mut WalSource::new(url, options(), slot.clone())),
-            Case::Deletes => work(&mut PostgresSource::new(url, options().sent_rows(SentRows::Delete))),
-            Case::Polls => work(&mut PostgresSource::new(url, options())),
+            Case::ReadsWal => work_and_measure(&mut WalSource::new(url, options(), slot.clone()), 2),
+            Case::Deletes => {
+                work_and_measure(&mut PostgresSource::new(url, options().sent_rows(SentRows::Delete)), 2)
+            }
+            Case::Polls => work_and_measure(&mut PostgresSource::new(url, options()), 2),
             Case::IsSetBack => {
                 conn.batch_execute(
                     "UPDATE outbox_shard SET sequence_origin = NULL; SELECT setval('outbox_seq_seq', 1)",
                 )
                 .unwrap();
-                work(&mut PostgresSource::new(url, options()))
+                work_and_measure(&mut PostgresSource::new(url, options()), 2)
             }
         }
     };
@@ -137,11 +168,14 @@ fn without_any_one_of_its_grants_on_mariadb_the_relay_names_it() {
     conn.batch_execute(&format!("GRANT {role} TO {user}")).unwrap();
     conn.batch_execute(&format!("SET DEFAULT ROLE {role} FOR {user}")).unwrap();
     let mut number = 0;
+    // A shard's bound is moved only if it has come far.
+    const EVENTS: usize = 3_000;
     let mut work_once = || {
         number += 1;
-        let records = [1, 2].map(|event| Record::new("order", number.to_string(), event.to_string()));
+        let record = |event: usize| Record::new("order", number.to_string(), event.to_string());
+        let records: Vec<Record> = (0..EVENTS).map(record).collect();
         database.connect().transaction(|c| c.emit_all(&records)).unwrap();
-        work(&mut MysqlSource::new(database.url_as(&user, "x"), options()))
+        work(&mut MysqlSource::new(database.url_as(&user, "x"), options()), EVENTS)
     };
     work_once().unwrap();
     for (grant, says) in [
@@ -156,7 +190,10 @@ fn without_any_one_of_its_grants_on_mariadb_the_relay_names_it() {
         conn.batch_execute(&format!("REVOKE {grant} FROM {role}")).unwrap();
         let error = work_once().expect_err(grant).to_string();
         let table = grant.rsplit_once(' ').unwrap().1;
-        assert!(error.contains("denied") && error.contains(says) && error.contains(table), "without {grant}: {error}");
+        assert!(
+            error.contains("denied") && error.contains(says) && error.contains(table),
+            "without {grant}: {error}"
+        );
         conn.batch_execute(&format!("GRANT {grant} TO {role}")).unwrap();
         work_once().unwrap_or_else(|error| panic!("{grant} was given back: {error}"));
     }

@@ -19,6 +19,7 @@ use super::{PATIENCE, done};
 /// Functions and operators for all types that the statements have, each of which the server would rather use than its own if a statement
 /// does not name the schema, because it fits better. Whoever calls one gets an error.
 const TRAPS: &str = r#"
+SET search_path = pg_catalog;
 DO $$
 DECLARE
     types text[] := '{int2,int4,int8,text,varchar,name,oid,regclass,regnamespace,uuid,timestamptz,timestamp,bytea,json,jsonb,bool,float8,
@@ -60,6 +61,7 @@ BEGIN
             END LOOP;
         END LOOP;
     END LOOP;
+    DROP FUNCTION IF EXISTS TG.make_interval(float8);
     CREATE FUNCTION TG.make_interval(secs float8) RETURNS interval LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''captured''; END';
     CREATE FUNCTION TG.concat_ws(text, text, text) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''captured''; END';
     CREATE FUNCTION TG.concat_ws(text, oid, xid, oid, xid) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''captured''; END';
@@ -67,6 +69,7 @@ BEGIN
         AS 'BEGIN RAISE EXCEPTION ''captured''; END';
     ASSERT made > 5000, made;
 END $$;
+RESET search_path;
 "#;
 
 /// Copies of the server's own, for a path that has them before the server's.
@@ -259,13 +262,17 @@ fn use_everything(database: &Database<'_>) {
     let log = wal_relay(database, &topic);
     let counter = Kafka::shared().counter(&topic);
     eventually("the events of the WAL", PATIENCE, || (counter.count() >= before + 300).then_some(()));
-    sends_all(conn, &log, "(SELECT 1 WHERE NOT EXISTS (SELECT FROM outbox_dead_letter WHERE aggregateid = 'large')) AS missing");
+    sends_all(
+        conn,
+        &log,
+        "(SELECT 1 WHERE NOT EXISTS (SELECT FROM outbox_dead_letter WHERE aggregateid = 'large')) AS missing",
+    );
     emit(emitting, "7", 10);
     wal(database, "drop");
 
     let consuming = &mut PgConnection::establish(&database.consumer_url()).unwrap();
     let inbox = Inbox::new("billing");
     assert!(inbox.has_table(consuming).unwrap());
-    inbox.once(consuming, Uuid::now_v7(), |_| QueryResult::Ok(())).unwrap();
+    let _ = inbox.once(consuming, Uuid::now_v7(), |_| QueryResult::Ok(())).unwrap();
     inbox.prune(consuming, std::time::Duration::ZERO).unwrap();
 }

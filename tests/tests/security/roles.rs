@@ -31,16 +31,21 @@ fn each_role_does_its_work_in_a_named_schema_and_the_command_can_be_run_again() 
     conn.batch_execute(&format!("CREATE ROLE {} NOLOGIN", quoted("emitter"))).unwrap();
     assert!(done(database.url(), &arguments).contains("granted"));
     assert_eq!(count(conn, &format!("{made} AND NOT rolcanlogin")), 4);
-    let owned = format!("pg_class WHERE relname ~ '^(outbox|inbox)' AND relkind IN ('r', 'v') AND relowner::regrole::text = '{}'",
-        quoted("migrator").replace('\'', "''"));
+    let owned = format!(
+        "pg_class WHERE relname ~ '^(outbox|inbox)' AND relkind IN ('r', 'v') AND relowner::regrole::text = '{}'",
+        quoted("migrator").replace('\'', "''")
+    );
     assert_eq!(count(conn, &owned), 7);
     done(database.url(), &arguments);
     conn.batch_execute(&printed).unwrap();
 
     let members = ["emitter", "relay", "consumer", "migrator"].map(|role| {
         let member = format!("{}_{role}", database.name());
-        conn.batch_execute(&format!("CREATE ROLE {member} LOGIN PASSWORD 'x'; GRANT {} TO {member}", quoted(role)))
-            .unwrap();
+        conn.batch_execute(&format!(
+            "CREATE ROLE {member} LOGIN PASSWORD 'x'; GRANT {} TO {member}",
+            quoted(role)
+        ))
+        .unwrap();
         member
     });
     let url = |member: &str| database.url_as(member, "x");
@@ -98,8 +103,10 @@ fn whoever_may_not_make_roles_and_sqlite_get_an_error_that_says_what_to_do() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
     let owner = format!("{}_owner", database.name());
-    conn.batch_execute(&format!("CREATE ROLE {owner} LOGIN PASSWORD 'x'; GRANT CREATE ON SCHEMA public TO {owner}"))
-        .unwrap();
+    conn.batch_execute(&format!(
+        "CREATE ROLE {owner} LOGIN PASSWORD 'x'; GRANT CREATE ON SCHEMA public TO {owner}"
+    ))
+    .unwrap();
     let arguments = role_arguments(&format!("{}_", database.name()));
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (is_done, text) = outbox(&database.url_as(&owner, "x"), &arguments);

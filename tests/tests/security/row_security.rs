@@ -42,9 +42,11 @@ fn a_relay_and_commands_fail_loudly_if_policies_hide_rows_and_their_advice_helps
         assert!(!is_done && text.contains("BYPASSRLS"), "{arguments:?}: {text}");
     }
     let operator = &mut PgConnection::establish(&url).unwrap();
-    for error in
-        [operator.lag().map(drop), operator.dead_letters(9).map(drop), operator.requeue(&Requeue::All).map(drop)]
-    {
+    for error in [
+        operator.lag().map(drop),
+        operator.dead_letters(9).map(drop),
+        operator.requeue(&Requeue::All).map(drop),
+    ] {
         assert!(error.unwrap_err().to_string().contains("row-level security"));
     }
 

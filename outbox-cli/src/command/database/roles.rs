@@ -21,10 +21,13 @@ impl<'a> Roles<'a> {
             ("consumer", &settings.consumer_role),
             ("migrator", &settings.migrator_role),
         ];
-        let is_wanted =
-            |role: &str, name: &str| !name.is_empty() && !(inbox_only && ["emitter", "relay"].contains(&role));
-        let named =
-            all.into_iter().map(|(role, name)| (role, name.trim())).filter(|(role, name)| is_wanted(role, name));
+        let is_wanted = |role: &str, name: &str| {
+            !name.is_empty() && !(inbox_only && ["emitter", "relay"].contains(&role))
+        };
+        let named = all
+            .into_iter()
+            .map(|(role, name)| (role, name.trim()))
+            .filter(|(role, name)| is_wanted(role, name));
         Self { named: named.collect(), inbox_only }
     }
 

@@ -40,10 +40,7 @@ pub(in crate::command::database) fn migrate(
 }
 
 /// Runs these statements one after the other.
-pub(in crate::command::database) fn run(
-    conn: &mut Conn,
-    statements: &[String],
-) -> diesel::QueryResult<()> {
+pub(in crate::command::database) fn run(conn: &mut Conn, statements: &[String]) -> diesel::QueryResult<()> {
     statements.iter().try_for_each(|statement| execute(conn, statement)).map_err(|error| as_diesel(&error))
 }
 

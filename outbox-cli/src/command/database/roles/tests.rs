@@ -21,9 +21,11 @@ fn every_name_is_quoted_and_a_name_that_looks_like_a_placeholder_is_a_name() {
     ] {
         assert!(postgres.contains(expected), "{expected} is not in {postgres}");
     }
-    for expected in
-        ["GRANT INSERT ON `s\"ch``em`.outbox TO `e\"m``it`;", "CREATE ROLE IF NOT EXISTS `o'ne`;", "TO `{consumer}`;"]
-    {
+    for expected in [
+        "GRANT INSERT ON `s\"ch``em`.outbox TO `e\"m``it`;",
+        "CREATE ROLE IF NOT EXISTS `o'ne`;",
+        "TO `{consumer}`;",
+    ] {
         assert!(mysql.contains(expected), "{expected} is not in {mysql}");
     }
 }
