@@ -296,7 +296,8 @@ where
     C: Connection<Backend: OutboxBackend> + LoadConnection,
 {
     let quoted: Vec<String> = versions.iter().map(|version| quoted_literal(version)).collect();
-    let select = format!("SELECT 1 FROM {table} WHERE version IN ({})", quoted.join(", "));
+    // As this type, because it is compared by an operator of PostgreSQL's own. For varchar another role's would be a better fit.
+    let select = format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", quoted.join(", "));
     Ok(count(conn, &select)? == versions.len())
 }
 

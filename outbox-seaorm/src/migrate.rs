@@ -262,7 +262,8 @@ async fn have_run<C: ConnectionTrait>(c: &C, table: &str, wanted: &[&Embedded]) 
     if versions.is_empty() {
         return Ok(true);
     }
-    let select = format!("SELECT 1 FROM {table} WHERE version IN ({})", versions.join(", "));
+    // As this type, because it is compared by an operator of PostgreSQL's own. For varchar another role's would be a better fit.
+    let select = format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", versions.join(", "));
     Ok(count(c, &select).await? == versions.len())
 }
 

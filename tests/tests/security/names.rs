@@ -22,7 +22,7 @@ const TRAPS: &str = r#"
 SET search_path = pg_catalog;
 DO $$
 DECLARE
-    types text[] := '{int2,int4,int8,text,varchar,name,oid,regclass,regnamespace,uuid,timestamptz,timestamp,bytea,json,jsonb,bool,float8,
+    types text[] := '{bpchar,int2,int4,int8,text,varchar,name,oid,regclass,regnamespace,uuid,timestamptz,timestamp,bytea,json,jsonb,bool,float8,
         numeric,tid,xid,xid8,pg_lsn,interval,"\"char\"",int8[],int2[],text[],tid[],oid[],uuid[],bytea[]}';
     few text[] := '{int4,int8,text,varchar,name,oid,regclass,json,jsonb,bool,pg_lsn,timestamptz,float8}';
     operators text[] := '{=,<>,<,<=,>,>=,+,-,*,/,%,||,~~,!~~,@>,<@,&&,->,->>}';
@@ -236,7 +236,7 @@ fn use_everything(database: &Database<'_>) {
     assert!(conn.lag().unwrap().unsent >= 10);
     work(&url, SourceOptions::default());
     assert!(!conn.dead_letters(10).unwrap().is_empty());
-    let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "1".into() };
+    let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "0".into() };
     assert!(conn.requeue(&aggregate).unwrap() > 0);
     for command in [&["lag"][..], &["dead-letters"], &["requeue", "--all"], &["migrate"]] {
         done(database.url(), command);

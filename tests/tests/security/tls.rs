@@ -59,7 +59,7 @@ fn on_postgres_verify_full_takes_only_the_server_that_it_names() {
     is_refused(&good, &["certificate verify failed", "expired"]);
     server.show_certificate(&authority.certify("localhost"));
     conn.transaction(|c| c.emit(&Record::new("order", "2", "OrderPlaced"))).unwrap();
-    eventually("the second event", PATIENCE, || (counter.count() == 2).then_some(()));
+    eventually("the second event", PATIENCE, || (counter.count() >= 2).then_some(()));
     stop(&log);
 }
 
@@ -122,9 +122,9 @@ fn on_kafka_ssl_and_scram_take_only_the_broker_that_they_name() {
     for (what, command, says) in [
         ("another authority", command(&broker.tls, &stranger, &ssl), "certificate"),
         ("another host", command(&by_address(&broker.tls), &authority, &ssl), "certificate"),
-        ("an expired certificate", command(&broker.expired, &authority, &ssl), "certificate"),
+        ("an expired certificate", command(&broker.expired, &authority, &ssl), "has expired"),
         ("no TLS", command(plain, &authority, &ssl), "SSL"),
-        ("TLS where none is asked for", command(&broker.tls, &authority, &[]), "kafka::"),
+        ("TLS where none is asked for", command(&broker.tls, &authority, &[]), "do they ask for TLS or a login"),
         (
             "another authority, with a login",
             with_password(command(&broker.scram, &stranger, &scram), PASSWORD),
@@ -135,7 +135,7 @@ fn on_kafka_ssl_and_scram_take_only_the_broker_that_they_name() {
             with_password(command(&broker.scram, &authority, &scram), "wrong"),
             "authentication",
         ),
-        ("no login", command(&broker.scram, &authority, &ssl), "SASL"),
+        ("no login", command(&broker.scram, &authority, &ssl), "do they ask for TLS or a login"),
     ] {
         let relay = Process::start(&command);
         relay.wait_for_line(what, PATIENCE, |line| line.to_lowercase().contains(&says.to_lowercase()));
