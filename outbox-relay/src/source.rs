@@ -90,9 +90,8 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
     let table = denied.split(' ').next_back()?;
     let grant = match table {
         "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
-        "outbox_shard" | "outbox_seq_seq" => "SELECT, UPDATE",
+        "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
         "outbox_dead_letter" => "SELECT, INSERT",
-        "outbox_slot" => "SELECT, and to read the write-ahead log UPDATE,",
         "outbox_reader" => "UPDATE",
         _ => return None,
     };

@@ -263,7 +263,8 @@ async fn have_run<C: ConnectionTrait>(c: &C, table: &str, wanted: &[&Embedded]) 
         return Ok(true);
     }
     // As this type, because it is compared by an operator of PostgreSQL's own. For varchar another role's would be a better fit.
-    let select = format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", versions.join(", "));
+    let select =
+        format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", versions.join(", "));
     Ok(count(c, &select).await? == versions.len())
 }
 

@@ -76,16 +76,8 @@ const GRANTS: [(&str, &str, Case); 15] = [
     ),
     ("SELECT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
     ("INSERT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
-    (
-        "SELECT ON outbox_slot",
-        "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot",
-        Case::Polls,
-    ),
-    (
-        "UPDATE ON outbox_slot",
-        "GRANT SELECT, and to read the write-ahead log UPDATE, ON outbox_slot",
-        Case::ReadsWal,
-    ),
+    ("SELECT ON outbox_slot", "GRANT SELECT, UPDATE ON outbox_slot", Case::Polls),
+    ("UPDATE ON outbox_slot", "GRANT SELECT, UPDATE ON outbox_slot", Case::ReadsWal),
     ("UPDATE ON outbox_reader", "outbox_reader, on which the relay's role needs UPDATE", Case::ReadsWal),
 ];
 

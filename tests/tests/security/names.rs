@@ -22,8 +22,8 @@ const TRAPS: &str = r#"
 SET search_path = pg_catalog;
 DO $$
 DECLARE
-    types text[] := '{bpchar,int2,int4,int8,text,varchar,name,oid,regclass,regnamespace,uuid,timestamptz,timestamp,bytea,json,jsonb,bool,float8,
-        numeric,tid,xid,xid8,pg_lsn,interval,"\"char\"",int8[],int2[],text[],tid[],oid[],uuid[],bytea[]}';
+    types text[] := '{bpchar,int2,int4,int8,text,varchar,name,oid,regclass,uuid,timestamptz,bytea,json,jsonb,bool,float8,
+        numeric,tid,xid,pg_lsn,"\"char\"",int8[],int2[],text[],tid[],oid[]}';
     few text[] := '{int4,int8,text,varchar,name,oid,regclass,json,jsonb,bool,pg_lsn,timestamptz,float8}';
     operators text[] := '{=,<>,<,<=,>,>=,+,-,*,/,%,||,~~,!~~,@>,<@,&&,->,->>}';
     a text; b text; o text; f text; trap text; made int := 0;
@@ -265,7 +265,7 @@ fn use_everything(database: &Database<'_>) {
     sends_all(
         conn,
         &log,
-        "(SELECT 1 WHERE NOT EXISTS (SELECT FROM outbox_dead_letter WHERE aggregateid = 'large')) AS missing",
+        "(SELECT 1 WHERE NOT EXISTS (SELECT FROM outbox_dead_letter WHERE aggregateid::text = 'large')) AS missing",
     );
     emit(emitting, "7", 10);
     wal(database, "drop");

@@ -124,7 +124,11 @@ fn on_kafka_ssl_and_scram_take_only_the_broker_that_they_name() {
         ("another host", command(&by_address(&broker.tls), &authority, &ssl), "certificate"),
         ("an expired certificate", command(&broker.expired, &authority, &ssl), "has expired"),
         ("no TLS", command(plain, &authority, &ssl), "SSL"),
-        ("TLS where none is asked for", command(&broker.tls, &authority, &[]), "do they ask for TLS or a login"),
+        (
+            "TLS where none is asked for",
+            command(&broker.tls, &authority, &[]),
+            "do they ask for TLS or a login",
+        ),
         (
             "another authority, with a login",
             with_password(command(&broker.scram, &stranger, &scram), PASSWORD),
