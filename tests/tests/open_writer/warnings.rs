@@ -3,7 +3,7 @@
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{migrated_on, new_topic, relay, stop};
+use outbox_tests::load::{migrated_on, new_topic, relay_at, stop};
 use outbox_tests::{Kafka, Postgres, Process, eventually};
 
 use super::{PATIENCE, SENT, count, emit, keep_sent};
@@ -51,7 +51,8 @@ fn a_relay_warns_of_old_open_writers_when_it_starts_and_its_advice_ends_them() {
     keep_sent(conn);
     put_the_clock_ahead(conn);
     let topic = new_topic("writers");
-    let relay = relay(&database, &topic, &["--log-format", "json"]);
+    // A relay that may see how old other roles' transactions are.
+    let relay = relay_at(database.url(), &topic, &["--log-format", "json"]);
 
     let of_the_session = warning(&relay, "pid", &pid.into());
     let of_the_orphan = warning(&relay, "gid", &"nobody's \\ orphan".into());
