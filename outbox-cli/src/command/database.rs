@@ -304,6 +304,7 @@ impl OutboxDatabase {
 
     /// Runs these statements of [`role_statements`](Self::role_statements): on PostgreSQL all or none.
     pub(crate) fn run_statements(&self, statements: &[String]) -> Result<(), Failure> {
+        #[cfg(any(feature = "mysql", feature = "postgres"))]
         let failed = |source| Failure::Roles { database: self.to_string(), source };
         match self {
             #[cfg(feature = "mysql")]

@@ -1,6 +1,6 @@
 //! The roles of `outbox migrate --roles`, as the statements that make them and say what each may do.
 
-#[cfg(any(feature = "mysql", feature = "postgres"))]
+#[cfg(feature = "postgres")]
 use diesel_outbox::__private::{quoted_identifier, quoted_literal};
 
 use crate::command::args::RoleSettings;
@@ -9,6 +9,7 @@ use crate::command::args::RoleSettings;
 #[derive(Debug)]
 pub(crate) struct Roles<'a> {
     named: Vec<(&'static str, &'a str)>,
+    #[cfg_attr(not(any(feature = "mysql", feature = "postgres")), allow(dead_code))]
     inbox_only: bool,
 }
 
@@ -21,13 +22,10 @@ impl<'a> Roles<'a> {
             ("consumer", &settings.consumer_role),
             ("migrator", &settings.migrator_role),
         ];
-        let is_wanted = |role: &str, name: &str| {
-            !name.is_empty() && !(inbox_only && ["emitter", "relay"].contains(&role))
-        };
-        let named = all
-            .into_iter()
-            .map(|(role, name)| (role, name.trim()))
-            .filter(|(role, name)| is_wanted(role, name));
+        let is_left_out =
+            |role, name: &str| name.is_empty() || (inbox_only && ["emitter", "relay"].contains(&role));
+        let named = all.into_iter().map(|(role, name)| (role, name.trim()));
+        let named = named.filter(|(role, name)| !is_left_out(*role, name));
         Self { named: named.collect(), inbox_only }
     }
 
@@ -116,5 +114,5 @@ fn hand_over(schema: &str, role: &str) -> String {
     format!("DO {};", quoted_literal(&block))
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "mysql", feature = "postgres"))]
 mod tests;
