@@ -6,6 +6,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_outbox::Migrations;
 use diesel_outbox_kafka::consumer::{AsyncHandler, Consumer, HandlerError, Received};
 use futures_executor::block_on;
 use outbox_tests::{Database, Kafka, Postgres, RawRecord, eventually, eventually_ok};
@@ -145,10 +146,9 @@ impl<'a> Bench<'a> {
     /// A bench with an existing topic.
     pub(crate) fn of(kafka: &'a Kafka, postgres: &'a Postgres, topic: String, partitions: i32) -> Self {
         let database = postgres.database();
-        database.migrate();
-        let effects = "create table effect (n serial, id uuid, body text, consumer text); \
-                       grant select, insert on effect to outbox_test_consumer; grant usage on effect_n_seq to outbox_test_consumer";
-        database.connect().batch_execute(effects).unwrap();
+        let mut conn = database.connect();
+        Migrations::new().run(&mut conn).unwrap();
+        conn.batch_execute("create table effect (n serial, id uuid, body text, consumer text)").unwrap();
         Self { kafka, database, topic, name: kafka.unique("billing"), partitions }
     }
 
@@ -166,24 +166,24 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) fn consumer(&self) -> Consumer<PgConnection> {
-        consumer(self.kafka.brokers(), &self.name, &self.topic).database_url(self.database.consumer_url())
+        consumer(self.kafka.brokers(), &self.name, &self.topic).database_url(self.database.url())
     }
 
     pub(crate) fn async_consumer(&self) -> Consumer<AsyncPgConnection, AsyncHandler<AsyncPgConnection>> {
         let consumer =
-            Consumer::new_async(self.kafka.brokers(), &self.name).database_url(self.database.consumer_url());
+            Consumer::new_async(self.kafka.brokers(), &self.name).database_url(self.database.url());
         quick(consumer).topics([&self.topic])
     }
 
     pub(crate) fn connect_async(
         &self,
     ) -> impl AsyncFnMut() -> ConnectionResult<AsyncPgConnection> + Send + use<> {
-        let url = self.database.consumer_url();
+        let url = self.database.url().to_owned();
         async move || AsyncPgConnection::establish(&url).await
     }
 
     pub(crate) fn connect(&self) -> impl FnMut() -> ConnectionResult<PgConnection> + Send + use<> {
-        let url = self.database.consumer_url();
+        let url = self.database.url().to_owned();
         move || PgConnection::establish(&url)
     }
 
