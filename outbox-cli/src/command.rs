@@ -48,7 +48,7 @@ fn failed(failure: &Failure) -> ExitCode {
 fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
     log::start(action.common().log_format);
     match action {
-        Action::Migrate { inbox_only, common } => migrate::run(common, origins, *inbox_only),
+        Action::Migrate { inbox_only, roles, common } => migrate::run(common, origins, *inbox_only, roles),
         Action::Relay(settings) => relay::run(settings, origins),
         Action::Lag { json, common } => report::lag(common, origins, *json),
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),

@@ -40,9 +40,10 @@ pub fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// Returns the statement with which a PostgreSQL session finds the tables in this schema.
+/// Returns the statement with which a PostgreSQL session finds the tables in this schema, and all else in the server's own. What
+/// somebody else makes in other schemas, or as temporary tables, takes no name of those.
 pub fn set_search_path(schema: &str) -> String {
-    format!("SET search_path TO {}", quoted_identifier(schema))
+    format!("SET search_path TO pg_catalog, {}, pg_temp", quoted_identifier(schema))
 }
 
 /// Quotes a text for SQL, whatever characters it contains.

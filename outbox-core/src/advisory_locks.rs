@@ -25,7 +25,7 @@ pub const NEXT_READER: i32 = ASLEEP + 4;
 /// transaction that has notified.
 pub const WAKE: &str = "CASE WHEN current_setting('outbox.notify', true) IN ('off', 'false', 'no', '0') THEN NULL \
                         WHEN NOT pg_try_advisory_lock_shared(1869968482, 'outbox'::regclass::oid::int4) \
-                        THEN pg_notify('outbox_' || 'outbox'::regclass::oid, '') \
+                        THEN pg_notify('outbox_' || 'outbox'::regclass::oid::text, '') \
                         WHEN NOT pg_advisory_unlock_shared(1869968482, 'outbox'::regclass::oid::int4) THEN NULL END";
 
 /// Returns [`WAKE`] for the table in this schema, whose name must already be quoted.

@@ -122,7 +122,7 @@ impl Migrations {
                     c.batch_execute(&lock())?;
                     if let Some(quoted) = self.quoted_schema() {
                         c.batch_execute(&format!("CREATE SCHEMA IF NOT EXISTS {quoted}"))?;
-                        c.batch_execute(&format!("SET LOCAL search_path TO {quoted}"))?;
+                        c.batch_execute(&format!("SET LOCAL search_path TO {quoted}, pg_temp"))?;
                     }
                     self.run_pending(c, true)
                 })
@@ -189,7 +189,7 @@ impl Migrations {
         // Without a schema, the table is created in the first schema of the search_path, whatever the others contain.
         let place = match &self.schema {
             Some(_) => quoted_literal(&table),
-            None => format!("quote_ident(current_schema()) || '.{RECORD}'"),
+            None => format!("pg_catalog.quote_ident(current_schema()) || '.{RECORD}'"),
         };
         if count(conn, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL"))? == 0 {
             return Ok(false);
@@ -298,7 +298,8 @@ where
     C: Connection<Backend: OutboxBackend> + LoadConnection,
 {
     let quoted: Vec<String> = versions.iter().map(|version| quoted_literal(version)).collect();
-    let select = format!("SELECT 1 FROM {table} WHERE version IN ({})", quoted.join(", "));
+    // As this type, because it is compared by an operator of PostgreSQL's own. For varchar another role's would be a better fit.
+    let select = format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", quoted.join(", "));
     Ok(count(conn, &select)? == versions.len())
 }
 

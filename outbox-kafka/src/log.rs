@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::config::RDKafkaLogLevel as Level;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tracing::{debug, error, info, warn};
 
 /// Logs what librdkafka logs, at its level unless that misleads.
@@ -29,6 +29,18 @@ pub(crate) struct Errors {
     reported: Mutex<BTreeMap<String, Instant>>,
 }
 
+/// What librdkafka's reason leaves out.
+fn advice(error: &KafkaError, reason: &str) -> &'static str {
+    if reason.contains("certificate verify failed") {
+        ": the broker is refused. Either ssl.ca.location does not name the authority of its certificate, or the certificate is for another \
+         host, or it has expired"
+    } else if error.rdkafka_error_code() == Some(RDKafkaErrorCode::AllBrokersDown) {
+        ": if they are up, do they ask for TLS or a login (security.protocol)?"
+    } else {
+        ""
+    }
+}
+
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 impl Errors {
@@ -36,7 +48,7 @@ impl Errors {
         let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
         reported.retain(|_, at| at.elapsed() < REPORT_INTERVAL);
         if reported.insert(error.to_string(), Instant::now()).is_none() {
-            warn!(%error, reason, "Kafka reports an error");
+            warn!(%error, reason, "Kafka reports an error{}", advice(error, reason));
         }
     }
 }

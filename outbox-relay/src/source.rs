@@ -26,6 +26,10 @@ mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod row;
 #[cfg(feature = "postgres")]
+mod row_security;
+#[cfg(feature = "postgres")]
+mod search_path;
+#[cfg(feature = "postgres")]
 mod sequence;
 #[cfg(feature = "postgres-wal")]
 pub mod wal;
@@ -55,6 +59,11 @@ pub(crate) use self::polling::{Queue, Schemas, SharedSource, Watch};
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use self::pooler::pooler_problem;
+#[cfg(feature = "postgres")]
+pub(crate) use self::row_security::sees_all_rows;
+#[cfg(feature = "postgres")]
+#[doc(hidden)]
+pub use self::search_path::enter_schema;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const BLOCKED: &str =
@@ -62,12 +71,31 @@ const BLOCKED: &str =
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
-                        `Migrations::new().run(..)`), or name the schema that holds the tables";
+                        `Migrations::new().run(..)`), or name the schema that holds the tables; on PostgreSQL, a role that may \
+                        not use that schema does not see them either (GRANT USAGE ON SCHEMA)";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 fn database_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
-    SourceError::new(format!("the database failed while {doing}: {message}")).with_source(error)
+    let advice = needed_grant(&message)
+        .map(|(table, grant)| format!(". A relay's role needs GRANT {grant} ON {table}: see docs/roles.md"))
+        .unwrap_or_default();
+    SourceError::new(format!("the database failed while {doing}: {message}{advice}")).with_source(error)
+}
+
+/// What a relay's role needs on the table that it was denied, on PostgreSQL. MySQL names the privilege by itself.
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
+    let (_, denied) = message.split_once("permission denied for ")?;
+    let table = denied.split(' ').next_back()?;
+    let grant = match table {
+        "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
+        "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
+        "outbox_dead_letter" => "SELECT, INSERT",
+        "outbox_reader" => "UPDATE",
+        _ => return None,
+    };
+    Some((table, grant))
 }
 
 /// Wakes the relay that listens when the open transaction commits, because rows come back to the outbox.

@@ -1,6 +1,7 @@
 //! How the relay and the operator write their statements.
 
-/// A statement whose text never changes, with `?` for each bound value: Diesel keeps it prepared.
+/// A statement whose text never changes, with `?` for each bound value: Diesel keeps it prepared. On PostgreSQL it names each function and
+/// operator so that only the server's own fits: see [`search_path`](crate::source::enter_schema).
 macro_rules! statement {
     ($db:ty, $(#[$doc:meta])* $visible:vis $name:ident { $($field:ident: $rust:ty => $sql_type:ty),* } -> $row:ty, $sql:expr) => {
         $(#[$doc])*

@@ -160,7 +160,7 @@ impl Migrations {
             None => String::new(),
         };
         txn.execute_unprepared(&format!("CREATE SCHEMA IF NOT EXISTS {quoted}")).await?;
-        txn.execute_unprepared(&format!("SET LOCAL search_path TO {quoted}")).await?;
+        txn.execute_unprepared(&format!("SET LOCAL search_path TO {quoted}, pg_temp")).await?;
         Ok(Some(own))
     }
 
@@ -176,7 +176,7 @@ impl Migrations {
         // Without a schema, the table is created in the first schema of the search_path, whatever the others contain.
         let place = match &self.schema {
             Some(_) => quoted_literal(&table),
-            None => format!("quote_ident(current_schema()) || '.{RECORD}'"),
+            None => format!("pg_catalog.quote_ident(current_schema()) || '.{RECORD}'"),
         };
         if count(db, &format!("SELECT 1 WHERE to_regclass({place}) IS NOT NULL")).await? == 0 {
             return Ok(false);
@@ -262,7 +262,9 @@ async fn have_run<C: ConnectionTrait>(c: &C, table: &str, wanted: &[&Embedded]) 
     if versions.is_empty() {
         return Ok(true);
     }
-    let select = format!("SELECT 1 FROM {table} WHERE version IN ({})", versions.join(", "));
+    // As this type, because it is compared by an operator of PostgreSQL's own. For varchar another role's would be a better fit.
+    let select =
+        format!("SELECT 1 FROM {table} WHERE CAST(version AS char(50)) IN ({})", versions.join(", "));
     Ok(count(c, &select).await? == versions.len())
 }
 

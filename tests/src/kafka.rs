@@ -5,6 +5,7 @@ mod count;
 mod local;
 mod raw;
 mod read;
+mod tls;
 
 use std::env;
 use std::sync::OnceLock;
@@ -27,6 +28,7 @@ pub use cluster::Cluster;
 pub use count::Counter;
 pub use raw::{Packing, RawRecord};
 pub use read::ReadRecord;
+pub use tls::TlsKafka;
 
 const ADDRESS: &str = "OUTBOX_TEST_KAFKA_BROKERS";
 const PATIENCE: Duration = Duration::from_secs(30);

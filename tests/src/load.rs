@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
-use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
+use diesel_outbox::{Emit, OutboxConnection, Record};
 
 use crate::{Database, Kafka, Postgres, Process, ReadRecord, Signal, eventually, workspace_binary};
 
@@ -19,7 +19,7 @@ pub fn migrated() -> Database<'static> {
 /// Makes a new database with the tables on this server.
 pub fn migrated_on(postgres: &Postgres) -> Database<'_> {
     let database = postgres.database();
-    Migrations::new().run(&mut database.connect()).unwrap();
+    database.migrate();
     database
 }
 
@@ -37,7 +37,7 @@ pub fn relay(database: &Database<'_>, topic: &str, arguments: &[&str]) -> Proces
 
 /// Starts a process of the binary `outbox` that relays to this topic of this broker.
 pub fn relay_to(kafka: &Kafka, database: &Database<'_>, topic: &str, arguments: &[&str]) -> Process {
-    Process::start(&relay_command(kafka.brokers(), database.url(), topic, arguments))
+    Process::start(&relay_command(kafka.brokers(), &database.relay_url(), topic, arguments))
 }
 
 /// Returns the command of such a process.
@@ -95,11 +95,13 @@ pub fn wal_relay(database: &Database<'_>, topic: &str) -> Process {
     relay(database, topic, &["--source", "wal", "--slot", database.name()])
 }
 
-/// Returns the GRANT statements of a page for this role instead of the page's.
+/// Returns the statements of a page for a relay's role, for this role instead of the page's.
 pub fn grants(page: &str, role: &str) -> String {
     let (_, statements) = page.split_once("```sql\n").expect("a page with statements");
     let (statements, _) = statements.split_once("```").expect("the end of the statements");
-    statements.replace("my_relay", role)
+    let names = ["my_relay", "outbox_relay"];
+    let of_relay = statements.lines().filter(|line| names.iter().any(|name| line.contains(name)));
+    names.iter().fold(of_relay.collect(), |text: String, name| text.replace(name, role))
 }
 
 /// Drops roles that have grants only in this database, as soon as nobody uses them.
@@ -207,7 +209,7 @@ pub fn write_until<C: OutboxConnection>(
 
 /// Runs this many writers at once for 1,000 aggregates.
 pub fn write_together(database: &Database<'_>, writers: usize, events: usize) -> BTreeSet<String> {
-    write_together_on(|| database.connect(), writers, events)
+    write_together_on(|| database.connect_as_emitter(), writers, events)
 }
 
 /// The same on connections to any database.

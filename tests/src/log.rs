@@ -3,12 +3,28 @@
 use std::io::{self, Write};
 use std::sync::{Mutex, Once};
 
+use tracing_subscriber::filter::LevelFilter;
+
 static LOG: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
 /// Keeps what the relays and consumers of this process log from now on.
 pub fn start_logging() {
     static START: Once = Once::new();
     START.call_once(|| tracing_subscriber::fmt().with_ansi(false).with_writer(|| Logged).init());
+}
+
+/// The same at every level.
+pub fn start_logging_everything() {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        let all = tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE);
+        all.with_ansi(false).with_writer(|| Logged).init();
+    });
+}
+
+/// Returns all that was logged.
+pub fn whole_log() -> String {
+    String::from_utf8_lossy(&LOG.lock().unwrap()).into_owned()
 }
 
 struct Logged;

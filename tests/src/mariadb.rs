@@ -9,10 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel_outbox::Migrations;
 
 use crate::authority::Authority;
 use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
+use crate::roles;
 
 /// The settings with which every server is started.
 const SETTINGS: [&str; 7] = [
@@ -109,11 +111,20 @@ impl Mariadb {
         Self::start_certified(Server::Mysql, authority)
     }
 
+    /// Starts a server with a certificate of this authority that has expired.
+    pub fn start_with_expired_tls(authority: &Authority) -> Self {
+        let files = authority.certify_expired(docker::engine().unwrap_or(LOCALHOST));
+        Self::start_with_files(Server::Mariadb, &files)
+    }
+
     fn start_certified(server: Server, authority: &Authority) -> Self {
-        let files = authority.certify(docker::engine().unwrap_or(LOCALHOST));
+        Self::start_with_files(server, &authority.certify(docker::engine().unwrap_or(LOCALHOST)))
+    }
+
+    fn start_with_files(server: Server, files: &[PathBuf; 2]) -> Self {
         let [certificate, key] = files.each_ref().map(|file| file.display());
         let settings = [format!("ssl-cert={certificate}"), format!("ssl-key={key}")];
-        Self::start_server(server, &settings.each_ref().map(String::as_str), &files)
+        Self::start_server(server, &settings.each_ref().map(String::as_str), files)
     }
 
     /// Starts a server of MySQL for one test, which may stop it.
@@ -204,6 +215,25 @@ impl MariadbDatabase<'_> {
     /// Returns its name on the server.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Creates the tables, and lets the users of the tests' relays, emitters and consumers do there what they need.
+    pub fn migrate(&self) {
+        let conn = &mut self.connect();
+        Migrations::new().run(conn).expect("create the tables");
+        roles::grant_on_mariadb(conn, &self.name);
+    }
+
+    /// Returns its URL for a relay, as a user that may do no more than a relay needs. The tables must have been made by
+    /// [`migrate`](Self::migrate).
+    pub fn relay_url(&self) -> String {
+        self.url_as(roles::RELAY, roles::RELAY)
+    }
+
+    /// Connects as a user that may emit and do nothing else.
+    pub fn connect_as_emitter(&self) -> MysqlConnection {
+        let url = self.url_as(roles::EMITTER, roles::EMITTER);
+        MysqlConnection::establish(&url).expect("connect to the test's database as the emitter")
     }
 
     /// Connects to it as the server's administrator.

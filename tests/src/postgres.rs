@@ -13,11 +13,13 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Integer};
+use diesel::sql_types::{BigInt, Integer, Text};
+use diesel_outbox::Migrations;
 
 use self::url::Address;
 use crate::docker;
 use crate::host::{Elsewhere, Host, Local, free_port, wait_until_ready};
+use crate::roles;
 use crate::wait::eventually;
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
@@ -88,6 +90,37 @@ impl Postgres {
         server.host.start();
         server.wait_until_ready();
         server
+    }
+
+    /// Starts a server with a certificate and its key, from local programs. It takes connections with and without TLS.
+    pub fn start_with_tls(major: u32, files: &[PathBuf; 2]) -> Self {
+        let port = free_port();
+        let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let settings =
+            [settings, ["ssl=on", "ssl_cert_file=tls.pem", "ssl_key_file=tls.key"].map(str::to_owned).into()];
+        let server = local::install(major, port, &settings.concat());
+        local::give_certificate(&server, files);
+        let socket = Some(server.folder().to_owned());
+        let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
+        let server = Self { host: Box::new(server), url, lasting: false, socket };
+        server.host.start();
+        server.wait_until_ready();
+        server
+    }
+
+    /// Shows this certificate from now on. The server must have been started with TLS.
+    pub fn show_certificate(&self, files: &[PathBuf; 2]) {
+        let folder = self.socket.as_ref().expect("a server from local programs");
+        local::copy_certificate(folder, files);
+        let conn = &mut self.connect();
+        let loaded = |conn: &mut PgConnection| {
+            sql::<Text>("SELECT pg_conf_load_time()::text").get_result::<String>(conn).expect("a time")
+        };
+        let before = loaded(conn);
+        conn.batch_execute("SELECT pg_reload_conf()").expect("let the server read its certificate");
+        eventually("the server to read its certificate", Duration::from_secs(10), || {
+            (loaded(&mut self.connect()) != before).then_some(())
+        });
     }
 
     /// Starts a server and a standby of it. Both run from local programs, because the standby copies the server's data. Commits
@@ -190,6 +223,30 @@ impl Database<'_> {
     pub fn url_as(&self, role: &str, password: &str) -> String {
         let (_, server) = self.url.rsplit_once('@').expect("a user in the address");
         format!("postgres://{role}:{password}@{server}")
+    }
+
+    /// Creates the tables, and lets the roles of the tests' relays, emitters and consumers do there what they need.
+    pub fn migrate(&self) {
+        let conn = &mut self.connect();
+        Migrations::new().run(conn).expect("create the tables");
+        roles::grant_on_postgres(conn, "public");
+    }
+
+    /// Returns its URL for a relay, as a role that may do no more than a relay needs. The tables must have been made by
+    /// [`migrate`](Self::migrate).
+    pub fn relay_url(&self) -> String {
+        self.url_as(roles::RELAY, roles::RELAY)
+    }
+
+    /// Returns its URL for a consumer, likewise.
+    pub fn consumer_url(&self) -> String {
+        self.url_as(roles::CONSUMER, roles::CONSUMER)
+    }
+
+    /// Connects as a role that may emit and do nothing else.
+    pub fn connect_as_emitter(&self) -> PgConnection {
+        let url = self.url_as(roles::EMITTER, roles::EMITTER);
+        PgConnection::establish(&url).expect("connect to the test's database as the emitter")
     }
 
     /// Returns its URL by Unix socket, if the server was started from local programs.

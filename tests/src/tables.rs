@@ -9,7 +9,7 @@ use diesel::expression::SqlLiteral;
 use diesel::prelude::*;
 use diesel::query_dsl::methods::LoadQuery;
 use diesel::sql_types::{BigInt, SmallInt, Text};
-use diesel_outbox::{MigrateConnection, Migrations, OutboxConnection};
+use diesel_outbox::{MigrateConnection, OutboxConnection};
 use diesel_outbox_core::Source;
 use diesel_outbox_relay::operate::Operate;
 use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
@@ -95,7 +95,7 @@ impl Server for Mariadb {
 
     fn migrated(&self) -> MariadbDatabase<'_> {
         let database = self.database();
-        Migrations::new().run(&mut database.connect()).expect("create the tables");
+        database.migrate();
         database
     }
 
@@ -136,9 +136,13 @@ pub trait Tables: Sync {
     fn sent_ids(&self) -> BTreeSet<String>;
     /// Returns how many sessions relays have, and on MariaDB all others too.
     fn sessions(&self) -> usize;
+    /// Returns its URL for a relay, as a role that may do no more than a relay needs.
+    fn relay_url(&self) -> String;
+    /// Connects as a role that may emit and do nothing else.
+    fn connect_as_emitter(&self) -> Self::Conn;
     /// Returns a relay for it that has no broker yet.
     fn relay(&self) -> Relay {
-        self.relay_by(self.url().to_owned())
+        self.relay_by(self.relay_url())
     }
 
     /// The same by another URL.
@@ -233,6 +237,14 @@ impl Tables for Database<'_> {
         self.url_as(role, password)
     }
 
+    fn relay_url(&self) -> String {
+        self.relay_url()
+    }
+
+    fn connect_as_emitter(&self) -> Self::Conn {
+        self.connect_as_emitter()
+    }
+
     fn name(&self) -> &str {
         self.name()
     }
@@ -264,7 +276,7 @@ impl Tables for Database<'_> {
     }
 
     fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(PostgresSource::new(self.url(), options))
+        Box::new(PostgresSource::new(self.relay_url(), options))
     }
 
     fn operate(&self) -> Box<dyn Operate + Send> {
@@ -340,6 +352,14 @@ impl Tables for MariadbDatabase<'_> {
         self.url_as(role, password)
     }
 
+    fn relay_url(&self) -> String {
+        self.relay_url()
+    }
+
+    fn connect_as_emitter(&self) -> Self::Conn {
+        self.connect_as_emitter()
+    }
+
     fn name(&self) -> &str {
         self.name()
     }
@@ -369,7 +389,7 @@ impl Tables for MariadbDatabase<'_> {
     }
 
     fn source(&self, options: SourceOptions) -> Box<dyn Source> {
-        Box::new(MysqlSource::new(self.url(), options))
+        Box::new(MysqlSource::new(self.relay_url(), options))
     }
 
     fn operate(&self) -> Box<dyn Operate + Send> {

@@ -34,6 +34,8 @@ pub(crate) enum Action {
         #[arg(long)]
         inbox_only: bool,
         #[command(flatten)]
+        roles: RoleSettings,
+        #[command(flatten)]
         common: CommonSettings,
     },
     /// Sends events to Kafka until SIGTERM or SIGINT stops it
@@ -182,6 +184,31 @@ impl DebeziumAction {
             | Self::Offset { common, .. } => common,
         }
     }
+}
+
+/// Which roles get which grants. An empty name leaves a role out.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Roles")]
+pub(crate) struct RoleSettings {
+    /// Then makes the roles that are missing, as groups that cannot log in, and grants each what it needs and no more. Connect as an
+    /// administrator, and run this again after each new migration
+    #[arg(long)]
+    pub(crate) roles: bool,
+    /// Prints the statements of --roles, and changes nothing
+    #[arg(long, requires = "roles")]
+    pub(crate) print: bool,
+    /// Role of services that emit
+    #[arg(long, value_name = "NAME", requires = "roles", default_value = "outbox_emitter")]
+    pub(crate) emitter_role: String,
+    /// Role of relays
+    #[arg(long, value_name = "NAME", requires = "roles", default_value = "outbox_relay")]
+    pub(crate) relay_role: String,
+    /// Role of consumers
+    #[arg(long, value_name = "NAME", requires = "roles", default_value = "outbox_consumer")]
+    pub(crate) consumer_role: String,
+    /// Role of whoever migrates and requeues dead letters. On PostgreSQL it becomes the owner of the tables
+    #[arg(long, value_name = "NAME", requires = "roles", default_value = "outbox_migrator")]
+    pub(crate) migrator_role: String,
 }
 
 /// Which dead letters are meant.

@@ -6,6 +6,7 @@ mod address;
 mod file;
 #[cfg(feature = "mysql")]
 pub(crate) mod mysql;
+mod roles;
 #[cfg(feature = "postgres")]
 pub(crate) mod server;
 mod wal;
@@ -13,14 +14,15 @@ mod wal;
 use std::fmt;
 
 #[cfg(feature = "postgres")]
-use diesel::connection::CacheSize;
+use diesel::connection::{CacheSize, SimpleConnection};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::Operate;
 #[cfg(feature = "postgres")]
-use diesel_outbox_relay::source::pooler_problem;
+use diesel_outbox_relay::source::{enter_schema, pooler_problem};
 
+pub(crate) use self::roles::Roles;
 use super::failure::Failure;
 use super::origin::{ConfigError, Layer, Origin, Origins};
 use super::settings::{
@@ -270,6 +272,55 @@ impl OutboxDatabase {
         }
     }
 
+    /// The statements that make roles and grant each what it needs. On PostgreSQL this asks the server for the schema if none is named.
+    pub(crate) fn role_statements(
+        &self,
+        roles: &Roles<'_>,
+        origins: &Origins,
+    ) -> Result<Vec<String>, Failure> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Ok(roles.on_mysql(opts.get_db_name().unwrap_or_default())),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => match schemas.first() {
+                Some(schema) => Ok(roles.on_postgres(schema)),
+                None => {
+                    // That is where the migrations make the tables.
+                    let current = diesel::dsl::sql::<diesel::sql_types::Text>(
+                        "SELECT pg_catalog.current_schema()::pg_catalog.text",
+                    );
+                    let schema: String = current
+                        .get_result(&mut self.connect_postgres(url, None)?)
+                        .map_err(|error| self.failed(error))?;
+                    Ok(roles.on_postgres(&schema))
+                }
+            },
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => {
+                Err(origins.of("database_url").wrong("SQLite has no roles: leave --roles out").into())
+            }
+        }
+    }
+
+    /// Runs these statements of [`role_statements`](Self::role_statements): on PostgreSQL all or none.
+    pub(crate) fn run_statements(&self, statements: &[String]) -> Result<(), Failure> {
+        #[cfg(any(feature = "mysql", feature = "postgres"))]
+        let failed = |source| Failure::Roles { database: self.to_string(), source };
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => {
+                mysql::run(&mut self.mysql_connection(opts)?, statements).map_err(failed)
+            }
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, .. } => {
+                let mut conn = self.connect_postgres(url, None)?;
+                conn.transaction(|conn| conn.batch_execute(&statements.join("\n"))).map_err(failed)
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { .. } => Ok(()),
+        }
+    }
+
     /// A connection for lag, dead letters and requeue.
     pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
@@ -325,6 +376,15 @@ impl OutboxDatabase {
     ) -> Result<(), Failure> {
         let mut conn = self.connect_postgres(url, schema)?;
         let mut lock = self.connect_postgres(url, schema)?;
+        if schema.is_none() {
+            // Another session for each transaction is refused below, and must not be changed before.
+            let problem = pooler_problem(&mut conn, &mut lock).map_err(|error| self.failed(error))?;
+            if problem.is_none() {
+                for conn in [&mut conn, &mut lock] {
+                    enter_schema(conn, None).map_err(|error| self.failed(error))?;
+                }
+            }
+        }
         change(&mut conn, &mut lock, &wal::options(settings))
             .map_err(|source| Failure::Wal { database: self.to_string(), source })
     }
@@ -386,9 +446,7 @@ impl OutboxDatabase {
             {
                 return Err(Failure::Pooler { database: self.to_string(), problem });
             }
-            diesel::sql_query(diesel_outbox::__private::set_search_path(schema))
-                .execute(&mut conn)
-                .map_err(|error| self.failed(error))?;
+            enter_schema(&mut conn, Some(schema)).map_err(|error| self.failed(error))?;
         }
         Ok(conn)
     }

@@ -19,6 +19,12 @@ pub(crate) enum Failure {
     NoFile(String),
     #[error("cannot migrate {database}: {source}")]
     Migrate { database: String, source: MigrationError },
+    #[cfg(any(feature = "mysql", feature = "postgres"))]
+    #[error(
+        "cannot make the roles of {database} and grant them what they need: {source}. Connect as an administrator, or let one run what \
+         --roles --print prints"
+    )]
+    Roles { database: String, source: diesel::result::Error },
     #[cfg(feature = "postgres")]
     #[error("{database}: {problem}")]
     Pooler { database: String, problem: String },

@@ -28,12 +28,12 @@ BEGIN
         PERFORM pg_advisory_xact_lock({key}, 0);
     EXCEPTION WHEN lock_not_available THEN
         SELECT l.pid INTO pid FROM pg_locks AS l WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 2
-            AND l.classid = {key} AND l.objid = 0
+            AND l.classid = {key}::oid AND l.objid = 0::oid
             AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) LIMIT 1;
-        RAISE lock_not_available USING MESSAGE = concat('another session has held the lock that keeps two processes from '
+        RAISE lock_not_available USING MESSAGE = pg_catalog.concat('another session has held the lock that keeps two processes from '
             'migrating at the same time for 5 s, so nothing was changed: if it is migrating, run this again when it is done; if not, '
             'end it, which rolls back its transaction', CASE WHEN pid IS NULL THEN ' (it is a prepared transaction, in pg_prepared_xacts)'
-            ELSE concat(': SELECT pg_terminate_backend(', pid, ')') END);
+            ELSE pg_catalog.concat(': SELECT pg_terminate_backend(', pid, ')') END);
     END;
     PERFORM set_config('lock_timeout', own_timeout, true);
 END $$",

@@ -120,9 +120,9 @@ impl Statements for Pg {
         push_schema(prune.schema, &mut out)?;
         out.push_sql("inbox WHERE consumer = ");
         out.push_bind_param::<Text, str>(prune.consumer)?;
-        out.push_sql(" AND received_at < now() - make_interval(secs => ");
+        out.push_sql(" AND received_at < now() - pg_catalog.make_interval(secs => ");
         out.push_bind_param::<Double, f64>(&prune.retention_seconds)?;
-        out.push_sql(") AND received_at >= now() - make_interval(secs => ");
+        out.push_sql(") AND received_at >= now() - pg_catalog.make_interval(secs => ");
         out.push_bind_param::<Double, f64>(&prune.oldest_seconds)?;
         // The order is that of the index, so PostgreSQL reads nothing else.
         out.push_sql(") ORDER BY received_at LIMIT ");

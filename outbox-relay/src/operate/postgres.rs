@@ -9,14 +9,15 @@ use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
 use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
-use crate::source::Schemas;
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
+use crate::source::{Schemas, sees_all_rows};
 use crate::statement::statement;
 
 impl Operate for PgConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
+        sees_all_rows(self)?;
         type LagRow = (i64, f64, Option<i64>, Option<i64>, Option<String>);
         let (unsent, oldest, bytes, retained, status) = if is_set_back(self)? {
             UnsentAnywhere::new().get_result::<LagRow>(self)?
@@ -37,11 +38,13 @@ impl Operate for PgConnection {
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
+        sees_all_rows(self)?;
         Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
         let (id, aggregate_type, aggregate_id) = which.conditions();
+        sees_all_rows(self)?;
         self.transaction(|conn| {
             // While the shards are locked, no relay reads them, and their lower bounds can move back.
             conn.batch_execute(LOCK_SHARDS)?;
@@ -115,8 +118,8 @@ statement!(
 statement!(
     Pg,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
-    "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000)::bigint, \
-     reason, (extract(epoch FROM failed_at) * 1000)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
+    "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000::numeric)::bigint, \
+     reason, (extract(epoch FROM failed_at) * 1000::numeric)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
 );
 
 statement!(
@@ -131,8 +134,8 @@ statement!(
     } -> (SmallInt, BigInt),
     "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
      gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
-     AND (c.aggregatetype IS NULL OR d.aggregatetype = c.aggregatetype) \
-     AND (c.aggregateid IS NULL OR d.aggregateid = c.aggregateid) RETURNING d.*), \
+     AND (c.aggregatetype IS NULL OR d.aggregatetype::text = c.aggregatetype) \
+     AND (c.aggregateid IS NULL OR d.aggregateid::text = c.aggregateid) RETURNING d.*), \
      numbered AS (SELECT g.*, s.polled_through = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
      (SELECT FROM outbox AS o WHERE o.seq = g.seq AND o.shard = g.shard) \
      AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
@@ -140,7 +143,7 @@ statement!(
      placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
      FROM numbered ORDER BY seq) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq') END, id, aggregatetype, aggregateid, type, payload, \
+     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END, id, aggregatetype, aggregateid, type, payload, \
      headers, shard, created_at FROM (SELECT * FROM placed ORDER BY seq) AS placed RETURNING shard, seq"
 );
 

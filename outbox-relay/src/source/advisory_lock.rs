@@ -32,7 +32,7 @@ statement!(
     Pg,
     /// Takes the locks of all these tables that are free, and returns those.
     pub(super) LockThoseFree { tables: Vec<u32> => Array<Oid>, key: i32 => Integer } -> Oid,
-    concat!("SELECT o FROM unnest(?) AS o WHERE ", try_lock!("o"))
+    concat!("SELECT o FROM pg_catalog.unnest(?) AS o WHERE ", try_lock!("o"))
 );
 
 statement!(

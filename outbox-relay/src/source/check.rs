@@ -7,6 +7,7 @@ use diesel::result::Error;
 use diesel::sql_types::{Array, BigInt, Bool, Text};
 use diesel_outbox_core::{SHARDS, SourceError};
 
+use super::row_security::hidden_rows;
 use super::sequence::Sequence;
 use super::{NO_TABLE, database_error};
 use crate::source::bounds::lock_shards_and_table;
@@ -51,6 +52,9 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
             "the relay cannot read the table outbox, because it is partitioned or other tables inherit from it: use one plain \
              table, or one in each of several schemas, with a relay for each",
         ));
+    }
+    if let Some(hidden) = hidden_rows(conn).map_err(failed)? {
+        return Err(SourceError::misconfigured(hidden.to_string()));
     }
     let shards = Shards::new().get_result::<i64>(conn).map_err(failed)?;
     if shards != i64::from(SHARDS) {
@@ -175,22 +179,25 @@ statement!(Pg, HasTable {} -> Bool, "SELECT to_regclass('outbox') IS NOT NULL AN
 
 statement!(
     Pg,
+    /// Where the tables were looked for. A session that has not found them looks nowhere any more.
     Place {} -> Text,
-    "SELECT concat('the database ', current_database(), ' with the search_path ', current_setting('search_path'))"
+    "SELECT 'the database ' || current_database()::text || ' with the search_path ' || \
+     CASE current_setting('search_path') WHEN 'pg_catalog, pg_temp' THEN (SELECT reset_val FROM pg_settings WHERE name = 'search_path') \
+     ELSE current_setting('search_path') END"
 );
 
 statement!(
     Pg,
     /// How many numbers a session takes at once, and whether they rise.
     Numbering {} -> (BigInt, Bool),
-    "SELECT seqcache, seqincrement > 0 AND NOT seqcycle FROM pg_sequence WHERE seqrelid = to_regclass('outbox_seq_seq')"
+    "SELECT seqcache, seqincrement > 0 AND NOT seqcycle FROM pg_sequence WHERE seqrelid = to_regclass('outbox_seq_seq')::oid"
 );
 
 statement!(
     Pg,
     HasParts {} -> Bool,
-    "SELECT relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox'::regclass) \
-     FROM pg_class WHERE oid = 'outbox'::regclass"
+    "SELECT relkind <> 'r' OR EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'outbox'::regclass::oid) \
+     FROM pg_class WHERE oid = 'outbox'::regclass::oid"
 );
 
 statement!(Pg, Shards {} -> BigInt, "SELECT count(*) FROM outbox_shard WHERE shard BETWEEN 0 AND 15");
@@ -225,8 +232,8 @@ statement!(Pg, Server {} -> BigInt, "SELECT system_identifier FROM pg_control_sy
 statement!(
     Pg,
     Origin { server: i64 => BigInt } -> BigInt,
-    "SELECT hashtextextended(concat_ws(' ', ?::bigint, (SELECT oid FROM pg_database WHERE datname = current_database()), \
-     pg_relation_filenode('outbox_seq_seq')), 0)"
+    "SELECT pg_catalog.hashtextextended(pg_catalog.concat_ws(' ', ?::bigint, (SELECT oid FROM pg_database WHERE datname = current_database()), \
+     pg_relation_filenode('outbox_seq_seq'::regclass)), 0)"
 );
 
 /// Whether a row `o` of a shard `s` was sent from the write-ahead log, before the cutover was taken back.
@@ -262,7 +269,7 @@ statement!(
     /// Moves the sequence past all known numbers, and returns the last of those.
     Advance {} -> BigInt,
     concat!(
-        "SELECT setval('outbox_seq_seq', greatest(1, ",
+        "SELECT setval('outbox_seq_seq'::regclass, greatest(1, ",
         highest!(),
         ", (SELECT max(seq) FROM outbox_dead_letter), (SELECT last_value FROM outbox_seq_seq)))"
     )
@@ -281,6 +288,6 @@ statement!(
 statement!(
     Pg,
     Renumber {} -> BigInt,
-    "UPDATE outbox AS o SET seq = n.seq FROM (SELECT u.ctid AS place, nextval('outbox_seq_seq') AS seq FROM \
+    "UPDATE outbox AS o SET seq = n.seq FROM (SELECT u.ctid AS place, nextval('outbox_seq_seq'::regclass) AS seq FROM \
      (SELECT ctid FROM outbox WHERE sent_at IS NULL ORDER BY created_at, seq) AS u) AS n WHERE o.ctid = n.place"
 );

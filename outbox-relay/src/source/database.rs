@@ -7,10 +7,11 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Nullable, Text};
-use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::SourceError;
 
 use super::pooler::pooler_problem;
+use super::row_security::SEE_ALL_OR_FAIL;
+use super::search_path::enter_schema;
 use super::{DatabaseUrl, database_error};
 use crate::source::SourceOptions;
 use crate::statement::statement;
@@ -114,13 +115,12 @@ statement!(
     Pg,
     /// The database and the schema of the tables, if those are there.
     Outbox {} -> Nullable<Text>,
-    "SELECT (SELECT current_database() || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox'))"
+    "SELECT (SELECT current_database()::text || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox')::oid)"
 );
 
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
-    if let Some(schema) = &options.schema {
-        conn.batch_execute(&set_search_path(schema))?;
-    }
+    enter_schema(conn, options.schema.as_deref())?;
+    conn.batch_execute(SEE_ALL_OR_FAIL)?;
     // If a process is frozen, the first timeout releases its shards, or the last one if it was frozen while it read. If a machine
     // is lost, the keepalives do. Settling need not outlive a crash of the server: what was settled is sent again. The plans are
     // known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since

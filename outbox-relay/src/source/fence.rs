@@ -214,7 +214,7 @@ statement!(
     Holders { working: i32 => Integer } -> (Bool, Text),
     "SELECT locktype = 'relation', virtualtransaction FROM pg_locks \
      WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
-     AND (locktype = 'relation' AND relation = 'outbox'::regclass AND mode = 'RowExclusiveLock' \
+     AND (locktype = 'relation' AND relation = 'outbox'::regclass::oid AND mode = 'RowExclusiveLock' \
      AND pid IS DISTINCT FROM pg_backend_pid() \
      OR locktype = 'advisory' AND classid = ?::oid AND objid = 'outbox'::regclass::oid AND objsubid = 2)"
 );
@@ -227,11 +227,11 @@ statement!(
     "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, granted, pid, virtualtransaction, transactionid FROM pg_locks), \
      running AS MATERIALIZED (SELECT x::text::bigint AS id FROM pg_snapshot_xip(pg_current_snapshot()) AS x) \
      SELECT h.virtualtransaction, min(r.id), EXISTS (SELECT FROM locks AS n WHERE n.locktype = 'relation' \
-     AND n.relation = 'outbox_seq_seq'::regclass AND n.mode <> 'AccessShareLock' AND n.database = h.database \
+     AND n.relation = 'outbox_seq_seq'::regclass::oid AND n.mode <> 'AccessShareLock' AND n.database = h.database \
      AND n.virtualtransaction = h.virtualtransaction) FROM locks AS h LEFT JOIN locks AS t ON t.locktype = 'transactionid' \
      AND t.granted AND t.mode = 'ExclusiveLock' AND t.virtualtransaction = h.virtualtransaction \
      LEFT JOIN running AS r ON r.id % 4294967296 = t.transactionid::text::bigint \
      WHERE h.database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND h.locktype = 'relation' \
-     AND h.relation = 'outbox'::regclass AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
+     AND h.relation = 'outbox'::regclass::oid AND h.mode = 'RowExclusiveLock' AND h.pid IS DISTINCT FROM pg_backend_pid() \
      GROUP BY h.virtualtransaction, h.database"
 );

@@ -32,10 +32,10 @@ struct Process {
 
 impl Process {
     /// The process that runs this connection's statements. The statement is not cached, because a pooler may have given the name to
-    /// another one.
+    /// another one. It runs before the session's `search_path` is set, so it names the schema of each function.
     fn of(conn: &mut PgConnection) -> QueryResult<Self> {
-        let own =
-            "SELECT pg_backend_pid(), (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint";
+        let own = "SELECT pg_catalog.pg_backend_pid(), \
+             (extract(epoch FROM pg_catalog.pg_postmaster_start_time()) OPERATOR(pg_catalog.*) 1000000)::bigint";
         let (pid, server) = sql::<(Integer, BigInt)>(own).get_result(conn)?;
         Ok(Self { pid, server })
     }

@@ -69,6 +69,6 @@ statement!(
     concat!(
         "SELECT ",
         last_number!(),
-        ", coalesce(pg_relation_filenode('outbox_seq_seq')::bigint, 0) FROM outbox_seq_seq"
+        ", coalesce(pg_relation_filenode('outbox_seq_seq'::regclass)::bigint, 0) FROM outbox_seq_seq"
     )
 );

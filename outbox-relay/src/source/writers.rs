@@ -128,9 +128,9 @@ statement!(
     ),
     "WITH locks AS MATERIALIZED (SELECT locktype, database, relation, mode, pid, virtualtransaction, transactionid FROM pg_locks), \
      writers AS (SELECT DISTINCT pid, virtualtransaction FROM locks WHERE locktype = 'relation' \
-     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = 'outbox'::regclass \
+     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND relation = 'outbox'::regclass::oid \
      AND mode = 'RowExclusiveLock' AND pid IS DISTINCT FROM pg_backend_pid()) \
-     SELECT concat_ws(' ', w.virtualtransaction, p.gid), \
+     SELECT pg_catalog.concat_ws(' ', w.virtualtransaction, p.gid), \
      extract(epoch FROM clock_timestamp() - coalesce(p.prepared, a.xact_start))::float8, w.pid, a.usename::text, \
      a.application_name, p.gid, quote_literal(p.gid) FROM writers AS w LEFT JOIN pg_stat_activity AS a ON a.pid = w.pid \
      LEFT JOIN (locks AS t JOIN pg_prepared_xacts AS p ON p.transaction = t.transactionid AND t.locktype = 'transactionid') \

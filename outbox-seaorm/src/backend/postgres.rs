@@ -41,17 +41,20 @@ pub(super) fn insert_many(records: &[Record], schema: Option<&str>) -> Result<Wi
 
     let mut columns = Query::select();
     columns
-        .expr_as(Expr::cust_with_values("unnest($1::uuid[])", [ids]), "id")
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::uuid[])", [ids]), "id")
         .expr_as(
-            Expr::cust_with_values("unnest($1::text[])", [texts(Record::aggregate_type)]),
+            Expr::cust_with_values("pg_catalog.unnest($1::text[])", [texts(Record::aggregate_type)]),
             "aggregatetype",
         )
-        .expr_as(Expr::cust_with_values("unnest($1::text[])", [texts(Record::aggregate_id)]), "aggregateid")
-        .expr_as(Expr::cust_with_values("unnest($1::text[])", [texts(Record::event_type)]), "type")
-        .expr_as(Expr::cust_with_values("unnest($1::bytea[])", [payloads]), "payload")
-        .expr_as(Expr::cust_with_values("unnest($1::bool[])", [has_payload]), "has_payload")
-        .expr_as(Expr::cust_with_values("unnest($1::text[])", [all_headers]), "headers")
-        .expr_as(Expr::cust_with_values("unnest($1::smallint[])", [shards]), "shard")
+        .expr_as(
+            Expr::cust_with_values("pg_catalog.unnest($1::text[])", [texts(Record::aggregate_id)]),
+            "aggregateid",
+        )
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::text[])", [texts(Record::event_type)]), "type")
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::bytea[])", [payloads]), "payload")
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::bool[])", [has_payload]), "has_payload")
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::text[])", [all_headers]), "headers")
+        .expr_as(Expr::cust_with_values("pg_catalog.unnest($1::smallint[])", [shards]), "shard")
         .expr_as(
             Expr::cust_with_values("generate_series(1, $1::bigint)", [records.len() as i64]),
             "position",
@@ -96,8 +99,14 @@ pub(super) fn delete_marks(marks: OldMarks<'_>, schema: Option<&str>) -> DeleteS
     old.column("ctid")
         .from(table(schema, "inbox"))
         .and_where(Expr::col("consumer").eq(marks.consumer))
-        .and_where(received("received_at < now() - make_interval(secs => $1)", marks.retention_seconds))
-        .and_where(received("received_at >= now() - make_interval(secs => $1)", marks.oldest_seconds))
+        .and_where(received(
+            "received_at < now() - pg_catalog.make_interval(secs => $1)",
+            marks.retention_seconds,
+        ))
+        .and_where(received(
+            "received_at >= now() - pg_catalog.make_interval(secs => $1)",
+            marks.oldest_seconds,
+        ))
         // The order is that of the index, so PostgreSQL reads nothing else.
         .order_by("received_at", Order::Asc)
         .limit(marks.limit);

@@ -44,7 +44,16 @@ pub(super) fn properties(
 }
 
 /// Makes the broker's data folder and returns the broker. Its virtual machine has these options.
-pub(super) fn install(mut properties: Vec<(String, String)>, options: &[&str]) -> Local {
+pub(super) fn install(properties: Vec<(String, String)>, options: &[&str]) -> Local {
+    install_with(properties, options, &[])
+}
+
+/// The same, with more arguments for the command that formats the data folder.
+pub(super) fn install_with(
+    mut properties: Vec<(String, String)>,
+    options: &[&str],
+    formatting: &[&str],
+) -> Local {
     let classes = artifacts::kafka();
     let folder = Folder::new("kafka");
     properties.push(("log.dirs".to_owned(), folder.path().join("data").display().to_string()));
@@ -53,7 +62,7 @@ pub(super) fn install(mut properties: Vec<(String, String)>, options: &[&str]) -
 
     let mut format = java::command(&java::QUICK, &classes);
     format.args(["kafka.tools.StorageTool", "format", "--cluster-id", "b3V0Ym94LXRlc3RzLTAwMA", "--config"]);
-    artifacts::run(format.arg(&settings), "install a Java runtime, version 17 or later");
+    artifacts::run(format.arg(&settings).args(formatting), "install a Java runtime, version 17 or later");
 
     let mut server = java::command(options, &classes);
     server.arg("kafka.Kafka").arg(&settings);

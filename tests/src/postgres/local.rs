@@ -37,6 +37,24 @@ pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
     serve(folder, &programs, user.as_ref(), port, settings)
 }
 
+/// Puts a certificate and its key where the settings name them.
+pub(super) fn give_certificate(server: &Local, files: &[PathBuf; 2]) {
+    copy_certificate(server.folder(), files);
+}
+
+/// The server takes only a key that nobody but its user can read.
+pub(super) fn copy_certificate(folder: &Path, [certificate, key]: &[PathBuf; 2]) {
+    let data = folder.join("data");
+    for (from, name) in [(certificate, "tls.pem"), (key, "tls.key")] {
+        let mut copy = Command::new("install");
+        copy.args(["-m", "600"]).arg(from).arg(data.join(name));
+        artifacts::run(&mut copy, "make room in the temporary folder");
+        let mut give = Command::new("chown");
+        give.arg(format!("--reference={}", data.display())).arg(data.join(name));
+        artifacts::run(&mut give, "run the tests as root or as the servers' user");
+    }
+}
+
 /// Returns a standby with a copy of the data of a server that has never run.
 pub(super) fn install_copy(of: &Local, major: u32, port: u16, settings: &[String]) -> Local {
     let folder = Folder::new("postgres");

@@ -34,7 +34,7 @@ impl<T: Tables> Store for OnServer<T> {
     }
 
     fn emit(&self, records: &[Record]) {
-        self.tables.connect().transaction(|c| c.emit_all(records)).unwrap();
+        self.tables.connect_as_emitter().transaction(|c| c.emit_all(records)).unwrap();
     }
 
     fn execute(&self, sql: &str) {
@@ -112,7 +112,7 @@ pub(super) fn postgres(major: u32) -> OnServer<Database<'static>> {
     // Far from UTC, so that the test notices a time that is taken for a local one.
     conn.batch_execute(&format!("ALTER DATABASE {} SET timezone = 'Pacific/Kiritimati'", database.name()))
         .unwrap();
-    Migrations::new().run(conn).unwrap();
+    database.migrate();
     OnServer { tables: database, restart_numbers: "ALTER SEQUENCE outbox_seq_seq RESTART" }
 }
 

@@ -29,7 +29,7 @@ fn options(database: &Database<'_>) -> WalOptions {
 impl Store for OnWal {
     fn source(&self, options_of_source: SourceOptions) -> Box<dyn Source> {
         let database = &self.0.tables;
-        Box::new(Patient(WalSource::new(database.url(), options_of_source, options(database))))
+        Box::new(Patient(WalSource::new(database.relay_url(), options_of_source, options(database))))
     }
 
     fn emit(&self, records: &[Record]) {

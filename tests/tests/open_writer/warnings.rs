@@ -3,19 +3,18 @@
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{migrated_on, new_topic, relay, stop};
-use outbox_tests::{Database, Kafka, Postgres, Process, eventually};
+use outbox_tests::load::{migrated_on, new_topic, relay_at, stop};
+use outbox_tests::{Kafka, Postgres, Process, eventually};
 
 use super::{PATIENCE, SENT, count, emit, keep_sent};
 
 /// Sets the clock an hour ahead for sessions that begin from now on, so that no test waits until a transaction is old.
-fn put_the_clock_ahead(conn: &mut PgConnection, database: &Database<'_>) {
-    conn.batch_execute(&format!(
-        "CREATE SCHEMA ahead; CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql \
-         AS $$ SELECT pg_catalog.clock_timestamp() + interval '1 hour' $$; \
-         ALTER DATABASE {} SET search_path = ahead, public, pg_catalog",
-        database.name()
-    ))
+fn put_the_clock_ahead(conn: &mut PgConnection) {
+    conn.batch_execute(
+        "SET allow_system_table_mods = on; ALTER FUNCTION pg_catalog.clock_timestamp() RENAME TO real_clock_timestamp; \
+         CREATE FUNCTION pg_catalog.clock_timestamp() RETURNS timestamptz LANGUAGE sql \
+         AS $$ SELECT pg_catalog.real_clock_timestamp() + interval '1 hour' $$",
+    )
     .unwrap();
 }
 
@@ -50,9 +49,10 @@ fn a_relay_warns_of_old_open_writers_when_it_starts_and_its_advice_ends_them() {
     }
     orphan.batch_execute("PREPARE TRANSACTION 'nobody''s \\ orphan'").unwrap();
     keep_sent(conn);
-    put_the_clock_ahead(conn, &database);
+    put_the_clock_ahead(conn);
     let topic = new_topic("writers");
-    let relay = relay(&database, &topic, &["--log-format", "json"]);
+    // A relay that may see how old other roles' transactions are.
+    let relay = relay_at(database.url(), &topic, &["--log-format", "json"]);
 
     let of_the_session = warning(&relay, "pid", &pid.into());
     let of_the_orphan = warning(&relay, "gid", &"nobody's \\ orphan".into());

@@ -8,7 +8,7 @@ use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use diesel_outbox_relay::mysql::{Conn, Error, Opts, OptsBuilder, UrlError};
 use diesel_outbox_relay::source::lacks_tls;
 
-pub(super) use self::migrate::migrate;
+pub(super) use self::migrate::{migrate, run};
 
 /// As what the URL names the server. A relay works with both in the same way, and Debezium has a connector for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -258,7 +258,7 @@ macro_rules! chunk {
         "chunk AS MATERIALIZED (SELECT seq, place, coalesce(sent < expiry, false) AS expired, created < expiry AS is_old FROM \
          (SELECT o.seq, o.ctid AS place, o.created_at AT TIME ZONE 'utc' AS created, coalesce(o.sent_at, CASE WHEN o.seq <= \
          CASE WHEN s.polled_through < 9223372036854775807 THEN s.sent_through ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent, \
-         now() - make_interval(secs => ?) AS expiry FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
+         now() - pg_catalog.make_interval(secs => ?) AS expiry FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
          WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
     };
 }

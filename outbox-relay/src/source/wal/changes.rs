@@ -24,6 +24,7 @@ macro_rules! changes {
     ($function:literal, $messages:literal) => {
         concat!(
             "SELECT data FROM ",
+            "pg_catalog.",
             $function,
             "(?, '0/0'::pg_lsn + ?::numeric, ",
             $messages,

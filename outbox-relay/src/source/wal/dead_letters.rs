@@ -140,7 +140,7 @@ statement!(
     } -> BigInt,
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000) AT TIME ZONE 'utc', ?) ON CONFLICT (seq, id) DO NOTHING"
+     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000::float8) AT TIME ZONE 'utc', ?) ON CONFLICT (seq, id) DO NOTHING"
 );
 
 statement!(

@@ -65,13 +65,13 @@ fn look(conn: &mut PgConnection, slot: &str, name: &str) -> QueryResult<(bool, b
 /// (`prqual`), and a list of columns (`prattrs`).
 macro_rules! identity {
     () => {
-        "(SELECT concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \
-         LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass \
+        "(SELECT pg_catalog.concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin) FROM pg_publication AS p \
+         LEFT JOIN pg_publication_rel AS r ON r.prpubid = p.oid AND r.prrelid = 'outbox'::regclass::oid \
          WHERE p.pubname = ? AND p.pubinsert \
-         AND (p.puballtables OR r.oid IS NOT NULL AND to_jsonb(r) ->> 'prqual' IS NULL \
-         AND (to_jsonb(r) ->> 'prattrs' IS NULL OR NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'outbox'::regclass \
+         AND (p.puballtables OR r.oid IS NOT NULL AND pg_catalog.jsonb_object_field_text(pg_catalog.to_jsonb(r), 'prqual') IS NULL \
+         AND (pg_catalog.jsonb_object_field_text(pg_catalog.to_jsonb(r), 'prattrs') IS NULL OR NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = 'outbox'::regclass::oid \
          AND a.attname IN ('seq', 'id', 'aggregatetype', 'aggregateid', 'type', 'payload', 'headers', 'created_at') \
-         AND a.attnum::text <> ALL (string_to_array(translate(to_jsonb(r) ->> 'prattrs', '[],', ''), ' '))))))"
+         AND a.attnum::text <> ALL (string_to_array(translate(pg_catalog.jsonb_object_field_text(pg_catalog.to_jsonb(r), 'prattrs'), '[],', ''), ' '))))))"
     };
 }
 

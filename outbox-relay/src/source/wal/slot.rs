@@ -188,7 +188,7 @@ statement!(
     Pg,
     /// A name for a slot of this database. Like every slot's name, it has only lower-case letters, digits and underscores, 63 at most.
     OwnName {} -> Text,
-    "SELECT 'outbox_' || left(regexp_replace(lower(current_database()), '[^a-z0-9_]', '_', 'g'), 50)"
+    "SELECT 'outbox_' || left(regexp_replace(lower(current_database()::text), '[^a-z0-9_]', '_', 'g'), 50)"
 );
 
 statement!(Pg, EndOfWal {} -> BigInt, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint");
@@ -207,21 +207,21 @@ statement!(Pg, Version {} -> BigInt, "SELECT current_setting('server_version_num
 statement!(
     Pg,
     Make { name: String => Text } -> Bool,
-    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput')"
+    "SELECT true FROM pg_catalog.pg_create_logical_replication_slot(?, 'pgoutput')"
 );
 
 statement!(
     Pg,
     MakeForFailover { name: String => Text } -> Bool,
-    "SELECT true FROM pg_create_logical_replication_slot(?, 'pgoutput', failover => true)"
+    "SELECT true FROM pg_catalog.pg_create_logical_replication_slot(?, 'pgoutput', failover => true)"
 );
 
-statement!(Pg, Remove { name: String => Text } -> Bool, "SELECT true FROM pg_drop_replication_slot(?)");
+statement!(Pg, Remove { name: String => Text } -> Bool, "SELECT true FROM pg_catalog.pg_drop_replication_slot(?)");
 
 statement!(
     Pg,
     Copy { slot: String => Text, copy: String => Text } -> Bool,
-    "SELECT true FROM pg_copy_logical_replication_slot(?, ?, true)"
+    "SELECT true FROM pg_catalog.pg_copy_logical_replication_slot(?, ?, true)"
 );
 
 statement!(

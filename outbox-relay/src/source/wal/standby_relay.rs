@@ -148,7 +148,7 @@ pub(super) fn stay(active: &mut ActiveRelay) -> Result<(), SourceError> {
 statement!(
     Pg,
     IsHeld {} -> Bool,
-    "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND relation = 'outbox_reader'::regclass \
+    "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND relation = 'outbox_reader'::regclass::oid \
      AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
      AND mode = 'ExclusiveLock' AND granted)"
 );

@@ -238,8 +238,8 @@ statement!(
     Pg,
     Look { slot: String => Text } -> (Text, BigInt, Text, Bool, Text, Bool),
     "SELECT current_setting('synchronous_standby_names'), current_setting('server_version_num')::bigint, \
-     coalesce(current_setting('synchronized_standby_slots', true), ''), pg_has_role('pg_read_all_stats', 'USAGE'), \
-     quote_ident(current_user), EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_replication AS r \
+     coalesce(current_setting('synchronized_standby_slots', true), ''), pg_catalog.pg_has_role('pg_read_all_stats', 'USAGE'), \
+     pg_catalog.quote_ident(current_user), EXISTS (SELECT FROM pg_replication_slots AS s JOIN pg_stat_replication AS r \
      ON r.pid = s.active_pid WHERE s.slot_name = ? AND r.sync_priority > 0)"
 );
 

@@ -39,6 +39,11 @@ pub(in crate::command::database) fn migrate(
     Ok(run)
 }
 
+/// Runs these statements one after the other.
+pub(in crate::command::database) fn run(conn: &mut Conn, statements: &[String]) -> diesel::QueryResult<()> {
+    statements.iter().try_for_each(|statement| execute(conn, statement)).map_err(|error| as_diesel(&error))
+}
+
 fn have_run(conn: &mut Conn, wanted: &[MysqlMigration]) -> Result<bool, MigrationError> {
     let versions: Vec<String> = wanted.iter().map(|migration| quoted_literal(&migration.version)).collect();
     let select = format!("SELECT 1 FROM {MIGRATION_RECORD} WHERE version IN ({})", versions.join(", "));

@@ -44,9 +44,9 @@ CREATE PUBLICATION {publication} FOR TABLE {table} WITH (publish = 'insert');
 -- This waits until all open transactions have ended. From PostgreSQL 17 on, standbys keep the slot too.
 DO $$ BEGIN
     IF current_setting('server_version_num')::int >= 170000 THEN
-        PERFORM pg_create_logical_replication_slot({slot_text}, 'pgoutput', failover => true);
+        PERFORM pg_catalog.pg_create_logical_replication_slot({slot_text}, 'pgoutput', failover => true);
     ELSE
-        PERFORM pg_create_logical_replication_slot({slot_text}, 'pgoutput');
+        PERFORM pg_catalog.pg_create_logical_replication_slot({slot_text}, 'pgoutput');
     END IF;
 END $$;
 
@@ -56,9 +56,9 @@ DO $$ BEGIN
         RAISE EXCEPTION 'the outbox has events, perhaps some from before the slot: drop the slot and the publication, and run outbox wal setup';
     END IF;
     INSERT INTO {schema}.outbox_slot (slot, start_lsn, publication)
-        SELECT s.slot_name, s.confirmed_flush_lsn, concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
+        SELECT s.slot_name, s.confirmed_flush_lsn, pg_catalog.concat_ws(' ', p.oid, p.xmin, r.oid, r.xmin)
         FROM pg_replication_slots AS s, pg_publication AS p JOIN pg_publication_rel AS r ON r.prpubid = p.oid
-        WHERE s.slot_name = {slot_text} AND p.pubname = {publication_text} AND r.prrelid = {table_text}::regclass;
+        WHERE s.slot_name = {slot_text} AND p.pubname = {publication_text} AND r.prrelid = {table_text}::regclass::oid;
     UPDATE {schema}.outbox_shard SET polled_through = 0;
 END $$;
 ",

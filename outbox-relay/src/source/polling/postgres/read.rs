@@ -50,14 +50,14 @@ statement!(
         first_of_ended!("?::bigint[]", "?::bigint[]"),
         " AS after) AS ended, unnest(?, ?, ?) AS claimed (shard, sent_through, passed)) ",
         "SELECT seq, ctid, id, aggregatetype::text, aggregateid::text, type::text, CASE WHEN octet_length(payload) <= largest THEN payload END, \
-         CASE WHEN pg_column_size(headers) <= largest THEN headers::text END, created_at, \
-         CASE WHEN octet_length(payload) > largest OR pg_column_size(headers) > largest \
-         THEN greatest(octet_length(payload), pg_column_size(headers))::bigint END \
+         CASE WHEN pg_catalog.pg_column_size(headers) <= largest THEN headers::text END, created_at, \
+         CASE WHEN octet_length(payload) > largest OR pg_catalog.pg_column_size(headers) > largest \
+         THEN greatest(octet_length(payload), pg_catalog.pg_column_size(headers))::bigint END \
          FROM ONLY outbox, (SELECT ?::bigint AS largest) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
-        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT unnest(?))) AND ",
+        ") END FROM claimed) AND seq <= (SELECT max(polled_through) FROM claimed) AND (seq > ? OR ctid NOT IN (SELECT pg_catalog.unnest(?))) AND ",
         is_the_table!(),
         " ORDER BY seq LIMIT ?"
     )

@@ -15,7 +15,7 @@ use std::io::Write;
 /// A condition that is true if the table with this oid is the outbox. Otherwise the statement fails, with an error that says why.
 macro_rules! is_the_table {
     () => {
-        "(CASE WHEN ?::oid = 'outbox'::regclass THEN '1' ELSE 'another table is the outbox here since a schema was renamed' END)::int = 1"
+        "(CASE WHEN ?::oid = 'outbox'::regclass::oid THEN '1' ELSE 'another table is the outbox here since a schema was renamed' END)::int = 1"
     };
 }
 pub(super) use is_the_table;

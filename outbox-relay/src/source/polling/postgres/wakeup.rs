@@ -399,7 +399,7 @@ pub(super) fn may_prepare(conn: &mut PgConnection) -> QueryResult<bool> {
 }
 
 statement!(Pg, MayPrepare {} -> Bool, "SELECT current_setting('max_prepared_transactions')::int > 0");
-statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid, '')");
+statement!(Pg, CallForHelp {} -> Bool, "SELECT pg_notify('outbox_help_' || 'outbox'::regclass::oid::text, '')");
 
 statement!(
     Pg,

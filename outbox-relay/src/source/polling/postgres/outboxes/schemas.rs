@@ -74,7 +74,7 @@ statement!(
     Pg,
     /// A pattern leaves out the server's own schemas, and tables of that name that are no outboxes.
     Find { names: Vec<String> => Array<Text>, patterns: Vec<String> => Array<Text> } -> (Oid, Text, Text),
-    "SELECT o.oid, n.nspname::text, current_database() || '.' || n.oid::regnamespace FROM pg_class AS o \
+    "SELECT o.oid, n.nspname::text, current_database()::text || '.' || n.oid::regnamespace::text FROM pg_class AS o \
      JOIN pg_namespace AS n ON n.oid = o.relnamespace WHERE o.relname = 'outbox' AND o.relkind IN ('r', 'p') \
      AND (n.nspname = ANY (?) OR n.nspname LIKE ANY (?) AND n.nspname NOT LIKE 'pg\\_%') \
      AND EXISTS (SELECT FROM pg_class AS s WHERE s.relnamespace = n.oid AND s.relname = 'outbox_shard') ORDER BY n.nspname"

@@ -90,7 +90,7 @@ fn look_at(schema: &str, table: u32) -> String {
         concat!(
             "SELECT {table}::oid, EXISTS ({unsent}), ",
             last_number!(),
-            ", coalesce(pg_relation_filenode({file})::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
+            ", coalesce(pg_relation_filenode({file}::regclass)::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
              FROM {schema}.outbox_seq_seq"
         ),
         table = table,
