@@ -23,7 +23,11 @@ on_postgres_and_mariadb!(
 );
 
 fn relay(tables: &impl Tables, topic: &str) -> Relay {
-    tables.relay().broker(Broker::new(Kafka::shared().brokers())).topic_naming(topic.parse().unwrap())
+    to_topic(tables.relay(), topic)
+}
+
+fn to_topic(relay: Relay, topic: &str) -> Relay {
+    relay.broker(Broker::new(Kafka::shared().brokers())).topic_naming(topic.parse().unwrap())
 }
 
 fn emit(tables: &impl Tables, event_type: &str) {
@@ -77,7 +81,8 @@ fn needs_tables(tables: &impl Tables) {
     let run = || {
         let missing = || all_logged(&["ERROR", "the table `outbox` does not exist here: run the migrations"]);
         let before = missing().len();
-        let handle = relay(tables, &topic).spawn().unwrap();
+        // As the owner, because no role has a privilege on tables that are made later.
+        let handle = to_topic(tables.relay_by(tables.url().to_owned()), &topic).spawn().unwrap();
         eventually("the error", PATIENCE, || (missing().len() > before).then_some(()));
         handle
     };
