@@ -314,10 +314,11 @@ impl Publisher for KafkaPublisher {
         }
         let new = acknowledgements.len() - known;
         gate.learn(&acknowledgements[known..]);
+        let batch_was_refused = producer.deliveries().batch_was_refused();
         if let Some(transactions) = &mut self.transactions {
             transactions.learn(&mut acknowledgements[known..]);
         }
-        if producer.deliveries().batch_was_refused() {
+        if batch_was_refused {
             self.batching = Batching::Single;
             self.delivered = 0;
         }

@@ -22,6 +22,9 @@ use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
 use crate::{RelayError, RelayHandle};
 
+/// How long a pass may last if it is a transaction of Kafka.
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(10);
+
 /// One for each worker.
 type Sources = Vec<Box<dyn Source>>;
 
@@ -397,6 +400,14 @@ impl Relay {
             "one name or more, and none empty",
             self.schemas.as_ref().is_none_or(is_named),
         )?;
+        // The pass, and Kafka's answers to it, must end long before `transaction.timeout.ms`, which is a minute.
+        if exactly_once && max_pass_duration > LONGEST_TRANSACTION {
+            return Err(RelayError::Setting {
+                setting: "max_pass_duration",
+                value: format!("{max_pass_duration:?}"),
+                range: "10 s at most if records are sent exactly once",
+            });
+        }
         let (most_workers, range) = match (self.most_workers, exactly_once) {
             (_, true) => (1, "1 if records are sent exactly once"),
             (1, _) => (1, "1 if the WAL is read"),

@@ -1,5 +1,6 @@
 //! Settling: marks exactly the rows that the broker has acknowledged as sent, or deletes them.
 
+use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Oid, Uuid as SqlUuid};
@@ -31,6 +32,8 @@ pub(super) fn settle_committed(
     sent_through: i64,
     sent_rows: SentRows,
 ) -> QueryResult<()> {
+    // Otherwise each of the unsent rows would be compared with each of the ids.
+    conn.batch_execute("SET LOCAL enable_hashjoin = on")?;
     match sent_rows {
         SentRows::Delete => DeleteCommitted::new(sent_through, ids, table).execute(conn),
         SentRows::Keep { .. } => MarkCommittedSent::new(sent_through, ids, table).execute(conn),
