@@ -52,7 +52,9 @@ pub trait Publisher: Send {
     /// An error if the broker does not answer within `wait`, or refuses.
     fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
         let (_, _) = (outbox, wait);
-        Err(PublishError::new("this broker has no transactions, so the relay cannot send exactly once: turn that off"))
+        Err(PublishError::new(
+            "this broker has no transactions, so the relay cannot send exactly once: turn that off",
+        ))
     }
 
     /// Makes the records of the pass visible, all together or none. The relay calls it when the outcome of each of them is known.

@@ -116,11 +116,7 @@ impl Kafka {
         kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
     }
 
-    fn producer(
-        &self,
-        batching: Batching,
-        transactional_id: Option<&str>,
-    ) -> Result<Producer, PublishError> {
+    fn producer(&self, batching: Batching, transactional_id: Option<&str>) -> Result<Producer, PublishError> {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
             // What times out in a transaction leaves no gap, because nothing of the transaction is committed.
@@ -165,7 +161,9 @@ impl Broker for Kafka {
     fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError> {
         settings::check(&self.settings)?;
         if let Some(problem) = transactions::problem_of_prefix(&self.exactly_once_prefix) {
-            return Err(PublishError::new(format!("the prefix for sending exactly once is wrong: {problem}")));
+            return Err(PublishError::new(format!(
+                "the prefix for sending exactly once is wrong: {problem}"
+            )));
         }
         let producer = Some(self.producer(Batching::Many, None)?);
         Ok(Box::new(KafkaPublisher {

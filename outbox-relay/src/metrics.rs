@@ -54,7 +54,10 @@ impl Metrics {
 
     pub(crate) fn took_over(&self, committed: usize) {
         counter!("outbox_takeovers_total", "outbox" => self.outbox()).increment(1);
-        info!(outbox = &*self.outbox(), committed, "this relay has taken the outbox over: no other one can commit to Kafka any more");
+        info!(
+            outbox = &*self.outbox(),
+            committed, "this relay has taken the outbox over: no other one can commit to Kafka any more"
+        );
     }
 
     pub(crate) fn committed(&self, took: Duration) {

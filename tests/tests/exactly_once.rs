@@ -12,7 +12,9 @@ mod progress_topic;
 mod refused;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use diesel_outbox::{Emit, OutboxConnection, Record};
@@ -44,7 +46,8 @@ struct Step {
 
 /// Starts a relay that sends exactly once to this topic.
 fn start(tables: &impl Tables, topic: &str, step: &Step) -> Process {
-    let mut relay = Command::new(workspace_binary("stepping-relay"));
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let mut relay = Command::new(BINARY.get_or_init(|| workspace_binary("stepping-relay")));
     relay
         .env("OUTBOX_DATABASE_URL", tables.url())
         .env("STEP_BROKERS", Kafka::shared().brokers())

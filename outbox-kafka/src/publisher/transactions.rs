@@ -182,7 +182,9 @@ fn is_legal(c: char) -> bool {
 /// Returns what is wrong with a prefix of such names.
 pub(super) fn problem_of_prefix(prefix: &str) -> Option<&'static str> {
     if prefix.is_empty() || prefix.len() > 100 || !prefix.chars().all(is_legal) {
-        return Some("it must be 1 to 100 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, as names of topics are");
+        return Some(
+            "it must be 1 to 100 of the characters a-z, A-Z, 0-9, `.`, `_` and `-`, as names of topics are",
+        );
     }
     None
 }
@@ -194,11 +196,15 @@ mod tests {
     #[test]
     fn a_name_says_which_outbox_it_is_of_and_no_two_are_the_same() {
         assert_eq!(name("outbox.progress", "shop.public"), "outbox.progress.shop.public");
-        let names = ["db-1/shop.public", "db-1_shop.public", "db-1 shop.public", "d\u{e9}.public", "d_.public"];
+        let names =
+            ["db-1/shop.public", "db-1_shop.public", "db-1 shop.public", "d\u{e9}.public", "d_.public"];
         let mut names: Vec<String> = names.iter().map(|outbox| name("p", outbox)).collect();
         names.push(name("p", &"a".repeat(300)));
         names.push(name("p", &"a".repeat(301)));
-        assert!(names.iter().all(|name| name.len() <= LONGEST_NAME && name.chars().all(is_legal)), "{names:?}");
+        assert!(
+            names.iter().all(|name| name.len() <= LONGEST_NAME && name.chars().all(is_legal)),
+            "{names:?}"
+        );
         names.sort();
         names.dedup();
         assert_eq!(names.len(), 7);

@@ -56,11 +56,7 @@ impl Pipeline<'_> {
         owned
     }
 
-    fn take_over(
-        &self,
-        source: &mut dyn Source,
-        publisher: &mut dyn Publisher,
-    ) -> Result<bool, PassError> {
+    fn take_over(&self, source: &mut dyn Source, publisher: &mut dyn Publisher) -> Result<bool, PassError> {
         let Some(outbox) = source.outbox() else {
             let reason = "the source does not name its outbox, so nothing can be sent exactly once";
             return Err(PassError::Publisher(PublishError::new(reason)));

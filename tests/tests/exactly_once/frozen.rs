@@ -23,7 +23,11 @@ pub(super) fn a_relay_that_was_frozen_past_its_claim_writes_nothing_more(tables:
         frozen.signal(Signal::Continue);
         // It learns of it from the database or from Kafka.
         frozen.wait_for_line("a failure", PATIENCE, |line| line.contains("failed; trying again"));
-        assert_eq!(Kafka::shared().read_all_uncommitted(&topic).len(), before, "{name}: the relay that was frozen wrote something");
+        assert_eq!(
+            Kafka::shared().read_all_uncommitted(&topic).len(),
+            before,
+            "{name}: the relay that was frozen wrote something"
+        );
         committed.extend(emit_more(&mut tables.connect()));
         assert_sent_exactly_once(tables, &topic, &committed);
         drop((frozen, next));

@@ -17,7 +17,9 @@ pub(super) fn one_relay_works_and_the_next_takes_over_when_it_is_killed(tables: 
     leader.signal(Signal::Kill);
     leader.wait(PATIENCE);
     committed.extend(emit_more(&mut tables.connect()));
-    eventually("another relay to take over", Duration::from_secs(20), || (tables.unsent() == 0).then_some(()));
+    eventually("another relay to take over", Duration::from_secs(20), || {
+        (tables.unsent() == 0).then_some(())
+    });
     assert_eq!(relays.iter().filter(|relay| has_worked(relay)).count(), 1);
     assert_sent_exactly_once(tables, &topic, &committed);
 }

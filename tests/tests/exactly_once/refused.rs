@@ -18,8 +18,13 @@ pub(super) fn a_record_that_kafka_refuses_becomes_a_dead_letter_and_the_others_a
         .collect();
     tables.connect().transaction(|c| c.emit_all(&records)).unwrap();
     let broker = Broker::new(Kafka::shared().brokers());
-    let relay =
-        tables.relay().broker(broker).topic_naming(topic.parse().unwrap()).exactly_once(true).spawn().unwrap();
+    let relay = tables
+        .relay()
+        .broker(broker)
+        .topic_naming(topic.parse().unwrap())
+        .exactly_once(true)
+        .spawn()
+        .unwrap();
     eventually("everything to be settled", PATIENCE, || (tables.unsent() == 0).then_some(()));
     relay.stop_blocking().unwrap();
     assert_eq!(tables.count("outbox_dead_letter"), 2);
@@ -40,7 +45,12 @@ pub(super) fn a_record_that_kafka_refuses_becomes_a_dead_letter_and_the_others_a
 #[test]
 fn a_relay_that_cannot_send_exactly_once_does_not_start() {
     let refusal = |relay: Relay| {
-        relay.broker(Broker::new("localhost:1")).exactly_once(true).spawn().expect_err("a refusal").to_string()
+        relay
+            .broker(Broker::new("localhost:1"))
+            .exactly_once(true)
+            .spawn()
+            .expect_err("a refusal")
+            .to_string()
     };
     let several = refusal(Relay::postgres("postgres://localhost:1/x").schemas(["a", "b"]));
     assert!(several.contains("several outboxes"), "{several}");
