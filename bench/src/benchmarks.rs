@@ -3,7 +3,7 @@
 use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
-use crate::{backlog, drain, emit, growth, idle, latency, memory, order, soak, tenants, wal};
+use crate::{backlog, drain, emit, exactly_once, growth, idle, latency, memory, order, soak, tenants, wal};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
@@ -29,6 +29,8 @@ pub(crate) enum Benchmark {
     Soak(soak::Soak),
     /// One relay for the outboxes of many schemas: what they cost while idle, and what a backlog in one costs the others.
     Tenants(tenants::Tenants),
+    /// What sending exactly once costs, beside the same relay that sends at least once. Only on PostgreSQL, polled.
+    ExactlyOnce(exactly_once::ExactlyOnce),
 }
 
 impl Benchmark {
@@ -45,6 +47,7 @@ impl Benchmark {
             Self::Growth(growth) => growth.run(rounds),
             Self::Soak(soak) => soak.run(),
             Self::Tenants(tenants) => tenants.run(rounds),
+            Self::ExactlyOnce(exactly_once) => exactly_once.run(rounds),
         }
     }
 }
@@ -88,6 +91,7 @@ mod tests {
                 "growth",
                 "soak",
                 "tenants",
+                "exactly-once",
                 "drain --database mariadb",
                 "latency --database mariadb",
                 "backlog --database mariadb",

@@ -9,6 +9,7 @@ mod contenders;
 mod cpu;
 mod drain;
 mod emit;
+mod exactly_once;
 mod growth;
 mod idle;
 mod latency;

@@ -1,6 +1,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::Record;
 
 /// A connection to a broker that a relay sends records through. `diesel-outbox-kafka` implements it for Kafka; for a test, a few
@@ -35,6 +37,35 @@ pub trait Publisher: Send {
     /// # Errors
     /// An error if the broker does not answer in time or refuses the connection.
     fn ready(&mut self, wait: Duration) -> Result<(), PublishError>;
+
+    /// Prepares for a pass whose records become visible all together, and no earlier than at [`commit`](Self::commit). `outbox` is the
+    /// name of the outbox, the same in every relay of it.
+    ///
+    /// If this publisher has not published for the outbox since it was last [abandoned](Self::abandon), it first makes sure that no
+    /// other publisher of this outbox can commit any more, and returns the ids of the records that were committed last. The relay then
+    /// marks these as sent, because whoever committed them may not have come to it. Returns `None` if there is no need for that.
+    ///
+    /// Only a relay that sends [exactly once](crate::Source::settle_committed) calls it. Default: returns an error, because a broker
+    /// without transactions cannot do this.
+    ///
+    /// # Errors
+    /// An error if the broker does not answer within `wait`, or refuses.
+    fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        let (_, _) = (outbox, wait);
+        Err(PublishError::new(
+            "this broker has no transactions, so the relay cannot send exactly once: turn that off",
+        ))
+    }
+
+    /// Makes the records of the pass visible, all together or none. The relay calls it when the outcome of each of them is known.
+    /// Default: does nothing.
+    ///
+    /// # Errors
+    /// An error if they are not known to be visible. The relay then abandons the pass, and [`begin`](Self::begin) finds out.
+    fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
+        let _ = wait;
+        Ok(())
+    }
 }
 
 /// A broker that a relay can publish to. It makes a [`Publisher`] for each of the relay's workers. It may hold the address and

@@ -1,6 +1,8 @@
 use std::error::Error;
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::Record;
 
 /// The place that a relay reads records from. `diesel-outbox-relay` implements it for the outbox of each database.
@@ -40,6 +42,17 @@ pub trait Source: Send {
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError>;
+
+    /// Marks those of these records that are unsent as sent, whether or not the pass has read them. A relay that sends exactly once
+    /// calls it right after the claim, when it takes over from another relay: these are the records that the broker has and that may
+    /// still be unsent here. Default: returns a permanent error, because the relay cannot send exactly once from this source.
+    ///
+    /// # Errors
+    /// As for [`claim`](Self::claim).
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        let _ = ids;
+        Err(SourceError::permanent("the relay cannot send exactly once from this source: turn that off"))
+    }
 
     /// Moves a record that can never be published to the dead letters, together with the reason.
     ///

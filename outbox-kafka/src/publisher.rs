@@ -3,12 +3,14 @@ mod gate;
 mod murmur2;
 mod partitioner;
 mod producer;
+mod progress;
 pub(crate) mod settings;
 mod topics;
+mod transactions;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel_outbox_core::__private::unix_ms;
 use diesel_outbox_core::{Acknowledgement, Broker, PublishError, Publisher, Record, Refusal, wire};
@@ -17,12 +19,14 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::BaseRecord;
 use rdkafka::types::RDKafkaErrorCode;
+use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use self::deliveries::Deliveries;
 use self::gate::{Gate, Wait};
 use self::producer::Producer;
 use self::topics::RefusedTopics;
+use self::transactions::Transactions;
 use crate::error::{refusal, refusal_of_property};
 
 /// Kafka as the relay's broker.
@@ -43,6 +47,7 @@ use crate::error::{refusal, refusal_of_property};
 pub struct Kafka {
     settings: BTreeMap<String, String>,
     event_headers: bool,
+    exactly_once_prefix: String,
 }
 
 impl Kafka {
@@ -62,7 +67,11 @@ impl Kafka {
             (QUEUE_KBYTES, "65536"),
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
-        Self { settings: settings.into(), event_headers: true }
+        Self {
+            settings: settings.into(),
+            event_headers: true,
+            exactly_once_prefix: "outbox.progress".to_owned(),
+        }
     }
 
     /// Sets a [property of librdkafka](https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md), in place of
@@ -88,6 +97,18 @@ impl Kafka {
         self
     }
 
+    /// Sets the prefix for a relay that sends exactly once. Default: `outbox.progress`.
+    ///
+    /// It precedes the name of the outbox, such as `outbox.progress.shop.public`, in the `transactional.id` and in the name of the topic
+    /// that has the ids of what was sent last. Two outboxes of the same name that send to one Kafka, such as those of two servers, need
+    /// different prefixes: with the same, they keep each other from sending. If you change it, stop the relays first and
+    /// let none be killed, because a relay looks for what was sent under the new name only.
+    #[must_use]
+    pub fn exactly_once_prefix(mut self, prefix: impl Into<String>) -> Self {
+        self.exactly_once_prefix = prefix.into();
+        self
+    }
+
     /// Returns how many bytes of payloads librdkafka's queue takes.
     fn queue_size(&self) -> usize {
         let kbytes =
@@ -95,10 +116,16 @@ impl Kafka {
         kbytes.map_or(usize::MAX, |kbytes| kbytes.saturating_mul(1024))
     }
 
-    fn producer(&self, batching: Batching) -> Result<Producer, PublishError> {
+    fn producer(&self, batching: Batching, transactional_id: Option<&str>) -> Result<Producer, PublishError> {
         let mut config = ClientConfig::new();
         for (name, value) in &self.settings {
-            config.set(name, value);
+            // What times out in a transaction leaves no gap, because nothing of the transaction is committed.
+            if transactional_id.is_none() || settings::canonical(name) != "message.timeout.ms" {
+                config.set(name, value);
+            }
+        }
+        if let Some(id) = transactional_id {
+            config.set("transactional.id", id);
         }
         if batching == Batching::Single {
             config.set("batch.num.messages", "1");
@@ -133,13 +160,19 @@ impl fmt::Debug for Kafka {
 impl Broker for Kafka {
     fn publisher(&self) -> Result<Box<dyn Publisher>, PublishError> {
         settings::check(&self.settings)?;
-        let producer = Some(self.producer(Batching::Many)?);
+        if let Some(problem) = transactions::problem_of_prefix(&self.exactly_once_prefix) {
+            return Err(PublishError::new(format!(
+                "the prefix for sending exactly once is wrong: {problem}"
+            )));
+        }
+        let producer = Some(self.producer(Batching::Many, None)?);
         Ok(Box::new(KafkaPublisher {
             kafka: self.clone(),
             producer,
             batching: Batching::Many,
             gate: Gate::default(),
             topics: RefusedTopics::default(),
+            transactions: None,
             in_flight: 0,
             delivered: 0,
         }))
@@ -169,6 +202,8 @@ struct KafkaPublisher {
     gate: Gate,
     batching: Batching,
     topics: RefusedTopics,
+    /// Set if the relay sends exactly once.
+    transactions: Option<Transactions>,
     in_flight: usize,
     /// How many, since records go as they go now.
     delivered: usize,
@@ -182,14 +217,41 @@ impl KafkaPublisher {
     fn producer(&mut self) -> Result<(&Producer, &mut Gate, &mut RefusedTopics), PublishError> {
         let producer = match &mut self.producer {
             Some(producer) => producer,
-            none => none.insert(self.kafka.producer(self.batching)?),
+            none => {
+                let name = self.transactions.as_ref().map(|transactions| &*transactions.name);
+                none.insert(self.kafka.producer(self.batching, name)?)
+            }
         };
         Ok((producer, &mut self.gate, &mut self.topics))
     }
 }
 
+impl KafkaPublisher {
+    /// Opens a transaction for this record, if the relay sends exactly once.
+    fn open(&mut self, id: Uuid) -> Result<(), Refusal> {
+        let Some(transactions) = &mut self.transactions else { return Ok(()) };
+        if let Some(reason) = transactions.refusal(id) {
+            return Err(Refusal::Rejected { reason });
+        }
+        let opened = match &self.producer {
+            Some(producer) => transactions.open(producer),
+            None => Err(PublishError::new("the relay has not taken the outbox over")),
+        };
+        opened.map_err(|error| Refusal::Retry { reason: error.to_string() })
+    }
+
+    /// Sends batches again if enough records have gone one by one since the last bad one.
+    fn may_batch_again(&mut self) {
+        if self.batching == Batching::Single && self.in_flight == 0 && self.delivered >= SINGLE_DELIVERIES {
+            self.batching = Batching::Many;
+            self.abandon();
+        }
+    }
+}
+
 impl Publisher for KafkaPublisher {
     fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
+        self.open(record.id())?;
         let in_flight = self.in_flight;
         let event_headers = if self.kafka.event_headers { record.headers() } else { &[] };
         let (producer, gate, topics) =
@@ -211,6 +273,9 @@ impl Publisher for KafkaPublisher {
         match passed? {
             Ok(()) => {
                 self.in_flight += 1;
+                if let Some(transactions) = &mut self.transactions {
+                    transactions.sent(ticket, record.id());
+                }
                 Ok(())
             }
             Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull)) => {
@@ -247,7 +312,11 @@ impl Publisher for KafkaPublisher {
         }
         let new = acknowledgements.len() - known;
         gate.learn(&acknowledgements[known..]);
-        if producer.deliveries().batch_was_refused() {
+        let batch_was_refused = producer.deliveries().batch_was_refused();
+        if let Some(transactions) = &mut self.transactions {
+            transactions.learn(&mut acknowledgements[known..]);
+        }
+        if batch_was_refused {
             self.batching = Batching::Single;
             self.delivered = 0;
         }
@@ -260,12 +329,8 @@ impl Publisher for KafkaPublisher {
             }
             Some(_) => Ok(()),
             None => {
-                if self.batching == Batching::Single
-                    && self.in_flight == 0
-                    && self.delivered >= SINGLE_DELIVERIES
-                {
-                    self.batching = Batching::Many;
-                    self.abandon();
+                if self.transactions.is_none() {
+                    self.may_batch_again();
                 }
                 Ok(())
             }
@@ -274,6 +339,9 @@ impl Publisher for KafkaPublisher {
 
     fn abandon(&mut self) {
         self.producer = None;
+        if let Some(transactions) = &mut self.transactions {
+            transactions.abandon();
+        }
         self.gate = Gate::default();
         self.in_flight = 0;
         self.delivered = 0;
@@ -285,6 +353,35 @@ impl Publisher for KafkaPublisher {
             return Err(PublishError::new(format!("Kafka does not answer within {wait:?}")));
         }
         topics.look_for_cause(producer.client(), wait);
+        Ok(())
+    }
+
+    fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        let name = transactions::name(&self.kafka.exactly_once_prefix, outbox);
+        if self.transactions.as_ref().is_none_or(|transactions| transactions.name != name) {
+            self.abandon();
+            self.transactions = Some(Transactions::new(name));
+        }
+        if self.transactions.as_ref().is_some_and(|transactions| transactions.is_owner) {
+            return Ok(None);
+        }
+        let until = Instant::now() + wait;
+        self.producer()?;
+        let mut config = ClientConfig::new();
+        for (name, value) in settings::of_connection(&self.kafka.settings) {
+            config.set(name, value);
+        }
+        match (&mut self.transactions, &self.producer) {
+            (Some(transactions), Some(producer)) => transactions.take_over(producer, config, until).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
+        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) {
+            transactions.commit(producer, wait)?;
+            self.may_batch_again();
+        }
         Ok(())
     }
 }

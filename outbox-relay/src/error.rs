@@ -25,6 +25,9 @@ pub enum RelayError {
          process"
     )]
     SeveralSchemas,
+    /// Records cannot be sent exactly once.
+    #[error("records cannot be sent exactly once, because {0}. Or turn that off")]
+    ExactlyOnce(&'static str),
     /// The broker's settings are wrong.
     #[error("the relay cannot make a publisher: {0}")]
     Broker(#[from] PublishError),

@@ -179,6 +179,8 @@
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |
 //! | `outbox_failures_total` | counter | failed passes, by `component`: `database` or `broker` |
+//! | `outbox_takeovers_total` | counter | how often a relay that sends exactly once has taken the outbox over |
+//! | `outbox_commit_duration_seconds` | histogram | how long Kafka takes to commit a pass, if records are sent exactly once |
 //! | `outbox_pass_duration_seconds`, `outbox_pass_records` | histogram | how long passes take, and how many records they publish |
 //!
 //! # Features

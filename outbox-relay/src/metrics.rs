@@ -52,6 +52,18 @@ impl Metrics {
         histogram!("outbox_pass_records", "outbox" => self.outbox()).record(count as f64);
     }
 
+    pub(crate) fn took_over(&self, committed: usize) {
+        counter!("outbox_takeovers_total", "outbox" => self.outbox()).increment(1);
+        info!(
+            outbox = &*self.outbox(),
+            committed, "this relay has taken the outbox over: no other one can commit to Kafka any more"
+        );
+    }
+
+    pub(crate) fn committed(&self, took: Duration) {
+        histogram!("outbox_commit_duration_seconds", "outbox" => self.outbox()).record(took.as_secs_f64());
+    }
+
     pub(crate) fn lag(&self, lag: Lag) {
         let set = |name: &'static str, value: f64| gauge!(name, "outbox" => self.outbox()).set(value);
         self.set_lag(&lag);
@@ -172,6 +184,16 @@ fn describe() {
     describe_counter!("outbox_published_total", Unit::Count, "Records that were published and settled");
     describe_counter!("outbox_dead_letters_total", Unit::Count, "Records that became dead letters");
     describe_counter!("outbox_failures_total", Unit::Count, "Failed passes, by the component that failed");
+    describe_counter!(
+        "outbox_takeovers_total",
+        Unit::Count,
+        "How often a relay that sends exactly once has taken the outbox over"
+    );
+    describe_histogram!(
+        "outbox_commit_duration_seconds",
+        Unit::Seconds,
+        "How long Kafka takes to commit a pass, if records are sent exactly once"
+    );
     describe_histogram!("outbox_pass_duration_seconds", Unit::Seconds, "How long passes take");
     describe_histogram!("outbox_pass_records", Unit::Count, "How many records passes publish");
 }

@@ -3,6 +3,7 @@
 
 #[cfg(test)]
 mod awaited;
+mod exactly_once;
 mod names;
 #[cfg(test)]
 mod simulation;
@@ -29,6 +30,7 @@ pub(crate) struct Limits {
     pub(crate) max_in_flight_bytes: usize,
     pub(crate) max_pass_duration: Duration,
     pub(crate) stall_timeout: Duration,
+    pub(crate) exactly_once: bool,
 }
 
 impl Default for Limits {
@@ -39,6 +41,7 @@ impl Default for Limits {
             max_in_flight_bytes: 64 << 20,
             max_pass_duration: Duration::from_millis(500),
             stall_timeout: Duration::from_secs(5),
+            exactly_once: false,
         }
     }
 }
@@ -108,9 +111,15 @@ impl Pipeline<'_> {
         if !claimed.inspect_err(|_| source.abandon())? {
             return Ok(Passed::Idle);
         }
+        if self.limits.exactly_once && !self.own(source, publisher)? {
+            return Ok(Passed::Worked);
+        }
         // The pass begins only now: however long the claim took, what it claimed is worked on.
         let mut pass = Pass::begin((self.now)());
         let failure = self.drain(&mut pass, source, publisher).err();
+        if self.limits.exactly_once {
+            return self.end_exactly_once(pass, failure, source, publisher, began);
+        }
         if failure.is_some() {
             publisher.abandon();
         }
@@ -121,9 +130,7 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(failure) => {
-                self.metrics.published(pass.published);
-                self.published.set(self.published.get() + pass.published);
-                self.metrics.passed(pass.published, (self.now)().duration_since(began));
+                self.report(&pass, began);
                 failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
@@ -131,6 +138,13 @@ impl Pipeline<'_> {
                 Err(error.into())
             }
         }
+    }
+
+    /// Counts what the pass has published and settled.
+    fn report(&self, pass: &Pass, began: Instant) {
+        self.metrics.published(pass.published);
+        self.published.set(self.published.get() + pass.published);
+        self.metrics.passed(pass.published, (self.now)().duration_since(began));
     }
 
     /// Reads, publishes and settles until there is nothing more to read and nothing is in flight.
@@ -171,11 +185,12 @@ impl Pipeline<'_> {
                 let more = source.read(self.limits.batch_size, &mut batch)?;
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut batch).into();
+                self.limit_transaction(pass);
                 if !pass.unsent.is_empty() {
                     pass.found = now;
                 }
                 // The batch that is read ahead comes on top of this.
-                pass.reads_ahead = more && in_time && self.has_bytes_for(pass, 1);
+                pass.reads_ahead = more && in_time && pass.reading && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.batch_size)?;
                 }
@@ -194,6 +209,7 @@ impl Pipeline<'_> {
             let has_more = !pass.unsent.is_empty() || pass.waiting.count() > 0;
             let lingers = now.duration_since(pass.began) < LINGER
                 && now.duration_since(pass.found) < LINGER_QUIET
+                && !self.limits.exactly_once
                 && source.lingers();
             if pass.in_flight == 0 && !has_more && !(pass.reading && (pass.caught_up.is_none() || lingers)) {
                 return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
@@ -357,6 +373,8 @@ struct Pass {
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
     waiting: Waiting,
+    /// How many records it has read.
+    taken: usize,
     names: TopicNames,
     in_flight: usize,
     /// The sizes of as many records as are in flight. An acknowledgement removes the one that was handed over first, whichever
@@ -384,6 +402,7 @@ impl Pass {
             caught_up: None,
             unsent: VecDeque::new(),
             waiting: Waiting::default(),
+            taken: 0,
             names: TopicNames::default(),
             in_flight: 0,
             sizes: VecDeque::new(),

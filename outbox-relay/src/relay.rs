@@ -22,6 +22,9 @@ use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
 use crate::{RelayError, RelayHandle};
 
+/// How long a pass may last if it is a transaction of Kafka.
+const LONGEST_TRANSACTION: Duration = Duration::from_secs(10);
+
 /// One for each worker.
 type Sources = Vec<Box<dyn Source>>;
 
@@ -53,6 +56,8 @@ pub struct Relay {
     limits: Limits,
     workers: Option<usize>,
     most_workers: usize,
+    /// Why nothing can be sent exactly once from this source.
+    at_least_once: Option<&'static str>,
     shutdown_timeout: Duration,
 }
 
@@ -89,7 +94,8 @@ impl Relay {
         let relay = Self::from_source(move |options| {
             Box::new(WalSource::new(database_url.clone(), options, wal.clone()))
         });
-        Self { most_workers: 1, ..relay }
+        let at_least_once = Some("the WAL is read: poll the table instead");
+        Self { most_workers: 1, at_least_once, ..relay }
     }
 
     /// Returns a relay for the outbox in this MySQL or MariaDB database, which it polls.
@@ -118,7 +124,10 @@ impl Relay {
     #[cfg(feature = "sqlite")]
     pub fn sqlite(path: impl Into<String>) -> Self {
         let path = path.into();
-        Self::from_source(move |options| Box::new(crate::source::SqliteSource::new(path.clone(), options)))
+        let relay = Self::from_source(move |options| {
+            Box::new(crate::source::SqliteSource::new(path.clone(), options))
+        });
+        Self { at_least_once: Some("the database is SQLite"), ..relay }
     }
 
     /// Returns a relay that gets its records from your own source. It calls the closure once for each worker.
@@ -134,6 +143,7 @@ impl Relay {
             limits: Limits::default(),
             workers: None,
             most_workers: SHARDS.unsigned_abs() as usize,
+            at_least_once: None,
             shutdown_timeout: Duration::from_secs(30),
         }
     }
@@ -204,6 +214,30 @@ impl Relay {
     /// sends them.
     pub fn dead_letter_policy(mut self, policy: DeadLetterPolicy) -> Self {
         self.options = self.options.dead_letter_policy(policy);
+        self
+    }
+
+    /// Sends each record exactly once, for consumers that read with `isolation.level=read_committed`. Default: at least once.
+    ///
+    /// The records of a pass go into one Kafka transaction together with their ids, which go to a topic of their own. A relay that
+    /// takes over finds there what the last one has sent. It needs PostgreSQL, MySQL or MariaDB, polled, and Kafka 2.5 or later. One
+    /// relay with one worker works on the outbox, and the others stand by. All relays of the outbox must have this setting.
+    ///
+    /// `docs/exactly-once.md` in the repository says what it covers, what it costs, and when you want it. An inbox at the consumer
+    /// protects the consumer's own work too, which this does not.
+    ///
+    /// ```no_run
+    /// # #[cfg(all(feature = "postgres", feature = "kafka"))]
+    /// # fn f(database_url: &str) -> Result<(), diesel_outbox_relay::RelayError> {
+    /// use diesel_outbox_relay::{Kafka, Relay};
+    ///
+    /// Relay::postgres(database_url).broker(Kafka::new("localhost:9092")).exactly_once(true).spawn()?.detach();
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn exactly_once(mut self, exactly_once: bool) -> Self {
+        self.options = self.options.exactly_once(exactly_once);
+        self.limits.exactly_once = exactly_once;
         self
     }
 
@@ -345,8 +379,20 @@ impl Relay {
         let within = |setting, value: usize, range, fits| {
             if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
         };
-        let Limits { batch_size, max_in_flight, max_in_flight_bytes, max_pass_duration, stall_timeout } =
-            self.limits;
+        let Limits {
+            batch_size,
+            max_in_flight,
+            max_in_flight_bytes,
+            max_pass_duration,
+            stall_timeout,
+            exactly_once,
+        } = self.limits;
+        if exactly_once && let Some(reason) = self.at_least_once {
+            return Err(RelayError::ExactlyOnce(reason));
+        }
+        if exactly_once && self.has_several_outboxes() {
+            return Err(RelayError::ExactlyOnce("the relay has several outboxes: start a relay for each"));
+        }
         let is_named = |schemas: &Vec<String>| !schemas.is_empty() && !schemas.iter().any(String::is_empty);
         within(
             "schemas",
@@ -354,13 +400,21 @@ impl Relay {
             "one name or more, and none empty",
             self.schemas.as_ref().is_none_or(is_named),
         )?;
-        let range = if self.most_workers == 1 { "1 if the WAL is read" } else { "1 to 16" };
-        within(
-            "workers",
-            self.number_of_workers(),
-            range,
-            (1..=self.most_workers).contains(&self.number_of_workers()),
-        )?;
+        // The pass, and Kafka's answers to it, must end long before `transaction.timeout.ms`, which is a minute.
+        if exactly_once && max_pass_duration > LONGEST_TRANSACTION {
+            return Err(RelayError::Setting {
+                setting: "max_pass_duration",
+                value: format!("{max_pass_duration:?}"),
+                range: "10 s at most if records are sent exactly once",
+            });
+        }
+        let (most_workers, range) = match (self.most_workers, exactly_once) {
+            (_, true) => (1, "1 if records are sent exactly once"),
+            (1, _) => (1, "1 if the WAL is read"),
+            (most, _) => (most, "1 to 16"),
+        };
+        let workers = self.number_of_workers();
+        within("workers", workers, range, (1..=most_workers).contains(&workers))?;
         within("batch_size", batch_size, "1 to 100,000", (1..=100_000).contains(&batch_size))?;
         within("max_in_flight", max_in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&max_in_flight))?;
         let bytes = BATCH_BYTES..=(1 << 40);

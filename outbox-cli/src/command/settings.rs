@@ -148,6 +148,29 @@ pub(crate) struct KafkaSettings {
         default_value = "true"
     )]
     pub(crate) event_headers: bool,
+    #[command(flatten)]
+    pub(crate) exactly_once: ExactlyOnceSettings,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct ExactlyOnceSettings {
+    /// Sends each record exactly once, for consumers that read with isolation.level=read_committed. For polling on PostgreSQL, MySQL and
+    /// MariaDB. All relays of the outbox must have it
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = switch,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    pub(crate) exactly_once: bool,
+    /// What precedes the outbox's name in the name of its Kafka transactions, and of the topic for their progress
+    #[arg(long, value_name = "PREFIX", default_value = "outbox.progress")]
+    pub(crate) exactly_once_prefix: String,
 }
 
 #[derive(Debug, Args)]

@@ -36,6 +36,9 @@ const GATHER: Duration = Duration::from_millis(1);
 const GATHERED: usize = 256;
 const PART: usize = 16;
 
+/// What a record has instead of a ticket if nobody waits for its acknowledgement.
+pub(super) const NO_TICKET: usize = usize::MAX;
+
 impl Deliveries {
     pub(super) fn new(batching: Batching) -> Self {
         Self {
@@ -115,7 +118,7 @@ impl ProducerContext<Murmur2> for Deliveries {
     type DeliveryOpaque = usize;
 
     fn delivery(&self, delivery: &DeliveryResult<'_>, ticket: usize) {
-        if self.is_over() {
+        if self.is_over() || ticket == NO_TICKET {
             return;
         }
         let outcome = match delivery {

@@ -67,7 +67,8 @@ const GUARDED: &[(&str, Allowed, &str)] = &[
     (
         "transactional.id",
         Nothing,
-        "the relay makes no Kafka transactions, and nothing could be sent: leave it out",
+        "the relay names its transactions itself if it sends exactly once, and makes none otherwise: leave it out, and set the prefix of \
+         those names (`exactly_once_prefix`)",
     ),
     (
         "linger.ms",
@@ -109,6 +110,26 @@ pub(crate) fn set(settings: &mut BTreeMap<String, String>, name: String, value: 
 /// Returns the value of a property by its canonical name.
 pub(crate) fn get<'a>(settings: &'a BTreeMap<String, String>, canonical_name: &str) -> Option<&'a String> {
     settings.iter().find(|(name, _)| canonical(name) == canonical_name).map(|(_, value)| value)
+}
+
+/// Returns those settings that say how to connect.
+pub(super) fn of_connection(settings: &BTreeMap<String, String>) -> impl Iterator<Item = (&String, &String)> {
+    const OF_CONNECTION: &[&str] = &[
+        "bootstrap.servers",
+        "client.id",
+        "client.dns.lookup",
+        "broker.address.",
+        "security.",
+        "ssl.",
+        "enable.ssl.",
+        "https.",
+        "sasl.",
+        "enable.sasl.",
+        "socket.",
+        "reconnect.",
+        "log",
+    ];
+    settings.iter().filter(|(name, _)| OF_CONNECTION.iter().any(|prefix| canonical(name).starts_with(prefix)))
 }
 
 /// Checks that the settings keep what the relay promises.

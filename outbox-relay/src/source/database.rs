@@ -122,15 +122,18 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     enter_schema(conn, options.schema.as_deref())?;
     conn.batch_execute(SEE_ALL_OR_FAIL)?;
     // If a process is frozen, the first timeout releases its shards, or the last one if it was frozen while it read. If a machine
-    // is lost, the keepalives do. Settling need not outlive a crash of the server: what was settled is sent again. The plans are
-    // known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since
+    // is lost, the keepalives do. Settling need not outlive a crash of the server, because what was settled is sent again: unless it must
+    // not be. The plans are known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since
     // version 14.
+    if !options.exactly_once {
+        conn.batch_execute("SET synchronous_commit = off")?;
+    }
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
          SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \
          SELECT set_config(name, '0', false) FROM pg_settings WHERE name = 'idle_session_timeout'; \
          SET tcp_keepalives_idle = 30; SET tcp_keepalives_interval = 10; SET tcp_keepalives_count = 3; \
-         SET tcp_user_timeout = '30s'; SET synchronous_commit = off; \
+         SET tcp_user_timeout = '30s'; \
          SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; \
          SET enable_mergejoin = off; SET enable_sort = off; SET random_page_cost = 1; SET jit = off",
     )

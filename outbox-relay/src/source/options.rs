@@ -24,6 +24,8 @@ pub struct SourceOptions {
     /// The name of the database's server, which precedes the database in the name of the outbox: `db-1/shop.public`. Default: none,
     /// so the name is `shop.public`.
     pub server_name: Option<String>,
+    /// Whether records are sent exactly once. Then one relay works on the outbox, and the others stand by. Default: no.
+    pub exactly_once: bool,
 }
 
 impl SourceOptions {
@@ -62,6 +64,13 @@ impl SourceOptions {
         self
     }
 
+    /// Sets whether records are sent exactly once.
+    #[must_use]
+    pub fn exactly_once(mut self, exactly_once: bool) -> Self {
+        self.exactly_once = exactly_once;
+        self
+    }
+
     /// Returns the name of the outbox in metrics and log lines, given its database and schema.
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     pub(crate) fn name_of(&self, outbox: &str) -> String {
@@ -85,6 +94,7 @@ impl Default for SourceOptions {
             poll_interval: Duration::from_secs(15),
             lag_interval: Duration::from_secs(15),
             server_name: None,
+            exactly_once: false,
         }
     }
 }

@@ -74,14 +74,27 @@ impl From<&BorrowedMessage<'_>> for ReadRecord {
 }
 
 impl Kafka {
-    /// Returns every record of a topic up to its present ends, by partition and offset. A topic that does not exist has none.
+    /// Returns every record of a topic up to its present ends, by partition and offset, except for those of transactions that are open or
+    /// were aborted. A topic that does not exist has none.
     #[track_caller]
     pub fn read_all(&self, topic: &str) -> Vec<ReadRecord> {
+        self.read_as(topic, "read_committed")
+    }
+
+    /// Returns the same with those of transactions that are open or were aborted.
+    #[track_caller]
+    pub fn read_all_uncommitted(&self, topic: &str) -> Vec<ReadRecord> {
+        self.read_as(topic, "read_uncommitted")
+    }
+
+    #[track_caller]
+    fn read_as(&self, topic: &str, isolation: &str) -> Vec<ReadRecord> {
         let mut config = self.client();
         config
             .set("group.id", "outbox-tests")
             .set("enable.auto.commit", "false")
             .set("enable.partition.eof", "true")
+            .set("isolation.level", isolation)
             .set("fetch.wait.max.ms", "10");
         let consumer: BaseConsumer = config.create().expect("a consumer");
         let found = eventually_ok(&format!("the topic {topic}"), PATIENCE, || partitions(&consumer, topic));

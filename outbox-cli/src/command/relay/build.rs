@@ -27,6 +27,7 @@ pub(super) fn relay(
         .max_in_flight(work.max_in_flight)
         .max_in_flight_bytes(work.max_in_flight_bytes)
         .max_pass_duration(work.max_pass_duration.0)
+        .exactly_once(settings.kafka.exactly_once.exactly_once)
         .stall_timeout(work.stall_timeout.0)
         .poll_interval(source.poll_interval.0)
         .lag_interval(work.lag_interval.0)
@@ -49,7 +50,9 @@ pub(super) fn workers(settings: &RelaySettings, origins: &Origins, databases: &[
 }
 
 fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
-    let mut kafka = Kafka::new(settings.kafka.cluster.list()?).event_headers(settings.kafka.event_headers);
+    let mut kafka = Kafka::new(settings.kafka.cluster.list()?)
+        .event_headers(settings.kafka.event_headers)
+        .exactly_once_prefix(&settings.kafka.exactly_once.exactly_once_prefix);
     for property in &settings.kafka.properties {
         if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
             let origin = origins.of(&property_key(&property.name));

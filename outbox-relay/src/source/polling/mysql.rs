@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, SourceError};
 use mysql::Conn;
+use uuid::Uuid;
 
 use self::bounds::{Fence, Witness};
 use self::claim::{Known, Looked, PollingPass, Wanted};
@@ -119,7 +120,7 @@ impl Session {
         check::check(&mut conn)?;
         let bounds = load_bounds(&mut conn, &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard"))
             .map_err(|error| database_error("looking for the shards", error))?;
-        let wake = Wake::start(&mut conn, database.options.poll_interval)
+        let wake = Wake::start(&mut conn, &database.options)
             .map_err(|error| database_error("preparing to look for records", error))?;
         Ok(Self {
             conn,
@@ -156,7 +157,8 @@ impl Session {
         let known = Known { bounds: &known, distrusted: &distrusted };
         self.wake.count(&mut self.conn)?;
         let block = database.options.dead_letter_policy == DeadLetterPolicy::Block;
-        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, self.wake.workers(), block)?;
+        let workers = (!database.options.exactly_once).then(|| self.wake.workers());
+        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, workers, block)?;
         if self.pass.is_some() {
             self.wake.found();
         }
@@ -299,6 +301,11 @@ impl Session {
         Ok(())
     }
 
+    fn settle_committed(&mut self, ids: &[Uuid], database: &MysqlDatabase) -> mysql::Result<()> {
+        let pass = self.pass.as_ref().ok_or_else(nothing_claimed)?;
+        settle::settle_committed(&mut self.conn, &pass.claimed, ids, database.options.sent_rows)
+    }
+
     fn release(&mut self, database: &MysqlDatabase) -> mysql::Result<()> {
         let Some(pass) = self.pass.take() else { return Ok(()) };
         self.was_large = pass.was_large;
@@ -408,6 +415,12 @@ impl Source for MysqlSource {
             return Ok(());
         }
         self.with("settling", |session, database| session.settle(tickets, database))
+    }
+
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.with("settling what Kafka has committed", |session, database| {
+            session.settle_committed(ids, database)
+        })
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {

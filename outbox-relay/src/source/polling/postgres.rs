@@ -22,6 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
+use uuid::Uuid;
 
 use self::connection::Sessions;
 use self::outboxes::Outbox;
@@ -124,6 +125,11 @@ impl Source for PostgresSource {
             return self.sessions.ask(move |sessions| sessions.settle(tickets));
         }
         self.sessions.tell(move |sessions| sessions.settle(tickets))
+    }
+
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        let ids = ids.to_vec();
+        self.sessions.ask(move |sessions| sessions.settle_committed(ids))
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {

@@ -116,16 +116,17 @@ fn groups(wanted: &Wanted, workers: usize) -> (Vec<Vec<i16>>, usize) {
 
 impl PollingPass {
     /// Locks this worker's share of the free shards among the wanted ones. Returns `None` if none of them is free, and if another worker
-    /// has moved the bound of one since the look: only the next look knows whether that bound's witness is still there.
+    /// has moved the bound of one since the look: only the next look knows whether that bound's witness is still there. Without a number
+    /// of workers, also returns `None` unless all shards are free.
     pub(super) fn begin(
         conn: &mut Conn,
         wanted: &Wanted,
         known: &Known<'_>,
-        workers: usize,
+        workers: Option<usize>,
         block: bool,
     ) -> mysql::Result<Option<Self>> {
         conn.execute("START TRANSACTION")?;
-        let (groups, share) = groups(wanted, workers);
+        let (groups, share) = groups(wanted, workers.unwrap_or(1));
         let mut claimed = Claimed::new();
         for group in groups {
             let Some(free @ 1..) = share.checked_sub(claimed.len()) else { break };
@@ -139,7 +140,8 @@ impl PollingPass {
             )?);
         }
         let has_wanted = claimed.iter().any(|(shard, _)| wanted.iter().any(|(other, _)| other == shard));
-        if !has_wanted || !claimed.iter().all(|claimed| known.has(claimed)) {
+        let lacks_one = workers.is_none() && claimed.len() < SHARDS.unsigned_abs().into();
+        if !has_wanted || lacks_one || !claimed.iter().all(|claimed| known.has(claimed)) {
             conn.execute("ROLLBACK")?;
             return Ok(None);
         }

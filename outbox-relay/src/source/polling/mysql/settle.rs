@@ -1,8 +1,13 @@
 //! Settling: exactly the rows that the broker has acknowledged are marked as sent, or deleted.
 
-use mysql::Conn;
+use std::collections::HashSet;
 
-use super::connection::Statements;
+use mysql::Conn;
+use mysql::prelude::Queryable;
+use uuid::Uuid;
+
+use super::bounds::{self, Claimed};
+use super::connection::{Statements, row_of};
 use crate::source::SentRows;
 
 /// Each row is looked up by its primary key, which locks nothing else, so that nobody who emits waits for it, and this waits for nobody.
@@ -30,6 +35,32 @@ pub(super) fn settle(conn: &mut Conn, tickets: &[u64], sent_rows: SentRows) -> m
     }
     Ok(())
 }
+
+/// Settles those of these records that are unsent. No index has the ids, so this looks at all unsent rows, which locks nothing.
+pub(super) fn settle_committed(
+    conn: &mut Conn,
+    claimed: &Claimed,
+    ids: &[Uuid],
+    sent_rows: SentRows,
+) -> mysql::Result<()> {
+    let ids: HashSet<&Uuid> = ids.iter().collect();
+    let (lowest, unsent) = (bounds::lowest(claimed), bounds::unsent(claimed));
+    let mut committed = Vec::new();
+    let rows = conn.query_iter(format!(
+        "SELECT seq, id FROM outbox FORCE INDEX (PRIMARY) WHERE (seq > {lowest} OR seq IN ({unsent})) AND sent_at IS NULL"
+    ))?;
+    for row in rows {
+        let (seq, id): (u64, String) = row_of(row?)?;
+        if Uuid::try_parse(&id).is_ok_and(|id| ids.contains(&id)) {
+            committed.push(seq);
+        }
+    }
+    // The server refuses statements that are too long.
+    committed.chunks(MOST_COMMITTED).try_for_each(|seqs| settle(conn, seqs, sent_rows))
+}
+
+/// How many of them are settled by a statement.
+const MOST_COMMITTED: usize = 10_000;
 
 fn delete_ranges(conn: &mut Conn, ranges: &[(u64, u64)]) -> mysql::Result<()> {
     for ranges in ranges.chunks(MOST_RANGES) {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use mysql::Conn;
 
 use super::connection::Statements;
+use crate::source::SourceOptions;
 use crate::source::interval::has_passed;
 
 /// The pause between two looks is this part of the time for which nothing has come.
@@ -48,6 +49,8 @@ pub(super) struct Wake {
     found: Instant,
     looked: Instant,
     longest_pause: Duration,
+    /// Whether only the leader works, because records are sent exactly once.
+    exactly_once: bool,
 }
 
 fn prefix(conn: &mut Conn) -> mysql::Result<String> {
@@ -65,12 +68,13 @@ pub(crate) fn is_polled(conn: &mut Conn) -> mysql::Result<bool> {
 }
 
 impl Wake {
-    pub(super) fn start(conn: &mut Conn, longest_pause: Duration) -> mysql::Result<Self> {
+    pub(super) fn start(conn: &mut Conn, options: &SourceOptions) -> mysql::Result<Self> {
+        let exactly_once = options.exactly_once;
         let mut wake = Self {
             prefix: prefix(conn)?,
             place: None,
             leads: false,
-            helps: true,
+            helps: !exactly_once,
             calls_for_help: false,
             asks: 0,
             workers: 1,
@@ -78,7 +82,8 @@ impl Wake {
             counted: None,
             found: Instant::now(),
             looked: Instant::now(),
-            longest_pause: longest_pause.min(LONGEST),
+            longest_pause: options.poll_interval.min(LONGEST),
+            exactly_once,
         };
         for place in 0..PLACES {
             if wake.lock(conn, &format!("r{place}"))? {
@@ -86,7 +91,7 @@ impl Wake {
                 break;
             }
         }
-        wake.works(conn, true)?;
+        wake.works(conn, wake.helps)?;
         Ok(wake)
     }
 
@@ -180,7 +185,7 @@ impl Wake {
 
     /// Asks the others for help while the leader has more than it can read at once.
     pub(super) fn call_for_help(&mut self, conn: &mut Conn, wants_help: bool) -> mysql::Result<()> {
-        if !self.leads || wants_help == self.calls_for_help {
+        if !self.leads || self.exactly_once || wants_help == self.calls_for_help {
             return Ok(());
         }
         self.calls_for_help = wants_help;

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Integer, Oid};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Oid};
 use diesel_outbox_core::Lag;
 
 use super::strangers::strangers;
 use super::upkeep::Upkeep;
 use super::wakeup::{self, Next, Wake};
+use crate::source::SourceOptions;
 use crate::source::advisory_lock::{Lock, try_lock};
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::database::Database;
@@ -20,19 +21,44 @@ pub(super) struct Alone {
     table: u32,
     wake: Wake,
     upkeep: Upkeep,
+    /// Whether only the leader works, because records are sent exactly once.
+    exactly_once: bool,
+    /// The oldest unsent row when this relay last looked while it stood by.
+    waiting: Option<i64>,
+    /// Whether this relay works instead of the leader, because that leaves the oldest row unsent.
+    helps: bool,
 }
 
+/// How often a relay that stands by looks for the leader if records are sent exactly once. What a leader that died had not committed
+/// keeps consumers from reading until another relay takes over.
+const TAKE_OVER_INTERVAL: Duration = Duration::from_secs(2);
+
 impl Alone {
-    pub(super) fn start(conn: &mut PgConnection, table: u32, poll_interval: Duration) -> QueryResult<Self> {
+    pub(super) fn start(conn: &mut PgConnection, table: u32, options: &SourceOptions) -> QueryResult<Self> {
+        let exactly_once = options.exactly_once;
+        let longest = if exactly_once { TAKE_OVER_INTERVAL } else { Duration::MAX };
+        let poll_interval = options.poll_interval.min(longest);
         let may_prepare = wakeup::may_prepare(conn)?;
         let wake = Wake::start(conn, table, "outbox_seq_seq".to_owned(), may_prepare, poll_interval)?;
-        let mut alone = Self { table, wake, upkeep: Upkeep::default() };
+        let mut alone =
+            Self { table, wake, upkeep: Upkeep::default(), exactly_once, waiting: None, helps: false };
         alone.try_to_lead(conn)?;
         Ok(alone)
     }
 
-    pub(super) fn leads(&self) -> bool {
-        self.wake.leads()
+    /// Returns whether this relay calls the others to a backlog.
+    pub(super) fn calls_for_help(&self) -> bool {
+        self.wake.leads() && !self.exactly_once
+    }
+
+    /// Returns whether the work is the leader's. A relay that takes over fences the other one, so they must not take turns.
+    pub(super) fn stands_by(&self) -> bool {
+        self.exactly_once && !self.wake.leads() && !self.helps
+    }
+
+    /// Leaves the work to the leader again.
+    pub(super) fn found_nothing(&mut self) {
+        self.helps = false;
     }
 
     /// Stays awake, because there is work.
@@ -65,17 +91,20 @@ impl Alone {
 
     /// Leads if nobody does. Returns whether it is time to look at the table.
     fn stand_by(&mut self, conn: &mut PgConnection) -> QueryResult<bool> {
-        let (got_lock, unsent) =
-            StandBy::new(advisory_locks::LEADER, self.table).get_result::<(bool, bool)>(conn)?;
+        let (got_lock, oldest) =
+            StandBy::new(advisory_locks::LEADER, self.table).get_result::<(bool, Option<i64>)>(conn)?;
         if self.lead_if(conn, got_lock)? {
             return Ok(true);
         }
-        if unsent {
+        // With a backlog a leader that works leaves something unsent too, but not the same row for long.
+        let has_waited = oldest == std::mem::replace(&mut self.waiting, oldest);
+        self.helps = oldest.is_some() && (has_waited || !self.exactly_once);
+        if self.helps {
             self.wake.look_once()
         } else {
             self.wake.sleep_on()
         }
-        Ok(unsent)
+        Ok(self.helps)
     }
 
     fn try_to_lead(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
@@ -121,12 +150,12 @@ fn listen(conn: &mut PgConnection, until: Instant, pause: Duration) -> QueryResu
 
 statement!(
     Pg,
-    /// Whether this relay leads from now on, and whether something is unsent: it does not wait for a leader that hangs.
-    StandBy { leader: i32 => Integer, table: u32 => Oid } -> (Bool, Bool),
+    /// Whether this relay leads from now on, and the oldest unsent row: it does not wait for a leader that hangs.
+    StandBy { leader: i32 => Integer, table: u32 => Oid } -> (Bool, Nullable<BigInt>),
     concat!(
         "SELECT ",
         try_lock!("?"),
-        ", EXISTS (SELECT FROM ",
+        ", (SELECT min(oldest.seq) FROM ",
         shards!(),
         " AS s ",
         oldest_unsent!(),

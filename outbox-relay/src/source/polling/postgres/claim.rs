@@ -71,7 +71,8 @@ pub(super) const BEGIN_BESIDE_OTHERS: &str = "BEGIN; DECLARE outbox_pass CURSOR 
                                               SET LOCAL lock_timeout = '5s'";
 
 impl PollingPass {
-    /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind.
+    /// Locks this worker's part of the free shards that have unsent rows, or whose lower bound is far behind. With `all_or_none`, claims
+    /// nothing if it cannot have all shards.
     pub(super) fn begin(
         conn: &mut PgConnection,
         begin: &str,
@@ -79,6 +80,7 @@ impl PollingPass {
         workers: usize,
         bounds: &Bounds,
         block: bool,
+        all_or_none: bool,
     ) -> QueryResult<Option<Self>> {
         // If events come one by one, most looks find nothing. This takes one statement, and a pass that is rolled back takes three.
         if !IsWanted::new(bounds.passed, bounds.passed - LOWER_BOUND_LAG, LOWER_BOUND_STEP)
@@ -100,7 +102,8 @@ impl PollingPass {
             has_settled: false,
             blocked: block.then(BlockedAggregates::new),
         };
-        if !pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)? {
+        let is_wanted = pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)?;
+        if !is_wanted || (all_or_none && pass.shards.len() < SHARDS.unsigned_abs().into()) {
             Self::roll_back(conn)?;
             return Ok(None);
         }
@@ -246,6 +249,11 @@ impl PollingPass {
                 merge(&mut shard.open, &self.bounds.open);
             }
         }
+    }
+
+    /// Returns up to which number no row of the claimed shards is unsent.
+    pub(super) fn sent_through(&self) -> i64 {
+        self.shards.iter().map(|shard| shard.sent_through).min().unwrap_or_default()
     }
 
     /// Returns whether other workers would have found something to do.

@@ -11,6 +11,7 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::Bool;
 use diesel_outbox_core::__private::set_search_path;
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, SourceError};
+use uuid::Uuid;
 
 use super::alone::Alone;
 use super::claim::{BEGIN, BEGIN_BESIDE_OTHERS};
@@ -204,6 +205,13 @@ impl Sessions {
         })
     }
 
+    pub(super) fn settle_committed(&mut self, ids: Vec<Uuid>) -> Result<(), SourceError> {
+        self.with("settling what Kafka has committed", |session, database| {
+            let (conn, table) = session.table()?;
+            table.settle_committed(conn, ids, &database.options)
+        })
+    }
+
     pub(super) fn dead_letter(&mut self, ticket: u64, reason: String) -> Result<DeadLettered, SourceError> {
         self.with("moving a record to the dead letters", |session, _| {
             let (conn, table) = session.table()?;
@@ -215,7 +223,7 @@ impl Sessions {
         let leads = self.outbox.as_ref().is_some_and(|outbox| outbox.is_led());
         self.note_sequence();
         self.with("releasing", |session, _| {
-            let leads = session.alone.as_ref().map_or(leads, Alone::leads);
+            let leads = session.alone.as_ref().map_or(leads, Alone::calls_for_help);
             let (conn, table) = session.table()?;
             table.release(conn, leads)?;
             session.failing = None;
@@ -298,7 +306,7 @@ impl Session {
         let table = Table::begin(&mut self.conn)?;
         self.current = table.oid();
         self.tables.insert(self.current, table);
-        let alone = Alone::start(&mut self.conn, self.current, database.options.poll_interval)
+        let alone = Alone::start(&mut self.conn, self.current, &database.options)
             .map_err(|error| database_error("preparing to listen", error))?;
         self.alone = Some(alone);
         Ok(())
@@ -370,12 +378,18 @@ impl Session {
     }
 
     fn claim(&mut self, database: &Database) -> QueryResult<(bool, bool)> {
+        if self.alone.as_ref().is_some_and(Alone::stands_by) {
+            return Ok((false, false));
+        }
         let begin = if self.alone.is_some() { BEGIN } else { BEGIN_BESIDE_OTHERS };
         let (conn, table) = self.table()?;
         let has_claimed = table.claim(conn, begin, &database.options)?;
         let is_alone = table.is_alone();
         if !has_claimed {
             self.failing = None;
+            if let Some(alone) = &mut self.alone {
+                alone.found_nothing();
+            }
         } else if let Some(alone) = &mut self.alone {
             alone.awake(&mut self.conn)?;
         }

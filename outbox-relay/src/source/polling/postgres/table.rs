@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, SourceError};
+use uuid::Uuid;
 
 use super::batch_size::BatchSize;
 use super::claim::PollingPass;
@@ -82,7 +83,9 @@ impl Table {
         self.advance(conn)?;
         let block = options.dead_letter_policy == DeadLetterPolicy::Block;
         let (workers, bounds) = (self.workers.count(), self.fence.bounds());
-        self.pass = PollingPass::begin(conn, begin, self.oid, workers, bounds, block)?;
+        let all_or_none = options.exactly_once;
+        let workers = if all_or_none { 1 } else { workers };
+        self.pass = PollingPass::begin(conn, begin, self.oid, workers, bounds, block, all_or_none)?;
         Ok(self.pass.is_some())
     }
 
@@ -138,6 +141,16 @@ impl Table {
         settle::settle(conn, self.oid, tickets, options.sent_rows)?;
         pass.settled(tickets);
         Ok(())
+    }
+
+    pub(super) fn settle_committed(
+        &mut self,
+        conn: &mut PgConnection,
+        ids: Vec<Uuid>,
+        options: &SourceOptions,
+    ) -> QueryResult<()> {
+        let pass = self.pass.as_mut().ok_or(NOTHING_CLAIMED)?;
+        settle::settle_committed(conn, self.oid, ids, pass.sent_through(), options.sent_rows)
     }
 
     pub(super) fn dead_letter(

@@ -1,0 +1,85 @@
+use std::collections::BTreeMap;
+use std::env;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use outbox_tests::load::{new_topic, write_until};
+use outbox_tests::{Signal, Tables};
+
+use super::{PATIENCE, Step, assert_sent_exactly_once, start};
+
+/// The steps in an order in which one kill makes the work of the next, such as settling what was committed.
+const STEPS: &[&str] = &[
+    "commit after",
+    "settle_committed before",
+    "settle_committed after",
+    "release before",
+    "claim after",
+    "commit during",
+    "begin before",
+    "begin during",
+    "begin after",
+    "release during",
+    "read after",
+    "publish before",
+    "publish after",
+    "publish during",
+    "commit before",
+    "commit during",
+    "settle_committed during",
+    "acknowledgements after",
+    "settle before",
+    "settle during",
+    "settle after",
+    "commit during",
+    "release before",
+    "release after",
+    "read before",
+];
+
+/// How long a relay may take to come to its step. If it does not, it is killed wherever it is.
+const LONGEST: Duration = Duration::from_secs(2);
+
+/// How many relays are killed. `OUTBOX_TEST_KILLS=1000` is for a long run by hand, which takes a second for each.
+fn kills() -> usize {
+    env::var("OUTBOX_TEST_KILLS").map_or(16, |kills| kills.parse().expect("a number"))
+}
+
+pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing_twice(tables: &impl Tables) {
+    let topic = new_topic("killed-at-a-step");
+    let is_over = AtomicBool::new(false);
+    let (mut killed, mut conn) = (BTreeMap::<String, usize>::new(), tables.connect());
+    let committed = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            write_until(&mut conn, 0, 1, 100, usize::MAX, || {
+                std::thread::sleep(Duration::from_millis(5));
+                is_over.load(Ordering::Relaxed)
+            })
+        });
+        for kill in 0..kills() {
+            let round = kill / STEPS.len();
+            let step = Step {
+                name: STEPS[kill % STEPS.len()].to_owned(),
+                occurrence: 1 + (kill + round) % 3,
+                delay_us: 200 + (kill * 7_919) % 12_000,
+                freezes: false,
+            };
+            let relay = start(tables, &topic, &step);
+            let began = Instant::now();
+            while relay.exited().is_none() && began.elapsed() < LONGEST {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let reached = relay.output().contains("reached: ");
+            relay.signal(Signal::Kill);
+            relay.wait(PATIENCE);
+            *killed.entry(if reached { step.name } else { "anywhere".to_owned() }).or_default() += 1;
+        }
+        is_over.store(true, Ordering::Relaxed);
+        writer.join().unwrap()
+    });
+    println!("{} events; killed at: {killed:?}", committed.len());
+    let _relay = start(tables, &topic, &Step::default());
+    assert_sent_exactly_once(tables, &topic, &committed);
+    let anywhere = killed.get("anywhere").copied().unwrap_or_default();
+    assert!(anywhere * 5 <= kills(), "too few relays came to their steps: {killed:?}");
+}

@@ -1,0 +1,54 @@
+use diesel::Connection;
+use diesel_outbox::{Emit, Record};
+use diesel_outbox_relay::Kafka as Broker;
+use futures_executor::block_on;
+use outbox_tests::load::{migrated, new_topic};
+use outbox_tests::{Kafka, Tables, eventually};
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+
+use super::PATIENCE;
+
+fn setting(topic: &str, name: &str) -> Option<String> {
+    let admin: AdminClient<DefaultClientContext> = Kafka::shared().client().create().unwrap();
+    let asked = [ResourceSpecifier::Topic(topic)];
+    let described = block_on(admin.describe_configs(&asked, &AdminOptions::new())).unwrap();
+    described[0].as_ref().ok()?.get(name)?.value.clone()
+}
+
+#[test]
+fn the_progress_topic_is_made_compacted_and_has_the_ids_of_what_was_sent_last() {
+    let (database, topic) = (migrated(), new_topic("progress"));
+    let prefix = Kafka::shared().unique("own-prefix");
+    let broker = Broker::new(Kafka::shared().brokers()).exactly_once_prefix(&prefix);
+    let relay = database.relay().broker(broker).topic_naming(topic.parse().unwrap()).exactly_once(true);
+    let relay = relay.spawn().unwrap();
+    let record = Record::new("order", "1", "1");
+    database.connect().transaction(|c| c.emit(&record)).unwrap();
+    eventually("the event to be settled", PATIENCE, || (database.unsent() == 0).then_some(()));
+    relay.stop_blocking().unwrap();
+    let progress = format!("{prefix}.{}", database.label());
+    assert_eq!(setting(&progress, "cleanup.policy").as_deref(), Some("compact"));
+    let read = Kafka::shared().read_all(&progress);
+    let value = read.last().unwrap().payload.as_deref().unwrap();
+    assert!(value.ends_with(record.id().as_bytes()));
+}
+
+#[test]
+fn nothing_is_sent_while_the_progress_topic_would_forget() {
+    let (database, topic) = (migrated(), new_topic("forgetful"));
+    let prefix = Kafka::shared().unique("forgetful");
+    let progress = format!("{prefix}.{}", database.label());
+    Kafka::shared().create_topic_with(&progress, 1, &[("cleanup.policy", "delete")]);
+    outbox_tests::start_logging();
+    let broker = Broker::new(Kafka::shared().brokers()).exactly_once_prefix(&prefix);
+    let relay = database.relay().broker(broker).topic_naming(topic.parse().unwrap()).exactly_once(true);
+    let relay = relay.spawn().unwrap();
+    database.connect().transaction(|c| c.emit(&Record::new("order", "1", "1"))).unwrap();
+    eventually("the relay to say so", PATIENCE, || {
+        outbox_tests::logged(&["set `cleanup.policy=compact`", &database.label()])
+    });
+    assert_eq!(database.unsent(), 1);
+    relay.stop_blocking().unwrap();
+    assert!(Kafka::shared().read_all(&topic).is_empty());
+}
