@@ -1,6 +1,6 @@
 mod deliveries;
-mod gate;
-mod murmur2;
+pub(crate) mod gate;
+pub(crate) mod murmur2;
 mod partitioner;
 mod producer;
 pub(crate) mod settings;
@@ -8,7 +8,7 @@ mod topics;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel_outbox_core::__private::unix_ms;
 use diesel_outbox_core::{Acknowledgement, Broker, PublishError, Publisher, Record, Refusal, wire};
@@ -20,7 +20,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use uuid::fmt::Hyphenated;
 
 use self::deliveries::Deliveries;
-use self::gate::{Gate, Wait};
+use self::gate::{Gate, NotTaken, Wait};
 use self::producer::Producer;
 use self::topics::RefusedTopics;
 use crate::error::{refusal, refusal_of_property};
@@ -199,11 +199,13 @@ impl Publisher for KafkaPublisher {
         }
         let send = || {
             let message = message(ticket, topic, record, event_headers);
-            producer.base().send(message).map_err(|(error, _)| {
-                (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
+            producer.base().send(message).map_err(|(error, _)| NotTaken {
+                is_unknown_partition: error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition),
+                error,
             })
         };
-        let passed = gate.pass(in_flight, ticket, topic, record.aggregate_id().as_bytes(), send);
+        let passed =
+            gate.pass(Instant::now(), in_flight, ticket, topic, record.aggregate_id().as_bytes(), send);
         let passed = passed.map_err(|wait| match wait {
             Wait::Behind(ticket) => Refusal::Behind { ticket },
             Wait::All => Refusal::Full,
@@ -246,7 +248,7 @@ impl Publisher for KafkaPublisher {
             producer.deliveries().wait(LAST_WORDS, in_flight, acknowledgements);
         }
         let new = acknowledgements.len() - known;
-        gate.learn(&acknowledgements[known..]);
+        gate.learn(Instant::now(), &acknowledgements[known..]);
         if producer.deliveries().batch_was_refused() {
             self.batching = Batching::Single;
             self.delivered = 0;
