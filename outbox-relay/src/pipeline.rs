@@ -5,7 +5,7 @@
 mod awaited;
 mod names;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod waiting;
 
 use std::cell::Cell;
