@@ -5,6 +5,8 @@ mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
 mod failure;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod invocation;
 mod layers;
 mod log;
@@ -12,6 +14,8 @@ mod migrate;
 mod origin;
 mod outboxes;
 mod output;
+#[cfg(all(test, feature = "mysql", feature = "postgres", feature = "sqlite"))]
+mod properties;
 mod relay;
 mod report;
 mod settings;

@@ -92,3 +92,10 @@ pub use diesel_outbox::{MigrateConnection, MigrationError, Migrations};
 pub use uuid::Uuid;
 
 pub use self::publisher::Kafka;
+
+/// What the relay's tests drive by a simulated broker.
+#[doc(hidden)]
+pub mod __simulated {
+    pub use crate::publisher::gate::{Gate, NotTaken, Wait, partition_of_handed};
+    pub use crate::publisher::murmur2::{murmur2, partition};
+}

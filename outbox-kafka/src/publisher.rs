@@ -1,6 +1,6 @@
 mod deliveries;
-mod gate;
-mod murmur2;
+pub(crate) mod gate;
+pub(crate) mod murmur2;
 mod partitioner;
 mod producer;
 mod progress;
@@ -23,7 +23,7 @@ use uuid::Uuid;
 use uuid::fmt::Hyphenated;
 
 use self::deliveries::Deliveries;
-use self::gate::{Gate, Wait};
+use self::gate::{Gate, NotTaken, Wait};
 use self::producer::Producer;
 use self::topics::RefusedTopics;
 use self::transactions::Transactions;
@@ -261,11 +261,13 @@ impl Publisher for KafkaPublisher {
         }
         let send = || {
             let message = message(ticket, topic, record, event_headers);
-            producer.base().send(message).map_err(|(error, _)| {
-                (error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown), error)
+            producer.base().send(message).map_err(|(error, _)| NotTaken {
+                is_unknown_partition: error.rdkafka_error_code() == Some(RDKafkaErrorCode::UnknownPartition),
+                error,
             })
         };
-        let passed = gate.pass(in_flight, ticket, topic, record.aggregate_id().as_bytes(), send);
+        let passed =
+            gate.pass(Instant::now(), in_flight, ticket, topic, record.aggregate_id().as_bytes(), send);
         let passed = passed.map_err(|wait| match wait {
             Wait::Behind(ticket) => Refusal::Behind { ticket },
             Wait::All => Refusal::Full,
@@ -311,7 +313,7 @@ impl Publisher for KafkaPublisher {
             producer.deliveries().wait(LAST_WORDS, in_flight, acknowledgements);
         }
         let new = acknowledgements.len() - known;
-        gate.learn(&acknowledgements[known..]);
+        gate.learn(Instant::now(), &acknowledgements[known..]);
         let batch_was_refused = producer.deliveries().batch_was_refused();
         if let Some(transactions) = &mut self.transactions {
             transactions.learn(&mut acknowledgements[known..]);

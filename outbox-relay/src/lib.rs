@@ -203,13 +203,20 @@
 
 mod backoff;
 mod error;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing;
 mod handle;
 mod metrics;
 mod missing;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub mod operate;
 mod pipeline;
+#[cfg(all(test, feature = "mysql", feature = "postgres-wal"))]
+mod properties;
 mod relay;
+#[cfg(all(test, feature = "kafka", feature = "mysql", feature = "postgres-wal", feature = "sqlite"))]
+mod simulation;
 pub mod source;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod statement;

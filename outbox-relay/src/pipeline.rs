@@ -6,7 +6,7 @@ mod awaited;
 mod exactly_once;
 mod names;
 #[cfg(test)]
-mod simulation;
+pub(crate) mod simulation;
 mod waiting;
 
 use std::cell::Cell;

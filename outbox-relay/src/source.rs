@@ -11,26 +11,26 @@ pub(crate) mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod database_url;
 #[cfg(feature = "postgres")]
-mod fence;
+pub(crate) mod fence;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod interval;
 #[cfg(feature = "sqlite")]
 pub(crate) mod julian_day;
 mod options;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-mod polling;
+pub(crate) mod polling;
 #[cfg(feature = "postgres")]
 mod pooler;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-mod row;
+pub(crate) mod row;
 #[cfg(feature = "postgres")]
 mod row_security;
 #[cfg(feature = "postgres")]
 mod search_path;
 #[cfg(feature = "postgres")]
-mod sequence;
+pub(crate) mod sequence;
 #[cfg(feature = "postgres-wal")]
 pub mod wal;
 #[cfg(feature = "postgres")]

@@ -80,13 +80,23 @@ fn from_variable(name: &str, text: OsString) -> Result<Given, ConfigError> {
 
 fn from_file(path: &Path, variables: &Variables) -> Result<(Values, Vec<DatabaseTable>), ConfigError> {
     let file = path.display().to_string();
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| ConfigError::Unreadable { file: file.clone(), source })?;
+    match std::fs::read_to_string(path) {
+        Ok(text) => from_text(&text, &file, variables),
+        Err(source) => Err(ConfigError::Unreadable { file, source }),
+    }
+}
+
+/// What the text of this file sets.
+pub(super) fn from_text(
+    text: &str,
+    file: &str,
+    variables: &Variables,
+) -> Result<(Values, Vec<DatabaseTable>), ConfigError> {
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
         // The error itself would print the line, and that may hold a secret.
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         ConfigError::Syntax {
-            file: file.clone(),
+            file: file.to_owned(),
             line: before.matches('\n').count() + 1,
             problem: error.message().to_owned(),
         }
@@ -96,11 +106,11 @@ fn from_file(path: &Path, variables: &Variables) -> Result<(Values, Vec<Database
     for (key, content) in table {
         let origin = |key: &str| Origin { layer: Layer::File, name: format!("`{key}` in {file}") };
         if key == database_tables::KEY {
-            databases = database_tables::read(content, &file, variables)?;
+            databases = database_tables::read(content, file, variables)?;
             continue;
         }
         let Some(setting) = settings.iter().find(|setting| setting.get_id() == key.as_str()) else {
-            return Err(ConfigError::UnknownKey { file, key });
+            return Err(ConfigError::UnknownKey { file: file.to_owned(), key });
         };
         if key != PROPERTIES {
             let origin = origin(&key);

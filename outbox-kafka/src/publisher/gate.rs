@@ -25,7 +25,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Acknowledgement, Outcome};
-use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::murmur2::{murmur2, partition};
 
@@ -33,8 +32,8 @@ use super::murmur2::{murmur2, partition};
 const OPEN: Duration = Duration::from_secs(1);
 
 /// What one producer has on its way to partitions that must not get more yet.
-#[derive(Default)]
-pub(super) struct Gate {
+#[derive(Debug, Default)]
+pub struct Gate {
     topics: Vec<Topic>,
     numbers: BTreeMap<String, usize>,
     /// The topic of the last record, which is often that of the next.
@@ -43,6 +42,7 @@ pub(super) struct Gate {
     firsts: Vec<First>,
 }
 
+#[derive(Debug)]
 struct Topic {
     name: String,
     /// As many as librdkafka knew last.
@@ -54,7 +54,7 @@ struct Topic {
     is_resized: bool,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Debug, Clone, Copy)]
 enum Partition {
     Closed,
     /// Its first record is on its way, under this ticket.
@@ -63,6 +63,7 @@ enum Partition {
     Open(Instant),
 }
 
+#[derive(Debug)]
 struct First {
     ticket: u64,
     topic: usize,
@@ -72,11 +73,20 @@ struct First {
 
 /// What a record waits for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Wait {
+pub enum Wait {
     /// The outcome of the record with this ticket.
     Behind(u64),
     /// Those of all that is in flight.
     All,
+}
+
+/// Why librdkafka has not taken a record.
+#[derive(Debug)]
+pub struct NotTaken<E> {
+    /// Its error.
+    pub error: E,
+    /// Whether the topic has no such partition.
+    pub is_unknown_partition: bool,
 }
 
 /// The record that this thread hands to librdkafka.
@@ -95,7 +105,7 @@ thread_local! {
 
 /// Returns the partition of the record that this thread hands over. If the topic has another number of partitions than thought,
 /// the partition is one that does not exist, which librdkafka refuses: the record is to ask again.
-pub(super) fn partition_of_handed(partitions: i32) -> Option<i32> {
+pub fn partition_of_handed(partitions: i32) -> Option<i32> {
     let mut handed = HANDED.get()?;
     handed.found = Some(partitions);
     HANDED.set(Some(handed));
@@ -104,16 +114,19 @@ pub(super) fn partition_of_handed(partitions: i32) -> Option<i32> {
 
 impl Gate {
     /// Lets `send` hand the record to librdkafka, which has so many in flight, unless it must wait.
-    pub(super) fn pass<E>(
+    ///
+    /// # Errors
+    /// What it must wait for.
+    pub fn pass<E>(
         &mut self,
+        now: Instant,
         in_flight: usize,
         ticket: u64,
         topic: &str,
         key: &[u8],
-        mut send: impl FnMut() -> Result<(), (Code, E)>,
+        mut send: impl FnMut() -> Result<(), NotTaken<E>>,
     ) -> Result<Result<(), E>, Wait> {
         let hash = murmur2(key);
-        let now = Instant::now();
         let number = self.number(topic);
         loop {
             let topic = &mut self.topics[number];
@@ -136,10 +149,10 @@ impl Gate {
             let sent = send();
             let found = HANDED.take().and_then(|handed| handed.found);
             match (sent, found, its) {
-                (Err((Code::UnknownPartition, _)), Some(found), _) if found != expected => {
+                (Err(NotTaken { is_unknown_partition: true, .. }), Some(found), _) if found != expected => {
                     topic.resize(found);
                 }
-                (Err((_, error)), ..) => return Ok(Err(error)),
+                (Err(NotTaken { error, .. }), ..) => return Ok(Err(error)),
                 (Ok(()), Some(_), Some(Partition::Open(handed))) if now.duration_since(*handed) < OPEN => {
                     *handed = now;
                     return Ok(Ok(()));
@@ -180,7 +193,7 @@ impl Gate {
     }
 
     /// Opens the partitions whose first record has become durable.
-    pub(super) fn learn(&mut self, acknowledgements: &[Acknowledgement]) {
+    pub fn learn(&mut self, now: Instant, acknowledgements: &[Acknowledgement]) {
         if acknowledgements.iter().any(|acknowledgement| acknowledgement.outcome != Outcome::Durable) {
             // Whatever happened, the topic may be gone, or another one.
             self.topics.iter_mut().for_each(Topic::close);
@@ -197,7 +210,7 @@ impl Gate {
                     // It is another one if the topic has another number of them since.
                     if let Some(its @ Partition::Waiting(_)) = topic.partitions.get_mut(partition) {
                         let is_durable = *outcome == Outcome::Durable;
-                        *its = if is_durable { Partition::Open(Instant::now()) } else { Partition::Closed };
+                        *its = if is_durable { Partition::Open(now) } else { Partition::Closed };
                     }
                 }
                 None => topic.sounded_by = None,
@@ -235,14 +248,18 @@ mod tests {
     /// librdkafka with a topic of so many partitions; with none it does not know the topic.
     fn hand(gate: &mut Gate, ticket: u64, key: &str, partitions: i32) -> Result<Result<(), ()>, Wait> {
         let in_flight = gate.firsts.len();
-        gate.pass(in_flight, ticket, "events", key.as_bytes(), || {
+        gate.pass(Instant::now(), in_flight, ticket, "events", key.as_bytes(), || {
             let chosen = if partitions == 0 { Some(-1) } else { partition_of_handed(partitions) };
-            if chosen.unwrap() < partitions { Ok(()) } else { Err((Code::UnknownPartition, ())) }
+            if chosen.unwrap() < partitions {
+                Ok(())
+            } else {
+                Err(NotTaken { error: (), is_unknown_partition: true })
+            }
         })
     }
 
     fn learn(gate: &mut Gate, ticket: u64, outcome: Outcome) {
-        gate.learn(&[Acknowledgement::new(ticket, outcome)]);
+        gate.learn(Instant::now(), &[Acknowledgement::new(ticket, outcome)]);
     }
 
     fn retry() -> Outcome {

@@ -1,12 +1,12 @@
 //! The hash by which Java clients choose partitions.
 
-/// Java leaves out the sign rather than to take the absolute value.
-pub(super) fn partition(hash: u32, partitions: i32) -> i32 {
+/// Returns the partition of a key with this hash. Java leaves out the sign rather than to take the absolute value.
+pub fn partition(hash: u32, partitions: i32) -> i32 {
     (hash & 0x7fff_ffff) as i32 % partitions.max(1)
 }
 
-/// MurmurHash2 as Kafka has it: Austin Appleby's, with a seed of Kafka's own.
-pub(super) fn murmur2(key: &[u8]) -> u32 {
+/// Returns the hash of a key: MurmurHash2 as Kafka has it: Austin Appleby's, with a seed of Kafka's own.
+pub fn murmur2(key: &[u8]) -> u32 {
     const SEED: u32 = 0x9747_b28c;
     const MULTIPLIER: u32 = 0x5bd1_e995;
     let (words, rest) = key.as_chunks::<4>();
@@ -43,11 +43,11 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_partition_is_one_of_the_topics() {
-        for key in ["", "a", "ab", "abc", "abcd", "abcde"] {
-            assert!((0..7).contains(&partition(murmur2(key.as_bytes()), 7)));
-            assert_eq!(partition(murmur2(key.as_bytes()), 1), 0);
+    proptest::proptest! {
+        #[test]
+        fn a_partition_is_one_of_the_topics(key in proptest::collection::vec(proptest::num::u8::ANY, 0..40), partitions in 1..i32::MAX) {
+            proptest::prop_assert!((0..partitions).contains(&partition(murmur2(&key), partitions)));
+            proptest::prop_assert_eq!(partition(murmur2(&key), 1), 0);
         }
     }
 }

@@ -21,14 +21,14 @@ const AGGREGATES: u64 = 7;
 
 /// Xorshift. A library's generator could change the histories with its version.
 #[derive(Clone)]
-struct Chance(Arc<Mutex<u64>>);
+pub(crate) struct Chance(Arc<Mutex<u64>>);
 
 impl Chance {
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)))
     }
 
-    fn below(&self, limit: u64) -> u64 {
+    pub(crate) fn below(&self, limit: u64) -> u64 {
         let mut state = self.0.lock().unwrap();
         *state ^= *state << 13;
         *state ^= *state >> 7;
@@ -36,7 +36,7 @@ impl Chance {
         *state % limit
     }
 
-    fn one_in(&self, number: u64) -> bool {
+    pub(crate) fn one_in(&self, number: u64) -> bool {
         self.below(number) == 0
     }
 }

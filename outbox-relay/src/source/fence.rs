@@ -40,7 +40,7 @@ const MOST_OPEN: usize = 1_000;
 /// The beginning of the names of transactions that wait for COMMIT PREPARED.
 pub(super) const PREPARED: &str = "-1/";
 
-pub(super) struct Fence {
+pub(crate) struct Fence {
     sequence: Sequence,
     bounds: Bounds,
     /// The names of the transactions in `bounds.open`.
@@ -52,17 +52,29 @@ pub(super) struct Fence {
 
 /// Up to which numbers the rows are reliable.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Bounds {
+pub(crate) struct Bounds {
     /// Every row up to here is visible, or never will be.
-    pub(super) safe: i64,
+    pub(crate) safe: i64,
     /// Every row up to here is visible, or never will be, or belongs to one of `open`.
-    pub(super) passed: i64,
-    pub(super) open: OpenTransactions,
+    pub(crate) passed: i64,
+    pub(crate) open: OpenTransactions,
 }
 
 /// Transaction ids, each with a number after which all of its rows lie. Once it has ended, the relay looks for its rows after that
 /// number.
-pub(super) type OpenTransactions = BTreeMap<i64, i64>;
+pub(crate) type OpenTransactions = BTreeMap<i64, i64>;
+
+/// What a fence asks the database. Each answer is of a statement of its own, later than the one before.
+pub(crate) trait Transactions {
+    /// Returns how far the sequence is.
+    fn sequence(&mut self) -> QueryResult<Sequence>;
+
+    /// Returns the names of the other open transactions that may have inserted into the outbox, and the number of workers at work.
+    fn holders(&mut self) -> QueryResult<(HashSet<String>, usize)>;
+
+    /// Returns the names of those transactions, each with its id, if it has one, and whether it may have taken a number.
+    fn ids(&mut self) -> QueryResult<Vec<(String, Option<i64>, bool)>>;
+}
 
 /// A fence whose transactions have not all ended.
 struct Pending {
@@ -73,7 +85,7 @@ struct Pending {
 
 impl Fence {
     /// Returns a fence whose numbers come from this sequence.
-    pub(super) fn after(sequence: Sequence) -> Self {
+    pub(crate) fn after(sequence: Sequence) -> Self {
         Self {
             sequence,
             bounds: Bounds::default(),
@@ -84,7 +96,7 @@ impl Fence {
         }
     }
 
-    pub(super) fn bounds(&self) -> &Bounds {
+    pub(crate) fn bounds(&self) -> &Bounds {
         &self.bounds
     }
 
@@ -101,17 +113,20 @@ impl Fence {
         }
     }
 
-    /// Moves the fence on if that is due. If it looked, returns how many workers are at work.
-    pub(super) fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<Option<usize>> {
-        if self.looked.is_some_and(|looked| looked.elapsed() < INTERVAL) {
+    /// Moves the fence on if that is due `now`. If it looked, returns how many workers are at work.
+    pub(crate) fn advance(
+        &mut self,
+        now: Instant,
+        transactions: &mut impl Transactions,
+    ) -> QueryResult<Option<usize>> {
+        if self.looked.is_some_and(|looked| now.duration_since(looked) < INTERVAL) {
             return Ok(None);
         }
-        let now = Instant::now();
         self.looked = Some(now);
         // Read before the holders are listed: see above.
-        let last = self.sequence.go_on(conn)?;
+        let last = self.sequence.go_on(transactions.sequence()?)?;
         let pending = self.pending.take();
-        let (mut holders, workers) = holders(conn)?;
+        let (mut holders, workers) = transactions.holders()?;
         self.first.look(&holders, last);
         self.leave_out_ended(&holders);
         let (last, since) = match &pending {
@@ -124,12 +139,12 @@ impl Fence {
         };
         if holders.iter().all(|name| self.open.contains_key(name)) {
             self.is_passed(last);
-        } else if since.elapsed() < PATIENCE {
+        } else if now.duration_since(since) < PATIENCE {
             self.pending = Some(Pending { last, listed: holders, since });
         } else {
             // These stay open. One without a transaction id that has taken a number may be about to insert.
-            let ids: BTreeMap<String, Option<i64>> = TransactionIds::new()
-                .load::<(String, Option<i64>, bool)>(conn)?
+            let ids: BTreeMap<String, Option<i64>> = transactions
+                .ids()?
                 .into_iter()
                 .filter_map(|(name, id, is_numbered)| (id.is_some() || is_numbered).then_some((name, id)))
                 .collect();
@@ -201,12 +216,21 @@ impl First {
     }
 }
 
-/// Returns the other open transactions that may have inserted into the outbox, and the number of workers at work.
-pub(super) fn holders(conn: &mut PgConnection) -> QueryResult<(HashSet<String>, usize)> {
-    let rows = Holders::new(advisory_locks::WORKING).load::<(bool, String)>(conn)?;
-    let workers = rows.iter().filter(|(inserting, _)| !inserting).count();
-    let inserting = rows.into_iter().filter_map(|(inserting, id)| inserting.then_some(id)).collect();
-    Ok((inserting, workers))
+impl Transactions for PgConnection {
+    fn sequence(&mut self) -> QueryResult<Sequence> {
+        Sequence::load(self)
+    }
+
+    fn holders(&mut self) -> QueryResult<(HashSet<String>, usize)> {
+        let rows = Holders::new(advisory_locks::WORKING).load::<(bool, String)>(self)?;
+        let workers = rows.iter().filter(|(inserting, _)| !inserting).count();
+        let inserting = rows.into_iter().filter_map(|(inserting, id)| inserting.then_some(id)).collect();
+        Ok((inserting, workers))
+    }
+
+    fn ids(&mut self) -> QueryResult<Vec<(String, Option<i64>, bool)>> {
+        TransactionIds::new().load(self)
+    }
 }
 
 statement!(

@@ -5,11 +5,11 @@ mod batch_size;
 #[cfg(feature = "mysql")]
 pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
-mod postgres;
+pub(crate) mod postgres;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod prefetch;
 #[cfg(feature = "sqlite")]
-mod sqlite;
+pub(crate) mod sqlite;
 
 #[cfg(feature = "mysql")]
 pub use self::mysql::{MysqlSource, lacks_tls};

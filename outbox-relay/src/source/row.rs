@@ -6,26 +6,26 @@ use diesel_outbox_core::{Claimed, Record, wire};
 use uuid::Uuid;
 
 /// A row of the outbox table, as both databases return it except for the id.
-pub(super) struct StoredRow {
+pub(crate) struct StoredRow {
     /// The number by which the source settles it.
-    pub(super) ticket: u64,
-    pub(super) seq: i64,
-    pub(super) id: Result<Uuid, String>,
-    pub(super) aggregate_type: Bytes,
-    pub(super) aggregate_id: Bytes,
-    pub(super) event_type: Bytes,
-    pub(super) payload: Option<Bytes>,
-    pub(super) headers: Option<Bytes>,
-    pub(super) created_at_ms: i64,
+    pub(crate) ticket: u64,
+    pub(crate) seq: i64,
+    pub(crate) id: Result<Uuid, String>,
+    pub(crate) aggregate_type: Bytes,
+    pub(crate) aggregate_id: Bytes,
+    pub(crate) event_type: Bytes,
+    pub(crate) payload: Option<Bytes>,
+    pub(crate) headers: Option<Bytes>,
+    pub(crate) created_at_ms: i64,
 }
 
 impl StoredRow {
     #[cfg(any(feature = "mysql", feature = "postgres-wal", feature = "sqlite"))]
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.payload.as_ref().map_or(0, Bytes::len) + self.headers.as_ref().map_or(0, Bytes::len)
     }
 
-    pub(super) fn claimed(self) -> Claimed {
+    pub(crate) fn claimed(self) -> Claimed {
         Claimed::new(self.ticket, self.record())
     }
 
@@ -44,9 +44,9 @@ impl StoredRow {
 }
 
 /// The types and ids of the aggregates that are held back.
-pub(super) type BlockedAggregates = HashSet<(String, String)>;
+pub(crate) type BlockedAggregates = HashSet<(String, String)>;
 
-pub(super) fn is_blocked(blocked: &BlockedAggregates, claimed: &Claimed) -> bool {
+pub(crate) fn is_blocked(blocked: &BlockedAggregates, claimed: &Claimed) -> bool {
     !blocked.is_empty()
         && claimed.record.as_ref().is_ok_and(|record| {
             blocked.contains(&(record.aggregate_type().to_owned(), record.aggregate_id().to_owned()))

@@ -12,10 +12,10 @@ use diesel::sql_types::BigInt;
 use crate::statement::statement;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Sequence {
+pub(crate) struct Sequence {
     /// The last number that it has given.
-    pub(super) last: i64,
-    pub(super) file: i64,
+    pub(crate) last: i64,
+    pub(crate) file: i64,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -39,8 +39,7 @@ impl Sequence {
     }
 
     /// Returns the last number by now, or an error if the sequence has not gone on from where it was.
-    pub(super) fn go_on(&mut self, conn: &mut PgConnection) -> QueryResult<i64> {
-        let now = Self::load(conn)?;
+    pub(super) fn go_on(&mut self, now: Self) -> QueryResult<i64> {
         if !now.goes_on_from(*self) {
             return Err(Error::QueryBuilderError(Box::new(SetBack { last: now.last })));
         }

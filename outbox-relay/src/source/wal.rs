@@ -9,18 +9,20 @@
 
 mod changes;
 mod chunks;
-mod confirm_bound;
+pub(crate) mod confirm_bound;
 mod cutover;
 mod dead_letters;
-mod decode;
+pub(crate) mod decode;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod handover;
 mod lag;
 mod lower_bound;
 mod options;
 mod origin;
 mod polled;
-mod position;
+pub(crate) mod position;
 mod publication;
 mod reader;
 mod reading;
@@ -29,7 +31,7 @@ mod slot;
 mod standby_relay;
 mod stream;
 mod synchronous_standbys;
-mod window;
+pub(crate) mod window;
 
 use std::fmt;
 use std::thread;

@@ -1,9 +1,9 @@
 //! MySQL and MariaDB, polled. The lock on a shard's row is the claim: no lease, no clock, no token. A worker that dies loses its
 //! connection, and with it the lock.
 
-mod bounds;
+pub(crate) mod bounds;
 mod check;
-mod claim;
+pub(crate) mod claim;
 mod connection;
 mod dead_letters;
 mod prefetch;

@@ -33,9 +33,7 @@ pub struct SqliteSource {
     database_url: String,
     options: SourceOptions,
     open: Option<OpenDatabase>,
-    cursor: i64,
-    /// How many of the rows that this pass has read are still unsent.
-    unsettled: i64,
+    cursor: Cursor,
     blocked: BlockedAggregates,
     pruning: SqlitePruning,
     measured: Option<Instant>,
@@ -48,6 +46,36 @@ struct OpenDatabase {
     /// The change counter from before the last look at the table.
     version: i32,
     looked: Instant,
+}
+
+/// How far a pass has read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Cursor {
+    last: i64,
+    /// How many of the rows that the pass has read are still unsent.
+    unsettled: i64,
+}
+
+impl Cursor {
+    /// Returns the number of the last row that was read.
+    pub(crate) fn last(&self) -> i64 {
+        self.last
+    }
+
+    /// Returns whether the pass may read on, if so many rows up to the last one are unsent. If there are more than it has read, a row was
+    /// put back there.
+    pub(crate) fn may_go_on(&self, unsent: i64) -> bool {
+        unsent <= self.unsettled
+    }
+
+    pub(crate) fn read(&mut self, seq: i64) {
+        self.last = seq;
+        self.unsettled += 1;
+    }
+
+    pub(crate) fn settled(&mut self, rows: i64) {
+        self.unsettled -= rows;
+    }
 }
 
 /// Shows nothing of the URL.
@@ -64,8 +92,7 @@ impl SqliteSource {
             database_url: database_url.into(),
             options,
             open: None,
-            cursor: 0,
-            unsettled: 0,
+            cursor: Cursor::default(),
             blocked: BlockedAggregates::new(),
             pruning: SqlitePruning::default(),
             measured: None,
@@ -153,8 +180,7 @@ impl Source for SqliteSource {
         if !open.own_lock()? {
             return Ok(false);
         }
-        self.cursor = 0;
-        self.unsettled = 0;
+        self.cursor = Cursor::default();
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {
             self.blocked = self
                 .with("claiming", |conn| LoadBlocked::new().load::<(String, String)>(conn))?
@@ -165,19 +191,20 @@ impl Source for SqliteSource {
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let (cursor, unsettled) = (self.cursor, self.unsettled);
+        let cursor = self.cursor;
         let (rows, more) = self.with("reading", |conn| {
             conn.transaction(|conn| {
                 // A row that somebody requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
-                if UnsentUpTo::new(cursor).get_result::<i64>(conn)? > unsettled {
+                if !cursor.may_go_on(UnsentUpTo::new(cursor.last()).get_result(conn)?) {
                     return Ok((Vec::new(), false));
                 }
-                read_batch(conn, cursor, limit)
+                read_batch(conn, cursor.last(), limit)
             })
         })?;
-        self.unsettled += rows.len() as i64;
+        for row in &rows {
+            self.cursor.read(row.seq);
+        }
         for row in rows {
-            self.cursor = row.seq;
             let claimed = row.claimed();
             if is_blocked(&self.blocked, &claimed) {
                 self.dead_letter(claimed.ticket, BLOCKED)?;
@@ -195,7 +222,7 @@ impl Source for SqliteSource {
         let settled = self.with("settling", |conn| {
             if delete { Delete::new(seqs).execute(conn) } else { MarkSent::new(seqs).execute(conn) }
         })?;
-        self.unsettled -= settled as i64;
+        self.cursor.settled(settled as i64);
         Ok(())
     }
 
@@ -210,7 +237,7 @@ impl Source for SqliteSource {
                 Ok(moved)
             })
         })?;
-        self.unsettled -= 1;
+        self.cursor.settled(1);
         let (aggregate_type, id) = moved.unwrap_or_default();
         let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
         Ok(DeadLettered::new(id, aggregate_type).holding_back(holds_back))

@@ -12,7 +12,7 @@ use super::position::Lsn;
 const LEAST_AHEAD: u64 = 64 << 10;
 
 #[derive(Debug, Default)]
-pub(super) struct ConfirmBound {
+pub(crate) struct ConfirmBound {
     /// Positions up to this one may be confirmed.
     bound: Lsn,
     /// A further bound, and where its writing ended, beyond the first.
@@ -23,12 +23,12 @@ pub(super) struct ConfirmBound {
 
 impl ConfirmBound {
     /// Begins with a bound that is on the disk.
-    pub(super) fn at(bound: Lsn) -> Self {
+    pub(crate) fn at(bound: Lsn) -> Self {
         Self { bound, next: None, end: bound }
     }
 
     /// Returns what the relay may confirm if everything up to here is sent.
-    pub(super) fn confirmable(&mut self, sent: Lsn) -> Lsn {
+    pub(crate) fn confirmable(&mut self, sent: Lsn) -> Lsn {
         if let Some((bound, _)) = self.next.take_if(|(_, written)| *written <= sent) {
             self.bound = bound;
         }
@@ -36,19 +36,19 @@ impl ConfirmBound {
     }
 
     /// Returns whether the relay needs a further bound to confirm this.
-    pub(super) fn is_short_of(&self, sent: Lsn) -> bool {
+    pub(crate) fn is_short_of(&self, sent: Lsn) -> bool {
         self.bound < sent && self.next.is_none()
     }
 
     /// Returns a bound for a WAL that ends here: ahead by twice as much as came since the last bound.
-    pub(super) fn ahead_of(&mut self, end: Lsn) -> Lsn {
+    pub(crate) fn ahead_of(&mut self, end: Lsn) -> Lsn {
         let came = end.saturating_sub(self.end);
         self.end = end;
         end + came.saturating_mul(2).clamp(LEAST_AHEAD, 1 << 30)
     }
 
     /// Notes that a bound was written, before this place in the WAL.
-    pub(super) fn wrote(&mut self, bound: Lsn, written: Lsn) {
+    pub(crate) fn wrote(&mut self, bound: Lsn, written: Lsn) {
         if written <= self.bound {
             // It may be lower than the last one, if that was written in a burst.
             self.bound = bound;

@@ -15,7 +15,7 @@ use crate::source::row::StoredRow;
 use crate::statement::statement;
 
 /// What matters in the WAL, in its order.
-pub(super) enum Message {
+pub(crate) enum Message {
     /// A transaction begins, which commits at this place.
     Begin(Lsn),
     Insert(Insert),
@@ -24,7 +24,7 @@ pub(super) enum Message {
 }
 
 /// A row as it came. It is decoded when it is needed: when it is given to the relay, and once more if it becomes a dead letter.
-pub(super) struct Insert {
+pub(crate) struct Insert {
     message: Bytes,
     columns: Arc<ColumnPositions>,
 }
@@ -42,7 +42,7 @@ struct ColumnPositions {
 }
 
 /// The version before the one that streams open transactions: whatever comes was committed.
-pub(super) const PROTOCOL: u32 = 1;
+pub(crate) const PROTOCOL: u32 = 1;
 
 const INSERT: u8 = b'I';
 
@@ -50,13 +50,13 @@ const INSERT: u8 = b'I';
 const POSTGRES_EPOCH_MS: i64 = 946_684_800_000;
 
 /// Returns the number of the table outbox. A publication may have other tables, even of the same name in other schemas.
-pub(super) fn table(conn: &mut PgConnection) -> QueryResult<u32> {
+pub(crate) fn table(conn: &mut PgConnection) -> QueryResult<u32> {
     Table::new().get_result::<i64>(conn).map(|number| number as u32)
 }
 
 statement!(Pg, Table {} -> BigInt, "SELECT 'outbox'::regclass::oid::bigint");
 
-pub(super) struct Decoder {
+pub(crate) struct Decoder {
     parser: LogicalReplicationParser,
     table: u32,
     /// The positions of its columns, since the server last described it.
@@ -65,12 +65,12 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Returns a decoder for the table of this number.
-    pub(super) fn new(table: u32) -> Self {
+    pub(crate) fn new(table: u32) -> Self {
         Self { parser: LogicalReplicationParser::with_protocol_version(PROTOCOL), table, columns: None }
     }
 
     /// Decodes a message. Returns `None` if it does not matter.
-    pub(super) fn decode(&mut self, message: Bytes) -> Result<Option<Message>, SourceError> {
+    pub(crate) fn decode(&mut self, message: Bytes) -> Result<Option<Message>, SourceError> {
         if message.first() == Some(&INSERT) {
             let relation = message.get(1..5).and_then(|oid| oid.try_into().ok()).map(u32::from_be_bytes);
             let columns = self.columns.as_ref().filter(|_| relation == Some(self.table));
@@ -113,7 +113,7 @@ impl ColumnPositions {
 }
 
 impl Insert {
-    pub(super) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
+    pub(crate) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
         let mut parser = LogicalReplicationParser::with_protocol_version(PROTOCOL);
         let decoded = parser.parse_wal_message_bytes(self.message.clone()).map_err(not_understood)?;
         let Decoded::Insert { tuple, .. } = decoded.message else {
@@ -172,7 +172,7 @@ fn not_understood(error: pg_walstream::ReplicationError) -> SourceError {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const NAMES: [&str; 8] =
@@ -199,7 +199,7 @@ pub(super) mod tests {
     }
 
     /// A row with this number.
-    pub(in crate::source::wal) fn insert(seq: i64) -> Insert {
+    pub(crate) fn insert(seq: i64) -> Insert {
         let (seq, id, created_at) = (seq.to_be_bytes(), [7; 16], 1_000i64.to_be_bytes());
         let values: [Option<&[u8]>; 8] = [
             Some(&seq),

@@ -6,6 +6,7 @@
 //! are sent, unless the publication kept one back. The relay checks that before it raises the bound.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
@@ -36,7 +37,7 @@ impl LowerBound {
             return Ok(None);
         }
         self.looked_at = confirmed;
-        self.fence.advance(conn)?;
+        self.fence.advance(Instant::now(), conn)?;
         let safe = self.fence.bounds().safe;
         if self.numbers.back().is_none_or(|(seq, _)| *seq < safe) {
             self.numbers.push_back((safe, slot::end_of_wal(conn)?));

@@ -7,45 +7,45 @@ use diesel::sql_types::{BigInt, Nullable, Text};
 use crate::statement::statement;
 
 /// A place in the WAL: the number of bytes before it.
-pub(super) type Lsn = u64;
+pub(crate) type Lsn = u64;
 
 /// Returns the place as PostgreSQL writes it.
-pub(super) fn shown(lsn: Lsn) -> String {
+pub(crate) fn shown(lsn: Lsn) -> String {
     format!("{:X}/{:X}", lsn >> 32, lsn & 0xffff_ffff)
 }
 
 /// A position in what the WAL has for an outbox. The table stores the position up to which all is sent. The server hears of it too,
 /// but perhaps not of the last one, and it knows only whole transactions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Position {
+pub(crate) struct Position {
     /// All transactions that end up to here lie before the position.
-    pub(super) start: Lsn,
+    pub(crate) start: Lsn,
     /// What lies before it of the transaction that comes next, whose commit is not before `start`.
-    pub(super) part: Option<TransactionPart>,
+    pub(crate) part: Option<TransactionPart>,
 }
 
 /// The first events of the transaction that commits here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TransactionPart {
-    pub(super) commit: Lsn,
-    pub(super) events: u64,
+pub(crate) struct TransactionPart {
+    pub(crate) commit: Lsn,
+    pub(crate) events: u64,
 }
 
 impl Position {
     /// Returns the position this many events further in the same transaction.
-    pub(super) fn after_events(self, events: u64) -> Self {
+    pub(crate) fn after_events(self, events: u64) -> Self {
         let part = self.part.map(|part| TransactionPart { events: part.events + events, ..part });
         Self { part, ..self }
     }
 
     /// Returns the position after all that ends up to here. A transaction that commits there or later has not ended by then.
-    pub(super) fn after_end(self, end: Lsn) -> Self {
+    pub(crate) fn after_end(self, end: Lsn) -> Self {
         let start = self.start.max(end);
         Self { start, part: self.part.filter(|part| start <= part.commit) }
     }
 
     /// Loads the stored position. Returns `None` if the slot does not belong to this outbox.
-    pub(super) fn load(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<Self>> {
+    pub(crate) fn load(conn: &mut PgConnection, slot: &str) -> QueryResult<Option<Self>> {
         let row = Load::new(slot.to_owned()).get_result::<(i64, Option<i64>, i64)>(conn).optional()?;
         Ok(row.map(|(start, commit, events)| {
             let part = commit.map(|commit| TransactionPart {
@@ -57,7 +57,7 @@ impl Position {
     }
 
     /// Stores the position, with a bound up to which the relay may confirm to the server that all is sent.
-    pub(super) fn keep(self, conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
+    pub(crate) fn keep(self, conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
         let (commit, events) = self.part.map(|part| (part.commit as i64, part.events as i64)).unzip();
         let (start, events) = (self.start as i64, events.unwrap_or_default());
         Keep::new(start, commit, events, bound as i64, slot.to_owned()).execute(conn).map(drop)

@@ -44,22 +44,8 @@ impl Stream {
         table: u32,
     ) -> Result<Self, SourceError> {
         let (handed, orders, handover) = Handover::new();
-        let reader = StreamReader {
-            url: with_keepalives(&with_parameters(database_url, &["replication=database"])),
-            options: WalOptions {
-                confirm_interval: options.confirm_interval.max(SHORTEST_CONFIRM_INTERVAL),
-                ..options
-            },
-            start,
-            decoder: Decoder::new(table),
-            handed,
-            orders,
-            in_transaction: false,
-            end: start,
-            heard: Instant::now(),
-            last_confirmed: (0, Instant::now()),
-            is_asked: false,
-        };
+        let url = with_keepalives(&with_parameters(database_url, &["replication=database"]));
+        let reader = StreamReader::new(url, options, start, table, handed, orders);
         let failed = |error: std::io::Error| {
             SourceError::new(format!("cannot start to read the write-ahead log: {error}")).with_source(error)
         };
@@ -91,7 +77,7 @@ impl Drop for Stream {
     }
 }
 
-struct StreamReader {
+pub(super) struct StreamReader {
     url: String,
     options: WalOptions,
     /// It begins no earlier than here.
@@ -111,6 +97,32 @@ struct StreamReader {
 }
 
 impl StreamReader {
+    pub(super) fn new(
+        url: String,
+        options: WalOptions,
+        start: Lsn,
+        table: u32,
+        handed: SyncSender<Messages>,
+        orders: Arc<Orders>,
+    ) -> Self {
+        Self {
+            url,
+            options: WalOptions {
+                confirm_interval: options.confirm_interval.max(SHORTEST_CONFIRM_INTERVAL),
+                ..options
+            },
+            start,
+            decoder: Decoder::new(table),
+            handed,
+            orders,
+            in_transaction: false,
+            end: start,
+            heard: Instant::now(),
+            last_confirmed: (0, Instant::now()),
+            is_asked: false,
+        }
+    }
+
     async fn run(mut self) {
         // The library logs each confirmation.
         let _silence = tracing::subscriber::set_default(tracing::subscriber::NoSubscriber::default());
@@ -184,7 +196,7 @@ impl StreamReader {
     }
 
     /// Adds the messages in this, and returns its size.
-    fn add(&mut self, data: Bytes, messages: &mut Vec<Message>) -> Result<usize, SourceError> {
+    pub(super) fn add(&mut self, data: Bytes, messages: &mut Vec<Message>) -> Result<usize, SourceError> {
         let size = data.len();
         match data.first() {
             Some(b'w') if size >= WAL_HEADER => {

@@ -28,7 +28,7 @@ use crate::source::row::StoredRow;
 
 /// What was received and is not settled.
 #[derive(Default)]
-pub(super) struct Window {
+pub(crate) struct Window {
     /// The ticket of the oldest row here. Each later row has the next ticket.
     first: u64,
     rows: VecDeque<ReceivedRow>,
@@ -65,12 +65,12 @@ struct Mark {
 
 impl Window {
     /// Begins at a position.
-    pub(super) fn after(position: Position) -> Self {
+    pub(crate) fn after(position: Position) -> Self {
         Self { settled: Mark { before: 0, position }, received: position, ..Self::default() }
     }
 
     /// Takes what comes next. If something is read again, it comes from the place up to which everything has come.
-    pub(super) fn receive(&mut self, message: Message) {
+    pub(crate) fn receive(&mut self, message: Message) {
         match message {
             Message::Insert(_) if self.skipping > 0 => self.skipping -= 1,
             Message::Insert(insert) => {
@@ -98,32 +98,32 @@ impl Window {
         self.go_on();
     }
 
-    pub(super) fn has_more(&self) -> bool {
+    pub(crate) fn has_more(&self) -> bool {
         self.next < self.next_ticket()
     }
 
     /// Returns whether to receive nothing more until something is settled.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.rows.len() >= MOST_ROWS
     }
 
     /// Returns the ticket of the next row to be given.
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// Returns the ticket of the next row that comes, which is how many have come.
-    pub(super) fn next_ticket(&self) -> u64 {
+    pub(crate) fn next_ticket(&self) -> u64 {
         self.first + self.rows.len() as u64
     }
 
     /// Gives the next row: one that was not given, or one that was not settled and is given again.
-    pub(super) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
+    pub(crate) fn give(&mut self) -> Result<Option<StoredRow>, SourceError> {
         self.give_before(u64::MAX)
     }
 
     /// Does the same, if the row's ticket is below this one.
-    pub(super) fn give_before(&mut self, end: u64) -> Result<Option<StoredRow>, SourceError> {
+    pub(crate) fn give_before(&mut self, end: u64) -> Result<Option<StoredRow>, SourceError> {
         while self.next < end
             && let Some(received) = self.find(self.next)
         {
@@ -138,20 +138,20 @@ impl Window {
     }
 
     /// Lets what is not settled be given again. Returns whether there is any.
-    pub(super) fn give_again(&mut self) -> bool {
+    pub(crate) fn give_again(&mut self) -> bool {
         let again = self.next > self.first;
         self.next = self.first;
         again
     }
 
-    pub(super) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
+    pub(crate) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {
         match self.find(ticket) {
             Some(Some(insert)) => insert.row(ticket),
             _ => Err(SourceError::new("the relay settled something that it was not given")),
         }
     }
 
-    pub(super) fn settle(&mut self, ticket: u64) {
+    pub(crate) fn settle(&mut self, ticket: u64) {
         let received = self.index(ticket).and_then(|index| self.rows.get_mut(index));
         if received.and_then(Option::take).is_some() {
             self.unsettled -= 1;
@@ -162,28 +162,28 @@ impl Window {
     }
 
     /// Returns up to where everything has come: from here the WAL is read on.
-    pub(super) fn end(&self) -> Lsn {
+    pub(crate) fn end(&self) -> Lsn {
         self.received.start
     }
 
     /// Returns how many events have come of a transaction that has not ended.
-    pub(super) fn receiving(&self) -> u64 {
+    pub(crate) fn receiving(&self) -> u64 {
         self.received.part.map_or(0, |part| part.events)
     }
 
     /// Returns up to where the server may forget.
-    pub(super) fn confirmed(&self) -> Lsn {
+    pub(crate) fn confirmed(&self) -> Lsn {
         self.settled.position.start
     }
 
     /// Returns up to where everything is settled.
-    pub(super) fn position(&self) -> Position {
+    pub(crate) fn position(&self) -> Position {
         let Position { start, part } = self.settled.position.after_events(self.first - self.settled.before);
         Position { start, part: part.filter(|part| part.events > 0) }
     }
 
     /// Returns how many rows are not settled, and the oldest of them.
-    pub(super) fn unsettled(&self) -> (usize, Option<&Insert>) {
+    pub(crate) fn unsettled(&self) -> (usize, Option<&Insert>) {
         (self.unsettled, self.rows.front().and_then(Option::as_ref))
     }
 

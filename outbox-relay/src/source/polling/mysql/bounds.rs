@@ -27,7 +27,7 @@ use super::connection::Statements;
 use super::wakeup::Wake;
 
 /// How many rows a list may have. Each look looks each of them up.
-const MOST_LISTED: usize = 1_000;
+pub(crate) const MOST_LISTED: usize = 1_000;
 /// How often the worker asks whether the table is in use.
 const INTERVAL: Duration = Duration::from_millis(25);
 /// It asks again and again for this part of the time for which the table has always been in use, but no longer than [`LONGEST_ASKING`].
@@ -44,11 +44,11 @@ const STEP: i64 = 1_024;
 pub(crate) struct Bound {
     pub(crate) sent_through: i64,
     pub(crate) unsent: Vec<i64>,
-    pub(super) witness: Option<Witness>,
+    pub(crate) witness: Option<Witness>,
 }
 
 /// The `seq` and id of a row that was there when the bound was written.
-pub(super) type Witness = (i64, String);
+pub(crate) type Witness = (i64, String);
 
 /// The columns of `outbox_shard` that `load` takes.
 pub(crate) const COLUMNS: &str = "shard, sent_through, unsent, witness, witness_id";
@@ -74,12 +74,12 @@ pub(super) fn shards(claimed: &Claimed) -> String {
 }
 
 /// Returns the rows in the shards' lists as an SQL list.
-pub(super) fn unsent(claimed: &Claimed) -> String {
+pub(crate) fn unsent(claimed: &Claimed) -> String {
     listed(claimed.iter().flat_map(|(_, bound)| &bound.unsent))
 }
 
 /// Returns the lowest bound. All unsent rows of these shards lie behind it or are listed.
-pub(super) fn lowest(claimed: &Claimed) -> i64 {
+pub(crate) fn lowest(claimed: &Claimed) -> i64 {
     claimed.iter().map(|(_, bound)| bound.sent_through).min().unwrap_or_default()
 }
 
@@ -89,7 +89,7 @@ pub(super) fn lowest(claimed: &Claimed) -> i64 {
 /// those reads take longer and longer. So the longer the table has always been in use, the longer this asks, and then the other workers
 /// wait with their reads.
 #[derive(Default)]
-pub(super) struct Fence {
+pub(crate) struct Fence {
     stored_through: i64,
     asked: Option<Instant>,
     /// Since when there is a number to go to.
@@ -99,11 +99,7 @@ pub(super) struct Fence {
 impl Fence {
     /// Asks, if it is time to, whether anybody is in the middle of a statement on the table. `last` is a number that was read before.
     pub(super) fn advance(&mut self, conn: &mut Conn, wake: &Wake, last: i64) -> mysql::Result<()> {
-        if last < self.stored_through + STEP || self.asked.is_some_and(|asked| asked.elapsed() < INTERVAL) {
-            return Ok(());
-        }
-        let waiting = *self.waiting.get_or_insert_with(Instant::now);
-        let longest = asking(waiting.elapsed());
+        let Some(longest) = self.asks_for(Instant::now(), last) else { return Ok(()) };
         // Others need not wait if another worker asks already.
         let holds_reads = longest > SHORT_ASKING && wake.hold_reads(conn)?;
         let began = Instant::now();
@@ -119,11 +115,34 @@ impl Fence {
         if holds_reads {
             wake.let_read(conn)?;
         }
-        self.asked = Some(Instant::now());
+        self.is_told(Instant::now(), last, is_unused);
+        Ok(())
+    }
+
+    /// Returns for how long to ask, or `None` if it is not time to.
+    pub(crate) fn asks_for(&mut self, now: Instant, last: i64) -> Option<Duration> {
+        let asked = |asked| now.duration_since(asked) < INTERVAL;
+        if last < self.stored_through + STEP || self.asked.is_some_and(asked) {
+            return None;
+        }
+        let waiting = *self.waiting.get_or_insert(now);
+        Some(asking(now.duration_since(waiting)))
+    }
+
+    /// Notes whether the table was not in use after `last` had been read.
+    pub(crate) fn is_told(&mut self, now: Instant, last: i64, is_unused: bool) {
+        self.asked = Some(now);
         if is_unused {
             (self.stored_through, self.waiting) = (last, None);
         }
-        Ok(())
+    }
+
+    /// Returns up to which number to look for unsent rows of these shards, so that their bounds can move, or `None` if that is not worth
+    /// it.
+    pub(crate) fn looks_through(&self, claimed: &Claimed) -> Option<i64> {
+        let lowest = lowest(claimed);
+        let is_listed = claimed.iter().any(|(_, bound)| !bound.unsent.is_empty());
+        (self.stored_through >= lowest + STEP || is_listed).then_some(self.stored_through.max(lowest))
     }
 }
 
@@ -155,14 +174,10 @@ pub(super) fn moved(
     conn: &mut Conn,
     uncommitted: &mut Conn,
 ) -> mysql::Result<Option<Claimed>> {
+    let Some(through) = fence.looks_through(claimed) else { return Ok(None) };
     let lowest = lowest(claimed);
-    let is_listed = claimed.iter().any(|(_, bound)| !bound.unsent.is_empty());
-    if fence.stored_through < lowest + STEP && !is_listed {
-        return Ok(None);
-    }
     let (shards, old) = (shards(claimed), unsent(claimed));
     let most = MOST_LISTED + 1;
-    let through = fence.stored_through.max(lowest);
     let unsent = format!(
         "(SELECT seq, shard FROM outbox WHERE seq IN ({old}) AND seq <= {lowest} AND shard IN ({shards}) AND sent_at IS NULL) UNION ALL \
          (SELECT seq, shard FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND seq <= {through} \
@@ -178,7 +193,7 @@ pub(super) fn moved(
 /// Returns the bounds with these `unsent` rows as their lists: the rows of the old lists up to `lowest`, and then those after it up to
 /// `through`, in their order. If there are too many, the bounds go to just before the first one that has no place. If another worker has
 /// moved a shard's bound further, it stays there.
-fn with_unsent(
+pub(crate) fn with_unsent(
     claimed: &Claimed,
     lowest: i64,
     through: i64,
@@ -201,7 +216,7 @@ fn with_unsent(
 }
 
 /// Returns the bounds that have changed.
-pub(super) fn changed<'a>(claimed: &Claimed, moved: &'a Claimed) -> Vec<&'a (i16, Bound)> {
+pub(crate) fn changed<'a>(claimed: &Claimed, moved: &'a Claimed) -> Vec<&'a (i16, Bound)> {
     moved
         .iter()
         .zip(claimed)

@@ -12,7 +12,7 @@ use super::dead_letters;
 use crate::source::row::BlockedAggregates;
 
 /// A shard's number and the `seq` of its oldest unsent row.
-pub(super) type Wanted = Vec<(i16, i64)>;
+pub(crate) type Wanted = Vec<(i16, i64)>;
 
 pub(super) struct PollingPass {
     pub(super) claimed: Claimed,
@@ -100,7 +100,7 @@ const WITNESS: i16 = -1;
 /// Returns the wanted shards in the groups in which they are claimed, and how many shards are a worker's share. The shards of a share lie
 /// together, because then a read passes over the rows between them fastest. The group with the oldest row comes first. A worker that is
 /// alone claims all shards, so that it need not claim again for rows that come to the others later.
-fn groups(wanted: &Wanted, workers: usize) -> (Vec<Vec<i16>>, usize) {
+pub(crate) fn groups(wanted: &Wanted, workers: usize) -> (Vec<Vec<i16>>, usize) {
     let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
     if workers <= 1 {
         return (vec![(0..SHARDS).collect()], share);

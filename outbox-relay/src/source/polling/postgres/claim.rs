@@ -9,56 +9,23 @@ use diesel_outbox_core::SHARDS;
 use super::batch_size::BatchSize;
 use super::dead_letters;
 use super::prefetch::Backlog;
-use super::read::{ReadBatch, Unread};
-use super::tuple_id::{TupleId, is_the_table};
-use super::unsettled::Unsettled;
+use super::progress::{ClaimedShard, LOWER_BOUND_LAG, LOWER_BOUND_STEP, Moves, Progress};
+use super::read::ReadBatch;
+use super::tuple_id::is_the_table;
 use super::wakeup;
 use crate::source::bounds::{oldest_unsent, shards};
-use crate::source::fence::{Bounds, OpenTransactions};
+use crate::source::fence::Bounds;
 use crate::source::row::BlockedAggregates;
 use crate::statement::statement;
-
-/// How far a shard's lower bound may stay behind if the shard has nothing unsent. If it is farther behind, a pass claims the shard
-/// all the same, so that the next claims need not pass over what it has sent since.
-const LOWER_BOUND_LAG: i64 = 65_536;
-
-/// How far a shard's lower bound must be able to move before it is written: about 64 rows of each shard, if events are spread
-/// evenly.
-const LOWER_BOUND_STEP: i64 = 1_024;
 
 pub(super) struct PollingPass {
     /// The table's oid.
     table: u32,
-    shards: Vec<Shard>,
-    /// Up to where rows were visible at the last look at the table.
-    bounds: Bounds,
-    /// The last number that is polled. It changes only while nothing is claimed.
-    polled_through: i64,
-    /// The last row that was read. All earlier ones of these shards have been read too.
-    last: i64,
-    /// Whether there was nothing after it.
-    exhausted: bool,
+    progress: Progress,
     has_read: bool,
     /// Whether a read found more than a batch.
     large: bool,
-    unsettled: Unsettled,
-    has_settled: bool,
     blocked: Option<BlockedAggregates>,
-}
-
-/// A claimed shard.
-struct Shard {
-    number: i16,
-    /// Its bounds, as the table has them.
-    sent_through: i64,
-    passed: i64,
-    /// The relay has been given all of its rows up to here, or they will never exist.
-    given: i64,
-    /// The same, except for rows of transactions that were open.
-    given_of_ended: i64,
-    open: OpenTransactions,
-    /// Whether the table has other transactions there.
-    open_changed: bool,
 }
 
 /// The snapshot of this cursor lives as long as the pass. Until then, no row that was given moves.
@@ -91,19 +58,13 @@ impl PollingPass {
         AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
         let mut pass = Self {
             table,
-            shards: Vec::new(),
-            bounds: bounds.clone(),
-            polled_through: i64::MAX,
-            last: 0,
-            exhausted: false,
+            progress: Progress::begin(bounds),
             has_read: false,
             large: false,
-            unsettled: Unsettled::default(),
-            has_settled: false,
             blocked: block.then(BlockedAggregates::new),
         };
         let is_wanted = pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)?;
-        if !is_wanted || (all_or_none && pass.shards.len() < SHARDS.unsigned_abs().into()) {
+        if !is_wanted || (all_or_none && pass.progress.shards().len() < SHARDS.unsigned_abs().into()) {
             Self::roll_back(conn)?;
             return Ok(None);
         }
@@ -121,8 +82,8 @@ impl PollingPass {
         quiet_since: i64,
     ) -> QueryResult<bool> {
         let share = (SHARDS.unsigned_abs() as usize).div_ceil(workers.max(1));
-        let Some(free @ 1..) = share.checked_sub(self.shards.len()) else { return Ok(false) };
-        let claimed = self.shards.iter().map(|shard| shard.number).collect();
+        let claimed = self.progress.shards();
+        let Some(free @ 1..) = share.checked_sub(claimed.len()) else { return Ok(false) };
         let shards = Claim::new(
             quiet_since,
             LOWER_BOUND_STEP,
@@ -143,19 +104,8 @@ impl PollingPass {
         let mut any_wanted = false;
         for (number, sent_through, polled_through, passed, begin, open, open_after, is_wanted) in shards {
             any_wanted |= is_wanted;
-            self.polled_through = polled_through;
-            self.shards.push(Shard {
-                number,
-                sent_through,
-                passed,
-                given: sent_through,
-                // The rows of a transaction that has ended may be many, and the next pass need not go past those again that this
-                // pass gives. The bounds are those of the locked row: somebody may have lowered them since the snapshot that
-                // `begin` comes from.
-                given_of_ended: begin.min(passed.max(sent_through)),
-                open: open.into_iter().zip(open_after).collect(),
-                open_changed: false,
-            });
+            let open = open.into_iter().zip(open_after).collect();
+            self.progress.claimed(ClaimedShard { number, sent_through, polled_through, passed, begin, open });
         }
         Ok(any_wanted)
     }
@@ -171,89 +121,41 @@ impl PollingPass {
         workers: usize,
         bounds: &Bounds,
     ) -> QueryResult<ReadBatch> {
-        self.given_up_to_here();
+        self.progress.given_up_to_here();
         // What the first read reads was claimed a moment ago.
         if std::mem::replace(&mut self.has_read, true) {
             self.claim(conn, workers, bounds.passed, i64::MIN)?;
         }
-        self.bounds.clone_from(bounds);
-        let batch = self.unread().read(conn, batch_size, limit, self.blocked.as_ref())?;
+        self.progress.look_with(bounds);
+        let batch = self.progress.unread(self.table).read(conn, batch_size, limit, self.blocked.as_ref())?;
         self.large |= !batch.exhausts;
-        self.give(&batch.given, batch.exhausts);
+        self.progress.give(&batch.given, batch.exhausts);
         Ok(batch)
     }
 
-    /// Returns what was claimed and not read, if that is more than a batch. Another connection does not see what this pass has
-    /// settled, and would read it again, so there is no backlog once something was settled.
+    /// Returns what was claimed and not read, if that is more than a batch and may be read ahead.
     pub(super) fn backlog(
         &mut self,
         conn: &mut PgConnection,
         batch_size: BatchSize,
         limit: usize,
     ) -> QueryResult<Option<Backlog>> {
-        if self.exhausted || self.has_settled {
+        if !self.progress.may_have_backlog() {
             return Ok(None);
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
-        let (unread, blocked) = (self.unread(), self.blocked.clone());
+        let (unread, blocked) = (self.progress.unread(self.table), self.blocked.clone());
         Ok(Some(Backlog { schema: None, snapshot, unread, blocked, batch_size, limit }))
-    }
-
-    fn unread(&mut self) -> Unread {
-        let last_given = self.unsettled.newest().unwrap_or(i64::MIN);
-        let given = self.unsettled.tickets().map(TupleId::from).collect();
-        let mut open = OpenTransactions::new();
-        self.shards.iter().for_each(|shard| merge(&mut open, &shard.open));
-        Unread {
-            table: self.table,
-            shards: self.shards.iter().map(|shard| shard.number).collect(),
-            lower_bounds: self.shards.iter().map(|shard| shard.given).collect(),
-            passed: self.shards.iter().map(|shard| shard.given.max(shard.given_of_ended)).collect(),
-            open,
-            polled_through: self.polled_through,
-            given,
-            last_given,
-        }
     }
 
     /// Notes that these rows were given to the relay, and whether there were no more after them.
     pub(super) fn give(&mut self, rows: &[(u64, i64)], exhausts: bool) {
-        self.unsettled.give(rows);
-        self.last = rows.last().map_or(self.last, |(_, seq)| *seq);
-        self.exhausted = exhausts;
-    }
-
-    /// Learns up to which number the relay has been given all rows of the claimed shards.
-    ///
-    /// Its inputs belong to the last read: `self.bounds` was set just before it, and `self.last` and `self.exhausted` come from it,
-    /// or from the last batch that was read ahead in a later snapshot. So this runs before the next read sets the bounds anew, and
-    /// at the end. Before the first read `self.last` is 0, and this learns nothing.
-    ///
-    /// Why it is right up to `safe`. The bounds are older than the read's snapshot, so the read saw each row up to `safe` that will
-    /// ever be visible. It began at the oldest unsent row of all shards claimed by then, took the oldest first, and stopped at
-    /// `last`, or at the end if it was exhausted. So of the rows up to both, it gave all that were unsent and not given before.
-    /// None becomes unsent behind its back, because whoever puts dead letters back must lock the shard.
-    ///
-    /// Up to `passed` the same holds except for rows of the transactions in `bounds.open`, so the second bound comes with those. If
-    /// the shard has a transaction that the bounds do not have, it had ended before the read, which saw its rows. So it is left out
-    /// once the read has come as far as the second bound, and not before.
-    fn given_up_to_here(&mut self) {
-        let read = if self.exhausted { self.polled_through } else { self.last };
-        let (given, of_ended) = (read.min(self.bounds.safe), read.min(self.bounds.passed));
-        for shard in &mut self.shards {
-            shard.given = shard.given.max(given);
-            if of_ended >= shard.given_of_ended {
-                shard.given_of_ended = of_ended;
-                shard.open_changed |= !shard.open.keys().eq(self.bounds.open.keys());
-                shard.open.retain(|id, _| self.bounds.open.contains_key(id));
-                merge(&mut shard.open, &self.bounds.open);
-            }
-        }
+        self.progress.give(rows, exhausts);
     }
 
     /// Returns up to which number no row of the claimed shards is unsent.
     pub(super) fn sent_through(&self) -> i64 {
-        self.shards.iter().map(|shard| shard.sent_through).min().unwrap_or_default()
+        self.progress.sent_through()
     }
 
     /// Returns whether other workers would have found something to do.
@@ -262,8 +164,7 @@ impl PollingPass {
     }
 
     pub(super) fn settled(&mut self, tickets: &[u64]) {
-        self.has_settled = true;
-        self.unsettled.settle(tickets);
+        self.progress.settled(tickets);
     }
 
     /// Returns whether aggregates with dead letters are held back.
@@ -272,25 +173,8 @@ impl PollingPass {
     }
 
     /// Moves the lower bounds to what was given and is settled, calls the other relays to a backlog, and commits.
-    pub(super) fn end(mut self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
-        self.given_up_to_here();
-        // What was given and not settled is unsent.
-        let sent = self.unsettled.oldest().map_or(i64::MAX, |oldest| oldest - 1);
-        let (mut shards, mut lower_bounds, mut passed, mut open) =
-            (Vec::new(), Vec::new(), Vec::new(), OpenTransactions::new());
-        for shard in self.shards {
-            let (sent_through, of_ended) = (shard.given.min(sent), shard.given_of_ended.min(sent));
-            // If a transaction has ended, the next look would begin at `sent_through` again.
-            let has_moved = sent_through >= shard.sent_through + LOWER_BOUND_STEP
-                || of_ended >= shard.sent_through.max(shard.passed) + LOWER_BOUND_STEP
-                || (shard.open_changed && (of_ended > sent_through || shard.passed > shard.sent_through));
-            if has_moved {
-                shards.push(shard.number);
-                lower_bounds.push(sent_through);
-                passed.push(of_ended);
-                merge(&mut open, &shard.open);
-            }
-        }
+    pub(super) fn end(self, conn: &mut PgConnection, call_for_help: bool) -> QueryResult<()> {
+        let Moves { shards, lower_bounds, passed, open } = self.progress.end();
         if !shards.is_empty() {
             let (open, after) = open.into_iter().unzip();
             MoveLowerBounds::new(shards, lower_bounds, passed, open, after, self.table).execute(conn)?;
@@ -303,14 +187,6 @@ impl PollingPass {
 
     pub(super) fn roll_back(conn: &mut PgConnection) -> QueryResult<()> {
         AnsiTransactionManager::rollback_transaction(conn)
-    }
-}
-
-/// Adds what is known of transactions. If two numbers of one are known, both hold, and the higher one says more.
-fn merge(open: &mut OpenTransactions, more: &OpenTransactions) {
-    for (&id, &after) in more {
-        let known = open.entry(id).or_insert(after);
-        *known = after.max(*known);
     }
 }
 

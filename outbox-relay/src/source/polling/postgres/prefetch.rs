@@ -57,7 +57,7 @@ fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing<ReadBatc
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     while handing.wants() {
         let batch = unread.read(conn, &mut batch_size, limit, blocked.as_ref())?;
-        unread.go_past(&batch);
+        unread.go_past(&batch.given);
         handing.hand(batch);
     }
     Ok(())

@@ -76,20 +76,20 @@ pub(super) struct ReadBatch {
 }
 
 /// What a pass has claimed and not read.
-pub(super) struct Unread {
+pub(crate) struct Unread {
     /// The table's oid.
-    pub(super) table: u32,
-    pub(super) shards: Vec<i16>,
+    pub(crate) table: u32,
+    pub(crate) shards: Vec<i16>,
     /// Up to which number all rows of each shard were given.
-    pub(super) lower_bounds: Vec<i64>,
+    pub(crate) lower_bounds: Vec<i64>,
     /// The same as long as none of the transactions in `open` has ended.
-    pub(super) passed: Vec<i64>,
-    pub(super) open: OpenTransactions,
+    pub(crate) passed: Vec<i64>,
+    pub(crate) open: OpenTransactions,
     /// The last number that is polled.
-    pub(super) polled_through: i64,
+    pub(crate) polled_through: i64,
     /// What was read and may not be settled, and the last number of that.
-    pub(super) given: Vec<TupleId>,
-    pub(super) last_given: i64,
+    pub(crate) given: Vec<TupleId>,
+    pub(crate) last_given: i64,
 }
 
 impl Unread {
@@ -159,8 +159,8 @@ impl Unread {
     }
 
     /// Goes past what was read: in the same snapshot nothing is missing before it.
-    pub(super) fn go_past(&mut self, batch: &ReadBatch) {
-        let Some((_, last)) = batch.given.last() else { return };
+    pub(crate) fn go_past(&mut self, given: &[(u64, i64)]) {
+        let Some((_, last)) = given.last() else { return };
         self.lower_bounds
             .iter_mut()
             .chain(&mut self.passed)

@@ -90,7 +90,7 @@ impl Table {
     }
 
     fn advance(&mut self, conn: &mut PgConnection) -> QueryResult<()> {
-        match self.fence.advance(conn)? {
+        match self.fence.advance(Instant::now(), conn)? {
             Some(workers) => self.workers.counted(conn, self.oid, workers),
             None => Ok(()),
         }

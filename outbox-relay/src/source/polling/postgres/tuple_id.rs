@@ -27,7 +27,7 @@ pub(super) struct Tid;
 /// A block's number and the row's number in it.
 #[derive(Debug, Clone, Copy, AsExpression)]
 #[diesel(sql_type = Tid)]
-pub(super) struct TupleId {
+pub(crate) struct TupleId {
     block: u32,
     offset: u16,
 }

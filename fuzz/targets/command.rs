@@ -1,0 +1,1 @@
+../../outbox-cli/src/command.rs

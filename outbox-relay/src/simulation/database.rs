@@ -1,0 +1,341 @@
+//! A database: transactions and what they see, rows, and the shards' rows with their locks.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use diesel_outbox_core::{SHARDS, shard_of};
+use uuid::Uuid;
+
+use crate::source::fence::OpenTransactions;
+use crate::source::polling::mysql::bounds::Bound;
+use crate::source::row::StoredRow;
+
+/// A transaction's number here.
+pub(super) type Tx = usize;
+/// How many transactions had ended when it was taken: it sees what those have done.
+pub(super) type Snapshot = u64;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    Open,
+    Committed(Snapshot),
+    RolledBack(Snapshot),
+}
+
+pub(super) struct Transaction {
+    pub(super) fate: Fate,
+    /// Its session's worker, or nobody if a service has it.
+    pub(super) worker: Option<usize>,
+    pub(super) id: Option<i64>,
+    /// Whether it has been prepared, and waits for COMMIT PREPARED.
+    pub(super) is_prepared: bool,
+    /// It holds its locks for a moment longer than it is open.
+    pub(super) holds_table: bool,
+    pub(super) has_number: bool,
+    /// Between the number and the row, in the middle of an INSERT.
+    pub(super) is_inserting: bool,
+    /// Its client is gone, and the server has not noticed yet.
+    pub(super) is_orphan: bool,
+    /// What becomes of the shards' rows when it commits.
+    pub(super) moves: Vec<(usize, ShardRow)>,
+}
+
+/// An event's row.
+pub(super) struct Row {
+    pub(super) seq: i64,
+    pub(super) tx: Tx,
+    pub(super) aggregate: usize,
+    pub(super) shard: i16,
+    /// Whether a savepoint was rolled back.
+    pub(super) is_undone: bool,
+    pub(super) sent_by: Option<Tx>,
+    pub(super) dead_by: Option<Tx>,
+    /// Whether it has reached the broker.
+    pub(super) has_arrived: bool,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct ShardRow {
+    /// The bounds as PostgreSQL has them.
+    pub(super) sent_through: i64,
+    pub(super) passed: i64,
+    pub(super) open: OpenTransactions,
+    /// The bounds as MySQL has them.
+    pub(super) bound: Bound,
+}
+
+pub(super) struct Database {
+    pub(super) transactions: Vec<Transaction>,
+    ended: Snapshot,
+    next_id: i64,
+    pub(super) last_number: i64,
+    pub(super) rows: Vec<Row>,
+    pub(super) shards: Vec<ShardRow>,
+    pub(super) locked_by: Vec<Option<Tx>>,
+    /// How often the server has crashed.
+    pub(super) crashes: u64,
+    /// The commits that a crash of the server would undo, with the shards' rows from before.
+    unflushed: Vec<(Tx, Vec<(usize, ShardRow)>)>,
+    /// The rows of each committed transaction, in the order of the commits.
+    pub(super) wal: Vec<WalTransaction>,
+    pub(super) end_of_wal: u64,
+}
+
+pub(super) struct WalTransaction {
+    pub(super) commit: u64,
+    pub(super) end: u64,
+    pub(super) rows: Vec<usize>,
+}
+
+pub(super) fn key(aggregate: usize) -> String {
+    format!("order-{aggregate}")
+}
+
+impl Database {
+    pub(super) fn new() -> Self {
+        Self {
+            transactions: Vec::new(),
+            ended: 0,
+            next_id: 700,
+            last_number: 0,
+            rows: Vec::new(),
+            shards: vec![ShardRow::default(); SHARDS as usize],
+            locked_by: vec![None; SHARDS as usize],
+            crashes: 0,
+            unflushed: Vec::new(),
+            wal: Vec::new(),
+            end_of_wal: 100,
+        }
+    }
+
+    pub(super) fn begin(&mut self, worker: Option<usize>) -> Tx {
+        self.transactions.push(Transaction {
+            fate: Fate::Open,
+            worker,
+            id: None,
+            is_prepared: false,
+            holds_table: false,
+            has_number: false,
+            is_inserting: false,
+            is_orphan: false,
+            moves: Vec::new(),
+        });
+        self.transactions.len() - 1
+    }
+
+    /// Gives the transaction an id, if it has none.
+    pub(super) fn identify(&mut self, tx: Tx) {
+        if self.transactions[tx].id.is_none() {
+            self.transactions[tx].id = Some(self.next_id);
+            self.next_id += 1;
+        }
+    }
+
+    pub(super) fn name(&self, tx: Tx) -> String {
+        match &self.transactions[tx] {
+            Transaction { is_prepared: true, id: Some(id), .. } => format!("-1/{id}"),
+            _ => format!("{}/{tx}", 3 + tx % 5),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> Snapshot {
+        self.ended
+    }
+
+    /// Returns whether a snapshot knows that the transaction with this id has ended.
+    pub(super) fn has_ended(&self, id: i64, snapshot: Snapshot) -> bool {
+        let its = self.transactions.iter().find(|transaction| transaction.id == Some(id));
+        match its.map(|transaction| transaction.fate) {
+            Some(Fate::Open) => false,
+            Some(Fate::Committed(at) | Fate::RolledBack(at)) => at <= snapshot,
+            None => true,
+        }
+    }
+
+    fn is_seen(&self, tx: Tx, snapshot: Snapshot, by: Option<Tx>) -> bool {
+        Some(tx) == by || matches!(self.transactions[tx].fate, Fate::Committed(at) if at <= snapshot)
+    }
+
+    /// Returns whether this transaction, in this snapshot, sees the row as one that waits to be sent.
+    pub(super) fn waits(&self, row: &Row, snapshot: Snapshot, by: Option<Tx>) -> bool {
+        let is_seen = |tx| self.is_seen(tx, snapshot, by);
+        !row.is_undone
+            && is_seen(row.tx)
+            && !row.sent_by.is_some_and(is_seen)
+            && !row.dead_by.is_some_and(is_seen)
+    }
+
+    pub(super) fn is_committed(&self, row: &Row) -> bool {
+        !row.is_undone && matches!(self.transactions[row.tx].fate, Fate::Committed(_))
+    }
+
+    /// Takes a number for a row. There are gaps, so that few rows go far beyond the steps in which bounds move.
+    pub(super) fn take_number(&mut self, tx: Tx, gap: i64) -> i64 {
+        self.last_number += 1 + gap;
+        self.transactions[tx].has_number = true;
+        self.last_number
+    }
+
+    pub(super) fn insert(&mut self, tx: Tx, seq: i64, aggregate: usize) {
+        self.identify(tx);
+        let shard = shard_of("order", &key(aggregate));
+        self.rows.push(Row {
+            seq,
+            tx,
+            aggregate,
+            shard,
+            is_undone: false,
+            sent_by: None,
+            dead_by: None,
+            has_arrived: false,
+        });
+    }
+
+    /// What the transaction has done is seen from now on. It still holds its locks on the table.
+    pub(super) fn commit(&mut self, tx: Tx) {
+        self.ended += 1;
+        self.transactions[tx].fate = Fate::Committed(self.ended);
+        let moves = std::mem::take(&mut self.transactions[tx].moves);
+        let before = moves.iter().map(|(shard, _)| (*shard, self.shards[*shard].clone())).collect();
+        for (shard, row) in moves {
+            self.shards[shard] = row;
+        }
+        if self.transactions[tx].worker.is_some() {
+            // The relay does not wait until this is on the disk.
+            self.unflushed.push((tx, before));
+        } else {
+            self.unflushed.clear();
+        }
+        let its = |row: &Row| row.tx == tx && !row.is_undone;
+        let rows: Vec<usize> = (0..self.rows.len()).filter(|row| its(&self.rows[*row])).collect();
+        self.end_of_wal += 10 + 10 * rows.len() as u64;
+        if self.transactions[tx].worker.is_none() {
+            self.wal.push(WalTransaction { commit: self.end_of_wal - 1, end: self.end_of_wal, rows });
+        }
+        self.unlock(tx);
+    }
+
+    pub(super) fn roll_back(&mut self, tx: Tx) {
+        if self.transactions[tx].fate == Fate::Open {
+            self.undo(tx);
+        }
+    }
+
+    fn undo(&mut self, tx: Tx) {
+        self.ended += 1;
+        self.transactions[tx].fate = Fate::RolledBack(self.ended);
+        self.transactions[tx].is_inserting = false;
+        for row in &mut self.rows {
+            row.sent_by.take_if(|by| *by == tx);
+            row.dead_by.take_if(|by| *by == tx);
+        }
+        self.unlock(tx);
+        self.transactions[tx].holds_table = false;
+    }
+
+    fn unlock(&mut self, tx: Tx) {
+        self.locked_by.iter_mut().for_each(|by| _ = by.take_if(|by| *by == tx));
+        if self.transactions[tx].worker.is_some() {
+            self.transactions[tx].holds_table = false;
+        }
+    }
+
+    /// The server crashes: whatever is open is rolled back, but for what was prepared, and so are the last `lost` commits that were
+    /// not on the disk.
+    pub(super) fn crash(&mut self, lost: usize) {
+        self.crashes += 1;
+        for tx in 0..self.transactions.len() {
+            if !self.transactions[tx].is_prepared {
+                self.roll_back(tx);
+                self.transactions[tx].holds_table = false;
+            }
+        }
+        for _ in 0..lost.min(self.unflushed.len()) {
+            let Some((tx, before)) = self.unflushed.pop() else { break };
+            self.undo(tx);
+            for (shard, row) in before {
+                self.shards[shard] = row;
+            }
+        }
+        self.unflushed.clear();
+    }
+
+    /// What was committed is on the disk.
+    pub(super) fn flush(&mut self) {
+        self.unflushed.clear();
+    }
+
+    pub(super) fn unflushed(&self) -> usize {
+        self.unflushed.len()
+    }
+
+    /// Locks those of these shards that are free, or all of them if a shard may be shared, up to so many.
+    pub(super) fn lock(&mut self, tx: Tx, shards: &[i16], limit: usize, shares: bool) -> Vec<i16> {
+        let free = |shard: &&i16| shares || self.locked_by[**shard as usize].is_none();
+        let locked: Vec<i16> = shards.iter().filter(free).take(limit).copied().collect();
+        for shard in &locked {
+            self.locked_by[*shard as usize] = Some(tx);
+        }
+        locked
+    }
+
+    pub(super) fn row_mut(&mut self, seq: i64) -> Option<&mut Row> {
+        self.rows.iter_mut().find(|row| row.seq == seq && !row.is_undone)
+    }
+
+    /// Marks these rows as sent. It is not told how many there were, as SQL would.
+    pub(super) fn settle(&mut self, tx: Tx, tickets: &[u64]) {
+        let tickets: BTreeSet<u64> = tickets.iter().copied().collect();
+        for row in self.rows.iter_mut().filter(|row| tickets.contains(&row.seq.unsigned_abs())) {
+            row.sent_by = Some(tx);
+        }
+        self.transactions[tx].holds_table = true;
+    }
+
+    pub(super) fn dead_letter(&mut self, tx: Tx, ticket: u64) {
+        if let Some(row) = self.row_mut(ticket as i64) {
+            row.dead_by = Some(tx);
+        }
+        self.transactions[tx].holds_table = true;
+    }
+
+    /// Returns whether all that was committed is sent or dead, as everybody sees it.
+    pub(super) fn is_drained(&self) -> bool {
+        !self.rows.iter().any(|row| self.waits(row, self.ended, None))
+    }
+}
+
+impl Row {
+    /// The row as a source reads it.
+    pub(super) fn stored(&self, ticket: u64) -> StoredRow {
+        StoredRow {
+            ticket,
+            seq: self.seq,
+            id: Ok(self.id()),
+            aggregate_type: Bytes::from_static(b"order"),
+            aggregate_id: key(self.aggregate).into(),
+            event_type: Bytes::from_static(b"Placed"),
+            payload: Some(self.payload()),
+            headers: Some(Bytes::from_static(br#"{"source":"web"}"#)),
+            created_at_ms: self.seq,
+        }
+    }
+
+    pub(super) fn id(&self) -> Uuid {
+        Uuid::from_u128(0x0193_0000_0000_7000_8000_0000_0000_0000 | u128::from(self.seq.unsigned_abs()))
+    }
+
+    pub(super) fn payload(&self) -> Bytes {
+        self.seq.to_be_bytes().to_vec().into()
+    }
+
+    /// The producer refuses it at once.
+    pub(super) fn is_refused_at_once(seq: i64) -> bool {
+        seq % 41 == 0
+    }
+
+    /// The broker refuses it, with all of its batch.
+    pub(super) fn is_refused(seq: i64) -> bool {
+        seq % 43 == 0
+    }
+}

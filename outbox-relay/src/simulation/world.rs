@@ -1,0 +1,255 @@
+//! All that the workers share, and what happens beside them.
+
+use std::time::{Duration, Instant};
+
+use diesel_outbox_core::SourceError;
+
+use super::broker::{Broker, FORGETS_AFTER};
+use super::database::{Database, Fate, Row, Tx};
+use super::kind::Kind;
+use super::writers::Writers;
+use crate::pipeline::simulation::Chance;
+use crate::source::wal::position::Position;
+
+pub(super) struct World {
+    pub(super) kind: Kind,
+    pub(super) chance: Chance,
+    pub(super) database: Database,
+    pub(super) broker: Broker,
+    pub(super) writers: Writers,
+    /// In milliseconds.
+    pub(super) clock: u64,
+    began: Instant,
+    /// One step in so many fails, until the faults end.
+    fault_rate: Option<u64>,
+    /// How many steps the faults go on for when nobody writes any more.
+    faults_left: u64,
+    /// Since when there are no faults, and nobody writes.
+    calm_since: Option<u64>,
+    /// The worker that has the lock of the only relay at work, and the session.
+    pub(super) active: Option<(usize, u64)>,
+    sessions: u64,
+    pub(super) slot: Slot,
+    pub(super) is_over: bool,
+    /// What went wrong.
+    pub(super) wrong: Option<String>,
+    pub(super) faults: u64,
+}
+
+/// What the server and the table know of the slot.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// The positions that the table has had, which a crash may take it back to.
+    pub(super) kept: Vec<Position>,
+    pub(super) confirmed: u64,
+    /// What the server has on its disk.
+    pub(super) flushed: u64,
+}
+
+/// How long everything may take when there are no faults any more, in milliseconds.
+const PATIENCE: u64 = 600_000;
+
+/// What happens to a statement.
+pub(super) enum Fault {
+    None,
+    /// It was not carried out.
+    Before,
+    /// It was, and nobody heard of it.
+    After,
+    /// The relay ends here.
+    Crash,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, kind: Kind) -> Self {
+        let chance = Chance::new(seed);
+        let writers = Writers::new(kind, &chance);
+        let fault_rate = [None, Some(400), Some(120), Some(40)][chance.below(4) as usize];
+        Self {
+            kind,
+            database: Database::new(),
+            broker: Broker::new(),
+            writers,
+            clock: 0,
+            began: Instant::now(),
+            fault_rate,
+            faults_left: chance.below(400),
+            calm_since: None,
+            active: None,
+            sessions: 0,
+            slot: Slot::default(),
+            is_over: false,
+            wrong: None,
+            faults: 0,
+            chance,
+        }
+    }
+
+    pub(super) fn now(&self) -> Instant {
+        self.began + Duration::from_millis(self.clock)
+    }
+
+    pub(super) fn new_session(&mut self) -> u64 {
+        self.sessions += 1;
+        self.sessions
+    }
+
+    fn is_calm(&self) -> bool {
+        self.calm_since.is_some()
+    }
+
+    /// Lets others than the workers do something.
+    pub(super) fn go_on(&mut self) {
+        for _ in 0..self.chance.below(4) {
+            match self.chance.below(16) {
+                0..=6 => self.writers.step(&mut self.database, self.kind, &self.chance, self.clock),
+                7..=11 => {
+                    let fails = !self.is_calm() && self.fault_rate.is_some();
+                    let stepped = self.broker.step(&mut self.database, &self.chance, self.clock, fails);
+                    if let Err(wrong) = stepped {
+                        self.fails(wrong);
+                    }
+                }
+                12 => self.notice_orphans(),
+                13 if self.chance.one_in(10) => self.clock += self.chance.below(300),
+                // For so long, nobody emits.
+                14 if !self.is_calm() && self.chance.one_in(300) && self.broker.is_idle() => {
+                    self.clock += FORGETS_AFTER;
+                }
+                _ => self.clock += self.chance.below(6),
+            }
+        }
+        if self.writers.are_done() && !self.is_calm() {
+            self.faults_left = self.faults_left.saturating_sub(1);
+            if self.faults_left == 0 {
+                self.calm_since = Some(self.clock);
+            }
+        }
+        if let Some(since) = self.calm_since
+            && self.clock > since + PATIENCE
+        {
+            let waits = |row: &&Row| {
+                self.database.is_committed(row) && row.sent_by.is_none() && row.dead_by.is_none()
+            };
+            let waiting = self.database.rows.iter().find(waits).map(|row| {
+                let shard = &self.database.shards[row.shard as usize];
+                let locked_by = self.database.locked_by[row.shard as usize];
+                let (bounds, mysql) = ((shard.sent_through, shard.passed, &shard.open), &shard.bound);
+                format!(
+                    "{}, arrived {}, bounds {bounds:?}, {mysql:?}, locked by {locked_by:?}",
+                    row.seq, row.has_arrived
+                )
+            });
+            self.fails(format!("though there are no faults any more, not all is sent: {waiting:?}"));
+        }
+    }
+
+    pub(super) fn fails(&mut self, wrong: String) {
+        self.wrong.get_or_insert(wrong);
+        self.is_over = true;
+    }
+
+    pub(super) fn fault(&mut self) -> Fault {
+        let Some(rate) = self.fault_rate.filter(|_| !self.is_calm()) else { return Fault::None };
+        if !self.chance.one_in(rate) {
+            return Fault::None;
+        }
+        self.faults += 1;
+        match self.chance.below(10) {
+            0..=3 => Fault::Before,
+            4..=6 => Fault::After,
+            7 if self.kind == Kind::Postgres || self.kind == Kind::Wal => {
+                let lost = self.chance.below(self.database.unflushed() as u64 + 1) as usize;
+                self.database.crash(lost);
+                self.slot.lose(&self.chance);
+                self.active = None;
+                Fault::Before
+            }
+            _ => Fault::Crash,
+        }
+    }
+
+    /// A pass commits, unless the server has rolled it back. What it has settled must have arrived.
+    pub(super) fn commit_pass(&mut self, tx: Tx) -> Result<(), SourceError> {
+        if self.database.transactions[tx].fate != Fate::Open {
+            return Err(SourceError::new("the transaction was rolled back"));
+        }
+        let lost = self.database.rows.iter().find(|row| row.sent_by == Some(tx) && !row.has_arrived);
+        if let Some(seq) = lost.map(|row| row.seq) {
+            self.fails(format!("the event {seq} was settled, and has not arrived"));
+        }
+        self.database.commit(tx);
+        Ok(())
+    }
+
+    /// The worker's sessions have lost their client.
+    pub(super) fn orphan(&mut self, worker: usize) {
+        for transaction in self.database.transactions.iter_mut().filter(|its| its.worker == Some(worker)) {
+            transaction.is_orphan = true;
+        }
+        if self.active.is_some_and(|(active, _)| active == worker) {
+            self.active = None;
+        }
+    }
+
+    /// The server notices some of the sessions that have lost their client.
+    fn notice_orphans(&mut self) {
+        let orphans: Vec<usize> = (0..self.database.transactions.len())
+            .filter(|tx| {
+                let its = &self.database.transactions[*tx];
+                its.is_orphan && its.fate == Fate::Open
+            })
+            .collect();
+        for tx in orphans {
+            if self.chance.one_in(3) {
+                self.database.roll_back(tx);
+            }
+        }
+    }
+
+    /// Whether nothing is left to do, and so all must be there.
+    pub(super) fn is_done(&self) -> bool {
+        let is_sent = |row: &Row| row.has_arrived || row.dead_by.is_some();
+        self.is_calm()
+            && match self.kind {
+                Kind::Wal => {
+                    self.database.rows.iter().all(|row| is_sent(row) || !self.database.is_committed(row))
+                }
+                _ => self.database.is_drained(),
+            }
+    }
+
+    /// Finds out whether all is as it must be at the end.
+    pub(super) fn verdict(&self) -> Result<(), String> {
+        if let Some(wrong) = &self.wrong {
+            return Err(wrong.clone());
+        }
+        for row in self.database.rows.iter().filter(|row| self.database.is_committed(row)) {
+            let seq = row.seq;
+            let is_bad = Row::is_refused(seq) || Row::is_refused_at_once(seq);
+            if is_bad != row.dead_by.is_some() {
+                return Err(format!("the event {seq} is a dead letter, or is none: {is_bad} was expected"));
+            }
+            if !is_bad && !row.has_arrived {
+                return Err(format!("the event {seq} was committed, and has not arrived"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Slot {
+    pub(super) fn position(&self) -> Position {
+        self.kept.last().copied().unwrap_or_default()
+    }
+
+    /// A crash takes back what was not on the disk.
+    fn lose(&mut self, chance: &Chance) {
+        let kept = self.kept.len().saturating_sub(chance.below(3) as usize);
+        self.kept.truncate(kept);
+        if chance.one_in(2) {
+            self.confirmed = self.flushed;
+        }
+        self.flushed = self.confirmed;
+    }
+}
