@@ -200,6 +200,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
+mod crash;
 mod error;
 mod handle;
 mod metrics;
