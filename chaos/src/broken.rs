@@ -146,8 +146,9 @@ impl Source for SharesShards {
                 continue;
             }
             self.seqs.push(seq);
-            let record =
-                Record::new("noted", aggregateid, "Noted").with_id(id).with_payload(payload.unwrap_or_default());
+            let record = Record::new("noted", aggregateid, "Noted")
+                .with_id(id)
+                .with_payload(payload.unwrap_or_default());
             records.push(Claimed::new(seq as u64, Ok(record)));
         }
         Ok(false)

@@ -105,7 +105,10 @@ impl Ledger {
         });
         Self {
             entries: entries.collect(),
-            dead_letters: site.texts("SELECT CAST(id AS char(36)) FROM outbox_dead_letter").into_iter().collect(),
+            dead_letters: site
+                .texts("SELECT CAST(id AS char(36)) FROM outbox_dead_letter")
+                .into_iter()
+                .collect(),
             unsent: site.unsent(),
         }
     }

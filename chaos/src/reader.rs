@@ -75,5 +75,7 @@ pub fn read(brokers: &str, topic: &str) -> Result<Vec<Received>, String> {
         Ok::<_, rskafka::client::error::Error>(received)
     };
     let limited = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(60), read).await });
-    limited.map_err(|_| "the topic was not read within a minute".to_owned())?.map_err(|error| error.to_string())
+    limited
+        .map_err(|_| "the topic was not read within a minute".to_owned())?
+        .map_err(|error| error.to_string())
 }

@@ -14,7 +14,7 @@ use crate::faults::Fault;
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Received};
-use crate::scene::{PATIENCE, Program, Scene, WINDOW, last};
+use crate::scene::{Program, Scene, WINDOW, last};
 use crate::verdict::{Allowed, Verdict};
 
 const WRITERS: usize = 4;
@@ -96,7 +96,11 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
                         })
                     })
                     .collect();
-                acted.extend(acting.into_iter().map(|fault| fault.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))));
+                acted.extend(
+                    acting
+                        .into_iter()
+                        .map(|fault| fault.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))),
+                );
             });
             flowed_after = scene.flows(1);
             last(Duration::from_millis(300));
@@ -119,8 +123,15 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
     let received = received.or_else(|_| reader::read(lane.kafka.brokers(), &scene.topic)).unwrap_or_default();
     let verdict = Verdict::of(&ledger, &received, &allowed);
     let interruptions = scene.interruptions();
-    let mut outcome =
-        Outcome { source: lane.source, faults: acted, interruptions, flowed_after, verdict, ended_well, files: None };
+    let mut outcome = Outcome {
+        source: lane.source,
+        faults: acted,
+        interruptions,
+        flowed_after,
+        verdict,
+        ended_well,
+        files: None,
+    };
     if !outcome.is_good() {
         outcome.files = keep(&scene, &ledger, &received, seed).ok();
     }
@@ -146,13 +157,15 @@ fn everything(scene: &Scene<'_>) -> Result<Vec<Received>, String> {
             let come: BTreeSet<&str> =
                 received.iter().flatten().filter_map(|received| received.content.header("id")).collect();
             let gone = scene.gone.lock().unwrap();
-            let has_come = |id: &String| come.contains(id.as_str()) || gone.contains(id) || ledger.dead_letters.contains(id);
+            let has_come = |id: &String| {
+                come.contains(id.as_str()) || gone.contains(id) || ledger.dead_letters.contains(id)
+            };
             if ledger.entries.keys().all(has_come) {
                 return received;
             }
         }
         // A relay that has lost events will not find them in a minute either.
-        if began.elapsed() > PATIENCE / 3 {
+        if began.elapsed() > scene.program.patience {
             return Err("not everything has come".to_owned());
         }
         last(Duration::from_millis(100));

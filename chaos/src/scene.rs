@@ -43,12 +43,14 @@ pub struct Program {
     pub path: PathBuf,
     /// What it is told besides the usual settings.
     pub environment: Vec<(String, String)>,
+    /// How long to wait in the end for events that do not come.
+    pub patience: Duration,
 }
 
 impl Program {
     /// The binary `outbox`.
     pub fn outbox() -> Self {
-        Self { path: workspace_binary("outbox"), environment: Vec::new() }
+        Self { path: workspace_binary("outbox"), environment: Vec::new(), patience: PATIENCE / 2 }
     }
 }
 
@@ -179,7 +181,9 @@ impl<'a> Scene<'a> {
     pub fn stop_relays(&self) -> bool {
         let relays = std::mem::take(&mut *self.relays.lock().unwrap());
         for relay in &relays {
-            relay.wait_for_line("that it has started", PATIENCE, |line| line.contains("the relay has started"));
+            relay.wait_for_line("that it has started", PATIENCE, |line| {
+                line.contains("the relay has started")
+            });
             relay.signal(Signal::Terminate);
         }
         let ended: Vec<bool> = relays.into_iter().map(|relay| self.stop(relay)).collect();
@@ -220,7 +224,10 @@ impl<'a> Scene<'a> {
     /// Returns what each relay has printed.
     pub fn printed(&self) -> Vec<String> {
         let relays = [&self.ended, &self.relays];
-        relays.iter().flat_map(|relays| relays.lock().unwrap().iter().map(Process::output).collect::<Vec<_>>()).collect()
+        relays
+            .iter()
+            .flat_map(|relays| relays.lock().unwrap().iter().map(Process::output).collect::<Vec<_>>())
+            .collect()
     }
 }
 

@@ -132,7 +132,6 @@ impl fmt::Display for Verdict {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -164,7 +163,8 @@ mod tests {
     fn what_arrives_in_order_and_is_repeated_as_often_as_allowed_is_good() {
         let (ledger, ids) = ledger(&[1, 2, 3]);
         let received = received(&[ids[0], ids[1], ids[0], ids[1], ids[2]]);
-        let verdict = |duplicates| Verdict::of(&ledger, &received, &Allowed { duplicates, ..Allowed::default() });
+        let verdict =
+            |duplicates| Verdict::of(&ledger, &received, &Allowed { duplicates, ..Allowed::default() });
         assert!(verdict(2).is_good(), "{}", verdict(2));
         assert!(!verdict(1).is_good());
     }

@@ -153,8 +153,10 @@ where
     C: OutboxConnection<TransactionManager = AnsiTransactionManager> + SimpleConnection,
 {
     AnsiTransactionManager::begin_transaction(conn)?;
-    let prepared =
-        emit(conn, &records(rng)).and_then(|()| conn.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")));
+    let prepared = conn
+        .batch_execute("SET LOCAL outbox.notify = 'off'")
+        .and_then(|()| emit(conn, &records(rng)))
+        .and_then(|()| conn.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")));
     if let Err(error) = prepared {
         let _ = AnsiTransactionManager::rollback_transaction(conn);
         return Err(error);

@@ -214,7 +214,8 @@ impl Drop for Process {
 pub fn workspace_binary(name: &str) -> PathBuf {
     let program = env::current_exe().expect("the path of this program");
     let folder = program.parent().expect("a folder");
-    let profile_folder = if folder.ends_with("deps") { folder.parent().expect("its profile's folder") } else { folder };
+    let profile_folder =
+        if folder.ends_with("deps") { folder.parent().expect("its profile's folder") } else { folder };
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet", "--bin", name]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     build.args(env::var("OUTBOX_TEST_BUILD").unwrap_or_default().split_whitespace());

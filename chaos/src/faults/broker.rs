@@ -8,7 +8,7 @@ use outbox_tests::eventually;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
 use rdkafka::client::DefaultClientContext;
 
-use super::{EACH, Fault, NOTHING_LOST, Part, POLLED};
+use super::{EACH, Fault, NOTHING_LOST, POLLED, Part};
 use crate::ledger::AGGREGATES;
 use crate::scene::{PATIENCE, Scene, last};
 

@@ -24,7 +24,9 @@ pub(super) const FAULTS: &[Fault] = &[
     broker("packets to the broker lost for 4 s", NOTHING_LOST, |scene| held(scene, &scene.lane.kafka_proxy)),
     broker("connections to the broker cut", NOTHING_LOST, |scene| cut(scene, &scene.lane.kafka_proxy)),
     database("200 ms to the database", EXACT, |scene| delayed(scene, &scene.database_proxy)),
-    database("packets to the database lost for 4 s", NOTHING_LOST, |scene| held(scene, &scene.database_proxy)),
+    database("packets to the database lost for 4 s", NOTHING_LOST, |scene| {
+        held(scene, &scene.database_proxy)
+    }),
     database("connections to the database cut", NOTHING_LOST, |scene| cut(scene, &scene.database_proxy)),
 ];
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outbox_tests::Signal;
 
-use super::{EACH, EXACT, Fault, NOTHING_LOST, Part, POLLED};
+use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, Part};
 use crate::lanes::Source;
 use crate::scene::{PATIENCE, Scene, last};
 
@@ -25,14 +25,8 @@ pub(super) const FAULTS: &[Fault] = &[
     },
     fault("relay stopped by SIGTERM", EXACT, stopped),
     fault("relay stopped while Kafka is down", NOTHING_LOST, stopped_without_kafka),
-    Fault {
-        on: POLLED,
-        ..fault("10 relays join and leave", EXACT, |scene| join_and_leave(scene, 10))
-    },
-    Fault {
-        is_short: false,
-        ..fault("50 relays join and leave", EXACT, |scene| join_and_leave(scene, 50))
-    },
+    Fault { on: POLLED, ..fault("10 relays join and leave", EXACT, |scene| join_and_leave(scene, 10)) },
+    Fault { is_short: false, ..fault("50 relays join and leave", EXACT, |scene| join_and_leave(scene, 50)) },
 ];
 
 /// First nobody else relays, so that the one that dies has all the work.
