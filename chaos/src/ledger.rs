@@ -12,6 +12,8 @@ use crate::site::Site;
 
 /// How many aggregates there are.
 pub const AGGREGATES: u32 = 200;
+/// One that the writers leave alone, so that a fault may keep it locked.
+pub const RESERVED: u32 = AGGREGATES - 1;
 
 /// The tables: the ledger, and a row for each aggregate, whose lock orders the aggregate's events.
 pub fn tables() -> String {

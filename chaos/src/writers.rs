@@ -10,7 +10,7 @@ use diesel::result::Error::RollbackTransaction;
 use diesel_outbox::{Emit, OutboxConnection, Record};
 use fastrand::Rng;
 
-use crate::ledger::{AGGREGATES, note, record};
+use crate::ledger::{RESERVED, note, record};
 
 /// What the writers are told meanwhile.
 #[derive(Default)]
@@ -96,7 +96,7 @@ fn records(rng: &mut Rng) -> Vec<Record> {
         4..9 => rng.usize(2..8),
         _ => rng.usize(8..60),
     };
-    let mut aggregates: Vec<u32> = (0..count).map(|_| rng.u32(..AGGREGATES)).collect();
+    let mut aggregates: Vec<u32> = (0..count).map(|_| rng.u32(..RESERVED)).collect();
     aggregates.sort_unstable();
     aggregates.into_iter().map(record).collect()
 }

@@ -1,12 +1,13 @@
 //! The database stops, ends sessions, and has other things to do.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outbox_tests::eventually;
 
 use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part};
 use crate::lanes::Source;
-use crate::ledger::AGGREGATES;
+use crate::ledger::RESERVED;
 use crate::scene::{PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
@@ -53,8 +54,7 @@ fn snapshot(scene: &Scene<'_>) {
 }
 
 fn open_writer(scene: &Scene<'_>) {
-    // Others wait for its aggregate, as they must.
-    let commit = scene.site.emit_and_wait(AGGREGATES - 1);
+    let commit = scene.site.emit_and_wait(RESERVED);
     scene.flows(1_500);
     commit();
 }
@@ -92,7 +92,6 @@ fn rewritten(scene: &Scene<'_>) {
 
 /// Rows that come without a notification, while nobody else writes.
 fn missed_wakeup(scene: &Scene<'_>) {
-    use std::sync::atomic::Ordering;
     scene.orders.pause.store(true, Ordering::Relaxed);
     last(Duration::from_millis(500));
     eventually("all to be sent", PATIENCE, || (scene.site.unsent() == 0).then_some(()));
