@@ -8,8 +8,7 @@ use std::{env, fs};
 use crate::programs::Outcome;
 
 /// The programs that take longest and about how many seconds they take, for the first run in a new checkout.
-const LONG: [(&str, u64); 10] = [
-    ("chaos/faults", 180),
+const LONG: [(&str, u64); 9] = [
     ("tests/consumer", 72),
     ("tests/cutover", 82),
     ("tests/drain", 158),
