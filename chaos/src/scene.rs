@@ -186,8 +186,10 @@ impl<'a> Scene<'a> {
             });
             relay.signal(Signal::Terminate);
         }
-        let ended: Vec<bool> = relays.into_iter().map(|relay| self.stop(relay)).collect();
-        ended.into_iter().all(|success| success)
+        // A second signal would end them at once.
+        let ended = relays.iter().filter(|relay| relay.wait(PATIENCE).success()).count() == relays.len();
+        self.ended.lock().unwrap().extend(relays);
+        ended
     }
 
     /// Notes that so many relays could not settle what they had published.
