@@ -202,6 +202,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod backoff;
+mod crash;
 mod error;
 #[cfg(fuzzing)]
 #[doc(hidden)]

@@ -20,6 +20,7 @@ use diesel_outbox_core::{
 
 use self::names::TopicNames;
 use self::waiting::Waiting;
+use crate::crash::crash_point;
 use crate::metrics::Metrics;
 
 /// How much a pass takes on: the settings of the same names on [`Relay`](crate::Relay).
@@ -183,6 +184,9 @@ impl Pipeline<'_> {
             pass.reading &= in_time || pass.reads_ahead;
             if self.may_read(pass) && pass.next_read(now).is_zero() {
                 let more = source.read(self.limits.batch_size, &mut batch)?;
+                if !batch.is_empty() {
+                    crash_point("after_reading");
+                }
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut batch).into();
                 self.limit_transaction(pass);
@@ -205,6 +209,7 @@ impl Pipeline<'_> {
             let full = self.hand_over(pass, source, publisher)?;
             if had_nothing && pass.in_flight > 0 {
                 pass.progress = (self.now)();
+                crash_point("after_sending");
             }
             let has_more = !pass.unsent.is_empty() || pass.waiting.count() > 0;
             let lingers = now.duration_since(pass.began) < LINGER
@@ -227,6 +232,9 @@ impl Pipeline<'_> {
             }
             for acknowledgement in acknowledgements.drain(..) {
                 self.acknowledge(pass, acknowledgement, source)?;
+            }
+            if !pass.acknowledged.is_empty() {
+                crash_point("after_acknowledgement");
             }
             // What the broker acknowledges until then need not be sent again.
             let is_over = |failing: &mut Failing| now.duration_since(failing.since) >= LAST_WORDS;
@@ -444,6 +452,7 @@ impl Pass {
         self.settled = now;
         if !self.acknowledged.is_empty() {
             source.settle(&self.acknowledged)?;
+            crash_point("while_settling");
             self.published += self.acknowledged.len();
             self.acknowledged.clear();
         }

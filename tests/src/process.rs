@@ -212,11 +212,12 @@ impl Drop for Process {
 /// `OUTBOX_TEST_BUILD` has further arguments for cargo. Give the ones with which the tests were built, so that nothing is built
 /// twice.
 pub fn workspace_binary(name: &str) -> PathBuf {
-    let test = env::current_exe().expect("the path of this test");
-    let profile_folder = test.ancestors().find(|path| path.ends_with("deps")).and_then(Path::parent);
-    let profile_folder = profile_folder.expect("a test binary in its profile's folder");
+    let program = env::current_exe().expect("the path of this program");
+    let folder = program.parent().expect("a folder");
+    let profile_folder =
+        if folder.ends_with("deps") { folder.parent().expect("its profile's folder") } else { folder };
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.args(["build", "--quiet", "--bin", name]).current_dir("..");
+    build.args(["build", "--quiet", "--bin", name]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     build.args(env::var("OUTBOX_TEST_BUILD").unwrap_or_default().split_whitespace());
     if !cfg!(debug_assertions) {
         build.arg("--release");

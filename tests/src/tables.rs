@@ -132,8 +132,8 @@ pub trait Tables: Sync {
     fn connect(&self) -> Self::Conn;
     /// Returns the number that a query selects.
     fn number(&self, query: &str) -> i64;
-    /// Returns the ids of the events that are marked as sent.
-    fn sent_ids(&self) -> BTreeSet<String>;
+    /// Returns the texts that a query selects.
+    fn texts(&self, query: &str) -> Vec<String>;
     /// Returns how many sessions relays have, and on MariaDB all others too.
     fn sessions(&self) -> usize;
     /// Returns its URL for a relay, as a role that may do no more than a relay needs.
@@ -176,6 +176,12 @@ pub trait Tables: Sync {
         usize::try_from(rows).expect("a number of rows")
     }
 
+    /// Returns the ids of the events that are marked as sent.
+    fn sent_ids(&self) -> BTreeSet<String> {
+        let ids = self.texts("SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL");
+        ids.into_iter().collect()
+    }
+
     /// Returns the number of events that are unsent.
     fn unsent(&self) -> usize {
         self.count("outbox WHERE sent_at IS NULL")
@@ -206,14 +212,12 @@ where
     diesel::dsl::sql::<BigInt>(query).get_result(conn).unwrap_or_else(|error| panic!("{error}: {query}"))
 }
 
-fn sent_ids<C>(conn: &mut C) -> BTreeSet<String>
+fn texts<C>(conn: &mut C, query: &str) -> Vec<String>
 where
     C: Connection,
     SqlLiteral<Text>: for<'a> LoadQuery<'a, C, String>,
 {
-    let sql = "SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL";
-    let ids = diesel::dsl::sql::<Text>(sql).load::<String>(conn).expect("the ids of sent events");
-    ids.into_iter().collect()
+    diesel::dsl::sql::<Text>(query).load(conn).unwrap_or_else(|error| panic!("{error}: {query}"))
 }
 
 /// Claims the free shards for a moment.
@@ -261,8 +265,8 @@ impl Tables for Database<'_> {
         number::<PgConnection>(&mut self.connect(), query)
     }
 
-    fn sent_ids(&self) -> BTreeSet<String> {
-        sent_ids::<PgConnection>(&mut self.connect())
+    fn texts(&self, query: &str) -> Vec<String> {
+        texts::<PgConnection>(&mut self.connect(), query)
     }
 
     fn sessions(&self) -> usize {
@@ -376,8 +380,8 @@ impl Tables for MariadbDatabase<'_> {
         number::<MysqlConnection>(&mut self.connect(), query)
     }
 
-    fn sent_ids(&self) -> BTreeSet<String> {
-        sent_ids::<MysqlConnection>(&mut self.connect())
+    fn texts(&self, query: &str) -> Vec<String> {
+        texts::<MysqlConnection>(&mut self.connect(), query)
     }
 
     fn sessions(&self) -> usize {

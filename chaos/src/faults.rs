@@ -1,0 +1,60 @@
+//! The faults by name: where each applies, what is promised, and how it begins and ends.
+
+mod broker;
+mod database;
+mod network;
+mod relay;
+
+use crate::lanes::Source;
+use crate::scene::Scene;
+
+/// What a fault acts on. Two faults that act on the same part are not combined at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Part {
+    /// The relay processes.
+    Relay,
+    /// The broker and its topic.
+    Broker,
+    /// The database.
+    Database,
+}
+
+/// A fault.
+#[derive(Debug)]
+pub struct Fault {
+    /// Its name.
+    pub name: &'static str,
+    /// What it acts on.
+    pub part: Part,
+    /// What is promised.
+    pub promise: &'static str,
+    /// Where it applies.
+    pub on: &'static [Source],
+    /// Whether it is short enough for each run of the tests.
+    pub is_short: bool,
+    /// Begins and ends it. When this returns, events can flow again.
+    pub act: fn(&Scene<'_>),
+}
+
+const POLLED: &[Source] = &[Source::Postgres, Source::Mariadb];
+const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
+const EACH: &[Source] = &Source::ALL;
+
+const NOTHING_LOST: &str = "nothing lost, in order; at most what was in flight is repeated";
+const EXACT: &str = "nothing lost, in order, nothing repeated";
+
+/// Returns all faults.
+pub fn all() -> Vec<&'static Fault> {
+    [relay::FAULTS, broker::FAULTS, database::FAULTS, network::FAULTS].into_iter().flatten().collect()
+}
+
+/// Returns the faults of a source.
+pub fn of(source: Source) -> Vec<&'static Fault> {
+    all().into_iter().filter(|fault| fault.on.contains(&source)).collect()
+}
+
+/// Returns the fault of this name.
+pub fn named(name: &str) -> Option<&'static Fault> {
+    all().into_iter().find(|fault| fault.name == name)
+}

@@ -1,0 +1,102 @@
+//! The database stops, ends sessions, and has other things to do.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use outbox_tests::eventually;
+
+use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part};
+use crate::lanes::Source;
+use crate::ledger::RESERVED;
+use crate::scene::{PATIENCE, Scene, last};
+
+const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
+    Fault { name, part: Part::Database, promise, on: EACH, is_short: true, act }
+}
+
+pub(super) const FAULTS: &[Fault] = &[
+    fault("sessions terminated", NOTHING_LOST, sessions),
+    fault("database killed", NOTHING_LOST, |scene| away(scene, true)),
+    fault("database stopped", NOTHING_LOST, |scene| away(scene, false)),
+    Fault { on: POSTGRES, ..fault("old snapshot held", EXACT, snapshot) },
+    fault("emitting transaction left open", EXACT, open_writer),
+    fault("column added and dropped", NOTHING_LOST, columns),
+    Fault { on: POSTGRES, ..fault("outbox rewritten (VACUUM FULL)", NOTHING_LOST, rewritten) },
+    Fault { on: POLLED, ..fault("missed wake-up", EXACT, missed_wakeup) },
+];
+
+fn sessions(scene: &Scene<'_>) {
+    for _ in 0..3 {
+        scene.interrupted(2);
+        scene.site.end_sessions();
+        if scene.lane.source == Source::Wal {
+            let senders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
+            scene.site.execute(senders).expect("end the senders");
+        }
+        scene.flows(50);
+    }
+}
+
+fn away(scene: &Scene<'_>, killed: bool) {
+    scene.interrupted(2);
+    if killed {
+        scene.site.crash();
+    } else {
+        scene.site.stop();
+    }
+    scene.site.restart();
+}
+
+fn snapshot(scene: &Scene<'_>) {
+    let held = scene.site.hold("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox");
+    scene.flows(1_500);
+    drop(held);
+}
+
+fn open_writer(scene: &Scene<'_>) {
+    let commit = scene.site.emit_and_wait(RESERVED);
+    scene.flows(1_500);
+    commit();
+}
+
+/// A statement that waits for a lock too long is tried again, as a careful operator does.
+fn alter(scene: &Scene<'_>, sql: &str) {
+    let limit = match scene.lane.source {
+        Source::Mariadb => "SET lock_wait_timeout = 2",
+        _ => "SET lock_timeout = '2s'",
+    };
+    eventually(sql, PATIENCE, || scene.site.execute(&format!("{limit}; {sql}")).ok());
+}
+
+fn columns(scene: &Scene<'_>) {
+    scene.interrupted(2);
+    alter(scene, "ALTER TABLE outbox ADD COLUMN note varchar(20) DEFAULT 'none'");
+    scene.flows(200);
+    alter(scene, "ALTER TABLE outbox DROP COLUMN note");
+    alter(scene, "CREATE INDEX outbox_type ON outbox (type)");
+    scene.flows(200);
+}
+
+fn rewritten(scene: &Scene<'_>) {
+    scene.interrupted(4);
+    for _ in 0..2 {
+        // It cannot run beside another statement.
+        let limited = "SET lock_timeout = '2s'";
+        eventually("VACUUM FULL", PATIENCE, || {
+            scene.site.execute(limited).ok()?;
+            scene.site.execute("VACUUM FULL outbox").ok()
+        });
+        scene.flows(200);
+    }
+}
+
+/// Rows that come without a notification, while nobody else writes.
+fn missed_wakeup(scene: &Scene<'_>) {
+    scene.orders.pause.store(true, Ordering::Relaxed);
+    last(Duration::from_millis(500));
+    eventually("all to be sent", PATIENCE, || (scene.site.unsent() == 0).then_some(()));
+    let sql = crate::ledger::without_wakeup(0, scene.lane.source);
+    scene.site.execute(&sql).expect("insert an event");
+    eventually("the event to be sent", PATIENCE, || (scene.site.unsent() == 0).then_some(()));
+    scene.orders.pause.store(false, Ordering::Relaxed);
+}

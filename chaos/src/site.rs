@@ -1,0 +1,143 @@
+//! The database under test, whatever kind it is.
+
+use std::any::Any;
+
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
+use diesel::prelude::*;
+use diesel_outbox::Emit;
+use fastrand::Rng;
+use outbox_tests::{Server, Tables};
+
+use crate::ledger::{note, record};
+use crate::writers::{Dialect, Orders, write};
+
+/// A database with the outbox and the ledger, on a server that may be stopped.
+pub trait Site: Sync {
+    /// Returns its URL.
+    fn url(&self) -> &str;
+    /// Returns its name.
+    fn name(&self) -> &str;
+    /// Runs statements in a session of their own.
+    ///
+    /// # Errors
+    /// What the database says.
+    fn execute(&self, sql: &str) -> Result<(), String>;
+    /// Returns the number that a query selects.
+    fn number(&self, query: &str) -> i64;
+    /// Returns the texts that a query selects.
+    fn texts(&self, query: &str) -> Vec<String>;
+    /// Runs statements in a session that stays open as long as what this returns.
+    fn hold(&self, sql: &str) -> Box<dyn Any + Send>;
+    /// Emits events of these aggregates in one transaction, with payloads of so many bytes if that is given: Kafka can never take them.
+    fn emit(&self, aggregates: &[u32], poison: Option<usize>);
+    /// Emits an event in a transaction that stays open until the closure is called.
+    fn emit_and_wait(&self, aggregate: u32) -> Box<dyn FnOnce() + Send>;
+    /// Writes until it is told to end.
+    fn write(&self, name: usize, rng: Rng, orders: &Orders);
+    /// Ends the relays' sessions, and on MariaDB all others too.
+    fn end_sessions(&self);
+    /// Returns how many events are unsent, as far as the table says.
+    fn unsent(&self) -> usize;
+    /// Shuts the server down.
+    fn stop(&self);
+    /// Kills the server.
+    fn crash(&self);
+    /// Starts the server again.
+    fn restart(&self);
+}
+
+/// A database of the crate `outbox-tests`.
+pub struct On<'a, S: Server + 'a> {
+    /// Its server.
+    pub server: &'a S,
+    /// The database.
+    pub tables: S::Tables<'a>,
+    /// How to speak to it.
+    pub dialect: Dialect,
+    /// Whether its rows say what was sent.
+    pub marks_sent: bool,
+}
+
+type Conn<'a, S> = <<S as Server>::Tables<'a> as Tables>::Conn;
+
+impl<'a, S: Server + Sync> Site for On<'a, S>
+where
+    Conn<'a, S>: 'static,
+{
+    fn url(&self) -> &str {
+        self.tables.url()
+    }
+
+    fn name(&self) -> &str {
+        self.tables.name()
+    }
+
+    fn execute(&self, sql: &str) -> Result<(), String> {
+        let mut conn = Conn::<'a, S>::establish(self.url()).map_err(|error| error.to_string())?;
+        conn.batch_execute(sql).map_err(|error| error.to_string())
+    }
+
+    fn number(&self, query: &str) -> i64 {
+        self.tables.number(query)
+    }
+
+    fn texts(&self, query: &str) -> Vec<String> {
+        self.tables.texts(query)
+    }
+
+    fn hold(&self, sql: &str) -> Box<dyn Any + Send> {
+        let mut conn = self.tables.connect();
+        conn.batch_execute(sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
+        Box::new(conn)
+    }
+
+    fn emit(&self, aggregates: &[u32], poison: Option<usize>) {
+        let record = |aggregate: &u32| match poison {
+            None => record(*aggregate),
+            Some(bytes) => record(*aggregate).with_payload(vec![b'p'; bytes]),
+        };
+        let records: Vec<_> = aggregates.iter().map(record).collect();
+        let emitted: QueryResult<()> = self.tables.connect().transaction(|conn| {
+            note(conn, &records, poison.is_some())?;
+            conn.emit_all(&records)?;
+            Ok(())
+        });
+        emitted.expect("emit events");
+    }
+
+    fn emit_and_wait(&self, aggregate: u32) -> Box<dyn FnOnce() + Send> {
+        let mut conn = self.tables.connect();
+        let records = [record(aggregate)];
+        AnsiTransactionManager::begin_transaction(&mut conn).expect("begin a transaction");
+        note(&mut conn, &records, false).expect("note an event");
+        conn.emit_all(&records).expect("emit an event");
+        Box::new(move || {
+            // It may be gone together with its session: the ledger knows.
+            let _ = AnsiTransactionManager::commit_transaction(&mut conn);
+        })
+    }
+
+    fn write(&self, name: usize, rng: Rng, orders: &Orders) {
+        write::<Conn<'a, S>>(self.url(), name, rng, self.dialect, orders);
+    }
+
+    fn end_sessions(&self) {
+        self.tables.end_sessions();
+    }
+
+    fn unsent(&self) -> usize {
+        if self.marks_sent { self.tables.unsent() } else { 0 }
+    }
+
+    fn stop(&self) {
+        self.server.stop();
+    }
+
+    fn crash(&self) {
+        self.server.crash();
+    }
+
+    fn restart(&self) {
+        self.server.restart();
+    }
+}

@@ -1,0 +1,196 @@
+//! Compares the ledger with what is on Kafka.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use crate::ledger::{Entry, Ledger, payload};
+use crate::reader::{Content, Received};
+
+/// What a run may cost.
+#[derive(Clone, Debug, Default)]
+pub struct Allowed {
+    /// How many records may be repetitions.
+    pub duplicates: usize,
+    /// Events that Kafka itself has lost, because their topic was deleted.
+    pub gone: BTreeSet<String>,
+    /// Whether the topic has got more partitions. Then an aggregate may move to another one.
+    pub has_new_partitions: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// How many events were committed.
+    pub committed: usize,
+    /// Committed events that are neither on Kafka nor dead letters that had to be.
+    pub lost: Vec<String>,
+    /// Records of events that nobody committed.
+    pub phantom: Vec<String>,
+    /// Events whose first occurrence comes after that of a later event of the same aggregate, or in another partition.
+    pub reordered: Vec<String>,
+    /// Events whose bytes are not those that were emitted, or not the same in each occurrence.
+    pub differing: Vec<String>,
+    /// How many records repeat one.
+    pub duplicates: usize,
+    /// Whether there are more repetitions than allowed.
+    pub has_too_many_duplicates: bool,
+    /// Dead letters of events that Kafka can take.
+    pub dead: Vec<String>,
+    /// How many events are unsent in the end.
+    pub unsent: usize,
+}
+
+impl Verdict {
+    /// Compares what was committed with what arrived.
+    pub fn of(ledger: &Ledger, received: &[Received], allowed: &Allowed) -> Self {
+        let mut verdict = Self { committed: ledger.entries.len(), unsent: ledger.unsent, ..Self::default() };
+        let mut first: BTreeMap<&str, &Content> = BTreeMap::new();
+        let mut seen_in: BTreeSet<(i32, &str)> = BTreeSet::new();
+        let mut last: BTreeMap<(i32, &str), i64> = BTreeMap::new();
+        let mut home: BTreeMap<&str, i32> = BTreeMap::new();
+        let mut received: Vec<&Received> = received.iter().collect();
+        received.sort_by_key(|record| (record.partition, record.offset));
+        for &Received { partition, offset, ref content } in received {
+            let place = format!("[{partition}]@{offset}");
+            let Some((id, entry)) =
+                content.header("id").and_then(|id| ledger.entries.get(id).map(|entry| (id, entry)))
+            else {
+                verdict.phantom.push(format!("{} at {place}", content.header("id").unwrap_or("no id")));
+                continue;
+            };
+            match first.get(id) {
+                Some(before) => {
+                    verdict.duplicates += 1;
+                    if *before != content {
+                        verdict.differing.push(format!("{id} at {place} differs from its first occurrence"));
+                    }
+                }
+                None => {
+                    first.insert(id, content);
+                    let is_as_emitted = content.payload.as_deref() == id.parse().ok().map(payload).as_deref()
+                        && content.key.as_deref() == Some(entry.aggregate.as_bytes())
+                        && content.header("eventType") == Some("Noted");
+                    if !is_as_emitted && !entry.is_poison {
+                        verdict.differing.push(format!("{id} at {place} is not as it was emitted"));
+                    }
+                }
+            }
+            let in_order = !seen_in.insert((partition, id)) || {
+                let before = last.insert((partition, &entry.aggregate), entry.number);
+                before.is_none_or(|before| before < entry.number)
+            };
+            let at_home = *home.entry(&entry.aggregate).or_insert(partition) == partition;
+            if !in_order || !(at_home || allowed.has_new_partitions) {
+                let Entry { aggregate, number, .. } = entry;
+                verdict.reordered.push(format!("{id}, number {number} of aggregate {aggregate}, at {place}"));
+            }
+        }
+        for (id, entry) in &ledger.entries {
+            let is_dead = ledger.dead_letters.contains(id);
+            if is_dead && !entry.is_poison {
+                verdict.dead.push(id.clone());
+            } else if !is_dead && !first.contains_key(id.as_str()) && !allowed.gone.contains(id) {
+                let Entry { aggregate, number, .. } = entry;
+                verdict.lost.push(format!("{id}, number {number} of aggregate {aggregate}"));
+            }
+        }
+        verdict.has_too_many_duplicates = verdict.duplicates > allowed.duplicates;
+        verdict
+    }
+
+    /// Whether everything that is promised was kept.
+    pub fn is_good(&self) -> bool {
+        let Self { lost, phantom, reordered, differing, dead, .. } = self;
+        [lost, phantom, reordered, differing, dead].into_iter().all(Vec::is_empty)
+            && !self.has_too_many_duplicates
+            && self.unsent == 0
+    }
+}
+
+/// In one line, and then the first of each kind of finding.
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let findings = [
+            ("lost", &self.lost),
+            ("phantom", &self.phantom),
+            ("out of order", &self.reordered),
+            ("differing", &self.differing),
+            ("dead", &self.dead),
+        ];
+        write!(f, "{} committed", self.committed)?;
+        for (name, found) in findings {
+            write!(f, ", {} {name}", found.len())?;
+        }
+        let too_many = if self.has_too_many_duplicates { " (too many)" } else { "" };
+        write!(f, ", {} duplicates{too_many}, {} unsent", self.duplicates, self.unsent)?;
+        for (name, found) in findings {
+            for one in found.iter().take(3) {
+                write!(f, "\n    {name}: {one}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn ledger(numbers: &[i64]) -> (Ledger, Vec<Uuid>) {
+        let ids: Vec<Uuid> = numbers.iter().map(|_| Uuid::now_v7()).collect();
+        let entry = |number: &i64| Entry { aggregate: "7".to_owned(), number: *number, is_poison: false };
+        let entries = ids.iter().map(Uuid::to_string).zip(numbers.iter().map(entry)).collect();
+        (Ledger { entries, ..Ledger::default() }, ids)
+    }
+
+    fn received(ids: &[Uuid]) -> Vec<Received> {
+        let record = |(offset, id): (usize, &Uuid)| {
+            let headers = [("id", id.to_string()), ("eventType", "Noted".to_owned())];
+            let headers: BTreeMap<_, _> =
+                headers.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
+            let content =
+                Content { key: Some(b"7".to_vec()), payload: Some(payload(*id)), headers, timestamp: 1 };
+            Received { partition: 0, offset: offset as i64, content }
+        };
+        ids.iter().enumerate().map(record).collect()
+    }
+
+    #[test]
+    fn what_arrives_in_order_and_is_repeated_as_often_as_allowed_is_good() {
+        let (ledger, ids) = ledger(&[1, 2, 3]);
+        let received = received(&[ids[0], ids[1], ids[0], ids[1], ids[2]]);
+        let verdict =
+            |duplicates| Verdict::of(&ledger, &received, &Allowed { duplicates, ..Allowed::default() });
+        assert!(verdict(2).is_good(), "{}", verdict(2));
+        assert!(!verdict(1).is_good());
+    }
+
+    #[test]
+    fn each_kind_of_harm_is_found() {
+        let (ledger, ids) = ledger(&[1, 2, 3]);
+        let of = |received: &[Received]| Verdict::of(&ledger, received, &Allowed::default());
+        assert_eq!(of(&received(&ids[..2])).lost.len(), 1);
+        assert_eq!(of(&received(&[ids[0], ids[1], ids[2], Uuid::now_v7()])).phantom.len(), 1);
+        assert_eq!(of(&received(&[ids[0], ids[2], ids[1]])).reordered.len(), 1);
+        let mut changed = received(&[ids[0], ids[1], ids[2], ids[2]]);
+        changed[3].content.timestamp = 2;
+        assert_eq!(of(&changed).differing.len(), 1);
+        let mut elsewhere = received(&ids);
+        elsewhere[2].partition = 1;
+        assert_eq!(of(&elsewhere).reordered.len(), 1);
+    }
+
+    #[test]
+    fn a_dead_letter_is_no_loss_if_kafka_can_never_take_it() {
+        let (mut ledger, ids) = ledger(&[1, 2]);
+        ledger.dead_letters.insert(ids[1].to_string());
+        let of = |ledger: &Ledger| Verdict::of(ledger, &received(&ids[..1]), &Allowed::default());
+        assert_eq!(of(&ledger).dead.len(), 1);
+        ledger.entries.get_mut(&ids[1].to_string()).unwrap().is_poison = true;
+        assert!(of(&ledger).is_good());
+    }
+}
