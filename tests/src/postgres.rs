@@ -227,9 +227,14 @@ impl Database<'_> {
 
     /// Creates the tables, and lets the roles of the tests' relays, emitters and consumers do there what they need.
     pub fn migrate(&self) {
+        self.migrate_in("public");
+    }
+
+    /// The same in this schema.
+    pub fn migrate_in(&self, schema: &str) {
         let conn = &mut self.connect();
-        Migrations::new().run(conn).expect("create the tables");
-        roles::grant_on_postgres(conn, "public");
+        Migrations::new().schema(schema).run(conn).expect("create the tables");
+        roles::grant_on_postgres(conn, schema);
     }
 
     /// Returns its URL for a relay, as a role that may do no more than a relay needs. The tables must have been made by

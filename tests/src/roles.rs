@@ -22,7 +22,8 @@ pub(crate) fn grant_on_postgres(conn: &mut PgConnection, schema: &str) {
             let _ = conn.batch_execute(&format!("CREATE ROLE {role} LOGIN PASSWORD '{role}' {attribute}"));
         }
     }
-    conn.batch_execute(&grants(POSTGRES, schema)).expect("grants");
+    let quoted = format!("\"{}\"", schema.replace('"', "\"\""));
+    conn.batch_execute(&grants(POSTGRES, &quoted)).expect("grants");
 }
 
 /// Makes the users, and grants each what it needs in this database.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{migrated, new_topic, relay, stop, wal_with};
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually, workspace_binary};
 
@@ -46,7 +46,7 @@ fn debezium_needs_only_what_the_commands_print() {
     // A version on which a slot can be a failover slot.
     let database = Postgres::shared_version(18).database();
     let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
+    database.migrate();
     conn.batch_execute(&format!("CREATE ROLE {} LOGIN", database.name())).unwrap();
     let (report, good) = debezium(&database, &["check"]);
     assert!(!good, "{report}");

@@ -167,7 +167,7 @@ fn tables_in_a_schema_of_their_own_are_relayed() {
     let database = migrated();
     let conn = &mut database.connect();
     let schema = "billing \"quoted\"";
-    Migrations::new().schema(schema).run(conn).unwrap();
+    database.migrate_in(schema);
     conn.batch_execute("SET search_path TO \"billing \"\"quoted\"\"\"").unwrap();
     let prefix = Kafka::shared().unique("schema");
     let relay = relay(&database, &prefix).schema(schema).spawn().unwrap();

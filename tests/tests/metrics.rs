@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Outbox, Record};
+use diesel_outbox::{Emit, Outbox, Record};
 use diesel_outbox_relay::source::wal::setup;
 use diesel_outbox_relay::{Kafka as Broker, Relay, WalOptions};
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
@@ -101,7 +101,7 @@ fn the_lag_and_the_numbers_of_published_and_dead_letters_are_metrics(tables: &im
 fn two_outboxes_in_one_postgres_have_a_lag_each() {
     let database = migrated();
     let conn = &mut database.connect();
-    Migrations::new().schema("events").run(conn).unwrap();
+    database.migrate_in("events");
     conn.transaction(|c| c.emit(&record("One"))).unwrap();
     let events = Outbox::new().schema("events");
     conn.transaction(|c| events.emit_all(c, [record("Two"), record("Three")])).unwrap();

@@ -195,7 +195,7 @@ fn two_outboxes_in_one_database_can_be_read_from_two_slots() {
     let conn = &mut database.connect();
     let relays: Vec<_> = ["first", "second"]
         .map(|schema| {
-            Migrations::new().schema(schema).run(conn).unwrap();
+            database.migrate_in(schema);
             let slot = format!("{}_{schema}", database.name());
             let names = ["--schema", schema, "--slot", &slot, "--publication", schema];
             wal_with(&database, &[&["setup"], &names[..]].concat());

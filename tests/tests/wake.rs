@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
-use diesel_outbox::{Emit, Migrations, Record};
+use diesel_outbox::{Emit, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
 use outbox_tests::load::migrated;
 use outbox_tests::{
@@ -182,7 +182,7 @@ fn an_event_of_a_prepared_transaction_is_sent_soon_after_it_is_committed() {
     let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
     let database = server.database();
     let conn = &mut database.connect();
-    Migrations::new().run(conn).unwrap();
+    database.migrate();
     let topic = Kafka::shared().unique("prepared");
     let _relay = relay(&database, &topic);
     wait_until_asleep(&database);

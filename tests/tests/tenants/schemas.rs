@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox::{Migrations, Outbox, Record};
+use diesel_outbox::{Outbox, Record};
 use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::{Database, Kafka, Postgres, ReadRecord, eventually};
 
@@ -15,10 +15,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A new database with an outbox in each of these schemas.
 pub(crate) fn migrated(schemas: &[String]) -> Database<'static> {
     let database = Postgres::shared().database();
-    let conn = &mut database.connect();
-    for schema in schemas {
-        Migrations::new().schema(schema).run(conn).unwrap();
-    }
+    schemas.iter().for_each(|schema| database.migrate_in(schema));
     database
 }
 
