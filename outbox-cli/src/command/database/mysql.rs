@@ -91,10 +91,33 @@ fn encoded(name: &str) -> String {
         .collect()
 }
 
+/// Parameters of other clients. Only these are named in an error: what comes after a `?` can be a part of a password.
+const OF_OTHERS: [&str; 16] = [
+    "allowPublicKeyRetrieval",
+    "charset",
+    "collation",
+    "connectTimeout",
+    "connect_timeout",
+    "serverTimezone",
+    "ssl-ca",
+    "ssl-cert",
+    "ssl-key",
+    "ssl-mode",
+    "ssl_ca",
+    "ssl_mode",
+    "statement-cache-capacity",
+    "timezone",
+    "unix_socket",
+    "useSSL",
+];
+
 /// The driver's messages repeat values, and a value can be a part of a password.
 fn refused(error: &UrlError) -> String {
     match error {
-        UrlError::UnknownParameter(name) => format!("the MySQL driver knows no parameter `{name}`"),
+        UrlError::UnknownParameter(name) if OF_OTHERS.contains(&name.as_str()) => {
+            format!("the MySQL driver knows no parameter `{name}`")
+        }
+        UrlError::UnknownParameter(_) => "the MySQL driver does not know one of the URL's parameters. In a password, write a `?` as %3F".into(),
         UrlError::FeatureRequired(_, name) => {
             format!("this binary was built without what the parameter `{name}` needs: build it with the feature `mysql-tls`")
         }
