@@ -71,8 +71,7 @@ const BLOCKED: &str =
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
-                        `Migrations::new().run(..)`), or name the schema that holds the tables; on PostgreSQL, a role that may \
-                        not use that schema does not see them either (GRANT USAGE ON SCHEMA)";
+                        `Migrations::new().run(..)`), or name the schema that holds the tables";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 fn database_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {

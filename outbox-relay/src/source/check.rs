@@ -23,7 +23,9 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
     let failed = |error| database_error("looking for the outbox table", error);
     if !HasTable::new().get_result::<bool>(conn).map_err(failed)? {
         let place = Place::new().get_result::<String>(conn).map_err(failed)?;
-        return Err(SourceError::misconfigured(format!("{NO_TABLE}. This session is in {place}")));
+        return Err(SourceError::misconfigured(format!(
+            "{NO_TABLE}. A role that may not use that schema does not see them either (GRANT USAGE ON SCHEMA). This session is in {place}"
+        )));
     }
     match Numbering::new().get_result::<(i64, bool)>(conn).optional().map_err(failed)? {
         Some((1, true)) => {}
