@@ -4,7 +4,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Inbox, Once, Outbox, Record};
 use diesel_outbox_core::Source;
-use diesel_outbox_relay::source::{PostgresSource, SourceOptions};
+use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
 use outbox_tests::load::{count, drop_roles};
 use outbox_tests::{Mariadb, MariadbDatabase, Postgres};
 use uuid::Uuid;
@@ -55,16 +55,7 @@ fn each_role_does_its_work_in_a_named_schema_and_the_command_can_be_run_again() 
     let records = [1, 2].map(|number| Record::new("order", "1", number.to_string()));
     let events = Outbox::new().schema(schema);
     emitting.transaction(|c| events.emit_all(c, &records)).unwrap();
-    {
-        let mut source = PostgresSource::new(relay, SourceOptions::default().schema(schema));
-        assert!(source.claim().unwrap());
-        let mut claimed = Vec::new();
-        source.read(10, &mut claimed).unwrap();
-        source.settle(&[claimed[0].ticket]).unwrap();
-        source.dead_letter(claimed[1].ticket, "too large").unwrap();
-        source.release().unwrap();
-        assert_eq!(source.upkeep().unwrap().unwrap().unsent, 0);
-    }
+    send_one_of_two(PostgresSource::new(relay, SourceOptions::default().schema(schema)));
     let consuming = &mut PgConnection::establish(&consumer).unwrap();
     let inbox = Inbox::new("billing").schema(schema);
     let handled = inbox.once(consuming, Uuid::now_v7(), |_| QueryResult::Ok(())).unwrap();
@@ -150,15 +141,7 @@ fn do_their_work(database: &MariadbDatabase<'_>, by_default: impl Fn(&str, &str)
     let emitting = &mut MysqlConnection::establish(&url("emitter")).unwrap();
     let records = [1, 2].map(|number| Record::new("order", "1", number.to_string()));
     emitting.transaction(|c| c.emit_all(&records)).unwrap();
-    let mut source = diesel_outbox_relay::source::MysqlSource::new(url("relay"), SourceOptions::default());
-    assert!(source.claim().unwrap());
-    let mut claimed = Vec::new();
-    source.read(10, &mut claimed).unwrap();
-    source.settle(&[claimed[0].ticket]).unwrap();
-    source.dead_letter(claimed[1].ticket, "too large").unwrap();
-    source.release().unwrap();
-    assert_eq!(source.upkeep().unwrap().unwrap().unsent, 0);
-    drop(source);
+    send_one_of_two(MysqlSource::new(url("relay"), SourceOptions::default()));
     let consuming = &mut MysqlConnection::establish(&url("consumer")).unwrap();
     let inbox = Inbox::new("billing");
     let handled = inbox.once(consuming, Uuid::now_v7(), |_| QueryResult::Ok(())).unwrap();
@@ -171,4 +154,15 @@ fn do_their_work(database: &MariadbDatabase<'_>, by_default: impl Fn(&str, &str)
         conn.batch_execute(&format!("DROP USER {short}_{role}")).unwrap();
         conn.batch_execute(&format!("DROP ROLE `{quoted}`")).unwrap();
     }
+}
+
+/// Makes a pass that settles the first of two records, makes the second a dead letter, and looks after the table.
+fn send_one_of_two(mut source: impl Source) {
+    assert!(source.claim().unwrap());
+    let mut claimed = Vec::new();
+    source.read(10, &mut claimed).unwrap();
+    source.settle(&[claimed[0].ticket]).unwrap();
+    source.dead_letter(claimed[1].ticket, "too large").unwrap();
+    source.release().unwrap();
+    assert_eq!(source.upkeep().unwrap().unwrap().unsent, 0);
 }
