@@ -13,7 +13,7 @@ struct Weather {
     delay: Duration,
     /// In bytes a second, if it is limited.
     rate: Option<usize>,
-    /// Nothing passes, and nobody is told.
+    /// Nothing passes, and neither side hears of it.
     holds: bool,
     /// Nobody is let in.
     refuses: bool,

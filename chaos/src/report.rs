@@ -46,7 +46,7 @@ pub fn write(page: &str, outcomes: &[Outcome]) -> String {
             .expect("write to a string");
         }
     }
-    let (before, rest) = page.split_once(BEGIN).expect("where the table begins");
-    let (_, after) = rest.split_once(END).expect("where the table ends");
+    let (before, rest) = page.split_once(BEGIN).expect("the mark before the table");
+    let (_, after) = rest.split_once(END).expect("the mark after the table");
     format!("{before}{BEGIN}{table}{END}{after}")
 }

@@ -41,7 +41,7 @@ pub const WINDOW: usize = 4_000;
 pub struct Program {
     /// The file.
     pub path: PathBuf,
-    /// What it is told besides the usual settings.
+    /// Its variables besides the usual settings.
     pub environment: Vec<(String, String)>,
     /// How long to wait in the end for events that do not come.
     pub patience: Duration,
@@ -64,7 +64,7 @@ pub struct Scene<'a> {
     pub database_proxy: Proxy,
     /// The topic.
     pub topic: String,
-    /// What the writers are told.
+    /// The orders for the writers.
     pub orders: Orders,
     /// The program that relays.
     pub program: Program,

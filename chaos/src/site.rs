@@ -32,7 +32,7 @@ pub trait Site: Sync {
     fn emit(&self, aggregates: &[u32], poison: Option<usize>);
     /// Emits an event in a transaction that stays open until the closure is called.
     fn emit_and_wait(&self, aggregate: u32) -> Box<dyn FnOnce() + Send>;
-    /// Writes until it is told to end.
+    /// Writes until the order to end.
     fn write(&self, name: usize, rng: Rng, orders: &Orders);
     /// Ends the relays' sessions, and on MariaDB all others too.
     fn end_sessions(&self);

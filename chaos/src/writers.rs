@@ -12,7 +12,7 @@ use fastrand::Rng;
 
 use crate::ledger::{RESERVED, note, record};
 
-/// What the writers are told meanwhile.
+/// The orders for the writers meanwhile.
 #[derive(Default)]
 pub struct Orders {
     /// They end.
@@ -34,7 +34,7 @@ pub struct Dialect {
 const RECONNECT: Duration = Duration::from_millis(50);
 const BETWEEN: Duration = Duration::from_millis(4);
 
-/// Writes until it is told to end. A transaction that fails is forgotten: what was committed, the ledger knows.
+/// Writes until the order to end. A transaction that fails is forgotten: what was committed, the ledger knows.
 pub fn write<C>(url: &str, name: usize, mut rng: Rng, dialect: Dialect, orders: &Orders)
 where
     C: OutboxConnection<TransactionManager = AnsiTransactionManager> + SimpleConnection,

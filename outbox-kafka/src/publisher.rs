@@ -224,9 +224,7 @@ impl KafkaPublisher {
         };
         Ok((producer, &mut self.gate, &mut self.topics))
     }
-}
 
-impl KafkaPublisher {
     /// Opens a transaction for this record, if the relay sends exactly once.
     fn open(&mut self, id: Uuid) -> Result<(), Refusal> {
         let Some(transactions) = &mut self.transactions else { return Ok(()) };

@@ -38,7 +38,7 @@ use diesel_outbox_core::{PublishError, Publisher, Source};
 use super::{Pass, PassError, Passed, Pipeline};
 
 /// How many records a transaction takes on at most. A relay that takes over finds as many ids.
-const LONGEST_TRANSACTION: usize = 50_000;
+const LARGEST_TRANSACTION: usize = 50_000;
 
 impl Pipeline<'_> {
     /// Makes sure that no other relay can commit any more, and settles what was committed last. Returns `false` if it has settled
@@ -75,7 +75,7 @@ impl Pipeline<'_> {
     /// Closes the pass when its transaction has enough, and when it has caught up: what it has published is not visible before it ends.
     pub(super) fn limit_transaction(&self, pass: &mut Pass) {
         pass.taken += pass.unsent.len();
-        if self.limits.exactly_once && (pass.taken >= LONGEST_TRANSACTION || pass.caught_up.is_some()) {
+        if self.limits.exactly_once && (pass.taken >= LARGEST_TRANSACTION || pass.caught_up.is_some()) {
             pass.reading = false;
         }
     }
