@@ -3,7 +3,9 @@
 use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
-use crate::{backlog, drain, emit, exactly_once, growth, idle, latency, memory, order, soak, tenants, wal};
+use crate::{
+    backlog, drain, emit, exactly_once, growth, idle, latency, memory, order, overload, soak, tenants, wal,
+};
 
 #[derive(Subcommand)]
 pub(crate) enum Benchmark {
@@ -27,6 +29,8 @@ pub(crate) enum Benchmark {
     Growth(growth::Growth),
     /// Whether many writers and workers on MariaDB meet a deadlock. It runs once, whatever `--rounds` says.
     Soak(soak::Soak),
+    /// Whether a relay stays as small and as fast as it was with a slow broker, odd events, many dead letters, and without any work.
+    Overload(overload::Overload),
     /// One relay for the outboxes of many schemas: what they cost while idle, and what a backlog in one costs the others.
     Tenants(tenants::Tenants),
     /// What sending exactly once costs, beside the same relay that sends at least once. Only on PostgreSQL, polled.
@@ -46,6 +50,7 @@ impl Benchmark {
             Self::Wal(wal) => wal.run(rounds),
             Self::Growth(growth) => growth.run(rounds),
             Self::Soak(soak) => soak.run(),
+            Self::Overload(overload) => overload.run(rounds),
             Self::Tenants(tenants) => tenants.run(rounds),
             Self::ExactlyOnce(exactly_once) => exactly_once.run(rounds),
         }
@@ -90,6 +95,7 @@ mod tests {
                 "wal",
                 "growth",
                 "soak",
+                "overload",
                 "tenants",
                 "exactly-once",
                 "drain --database mariadb",

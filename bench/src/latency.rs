@@ -372,7 +372,7 @@ fn await_event(consumer: &BaseConsumer) -> usize {
 }
 
 /// The median and the 99th percentile, in milliseconds.
-fn percentiles(durations: impl Iterator<Item = Duration>) -> [f64; 2] {
+pub(crate) fn percentiles(durations: impl Iterator<Item = Duration>) -> [f64; 2] {
     let mut durations: Vec<Duration> = durations.collect();
     durations.sort();
     [50, 99].map(|percent| durations[durations.len() * percent / 100].as_secs_f64() * 1e3)

@@ -18,6 +18,7 @@ mod mariadb;
 mod measured;
 mod memory;
 mod order;
+mod overload;
 mod paced;
 mod producer;
 mod relays;

@@ -171,6 +171,7 @@ impl Krate<'_> {
             Self(Some(path), _) => path.to_token_stream(),
             Self(None, Library::Diesel) => quote_spanned!(span=> ::diesel_outbox),
             Self(None, Library::SeaOrm) => quote_spanned!(span=> ::sea_orm_outbox),
+            Self(None, Library::Kafka) => quote_spanned!(span=> ::diesel_outbox_kafka),
         }
     }
 }

@@ -86,7 +86,7 @@ use syn::{DeriveInput, parse_macro_input};
 /// | `payload = path::to::function` | the payload, from a function | the value as JSON, with serde |
 /// | `tombstone` | no payload | the value as JSON, with serde |
 /// | `decode = ..`, `upcast(..)` | the decoding: see [`InboxEvent`](macro@InboxEvent) | |
-/// | `crate = renamed` | the path of diesel-outbox or sea-orm-outbox; only on the type | `::diesel_outbox` or `::sea_orm_outbox` |
+/// | `crate = renamed` | the path of the crate that has the derive; only on the type | `::diesel_outbox`, `::sea_orm_outbox` or `::diesel_outbox_kafka`, whichever the derive was imported from |
 ///
 /// On a field:
 ///
@@ -278,6 +278,14 @@ pub fn derive_sea_orm_outbox_event(input: TokenStream) -> TokenStream {
     derive(&input, Derived::Outbox, Library::SeaOrm).into()
 }
 
+/// Implements `OutboxEvent` of diesel-outbox-kafka, which re-exports this derive under that name. Its attributes are those of
+/// [`OutboxEvent`](macro@OutboxEvent), but the default of `crate` is `::diesel_outbox_kafka`.
+#[proc_macro_derive(KafkaOutboxEvent, attributes(outbox))]
+pub fn derive_kafka_outbox_event(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    derive(&input, Derived::Outbox, Library::Kafka).into()
+}
+
 /// Implements `InboxEvent`, which decodes an event by its type and version into the variant that was emitted, or returns an error.
 ///
 /// It reads the same attributes as [`OutboxEvent`](macro@OutboxEvent). Derive both on one type, or only this one on the consumer's
@@ -385,6 +393,14 @@ pub fn derive_sea_orm_inbox_event(input: TokenStream) -> TokenStream {
     derive(&input, Derived::Inbox, Library::SeaOrm).into()
 }
 
+/// Implements `InboxEvent` of diesel-outbox-kafka, which re-exports this derive under that name. Its attributes are those of
+/// [`InboxEvent`](macro@InboxEvent), but the default of `crate` is `::diesel_outbox_kafka`.
+#[proc_macro_derive(KafkaInboxEvent, attributes(outbox))]
+pub fn derive_kafka_inbox_event(input: TokenStream) -> TokenStream {
+    let input = parse_macro_input!(input as DeriveInput);
+    derive(&input, Derived::Inbox, Library::Kafka).into()
+}
+
 /// The trait to derive. If both derives find the same mistake, the compiler shows it once, because the two errors are equal.
 #[derive(Clone, Copy)]
 enum Derived {
@@ -397,6 +413,7 @@ enum Derived {
 enum Library {
     Diesel,
     SeaOrm,
+    Kafka,
 }
 
 fn derive(input: &DeriveInput, derived: Derived, library: Library) -> proc_macro2::TokenStream {
@@ -446,17 +463,19 @@ mod tests {
     }
 
     #[test]
-    fn the_derives_for_sea_orm_find_its_crate_by_themselves() {
+    fn the_derives_of_other_crates_find_them_by_themselves() {
         let sound: DeriveInput = parse_quote! {
             #[outbox(aggregate = "a", version = 1, header("x" = X))]
             enum Event { Json(#[outbox(id)] u8), #[outbox(id = id, payload = payload, decode = decode)] Functions }
         };
         let broken: DeriveInput = parse_quote! { #[outbox(typo)] struct Event; };
-        for input in [sound, broken] {
-            for (derived, name) in [(Derived::Outbox, "OutboxEvent"), (Derived::Inbox, "InboxEvent")] {
-                let code = super::derive(&input, derived, Library::SeaOrm).to_string();
-                assert!(code.contains(&format!("impl :: sea_orm_outbox :: {name} for Event")), "{code}");
-                assert!(!code.contains("diesel_outbox"), "{code}");
+        for (library, of) in [(Library::SeaOrm, "sea_orm_outbox"), (Library::Kafka, "diesel_outbox_kafka")] {
+            for input in [&sound, &broken] {
+                for (derived, name) in [(Derived::Outbox, "OutboxEvent"), (Derived::Inbox, "InboxEvent")] {
+                    let code = super::derive(input, derived, library).to_string();
+                    assert!(code.contains(&format!("impl :: {of} :: {name} for Event")), "{code}");
+                    assert!(!code.contains(":: diesel_outbox ::"), "{code}");
+                }
             }
         }
     }

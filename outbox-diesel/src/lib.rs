@@ -280,4 +280,4 @@ pub use self::migrate::MysqlMigration;
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrateConnection, MigrationError, Migrations};
 #[doc(hidden)]
-pub use self::problem::connection_problem;
+pub use self::problem::{connection_problem, is_malformed_url};

@@ -23,14 +23,25 @@ pub fn connection_problem(error: &ConnectionError) -> String {
     if message.starts_with("could not translate host name") {
         return format!("the host in the database URL was not found: check the URL ({ESCAPES})");
     }
-    let beginnings = ["connection to server", "could not connect", "unable to open database"];
-    if beginnings.iter().any(|beginning| message.to_lowercase().starts_with(beginning)) {
-        message
-    } else {
+    if is_malformed_url(error) {
         format!(
             "the database URL cannot be parsed: check it ({ESCAPES}; the parameters are libpq's, which are not those of sqlx or JDBC)"
         )
+    } else {
+        message
     }
+}
+
+/// Returns whether the URL could not be parsed. Anything else may pass.
+pub fn is_malformed_url(error: &ConnectionError) -> bool {
+    let message = error.to_string().to_lowercase();
+    let of_the_server = [
+        "connection to server",
+        "could not connect",
+        "could not translate host name",
+        "unable to open database",
+    ];
+    !of_the_server.iter().any(|beginning| message.starts_with(beginning))
 }
 
 const ESCAPES: &str = "postgres://user:password@host:5432/name; \

@@ -10,7 +10,6 @@
 //! # fn ship(_: &mut PgConnection, _: i64) -> QueryResult<usize> { Ok(1) }
 //!
 //! #[derive(serde::Deserialize, InboxEvent)]
-//! #[outbox(crate = diesel_outbox_kafka)]
 //! enum OrderEvent {
 //!     OrderPlaced { order_id: i64, total_cents: i64 },
 //!     OrderPaid { order_id: i64 },

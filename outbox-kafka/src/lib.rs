@@ -51,7 +51,7 @@
 //! tracing-subscriber = "0.3"
 //! ```
 //!
-//! Derive `InboxEvent` with `#[outbox(crate = diesel_outbox_kafka)]` on the type then, and create the table `inbox` with
+//! Derive `diesel_outbox_kafka::InboxEvent` then, and create the table `inbox` with
 //! `diesel_outbox_kafka::Migrations::inbox_only().run(&mut conn)?`. For an enum of connections, call
 //! `diesel_outbox_kafka::multi_connection!`.
 //!
@@ -82,12 +82,14 @@ mod publisher;
 #[doc(hidden)]
 pub use diesel_outbox::__private;
 #[cfg(feature = "consumer")]
-pub use diesel_outbox::{
-    DecodeError, EncodedEvent, Inbox, InboxEvent, Once, OutboxConnection, OutboxEvent, Pruning, Record,
-    RecordError, multi_connection, wire,
-};
+pub use diesel_outbox::{Inbox, Once, OutboxConnection, Pruning, multi_connection};
 #[cfg(feature = "migrations")]
 pub use diesel_outbox::{MigrateConnection, MigrationError, Migrations};
+// The traits come from here, because diesel-outbox may add derives of the same names, which look for it.
+#[cfg(feature = "consumer")]
+pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent, Record, RecordError, wire};
+#[cfg(feature = "derive")]
+pub use diesel_outbox_derive::{KafkaInboxEvent as InboxEvent, KafkaOutboxEvent as OutboxEvent};
 #[cfg(feature = "consumer")]
 pub use uuid::Uuid;
 

@@ -10,6 +10,7 @@ mod transactions;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::__private::unix_ms;
@@ -28,6 +29,7 @@ use self::producer::Producer;
 use self::topics::RefusedTopics;
 use self::transactions::Transactions;
 use crate::error::{refusal, refusal_of_property};
+use crate::log::Errors;
 
 /// Kafka as the relay's broker.
 ///
@@ -48,6 +50,8 @@ pub struct Kafka {
     settings: BTreeMap<String, String>,
     event_headers: bool,
     exactly_once_prefix: String,
+    /// What its producers have logged, whichever had the error.
+    errors: Arc<Errors>,
 }
 
 impl Kafka {
@@ -71,6 +75,7 @@ impl Kafka {
             settings: settings.into(),
             event_headers: true,
             exactly_once_prefix: "outbox.progress".to_owned(),
+            errors: Arc::default(),
         }
     }
 
@@ -130,7 +135,7 @@ impl Kafka {
         if batching == Batching::Single {
             config.set("batch.num.messages", "1");
         }
-        match Producer::start(&config, Deliveries::new(batching)) {
+        match Producer::start(&config, Deliveries::new(batching, self.errors.clone())) {
             Ok(Ok(producer)) => Ok(producer),
             Ok(Err(error)) => {
                 Err(PublishError::new(format!("the Kafka producer's thread could not be started: {error}"))

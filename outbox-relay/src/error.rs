@@ -34,9 +34,10 @@ pub enum RelayError {
     /// The system could not start a worker's thread.
     #[error("cannot start a worker's thread: {0}")]
     Thread(#[from] std::io::Error),
-    /// The source cannot go on, and trying again cannot help, for example because a replication slot was lost. No unsent record is
-    /// marked as sent.
-    #[error("the relay cannot go on: {0}")]
+    /// The source cannot go on, and trying again cannot help, for example because a replication slot was lost. Or the relay was stopped
+    /// while it waited until somebody fixes something, for example until somebody creates its tables. No unsent record is marked as
+    /// sent.
+    #[error("the relay {why}: {0}", why = if .0.is_permanent() { "cannot go on" } else { "was stopped while it waited for a fix" })]
     Source(#[source] SourceError),
     /// A worker panicked; the others have been stopped.
     #[error(

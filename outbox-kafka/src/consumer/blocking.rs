@@ -107,7 +107,6 @@ impl<C: 'static> Consumer<C> {
     /// use diesel_outbox_kafka::consumer::Consumer;
     ///
     /// #[derive(serde::Deserialize, InboxEvent)]
-    /// #[outbox(crate = diesel_outbox_kafka)]
     /// enum OrderEvent {
     ///     OrderPlaced { order_id: i64, total_cents: i64 },
     ///     OrderPaid { order_id: i64 },
@@ -125,8 +124,6 @@ impl<C: 'static> Consumer<C> {
     /// # }
     /// # fn main() {}
     /// ```
-    ///
-    /// `crate = diesel_outbox_kafka` is for a service that does not depend on `diesel-outbox`.
     pub fn on_event<E: InboxEvent>(
         mut self,
         mut handler: impl FnMut(&mut C, E) -> Result<(), HandlerError> + Send + 'static,

@@ -1,5 +1,5 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Acknowledgement, Outcome};
@@ -20,7 +20,7 @@ pub(super) struct Deliveries {
     enough: Condvar,
     batch_was_refused: AtomicBool,
     is_over: AtomicBool,
-    errors: Errors,
+    errors: Arc<Errors>,
 }
 
 #[derive(Default)]
@@ -40,14 +40,14 @@ const PART: usize = 16;
 pub(super) const NO_TICKET: usize = usize::MAX;
 
 impl Deliveries {
-    pub(super) fn new(batching: Batching) -> Self {
+    pub(super) fn new(batching: Batching, errors: Arc<Errors>) -> Self {
         Self {
             batching,
             arrived: Mutex::default(),
             enough: Condvar::new(),
             batch_was_refused: AtomicBool::new(false),
             is_over: AtomicBool::new(false),
-            errors: Errors::default(),
+            errors,
         }
     }
 

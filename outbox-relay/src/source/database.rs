@@ -15,7 +15,7 @@ use super::search_path::enter_schema;
 use super::{DatabaseUrl, database_error};
 use crate::source::SourceOptions;
 use crate::statement::statement;
-use diesel_outbox::connection_problem;
+use diesel_outbox::{connection_problem, is_malformed_url};
 
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
@@ -88,7 +88,8 @@ impl Database {
 
 fn establish(url: &str) -> Result<PgConnection, SourceError> {
     PgConnection::establish(&with_keepalives(url)).map_err(|error| {
-        SourceError::new(format!("cannot connect to the database: {}", connection_problem(&error)))
+        let message = format!("cannot connect to the database: {}", connection_problem(&error));
+        if is_malformed_url(&error) { SourceError::misconfigured(message) } else { SourceError::new(message) }
     })
 }
 
@@ -141,7 +142,15 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
 
 #[cfg(test)]
 mod tests {
-    use super::with_keepalives;
+    use super::{establish, with_keepalives};
+
+    #[test]
+    fn a_malformed_url_waits_for_somebody_to_fix_it() {
+        for url in ["postgres://u:p@h:port/d", "postgres://h/d?sslmod=require", "host"] {
+            assert!(establish(url).err().unwrap().is_misconfigured(), "{url}");
+        }
+        assert!(!establish("postgres://127.0.0.1:1/d").err().unwrap().is_misconfigured());
+    }
 
     #[test]
     fn a_url_gets_keepalives_if_it_has_none() {

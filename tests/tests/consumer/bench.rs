@@ -6,7 +6,6 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncConnection, AsyncPgConnection};
-use diesel_outbox::Migrations;
 use diesel_outbox_kafka::consumer::{AsyncHandler, Consumer, HandlerError, Received};
 use futures_executor::block_on;
 use outbox_tests::{Database, Kafka, Postgres, RawRecord, eventually, eventually_ok};
@@ -147,8 +146,13 @@ impl<'a> Bench<'a> {
     pub(crate) fn of(kafka: &'a Kafka, postgres: &'a Postgres, topic: String, partitions: i32) -> Self {
         let database = postgres.database();
         let mut conn = database.connect();
-        Migrations::new().run(&mut conn).unwrap();
-        conn.batch_execute("create table effect (n serial, id uuid, body text, consumer text)").unwrap();
+        database.migrate();
+        // The handlers' own table. The consumers work as a role that may do nothing else.
+        conn.batch_execute(
+            "create table effect (n serial, id uuid, body text, consumer text);
+             grant select, insert on effect to public; grant usage on effect_n_seq to public",
+        )
+        .unwrap();
         Self { kafka, database, topic, name: kafka.unique("billing"), partitions }
     }
 
@@ -166,24 +170,24 @@ impl<'a> Bench<'a> {
     }
 
     pub(crate) fn consumer(&self) -> Consumer<PgConnection> {
-        consumer(self.kafka.brokers(), &self.name, &self.topic).database_url(self.database.url())
+        consumer(self.kafka.brokers(), &self.name, &self.topic).database_url(self.database.consumer_url())
     }
 
     pub(crate) fn async_consumer(&self) -> Consumer<AsyncPgConnection, AsyncHandler<AsyncPgConnection>> {
         let consumer =
-            Consumer::new_async(self.kafka.brokers(), &self.name).database_url(self.database.url());
+            Consumer::new_async(self.kafka.brokers(), &self.name).database_url(self.database.consumer_url());
         quick(consumer).topics([&self.topic])
     }
 
     pub(crate) fn connect_async(
         &self,
     ) -> impl AsyncFnMut() -> ConnectionResult<AsyncPgConnection> + Send + use<> {
-        let url = self.database.url().to_owned();
+        let url = self.database.consumer_url();
         async move || AsyncPgConnection::establish(&url).await
     }
 
     pub(crate) fn connect(&self) -> impl FnMut() -> ConnectionResult<PgConnection> + Send + use<> {
-        let url = self.database.url().to_owned();
+        let url = self.database.consumer_url();
         move || PgConnection::establish(&url)
     }
 

@@ -60,7 +60,10 @@ fn a_consumer_on_sqlite_whose_inbox_is_missing_ends_too() {
 fn a_consumer_finds_its_inbox_in_the_schema_that_it_is_given() {
     let bench = Bench::new(1);
     let mut conn = bench.database.connect();
-    conn.batch_execute("create schema \"it's\"; alter table inbox set schema \"it's\"").unwrap();
+    conn.batch_execute(
+        "create schema \"it's\"; grant usage on schema \"it's\" to public; alter table inbox set schema \"it's\"",
+    )
+    .unwrap();
     bench.send([(0, &Sent::new("a"))]);
     let consumer = || bench.consumer().on("Counted", insert_effect);
     assert!(matches!(block_on(consumer().run(pending())), Err(ConsumerError::NoInbox)));

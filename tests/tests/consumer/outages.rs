@@ -49,7 +49,8 @@ fn a_consumer_that_is_killed_loses_nothing_and_repeats_nothing() {
     bench.send(events.iter().enumerate().map(|(n, event)| (n as i32 % 3, event)));
     let mut child = Command::new(env::current_exe().unwrap());
     child.args(["--ignored", "--exact", "outages::the_consumer_that_is_killed", "--nocapture"]);
-    let to_child = [bench.kafka.brokers(), bench.database.url(), &bench.topic, &bench.name].join(" ");
+    let to_child =
+        [bench.kafka.brokers(), &bench.database.consumer_url(), &bench.topic, &bench.name].join(" ");
     child.env("CONSUMER_TO_KILL", to_child);
     for effects in [150, 450] {
         let child = Process::start(&child);

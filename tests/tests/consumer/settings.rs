@@ -40,7 +40,6 @@ fn wrong_settings_are_refused_at_the_start() {
 }
 
 #[derive(serde::Deserialize, InboxEvent)]
-#[outbox(crate = diesel_outbox_kafka)]
 enum OrderEvent {
     #[outbox(type = "OrderPlaced", version = 1)]
     Placed {},

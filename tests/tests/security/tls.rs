@@ -1,12 +1,17 @@
 //! Whoever poses as a server is refused: another authority, another host, a certificate that has expired, and no TLS at all.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
+use diesel_outbox_kafka::consumer::Consumer;
 use outbox_tests::load::{count, migrated, migrated_on, new_topic, relay_at, relay_command, stop};
-use outbox_tests::{Authority, Kafka, Mariadb, Postgres, Process, TlsKafka, eventually};
+use outbox_tests::{
+    Authority, Kafka, Mariadb, Postgres, Process, TlsKafka, eventually, logged, start_logging_everything,
+};
 
 use super::{PATIENCE, done, outbox};
 
@@ -147,4 +152,44 @@ fn on_kafka_ssl_and_scram_take_only_the_broker_that_they_name() {
     }
     assert_eq!(counter.count(), sent, "an event was sent in spite of all");
     assert_eq!(count(conn, "outbox WHERE sent_at IS NULL"), 1);
+    consumers_take_only_the_broker_that_they_name(&broker, &authority, &stranger, database.consumer_url());
+}
+
+/// The relays have sent two events.
+fn consumers_take_only_the_broker_that_they_name(
+    broker: &TlsKafka,
+    authority: &Authority,
+    stranger: &Authority,
+    database: String,
+) {
+    start_logging_everything();
+    let handled = Arc::new(AtomicUsize::new(0));
+    let consumer = |group: &str, password: &str, authority: &Authority| {
+        let handled = handled.clone();
+        Consumer::<PgConnection>::new(&broker.scram, group)
+            .set("security.protocol", "SASL_SSL")
+            .set("sasl.mechanism", "SCRAM-SHA-256")
+            .set("sasl.username", USER)
+            .set("sasl.password", password)
+            .set("ssl.ca.location", authority.certificate().display().to_string())
+            .topics(["tls"])
+            .database_url(&database)
+            .on("OrderPlaced", move |_, _| {
+                handled.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            })
+            .spawn()
+            .unwrap()
+    };
+    for (password, authority, says) in
+        [("wrong", authority, "uthentication"), (PASSWORD, stranger, "certificate verify failed")]
+    {
+        let refused = consumer("refused", password, authority);
+        eventually("that it is refused", PATIENCE, || logged(&["Kafka reports an error", says]));
+        refused.stop_blocking().unwrap();
+    }
+    assert_eq!(handled.load(Ordering::Relaxed), 0);
+    let consumer = consumer("billing", PASSWORD, authority);
+    eventually("both events", PATIENCE, || (handled.load(Ordering::Relaxed) == 2).then_some(()));
+    consumer.stop_blocking().unwrap();
 }

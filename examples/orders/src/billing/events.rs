@@ -4,7 +4,6 @@ use uuid::Uuid;
 
 /// The parts of an order's events that billing needs. It ignores their other fields.
 #[derive(Deserialize, InboxEvent)]
-#[outbox(crate = diesel_outbox_kafka)]
 pub(crate) enum OrderEvent {
     #[outbox(type = "OrderPlaced")]
     Placed { order_id: Uuid, customer: String, total_cents: i64 },

@@ -10,14 +10,14 @@ use uuid::Uuid;
 
 use crate::order::Order;
 
-type Database = State<Pool<AsyncPgConnection>>;
+type Connections = State<Pool<AsyncPgConnection>>;
 
-pub(crate) fn routes(database: Pool<AsyncPgConnection>) -> Router {
+pub(crate) fn routes(connections: Pool<AsyncPgConnection>) -> Router {
     Router::new()
         .route("/orders", post(place))
         .route("/orders/{id}", get(show))
         .route("/orders/{id}/pay", post(pay))
-        .with_state(database)
+        .with_state(connections)
 }
 
 #[derive(Deserialize)]
@@ -27,21 +27,21 @@ struct PlaceOrder {
 }
 
 async fn place(
-    State(database): Database,
+    State(connections): Connections,
     Json(order): Json<PlaceOrder>,
 ) -> Result<(StatusCode, Json<Order>), RequestError> {
-    let conn = &mut database.get().await?;
+    let conn = &mut connections.get().await?;
     let order = Order::place(conn, order.customer, order.total_cents).await?;
     Ok((StatusCode::CREATED, Json(order)))
 }
 
-async fn pay(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
-    let conn = &mut database.get().await?;
+async fn pay(State(connections): Connections, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
+    let conn = &mut connections.get().await?;
     Ok(Json(Order::pay(conn, id).await?))
 }
 
-async fn show(State(database): Database, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
-    let conn = &mut database.get().await?;
+async fn show(State(connections): Connections, Path(id): Path<Uuid>) -> Result<Json<Order>, RequestError> {
+    let conn = &mut connections.get().await?;
     Ok(Json(Order::find(conn, id).await?))
 }
 

@@ -4,7 +4,7 @@ mod facts;
 
 use diesel::pg::PgConnection;
 
-use self::facts::{Facts, Publication, Slot, Table};
+use self::facts::{Facts, Publication, ReplicationSlot, Table};
 use super::DebeziumOutbox;
 use crate::command::database::OutboxDatabase;
 use crate::command::debezium::finding::Verdict::{Fail, Passed, Warn};
@@ -27,7 +27,7 @@ fn findings(conn: &mut PgConnection, outbox: &DebeziumOutbox) -> diesel::QueryRe
     let facts = Facts::look(conn)?;
     let table = Table::look(conn, &outbox.schema)?;
     let publication = Publication::look(conn, &outbox.publication, &outbox.schema)?;
-    let slot = Slot::look(conn, &outbox.slot)?;
+    let slot = ReplicationSlot::look(conn, &outbox.slot)?;
     let mut findings = vec![level(&facts), role(&facts, outbox)];
     findings.extend(table_findings(&table, outbox));
     findings.push(publication_finding(publication.as_ref(), outbox));
@@ -130,7 +130,7 @@ fn publication_finding(publication: Option<&Publication>, outbox: &DebeziumOutbo
     finding(Passed, format!("the publication {name} publishes the outbox's inserts, and nothing else"))
 }
 
-fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
+fn slot_finding(slot: Option<&ReplicationSlot>, facts: &Facts, outbox: &DebeziumOutbox) -> Finding {
     let name = &outbox.slot;
     let Some(slot) = slot else {
         let free =
@@ -180,7 +180,7 @@ fn slot_finding(slot: Option<&Slot>, facts: &Facts, outbox: &DebeziumOutbox) -> 
 }
 
 /// A relay may have sent more than it could confirm to the server.
-fn behind(slot: &Slot, outbox: &DebeziumOutbox) -> Option<Finding> {
+fn behind(slot: &ReplicationSlot, outbox: &DebeziumOutbox) -> Option<Finding> {
     let sent = slot.sent_up_to.as_ref().filter(|_| slot.reader.is_none())?;
     let name = &outbox.slot;
     Some(finding(
@@ -196,7 +196,7 @@ fn behind(slot: &Slot, outbox: &DebeziumOutbox) -> Option<Finding> {
 /// event has come yet.
 const MUCH: i64 = 256 << 20;
 
-fn far_behind(slot: &Slot) -> Option<Finding> {
+fn far_behind(slot: &ReplicationSlot) -> Option<Finding> {
     let megabytes = slot.behind >> 20;
     (slot.behind > MUCH && slot.reader.is_none()).then(|| {
         finding(
@@ -209,7 +209,7 @@ fn far_behind(slot: &Slot) -> Option<Finding> {
     })
 }
 
-fn senders(facts: &Facts, slot: Option<&Slot>) -> Finding {
+fn senders(facts: &Facts, slot: Option<&ReplicationSlot>) -> Finding {
     if facts.free_senders > 0 || slot.is_some_and(|slot| slot.reader.is_some()) {
         return finding(Passed, "a WAL sender is free");
     }

@@ -146,7 +146,7 @@ impl Publication {
 }
 
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ReplicationSlot {
     /// Whether it is a slot of this database and of the right kind.
     pub(super) fits: bool,
     pub(super) status: String,
@@ -181,7 +181,7 @@ struct SentUpTo {
     start: String,
 }
 
-impl Slot {
+impl ReplicationSlot {
     pub(super) fn look(conn: &mut PgConnection, name: &str) -> QueryResult<Option<Self>> {
         let row = diesel::sql_query(
             "SELECT coalesce(s.slot_type = 'logical' AND s.plugin = 'pgoutput' AND s.database = current_database(), false) \

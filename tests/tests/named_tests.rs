@@ -1,4 +1,4 @@
-//! The tests that docs/databases.md names must exist.
+//! The tests that the docs name must exist.
 
 use std::fs;
 use std::path::Path;
@@ -17,16 +17,19 @@ fn named(page: &str) -> Vec<&str> {
 fn exists(root: &Path, name: &str) -> bool {
     let Some((path, test)) = name.rsplit_once("::") else { return false };
     let file = format!("tests/{}.rs", path.replace("::", "/"));
-    let texts = ["tests", "tests-seaorm"].map(|package| fs::read_to_string(root.join(package).join(&file)));
+    let texts =
+        ["tests", "tests-seaorm", "chaos"].map(|package| fs::read_to_string(root.join(package).join(&file)));
     texts.into_iter().flatten().any(|text| test.is_empty() || text.contains(&format!("fn {test}(")))
 }
 
 #[test]
-fn each_test_that_the_page_names_exists() {
+fn each_test_that_a_page_names_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let page = fs::read_to_string(root.join("docs/databases.md")).unwrap();
-    let named = named(&page);
-    assert!(named.len() > 30, "{named:?}");
-    let missing: Vec<&&str> = named.iter().filter(|name| !exists(&root, name)).collect();
-    assert!(missing.is_empty(), "docs/databases.md names tests that do not exist: {missing:?}");
+    for (page, at_least) in [("docs/databases.md", 31), ("docs/guarantees.md", 25)] {
+        let text = fs::read_to_string(root.join(page)).unwrap();
+        let named = named(&text);
+        assert!(named.len() >= at_least, "{page}: {named:?}");
+        let missing: Vec<&&str> = named.iter().filter(|name| !exists(&root, name)).collect();
+        assert!(missing.is_empty(), "{page} names tests that do not exist: {missing:?}");
+    }
 }
