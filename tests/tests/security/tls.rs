@@ -46,6 +46,9 @@ fn on_postgres_verify_full_takes_only_the_server_that_it_names() {
     let relay_url = at(&database.relay_url(), "verify-full", &authority);
     let slot = ["--source", "wal", "--slot", database.name()];
     let log = relay_at(&relay_url, &topic, &slot);
+    let polled = migrated_on(&server);
+    let polling = relay_at(&at(&polled.relay_url(), "verify-full", &authority), &topic, &[]);
+    polling.wait_for_line("that it has started", PATIENCE, |line| line.contains("the relay has started"));
     conn.transaction(|c| c.emit(&Record::new("order", "1", "OrderPlaced"))).unwrap();
     let counter = Kafka::shared().counter(&topic);
     eventually("the event", PATIENCE, || (counter.count() == 1).then_some(()));
@@ -59,7 +62,11 @@ fn on_postgres_verify_full_takes_only_the_server_that_it_names() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'outbox relay'",
     )
     .unwrap();
-    log.wait_for_line("that it is refused", PATIENCE, |line| line.contains("certificate verify failed"));
+    for relay in [&log, &polling] {
+        relay
+            .wait_for_line("that it is refused", PATIENCE, |line| line.contains("certificate verify failed"));
+    }
+    stop(&polling);
     server.show_certificate(&authority.certify_expired("localhost"));
     is_refused(&good, &["certificate verify failed", "expired"]);
     server.show_certificate(&authority.certify("localhost"));
