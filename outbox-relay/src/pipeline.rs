@@ -4,6 +4,7 @@
 #[cfg(test)]
 mod awaited;
 mod exactly_once;
+mod held_back;
 mod names;
 #[cfg(test)]
 pub(crate) mod simulation;
@@ -295,9 +296,7 @@ impl Pipeline<'_> {
                 Err(Refusal::Behind { ticket }) => pass.waiting.push(ticket, claimed),
                 Err(Refusal::Rejected { reason }) => {
                     if self.dead_letter(pass, source, ticket, &reason)? {
-                        // The records that wait came before it, and are still sent.
-                        pass.reading = false;
-                        pass.unsent.clear();
+                        pass.hold_back(&claimed);
                     }
                 }
                 Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),

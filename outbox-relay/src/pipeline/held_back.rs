@@ -1,0 +1,143 @@
+//! What becomes of a batch when a record of it becomes a dead letter, and the policy is to hold its aggregate back.
+
+use diesel_outbox_core::Claimed;
+
+use super::Pass;
+
+impl Pass {
+    /// Takes on no more, and leaves out the records of the batch that come after this one in its aggregate: the next pass
+    /// makes dead letters of them. The rest of the batch goes on, so that many dead letters do not take as many passes. A row that
+    /// cannot be read stays, whichever its aggregate is: it becomes a dead letter anyway.
+    ///
+    /// Records of the aggregate that wait or are in flight came before this one.
+    pub(super) fn hold_back(&mut self, dead: &Claimed) {
+        self.reading = false;
+        match &dead.record {
+            Ok(dead) => self.unsent.retain(|claimed| {
+                claimed.record.as_ref().map_or(true, |record| {
+                    record.aggregate_id() != dead.aggregate_id()
+                        || record.aggregate_type() != dead.aggregate_type()
+                })
+            }),
+            // Only the database knows its aggregate, and any record may be of it.
+            Err(_) => self.unsent.clear(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::time::{Duration, Instant};
+
+    use diesel_outbox_core::wire::TopicNaming;
+    use diesel_outbox_core::{
+        Acknowledgement, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source, SourceError,
+    };
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::pipeline::{Limits, Pipeline};
+
+    /// The rows of one pass. The policy is to block.
+    #[derive(Default)]
+    struct Rows {
+        unread: Vec<Claimed>,
+        settled: Vec<u64>,
+        dead: Vec<u64>,
+    }
+
+    impl Source for Rows {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+
+        fn read(&mut self, _: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            records.append(&mut self.unread);
+            Ok(false)
+        }
+
+        fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+            self.settled.extend(tickets);
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            self.dead.push(ticket);
+            Ok(DeadLettered::default().holding_back(true))
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    /// Takes everything but events of the type `Refused`.
+    #[derive(Default)]
+    struct Picky(Vec<u64>);
+
+    impl Publisher for Picky {
+        fn publish(&mut self, ticket: u64, _: &str, record: &Record) -> Result<(), Refusal> {
+            if record.event_type() == "Refused" {
+                return Err(Refusal::Rejected { reason: "refused".to_owned() });
+            }
+            self.0.push(ticket);
+            Ok(())
+        }
+
+        fn acknowledgements(
+            &mut self,
+            _: Duration,
+            acknowledgements: &mut Vec<Acknowledgement>,
+        ) -> Result<(), PublishError> {
+            acknowledgements
+                .extend(self.0.drain(..).map(|ticket| Acknowledgement::new(ticket, Outcome::Durable)));
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+            Ok(())
+        }
+    }
+
+    /// Returns what one pass settles, and of what it makes dead letters, if each row is an aggregate and an event type.
+    fn pass(rows: &[Option<(&str, &str)>]) -> (Vec<u64>, Vec<u64>) {
+        let record = |row: &Option<(&str, &str)>| {
+            let row = row.ok_or("unreadable")?;
+            Ok::<_, &str>(Record::new("order", row.0, row.1))
+        };
+        let claimed = |(n, row)| Claimed::new(n as u64 + 1, record(row).map_err(str::to_owned));
+        let mut source = Rows { unread: rows.iter().enumerate().map(claimed).collect(), ..Rows::default() };
+        let pipeline = Pipeline {
+            topic_naming: &TopicNaming::default(),
+            metrics: &Metrics::new(),
+            limits: Limits::default(),
+            now: &Instant::now,
+            published: &Cell::new(0),
+            stopping: &|| false,
+        };
+        pipeline.pass(&mut source, &mut Picky::default()).unwrap();
+        (source.settled, source.dead)
+    }
+
+    #[test]
+    fn one_pass_makes_dead_letters_of_many_aggregates_and_sends_the_others() {
+        let (sound, refused) = ("Placed", "Refused");
+        let rows = [("a", refused), ("b", sound), ("a", sound), ("c", refused), ("c", sound), ("b", sound)];
+        assert_eq!(pass(&rows.map(Some)), (vec![2, 6], vec![1, 4]));
+    }
+
+    #[test]
+    fn nothing_that_comes_after_an_unreadable_row_is_sent_because_it_may_be_of_its_aggregate() {
+        let (sound, refused) = (Some(("a", "Placed")), Some(("b", "Refused")));
+        assert_eq!(pass(&[sound, refused, None, sound, refused]), (vec![1], vec![2, 3]));
+    }
+}
