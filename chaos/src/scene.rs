@@ -163,7 +163,7 @@ impl<'a> Scene<'a> {
     /// Replaces the relays, which end as they are asked to, by two with further variables.
     #[track_caller]
     pub fn replace_relays(&self, environment: &[(&str, String)]) {
-        assert!(self.stop_relays(), "a relay failed");
+        assert!(self.stop_relays(), "a relay failed:\n{}", self.printed().join("\n"));
         for _ in 0..2 {
             self.start_relay_with(environment);
         }

@@ -77,7 +77,7 @@ fn batches(scene: &Scene<'_>) {
     scene.interrupted(4);
     set(scene, &[("max.message.bytes", "1000")]);
     eventually("a producer to fail", PATIENCE, || {
-        scene.printed().iter().any(|printed| printed.contains("failed permanently")).then_some(())
+        scene.printed().iter().any(|printed| printed.contains("Fatal error: ")).then_some(())
     });
     scene.flows(300);
     set(scene, &[]);
