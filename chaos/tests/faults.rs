@@ -8,11 +8,14 @@ use chaos::run::{Outcome, Together, run};
 use chaos::scene::Program;
 
 const SEED: u64 = 1;
+/// On a busy MariaDB a statement that alters the table may wait for its lock for minutes, as long as each try ends after two seconds.
+const LEFT_OUT: (Source, &str) = (Source::Mariadb, "column added and dropped");
 
 /// Returns the faults of each run: those after which nothing may be repeated, and the others.
 fn runs(source: Source) -> Vec<Vec<Together<'static>>> {
     let short = |belongs: &dyn Fn(&Fault) -> bool| -> Vec<Together<'static>> {
-        let of = faults::of(source).into_iter().filter(|fault| fault.is_short && belongs(fault));
+        let is_meant = |fault: &&Fault| fault.is_short && belongs(fault) && LEFT_OUT != (source, fault.name);
+        let of = faults::of(source).into_iter().filter(is_meant);
         of.map(|fault| vec![fault]).collect()
     };
     let mut runs = vec![

@@ -14,7 +14,7 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
     part: Part::Relay,
     promise: EXACT,
     on: EACH,
-    is_short: true,
+    is_short: false,
     act: moved,
 }];
 

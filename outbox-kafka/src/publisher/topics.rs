@@ -63,7 +63,8 @@ impl RefusedTopics {
             self.in_use.insert(topic.to_owned());
         }
         let (refused, now) = (self.refused.get(topic)?, Instant::now());
-        if self.next_question.is_none_or(|next| next <= now) || now.duration_since(refused.asked) >= VALIDITY {
+        if self.next_question.is_none_or(|next| next <= now) || now.duration_since(refused.asked) >= VALIDITY
+        {
             self.ask(topic, client, PATIENCE);
             self.next_question = Some(Instant::now() + INTERVAL.max(now.elapsed() * PART));
         }
