@@ -1,7 +1,11 @@
 //! The faults by name: where each applies, what is promised, and how it begins and ends.
 
 mod broker;
+mod broker_disk;
+mod clock;
+mod cluster;
 mod database;
+mod memory;
 mod network;
 mod relay;
 
@@ -16,6 +20,8 @@ pub enum Part {
     Relay,
     /// The broker and its topic.
     Broker,
+    /// Three brokers, of which at least two must have a record. A run with such a fault has no other broker.
+    Cluster,
     /// The database.
     Database,
 }
@@ -37,6 +43,13 @@ pub struct Fault {
     pub act: fn(&Scene<'_>),
 }
 
+impl Fault {
+    /// Returns whether nothing may be repeated.
+    pub fn is_exact(&self) -> bool {
+        self.promise == EXACT
+    }
+}
+
 const POLLED: &[Source] = &[Source::Postgres, Source::Mariadb];
 const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
 const EACH: &[Source] = &Source::ALL;
@@ -46,7 +59,10 @@ const EXACT: &str = "nothing lost, in order, nothing repeated";
 
 /// Returns all faults.
 pub fn all() -> Vec<&'static Fault> {
-    [relay::FAULTS, broker::FAULTS, database::FAULTS, network::FAULTS].into_iter().flatten().collect()
+    let of_relays = [relay::FAULTS, clock::FAULTS, memory::FAULTS];
+    let of_brokers = [broker::FAULTS, broker_disk::FAULTS, cluster::FAULTS];
+    let others = [database::FAULTS, network::FAULTS];
+    of_relays.into_iter().chain(of_brokers).chain(others).flatten().collect()
 }
 
 /// Returns the faults of a source.

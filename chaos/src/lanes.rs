@@ -1,7 +1,9 @@
 //! A lane: one kind of source, with a database server and a broker of its own, which its faults may stop.
 
+use std::sync::OnceLock;
+
 use outbox_tests::load::wal;
-use outbox_tests::{Kafka, Mariadb, Postgres, Server};
+use outbox_tests::{Cluster, Folder, Kafka, Mariadb, Postgres, Server};
 
 use crate::proxy::Proxy;
 use crate::site::{On, Site};
@@ -44,6 +46,9 @@ pub struct Lane {
     pub kafka: Kafka,
     /// The way to the broker.
     pub kafka_proxy: Proxy,
+    /// The folder of the broker's data.
+    pub kafka_data: Folder,
+    cluster: OnceLock<Cluster>,
     server: DatabaseServer,
 }
 
@@ -57,8 +62,13 @@ impl Lane {
     pub fn start(source: Source) -> Self {
         let kafka_proxy = Proxy::open();
         let address = format!("PLAINTEXT://127.0.0.1:{}", kafka_proxy.port());
+        let kafka_data = Folder::new("kafka-data");
         let kafka = Kafka::start_with(&[
             ("advertised.listeners", &address),
+            ("log.dirs", &kafka_data.path().display().to_string()),
+            // Everybody may do what a fault has not forbidden.
+            ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+            ("allow.everyone.if.no.acl.found", "true"),
             // A topic that was deleted must not come back by itself.
             ("auto.create.topics.enable", "false"),
         ]);
@@ -70,7 +80,12 @@ impl Lane {
                 DatabaseServer::Postgres(Postgres::start_with(15, &settings))
             }
         };
-        Self { source, kafka, kafka_proxy, server }
+        Self { source, kafka, kafka_proxy, kafka_data, cluster: OnceLock::new(), server }
+    }
+
+    /// Returns three brokers, which start on first use.
+    pub fn cluster(&self) -> &Cluster {
+        self.cluster.get_or_init(Cluster::start_with_quorum)
     }
 
     /// Makes a new database with the outbox and the ledger.

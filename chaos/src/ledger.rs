@@ -79,7 +79,7 @@ pub struct Entry {
     pub aggregate: String,
     /// Its number within the aggregate.
     pub number: i64,
-    /// Whether Kafka can never take it.
+    /// Whether Kafka may refuse it.
     pub is_poison: bool,
 }
 

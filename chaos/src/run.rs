@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Part};
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Received};
@@ -68,7 +68,9 @@ pub type Together<'f> = Vec<&'f Fault>;
 pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -> Outcome {
     let mut rng = Rng::with_seed(seed);
     let site = lane.site();
-    let scene = Scene::new(lane, &*site, program.clone(), rng.fork());
+    let needs_cluster = faults.iter().flatten().any(|fault| fault.part == Part::Cluster);
+    let cluster = needs_cluster.then(|| lane.cluster());
+    let scene = Scene::new(lane, &*site, cluster, program.clone(), rng.fork());
     let writers: Vec<Rng> = (0..WRITERS).map(|_| rng.fork()).collect();
     scene.start_relay();
     scene.start_relay();
@@ -120,7 +122,8 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
         gone: scene.gone.lock().unwrap().clone(),
         has_new_partitions: scene.has_new_partitions.load(Ordering::Relaxed),
     };
-    let received = received.or_else(|_| reader::read(lane.kafka.brokers(), &scene.topic)).unwrap_or_default();
+    let received =
+        received.or_else(|_| reader::read(scene.kafka().brokers(), &scene.topic)).unwrap_or_default();
     let verdict = Verdict::of(&ledger, &received, &allowed);
     let interruptions = scene.interruptions();
     let mut outcome = Outcome {

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use outbox_tests::{Counter, Kafka, Process, Signal, eventually, workspace_binary};
+use outbox_tests::{Cluster, Counter, Kafka, Process, Signal, eventually, workspace_binary};
 
 use crate::lanes::{Lane, Source};
 use crate::proxy::Proxy;
@@ -32,6 +32,8 @@ const SETTINGS: [&str; 12] = [
     "--shutdown-timeout",
     "10s",
 ];
+/// How many partitions the topic has in the beginning.
+pub const PARTITIONS: i32 = 6;
 /// How many records a relay of two workers may have published and not settled: what it has in flight, and what a pass of 100 ms
 /// publishes besides.
 pub const WINDOW: usize = 4_000;
@@ -62,6 +64,8 @@ pub struct Scene<'a> {
     pub site: &'a dyn Site,
     /// The way from the relays to the database.
     pub database_proxy: Proxy,
+    /// The three brokers, if a fault acts on them.
+    pub cluster: Option<&'a Cluster>,
     /// The topic.
     pub topic: String,
     /// The orders for the writers.
@@ -82,16 +86,30 @@ pub struct Scene<'a> {
 
 impl<'a> Scene<'a> {
     /// Begins with no relay.
-    pub fn new(lane: &'a Lane, site: &'a dyn Site, program: Program, rng: Rng) -> Self {
+    pub fn new(
+        lane: &'a Lane,
+        site: &'a dyn Site,
+        cluster: Option<&'a Cluster>,
+        program: Program,
+        rng: Rng,
+    ) -> Self {
         let topic = lane.kafka.unique("chaos");
-        lane.kafka.create_topic(&topic, 6);
+        let kafka = cluster.map_or(&lane.kafka, Cluster::kafka);
+        match cluster {
+            None => kafka.create_topic(&topic, PARTITIONS),
+            Some(cluster) => {
+                cluster.create_topic(&topic, PARTITIONS as usize);
+                cluster.wait_for_replicas(&topic, 3);
+            }
+        }
         let database_proxy = Proxy::open();
         database_proxy.lead_to(host_and_port(site.url()));
         Self {
             lane,
             site,
             database_proxy,
-            counter: lane.kafka.counter(&topic),
+            counter: kafka.counter(&topic),
+            cluster,
             topic,
             orders: Orders::default(),
             program,
@@ -104,9 +122,9 @@ impl<'a> Scene<'a> {
         }
     }
 
-    /// Returns the broker.
+    /// Returns the broker, or the three.
     pub fn kafka(&self) -> &Kafka {
-        &self.lane.kafka
+        self.cluster.map_or(&self.lane.kafka, Cluster::kafka)
     }
 
     /// Returns a number below this one.
@@ -131,8 +149,24 @@ impl<'a> Scene<'a> {
 
     /// Starts a relay.
     pub fn start_relay(&self) {
-        let relay = self.relay(&[]);
+        self.start_relay_with(&[]);
+    }
+
+    /// Starts a relay with further variables. Returns the id of its process.
+    pub fn start_relay_with(&self, environment: &[(&str, String)]) -> u32 {
+        let relay = self.relay(environment);
+        let id = relay.id();
         self.relays.lock().unwrap().push(relay);
+        id
+    }
+
+    /// Replaces the relays, which end as they are asked to, by two with further variables.
+    #[track_caller]
+    pub fn replace_relays(&self, environment: &[(&str, String)]) {
+        assert!(self.stop_relays(), "a relay failed:\n{}", self.printed().join("\n"));
+        for _ in 0..2 {
+            self.start_relay_with(environment);
+        }
     }
 
     /// Starts a relay that dies at a named point, and waits until it has died there.
@@ -144,11 +178,14 @@ impl<'a> Scene<'a> {
         self.ended.lock().unwrap().push(relay);
     }
 
-    /// Removes a relay at random.
+    /// Removes a relay at random. Waits until there is one, because another fault may have taken all.
+    #[track_caller]
     pub fn take_relay(&self) -> Process {
-        let mut relays = self.relays.lock().unwrap();
-        let at = self.below(relays.len());
-        relays.swap_remove(at)
+        eventually("a relay", PATIENCE, || {
+            let mut relays = self.relays.lock().unwrap();
+            let at = (!relays.is_empty()).then(|| self.below(relays.len()))?;
+            Some(relays.swap_remove(at))
+        })
     }
 
     /// Puts a relay back that goes on.

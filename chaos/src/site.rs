@@ -5,6 +5,7 @@ use std::any::Any;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::Emit;
+use diesel_outbox_relay::operate::Requeue;
 use fastrand::Rng;
 use outbox_tests::{Server, Tables};
 
@@ -28,7 +29,7 @@ pub trait Site: Sync {
     fn texts(&self, query: &str) -> Vec<String>;
     /// Runs statements in a session that stays open as long as what this returns.
     fn hold(&self, sql: &str) -> Box<dyn Any + Send>;
-    /// Emits events of these aggregates in one transaction, with payloads of so many bytes if that is given: Kafka can never take them.
+    /// Emits events of these aggregates in one transaction, with payloads of so many bytes if that is given, which Kafka may refuse.
     fn emit(&self, aggregates: &[u32], poison: Option<usize>);
     /// Emits an event in a transaction that stays open until the closure is called.
     fn emit_and_wait(&self, aggregate: u32) -> Box<dyn FnOnce() + Send>;
@@ -38,6 +39,8 @@ pub trait Site: Sync {
     fn end_sessions(&self);
     /// Returns how many events are unsent, as far as the table says.
     fn unsent(&self) -> usize;
+    /// Puts all dead letters back into the outbox.
+    fn requeue(&self);
     /// Shuts the server down.
     fn stop(&self);
     /// Kills the server.
@@ -127,6 +130,10 @@ where
 
     fn unsent(&self) -> usize {
         if self.marks_sent { self.tables.unsent() } else { 0 }
+    }
+
+    fn requeue(&self) {
+        self.tables.operate().requeue(&Requeue::All).expect("requeue the dead letters");
     }
 
     fn stop(&self) {

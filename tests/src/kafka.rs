@@ -1,5 +1,6 @@
 //! Apache Kafka brokers and topics for tests.
 
+mod administer;
 mod cluster;
 mod count;
 mod local;
@@ -156,6 +157,11 @@ impl Kafka {
     /// Kills the broker.
     pub fn crash(&self) {
         self.host.crash();
+    }
+
+    /// Returns whether the broker has ended without being asked to.
+    pub fn has_ended(&self) -> bool {
+        self.host.failure().is_some()
     }
 
     /// Starts the broker again on the same port with its data. If it runs, it is stopped first.

@@ -160,6 +160,28 @@ fn a_topic_that_is_missing_for_a_moment_makes_no_dead_letters() {
 }
 
 #[test]
+fn a_topic_that_was_missing_takes_records_as_soon_as_it_is_there() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic(TOPIC, 1, 1).unwrap();
+    cluster.topic_error(TOPIC, RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART).unwrap();
+    let mut publisher = Broker::new(cluster.bootstrap_servers()).publisher().unwrap();
+    let mut tickets = 0..;
+    let mut is_rejected = |publisher: &mut dyn Publisher| {
+        let refusal = publisher.publish(tickets.next().unwrap(), TOPIC, &record(0)).err();
+        matches!(refusal, Some(Refusal::Rejected { .. }))
+    };
+    eventually("a dead letter", PATIENCE, || {
+        // As a relay does after a pass that got stuck.
+        publisher.abandon();
+        publisher.ready(Duration::from_secs(1)).unwrap();
+        is_rejected(&mut *publisher).then_some(())
+    });
+    cluster.topic_error(TOPIC, RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR).unwrap();
+    let soon = Duration::from_secs(3);
+    eventually("no more dead letters", soon, || (!is_rejected(&mut *publisher)).then_some(()));
+}
+
+#[test]
 fn a_partition_without_a_leader_does_not_stop_the_others() {
     let cluster = MockCluster::new(1).unwrap();
     cluster.create_topic(TOPIC, 2, 1).unwrap();

@@ -58,7 +58,7 @@ fn settled_records_are_stored_although_replicas_come_and_go() {
     emit(&mut database.connect(), 0..EVENTS);
     // At first each partition refuses everything, until a second broker has caught up with it.
     let patient = relay(&database, &cluster, topic, Duration::from_secs(20));
-    cluster.start_followers();
+    cluster.start_missing();
     eventually("all to be settled", PATIENCE, || (settled(&database) == EVENTS).then_some(()));
     patient.stop_blocking().unwrap();
 
@@ -81,7 +81,7 @@ fn settled_records_are_stored_although_replicas_come_and_go() {
         // The records in flight at that time are never acknowledged.
         let _ = first.stop_blocking();
         let second = restarted();
-        cluster.start_followers();
+        cluster.start_missing();
         eventually("all to be settled", PATIENCE, || (settled(&database) == all).then_some(()));
         second.stop_blocking().unwrap();
     });

@@ -5,25 +5,27 @@ use std::time::Duration;
 
 use futures_executor::block_on;
 use outbox_tests::eventually;
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use super::{EACH, Fault, NOTHING_LOST, POLLED, Part};
 use crate::ledger::AGGREGATES;
-use crate::scene::{PATIENCE, Scene, last};
+use crate::scene::{PARTITIONS, PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
     Fault { name, part: Part::Broker, promise, on: EACH, is_short: true, act }
 }
 
+const REQUEUED: &str = "what was not acknowledged becomes a dead letter, and arrives in order after a requeue if the policy is to block";
+
 pub(super) const FAULTS: &[Fault] = &[
     fault("broker killed", NOTHING_LOST, |scene| away(scene, true)),
     fault("broker stopped", NOTHING_LOST, |scene| away(scene, false)),
     fault("broker hangs for 5 s", NOTHING_LOST, hangs),
-    Fault {
-        on: POLLED,
-        ..fault("topic deleted and made again", "what was not acknowledged arrives, in order", deleted)
-    },
+    fault("not enough replicas for 4 s", NOTHING_LOST, replicas),
+    fault("batches refused as too large", NOTHING_LOST, batches),
+    fault("writing forbidden", REQUEUED, forbidden),
+    Fault { on: POLLED, ..fault("topic deleted and made again", REQUEUED, deleted) },
     fault("partitions added", "nothing lost, in order in each partition, nothing repeated", partitions),
     fault("poison payloads", "they become dead letters; all others arrive, in order, not repeated", poison),
 ];
@@ -54,17 +56,74 @@ fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(PATIENCE))
 }
 
-/// What Kafka had acknowledged goes with the topic. So nothing is written before, until all is settled and known to be gone.
-fn deleted(scene: &Scene<'_>) {
+/// Gives the topic these settings, and takes all others away.
+fn set(scene: &Scene<'_>, settings: &[(&str, &str)]) {
+    let topic = AlterConfig::new(ResourceSpecifier::Topic(&scene.topic));
+    let topic = settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value));
+    let altered = block_on(admin(scene).alter_configs([&topic], &options())).expect("ask Kafka");
+    altered[0].as_ref().unwrap_or_else(|(_, error)| panic!("the topic was not altered: {error}"));
+}
+
+/// The topic has one replica.
+fn replicas(scene: &Scene<'_>) {
     scene.interrupted(2);
-    let deleted = block_on(admin(scene).delete_topics(&[&scene.topic], &options())).expect("ask Kafka");
-    deleted[0].as_ref().unwrap_or_else(|(_, error)| panic!("the topic was not deleted: {error}"));
-    eventually("the topic to be gone", PATIENCE, || (scene.count() == 0).then_some(()));
-    // Two passes later nothing is in flight that was sent to the old one.
-    last(Duration::from_secs(5));
-    let sent = "SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL";
-    scene.gone.lock().unwrap().extend(scene.site.texts(sent));
-    scene.kafka().create_topic(&scene.topic, 6);
+    set(scene, &[("min.insync.replicas", "2")]);
+    last(Duration::from_secs(4));
+    set(scene, &[]);
+}
+
+/// The topic has room for each record, but not for a batch of several. For an idempotent producer that is fatal.
+fn batches(scene: &Scene<'_>) {
+    scene.interrupted(4);
+    set(scene, &[("max.message.bytes", "1000")]);
+    eventually("a producer to fail", PATIENCE, || {
+        scene.printed().iter().any(|printed| printed.contains("Fatal error: ")).then_some(())
+    });
+    scene.flows(300);
+    set(scene, &[]);
+}
+
+fn forbidden(scene: &Scene<'_>) {
+    requeued(scene, |scene| {
+        scene.kafka().deny_writes(&scene.topic);
+        eventually("dead letters", PATIENCE, || (scene.site.number(DEAD_LETTERS) > 0).then_some(()));
+        last(Duration::from_secs(1));
+        scene.kafka().allow_writes(&scene.topic);
+    });
+}
+
+const DEAD_LETTERS: &str = "SELECT COUNT(*) FROM outbox_dead_letter";
+
+/// Lets a fault act that makes dead letters of everything, and requeues them when it is over.
+fn requeued(scene: &Scene<'_>, act: fn(&Scene<'_>)) {
+    // An earlier fault's would block their aggregates for good.
+    let earlier = scene.site.texts("SELECT CAST(id AS char(36)) FROM outbox_dead_letter");
+    scene.gone.lock().unwrap().extend(earlier);
+    scene.site.execute("DELETE FROM outbox_dead_letter").expect("forget the dead letters");
+    scene.replace_relays(&[("OUTBOX_DEAD_LETTER_POLICY", "block".to_owned())]);
+    scene.flows(50);
+    scene.interrupted(4);
+    act(scene);
+    eventually("all to be sent", PATIENCE, || {
+        scene.site.requeue();
+        scene.flows(200);
+        (scene.site.number(DEAD_LETTERS) == 0).then_some(())
+    });
+    scene.replace_relays(&[]);
+}
+
+/// What Kafka had acknowledged goes with the topic. So the topic stays away until all is settled and known to be gone.
+fn deleted(scene: &Scene<'_>) {
+    requeued(scene, |scene| {
+        let deleted = block_on(admin(scene).delete_topics(&[&scene.topic], &options())).expect("ask Kafka");
+        deleted[0].as_ref().unwrap_or_else(|(_, error)| panic!("the topic was not deleted: {error}"));
+        eventually("the topic to be gone", PATIENCE, || (scene.count() == 0).then_some(()));
+        // Two passes later nothing is in flight that was sent to the old one.
+        last(Duration::from_secs(5));
+        let sent = "SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL";
+        scene.gone.lock().unwrap().extend(scene.site.texts(sent));
+        scene.kafka().create_topic(&scene.topic, PARTITIONS);
+    });
 }
 
 fn partitions(scene: &Scene<'_>) {

@@ -24,7 +24,10 @@ pub(super) const FAULTS: &[Fault] = &[
         ..fault("relay frozen for 50 s", NOTHING_LOST, |scene| frozen(scene, Duration::from_secs(50)))
     },
     fault("relay stopped by SIGTERM", EXACT, stopped),
-    fault("relay stopped while Kafka is down", NOTHING_LOST, stopped_without_kafka),
+    Fault {
+        part: Part::Broker,
+        ..fault("relay stopped while Kafka is down", NOTHING_LOST, stopped_without_kafka)
+    },
     Fault { on: POLLED, ..fault("10 relays join and leave", EXACT, |scene| join_and_leave(scene, 10)) },
     Fault { is_short: false, ..fault("50 relays join and leave", EXACT, |scene| join_and_leave(scene, 50)) },
 ];

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::Client;
 use rdkafka::error::KafkaResult;
@@ -19,6 +19,10 @@ type Base = BaseProducer<Deliveries, Murmur2>;
 /// How long the thread waits at once, and so how long a producer stays that is not used any more. rdkafka lets librdkafka
 /// wait for whole milliseconds, and spins for the rest: the little more than those is over by then.
 const POLL: Duration = Duration::from_micros(250_030);
+/// How long to wait until a producer has left Kafka. librdkafka waits by the time of day, so that its thread may wait for an hour if
+/// the clock is set back by one meanwhile and nothing wakes it.
+const LEAVE: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A producer in use. When it is dropped it forgets what it has: it sends nothing more, and nobody learns what became of that.
 pub(super) struct Producer {
@@ -50,12 +54,14 @@ impl Producer {
         self.base.client()
     }
 
-    /// Waits until the producer has left Kafka.
+    /// Waits until the producer has left Kafka, but not for ever.
     pub(super) fn close(mut self) {
         let thread = self.thread.take();
         drop(self);
-        // If it has panicked, Rust has printed that.
-        let _ = thread.map(JoinHandle::join);
+        let until = Instant::now() + LEAVE;
+        while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < until {
+            thread::sleep(LOOK);
+        }
     }
 }
 

@@ -13,6 +13,8 @@ pub(super) struct RefusedTopics {
     in_use: BTreeSet<String>,
     missing: Missing,
     refused: BTreeMap<String, Refused>,
+    /// When there is time to ask for a refused topic again.
+    next_question: Option<Instant>,
 }
 
 struct Refused {
@@ -20,8 +22,12 @@ struct Refused {
     asked: Instant,
 }
 
-/// How long an answer holds. After that the topic may have been made.
+/// How long an answer holds at most, however many topics are refused. The topic may have been made since, or opened to the relay.
 const VALIDITY: Duration = Duration::from_secs(10);
+/// The shortest time between two questions about refused topics, and which part of its time the publisher spends on them at most: a
+/// record becomes a dead letter by an answer that is as new as that allows.
+const INTERVAL: Duration = Duration::from_millis(100);
+const PART: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// When Kafka said first and last that it does not have a topic. It also says so while it makes the topic, and when it
@@ -56,8 +62,11 @@ impl RefusedTopics {
         if !self.in_use.contains(topic) {
             self.in_use.insert(topic.to_owned());
         }
-        if self.refused.get(topic)?.asked.elapsed() >= VALIDITY {
+        let (refused, now) = (self.refused.get(topic)?, Instant::now());
+        if self.next_question.is_none_or(|next| next <= now) || now.duration_since(refused.asked) >= VALIDITY
+        {
             self.ask(topic, client, PATIENCE);
+            self.next_question = Some(Instant::now() + INTERVAL.max(now.elapsed() * PART));
         }
         self.refused.get(topic).map(|refused| refused.reason.clone())
     }

@@ -1,5 +1,7 @@
 //! Several brokers that replicate their records.
 
+use std::slice::SliceIndex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -14,46 +16,63 @@ use crate::host::{Host, Local, free_port, wait_until_ready};
 use crate::java;
 use crate::wait::eventually_ok;
 
-/// Three brokers. The first one is also the controller, and leads every partition. The others can be stopped.
+/// Three brokers that can be stopped.
 pub struct Cluster {
     /// All three.
     kafka: Kafka,
-    followers: Vec<(Local, AtomicBool)>,
+    members: Arc<Members>,
 }
 
-const FOLLOWERS: usize = 2;
+/// The brokers, and whether each runs.
+struct Members(Vec<(Local, AtomicBool)>);
+
+const BROKERS: usize = 3;
 
 impl Cluster {
-    /// Starts three brokers for one test.
+    /// Starts three brokers for one test. The first one is also the controller, so it must not be stopped. The others may be, even both.
     #[track_caller]
     pub fn start() -> Self {
+        Self::launch(1)
+    }
+
+    /// Starts three brokers that are all controllers too, so that any one of them may be stopped.
+    #[track_caller]
+    pub fn start_with_quorum() -> Self {
+        Self::launch(BROKERS)
+    }
+
+    #[track_caller]
+    fn launch(controllers: usize) -> Self {
         assert!(
             docker::engine().is_none(),
             "a cluster is only started from local programs: set DOCKER_HOST to `none://` for this test"
         );
         let address = "127.0.0.1";
-        let ports: Vec<u16> = (0..=FOLLOWERS).map(|_| free_port()).collect();
-        let controller = free_port();
-        let mut servers = ports.iter().enumerate().map(|(at, port)| {
+        let ports: Vec<u16> = (0..BROKERS).map(|_| free_port()).collect();
+        let quorum: Vec<u16> = (0..controllers).map(|_| free_port()).collect();
+        let voters: Vec<String> =
+            (1..).zip(&quorum).map(|(id, port)| format!("{id}@{address}:{port}")).collect();
+        let voters = voters.join(",");
+        let members = ports.iter().enumerate().map(|(at, port)| {
             let id = (at + 1).to_string();
             let listener = format!("PLAINTEXT://{address}:{port}");
-            let own: &[(&str, &str)] = match at {
-                0 => &[],
-                _ => &[("process.roles", "broker"), ("node.id", &id), ("listeners", &listener)],
-            };
-            local::install(local::properties(address, address, *port, controller, own), &java::QUICK)
+            let mut own = vec![("node.id", &*id), ("controller.quorum.voters", &*voters)];
+            if at >= controllers {
+                own.extend([("process.roles", "broker"), ("listeners", &*listener)]);
+            }
+            let controller = quorum.get(at).copied().unwrap_or_default();
+            let properties = local::properties(address, address, *port, controller, &own);
+            (local::install(properties, &java::QUICK), AtomicBool::new(false))
         });
-        let leader = servers.next().expect("the first broker");
-        let followers: Vec<_> = servers.map(|server| (server, AtomicBool::new(false))).collect();
+        let members = Arc::new(Members(members.collect()));
         let brokers: Vec<String> = ports.iter().map(|port| format!("{address}:{port}")).collect();
-        leader.start();
-        let kafka = Kafka { host: Box::new(leader), brokers: brokers.join(",") };
-        let cluster = Self { kafka, followers };
-        cluster.start_followers();
+        let kafka = Kafka { host: Box::new(members.clone()), brokers: brokers.join(",") };
+        let cluster = Self { kafka, members };
+        cluster.start_missing();
         cluster
     }
 
-    /// Returns the brokers for reading.
+    /// Returns all brokers, to be read, or to be stopped and started together.
     pub fn kafka(&self) -> &Kafka {
         &self.kafka
     }
@@ -73,31 +92,26 @@ impl Cluster {
 
     /// Shuts the other brokers down. The first one then refuses records, because two brokers must have them.
     pub fn stop_followers(&self) {
-        for (follower, runs) in &self.followers {
-            if runs.swap(false, Ordering::Relaxed) {
-                follower.stop();
-            }
-        }
+        self.members.end(1.., Local::stop);
     }
 
-    /// Starts the other brokers, and waits until the cluster knows them.
+    /// Kills the broker with this number: 1, 2 or 3.
+    pub fn crash(&self, number: usize) {
+        self.members.end(number - 1..number, Local::crash);
+    }
+
+    /// Starts the brokers that do not run, and waits until the cluster knows all.
     #[track_caller]
-    pub fn start_followers(&self) {
-        for (follower, runs) in &self.followers {
-            if !runs.swap(true, Ordering::Relaxed) {
-                follower.start();
-            }
-        }
+    pub fn start_missing(&self) {
+        self.members.start();
         let consumer: BaseConsumer = self.kafka.client().create().expect("a consumer");
-        for (follower, _) in &self.followers {
-            wait_until_ready(follower, "Kafka", || {
-                let metadata = consumer.fetch_metadata(None, Duration::from_secs(5));
-                match metadata.map_err(|error| error.to_string())?.brokers().len() {
-                    known if known > FOLLOWERS => Ok(()),
-                    known => Err(format!("{known} brokers are known")),
-                }
-            });
-        }
+        wait_until_ready(&self.members, "Kafka", || {
+            let metadata = consumer.fetch_metadata(None, Duration::from_secs(5));
+            match metadata.map_err(|error| error.to_string())?.brokers().len() {
+                known if known >= BROKERS => Ok(()),
+                known => Err(format!("{known} brokers are known")),
+            }
+        });
     }
 
     /// Waits until this many brokers replicate every partition of a topic.
@@ -114,5 +128,53 @@ impl Cluster {
                 false => Err(format!("in sync are {in_sync:?}")),
             }
         });
+    }
+}
+
+impl Members {
+    fn end(
+        &self,
+        which: impl SliceIndex<[(Local, AtomicBool)], Output = [(Local, AtomicBool)]>,
+        how: fn(&Local),
+    ) {
+        for (member, runs) in &self.0[which] {
+            if runs.swap(false, Ordering::Relaxed) {
+                how(member);
+            }
+        }
+    }
+
+    fn running(&self) -> impl Iterator<Item = &Local> {
+        self.0.iter().filter(|(_, runs)| runs.load(Ordering::Relaxed)).map(|(member, _)| member)
+    }
+}
+
+impl Host for Arc<Members> {
+    fn start(&self) {
+        for (member, runs) in &self.0 {
+            if !runs.swap(true, Ordering::Relaxed) {
+                member.start();
+            }
+        }
+    }
+
+    fn stop(&self) {
+        self.end(.., Local::stop);
+    }
+
+    fn crash(&self) {
+        self.end(.., Local::crash);
+    }
+
+    fn pause(&self) {
+        self.running().for_each(Local::pause);
+    }
+
+    fn resume(&self) {
+        self.running().for_each(Local::resume);
+    }
+
+    fn failure(&self) -> Option<String> {
+        self.running().find_map(Local::failure)
     }
 }

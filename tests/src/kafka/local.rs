@@ -56,7 +56,9 @@ pub(super) fn install_with(
 ) -> Local {
     let classes = artifacts::kafka();
     let folder = Folder::new("kafka");
-    properties.push(("log.dirs".to_owned(), folder.path().join("data").display().to_string()));
+    if !properties.iter().any(|(name, _)| name == "log.dirs") {
+        properties.push(("log.dirs".to_owned(), folder.path().join("data").display().to_string()));
+    }
     let settings = folder.path().join("server.properties");
     java::write_properties(&settings, &properties);
 

@@ -1,7 +1,7 @@
 //! Records of any bytes, which a client would refuse. The two requests that this needs are written by hand.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
@@ -85,33 +85,37 @@ impl Kafka {
         let partitions = metadata.topics()[0].partitions();
         let leader = partitions.iter().find(|known| known.id() == partition).expect("the partition").leader();
         let broker = metadata.brokers().iter().find(|broker| broker.id() == leader).expect("the leader");
-
-        let mut request = Vec::new();
-        request.extend(api.key.to_be_bytes());
-        request.extend(api.version.to_be_bytes());
-        request.extend(7_i32.to_be_bytes()); // which answer belongs to it
-        put_text(&mut request, Some("raw"));
-        request.extend(body);
-        let mut stream =
-            TcpStream::connect((broker.host(), broker.port() as u16)).expect("connect to the leader");
-        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
-        stream.write_all(&(request.len() as i32).to_be_bytes()).expect("send the request's length");
-        stream.write_all(&request).expect("send the request");
-        let mut length = [0; 4];
-        stream.read_exact(&mut length).expect("the answer's length");
-        let mut answer = vec![0; u32::from_be_bytes(length) as usize];
-        stream.read_exact(&mut answer).expect("the answer");
-        answer.split_off(4)
+        ask((broker.host(), broker.port() as u16), api, body)
     }
 }
 
 #[derive(Clone, Copy)]
-struct Api {
-    key: i16,
-    version: i16,
+pub(super) struct Api {
+    pub(super) key: i16,
+    pub(super) version: i16,
 }
 
-fn put_text(request: &mut Vec<u8>, text: Option<&str>) {
+/// Sends a request to a broker, and returns the answer that follows the request's number.
+#[track_caller]
+pub(super) fn ask(address: impl ToSocketAddrs, api: Api, body: &[u8]) -> Vec<u8> {
+    let mut request = Vec::new();
+    request.extend(api.key.to_be_bytes());
+    request.extend(api.version.to_be_bytes());
+    request.extend(7_i32.to_be_bytes()); // which answer belongs to it
+    put_text(&mut request, Some("raw"));
+    request.extend(body);
+    let mut stream = TcpStream::connect(address).expect("connect to the broker");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    stream.write_all(&(request.len() as i32).to_be_bytes()).expect("send the request's length");
+    stream.write_all(&request).expect("send the request");
+    let mut length = [0; 4];
+    stream.read_exact(&mut length).expect("the answer's length");
+    let mut answer = vec![0; u32::from_be_bytes(length) as usize];
+    stream.read_exact(&mut answer).expect("the answer");
+    answer.split_off(4)
+}
+
+pub(super) fn put_text(request: &mut Vec<u8>, text: Option<&str>) {
     request.extend(text.map_or(-1, |text| text.len() as i16).to_be_bytes());
     request.extend(text.unwrap_or_default().as_bytes());
 }
