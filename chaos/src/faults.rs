@@ -2,11 +2,15 @@
 
 mod broker;
 mod database;
+mod disk;
+mod failover;
 mod network;
 mod relay;
+mod restore;
 
 use crate::lanes::Source;
 use crate::scene::Scene;
+use crate::servers::Own;
 
 /// What a fault acts on. Two faults that act on the same part are not combined at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +22,8 @@ pub enum Part {
     Broker,
     /// The database.
     Database,
+    /// Database servers that the fault needs for itself. It is not combined with others.
+    Servers(Own),
 }
 
 /// A fault.
@@ -40,18 +46,39 @@ pub struct Fault {
 const POLLED: &[Source] = &[Source::Postgres, Source::Mariadb];
 const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
 const EACH: &[Source] = &Source::ALL;
+const EVERY: &[Source] = &Source::EVERY;
+const SQLITE: &[Source] = &[Source::Sqlite];
 
 const NOTHING_LOST: &str = "nothing lost, in order; at most what was in flight is repeated";
 const EXACT: &str = "nothing lost, in order, nothing repeated";
 
 /// Returns all faults.
 pub fn all() -> Vec<&'static Fault> {
-    [relay::FAULTS, broker::FAULTS, database::FAULTS, network::FAULTS].into_iter().flatten().collect()
+    [
+        relay::FAULTS,
+        broker::FAULTS,
+        database::FAULTS,
+        disk::FAULTS,
+        failover::FAULTS,
+        restore::FAULTS,
+        network::FAULTS,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 /// Returns the faults of a source.
 pub fn of(source: Source) -> Vec<&'static Fault> {
-    all().into_iter().filter(|fault| fault.on.contains(&source)).collect()
+    all().into_iter().filter(|fault| applies(fault, source)).collect()
+}
+
+/// Returns whether a fault can act on this source. SQLite has no server, but its relays and its broker fail like others.
+pub fn applies(fault: &Fault, source: Source) -> bool {
+    match (source, fault.part) {
+        (Source::Sqlite, Part::Relay | Part::Broker) => fault.on == EACH,
+        _ => fault.on.contains(&source),
+    }
 }
 
 /// Returns the fault of this name.

@@ -1,11 +1,13 @@
 //! A lane: one kind of source, with a database server and a broker of its own, which its faults may stop.
 
 use outbox_tests::load::wal;
-use outbox_tests::{Kafka, Mariadb, Postgres, Server};
+use outbox_tests::{Kafka, Server};
 
 use crate::proxy::Proxy;
+use crate::servers::DatabaseServers;
 use crate::site::{On, Site};
-use crate::writers::Dialect;
+use crate::sqlite::InFile;
+use crate::writers::{Dialect, TwoPhases};
 
 /// Where the relay reads from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,11 +19,15 @@ pub enum Source {
     Mariadb,
     /// PostgreSQL's write-ahead log.
     Wal,
+    /// SQLite, polled.
+    Sqlite,
 }
 
 impl Source {
-    /// All of them.
+    /// Those with a server.
     pub const ALL: [Self; 3] = [Self::Postgres, Self::Mariadb, Self::Wal];
+    /// All of them.
+    pub const EVERY: [Self; 4] = [Self::Postgres, Self::Mariadb, Self::Wal, Self::Sqlite];
 
     /// Returns its name.
     pub fn name(self) -> &'static str {
@@ -29,12 +35,13 @@ impl Source {
             Self::Postgres => "PostgreSQL",
             Self::Mariadb => "MariaDB",
             Self::Wal => "WAL",
+            Self::Sqlite => "SQLite",
         }
     }
 }
 
-const POSTGRES: Dialect = Dialect { session: "SET lock_timeout = '3s'", prepares: true };
-const MARIADB: Dialect = Dialect { session: "SET innodb_lock_wait_timeout = 3", prepares: false };
+const POSTGRES: Dialect = Dialect { session: "SET lock_timeout = '3s'", two_phases: TwoPhases::Prepared };
+const MARIADB: Dialect = Dialect { session: "SET innodb_lock_wait_timeout = 3", two_phases: TwoPhases::Xa };
 
 /// The servers of a source.
 pub struct Lane {
@@ -44,12 +51,8 @@ pub struct Lane {
     pub kafka: Kafka,
     /// The way to the broker.
     pub kafka_proxy: Proxy,
-    server: DatabaseServer,
-}
-
-enum DatabaseServer {
-    Postgres(Postgres),
-    Mariadb(Mariadb),
+    /// The servers of the database.
+    pub servers: DatabaseServers,
 }
 
 impl Lane {
@@ -63,28 +66,22 @@ impl Lane {
             ("auto.create.topics.enable", "false"),
         ]);
         kafka_proxy.lead_to(kafka.brokers());
-        let server = match source {
-            Source::Mariadb => DatabaseServer::Mariadb(Mariadb::start()),
-            Source::Postgres | Source::Wal => {
-                let settings = [("max_prepared_transactions", "50")];
-                DatabaseServer::Postgres(Postgres::start_with(15, &settings))
-            }
-        };
-        Self { source, kafka, kafka_proxy, server }
+        Self { source, kafka, kafka_proxy, servers: DatabaseServers::start(source) }
     }
 
-    /// Makes a new database with the outbox and the ledger.
-    pub fn site(&self) -> Box<dyn Site + '_> {
-        let site: Box<dyn Site> = match &self.server {
-            DatabaseServer::Postgres(server) => {
-                let tables = server.migrated();
+    /// Makes a new database with the outbox and the ledger on these servers.
+    pub fn site<'a>(&self, servers: &'a DatabaseServers) -> Box<dyn Site + 'a> {
+        let site: Box<dyn Site> = match servers {
+            DatabaseServers::Postgres(servers) => {
+                let tables = servers.first.migrated();
                 if self.source == Source::Wal {
                     wal(&tables, "setup");
                 }
-                Box::new(On { server, tables, dialect: POSTGRES, marks_sent: self.source != Source::Wal })
+                Box::new(On::new(servers, tables, POSTGRES, self.source != Source::Wal))
             }
-            DatabaseServer::Mariadb(server) => {
-                Box::new(On { server, tables: Server::migrated(server), dialect: MARIADB, marks_sent: true })
+            DatabaseServers::Sqlite(place) => Box::new(InFile::new(place)),
+            DatabaseServers::Mariadb(servers) => {
+                Box::new(On::new(servers, Server::migrated(&servers.first), MARIADB, true))
             }
         };
         site.execute(&crate::ledger::tables()).expect("make the ledger");

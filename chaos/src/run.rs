@@ -10,11 +10,12 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
-use crate::faults::Fault;
+use crate::faults::{Fault, Part};
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Received};
 use crate::scene::{Program, Scene, WINDOW, last};
+use crate::servers::DatabaseServers;
 use crate::verdict::{Allowed, Verdict};
 
 const WRITERS: usize = 4;
@@ -67,11 +68,15 @@ pub type Together<'f> = Vec<&'f Fault>;
 /// end.
 pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -> Outcome {
     let mut rng = Rng::with_seed(seed);
-    let site = lane.site();
-    let scene = Scene::new(lane, &*site, program.clone(), rng.fork());
+    let own = faults.iter().flatten().find_map(|fault| match fault.part {
+        Part::Servers(own) => Some(DatabaseServers::start_own(lane.source, own)),
+        _ => None,
+    });
+    let servers = own.as_ref().unwrap_or(&lane.servers);
+    let site = lane.site(servers);
+    let scene = Scene::new(lane, servers, &*site, program.clone(), rng.fork());
     let writers: Vec<Rng> = (0..WRITERS).map(|_| rng.fork()).collect();
-    scene.start_relay();
-    scene.start_relay();
+    scene.start_relays();
     let began = Instant::now();
     let mut acted = Vec::new();
     let mut flowed_after = Duration::ZERO;
@@ -106,7 +111,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
             last(Duration::from_millis(300));
         }
     });
-    if lane.source != Source::Mariadb {
+    if matches!(lane.source, Source::Postgres | Source::Wal) {
         let left = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
         for gid in site.texts(left) {
             let _ = site.execute(&format!("COMMIT PREPARED '{gid}'"));
@@ -118,6 +123,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
     let allowed = Allowed {
         duplicates: scene.interruptions() * WINDOW,
         gone: scene.gone.lock().unwrap().clone(),
+        undone: scene.undone.lock().unwrap().clone(),
         has_new_partitions: scene.has_new_partitions.load(Ordering::Relaxed),
     };
     let received = received.or_else(|_| reader::read(lane.kafka.brokers(), &scene.topic)).unwrap_or_default();
