@@ -80,6 +80,7 @@ fn alter(scene: &Scene<'_>, sql: &str) {
     let mut tries = 0;
     eventually(sql, PATIENCE, || {
         tries += 1;
+        // Any other error would come again and again.
         match scene.site.execute(&format!("{limit}; {sql}")) {
             Ok(()) => Some(()),
             Err(refused) => {
@@ -96,15 +97,15 @@ fn columns(scene: &Scene<'_>) {
     alter(scene, "ALTER TABLE outbox ADD COLUMN note varchar(20) DEFAULT 'none'");
     scene.flows(200);
     alter(scene, "ALTER TABLE outbox DROP COLUMN note");
-    alter(scene, "CREATE INDEX outbox_type ON outbox (type)");
+    alter(scene, "CREATE INDEX outbox_created_at ON outbox (created_at)");
     scene.flows(200);
     // The fault may come twice in a run.
     alter(
         scene,
         if scene.lane.source == Source::Mariadb {
-            "DROP INDEX outbox_type ON outbox"
+            "DROP INDEX outbox_created_at ON outbox"
         } else {
-            "DROP INDEX outbox_type"
+            "DROP INDEX outbox_created_at"
         },
     );
 }
