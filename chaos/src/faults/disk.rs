@@ -17,12 +17,10 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
     act: full,
 }];
 
-/// How many times a relay tries to settle meanwhile, with longer and longer pauses. Each time it sends again what it has in flight.
-const ATTEMPTS: usize = 7;
-
 /// Some servers end when their disk is full, and their operator starts them again when there is room. Others go on by themselves.
 fn full(scene: &Scene<'_>) {
-    scene.interrupted(2 * ATTEMPTS);
+    // After the first failure, relays try with one event at a time. They had little in flight.
+    scene.interrupted(1);
     let disk = scene.servers.disk();
     disk.fill();
     stalls(scene);
