@@ -5,12 +5,16 @@ mod broker_disk;
 mod clock;
 mod cluster;
 mod database;
+mod disk;
+mod failover;
 mod memory;
 mod network;
 mod relay;
+mod restore;
 
 use crate::lanes::Source;
 use crate::scene::Scene;
+use crate::servers::Own;
 
 /// What a fault acts on. Two faults that act on the same part are not combined at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +28,8 @@ pub enum Part {
     Cluster,
     /// The database.
     Database,
+    /// Database servers that the fault needs for itself. It is not combined with others.
+    Servers(Own),
 }
 
 /// A fault.
@@ -52,7 +58,9 @@ impl Fault {
 
 const POLLED: &[Source] = &[Source::Postgres, Source::Mariadb];
 const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
-const EACH: &[Source] = &Source::ALL;
+const EACH: &[Source] = &Source::SERVED;
+const EVERY: &[Source] = &Source::ALL;
+const SQLITE: &[Source] = &[Source::Sqlite];
 
 const NOTHING_LOST: &str = "nothing lost, in order; at most what was in flight is repeated";
 const EXACT: &str = "nothing lost, in order, nothing repeated";
@@ -61,13 +69,21 @@ const EXACT: &str = "nothing lost, in order, nothing repeated";
 pub fn all() -> Vec<&'static Fault> {
     let of_relays = [relay::FAULTS, clock::FAULTS, memory::FAULTS];
     let of_brokers = [broker::FAULTS, broker_disk::FAULTS, cluster::FAULTS];
-    let others = [database::FAULTS, network::FAULTS];
-    of_relays.into_iter().chain(of_brokers).chain(others).flatten().collect()
+    let of_databases = [database::FAULTS, disk::FAULTS, failover::FAULTS, restore::FAULTS];
+    of_relays.into_iter().chain(of_brokers).chain(of_databases).chain([network::FAULTS]).flatten().collect()
 }
 
 /// Returns the faults of a source.
 pub fn of(source: Source) -> Vec<&'static Fault> {
-    all().into_iter().filter(|fault| fault.on.contains(&source)).collect()
+    all().into_iter().filter(|fault| applies(fault, source)).collect()
+}
+
+/// Returns whether a fault can act on this source. SQLite has no server, but its relays and its broker fail like others.
+pub fn applies(fault: &Fault, source: Source) -> bool {
+    match (source, fault.part) {
+        (Source::Sqlite, Part::Relay | Part::Broker) => fault.on == EACH,
+        _ => fault.on.contains(&source),
+    }
 }
 
 /// Returns the fault of this name.

@@ -3,11 +3,13 @@
 use std::sync::OnceLock;
 
 use outbox_tests::load::wal;
-use outbox_tests::{Cluster, Folder, Kafka, Mariadb, Postgres, Server};
+use outbox_tests::{Cluster, Folder, Kafka, Server};
 
 use crate::proxy::Proxy;
+use crate::servers::DatabaseServers;
 use crate::site::{On, Site};
-use crate::writers::Dialect;
+use crate::sqlite::InFile;
+use crate::writers::{Dialect, TwoPhases};
 
 /// Where the relay reads from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,11 +21,15 @@ pub enum Source {
     Mariadb,
     /// PostgreSQL's write-ahead log.
     Wal,
+    /// SQLite, polled.
+    Sqlite,
 }
 
 impl Source {
+    /// Those whose database is on a server.
+    pub const SERVED: [Self; 3] = [Self::Postgres, Self::Mariadb, Self::Wal];
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Postgres, Self::Mariadb, Self::Wal];
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Mariadb, Self::Wal, Self::Sqlite];
 
     /// Returns its name.
     pub fn name(self) -> &'static str {
@@ -31,12 +37,13 @@ impl Source {
             Self::Postgres => "PostgreSQL",
             Self::Mariadb => "MariaDB",
             Self::Wal => "WAL",
+            Self::Sqlite => "SQLite",
         }
     }
 }
 
-const POSTGRES: Dialect = Dialect { session: "SET lock_timeout = '3s'", prepares: true };
-const MARIADB: Dialect = Dialect { session: "SET innodb_lock_wait_timeout = 3", prepares: false };
+const POSTGRES: Dialect = Dialect { session: "SET lock_timeout = '3s'", two_phases: TwoPhases::Prepared };
+const MARIADB: Dialect = Dialect { session: "SET innodb_lock_wait_timeout = 3", two_phases: TwoPhases::Xa };
 
 /// The servers of a source.
 pub struct Lane {
@@ -49,12 +56,8 @@ pub struct Lane {
     /// The folder of the broker's data.
     pub kafka_data: Folder,
     cluster: OnceLock<Cluster>,
-    server: DatabaseServer,
-}
-
-enum DatabaseServer {
-    Postgres(Postgres),
-    Mariadb(Mariadb),
+    /// The servers of the database.
+    pub servers: DatabaseServers,
 }
 
 impl Lane {
@@ -73,14 +76,8 @@ impl Lane {
             ("auto.create.topics.enable", "false"),
         ]);
         kafka_proxy.lead_to(kafka.brokers());
-        let server = match source {
-            Source::Mariadb => DatabaseServer::Mariadb(Mariadb::start()),
-            Source::Postgres | Source::Wal => {
-                let settings = [("max_prepared_transactions", "50")];
-                DatabaseServer::Postgres(Postgres::start_with(15, &settings))
-            }
-        };
-        Self { source, kafka, kafka_proxy, kafka_data, cluster: OnceLock::new(), server }
+        let servers = DatabaseServers::start(source);
+        Self { source, kafka, kafka_proxy, kafka_data, cluster: OnceLock::new(), servers }
     }
 
     /// Returns three brokers, which start on first use.
@@ -88,18 +85,19 @@ impl Lane {
         self.cluster.get_or_init(Cluster::start_with_quorum)
     }
 
-    /// Makes a new database with the outbox and the ledger.
-    pub fn site(&self) -> Box<dyn Site + '_> {
-        let site: Box<dyn Site> = match &self.server {
-            DatabaseServer::Postgres(server) => {
-                let tables = server.migrated();
+    /// Makes a new database with the outbox and the ledger on these servers.
+    pub fn site<'a>(&self, servers: &'a DatabaseServers) -> Box<dyn Site + 'a> {
+        let site: Box<dyn Site> = match servers {
+            DatabaseServers::Postgres(servers) => {
+                let tables = servers.first.migrated();
                 if self.source == Source::Wal {
                     wal(&tables, "setup");
                 }
-                Box::new(On { server, tables, dialect: POSTGRES, marks_sent: self.source != Source::Wal })
+                Box::new(On::new(servers, tables, POSTGRES, self.source != Source::Wal))
             }
-            DatabaseServer::Mariadb(server) => {
-                Box::new(On { server, tables: Server::migrated(server), dialect: MARIADB, marks_sent: true })
+            DatabaseServers::Sqlite(place) => Box::new(InFile::new(place)),
+            DatabaseServers::Mariadb(servers) => {
+                Box::new(On::new(servers, Server::migrated(&servers.first), MARIADB, true))
             }
         };
         site.execute(&crate::ledger::tables()).expect("make the ledger");

@@ -10,11 +10,14 @@
 pub mod faults;
 pub mod lanes;
 pub mod ledger;
+pub mod promises;
 pub mod proxy;
 pub mod reader;
 pub mod report;
 pub mod run;
 pub mod scene;
+pub mod servers;
 pub mod site;
+pub mod sqlite;
 pub mod verdict;
 pub mod writers;

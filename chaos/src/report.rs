@@ -39,13 +39,17 @@ pub fn write(page: &str, outcomes: &[Outcome]) -> String {
             let duplicates = runs.iter().map(|run| run.verdict.duplicates).max().unwrap_or_default();
             writeln!(
                 table,
-                "| {} | {} | {} | {} | {} | {} | {} | {duplicates} | {:.1} s |",
+                "| {} | {} | {} | {} | {} | {}{} | {} | {duplicates} | {:.1} s |",
                 fault.name,
                 source.name(),
                 runs.len(),
                 sum(|run| run.verdict.committed),
                 sum(|run| run.verdict.lost.len()),
                 sum(|run| run.verdict.phantom.len()),
+                match sum(|run| run.verdict.undone) {
+                    0 => String::new(),
+                    undone => format!(", and {undone} undone"),
+                },
                 sum(|run| run.verdict.reordered.len()),
                 longest.as_secs_f64()
             )

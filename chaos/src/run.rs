@@ -15,6 +15,7 @@ use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Received};
 use crate::scene::{Program, Scene, WINDOW, last};
+use crate::servers::DatabaseServers;
 use crate::verdict::{Allowed, Verdict};
 
 const WRITERS: usize = 4;
@@ -67,13 +68,17 @@ pub type Together<'f> = Vec<&'f Fault>;
 /// end.
 pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -> Outcome {
     let mut rng = Rng::with_seed(seed);
-    let site = lane.site();
+    let own = faults.iter().flatten().find_map(|fault| match fault.part {
+        Part::Servers(own) => Some(DatabaseServers::start_own(lane.source, own)),
+        _ => None,
+    });
+    let servers = own.as_ref().unwrap_or(&lane.servers);
+    let site = lane.site(servers);
     let needs_cluster = faults.iter().flatten().any(|fault| fault.part == Part::Cluster);
     let cluster = needs_cluster.then(|| lane.cluster());
-    let scene = Scene::new(lane, &*site, cluster, program.clone(), rng.fork());
+    let scene = Scene::new(lane, servers, &*site, cluster, program.clone(), rng.fork());
     let writers: Vec<Rng> = (0..WRITERS).map(|_| rng.fork()).collect();
-    scene.start_relay();
-    scene.start_relay();
+    scene.start_relays();
     let began = Instant::now();
     let mut acted = Vec::new();
     let mut flowed_after = Duration::ZERO;
@@ -108,7 +113,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
             last(Duration::from_millis(300));
         }
     });
-    if lane.source != Source::Mariadb {
+    if matches!(lane.source, Source::Postgres | Source::Wal) {
         let left = "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()";
         for gid in site.texts(left) {
             let _ = site.execute(&format!("COMMIT PREPARED '{gid}'"));
@@ -120,6 +125,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
     let allowed = Allowed {
         duplicates: scene.interruptions() * WINDOW,
         gone: scene.gone.lock().unwrap().clone(),
+        undone: scene.undone.lock().unwrap().clone(),
         has_new_partitions: scene.has_new_partitions.load(Ordering::Relaxed),
     };
     let received =

@@ -8,10 +8,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use outbox_tests::{Cluster, Counter, Kafka, Process, Signal, eventually, workspace_binary};
+use outbox_tests::{Cluster, Counter, Kafka, Process, Signal, Tables, eventually, workspace_binary};
 
 use crate::lanes::{Lane, Source};
+use crate::ledger::Ledger;
 use crate::proxy::Proxy;
+use crate::servers::DatabaseServers;
 use crate::site::Site;
 use crate::writers::Orders;
 
@@ -34,9 +36,11 @@ const SETTINGS: [&str; 12] = [
 ];
 /// How many partitions the topic has in the beginning.
 pub const PARTITIONS: i32 = 6;
-/// How many records a relay of two workers may have published and not settled: what it has in flight, and what a pass of 100 ms
-/// publishes besides.
-pub const WINDOW: usize = 4_000;
+/// How many relays there usually are.
+pub const RELAYS: usize = 2;
+/// How many records a relay may have published and not settled: two workers with 500 in flight each, and a batch of 250 each that was
+/// acknowledged in the same pass.
+pub const WINDOW: usize = 1_500;
 
 /// The program that relays.
 #[derive(Clone, Debug)]
@@ -60,6 +64,8 @@ impl Program {
 pub struct Scene<'a> {
     /// The servers.
     pub lane: &'a Lane,
+    /// The servers of its database.
+    pub servers: &'a DatabaseServers,
     /// The database.
     pub site: &'a dyn Site,
     /// The way from the relays to the database.
@@ -76,6 +82,8 @@ pub struct Scene<'a> {
     pub rng: Mutex<Rng>,
     /// Events that were on Kafka and that Kafka has lost.
     pub gone: Mutex<BTreeSet<String>>,
+    /// Events whose transactions were undone after they had been committed.
+    pub undone: Mutex<BTreeSet<String>>,
     /// Whether the topic has got more partitions.
     pub has_new_partitions: AtomicBool,
     relays: Mutex<Vec<Process>>,
@@ -88,6 +96,7 @@ impl<'a> Scene<'a> {
     /// Begins with no relay.
     pub fn new(
         lane: &'a Lane,
+        servers: &'a DatabaseServers,
         site: &'a dyn Site,
         cluster: Option<&'a Cluster>,
         program: Program,
@@ -103,9 +112,10 @@ impl<'a> Scene<'a> {
             }
         }
         let database_proxy = Proxy::open();
-        database_proxy.lead_to(host_and_port(site.url()));
+        database_proxy.lead_to(host_and_port(site.url()).unwrap_or_default());
         Self {
             lane,
+            servers,
             site,
             database_proxy,
             counter: kafka.counter(&topic),
@@ -115,6 +125,7 @@ impl<'a> Scene<'a> {
             program,
             rng: Mutex::new(rng),
             gone: Mutex::default(),
+            undone: Mutex::default(),
             has_new_partitions: AtomicBool::new(false),
             relays: Mutex::default(),
             ended: Mutex::default(),
@@ -134,11 +145,15 @@ impl<'a> Scene<'a> {
 
     fn relay(&self, environment: &[(&str, String)]) -> Process {
         let url = self.site.url();
-        let url = url.replacen(host_and_port(url), &format!("127.0.0.1:{}", self.database_proxy.port()), 1);
+        let url = match host_and_port(url) {
+            Some(address) => url.replacen(address, &format!("127.0.0.1:{}", self.database_proxy.port()), 1),
+            None => url.to_owned(),
+        };
         let mut command = Command::new(&self.program.path);
         command.args(["relay", "--brokers", self.kafka().brokers(), "--topic", &self.topic]).args(SETTINGS);
         match self.lane.source {
             Source::Wal => command.args(["--source", "wal", "--slot", self.site.name()]),
+            Source::Sqlite => &mut command,
             _ => command.args(["--workers", "2"]),
         };
         command.env("OUTBOX_DATABASE_URL", url);
@@ -167,6 +182,33 @@ impl<'a> Scene<'a> {
         for _ in 0..2 {
             self.start_relay_with(environment);
         }
+    }
+
+    /// Starts as many relays as usual.
+    pub fn start_relays(&self) {
+        (0..RELAYS).for_each(|_| self.start_relay());
+    }
+
+    /// Kills all relays.
+    pub fn kill_relays(&self) {
+        for relay in std::mem::take(&mut *self.relays.lock().unwrap()) {
+            self.interrupted(1);
+            relay.signal(Signal::Kill);
+            relay.wait(PATIENCE);
+            self.keep(relay);
+        }
+    }
+
+    /// Waits until every relay has ended by itself and has said why. Returns what they printed.
+    pub fn relays_end(&self) -> Vec<String> {
+        let relays = std::mem::take(&mut *self.relays.lock().unwrap());
+        let printed = relays.iter().map(|relay| {
+            relay.wait(PATIENCE);
+            relay.output()
+        });
+        let printed = printed.collect();
+        self.ended.lock().unwrap().extend(relays);
+        printed
     }
 
     /// Starts a relay that dies at a named point, and waits until it has died there.
@@ -229,6 +271,24 @@ impl<'a> Scene<'a> {
         ended
     }
 
+    /// Lets relays and writers find the server that has taken over.
+    pub fn move_over(&self) {
+        self.site.move_over();
+        self.database_proxy.lead_to(host_and_port(self.site.url()).expect("a server"));
+        self.database_proxy.cut();
+        self.database_proxy.heal();
+    }
+
+    /// Looks at the server that was left, which nobody else finds any longer, for events that the one that has taken over does not have.
+    pub fn note_undone(&self) {
+        let first = &self.servers.postgres().first;
+        first.restart();
+        let had = first.existing(self.site.name()).texts("SELECT event::text FROM ledger");
+        first.stop();
+        let has = Ledger::read(self.site).entries;
+        self.undone.lock().unwrap().extend(had.into_iter().filter(|event| !has.contains_key(event)));
+    }
+
     /// Notes that so many relays could not settle what they had published.
     pub fn interrupted(&self, relays: usize) {
         self.interruptions.fetch_add(relays, Ordering::Relaxed);
@@ -270,9 +330,10 @@ impl<'a> Scene<'a> {
     }
 }
 
-fn host_and_port(url: &str) -> &str {
-    let (_, rest) = url.rsplit_once('@').expect("a user in the URL");
-    rest.split_once('/').map_or(rest, |(address, _)| address)
+/// Returns nothing for the path of a file.
+fn host_and_port(url: &str) -> Option<&str> {
+    let (_, rest) = url.rsplit_once('@')?;
+    Some(rest.split_once('/').map_or(rest, |(address, _)| address))
 }
 
 /// Lets time pass in which the fault lasts.

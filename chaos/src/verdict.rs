@@ -13,6 +13,8 @@ pub struct Allowed {
     pub duplicates: usize,
     /// Events that Kafka itself has lost, because their topic was deleted.
     pub gone: BTreeSet<String>,
+    /// Events that were committed and then undone, as an asynchronous failover or a restored backup may do.
+    pub undone: BTreeSet<String>,
     /// Whether the topic has got more partitions. Then an aggregate may move to another one.
     pub has_new_partitions: bool,
 }
@@ -26,6 +28,8 @@ pub struct Verdict {
     pub lost: Vec<String>,
     /// Records of events that nobody committed.
     pub phantom: Vec<String>,
+    /// How many records are of events that were undone.
+    pub undone: usize,
     /// Events whose first occurrence comes after that of a later event of the same aggregate, or in another partition.
     pub reordered: Vec<String>,
     /// Events whose bytes are not those that were emitted, or not the same in each occurrence.
@@ -55,6 +59,10 @@ impl Verdict {
             let Some((id, entry)) =
                 content.header("id").and_then(|id| ledger.entries.get(id).map(|entry| (id, entry)))
             else {
+                if content.header("id").is_some_and(|id| allowed.undone.contains(id)) {
+                    verdict.undone += 1;
+                    continue;
+                }
                 verdict.phantom.push(format!("{} at {place}", content.header("id").unwrap_or("no id")));
                 continue;
             };
@@ -123,6 +131,9 @@ impl fmt::Display for Verdict {
         }
         let too_many = if self.has_too_many_duplicates { " (too many)" } else { "" };
         write!(f, ", {} duplicates{too_many}, {} unsent", self.duplicates, self.unsent)?;
+        if self.undone > 0 {
+            write!(f, ", {} records of undone events", self.undone)?;
+        }
         for (name, found) in findings {
             for one in found.iter().take(3) {
                 write!(f, "\n    {name}: {one}")?;
@@ -174,7 +185,12 @@ mod tests {
         let (ledger, ids) = ledger(&[1, 2, 3]);
         let of = |received: &[Received]| Verdict::of(&ledger, received, &Allowed::default());
         assert_eq!(of(&received(&ids[..2])).lost.len(), 1);
-        assert_eq!(of(&received(&[ids[0], ids[1], ids[2], Uuid::now_v7()])).phantom.len(), 1);
+        let phantom = Uuid::now_v7();
+        let with_phantom = received(&[ids[0], ids[1], ids[2], phantom]);
+        assert_eq!(of(&with_phantom).phantom.len(), 1);
+        let undone = Allowed { undone: [phantom.to_string()].into(), ..Allowed::default() };
+        let verdict = Verdict::of(&ledger, &with_phantom, &undone);
+        assert!(verdict.is_good() && verdict.undone == 1, "{verdict}");
         assert_eq!(of(&received(&[ids[0], ids[2], ids[1]])).reordered.len(), 1);
         let mut changed = received(&[ids[0], ids[1], ids[2], ids[2]]);
         changed[3].content.timestamp = 2;

@@ -26,8 +26,43 @@ pub struct Orders {
 pub struct Dialect {
     /// Sets the longest wait for a lock.
     pub session: &'static str,
-    /// Whether a transaction can be prepared, to be committed later by another session.
-    pub prepares: bool,
+    /// How a transaction is prepared, to be committed later, perhaps by another session.
+    pub two_phases: TwoPhases,
+}
+
+/// How a transaction is prepared.
+#[derive(Clone, Copy, Debug)]
+pub enum TwoPhases {
+    /// With PREPARE TRANSACTION.
+    Prepared,
+    /// With XA.
+    Xa,
+    /// Not at all.
+    None,
+}
+
+impl TwoPhases {
+    fn begin(self, gid: &str) -> String {
+        match self {
+            Self::Xa => format!("XA START '{gid}'"),
+            _ => "BEGIN".to_owned(),
+        }
+    }
+
+    fn prepare(self, gid: &str) -> String {
+        match self {
+            Self::Xa => format!("XA END '{gid}'; XA PREPARE '{gid}'"),
+            _ => format!("PREPARE TRANSACTION '{gid}'"),
+        }
+    }
+
+    /// `end` is COMMIT or ROLLBACK.
+    fn end(self, end: &str, gid: &str) -> String {
+        match self {
+            Self::Xa => format!("XA {end} '{gid}'"),
+            _ => format!("{end} PREPARED '{gid}'"),
+        }
+    }
 }
 
 /// How long a writer waits before it connects again, and between two transactions.
@@ -35,24 +70,21 @@ const RECONNECT: Duration = Duration::from_millis(50);
 const BETWEEN: Duration = Duration::from_millis(4);
 
 /// Writes until the order to end. A transaction that fails is forgotten: what was committed, the ledger knows.
-pub fn write<C>(url: &str, name: usize, mut rng: Rng, dialect: Dialect, orders: &Orders)
+pub fn write<'u, C>(url: &dyn Fn() -> &'u str, name: usize, mut rng: Rng, dialect: Dialect, orders: &Orders)
 where
     C: OutboxConnection<TransactionManager = AnsiTransactionManager> + SimpleConnection,
 {
     let mut round = 0_u64;
-    let mut prepared: Option<String> = None;
+    let mut prepared: Vec<String> = Vec::new();
     while !orders.end.load(Ordering::Relaxed) {
-        let Ok(mut conn) = C::establish(url) else {
+        let Ok(mut conn) = C::establish(url()) else {
             thread::sleep(RECONNECT);
             continue;
         };
         if conn.batch_execute(dialect.session).is_err() {
             continue;
         }
-        if let Some(left) = prepared.take() {
-            // It may have been committed after all, or never have been prepared.
-            let _ = conn.batch_execute(&format!("COMMIT PREPARED '{left}'"));
-        }
+        finish(&mut conn, &mut prepared, dialect);
         let mut failures = 0;
         // After a few failures it looks whether a new connection does better.
         while failures < 3 && !orders.end.load(Ordering::Relaxed) {
@@ -61,32 +93,41 @@ where
                 continue;
             }
             round += 1;
-            let outcome = if dialect.prepares && rng.u8(..100) < 4 {
+            let left = prepared.len();
+            let outcome = if !matches!(dialect.two_phases, TwoPhases::None) && rng.u8(..100) < 4 {
                 let gid = format!("{name}-{round}-{}", rng.u64(..));
-                let outcome = in_two_phases(&mut conn, &mut rng, &gid);
-                prepared = outcome.is_err().then_some(gid);
+                let outcome = in_two_phases(&mut conn, &mut rng, dialect.two_phases, &gid);
+                if outcome.is_err() {
+                    prepared.push(gid);
+                }
                 outcome
             } else {
                 in_one_phase(&mut conn, &mut rng)
             };
             match outcome {
                 Ok(()) | Err(RollbackTransaction) => failures = 0,
-                Err(_) if prepared.is_some() => failures = 3,
+                Err(_) if prepared.len() > left => failures = 3,
                 Err(_) => failures += 1,
             }
             thread::sleep(BETWEEN);
         }
     }
     // Nothing that was prepared stays open.
-    while let Some(left) = prepared.take() {
-        match C::establish(url) {
-            Ok(mut conn) => drop(conn.batch_execute(&format!("COMMIT PREPARED '{left}'"))),
-            Err(_) => {
-                thread::sleep(RECONNECT);
-                prepared = Some(left);
+    while !prepared.is_empty() {
+        match C::establish(url()) {
+            Ok(mut conn) => {
+                finish(&mut conn, &mut prepared, dialect);
+                break;
             }
+            Err(_) => thread::sleep(RECONNECT),
         }
     }
+}
+
+/// Commits what was left prepared, perhaps. Whatever is still refused may be refused only because the server has not yet noticed that its
+/// session is gone, so it is tried again by the next connection. It may also have been committed after all, or never have been prepared.
+fn finish<C: SimpleConnection>(conn: &mut C, prepared: &mut Vec<String>, dialect: Dialect) {
+    prepared.retain(|gid| conn.batch_execute(&dialect.two_phases.end("COMMIT", gid)).is_err());
 }
 
 /// Returns events in the order in which everybody locks aggregates.
@@ -151,22 +192,19 @@ where
     }
 }
 
-fn in_two_phases<C>(conn: &mut C, rng: &mut Rng, gid: &str) -> QueryResult<()>
+fn in_two_phases<C>(conn: &mut C, rng: &mut Rng, phases: TwoPhases, gid: &str) -> QueryResult<()>
 where
     C: OutboxConnection<TransactionManager = AnsiTransactionManager> + SimpleConnection,
 {
-    AnsiTransactionManager::begin_transaction(conn)?;
-    let prepared = conn
-        .batch_execute("SET LOCAL outbox.notify = 'off'")
-        .and_then(|()| emit(conn, &records(rng)))
-        .and_then(|()| conn.batch_execute(&format!("PREPARE TRANSACTION '{gid}'")));
-    if let Err(error) = prepared {
-        let _ = AnsiTransactionManager::rollback_transaction(conn);
-        return Err(error);
+    AnsiTransactionManager::begin_transaction_sql(conn, &phases.begin(gid))?;
+    if matches!(phases, TwoPhases::Prepared) {
+        conn.batch_execute("SET LOCAL outbox.notify = 'off'")?;
     }
-    // The server has no transaction any more, but Diesel has.
-    AnsiTransactionManager::commit_transaction(conn)?;
+    emit(conn, &records(rng))?;
+    conn.batch_execute(&phases.prepare(gid))?;
     thread::sleep(Duration::from_millis(rng.u64(..100)));
     let end = if rng.u8(..10) == 0 { "ROLLBACK" } else { "COMMIT" };
-    conn.batch_execute(&format!("{end} PREPARED '{gid}'"))
+    conn.batch_execute(&phases.end(end, gid))?;
+    // The server has no transaction any more, but Diesel has.
+    AnsiTransactionManager::commit_transaction(conn)
 }

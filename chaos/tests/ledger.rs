@@ -13,7 +13,7 @@ const MORE_LOAD: Fault = Fault {
     name: "more load",
     part: Part::Relay,
     promise: "",
-    on: &Source::ALL,
+    on: &Source::SERVED,
     is_short: true,
     act: |scene| {
         scene.flows(1_500);

@@ -48,6 +48,17 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Returns limits for a pass that takes so many records at once, if that is less than a batch.
+    pub(crate) fn at_most(self, records: usize) -> Self {
+        if records >= self.batch_size {
+            return self;
+        }
+        let max_pass_duration = self.max_pass_duration.min(SHORT_PASS);
+        Self { batch_size: records, max_in_flight: records, max_pass_duration, ..self }
+    }
+}
+
 /// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Passed {

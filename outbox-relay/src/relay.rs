@@ -326,6 +326,7 @@ impl Relay {
                 publisher,
                 topic_naming: self.topic_naming.clone(),
                 limits: self.limits,
+                trust: usize::MAX,
                 stop: stop.clone(),
                 broker_is_away: false,
                 upkept: None,

@@ -15,6 +15,8 @@ use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
+/// How many times as many records a pass takes as the one before, after a failure of the database.
+const TRUST_GROWS: usize = 8;
 const READY_WAIT: Duration = Duration::from_secs(2);
 /// How often the worker asks the source whether something is due besides passes. If events come one by one, passes are more
 /// frequent than this.
@@ -26,6 +28,9 @@ pub(crate) struct Worker {
     pub(crate) publisher: Box<dyn Publisher>,
     pub(crate) topic_naming: TopicNaming,
     pub(crate) limits: Limits,
+    /// How many records a pass takes. After a failure of the database that is one, and with each pass that goes well more again: a
+    /// database that takes no writes, perhaps because its disk is full, must not have the same records sent at every attempt.
+    pub(crate) trust: usize,
     pub(crate) stop: Stop,
     pub(crate) broker_is_away: bool,
     /// When the source was last asked whether something is due.
@@ -65,6 +70,9 @@ impl Worker {
                         retry.begin_anew();
                     }
                     retry.failed(&failure, &self.stop, &self.metrics);
+                    if let PassError::Source(_) = &failure {
+                        self.trust = 1;
+                    }
                     uncorrected = match failure {
                         PassError::Source(error) if error.is_misconfigured() => Some(error),
                         _ => None,
@@ -86,13 +94,16 @@ impl Worker {
         let stop = self.stop.clone();
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
-            limits: self.limits,
+            limits: self.limits.at_most(self.trust),
             now: &Instant::now,
             published: &self.published,
             metrics: &self.metrics,
             stopping: &|| stop.is_set(),
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
+        if passed == Passed::Worked {
+            self.trust = self.trust.saturating_mul(TRUST_GROWS);
+        }
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
         }
@@ -191,7 +202,12 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublishError, Record, Refusal};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use diesel_outbox_core::{
+        Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Record, Refusal,
+    };
 
     use super::*;
 
@@ -258,6 +274,7 @@ mod tests {
             publisher: Box::new(Failed(true)),
             topic_naming: TopicNaming::default(),
             limits: Limits::default(),
+            trust: usize::MAX,
             stop: Stop::default(),
             broker_is_away: false,
             upkept: None,
@@ -266,5 +283,114 @@ mod tests {
         };
         assert!(matches!(worker.turn(), Err(PassError::Publisher(_))));
         assert!(worker.turn().is_ok());
+    }
+
+    const RECORDS: u64 = 1_000;
+    const FAILURES: usize = 4;
+
+    /// Has records, and cannot settle any of them for a while, as if its disk were full.
+    struct Full {
+        given: u64,
+        settled: u64,
+        failures: usize,
+        stop: Stop,
+    }
+
+    impl Source for Full {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            self.given = self.settled;
+            Ok(true)
+        }
+
+        fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            let end = RECORDS.min(self.given + limit as u64);
+            records
+                .extend((self.given..end).map(|n| Claimed::new(n, Ok(Record::new("order", "1", "Placed")))));
+            self.given = end;
+            Ok(end < RECORDS)
+        }
+
+        fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+            if tickets.is_empty() {
+                return Ok(());
+            }
+            if self.failures < FAILURES {
+                self.failures += 1;
+                return Err(SourceError::new("the disk is full"));
+            }
+            self.settled += tickets.len() as u64;
+            if self.settled == RECORDS {
+                self.stop.set();
+            }
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            Ok(DeadLettered::default())
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    /// Takes everything at once.
+    #[derive(Default)]
+    struct Takes {
+        in_flight: Vec<u64>,
+        published: Arc<AtomicUsize>,
+    }
+
+    impl Publisher for Takes {
+        fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+            self.published.fetch_add(1, Ordering::Relaxed);
+            self.in_flight.push(ticket);
+            Ok(())
+        }
+
+        fn acknowledgements(
+            &mut self,
+            _: Duration,
+            acknowledgements: &mut Vec<Acknowledgement>,
+        ) -> Result<(), PublishError> {
+            let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
+            acknowledgements.extend(self.in_flight.drain(..).map(durable));
+            Ok(())
+        }
+
+        fn abandon(&mut self) {
+            self.in_flight.clear();
+        }
+
+        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_the_database_cannot_settle_is_not_sent_again_as_a_whole_at_each_attempt() {
+        let (stop, published) = (Stop::default(), Arc::<AtomicUsize>::default());
+        let worker = Worker {
+            source: Box::new(Full { given: 0, settled: 0, failures: 0, stop: stop.clone() }),
+            publisher: Box::new(Takes { published: published.clone(), ..Takes::default() }),
+            topic_naming: TopicNaming::default(),
+            limits: Limits::default(),
+            trust: usize::MAX,
+            stop,
+            broker_is_away: false,
+            upkept: None,
+            published: Cell::new(0),
+            metrics: Metrics::new(),
+        };
+        worker.run().unwrap();
+        // The first attempt takes all of them, and each that follows one.
+        let repeated = published.load(Ordering::Relaxed) - RECORDS as usize;
+        assert_eq!(repeated, RECORDS as usize + FAILURES - 1);
     }
 }

@@ -12,9 +12,11 @@ use diesel::prelude::*;
 use diesel_outbox::Migrations;
 
 use crate::authority::Authority;
+use crate::disk::Disk;
 use crate::docker;
 use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 use crate::roles;
+use crate::scratch::Folder;
 
 /// The settings with which every server is started.
 const SETTINGS: [&str; 7] = [
@@ -139,8 +141,25 @@ impl Mariadb {
         let port = free_port();
         let (host, address): (Box<dyn Host>, _) = match docker::engine() {
             Some(address) => (Box::new(docker::mariadb(server, port, &settings, files)), address),
-            None => (Box::new(local::install(server, port, &settings)), LOCALHOST),
+            None => (Box::new(local::install(Folder::new("mariadb"), server, port, &settings)), LOCALHOST),
         };
+        Self::run(host, address, port)
+    }
+
+    /// Starts a server from local programs, with a disk of its own that has room for so many megabytes. This takes the right to mount.
+    pub fn start_on_small_disk(megabytes: usize) -> (Self, Disk) {
+        let settings: Vec<_> = SETTINGS
+            .iter()
+            .chain(&["innodb_log_file_size=16M"])
+            .map(|setting| format!("--{setting}"))
+            .collect();
+        let (folder, disk) = Disk::mounted(megabytes);
+        let port = free_port();
+        let host = local::install(folder, Server::Mariadb, port, &settings);
+        (Self::run(Box::new(host), LOCALHOST, port), disk)
+    }
+
+    fn run(host: Box<dyn Host>, address: &str, port: u16) -> Self {
         let server = Self { host, url: format!("mysql://root@{address}:{port}"), lasting: false };
         server.host.start();
         server.wait_until_ready();
@@ -167,7 +186,12 @@ impl Mariadb {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("outbox_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         self.connect().batch_execute(&format!("CREATE DATABASE {name}")).expect("create a database");
-        MariadbDatabase { server: self, url: self.url_of(&name), name }
+        self.existing(&name)
+    }
+
+    /// Returns the database of this name, which the server has already.
+    pub fn existing(&self, name: &str) -> MariadbDatabase<'_> {
+        MariadbDatabase { server: self, url: self.url_of(name), name: name.to_owned() }
     }
 
     /// Connects to the server's own database, as its administrator.

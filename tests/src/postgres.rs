@@ -1,5 +1,6 @@
 //! PostgreSQL servers and databases for tests.
 
+mod copies;
 mod local;
 mod url;
 
@@ -18,8 +19,9 @@ use diesel_outbox::Migrations;
 
 use self::url::Address;
 use crate::docker;
-use crate::host::{Elsewhere, Host, Local, free_port, wait_until_ready};
+use crate::host::{Elsewhere, Host, free_port, wait_until_ready};
 use crate::roles;
+use crate::scratch::Folder;
 use crate::wait::eventually;
 
 const ADDRESS: &str = "OUTBOX_TEST_POSTGRES_URL";
@@ -80,7 +82,7 @@ impl Postgres {
         let (host, address, socket): (Box<dyn Host>, _, _) = match docker::engine() {
             Some(address) => (Box::new(docker::postgres(major, port, &settings)), address, None),
             None => {
-                let server = local::install(major, port, &settings);
+                let server = local::install(Folder::new("postgres"), major, port, &settings);
                 let socket = server.folder().to_owned();
                 (Box::new(server), "127.0.0.1", Some(socket))
             }
@@ -98,7 +100,7 @@ impl Postgres {
         let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let settings =
             [settings, ["ssl=on", "ssl_cert_file=tls.pem", "ssl_key_file=tls.key"].map(str::to_owned).into()];
-        let server = local::install(major, port, &settings.concat());
+        let server = local::install(Folder::new("postgres"), major, port, &settings.concat());
         local::give_certificate(&server, files);
         let socket = Some(server.folder().to_owned());
         let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
@@ -123,28 +125,6 @@ impl Postgres {
         });
     }
 
-    /// Starts a server and a standby of it. Both run from local programs, because the standby copies the server's data. Commits
-    /// on the first wait for the second as soon as `synchronous_standby_names` has the name `standby`.
-    pub fn start_pair(major: u32) -> (Self, Self) {
-        let (primary_port, standby_port) = (free_port(), free_port());
-        let settings: Vec<_> = SETTINGS.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let source = format!(
-            "primary_conninfo=host=127.0.0.1 port={primary_port} user=postgres application_name=standby"
-        );
-        let primary = local::install(major, primary_port, &settings);
-        let standby =
-            local::install_copy(&primary, major, standby_port, &[&settings[..], &[source]].concat());
-        let start = |host: Local, port: u16| {
-            let socket = Some(host.folder().to_owned());
-            let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-            let server = Self { host: Box::new(host), url, lasting: false, socket };
-            server.host.start();
-            server.wait_until_ready();
-            server
-        };
-        (start(primary, primary_port), start(standby, standby_port))
-    }
-
     fn at(url: String) -> Self {
         let server =
             Self { host: Box::new(Elsewhere { variable: ADDRESS }), url, lasting: true, socket: None };
@@ -163,12 +143,17 @@ impl Postgres {
         self.database_like("template1")
     }
 
+    /// Returns the database of this name, which the server has already.
+    pub fn existing(&self, name: &str) -> Database<'_> {
+        Database { server: self, url: url::with_database(&self.url, name), name: name.to_owned() }
+    }
+
     fn database_like(&self, template: &str) -> Database<'_> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let name = format!("outbox_test_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let create = format!("create database {name} template {template}");
         self.connect().batch_execute(&create).expect("create a database");
-        Database { server: self, url: url::with_database(&self.url, &name), name }
+        self.existing(&name)
     }
 
     /// Returns the URL of the server's own database for its superuser.

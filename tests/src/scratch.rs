@@ -32,6 +32,9 @@ signal KILL
 for file in containers/*; do
     [ -e "$file" ] && docker rm --force --volumes "${file#containers/}"
 done
+for folder in folders/*; do
+    mountpoint -q "$folder" && umount "$folder"
+done
 cd /
 tries=0
 until rm -rf "$1" || [ $((tries += 1)) -ge 40 ]; do sleep 0.05; done
@@ -92,7 +95,10 @@ impl Scratch {
 
 /// A new temporary folder. It is removed when this is dropped, or else with the test process.
 #[derive(Debug)]
-pub struct Folder(PathBuf);
+pub struct Folder {
+    path: PathBuf,
+    is_mounted: bool,
+}
 
 impl Folder {
     /// Makes a folder whose name starts with `name`.
@@ -101,17 +107,26 @@ impl Folder {
         let name = format!("{name}-{}", COUNT.fetch_add(1, Ordering::Relaxed));
         let path = scratch().path.join("folders").join(name);
         fs::create_dir(&path).expect("a new temporary folder");
-        Self(path)
+        Self { path, is_mounted: false }
+    }
+
+    /// Notes that a disk was mounted there.
+    pub(crate) fn mounted(mut self) -> Self {
+        self.is_mounted = true;
+        self
     }
 
     /// Returns its path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
+        if self.is_mounted {
+            let _ = Command::new("umount").arg(&self.path).status();
+        }
+        let _ = fs::remove_dir_all(&self.path);
     }
 }

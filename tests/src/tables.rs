@@ -62,6 +62,8 @@ pub trait Server {
 
     /// Makes a new database with the tables.
     fn migrated(&self) -> Self::Tables<'_>;
+    /// Returns the database of this name, which the server has already.
+    fn existing(&self, name: &str) -> Self::Tables<'_>;
     /// Shuts the server down.
     fn stop(&self);
     /// Kills the server.
@@ -75,6 +77,10 @@ impl Server for Postgres {
 
     fn migrated(&self) -> Database<'_> {
         crate::load::migrated_on(self)
+    }
+
+    fn existing(&self, name: &str) -> Database<'_> {
+        Self::existing(self, name)
     }
 
     fn stop(&self) {
@@ -97,6 +103,10 @@ impl Server for Mariadb {
         let database = self.database();
         database.migrate();
         database
+    }
+
+    fn existing(&self, name: &str) -> MariadbDatabase<'_> {
+        Self::existing(self, name)
     }
 
     fn stop(&self) {

@@ -1,11 +1,11 @@
 //! The database stops, ends sessions, and has other things to do.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outbox_tests::eventually;
 
-use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part};
+use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part, SQLITE};
 use crate::lanes::Source;
 use crate::ledger::RESERVED;
 use crate::scene::{PATIENCE, Scene, last};
@@ -18,10 +18,17 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("sessions terminated", NOTHING_LOST, sessions),
     fault("database killed", NOTHING_LOST, |scene| away(scene, true)),
     fault("database stopped", NOTHING_LOST, |scene| away(scene, false)),
-    Fault { on: POSTGRES, ..fault("old snapshot held", EXACT, snapshot) },
+    fault("old snapshot held", EXACT, snapshot),
     fault("emitting transaction left open", EXACT, open_writer),
     fault("column added and dropped", NOTHING_LOST, columns),
     Fault { on: POSTGRES, ..fault("outbox rewritten (VACUUM FULL)", NOTHING_LOST, rewritten) },
+    Fault { is_short: false, ..fault("connections used up", NOTHING_LOST, starved) },
+    Fault { on: SQLITE, ..fault("file locked by another writer for 10 s", EXACT, |scene| locked(scene, 10)) },
+    Fault {
+        on: SQLITE,
+        is_short: false,
+        ..fault("file locked by another writer for 40 s", NOTHING_LOST, |scene| locked(scene, 40))
+    },
     Fault { on: POLLED, ..fault("missed wake-up", EXACT, missed_wakeup) },
 ];
 
@@ -48,7 +55,11 @@ fn away(scene: &Scene<'_>, killed: bool) {
 }
 
 fn snapshot(scene: &Scene<'_>) {
-    let held = scene.site.hold("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox");
+    let begin = match scene.lane.source {
+        Source::Mariadb => "START TRANSACTION WITH CONSISTENT SNAPSHOT",
+        _ => "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM outbox",
+    };
+    let held = scene.site.hold(begin);
     scene.flows(1_500);
     drop(held);
 }
@@ -65,7 +76,20 @@ fn alter(scene: &Scene<'_>, sql: &str) {
         Source::Mariadb => "SET lock_wait_timeout = 2",
         _ => "SET lock_timeout = '2s'",
     };
-    eventually(sql, PATIENCE, || scene.site.execute(&format!("{limit}; {sql}")).ok());
+    let began = Instant::now();
+    let mut tries = 0;
+    eventually(sql, PATIENCE, || {
+        tries += 1;
+        // Any other error would come again and again.
+        match scene.site.execute(&format!("{limit}; {sql}")) {
+            Ok(()) => Some(()),
+            Err(refused) => {
+                assert!(refused.to_lowercase().contains("timeout"), "{sql}: {refused}");
+                None
+            }
+        }
+    });
+    println!("    {sql}: {tries} tries, {:.1} s", began.elapsed().as_secs_f64());
 }
 
 fn columns(scene: &Scene<'_>) {
@@ -73,8 +97,17 @@ fn columns(scene: &Scene<'_>) {
     alter(scene, "ALTER TABLE outbox ADD COLUMN note varchar(20) DEFAULT 'none'");
     scene.flows(200);
     alter(scene, "ALTER TABLE outbox DROP COLUMN note");
-    alter(scene, "CREATE INDEX outbox_type ON outbox (type)");
+    alter(scene, "CREATE INDEX outbox_created_at ON outbox (created_at)");
     scene.flows(200);
+    // The fault may come twice in a run.
+    alter(
+        scene,
+        if scene.lane.source == Source::Mariadb {
+            "DROP INDEX outbox_created_at ON outbox"
+        } else {
+            "DROP INDEX outbox_created_at"
+        },
+    );
 }
 
 fn rewritten(scene: &Scene<'_>) {
@@ -88,6 +121,32 @@ fn rewritten(scene: &Scene<'_>) {
         });
         scene.flows(200);
     }
+}
+
+/// A relay waits 30 s for its turn. What it cannot settle then is sent again.
+fn locked(scene: &Scene<'_>, seconds: u64) {
+    if seconds > 30 {
+        scene.interrupted(2);
+    }
+    let held = scene.site.hold("BEGIN IMMEDIATE");
+    last(Duration::from_secs(seconds));
+    drop(held);
+}
+
+/// Others have every connection that the server gives. Relays that begin then must wait.
+fn starved(scene: &Scene<'_>) {
+    let mut held = vec![scene.site.take_connections()];
+    scene.kill_relays();
+    // The server may notice somewhat later that a session is gone.
+    for _ in 0..5 {
+        last(Duration::from_millis(200));
+        held.push(scene.site.take_connections());
+    }
+    let before = scene.count();
+    scene.start_relays();
+    last(Duration::from_secs(3));
+    assert_eq!(scene.count(), before, "a relay has found a connection");
+    drop(held);
 }
 
 /// Rows that come without a notification, while nobody else writes.

@@ -20,10 +20,11 @@ const HELD: Duration = Duration::from_secs(4);
 
 pub(super) const FAULTS: &[Fault] = &[
     broker("200 ms to the broker", EXACT, |scene| delayed(scene, &scene.lane.kafka_proxy)),
-    broker("1 MB/s to the broker", EXACT, slow),
+    broker("1 MB/s to the broker", EXACT, |scene| slow(scene, &scene.lane.kafka_proxy)),
     broker("packets to the broker lost for 4 s", NOTHING_LOST, |scene| held(scene, &scene.lane.kafka_proxy)),
     broker("connections to the broker cut", NOTHING_LOST, |scene| cut(scene, &scene.lane.kafka_proxy)),
     database("200 ms to the database", EXACT, |scene| delayed(scene, &scene.database_proxy)),
+    database("1 MB/s to the database", EXACT, |scene| slow(scene, &scene.database_proxy)),
     database("packets to the database lost for 4 s", NOTHING_LOST, |scene| {
         held(scene, &scene.database_proxy)
     }),
@@ -36,10 +37,10 @@ fn delayed(scene: &Scene<'_>, proxy: &Proxy) {
     proxy.heal();
 }
 
-fn slow(scene: &Scene<'_>) {
-    scene.lane.kafka_proxy.limit(1_000_000);
+fn slow(scene: &Scene<'_>, proxy: &Proxy) {
+    proxy.limit(1_000_000);
     scene.flows(500);
-    scene.lane.kafka_proxy.heal();
+    proxy.heal();
 }
 
 fn held(scene: &Scene<'_>, proxy: &Proxy) {

@@ -12,8 +12,7 @@ use crate::process::Signal;
 use crate::scratch::{Folder, scratch};
 
 /// Makes the data folder and returns the server. Its socket is in the same folder.
-pub(super) fn install(server: Server, port: u16, settings: &[String]) -> Local {
-    let folder = Folder::new("mariadb");
+pub(super) fn install(folder: Folder, server: Server, port: u16, settings: &[String]) -> Local {
     let data = folder.path().join("data");
     // A server that starts removes the temporary tables in the folder for them, also those of others.
     let temporary = data.with_extension("tmp");

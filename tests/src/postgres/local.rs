@@ -11,8 +11,7 @@ use crate::process::Signal;
 use crate::scratch::{Folder, scratch};
 
 /// Makes the data folder and returns the server. Its socket is in the same folder.
-pub(super) fn install(major: u32, port: u16, settings: &[String]) -> Local {
-    let folder = Folder::new("postgres");
+pub(super) fn install(folder: Folder, major: u32, port: u16, settings: &[String]) -> Local {
     let user = scratch().is_root().then(unprivileged_user);
     if let Some(user) = &user {
         artifacts::run(
@@ -69,6 +68,37 @@ pub(super) fn install_copy(of: &Local, major: u32, port: u16, settings: &[String
         );
     }
     serve(folder, &programs(major, user.as_ref()), user.as_ref(), port, settings)
+}
+
+/// Takes a base backup of the server at this URL.
+pub(super) fn back_up(url: &str, major: u32) -> Folder {
+    let folder = Folder::new("postgres");
+    let user = scratch().is_root().then(unprivileged_user);
+    if let Some(user) = &user {
+        artifacts::run(
+            Command::new("chown").arg(&user.name).arg(folder.path()),
+            "run the tests as another user",
+        );
+    }
+    let mut backup = as_user(user.as_ref(), &programs(major, user.as_ref()).join("pg_basebackup"));
+    backup.args(["--checkpoint=fast", "--no-sync", "--dbname", url, "--pgdata"]);
+    artifacts::run(backup.arg(folder.path().join("data")), "install PostgreSQL with all its programs");
+    folder
+}
+
+/// Returns a server that recovers from a backup.
+pub(super) fn recover(backup: Folder, major: u32, port: u16, settings: &[String]) -> Local {
+    fs::write(backup.path().join("data/recovery.signal"), "").expect("mark the copy as a backup");
+    let user = scratch().is_root().then(unprivileged_user);
+    serve(backup, &programs(major, user.as_ref()), user.as_ref(), port, settings)
+}
+
+/// Copies one database into another, which is empty.
+pub(super) fn dump(from: &str, to: &str) {
+    let copy = r#"set -e; pg_dump --no-owner --no-privileges "$1" | psql --quiet --no-psqlrc -v ON_ERROR_STOP=1 "$2""#;
+    let mut command = Command::new("bash");
+    command.args(["-o", "pipefail", "-c", copy, "dump", from, to]);
+    artifacts::run(&mut command, "install PostgreSQL's client programs");
 }
 
 /// Returns the server of a data folder, with its socket beside the data.
