@@ -24,8 +24,8 @@ pub(super) struct World {
     fault_rate: Option<u64>,
     /// How many steps the faults go on for when nobody writes any more.
     faults_left: u64,
-    /// Since when there are no faults, and nobody writes.
-    calm_since: Option<u64>,
+    /// There are no faults, and nobody writes. Since then so many rows have waited, or fewer.
+    calm: Option<Calm>,
     /// The worker that has the lock of the only relay at work, and the session.
     pub(super) active: Option<(usize, u64)>,
     sessions: u64,
@@ -46,8 +46,14 @@ pub(super) struct Slot {
     pub(super) flushed: u64,
 }
 
-/// How long everything may take when there are no faults any more, in milliseconds.
-const PATIENCE: u64 = 600_000;
+struct Calm {
+    since: u64,
+    waiting: usize,
+}
+
+/// When there are no faults any more, fewer rows must wait after so many milliseconds, until none does. All of them together have
+/// no limit: workers that find nothing wait one after the other here, so time goes faster than the work.
+const PATIENCE: u64 = 60_000;
 
 /// What happens to a statement.
 pub(super) enum Fault {
@@ -74,7 +80,7 @@ impl World {
             began: Instant::now(),
             fault_rate,
             faults_left: chance.below(400),
-            calm_since: None,
+            calm: None,
             active: None,
             sessions: 0,
             slot: Slot::default(),
@@ -95,7 +101,7 @@ impl World {
     }
 
     fn is_calm(&self) -> bool {
-        self.calm_since.is_some()
+        self.calm.is_some()
     }
 
     /// Lets others than the workers do something.
@@ -122,26 +128,40 @@ impl World {
         if self.writers.are_done() && !self.is_calm() {
             self.faults_left = self.faults_left.saturating_sub(1);
             if self.faults_left == 0 {
-                self.calm_since = Some(self.clock);
+                self.calm = Some(Calm { since: self.clock, waiting: self.waiting().count() });
             }
         }
-        if let Some(since) = self.calm_since
-            && self.clock > since + PATIENCE
-        {
-            let waits = |row: &&Row| {
-                self.database.is_committed(row) && row.sent_by.is_none() && row.dead_by.is_none()
-            };
-            let waiting = self.database.rows.iter().find(waits).map(|row| {
-                let shard = &self.database.shards[row.shard as usize];
-                let locked_by = self.database.locked_by[row.shard as usize];
-                let (bounds, mysql) = ((shard.sent_through, shard.passed, &shard.open), &shard.bound);
-                format!(
-                    "{}, arrived {}, bounds {bounds:?}, {mysql:?}, locked by {locked_by:?}",
-                    row.seq, row.has_arrived
-                )
-            });
-            self.fails(format!("though there are no faults any more, not all is sent: {waiting:?}"));
+        self.look_for_progress();
+    }
+
+    fn look_for_progress(&mut self) {
+        let Some(calm) = self.calm.as_ref().filter(|calm| self.clock > calm.since + PATIENCE) else { return };
+        let (before, waiting) = (calm.waiting, self.waiting().count());
+        if waiting < before {
+            self.calm = Some(Calm { since: self.clock, waiting });
+            return;
         }
+        let oldest = self.waiting().next().map(|row| {
+            let shard = &self.database.shards[row.shard as usize];
+            let locked_by = self.database.locked_by[row.shard as usize];
+            let (bounds, mysql) = ((shard.sent_through, shard.passed, &shard.open), &shard.bound);
+            format!(
+                "{}, arrived {}, bounds {bounds:?}, {mysql:?}, locked by {locked_by:?}",
+                row.seq, row.has_arrived
+            )
+        });
+        self.fails(format!(
+            "though there are no faults any more, not all is sent: {waiting} wait, {oldest:?}"
+        ));
+    }
+
+    /// The rows that must still be sent and settled, so far as the database knows.
+    fn waiting(&self) -> impl Iterator<Item = &Row> {
+        let is_done = |row: &Row| {
+            row.dead_by.is_some()
+                || if self.kind == Kind::Wal { row.has_arrived } else { row.sent_by.is_some() }
+        };
+        self.database.rows.iter().filter(move |row| self.database.is_committed(row) && !is_done(row))
     }
 
     pub(super) fn fails(&mut self, wrong: String) {
@@ -209,12 +229,9 @@ impl World {
 
     /// Whether nothing is left to do, and so all must be there.
     pub(super) fn is_done(&self) -> bool {
-        let is_sent = |row: &Row| row.has_arrived || row.dead_by.is_some();
         self.is_calm()
             && match self.kind {
-                Kind::Wal => {
-                    self.database.rows.iter().all(|row| is_sent(row) || !self.database.is_committed(row))
-                }
+                Kind::Wal => self.waiting().next().is_none(),
                 _ => self.database.is_drained(),
             }
     }
