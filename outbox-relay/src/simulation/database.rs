@@ -292,6 +292,16 @@ impl Database {
         self.transactions[tx].holds_table = true;
     }
 
+    /// Marks those of these events as sent that wait, as this transaction sees them, and that it looks at.
+    pub(super) fn settle_committed(&mut self, tx: Tx, ids: &[Uuid], is_looked_at: impl Fn(&Row) -> bool) {
+        let snapshot = self.ended;
+        let is_meant =
+            |row: &Row| is_looked_at(row) && ids.contains(&row.id()) && self.waits(row, snapshot, Some(tx));
+        let seqs: Vec<u64> =
+            self.rows.iter().filter(|row| is_meant(row)).map(|row| row.seq.unsigned_abs()).collect();
+        self.settle(tx, &seqs);
+    }
+
     pub(super) fn dead_letter(&mut self, tx: Tx, ticket: u64) {
         if let Some(row) = self.row_mut(ticket as i64) {
             row.dead_by = Some(tx);

@@ -7,13 +7,32 @@ pub(super) enum Kind {
     Mysql,
     Sqlite,
     Wal,
+    PostgresExactlyOnce,
+    MysqlExactlyOnce,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Sqlite, Self::Wal];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Postgres,
+        Self::Mysql,
+        Self::Sqlite,
+        Self::Wal,
+        Self::PostgresExactlyOnce,
+        Self::MysqlExactlyOnce,
+    ];
+    pub(super) const AT_LEAST_ONCE: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Sqlite, Self::Wal];
+    pub(super) const EXACTLY_ONCE: [Self; 2] = [Self::PostgresExactlyOnce, Self::MysqlExactlyOnce];
 
     pub(super) fn of(seed: u64) -> Self {
-        Self::ALL[(seed % 4) as usize]
+        Self::ALL[(seed % 6) as usize]
+    }
+
+    pub(super) fn is_polled_on_postgres(self) -> bool {
+        matches!(self, Self::Postgres | Self::PostgresExactlyOnce)
+    }
+
+    pub(super) fn is_exactly_once(self) -> bool {
+        Self::EXACTLY_ONCE.contains(&self)
     }
 }
 
@@ -32,4 +51,12 @@ pub(super) enum Mistake {
     HasNoGate,
     /// The position is confirmed as soon as the rows were given.
     ConfirmsWhatIsNotSettled,
+    /// Whoever takes over lets the others go on committing.
+    FencesNobody,
+    /// Whoever takes over does not settle what was committed last.
+    ForgetsWhatWasCommitted,
+    /// If the broker does not say whether it has committed, it has.
+    TakesSilenceForACommit,
+    /// The database may forget what was settled when it crashes.
+    SettlesLazily,
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use diesel::QueryResult;
 use diesel::result::Error;
 use diesel_outbox_core::{Claimed, DeadLettered, SHARDS, Source, SourceError};
+use uuid::Uuid;
 
 use super::database::{Database, Fate, Row, ShardRow, Snapshot, Transaction, Tx};
 use super::hand::Hand;
@@ -281,7 +282,10 @@ impl Session {
         let tx = hand.statement(|world| world.database.begin(Some(worker)))?;
         let progress = Progress::begin(&bounds);
         let pass = self.pass.insert(Pass { tx, progress, has_read: false, ahead: None });
-        let any_wanted = pass.claim(hand, self.workers, bounds.passed, quiet_since)?;
+        let workers = if hand.kind.is_exactly_once() { 1 } else { self.workers };
+        let mut any_wanted = pass.claim(hand, workers, bounds.passed, quiet_since)?;
+        // Whoever sends exactly once has all shards.
+        any_wanted &= !hand.kind.is_exactly_once() || pass.progress.shards().len() == SHARDS as usize;
         if !any_wanted {
             hand.statement(|world| world.database.roll_back(tx))?;
             self.pass = None;
@@ -385,6 +389,15 @@ impl Source for SimulatedPostgres {
         })
     }
 
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.with(|hand, session| {
+            let pass = session.pass()?;
+            let (tx, sent_through) = (pass.tx, pass.progress.sent_through());
+            let is_looked_at = |row: &Row| row.seq > sent_through;
+            hand.statement_in(tx, |world| world.database.settle_committed(tx, ids, is_looked_at))
+        })
+    }
+
     fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
         self.with(|hand, session| {
             let pass = session.pass()?;
@@ -410,7 +423,11 @@ impl Source for SimulatedPostgres {
             hand.statement(|world| {
                 if world.database.crashes == crashes {
                     world.database.transactions[tx].moves = moves;
-                    return world.commit_pass(tx);
+                    world.commit_pass(tx)?;
+                    if hand.kind.is_exactly_once() && hand.mistake != Some(Mistake::SettlesLazily) {
+                        world.database.flush();
+                    }
+                    return Ok(());
                 }
                 Err(SourceError::new("the server has crashed"))
             })?
@@ -431,5 +448,9 @@ impl Source for SimulatedPostgres {
 
     fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
         Ok(true)
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        Some("shop.public")
     }
 }

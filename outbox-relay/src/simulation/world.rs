@@ -74,7 +74,7 @@ impl World {
         Self {
             kind,
             database: Database::new(),
-            broker: Broker::new(),
+            broker: Broker::new(kind.is_exactly_once()),
             writers,
             clock: 0,
             began: Instant::now(),
@@ -178,7 +178,11 @@ impl World {
         match self.chance.below(10) {
             0..=3 => Fault::Before,
             4..=6 => Fault::After,
-            7 if self.kind == Kind::Postgres || self.kind == Kind::Wal => {
+            7 if self.kind.is_exactly_once() && self.chance.one_in(2) => {
+                self.end_a_session();
+                Fault::None
+            }
+            7 if self.kind.is_polled_on_postgres() || self.kind == Kind::Wal => {
                 let lost = self.chance.below(self.database.unflushed() as u64 + 1) as usize;
                 self.database.crash(lost);
                 self.slot.lose(&self.chance);
@@ -186,6 +190,18 @@ impl World {
                 Fault::Before
             }
             _ => Fault::Crash,
+        }
+    }
+
+    /// The server ends a session that has been idle for too long, for example because its relay is frozen.
+    fn end_a_session(&mut self) {
+        let is_open = |tx: &usize| {
+            let its = &self.database.transactions[*tx];
+            its.worker.is_some() && its.fate == Fate::Open
+        };
+        let open: Vec<Tx> = (0..self.database.transactions.len()).filter(is_open).collect();
+        if !open.is_empty() {
+            self.database.roll_back(open[self.chance.below(open.len() as u64) as usize]);
         }
     }
 
