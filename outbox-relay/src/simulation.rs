@@ -63,7 +63,9 @@ impl Story {
 
 fn source(kind: Kind, hand: Hand) -> Box<dyn Source> {
     match kind {
-        Kind::Postgres | Kind::PostgresExactlyOnce => Box::new(SimulatedPostgres::new(hand)),
+        Kind::Postgres | Kind::PostgresExactlyOnce | Kind::PostgresBlocking => {
+            Box::new(SimulatedPostgres::new(hand))
+        }
         Kind::Mysql | Kind::MysqlExactlyOnce => Box::new(SimulatedMysql::new(hand)),
         Kind::Sqlite => Box::new(SimulatedSqlite::new(hand)),
         Kind::Wal => Box::new(SimulatedWal::new(hand)),
@@ -230,6 +232,7 @@ fn is_found(mistake: Mistake, kinds: &[Kind], effect: &str) {
 
 const NOT_ARRIVED: &str = "has not arrived";
 const TWICE: &str = "settled by two passes";
+const ARRIVED_LATE: &str = "first arrived after";
 const ARRIVED_TWICE: &str = "arrived twice";
 const NOT_SENT: &str = "not all is sent";
 
@@ -256,6 +259,11 @@ fn a_shard_that_two_workers_have_is_found() {
 #[test]
 fn what_was_acknowledged_and_never_stored_is_found_without_the_gate() {
     is_found(Mistake::HasNoGate, &Kind::ALL, NOT_ARRIVED);
+}
+
+#[test]
+fn what_overtakes_a_dead_letter_of_its_aggregate_is_found() {
+    is_found(Mistake::HoldsNothingBack, &[Kind::PostgresBlocking], ARRIVED_LATE);
 }
 
 #[test]

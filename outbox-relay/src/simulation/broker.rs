@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use diesel_outbox_core::Record;
 
-use super::database::{Database, Row, key};
+use super::database::{Database, key};
 use super::transactions::Coordinator;
 use crate::pipeline::simulation::Chance;
 
@@ -216,7 +216,7 @@ impl Broker {
 
     /// Stores what a request brings, by the rules of `ProducerAppendInfo`.
     fn take(&mut self, request: &Request, database: &mut Database, now: u64) -> Result<Answer, String> {
-        if request.records.iter().any(|sent| Row::is_refused(sent.ticket_seq())) {
+        if request.records.iter().any(|sent| database.is_refused(sent.ticket_seq())) {
             return Ok(Answer::TooLarge);
         }
         if self.has_transactions && self.coordinator.is_fenced(request.producer) {

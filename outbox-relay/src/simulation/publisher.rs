@@ -13,7 +13,6 @@ use diesel_outbox_kafka::__simulated::{Gate, NotTaken, Wait, murmur2, partition,
 use uuid::Uuid;
 
 use super::broker::{Answer, ProducerId, Request, Sent};
-use super::database::Row;
 use super::hand::Hand;
 use super::kind::Mistake;
 use super::transactions::Transactions;
@@ -78,7 +77,7 @@ impl Publisher for SimulatedPublisher {
         };
         let world = &mut *world;
         let sent = Sent { ticket, record: record.clone() };
-        if Row::is_refused_at_once(sent.ticket_seq()) {
+        if world.database.is_refused_at_once(sent.ticket_seq()) {
             return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
         }
         if let Some(transactions) = &self.transactions {

@@ -1,5 +1,6 @@
 //! All that the workers share, and what happens beside them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::SourceError;
@@ -7,7 +8,7 @@ use diesel_outbox_core::SourceError;
 use super::broker::{Broker, FORGETS_AFTER};
 use super::database::{Database, Fate, Row, Tx};
 use super::kind::Kind;
-use super::writers::Writers;
+use super::writers::{AGGREGATES, Writers};
 use crate::pipeline::simulation::Chance;
 use crate::source::wal::position::Position;
 
@@ -118,6 +119,9 @@ impl World {
                 }
                 12 => self.notice_orphans(),
                 13 if self.chance.one_in(10) => self.clock += self.chance.below(300),
+                15 if self.kind.blocks() && self.chance.one_in(40) => {
+                    self.database.requeue(self.chance.below(AGGREGATES as u64) as usize);
+                }
                 // For so long, nobody emits.
                 14 if !self.is_calm() && self.chance.one_in(300) && self.broker.is_idle() => {
                     self.clock += FORGETS_AFTER;
@@ -257,9 +261,17 @@ impl World {
         if let Some(wrong) = &self.wrong {
             return Err(wrong.clone());
         }
-        for row in self.database.rows.iter().filter(|row| self.database.is_committed(row)) {
+        let mut rows: Vec<&Row> =
+            self.database.rows.iter().filter(|row| self.database.is_committed(row)).collect();
+        rows.sort_by_key(|row| row.seq);
+        let mut blocked = BTreeSet::new();
+        for row in rows {
             let seq = row.seq;
-            let is_bad = Row::is_refused(seq) || Row::is_refused_at_once(seq);
+            let is_refused = self.database.is_refused(seq) || self.database.is_refused_at_once(seq);
+            let is_bad = is_refused || blocked.contains(&row.aggregate);
+            if is_bad && self.kind.blocks() {
+                blocked.insert(row.aggregate);
+            }
             if is_bad != row.dead_by.is_some() {
                 return Err(format!("the event {seq} is a dead letter, or is none: {is_bad} was expected"));
             }
