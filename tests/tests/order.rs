@@ -13,6 +13,7 @@ on_postgres_and_mariadb!(
     an_event_that_commits_between_the_claim_and_the_first_read_is_not_overtaken,
     an_event_that_commits_behind_what_a_pass_has_read_is_not_missed,
     the_next_pass_reads_what_was_not_settled,
+    what_comes_before_a_dead_letter_of_its_aggregate_is_not_held_back,
 );
 
 fn record(aggregate: impl ToString, event_type: &str) -> Record {
@@ -135,6 +136,29 @@ fn the_next_pass_reads_what_was_not_settled(tables: &impl Tables) {
     read_to_the_end(source, &mut again);
     assert_eq!(names(&again, "slow"), ["first"]);
     assert_eq!(again.len(), 1);
+}
+
+/// Kafka refuses a record while earlier ones are on their way, and the pass ends before it knows what became of those.
+fn what_comes_before_a_dead_letter_of_its_aggregate_is_not_held_back(tables: &impl Tables) {
+    let mut options = SourceOptions::default();
+    options.dead_letter_policy = DeadLetterPolicy::Block;
+    let source = &mut *tables.source(options);
+    let records = ["first", "second", "refused", "after"].map(|name| record("slow", name));
+    tables.connect().transaction(|c| c.emit_all(records)).unwrap();
+    assert!(source.claim().unwrap());
+    let mut all = Vec::new();
+    read_to_the_end(source, &mut all);
+    assert!(source.dead_letter(all[2].ticket, "refused").unwrap().holds_back);
+    source.release().unwrap();
+    assert!(source.claim().unwrap());
+    let mut again = Vec::new();
+    read_to_the_end(source, &mut again);
+    assert_eq!(names(&again, "slow"), ["first", "second"]);
+    settle(source, &again);
+    source.release().unwrap();
+    let dead_letters = tables.operate().dead_letters(9).unwrap();
+    let dead_letters: Vec<&str> = dead_letters.iter().map(|letter| &*letter.event_type).collect();
+    assert_eq!(dead_letters, ["refused", "after"]);
 }
 
 /// The same between the claim and the first read. A lock on the dead letters holds up the claim there, because it reads them if

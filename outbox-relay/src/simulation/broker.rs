@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, VecDeque};
 
 use diesel_outbox_core::Record;
 
-use super::database::{Database, Row, key};
+use super::database::{Database, key};
+use super::transactions::Coordinator;
 use crate::pipeline::simulation::Chance;
 
-pub(super) const PARTITIONS: i32 = 3;
+/// How many partitions the topic has at the beginning, and at most.
+const PARTITIONS: usize = 3;
+const MOST_PARTITIONS: usize = 6;
 /// After so many milliseconds without a request, a partition forgets a producer: after many times as many as a gate keeps a partition open,
 /// or as a request is on its way.
 pub(super) const FORGETS_AFTER: u64 = 20_000;
@@ -49,10 +52,13 @@ pub(super) enum Answer {
     OutOfOrder,
     /// One of the records is too large.
     TooLarge,
+    /// Another producer has taken over.
+    Fenced,
     /// The connection was cut, so nobody knows.
     Unknown,
 }
 
+#[derive(Default)]
 struct Partition {
     known: BTreeMap<ProducerId, Known>,
     /// It has no leader until then.
@@ -73,6 +79,9 @@ struct Connection {
 }
 
 pub(super) struct Broker {
+    /// Whether all records come in transactions.
+    has_transactions: bool,
+    pub(super) coordinator: Coordinator,
     partitions: Vec<Partition>,
     connections: Vec<Connection>,
     answers: Vec<VecDeque<(Request, Answer)>>,
@@ -86,10 +95,11 @@ pub(super) struct Broker {
 }
 
 impl Broker {
-    pub(super) fn new() -> Self {
-        let partition = || Partition { known: BTreeMap::new(), no_leader_until: 0 };
+    pub(super) fn new(has_transactions: bool) -> Self {
         Self {
-            partitions: (0..PARTITIONS).map(|_| partition()).collect(),
+            has_transactions,
+            coordinator: Coordinator::default(),
+            partitions: (0..PARTITIONS).map(|_| Partition::default()).collect(),
             connections: Vec::new(),
             answers: Vec::new(),
             in_flight: Vec::new(),
@@ -97,6 +107,10 @@ impl Broker {
             stored: 0,
             newest: BTreeMap::new(),
         }
+    }
+
+    pub(super) fn partitions(&self) -> usize {
+        self.partitions.len()
     }
 
     pub(super) fn new_producer(&mut self) -> ProducerId {
@@ -148,6 +162,14 @@ impl Broker {
         now: u64,
         fails: bool,
     ) -> Result<(), String> {
+        if self.has_transactions {
+            for sent in self.coordinator.step(chance, fails) {
+                self.store(&sent, database)?;
+            }
+        }
+        if fails && self.partitions.len() < MOST_PARTITIONS && chance.one_in(1_000) {
+            self.partitions.push(Partition::default());
+        }
         let partition = chance.below(self.partitions.len() as u64) as usize;
         if fails && chance.one_in(60) {
             // The next leader knows what this one knew. Whoever is connected must find it.
@@ -194,8 +216,11 @@ impl Broker {
 
     /// Stores what a request brings, by the rules of `ProducerAppendInfo`.
     fn take(&mut self, request: &Request, database: &mut Database, now: u64) -> Result<Answer, String> {
-        if request.records.iter().any(|sent| Row::is_refused(sent.ticket_seq())) {
+        if request.records.iter().any(|sent| database.is_refused(sent.ticket_seq())) {
             return Ok(Answer::TooLarge);
+        }
+        if self.has_transactions && self.coordinator.is_fenced(request.producer) {
+            return Ok(Answer::Fenced);
         }
         let partition = &mut self.partitions[request.partition];
         let forgotten: Vec<ProducerId> = partition
@@ -231,6 +256,10 @@ impl Broker {
         if known.batches.len() > REMEMBERED {
             known.batches.pop_front();
         }
+        if self.has_transactions {
+            self.coordinator.receive(request.producer, &request.records);
+            return Ok(Answer::Stored);
+        }
         for sent in &request.records {
             self.store(sent, database)?;
         }
@@ -253,6 +282,9 @@ impl Broker {
         self.stored += 1;
         if std::mem::replace(&mut row.has_arrived, true) {
             self.repeated += 1;
+            if self.has_transactions {
+                return Err(format!("the event {seq} arrived twice"));
+            }
             return Ok(());
         }
         let newest = self.newest.insert(row.aggregate, seq);

@@ -1,6 +1,6 @@
 //! A database: transactions and what they see, rows, and the shards' rows with their locks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use diesel_outbox_core::{SHARDS, shard_of};
@@ -70,6 +70,8 @@ pub(super) struct Database {
     next_id: i64,
     pub(super) last_number: i64,
     pub(super) rows: Vec<Row>,
+    /// The events that the broker takes by now, because they were requeued when somebody had seen to that.
+    requeued: BTreeSet<i64>,
     pub(super) shards: Vec<ShardRow>,
     pub(super) locked_by: Vec<Option<Tx>>,
     /// How often the server has crashed.
@@ -99,6 +101,7 @@ impl Database {
             next_id: 700,
             last_number: 0,
             rows: Vec::new(),
+            requeued: BTreeSet::new(),
             shards: vec![ShardRow::default(); SHARDS as usize],
             locked_by: vec![None; SHARDS as usize],
             crashes: 0,
@@ -292,11 +295,59 @@ impl Database {
         self.transactions[tx].holds_table = true;
     }
 
+    /// Marks those of these events as sent that wait, as this transaction sees them, and that it looks at.
+    pub(super) fn settle_committed(&mut self, tx: Tx, ids: &[Uuid], is_looked_at: impl Fn(&Row) -> bool) {
+        let snapshot = self.ended;
+        let is_meant =
+            |row: &Row| is_looked_at(row) && ids.contains(&row.id()) && self.waits(row, snapshot, Some(tx));
+        let seqs: Vec<u64> =
+            self.rows.iter().filter(|row| is_meant(row)).map(|row| row.seq.unsigned_abs()).collect();
+        self.settle(tx, &seqs);
+    }
+
     pub(super) fn dead_letter(&mut self, tx: Tx, ticket: u64) {
         if let Some(row) = self.row_mut(ticket as i64) {
             row.dead_by = Some(tx);
         }
         self.transactions[tx].holds_table = true;
+    }
+
+    /// The broker refuses it, with all of its batch.
+    pub(super) fn is_refused(&self, seq: i64) -> bool {
+        seq % 43 == 0 && !self.requeued.contains(&seq)
+    }
+
+    /// The producer refuses it at once.
+    pub(super) fn is_refused_at_once(&self, seq: i64) -> bool {
+        seq % 41 == 0 && !self.requeued.contains(&seq)
+    }
+
+    /// Returns the aggregates that have dead letters, with the number of the first of each.
+    pub(super) fn blocked(&self, by: Tx) -> BTreeMap<usize, i64> {
+        let is_dead = |row: &&Row| row.dead_by.is_some_and(|dead| self.is_seen(dead, self.ended, Some(by)));
+        let mut blocked = BTreeMap::new();
+        for row in self.rows.iter().filter(is_dead) {
+            let first = blocked.entry(row.aggregate).or_insert(row.seq);
+            *first = row.seq.min(*first);
+        }
+        blocked
+    }
+
+    /// Puts an aggregate's dead letters back at their place, if no pass has their shard.
+    pub(super) fn requeue(&mut self, aggregate: usize) {
+        let shard = shard_of("order", &key(aggregate)) as usize;
+        if self.locked_by[shard].is_some() {
+            return;
+        }
+        let is_dead = |row: &&mut Row| row.aggregate == aggregate && row.dead_by.is_some();
+        for row in self.rows.iter_mut().filter(is_dead) {
+            row.dead_by = None;
+            self.requeued.insert(row.seq);
+            let bounds = &mut self.shards[shard];
+            bounds.sent_through = bounds.sent_through.min(row.seq - 1);
+            bounds.passed = bounds.passed.min(row.seq - 1);
+        }
+        self.flush();
     }
 
     /// Returns whether all that was committed is sent or dead, as everybody sees it.
@@ -327,15 +378,5 @@ impl Row {
 
     pub(super) fn payload(&self) -> Bytes {
         self.seq.to_be_bytes().to_vec().into()
-    }
-
-    /// The producer refuses it at once.
-    pub(super) fn is_refused_at_once(seq: i64) -> bool {
-        seq % 41 == 0
-    }
-
-    /// The broker refuses it, with all of its batch.
-    pub(super) fn is_refused(seq: i64) -> bool {
-        seq % 43 == 0
     }
 }

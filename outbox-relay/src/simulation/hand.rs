@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use diesel_outbox_core::SourceError;
 
 use super::database::{Fate, Tx};
-use super::kind::Mistake;
+use super::kind::{Kind, Mistake};
 use super::turns::Turns;
 use super::world::{Fault, World};
 
@@ -21,13 +21,14 @@ pub(super) struct Shared {
 pub(super) struct Hand {
     shared: Arc<Shared>,
     pub(super) worker: usize,
+    pub(super) kind: Kind,
     pub(super) mistake: Option<Mistake>,
     has_crashed: Arc<AtomicBool>,
 }
 
 impl Hand {
-    pub(super) fn new(shared: Arc<Shared>, worker: usize, mistake: Option<Mistake>) -> Self {
-        Self { shared, worker, mistake, has_crashed: Arc::default() }
+    pub(super) fn new(shared: Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake>) -> Self {
+        Self { shared, worker, kind, mistake, has_crashed: Arc::default() }
     }
 
     pub(super) fn world(&self) -> MutexGuard<'_, World> {

@@ -7,13 +7,39 @@ pub(super) enum Kind {
     Mysql,
     Sqlite,
     Wal,
+    PostgresExactlyOnce,
+    MysqlExactlyOnce,
+    /// A dead letter holds back its aggregate until somebody requeues it.
+    PostgresBlocking,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Sqlite, Self::Wal];
+    pub(super) const ALL: [Self; 7] = [
+        Self::Postgres,
+        Self::Mysql,
+        Self::Sqlite,
+        Self::Wal,
+        Self::PostgresExactlyOnce,
+        Self::MysqlExactlyOnce,
+        Self::PostgresBlocking,
+    ];
+    pub(super) const AT_LEAST_ONCE: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Sqlite, Self::Wal];
+    pub(super) const EXACTLY_ONCE: [Self; 2] = [Self::PostgresExactlyOnce, Self::MysqlExactlyOnce];
 
     pub(super) fn of(seed: u64) -> Self {
-        Self::ALL[(seed % 4) as usize]
+        Self::ALL[(seed % 7) as usize]
+    }
+
+    pub(super) fn is_polled_on_postgres(self) -> bool {
+        matches!(self, Self::Postgres | Self::PostgresExactlyOnce | Self::PostgresBlocking)
+    }
+
+    pub(super) fn blocks(self) -> bool {
+        self == Self::PostgresBlocking
+    }
+
+    pub(super) fn is_exactly_once(self) -> bool {
+        Self::EXACTLY_ONCE.contains(&self)
     }
 }
 
@@ -30,6 +56,16 @@ pub(super) enum Mistake {
     SharesShards,
     /// A new producer may have several requests on their way to a partition.
     HasNoGate,
+    /// What comes after a dead letter of its aggregate is sent.
+    HoldsNothingBack,
     /// The position is confirmed as soon as the rows were given.
     ConfirmsWhatIsNotSettled,
+    /// Whoever takes over lets the others go on committing.
+    FencesNobody,
+    /// Whoever takes over does not settle what was committed last.
+    ForgetsWhatWasCommitted,
+    /// If the broker does not say whether it has committed, it has.
+    TakesSilenceForACommit,
+    /// The database may forget what was settled when it crashes.
+    SettlesLazily,
 }

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::Duration;
 
 use diesel_outbox_core::{Claimed as ClaimedRecord, DeadLettered, SHARDS, Source, SourceError};
+use uuid::Uuid;
 
 use super::database::{Database, Fate, Row, ShardRow, Snapshot, Tx};
 use super::hand::Hand;
@@ -134,7 +135,8 @@ impl Session {
             has_settled: false,
             ahead: None,
         });
-        let (groups, share) = groups(&wanted, self.workers);
+        let once = hand.kind.is_exactly_once();
+        let (groups, share) = groups(&wanted, if once { 1 } else { self.workers });
         let shares = hand.mistake == Some(Mistake::SharesShards);
         for group in groups {
             let claimed = &mut self.pass.as_mut().ok_or_else(nothing_claimed)?.claimed;
@@ -147,7 +149,8 @@ impl Session {
         }
         let claimed = &self.pass()?.claimed;
         let has_wanted = claimed.iter().any(|(shard, _)| wanted.iter().any(|(other, _)| other == shard));
-        if !has_wanted || !claimed.iter().all(|claimed| known.contains(claimed)) {
+        let lacks_one = once && claimed.len() < SHARDS as usize;
+        if !has_wanted || lacks_one || !claimed.iter().all(|claimed| known.contains(claimed)) {
             hand.statement(|world| world.database.roll_back(tx))?;
             self.pass = None;
             return Ok(false);
@@ -305,6 +308,16 @@ impl Source for SimulatedMysql {
         })
     }
 
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.with(|hand, session| {
+            let Pass { tx, claimed, .. } = session.pass()?;
+            let lowest = bounds::lowest(claimed);
+            let is_listed = |seq| claimed.iter().any(|(_, bound)| bound.unsent.contains(&seq));
+            let is_looked_at = |row: &Row| row.seq > lowest || is_listed(row.seq);
+            hand.statement_in(*tx, |world| world.database.settle_committed(*tx, ids, is_looked_at))
+        })
+    }
+
     fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
         self.with(|hand, session| {
             let pass = session.pass()?;
@@ -331,6 +344,10 @@ impl Source for SimulatedMysql {
 
     fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
         Ok(true)
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        Some("shop.public")
     }
 }
 

@@ -1,12 +1,13 @@
 //! PostgreSQL, polled. The fence and the progress of a pass are the real ones. What they ask of the database in SQL is written here once
 //! more, for a simulated one: see `polling/postgres/claim.rs` and `read.rs`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use diesel::QueryResult;
 use diesel::result::Error;
 use diesel_outbox_core::{Claimed, DeadLettered, SHARDS, Source, SourceError};
+use uuid::Uuid;
 
 use super::database::{Database, Fate, Row, ShardRow, Snapshot, Transaction, Tx};
 use super::hand::Hand;
@@ -35,6 +36,8 @@ struct Session {
 struct Pass {
     tx: Tx,
     progress: Progress,
+    /// The aggregates of its shards that have dead letters, if these hold back what comes later, with the first of each.
+    blocked: BTreeMap<usize, i64>,
     has_read: bool,
     ahead: Option<(Unread, Snapshot)>,
 }
@@ -198,6 +201,9 @@ impl Pass {
                 .map(|shard| (shard, world.database.shards[shard as usize].clone()))
                 .collect::<Vec<_>>()
         })?;
+        if hand.kind.blocks() && !locked.is_empty() && hand.mistake != Some(Mistake::HoldsNothingBack) {
+            self.blocked = hand.statement_in(tx, |world| world.database.blocked(tx))?;
+        }
         let mut any_wanted = false;
         for (number, ShardRow { sent_through, passed, open, .. }) in locked {
             let Some(its) = looked.iter().find(|its| its.shard == number) else { continue };
@@ -280,8 +286,12 @@ impl Session {
         let worker = hand.worker;
         let tx = hand.statement(|world| world.database.begin(Some(worker)))?;
         let progress = Progress::begin(&bounds);
-        let pass = self.pass.insert(Pass { tx, progress, has_read: false, ahead: None });
-        let any_wanted = pass.claim(hand, self.workers, bounds.passed, quiet_since)?;
+        let pass =
+            self.pass.insert(Pass { tx, progress, blocked: BTreeMap::new(), has_read: false, ahead: None });
+        let workers = if hand.kind.is_exactly_once() { 1 } else { self.workers };
+        let mut any_wanted = pass.claim(hand, workers, bounds.passed, quiet_since)?;
+        // Whoever sends exactly once has all shards.
+        any_wanted &= !hand.kind.is_exactly_once() || pass.progress.shards().len() == SHARDS as usize;
         if !any_wanted {
             hand.statement(|world| world.database.roll_back(tx))?;
             self.pass = None;
@@ -316,13 +326,26 @@ impl Session {
             let exhausts = rows.len() < limit;
             (rows, exhausts)
         };
-        self.pass.as_mut().ok_or_else(nothing_claimed)?.progress.give(&rows, exhausts);
-        let world = hand.world();
-        let stored = |(ticket, seq): &(u64, i64)| {
-            let row = world.database.rows.iter().find(|row| row.seq == *seq)?;
-            Some(row.stored(*ticket).claimed())
-        };
-        Ok((rows.iter().filter_map(stored).collect(), !exhausts))
+        let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
+        pass.progress.give(&rows, exhausts);
+        let tx = pass.tx;
+        let (mut held_back, mut given) = (Vec::new(), Vec::new());
+        for (ticket, seq) in &rows {
+            let world = hand.world();
+            match world.database.rows.iter().find(|row| row.seq == *seq) {
+                Some(row) if pass.blocked.get(&row.aggregate).is_some_and(|first| row.seq > *first) => {
+                    held_back.push(*ticket)
+                }
+                Some(row) => given.push(row.stored(*ticket).claimed()),
+                None => {}
+            }
+        }
+        if !held_back.is_empty() {
+            hand.statement_in(tx, |world| {
+                held_back.iter().for_each(|ticket| world.database.dead_letter(tx, *ticket));
+            })?;
+        }
+        Ok((given, !exhausts))
     }
 
     fn pass(&mut self) -> Result<&mut Pass, SourceError> {
@@ -385,13 +408,22 @@ impl Source for SimulatedPostgres {
         })
     }
 
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.with(|hand, session| {
+            let pass = session.pass()?;
+            let (tx, sent_through) = (pass.tx, pass.progress.sent_through());
+            let is_looked_at = |row: &Row| row.seq > sent_through;
+            hand.statement_in(tx, |world| world.database.settle_committed(tx, ids, is_looked_at))
+        })
+    }
+
     fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
         self.with(|hand, session| {
             let pass = session.pass()?;
             let tx = pass.tx;
             hand.statement_in(tx, |world| world.database.dead_letter(tx, ticket))?;
             pass.progress.settled(&[ticket]);
-            Ok(DeadLettered::default())
+            Ok(DeadLettered::default().holding_back(hand.kind.blocks()))
         })
     }
 
@@ -410,7 +442,11 @@ impl Source for SimulatedPostgres {
             hand.statement(|world| {
                 if world.database.crashes == crashes {
                     world.database.transactions[tx].moves = moves;
-                    return world.commit_pass(tx);
+                    world.commit_pass(tx)?;
+                    if hand.kind.is_exactly_once() && hand.mistake != Some(Mistake::SettlesLazily) {
+                        world.database.flush();
+                    }
+                    return Ok(());
                 }
                 Err(SourceError::new("the server has crashed"))
             })?
@@ -431,5 +467,9 @@ impl Source for SimulatedPostgres {
 
     fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
         Ok(true)
+    }
+
+    fn outbox(&self) -> Option<&str> {
+        Some("shop.public")
     }
 }

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Record, Refusal};
 use diesel_outbox_kafka::__simulated::{Gate, NotTaken, Wait, murmur2, partition, partition_of_handed};
+use uuid::Uuid;
 
-use super::broker::{Answer, PARTITIONS, ProducerId, Request, Sent};
-use super::database::Row;
+use super::broker::{Answer, ProducerId, Request, Sent};
 use super::hand::Hand;
 use super::kind::Mistake;
+use super::transactions::Transactions;
 
 const MOST_ON_THEIR_WAY: usize = 5;
 const QUEUE: usize = 20;
@@ -25,16 +26,17 @@ pub(super) struct SimulatedPublisher {
     /// Whether records are sent one by one, because a batch was refused.
     is_single: bool,
     delivered: usize,
+    /// Set if the relay sends exactly once.
+    transactions: Option<Transactions>,
 }
 
 struct Producer {
     id: ProducerId,
     gate: Gate,
     in_flight: usize,
-    /// Whether it knows the topic's partitions.
-    knows_topic: bool,
-    /// What has come before it knew them.
+    /// What has come before it knew the topic's partitions.
     unassigned: VecDeque<Sent>,
+    /// Those that it knows, of a topic that may have got more.
     partitions: Vec<Toward>,
     acknowledgements: Vec<Acknowledgement>,
     /// As the publisher was when it made this producer.
@@ -53,7 +55,16 @@ struct Toward {
 
 impl SimulatedPublisher {
     pub(super) fn new(hand: Hand) -> Self {
-        Self { hand, producer: None, is_single: false, delivered: 0 }
+        Self { hand, producer: None, is_single: false, delivered: 0, transactions: None }
+    }
+
+    /// Sends batches again if enough records have gone one by one.
+    fn may_batch_again(&mut self) {
+        let is_idle = self.producer.as_ref().is_some_and(|producer| producer.in_flight == 0);
+        if self.is_single && is_idle && self.delivered > 30 {
+            self.is_single = false;
+            self.abandon();
+        }
     }
 }
 
@@ -66,21 +77,19 @@ impl Publisher for SimulatedPublisher {
         };
         let world = &mut *world;
         let sent = Sent { ticket, record: record.clone() };
-        if Row::is_refused_at_once(sent.ticket_seq()) {
+        if world.database.is_refused_at_once(sent.ticket_seq()) {
             return Err(Refusal::Rejected { reason: "refused at once".to_owned() });
         }
+        if let Some(transactions) = &self.transactions {
+            if let Some(reason) = transactions.refusal(record.id()) {
+                return Err(Refusal::Rejected { reason });
+            }
+            if !transactions.is_owner {
+                return Err(Refusal::Retry { reason: "the relay has not taken the outbox over".to_owned() });
+            }
+        }
         let is_single = self.is_single;
-        let producer = self.producer.get_or_insert_with(|| Producer {
-            id: world.broker.new_producer(),
-            gate: Gate::default(),
-            in_flight: 0,
-            knows_topic: false,
-            unassigned: VecDeque::new(),
-            partitions: (0..PARTITIONS).map(|_| Toward::default()).collect(),
-            acknowledgements: Vec::new(),
-            is_single,
-            fatal: false,
-        });
+        let producer = self.producer.get_or_insert_with(|| Producer::start(world, is_single));
         if producer.fatal {
             return Err(Refusal::Retry { reason: "the producer has failed for good".to_owned() });
         }
@@ -88,14 +97,14 @@ impl Publisher for SimulatedPublisher {
             return Err(Refusal::Full);
         }
         let key = record.aggregate_id().as_bytes();
-        let Producer { gate, in_flight, knows_topic, unassigned, partitions, .. } = producer;
+        let Producer { gate, in_flight, unassigned, partitions, .. } = producer;
         let mut send = || {
-            if !*knows_topic {
+            let count = partitions.len() as i32;
+            if count == 0 {
                 unassigned.push_back(sent.clone());
                 return Ok(());
             }
-            let place =
-                partition_of_handed(PARTITIONS).unwrap_or_else(|| partition(murmur2(key), PARTITIONS));
+            let place = partition_of_handed(count).unwrap_or_else(|| partition(murmur2(key), count));
             match partitions.get_mut(place.unsigned_abs() as usize) {
                 Some(toward) => {
                     toward.queue.push_back(sent.clone());
@@ -115,6 +124,9 @@ impl Publisher for SimulatedPublisher {
             taken?.map_err(|()| Refusal::Retry { reason: "not taken".to_owned() })?;
         }
         producer.in_flight += 1;
+        if let Some(transactions) = &mut self.transactions {
+            transactions.sent(ticket, record.id());
+        }
         world.broker.in_flight[producer.id] = producer.in_flight;
         if mistake == Some(Mistake::SettlesBeforeTheAcknowledgement) {
             producer.acknowledgements.push(Acknowledgement::new(ticket, Outcome::Durable));
@@ -149,18 +161,18 @@ impl Publisher for SimulatedPublisher {
         let Some(producer) = &mut self.producer else { return Ok(()) };
         let new = acknowledgements.len() - known;
         producer.gate.learn(world.now(), &acknowledgements[known..]);
+        if let Some(transactions) = &mut self.transactions {
+            transactions.learn(&mut acknowledgements[known..]);
+        }
         producer.in_flight = producer.in_flight.saturating_sub(new);
         world.broker.in_flight[producer.id] = producer.in_flight;
         self.delivered += new;
         if fatal && new == 0 {
             return Err(PublishError::new("the producer has failed for good"));
         }
-        if self.is_single && producer.in_flight == 0 && self.delivered > 30 {
-            self.is_single = false;
-            let chance = world.chance.clone();
-            world.broker.abandon(producer.id, &chance);
-            self.producer = None;
-            self.delivered = 0;
+        drop(world);
+        if !fatal && self.transactions.is_none() {
+            self.may_batch_again();
         }
         Ok(())
     }
@@ -171,10 +183,32 @@ impl Publisher for SimulatedPublisher {
             let chance = world.chance.clone();
             world.broker.abandon(producer.id, &chance);
         }
+        if let Some(transactions) = &mut self.transactions {
+            transactions.abandon();
+        }
         self.delivered = 0;
     }
 
     fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+        Ok(())
+    }
+
+    fn begin(&mut self, _: &str, _: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        let transactions = self.transactions.get_or_insert_default();
+        if transactions.is_owner {
+            return Ok(None);
+        }
+        let is_single = self.is_single;
+        let producer =
+            self.producer.get_or_insert_with(|| Producer::start(&mut self.hand.world(), is_single));
+        transactions.take_over(&self.hand, producer.id).map(Some)
+    }
+
+    fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
+        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) {
+            transactions.commit(&self.hand, producer.id, wait)?;
+            self.may_batch_again();
+        }
         Ok(())
     }
 }
@@ -188,12 +222,26 @@ impl Drop for SimulatedPublisher {
 }
 
 impl Producer {
+    fn start(world: &mut super::world::World, is_single: bool) -> Self {
+        Self {
+            id: world.broker.new_producer(),
+            gate: Gate::default(),
+            in_flight: 0,
+            unassigned: VecDeque::new(),
+            partitions: Vec::new(),
+            acknowledgements: Vec::new(),
+            is_single,
+            fatal: false,
+        }
+    }
+
     /// Sends what may be sent, and hears the answers.
     fn work(&mut self, world: &mut super::world::World, is_single: &mut bool, mistake: Option<Mistake>) {
-        if !self.knows_topic && world.chance.one_in(3) {
-            self.knows_topic = true;
+        if world.chance.one_in(3) {
+            self.partitions.resize_with(world.broker.partitions(), Toward::default);
             for sent in std::mem::take(&mut self.unassigned) {
-                let place = partition(murmur2(sent.record.aggregate_id().as_bytes()), PARTITIONS);
+                let hash = murmur2(sent.record.aggregate_id().as_bytes());
+                let place = partition(hash, self.partitions.len() as i32);
                 self.partitions[place as usize].queue.push_back(sent);
             }
         }
@@ -243,6 +291,7 @@ impl Producer {
                 let stored = earlier.iter().chain([&request]).flat_map(|request| &request.records);
                 outcomes.extend(stored.map(|sent| (sent.ticket, Outcome::Durable)));
             }
+            Answer::Fenced => self.fatal = true,
             Answer::OutOfOrder if is_first => self.fatal = true,
             Answer::NotNow | Answer::OutOfOrder | Answer::Unknown => toward.again.push(request),
             Answer::TooLarge => {

@@ -1,5 +1,6 @@
 //! All that the workers share, and what happens beside them.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::SourceError;
@@ -7,7 +8,7 @@ use diesel_outbox_core::SourceError;
 use super::broker::{Broker, FORGETS_AFTER};
 use super::database::{Database, Fate, Row, Tx};
 use super::kind::Kind;
-use super::writers::Writers;
+use super::writers::{AGGREGATES, Writers};
 use crate::pipeline::simulation::Chance;
 use crate::source::wal::position::Position;
 
@@ -24,8 +25,8 @@ pub(super) struct World {
     fault_rate: Option<u64>,
     /// How many steps the faults go on for when nobody writes any more.
     faults_left: u64,
-    /// Since when there are no faults, and nobody writes.
-    calm_since: Option<u64>,
+    /// There are no faults, and nobody writes. Since then so many rows have waited, or fewer.
+    calm: Option<Calm>,
     /// The worker that has the lock of the only relay at work, and the session.
     pub(super) active: Option<(usize, u64)>,
     sessions: u64,
@@ -46,8 +47,14 @@ pub(super) struct Slot {
     pub(super) flushed: u64,
 }
 
-/// How long everything may take when there are no faults any more, in milliseconds.
-const PATIENCE: u64 = 600_000;
+struct Calm {
+    since: u64,
+    waiting: usize,
+}
+
+/// When there are no faults any more, fewer rows must wait after so many milliseconds, until none does. All of them together have
+/// no limit: workers that find nothing wait one after the other here, so time goes faster than the work.
+const PATIENCE: u64 = 60_000;
 
 /// What happens to a statement.
 pub(super) enum Fault {
@@ -68,13 +75,13 @@ impl World {
         Self {
             kind,
             database: Database::new(),
-            broker: Broker::new(),
+            broker: Broker::new(kind.is_exactly_once()),
             writers,
             clock: 0,
             began: Instant::now(),
             fault_rate,
             faults_left: chance.below(400),
-            calm_since: None,
+            calm: None,
             active: None,
             sessions: 0,
             slot: Slot::default(),
@@ -95,7 +102,7 @@ impl World {
     }
 
     fn is_calm(&self) -> bool {
-        self.calm_since.is_some()
+        self.calm.is_some()
     }
 
     /// Lets others than the workers do something.
@@ -112,6 +119,9 @@ impl World {
                 }
                 12 => self.notice_orphans(),
                 13 if self.chance.one_in(10) => self.clock += self.chance.below(300),
+                15 if self.kind.blocks() && self.chance.one_in(40) => {
+                    self.database.requeue(self.chance.below(AGGREGATES as u64) as usize);
+                }
                 // For so long, nobody emits.
                 14 if !self.is_calm() && self.chance.one_in(300) && self.broker.is_idle() => {
                     self.clock += FORGETS_AFTER;
@@ -122,26 +132,40 @@ impl World {
         if self.writers.are_done() && !self.is_calm() {
             self.faults_left = self.faults_left.saturating_sub(1);
             if self.faults_left == 0 {
-                self.calm_since = Some(self.clock);
+                self.calm = Some(Calm { since: self.clock, waiting: self.waiting().count() });
             }
         }
-        if let Some(since) = self.calm_since
-            && self.clock > since + PATIENCE
-        {
-            let waits = |row: &&Row| {
-                self.database.is_committed(row) && row.sent_by.is_none() && row.dead_by.is_none()
-            };
-            let waiting = self.database.rows.iter().find(waits).map(|row| {
-                let shard = &self.database.shards[row.shard as usize];
-                let locked_by = self.database.locked_by[row.shard as usize];
-                let (bounds, mysql) = ((shard.sent_through, shard.passed, &shard.open), &shard.bound);
-                format!(
-                    "{}, arrived {}, bounds {bounds:?}, {mysql:?}, locked by {locked_by:?}",
-                    row.seq, row.has_arrived
-                )
-            });
-            self.fails(format!("though there are no faults any more, not all is sent: {waiting:?}"));
+        self.look_for_progress();
+    }
+
+    fn look_for_progress(&mut self) {
+        let Some(calm) = self.calm.as_ref().filter(|calm| self.clock > calm.since + PATIENCE) else { return };
+        let (before, waiting) = (calm.waiting, self.waiting().count());
+        if waiting < before {
+            self.calm = Some(Calm { since: self.clock, waiting });
+            return;
         }
+        let oldest = self.waiting().next().map(|row| {
+            let shard = &self.database.shards[row.shard as usize];
+            let locked_by = self.database.locked_by[row.shard as usize];
+            let (bounds, mysql) = ((shard.sent_through, shard.passed, &shard.open), &shard.bound);
+            format!(
+                "{}, arrived {}, bounds {bounds:?}, {mysql:?}, locked by {locked_by:?}",
+                row.seq, row.has_arrived
+            )
+        });
+        self.fails(format!(
+            "though there are no faults any more, not all is sent: {waiting} wait, {oldest:?}"
+        ));
+    }
+
+    /// The rows that must still be sent and settled, so far as the database knows.
+    fn waiting(&self) -> impl Iterator<Item = &Row> {
+        let is_done = |row: &Row| {
+            row.dead_by.is_some()
+                || if self.kind == Kind::Wal { row.has_arrived } else { row.sent_by.is_some() }
+        };
+        self.database.rows.iter().filter(move |row| self.database.is_committed(row) && !is_done(row))
     }
 
     pub(super) fn fails(&mut self, wrong: String) {
@@ -158,7 +182,11 @@ impl World {
         match self.chance.below(10) {
             0..=3 => Fault::Before,
             4..=6 => Fault::After,
-            7 if self.kind == Kind::Postgres || self.kind == Kind::Wal => {
+            7 if self.kind.is_exactly_once() && self.chance.one_in(2) => {
+                self.end_a_session();
+                Fault::None
+            }
+            7 if self.kind.is_polled_on_postgres() || self.kind == Kind::Wal => {
                 let lost = self.chance.below(self.database.unflushed() as u64 + 1) as usize;
                 self.database.crash(lost);
                 self.slot.lose(&self.chance);
@@ -166,6 +194,18 @@ impl World {
                 Fault::Before
             }
             _ => Fault::Crash,
+        }
+    }
+
+    /// The server ends a session that has been idle for too long, for example because its relay is frozen.
+    fn end_a_session(&mut self) {
+        let is_open = |tx: &usize| {
+            let its = &self.database.transactions[*tx];
+            its.worker.is_some() && its.fate == Fate::Open
+        };
+        let open: Vec<Tx> = (0..self.database.transactions.len()).filter(is_open).collect();
+        if !open.is_empty() {
+            self.database.roll_back(open[self.chance.below(open.len() as u64) as usize]);
         }
     }
 
@@ -209,12 +249,9 @@ impl World {
 
     /// Whether nothing is left to do, and so all must be there.
     pub(super) fn is_done(&self) -> bool {
-        let is_sent = |row: &Row| row.has_arrived || row.dead_by.is_some();
         self.is_calm()
             && match self.kind {
-                Kind::Wal => {
-                    self.database.rows.iter().all(|row| is_sent(row) || !self.database.is_committed(row))
-                }
+                Kind::Wal => self.waiting().next().is_none(),
                 _ => self.database.is_drained(),
             }
     }
@@ -224,9 +261,17 @@ impl World {
         if let Some(wrong) = &self.wrong {
             return Err(wrong.clone());
         }
-        for row in self.database.rows.iter().filter(|row| self.database.is_committed(row)) {
+        let mut rows: Vec<&Row> =
+            self.database.rows.iter().filter(|row| self.database.is_committed(row)).collect();
+        rows.sort_by_key(|row| row.seq);
+        let mut blocked = BTreeSet::new();
+        for row in rows {
             let seq = row.seq;
-            let is_bad = Row::is_refused(seq) || Row::is_refused_at_once(seq);
+            let is_refused = self.database.is_refused(seq) || self.database.is_refused_at_once(seq);
+            let is_bad = is_refused || blocked.contains(&row.aggregate);
+            if is_bad && self.kind.blocks() {
+                blocked.insert(row.aggregate);
+            }
             if is_bad != row.dead_by.is_some() {
                 return Err(format!("the event {seq} is a dead letter, or is none: {is_bad} was expected"));
             }

@@ -90,7 +90,7 @@ impl Writers {
         writer.steps = writer.steps.saturating_sub(1);
         if writer.steps == 0 {
             if !database.transactions[tx].is_prepared
-                && kind == Kind::Postgres
+                && kind.is_polled_on_postgres()
                 && database.transactions[tx].id.is_some()
                 && chance.one_in(6)
             {

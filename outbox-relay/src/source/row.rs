@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use bytes::Bytes;
 use diesel_outbox_core::__private::from_unix_ms;
@@ -43,12 +43,15 @@ impl StoredRow {
     }
 }
 
-/// The types and ids of the aggregates that are held back.
-pub(crate) type BlockedAggregates = HashSet<(String, String)>;
+/// The types and ids of the aggregates that are held back, with the number of the first dead letter of each.
+pub(crate) type BlockedAggregates = HashMap<(String, String), i64>;
 
-pub(crate) fn is_blocked(blocked: &BlockedAggregates, claimed: &Claimed) -> bool {
+/// Returns whether the record with this number comes after a dead letter of its aggregate. One that comes before may still have to be
+/// sent: it was on its way when the later one was refused.
+pub(crate) fn is_blocked(blocked: &BlockedAggregates, seq: i64, claimed: &Claimed) -> bool {
     !blocked.is_empty()
         && claimed.record.as_ref().is_ok_and(|record| {
-            blocked.contains(&(record.aggregate_type().to_owned(), record.aggregate_id().to_owned()))
+            let aggregate = (record.aggregate_type().to_owned(), record.aggregate_id().to_owned());
+            blocked.get(&aggregate).is_some_and(|first| seq > *first)
         })
 }

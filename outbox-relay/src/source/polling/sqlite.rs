@@ -183,8 +183,9 @@ impl Source for SqliteSource {
         self.cursor = Cursor::default();
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {
             self.blocked = self
-                .with("claiming", |conn| LoadBlocked::new().load::<(String, String)>(conn))?
+                .with("claiming", |conn| LoadBlocked::new().load::<(String, String, i64)>(conn))?
                 .into_iter()
+                .map(|(aggregate_type, id, first)| ((aggregate_type, id), first))
                 .collect();
         }
         self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
@@ -205,8 +206,9 @@ impl Source for SqliteSource {
             self.cursor.read(row.seq);
         }
         for row in rows {
+            let seq = row.seq;
             let claimed = row.claimed();
-            if is_blocked(&self.blocked, &claimed) {
+            if is_blocked(&self.blocked, seq, &claimed) {
                 self.dead_letter(claimed.ticket, BLOCKED)?;
             } else {
                 records.push(claimed);
@@ -382,6 +384,6 @@ statement!(
 
 statement!(
     Sqlite,
-    LoadBlocked {} -> (Text, Text),
-    "SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter"
+    LoadBlocked {} -> (Text, Text, BigInt),
+    "SELECT aggregatetype, aggregateid, min(seq) FROM outbox_dead_letter GROUP BY aggregatetype, aggregateid"
 );

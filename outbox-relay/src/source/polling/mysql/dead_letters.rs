@@ -25,8 +25,9 @@ pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Opt
 /// it compares texts.
 pub(super) fn blocked(conn: &mut Conn, claimed: &Claimed) -> mysql::Result<BlockedAggregates> {
     let shards = bounds::shards(claimed);
-    let rows: Vec<(String, String)> = conn.load(&format!(
-        "SELECT DISTINCT CAST(aggregatetype AS BINARY), CAST(aggregateid AS BINARY) FROM outbox_dead_letter WHERE shard IN ({shards})"
+    let rows: Vec<(String, String, i64)> = conn.load(&format!(
+        "SELECT CAST(aggregatetype AS BINARY), CAST(aggregateid AS BINARY), MIN(seq) FROM outbox_dead_letter WHERE shard IN ({shards}) \
+         GROUP BY 1, 2"
     ))?;
-    Ok(rows.into_iter().collect())
+    Ok(rows.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect())
 }

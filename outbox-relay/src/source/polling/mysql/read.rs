@@ -59,7 +59,7 @@ pub(super) fn read(
         batch.given.push(row.seq);
         let seq = row.seq;
         let claimed = row.claimed();
-        if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+        if blocked.is_some_and(|blocked| is_blocked(blocked, seq, &claimed)) {
             batch.held_back.push(seq);
         } else {
             batch.records.push(claimed);

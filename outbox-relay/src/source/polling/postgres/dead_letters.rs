@@ -2,9 +2,10 @@
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, Oid, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Oid, SmallInt, Text};
 
 use super::tuple_id::{Tid, TupleId, is_the_table};
+use crate::source::row::BlockedAggregates;
 use crate::statement::statement;
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id. If somebody changed the row while it was claimed, it is not
@@ -19,8 +20,9 @@ pub(super) fn keep(
 }
 
 /// Returns the aggregates of these shards that have dead letters.
-pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<Vec<(String, String)>> {
-    LoadBlocked::new(shards).load(conn)
+pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<BlockedAggregates> {
+    let rows = LoadBlocked::new(shards).load::<(String, String, i64)>(conn)?;
+    Ok(rows.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect())
 }
 
 statement!(
@@ -39,6 +41,6 @@ statement!(
 
 statement!(
     Pg,
-    LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text),
-    "SELECT DISTINCT aggregatetype::text, aggregateid::text FROM outbox_dead_letter WHERE shard = ANY (?)"
+    LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text, BigInt),
+    "SELECT aggregatetype::text, aggregateid::text, min(seq) FROM outbox_dead_letter WHERE shard = ANY (?) GROUP BY 1, 2"
 );

@@ -116,10 +116,10 @@ impl Unread {
         };
         let mut batch = ReadBatch { exhausts, ..ReadBatch::default() };
         for row in rows.unpack() {
-            let ticket = row.ticket;
-            batch.given.push((ticket, row.seq));
+            let (ticket, seq) = (row.ticket, row.seq);
+            batch.given.push((ticket, seq));
             let claimed = row.claimed();
-            if blocked.is_some_and(|blocked| is_blocked(blocked, &claimed)) {
+            if blocked.is_some_and(|blocked| is_blocked(blocked, seq, &claimed)) {
                 batch.held_back.push(ticket);
             } else {
                 batch.records.push(claimed);
