@@ -58,8 +58,8 @@ impl Fault {
 
 const POLLED: &[Source] = &[Source::Postgres, Source::Mariadb];
 const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
-const EACH: &[Source] = &Source::SERVED;
-const EVERY: &[Source] = &Source::ALL;
+const SERVED: &[Source] = &Source::SERVED;
+const ALL: &[Source] = &Source::ALL;
 const SQLITE: &[Source] = &[Source::Sqlite];
 
 const NOTHING_LOST: &str = "nothing lost, in order; at most what was in flight is repeated";
@@ -81,7 +81,7 @@ pub fn of(source: Source) -> Vec<&'static Fault> {
 /// Returns whether a fault can act on this source. SQLite has no server, but its relays and its broker fail like others.
 pub fn applies(fault: &Fault, source: Source) -> bool {
     match (source, fault.part) {
-        (Source::Sqlite, Part::Relay | Part::Broker) => fault.on == EACH,
+        (Source::Sqlite, Part::Relay | Part::Broker) => fault.on == SERVED,
         _ => fault.on.contains(&source),
     }
 }

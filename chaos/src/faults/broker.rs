@@ -8,12 +8,12 @@ use outbox_tests::eventually;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
-use super::{EACH, Fault, NOTHING_LOST, POLLED, Part};
+use super::{Fault, NOTHING_LOST, POLLED, Part, SERVED};
 use crate::ledger::AGGREGATES;
 use crate::scene::{PARTITIONS, PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Broker, promise, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Broker, promise, on: SERVED, is_short: true, act }
 }
 
 const REQUEUED: &str = "what was not acknowledged becomes a dead letter, and arrives in order after a requeue if the policy is to block";

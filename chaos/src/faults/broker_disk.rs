@@ -7,14 +7,14 @@ use std::process::Command;
 
 use outbox_tests::{Folder, eventually};
 
-use super::{EACH, Fault, NOTHING_LOST, Part};
+use super::{Fault, NOTHING_LOST, Part, SERVED};
 use crate::scene::{PATIENCE, Scene};
 
 pub(super) const FAULTS: &[Fault] = &[Fault {
     name: "broker's disk full",
     part: Part::Broker,
     promise: NOTHING_LOST,
-    on: EACH,
+    on: SERVED,
     // It takes root.
     is_short: false,
     act: full,

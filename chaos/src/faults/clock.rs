@@ -6,14 +6,14 @@ use std::path::Path;
 
 use outbox_tests::Folder;
 
-use super::{EACH, EXACT, Fault, Part};
+use super::{EXACT, Fault, Part, SERVED};
 use crate::scene::Scene;
 
 pub(super) const FAULTS: &[Fault] = &[Fault {
     name: "clock moved by an hour, forwards and back",
     part: Part::Relay,
     promise: EXACT,
-    on: EACH,
+    on: SERVED,
     is_short: false,
     act: moved,
 }];

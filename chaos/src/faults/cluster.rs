@@ -2,11 +2,11 @@
 
 use outbox_tests::Cluster;
 
-use super::{EACH, Fault, NOTHING_LOST, Part};
+use super::{Fault, NOTHING_LOST, Part, SERVED};
 use crate::scene::{PARTITIONS, Scene};
 
 const fn fault(name: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Cluster, promise: NOTHING_LOST, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Cluster, promise: NOTHING_LOST, on: SERVED, is_short: true, act }
 }
 
 pub(super) const FAULTS: &[Fault] = &[

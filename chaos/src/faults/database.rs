@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use outbox_tests::eventually;
 
-use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part, SQLITE};
+use super::{EXACT, Fault, NOTHING_LOST, POLLED, POSTGRES, Part, SERVED, SQLITE};
 use crate::lanes::Source;
 use crate::ledger::RESERVED;
 use crate::scene::{PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Database, promise, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Database, promise, on: SERVED, is_short: true, act }
 }
 
 pub(super) const FAULTS: &[Fault] = &[

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use outbox_tests::eventually;
 
-use super::{EVERY, Fault, NOTHING_LOST, Part};
+use super::{ALL, Fault, NOTHING_LOST, Part};
 use crate::scene::{PATIENCE, Scene, last};
 use crate::servers::Own;
 
@@ -12,7 +12,7 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
     name: "the database's disk full",
     part: Part::Servers(Own::SmallDisk),
     promise: NOTHING_LOST,
-    on: EVERY,
+    on: ALL,
     is_short: false,
     act: full,
 }];

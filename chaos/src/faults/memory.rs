@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use outbox_tests::eventually_ok;
 
-use super::{EACH, Fault, NOTHING_LOST, Part};
+use super::{Fault, NOTHING_LOST, Part, SERVED};
 use crate::scene::{PATIENCE, Scene};
 
 pub(super) const FAULTS: &[Fault] = &[Fault {
     name: "relay out of memory",
     part: Part::Relay,
     promise: NOTHING_LOST,
-    on: EACH,
+    on: SERVED,
     // It takes root and version 1 of Linux's control groups.
     is_short: false,
     act: too_little,

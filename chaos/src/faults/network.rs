@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use super::{EACH, EXACT, Fault, NOTHING_LOST, Part};
+use super::{EXACT, Fault, NOTHING_LOST, Part, SERVED};
 use crate::proxy::Proxy;
 use crate::scene::{Scene, last};
 
 const fn broker(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Broker, promise, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Broker, promise, on: SERVED, is_short: true, act }
 }
 
 const fn database(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Database, promise, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Database, promise, on: SERVED, is_short: true, act }
 }
 
 const DELAY: Duration = Duration::from_millis(200);

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use outbox_tests::Signal;
 
-use super::{EACH, EXACT, Fault, NOTHING_LOST, POLLED, Part};
+use super::{EXACT, Fault, NOTHING_LOST, POLLED, Part, SERVED};
 use crate::lanes::Source;
 use crate::scene::{PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
-    Fault { name, part: Part::Relay, promise, on: EACH, is_short: true, act }
+    Fault { name, part: Part::Relay, promise, on: SERVED, is_short: true, act }
 }
 
 pub(super) const FAULTS: &[Fault] = &[
