@@ -1,9 +1,8 @@
 //! A lane: one kind of source, with a database server and a broker of its own, which its faults may stop.
 
 use outbox_tests::load::wal;
-use outbox_tests::{Kafka, Mariadb, Postgres, Server};
+use outbox_tests::{Kafka, Mariadb, Postgres, Proxy, Server};
 
-use crate::proxy::Proxy;
 use crate::site::{On, Site};
 use crate::writers::Dialect;
 

@@ -10,7 +10,6 @@
 pub mod faults;
 pub mod lanes;
 pub mod ledger;
-pub mod proxy;
 pub mod reader;
 pub mod report;
 pub mod run;

@@ -8,10 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use outbox_tests::{Counter, Kafka, Process, Signal, eventually, workspace_binary};
+use outbox_tests::{Counter, Kafka, Process, Proxy, Signal, eventually, workspace_binary};
 
 use crate::lanes::{Lane, Source};
-use crate::proxy::Proxy;
 use crate::site::Site;
 use crate::writers::Orders;
 
