@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -16,8 +17,8 @@ struct Weather {
     rate: Option<usize>,
     /// Nothing passes, and neither side hears of it.
     holds: bool,
-    /// The same for the connections that were let in before this one.
-    holds_before: usize,
+    /// The same for these connections, in the order in which they were let in.
+    held: Range<usize>,
     /// Nobody is let in.
     refuses: bool,
 }
@@ -74,9 +75,14 @@ impl Proxy {
         self.shared.weather.lock().unwrap().holds = true;
     }
 
-    /// Lets nothing pass on the connections that are open now. Later ones are not held.
-    pub fn hold_open_ones(&self) {
-        self.shared.weather.lock().unwrap().holds_before = self.shared.let_in.load(Ordering::SeqCst);
+    /// Returns how many connections it has let in.
+    pub fn let_in(&self) -> usize {
+        self.shared.let_in.load(Ordering::SeqCst)
+    }
+
+    /// Lets nothing pass on the connections that were let in after so many others, until now. Later ones are not held.
+    pub fn hold_those_after(&self, others: usize) {
+        self.shared.weather.lock().unwrap().held = others..self.let_in();
     }
 
     /// Returns how much has passed late because it was held, in pieces of any size.
@@ -140,7 +146,7 @@ impl Shared {
 
     fn holds(&self, number: usize) -> bool {
         let weather = self.weather.lock().unwrap();
-        weather.holds || number < weather.holds_before
+        weather.holds || weather.held.contains(&number)
     }
 
     fn deliver(&self, number: usize, mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {

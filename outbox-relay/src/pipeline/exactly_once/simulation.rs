@@ -473,8 +473,8 @@ fn play(seed: u64, in_order: bool, mistake: Option<Mistake>) -> Result<(usize, u
             last: BTreeSet::new(),
         };
         let (in_flight, open) = (Vec::new(), Vec::new());
-        let broker =
-            Broker { shared: shared.clone(), epoch: None, in_flight, open, refused: BTreeSet::new() };
+        let (refused, acknowledged) = (BTreeSet::new(), BTreeSet::new());
+        let broker = Broker { shared: shared.clone(), epoch: None, in_flight, open, refused, acknowledged };
         shared.idle.lock().unwrap().push((table, broker));
     }
     let is_over = || {
