@@ -14,7 +14,8 @@
 //!    commits. If that fails in any way, the publisher loses its epoch, and everything begins anew.
 //! 3. The relay reads what is unsent, publishes it in `K`, and settles it in `T`, which stays open.
 //! 4. `K` commits. If the outcome is anything but success, `T` is rolled back, the publisher loses its epoch, and 2. finds out.
-//! 5. `T` commits. If the outcome is anything but success, the publisher loses its epoch too.
+//! 5. `T` commits. If the outcome is anything but success, the publisher loses its epoch too. So it does if the source fails between
+//!    passes.
 //!
 //! *Nothing is sent twice.* Say that `K` commits under an epoch. Each earlier `K'` that committed did so under this epoch or a lower
 //! one. Under a lower one, it had committed before the epoch began, so 2. has settled the last of those, and whoever committed the

@@ -34,6 +34,8 @@ enum Mistake {
     SettlesTooEarly,
     /// A position is stored over whatever another relay has stored.
     StoresOverOthers,
+    /// The publisher keeps its epoch if the source fails between two passes.
+    KeepsItsEpoch,
     /// The position is looked up before the other publishers are fenced, and not once more.
     LooksOnlyOnce,
 }
@@ -132,6 +134,13 @@ impl Shared {
         };
         let passed = pipeline.pass(&mut table, &mut broker);
         assert!(!matches!(passed, Ok(Passed::Worked)) || broker.in_flight.is_empty());
+        // The source fails between two passes.
+        if chance.one_in(10) {
+            table.kept = None;
+            if self.world().mistake != Some(Mistake::KeepsItsEpoch) {
+                broker.abandon();
+            }
+        }
         self.idle.lock().unwrap().push((table, broker));
     }
 }
@@ -204,7 +213,11 @@ impl Source for Table {
         world.claims += 1;
         self.claim = world.claims;
         self.given.clear();
-        self.kept = self.kept.or(Some(world.position));
+        if self.kept.is_none() {
+            // It begins anew, and knows nothing of what was committed last.
+            self.last.clear();
+            self.kept = Some(world.position);
+        }
         drop(world);
         self.shared.freeze();
         Ok(true)
@@ -527,7 +540,7 @@ fn each_record_is_sent_exactly_once_whatever_fails_and_whoever_is_frozen() {
 fn each_mistake_is_found() {
     let both = [Mistake::ForgetsTheLast, Mistake::LooksTooEarly, Mistake::FencesNobody];
     let of_a_table = [Mistake::SettlesTooEarly];
-    let of_a_position = [Mistake::StoresOverOthers, Mistake::LooksOnlyOnce];
+    let of_a_position = [Mistake::StoresOverOthers, Mistake::LooksOnlyOnce, Mistake::KeepsItsEpoch];
     let all = [(false, &both[..]), (true, &both), (false, &of_a_table), (true, &of_a_position)];
     for (in_order, mistake) in all.iter().flat_map(|(in_order, of)| of.iter().map(move |of| (*in_order, *of)))
     {
