@@ -33,7 +33,7 @@ pub(crate) enum Benchmark {
     Overload(overload::Overload),
     /// One relay for the outboxes of many schemas: what they cost while idle, and what a backlog in one costs the others.
     Tenants(tenants::Tenants),
-    /// What sending exactly once costs, beside the same relay that sends at least once. Only on PostgreSQL, polled.
+    /// What sending exactly once costs, beside the same relay that sends at least once. Only on PostgreSQL.
     ExactlyOnce(exactly_once::ExactlyOnce),
 }
 

@@ -1,19 +1,25 @@
 //! What sending exactly once costs: speed and latency beside the same relay that sends at least once.
 
+use std::time::{Duration, Instant};
+
 use clap::Args;
 use diesel_outbox::Migrations;
-use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::source::wal::WalOptions;
+use diesel_outbox_relay::{Kafka as Broker, Relay};
+use outbox_tests::{Database, Kafka, eventually};
 
 use crate::contenders::{Contender, take_turns};
 use crate::drain::Drain;
-use crate::latency::{Latency, MODERATE, SPREAD, figures_of};
+use crate::latency::{Latency, MODERATE, SPREAD, figures_of, wal_options};
+use crate::relays::outbox;
 use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
-use crate::servers::{DatabaseKind, servers};
+use crate::servers::{DatabaseKind, PATIENCE, SETTINGS, servers, start_postgres};
+use crate::topics::new_topic;
 
 #[derive(Args)]
 pub(crate) struct ExactlyOnce {
-    /// How many rows wait in the outbox at the beginning of each round.
+    /// How many rows wait in the outbox, or in the WAL, at the beginning of each round.
     #[arg(long, default_value_t = 400_000)]
     rows: usize,
     /// Bytes of payload in each.
@@ -25,72 +31,141 @@ pub(crate) struct ExactlyOnce {
     /// How long each contender is measured for its latency, in seconds.
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Leave the speed out.
+    #[arg(long)]
+    without_drain: bool,
+    /// Leave the latency out.
+    #[arg(long)]
+    without_latency: bool,
 }
 
-const EXACTLY_ONCE: &[&str] = &["--exactly-once"];
+/// How many events a transaction has in the WAL.
+const TRANSACTION: usize = 1_000;
 
 impl ExactlyOnce {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let (postgres, kafka) = servers(self.postgres);
-        let database = postgres.database();
-        let template = Template::new(&database, &records(self.rows, self.bytes));
-        let measured = Drain::of(self.rows, self.bytes);
-        let drain = |options: fn(Relay) -> Relay| {
-            template.refill();
-            [measured.drain(&database, &kafka, options)]
-        };
-        let speeds = take_turns(
-            rounds,
-            vec![
-                Contender::new("at least once", || drain(|relay| relay)),
-                Contender::new("exactly once", || drain(|relay| relay.exactly_once(true))),
-            ],
-        );
-        let names = ["at least once", "exactly once"];
-        let speeds: Vec<Figure> = speeds
-            .into_iter()
-            .zip(names)
-            .map(|([values], name)| Figure::new(name, "events/s", values))
-            .collect();
-        let mut figures =
-            vec![Figure::ratio("exactly once / at least once", &speeds[1], &speeds[0]).at_least(0.90)];
-        figures.extend(speeds);
-        figures.extend(self.latencies(rounds, &postgres, &kafka));
+        let wal_server = start_postgres(self.postgres, SETTINGS);
+        let mut figures = Vec::new();
+        if !self.without_drain {
+            figures.extend(self.speeds(rounds, &postgres.database(), &wal_server.database(), &kafka));
+        }
+        if !self.without_latency {
+            figures.extend(self.latencies(rounds, &postgres.database(), &wal_server.database(), &kafka));
+        }
         Report {
             benchmark: "exactly once".into(),
             conditions: format!(
-                "{} rows, {} bytes of payload, 1 worker; latency from commit to a consumer of what is committed, {} s each, one event a \
-                 transaction; PostgreSQL {}",
+                "{} rows, {} bytes of payload, 1 worker, in the WAL in transactions of {TRANSACTION}; latency from commit to a consumer of \
+                 what is committed, {} s each, one event a transaction; PostgreSQL {}",
                 self.rows, self.bytes, self.seconds, self.postgres
             ),
             figures,
         }
     }
 
+    fn speeds(
+        &self,
+        rounds: usize,
+        polled: &Database<'_>,
+        read: &Database<'_>,
+        kafka: &Kafka,
+    ) -> Vec<Figure> {
+        let template = Template::new(polled, &records(self.rows, self.bytes));
+        let measured = Drain::of(self.rows, self.bytes);
+        let drain = |options: fn(Relay) -> Relay| {
+            template.refill();
+            [measured.drain(polled, kafka, options)]
+        };
+        let for_wal = Template::new(read, &records(TRANSACTION, self.bytes));
+        for_wal.empty();
+        outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
+        let drain_wal = |exactly_once| [self.drain_wal(&for_wal, kafka, exactly_once)];
+        let names = ["at least once", "exactly once", "WAL, at least once", "WAL, exactly once"];
+        let speeds = take_turns(
+            rounds,
+            vec![
+                Contender::new(names[0], || drain(|relay| relay)),
+                Contender::new(names[1], || drain(|relay| relay.exactly_once(true))),
+                Contender::new(names[2], || drain_wal(false)),
+                Contender::new(names[3], || drain_wal(true)),
+            ],
+        );
+        let speeds: Vec<Figure> = speeds
+            .into_iter()
+            .zip(names)
+            .map(|([values], name)| Figure::new(name, "events/s", values))
+            .collect();
+        let mut figures = vec![
+            Figure::ratio("exactly once / at least once", &speeds[1], &speeds[0]).at_least(0.90),
+            Figure::ratio("WAL, exactly once / at least once", &speeds[3], &speeds[2]).at_least(0.90),
+        ];
+        figures.extend(speeds);
+        figures
+    }
+
+    /// Returns how fast a relay sends what waits in the WAL, from its start to the last event.
+    fn drain_wal(&self, template: &Template<'_>, kafka: &Kafka, exactly_once: bool) -> f64 {
+        template.append_in_transactions(self.rows, TRANSACTION);
+        template.settle_down();
+        let (database, topic) = (template.database, new_topic(kafka));
+        let counter = kafka.counter(&topic);
+        let began = Instant::now();
+        let relay = Relay::postgres_wal(database.url(), WalOptions::default().slot(database.name()))
+            .broker(Broker::new(kafka.brokers()))
+            .topic_naming(topic.parse().unwrap())
+            .exactly_once(exactly_once)
+            .spawn()
+            .unwrap();
+        eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
+        let time = began.elapsed();
+        // What the broker has committed last is stored, so that the next round does not begin with it.
+        std::thread::sleep(Duration::from_secs(1));
+        relay.stop_blocking().unwrap();
+        self.rows as f64 / time.as_secs_f64()
+    }
+
     fn latencies(
         &self,
         rounds: usize,
-        postgres: &outbox_tests::Postgres,
-        kafka: &outbox_tests::Kafka,
+        polled: &Database<'_>,
+        read: &Database<'_>,
+        kafka: &Kafka,
     ) -> Vec<Figure> {
-        let database = postgres.database();
-        Migrations::new().run(&mut database.connect()).unwrap();
+        for database in [polled, read] {
+            Migrations::new().run(&mut database.connect()).unwrap();
+        }
+        outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
         let latency = Latency {
             seconds: self.seconds,
             bytes: self.bytes,
             database: DatabaseKind::Postgres,
             postgres: self.postgres,
         };
-        let through = |load, options| latency.through(&database, kafka, load, options);
-        let names =
-            ["at least once, 500/s", "exactly once, 500/s", "at least once, 100/s", "exactly once, 100/s"];
+        let through = |database: &Database<'_>, load, exactly_once: bool, options: &[&str]| {
+            let mut options = options.to_vec();
+            options.extend(exactly_once.then_some("--exactly-once"));
+            latency.through(database, kafka, load, &options)
+        };
+        let polled = |load, exactly_once| through(polled, load, exactly_once, &[]);
+        let read = |load, exactly_once| through(read, load, exactly_once, &wal_options(read));
+        let names = [
+            "at least once, 500/s",
+            "exactly once, 500/s",
+            "at least once, 100/s",
+            "exactly once, 100/s",
+            "WAL, at least once, 500/s",
+            "WAL, exactly once, 500/s",
+        ];
         let measured = take_turns(
             rounds,
             vec![
-                Contender::new(names[0], || through(MODERATE, &[])),
-                Contender::new(names[1], || through(MODERATE, EXACTLY_ONCE)),
-                Contender::new(names[2], || through(SPREAD, &[])),
-                Contender::new(names[3], || through(SPREAD, EXACTLY_ONCE)),
+                Contender::new(names[0], || polled(MODERATE, false)),
+                Contender::new(names[1], || polled(MODERATE, true)),
+                Contender::new(names[2], || polled(SPREAD, false)),
+                Contender::new(names[3], || polled(SPREAD, true)),
+                Contender::new(names[4], || read(MODERATE, false)),
+                Contender::new(names[5], || read(MODERATE, true)),
             ],
         );
         measured.into_iter().zip(names).flat_map(|(measured, name)| figures_of(name, measured)).collect()

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use diesel::connection::SimpleConnection;
 use diesel_outbox::{Emit, Migrations, OutboxConnection, Record};
-use outbox_tests::{Database, Debezium, Kafka};
+use outbox_tests::{Database, Debezium, Kafka, eventually_ok};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext, Producer};
@@ -384,7 +384,10 @@ fn consumer(kafka: &Kafka, topic: &str) -> BaseConsumer {
         kafka.client().set("group.id", "bench").set("enable.auto.commit", "false").create().unwrap();
     let mut partitions = TopicPartitionList::new();
     for partition in 0..PARTITIONS {
-        let (_, end) = consumer.fetch_watermarks(topic, partition, Duration::from_secs(10)).unwrap();
+        // On a busy machine, not all partitions of a new topic have a leader at once.
+        let (_, end) = eventually_ok("the partition's end", Duration::from_secs(30), || {
+            consumer.fetch_watermarks(topic, partition, Duration::from_secs(10))
+        });
         partitions.add_partition_offset(topic, partition, Offset::Offset(end)).unwrap();
     }
     consumer.assign(&partitions).unwrap();

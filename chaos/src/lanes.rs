@@ -3,9 +3,8 @@
 use std::sync::OnceLock;
 
 use outbox_tests::load::wal;
-use outbox_tests::{Cluster, Folder, Kafka, Server};
+use outbox_tests::{Cluster, Folder, Kafka, Proxy, Server};
 
-use crate::proxy::Proxy;
 use crate::servers::DatabaseServers;
 use crate::site::{On, Site};
 use crate::sqlite::InFile;

@@ -11,7 +11,6 @@ pub mod faults;
 pub mod lanes;
 pub mod ledger;
 pub mod promises;
-pub mod proxy;
 pub mod reader;
 pub mod report;
 pub mod run;

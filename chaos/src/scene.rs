@@ -8,11 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use outbox_tests::{Cluster, Counter, Kafka, Process, Signal, Tables, eventually, workspace_binary};
+use outbox_tests::{Cluster, Counter, Kafka, Process, Proxy, Signal, Tables, eventually, workspace_binary};
 
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
-use crate::proxy::Proxy;
 use crate::servers::DatabaseServers;
 use crate::site::Site;
 use crate::writers::Orders;

@@ -3,10 +3,9 @@
 use std::sync::OnceLock;
 
 use diesel::connection::SimpleConnection;
-use outbox_tests::{Disk, Folder, Mariadb, Postgres, Tables, eventually};
+use outbox_tests::{Disk, Folder, Mariadb, Postgres, Proxy, Tables, eventually};
 
 use crate::lanes::Source;
-use crate::proxy::Proxy;
 use crate::scene::PATIENCE;
 
 /// What a fault needs that a lane's server is not.

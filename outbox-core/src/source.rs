@@ -45,13 +45,21 @@ pub trait Source: Send {
 
     /// Marks those of these records that are unsent as sent, whether or not the pass has read them. A relay that sends exactly once
     /// calls it right after the claim, when it takes over from another relay: these are the records that the broker has and that may
-    /// still be unsent here. Default: returns a permanent error, because the relay cannot send exactly once from this source.
+    /// still be unsent here. There may be none. Default: returns a permanent error, because the relay cannot send exactly once from this
+    /// source.
     ///
     /// # Errors
     /// As for [`claim`](Self::claim).
     fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
         let _ = ids;
         Err(SourceError::permanent("the relay cannot send exactly once from this source: turn that off"))
+    }
+
+    /// Returns whether the source keeps what is settled as a place in the order of its records, so that a record can become a dead
+    /// letter only when everything before it is settled for good. A relay that sends exactly once then ends the pass before
+    /// such a record, and begins the next one with it. Default: `false`.
+    fn settles_in_order(&self) -> bool {
+        false
     }
 
     /// Moves a record that can never be published to the dead letters, together with the reason.

@@ -106,7 +106,7 @@ impl Kafka {
     ///
     /// It precedes the name of the outbox, such as `outbox.progress.shop.public`, in the `transactional.id` and in the name of the topic
     /// that has the ids of what was sent last. Two outboxes of the same name that send to one Kafka, such as those of two servers, need
-    /// different prefixes: with the same, they keep each other from sending. If you change it, stop the relays first and
+    /// different prefixes: with the same, they keep each other from sending, and may send twice. If you change it, stop the relays first and
     /// let none be killed, because a relay looks for what was sent under the new name only.
     #[must_use]
     pub fn exactly_once_prefix(mut self, prefix: impl Into<String>) -> Self {
@@ -243,17 +243,8 @@ impl KafkaPublisher {
         opened.map_err(|error| Refusal::Retry { reason: error.to_string() })
     }
 
-    /// Sends batches again if enough records have gone one by one since the last bad one.
-    fn may_batch_again(&mut self) {
-        if self.batching == Batching::Single && self.in_flight == 0 && self.delivered >= SINGLE_DELIVERIES {
-            self.batching = Batching::Many;
-            self.abandon();
-        }
-    }
-}
-
-impl Publisher for KafkaPublisher {
-    fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
+    /// Hands one record to the producer.
+    fn take(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
         self.open(record.id())?;
         let in_flight = self.in_flight;
         let event_headers = if self.kafka.event_headers { record.headers() } else { &[] };
@@ -301,6 +292,24 @@ impl Publisher for KafkaPublisher {
                 None => Refusal::Retry { reason: error.to_string() },
             }),
         }
+    }
+
+    /// Sends batches again if enough records have gone one by one since the last bad one.
+    fn may_batch_again(&mut self) {
+        if self.batching == Batching::Single && self.in_flight == 0 && self.delivered >= SINGLE_DELIVERIES {
+            self.batching = Batching::Many;
+            self.abandon();
+        }
+    }
+}
+
+impl Publisher for KafkaPublisher {
+    fn publish(&mut self, ticket: u64, topic: &str, record: &Record) -> Result<(), Refusal> {
+        let taken = self.take(ticket, topic, record);
+        if let (Err(Refusal::Rejected { reason }), Some(transactions)) = (&taken, &mut self.transactions) {
+            transactions.refuse(record.id(), reason);
+        }
+        taken
     }
 
     fn acknowledgements(

@@ -187,7 +187,7 @@ impl Pipeline<'_> {
         let mut batch = Vec::new();
         loop {
             if (self.stopping)() {
-                pass.close();
+                self.stop(pass);
             }
             let now = (self.now)();
             let longest = self.limits.max_pass_duration;
@@ -298,6 +298,7 @@ impl Pipeline<'_> {
             match taken {
                 Ok(()) => {
                     pass.in_flight += 1;
+                    pass.highest = pass.highest.max(Some(ticket));
                     pass.hold(size(&claimed));
                 }
                 Err(Refusal::Full) => {
@@ -305,6 +306,9 @@ impl Pipeline<'_> {
                     return Ok(true);
                 }
                 Err(Refusal::Behind { ticket }) => pass.waiting.push(ticket, claimed),
+                Err(Refusal::Rejected { reason }) if self.must_come_first(pass, source) => {
+                    self.end_before(pass, ticket, reason);
+                }
                 Err(Refusal::Rejected { reason }) => {
                     if self.dead_letter(pass, source, ticket, &reason)? {
                         pass.hold_back(&claimed);
@@ -395,6 +399,8 @@ struct Pass {
     taken: usize,
     names: TopicNames,
     in_flight: usize,
+    /// The highest ticket that was handed over.
+    highest: Option<u64>,
     /// The sizes of as many records as are in flight. An acknowledgement removes the one that was handed over first, whichever
     /// record it is about, so `bytes` is exact only if records are acknowledged in order.
     sizes: VecDeque<usize>,
@@ -423,6 +429,7 @@ impl Pass {
             taken: 0,
             names: TopicNames::default(),
             in_flight: 0,
+            highest: None,
             sizes: VecDeque::new(),
             bytes: 0,
             progress: now,

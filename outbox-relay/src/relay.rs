@@ -94,8 +94,7 @@ impl Relay {
         let relay = Self::from_source(move |options| {
             Box::new(WalSource::new(database_url.clone(), options, wal.clone()))
         });
-        let at_least_once = Some("the WAL is read: poll the table instead");
-        Self { most_workers: 1, at_least_once, ..relay }
+        Self { most_workers: 1, ..relay }
     }
 
     /// Returns a relay for the outbox in this MySQL or MariaDB database, which it polls.
@@ -220,7 +219,7 @@ impl Relay {
     /// Sends each record exactly once, for consumers that read with `isolation.level=read_committed`. Default: at least once.
     ///
     /// The records of a pass go into one Kafka transaction together with their ids, which go to a topic of their own. A relay that
-    /// takes over finds there what the last one has sent. It needs PostgreSQL, MySQL or MariaDB, polled, and Kafka 2.5 or later. One
+    /// takes over finds there what the last one has sent. It needs PostgreSQL, MySQL or MariaDB, and Kafka 2.5 or later. One
     /// relay with one worker works on the outbox, and the others stand by. All relays of the outbox must have this setting.
     ///
     /// `docs/exactly-once.md` in the repository says what it covers, what it costs, and when you want it. An inbox at the consumer

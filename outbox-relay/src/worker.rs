@@ -48,7 +48,12 @@ impl Worker {
         let mut uncorrected = None;
         while !self.stop.is_set() {
             let before = self.published.get();
-            match self.turn() {
+            let turned = self.turn();
+            if turned.is_err() && self.limits.exactly_once {
+                // The source may have forgotten what was committed last, so the publisher must say it again.
+                self.publisher.abandon();
+            }
+            match turned {
                 Ok(()) => {
                     uncorrected = None;
                     retry.succeeded();

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use outbox_tests::Proxy;
+
 use super::{EXACT, Fault, NOTHING_LOST, Part, SERVED};
-use crate::proxy::Proxy;
 use crate::scene::{Scene, last};
 
 const fn broker(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {

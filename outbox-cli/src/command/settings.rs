@@ -155,8 +155,8 @@ pub(crate) struct KafkaSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kafka")]
 pub(crate) struct ExactlyOnceSettings {
-    /// Sends each record exactly once, for consumers that read with isolation.level=read_committed. For polling on PostgreSQL, MySQL and
-    /// MariaDB. All relays of the outbox must have it
+    /// Sends each record exactly once, for consumers that read with isolation.level=read_committed. For PostgreSQL, polled or from
+    /// the WAL, MySQL and MariaDB. All relays of the outbox must have it
     #[arg(
         long,
         value_name = "BOOL",

@@ -1,7 +1,7 @@
 //! The topic that has, for an outbox, the ids of the last batch that was committed. A batch's ids are written in the transaction of
 //! its records, so they are there if and only if the records are.
 //!
-//! Whoever takes over writes a mark with acknowledgements of all replicas, and reads up to it: what was committed before lies before
+//! A batch begins with a mark. Whoever takes over commits one with acknowledgements of all replicas, and reads up to it: what was committed before lies before
 //! the mark, whichever broker answers. A batch lies at the end of its partition, so only that is read.
 //!
 //! A value is a version (1 byte), the number of the batch (8), which part of it this is and of how many (4 each), and ids (16 each).

@@ -26,8 +26,6 @@ const PAUSE: Duration = Duration::from_micros(100);
 pub(super) struct Transactions {
     /// The `transactional.id`, and the name of the topic for progress.
     pub(super) name: String,
-    /// Whether the topic has been checked.
-    is_checked: bool,
     /// Whether this producer has taken over.
     pub(super) is_owner: bool,
     /// Whether a transaction is open.
@@ -36,21 +34,13 @@ pub(super) struct Transactions {
     number: u64,
     /// What the open transaction has, by the tickets.
     sent: Vec<(u64, Uuid)>,
-    /// What Kafka has refused in a transaction that could not be committed therefore, and why.
+    /// What Kafka has refused since the last commit, and why.
     refused: HashMap<Uuid, String>,
 }
 
 impl Transactions {
     pub(super) fn new(name: String) -> Self {
-        Self {
-            name,
-            is_checked: false,
-            is_owner: false,
-            is_open: false,
-            number: 0,
-            sent: Vec::new(),
-            refused: HashMap::new(),
-        }
+        Self { name, is_owner: false, is_open: false, number: 0, sent: Vec::new(), refused: HashMap::new() }
     }
 
     /// Forgets the producer, and with it the open transaction.
@@ -64,16 +54,27 @@ impl Transactions {
         self.refused.get(&id).cloned()
     }
 
+    pub(super) fn refuse(&mut self, id: Uuid, reason: &str) {
+        self.refused.entry(id).or_insert_with(|| reason.to_owned());
+    }
+
     /// Opens a transaction if none is open.
     pub(super) fn open(&mut self, producer: &Producer) -> Result<(), PublishError> {
         if !self.is_owner {
             return Err(PublishError::new("the relay has not taken the outbox over"));
         }
         if !self.is_open {
-            producer.base().begin_transaction().map_err(|error| self.failed("beginning", error))?;
+            self.begin(producer, Uuid::now_v7()).map_err(|error| self.failed("beginning", error))?;
             self.is_open = true;
         }
         Ok(())
+    }
+
+    /// Begins a transaction with a mark. It makes librdkafka announce the topic's partition along with those of the first records, which
+    /// saves the commit a request.
+    fn begin(&self, producer: &Producer, mark: Uuid) -> KafkaResult<()> {
+        producer.base().begin_transaction()?;
+        send(producer, &self.name, MARK, mark.as_bytes())
     }
 
     pub(super) fn sent(&mut self, ticket: u64, id: Uuid) {
@@ -102,17 +103,12 @@ impl Transactions {
         until: Instant,
     ) -> Result<Vec<Uuid>, PublishError> {
         let progress = Progress::open(config, &self.name, until)?;
-        if !self.is_checked {
-            progress.check()?;
-            self.is_checked = true;
-        }
+        // Each time: somebody may have deleted it, and then brokers make one with their own settings.
+        progress.check()?;
         let base = producer.base();
         base.init_transactions(left(until)).map_err(|error| self.failed("taking over", error))?;
         let mark = Uuid::now_v7();
-        let marked = base
-            .begin_transaction()
-            .and_then(|()| send(producer, &self.name, MARK, mark.as_bytes()))
-            .and_then(|()| commit(producer, until));
+        let marked = self.begin(producer, mark).and_then(|()| commit(producer, until));
         marked.map_err(|error| self.failed("marking", error))?;
         let Batch { number, ids } = progress.last_before(mark)?;
         (self.number, self.is_owner) = (number, true);
@@ -120,20 +116,24 @@ impl Transactions {
     }
 
     /// Commits the open transaction, if one is open, with the ids of its records. An error means that nobody knows the outcome.
+    ///
+    /// If records were refused, it commits even if there is nothing else: they become dead letters only if no other
+    /// relay has taken over, because that one may have sent them.
     pub(super) fn commit(&mut self, producer: &Producer, wait: Duration) -> Result<(), PublishError> {
-        if self.is_open {
-            let until = Instant::now() + wait;
-            self.number += 1;
-            let ids = self.sent.drain(..).map(|(_, id)| id).collect();
-            let batch = Batch { number: self.number, ids };
-            let committed = batch
-                .records()
-                .try_for_each(|(key, value)| send(producer, &self.name, &key, &value))
-                .and_then(|()| commit(producer, until));
-            committed.map_err(|error| self.failed("committing", error))?;
-            self.is_open = false;
+        if !self.is_open && self.refused.is_empty() {
+            return Ok(());
         }
-        // They are dead letters now.
+        self.open(producer)?;
+        let until = Instant::now() + wait;
+        let ids: Vec<Uuid> = self.sent.drain(..).map(|(_, id)| id).collect();
+        self.number += u64::from(!ids.is_empty());
+        let batch = Batch { number: self.number, ids };
+        let committed = batch
+            .records()
+            .try_for_each(|(key, value)| send(producer, &self.name, &key, &value))
+            .and_then(|()| commit(producer, until));
+        committed.map_err(|error| self.failed("committing", error))?;
+        self.is_open = false;
         self.refused.clear();
         Ok(())
     }

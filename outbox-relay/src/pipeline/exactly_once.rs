@@ -14,7 +14,8 @@
 //!    commits. If that fails in any way, the publisher loses its epoch, and everything begins anew.
 //! 3. The relay reads what is unsent, publishes it in `K`, and settles it in `T`, which stays open.
 //! 4. `K` commits. If the outcome is anything but success, `T` is rolled back, the publisher loses its epoch, and 2. finds out.
-//! 5. `T` commits. If the outcome is anything but success, the publisher loses its epoch too.
+//! 5. `T` commits. If the outcome is anything but success, the publisher loses its epoch too. So it does if the source fails between
+//!    passes.
 //!
 //! *Nothing is sent twice.* Say that `K` commits under an epoch. Each earlier `K'` that committed did so under this epoch or a lower
 //! one. Under a lower one, it had committed before the epoch began, so 2. has settled the last of those, and whoever committed the
@@ -25,11 +26,20 @@
 //! *Nothing is lost.* A record is settled only in 2., because a committed `K` names it, and in 3., where it is undone unless the `K` that
 //! has it commits. Ids are never used twice, so what 2. names is nothing else, even in a database that was restored.
 //!
+//! *A dead letter was not sent.* If `T` has a dead letter that the publisher refused, `K` commits something even if it has no records.
+//! So no other relay's `K` can have taken the record since 2.
+//!
 //! *The order is kept.* Within `K` it is the order in which the records were handed over, and the `K`s come one after the other.
 //!
 //! None of this trusts the lock: a relay that was frozen or cut off while its claim went to another one has a lower epoch. If its `K`
 //! committed all the same, then before the other's epoch began, which has read of it. The claim has another purpose: in 2. it makes
 //! sure that no row to be settled is still locked by a `T` of which nobody knows how it ends.
+//!
+//! If the WAL is read, `T` begins only after `K` has committed, stores up to where all is sent, and holds no claim.
+//! `source/wal/committed.rs` says what takes its place.
+
+#[cfg(test)]
+mod simulation;
 
 use std::time::Instant;
 
@@ -41,8 +51,8 @@ use super::{Pass, PassError, Passed, Pipeline};
 const LARGEST_TRANSACTION: usize = 50_000;
 
 impl Pipeline<'_> {
-    /// Makes sure that no other relay can commit any more, and settles what was committed last. Returns `false` if it has settled
-    /// something: then the pass is over.
+    /// Makes sure that no other relay can commit any more, and settles what was committed last. Returns `false` if that had to be
+    /// done: then the pass is over.
     pub(super) fn own(
         &self,
         source: &mut dyn Source,
@@ -64,9 +74,6 @@ impl Pipeline<'_> {
         let begun = publisher.begin(outbox, self.limits.stall_timeout);
         let Some(committed) = begun.map_err(PassError::Publisher)? else { return Ok(true) };
         self.metrics.took_over(committed.len());
-        if committed.is_empty() {
-            return Ok(true);
-        }
         source.settle_committed(&committed)?;
         source.release()?;
         Ok(false)
@@ -77,6 +84,36 @@ impl Pipeline<'_> {
         pass.taken += pass.unsent.len();
         if self.limits.exactly_once && (pass.taken >= LARGEST_TRANSACTION || pass.caught_up.is_some()) {
             pass.reading = false;
+        }
+    }
+
+    /// Takes on no more because the relay should stop. What the pass has read goes on, if all of it should be settled together.
+    pub(super) fn stop(&self, pass: &mut Pass) {
+        if self.limits.exactly_once {
+            pass.reading = false;
+        } else {
+            pass.close();
+        }
+    }
+
+    /// Returns whether a record cannot become a dead letter in this pass, because others come before it.
+    pub(super) fn must_come_first(&self, pass: &Pass, source: &dyn Source) -> bool {
+        self.limits.exactly_once
+            && source.settles_in_order()
+            && (pass.highest.is_some() || pass.waiting.count() > 0)
+    }
+
+    /// Ends the pass before a record that the broker will never take. If later ones were handed over already, the pass fails. The
+    /// publisher then refuses the record at once, before those.
+    pub(super) fn end_before(&self, pass: &mut Pass, ticket: u64, reason: String) {
+        let is_handed_over = |ticket: u64| pass.highest.is_some_and(|highest| ticket < highest);
+        let is_late =
+            is_handed_over(ticket) || pass.waiting.highest().is_some_and(|waiting| ticket < waiting);
+        if is_late || pass.unsent.iter().any(|claimed| is_handed_over(claimed.ticket)) {
+            pass.fail(reason, (self.now)());
+        } else {
+            pass.reading = false;
+            pass.unsent.clear();
         }
     }
 

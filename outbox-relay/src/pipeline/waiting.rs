@@ -34,6 +34,11 @@ impl Waiting {
         }
     }
 
+    /// Returns the highest ticket of them.
+    pub(super) fn highest(&self) -> Option<u64> {
+        self.behind.values().flatten().map(|claimed| claimed.ticket).max()
+    }
+
     pub(super) fn count(&self) -> usize {
         self.count
     }

@@ -9,6 +9,7 @@
 
 mod changes;
 mod chunks;
+mod committed;
 pub(crate) mod confirm_bound;
 mod cutover;
 mod dead_letters;
@@ -38,6 +39,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
+use uuid::Uuid;
 
 pub use self::cutover::{drop, setup};
 pub use self::error::WalError;
@@ -218,6 +220,18 @@ impl Source for WalSource {
         })
     }
 
+    fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.with(|state| match state {
+            State::Polling { polled, .. } => polled.settle_committed(ids),
+            State::Reading(reading) => reading.settle_committed(ids),
+            _ => Err(nothing_claimed()),
+        })
+    }
+
+    fn settles_in_order(&self) -> bool {
+        matches!(self.state, State::Reading(_))
+    }
+
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.dead_letter(ticket, reason),
@@ -230,6 +244,7 @@ impl Source for WalSource {
         self.with(|state| match state {
             State::Polling { polled, .. } => polled.release(),
             State::Reading(reading) => {
+                reading.commit_pass()?;
                 // The broker failed or the relay is stopping, so some of what was read was not sent.
                 reading.give_again();
                 reading.keep_part()

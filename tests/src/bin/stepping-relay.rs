@@ -12,6 +12,7 @@ use diesel_outbox_core::{
     Acknowledgement, Broker, Claimed, DeadLettered, Lag, PublishError, Publisher, Record, Refusal, Source,
     SourceError,
 };
+use diesel_outbox_relay::source::wal::{WalOptions, WalSource};
 use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
 use diesel_outbox_relay::{Kafka, Relay, TopicNaming};
 use signal_hook::low_level::raise;
@@ -37,8 +38,11 @@ fn main() {
         seen: AtomicUsize::new(0),
     });
     let of_source = steps.clone();
+    let slot = env::var("STEP_SLOT").ok();
     let relay = Relay::from_source(move |options: SourceOptions| {
-        let source: Box<dyn Source> = if url.starts_with("mysql") {
+        let source: Box<dyn Source> = if let Some(slot) = &slot {
+            Box::new(WalSource::new(url.clone(), options, WalOptions::default().slot(slot)))
+        } else if url.starts_with("mysql") {
             Box::new(MysqlSource::new(url.clone(), options))
         } else {
             Box::new(PostgresSource::new(url.clone(), options))
@@ -129,6 +133,10 @@ impl Source for SteppingSource {
     fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
         println!("took over {} records", ids.len());
         self.steps.around("settle_committed", || self.source.settle_committed(ids))
+    }
+
+    fn settles_in_order(&self) -> bool {
+        self.source.settles_in_order()
     }
 
     fn dead_letter(&mut self, ticket: u64, reason: &str) -> Result<DeadLettered, SourceError> {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use outbox_tests::load::{new_topic, write_until};
 use outbox_tests::{Signal, Tables};
 
+use super::outbox::Outbox;
 use super::{PATIENCE, Step, assert_sent_exactly_once, start};
 
 /// The steps in an order in which one kill makes the work of the next, such as settling what was committed.
@@ -45,7 +46,8 @@ fn kills() -> usize {
     env::var("OUTBOX_TEST_KILLS").map_or(16, |kills| kills.parse().expect("a number"))
 }
 
-pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing_twice(tables: &impl Tables) {
+pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing_twice(outbox: &impl Outbox) {
+    let tables = outbox.tables();
     let topic = new_topic("killed-at-a-step");
     let is_over = AtomicBool::new(false);
     let (mut killed, mut conn) = (BTreeMap::<String, usize>::new(), tables.connect());
@@ -62,9 +64,9 @@ pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing
                 name: STEPS[kill % STEPS.len()].to_owned(),
                 occurrence: 1 + (kill + round) % 3,
                 delay_us: 200 + (kill * 7_919) % 12_000,
-                freezes: false,
+                ..Step::default()
             };
-            let relay = start(tables, &topic, &step);
+            let relay = start(outbox, &topic, &step);
             let began = Instant::now();
             while relay.exited().is_none() && began.elapsed() < LONGEST {
                 std::thread::sleep(Duration::from_millis(2));
@@ -78,8 +80,8 @@ pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing
         writer.join().unwrap()
     });
     println!("{} events; killed at: {killed:?}", committed.len());
-    let _relay = start(tables, &topic, &Step::default());
-    assert_sent_exactly_once(tables, &topic, &committed);
+    let _relay = start(outbox, &topic, &Step::default());
+    assert_sent_exactly_once(outbox, &topic, &committed);
     let anywhere = killed.get("anywhere").copied().unwrap_or_default();
     assert!(anywhere * 5 <= kills(), "too few relays came to their steps: {killed:?}");
 }

@@ -1,10 +1,11 @@
 use diesel::Connection;
 use diesel_outbox::{Emit, Record};
+use diesel_outbox_core::Broker as _;
 use diesel_outbox_relay::Kafka as Broker;
 use futures_executor::block_on;
 use outbox_tests::load::{migrated, new_topic};
 use outbox_tests::{Kafka, Tables, eventually};
-use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
 use super::PATIENCE;
@@ -51,4 +52,20 @@ fn nothing_is_sent_while_the_progress_topic_would_forget() {
     assert_eq!(database.unsent(), 1);
     relay.stop_blocking().unwrap();
     assert!(Kafka::shared().read_all(&topic).is_empty());
+}
+
+/// It may have been deleted and made anew by a broker, with the broker's own settings.
+#[test]
+fn the_progress_topic_is_checked_each_time_that_a_relay_takes_over() {
+    let prefix = Kafka::shared().unique("changed");
+    let broker = Broker::new(Kafka::shared().brokers()).exactly_once_prefix(&prefix);
+    let mut publisher = broker.publisher().unwrap();
+    publisher.begin("shop.public", PATIENCE).unwrap();
+    let topic = format!("{prefix}.shop.public");
+    let admin: AdminClient<DefaultClientContext> = Kafka::shared().client().create().unwrap();
+    let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("cleanup.policy", "delete");
+    block_on(admin.alter_configs(&[change], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
+    publisher.abandon();
+    let error = publisher.begin("shop.public", PATIENCE).expect_err("that the topic forgets");
+    assert!(error.to_string().contains("set `cleanup.policy=compact`"), "{error}");
 }

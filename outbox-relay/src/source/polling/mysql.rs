@@ -418,6 +418,9 @@ impl Source for MysqlSource {
     }
 
     fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         self.with("settling what Kafka has committed", |session, database| {
             session.settle_committed(ids, database)
         })

@@ -129,6 +129,9 @@ impl Source for PostgresSource {
     }
 
     fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
         let ids = ids.to_vec();
         self.sessions.ask(move |sessions| sessions.settle_committed(ids))
     }

@@ -58,10 +58,36 @@ impl Position {
 
     /// Stores the position, with a bound up to which the relay may confirm to the server that all is sent.
     pub(crate) fn keep(self, conn: &mut PgConnection, slot: &str, bound: Lsn) -> QueryResult<()> {
-        let (commit, events) = self.part.map(|part| (part.commit as i64, part.events as i64)).unzip();
-        let (start, events) = (self.start as i64, events.unwrap_or_default());
+        let (start, commit, events) = self.columns();
         Keep::new(start, commit, events, bound as i64, slot.to_owned()).execute(conn).map(drop)
     }
+
+    /// Does the same if the stored position is still `kept`. Returns whether it was.
+    pub(crate) fn keep_after(
+        self,
+        kept: Self,
+        conn: &mut PgConnection,
+        slot: &str,
+        bound: Lsn,
+    ) -> QueryResult<bool> {
+        let ((start, commit, events), kept) = (self.columns(), kept.columns());
+        KeepAfter::new(start, commit, events, bound as i64, slot.to_owned(), kept.0, kept.1, kept.2)
+            .execute(conn)
+            .map(|rows| rows > 0)
+    }
+
+    fn columns(self) -> (i64, Option<i64>, i64) {
+        let (commit, events) = self.part.map(|part| (part.commit as i64, part.events as i64)).unzip();
+        (self.start as i64, commit, events.unwrap_or_default())
+    }
+}
+
+macro_rules! keep {
+    () => {
+        "UPDATE outbox_slot SET start_lsn = greatest(start_lsn, '0/0'::pg_lsn + ?::numeric), \
+         commit_lsn = '0/0'::pg_lsn + ?::numeric, sent_events = ?, bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
+         coalesce((SELECT total_txns FROM pg_stat_replication_slots WHERE slot_name = slot), 0) WHERE slot = ?"
+    };
 }
 
 statement!(
@@ -79,7 +105,23 @@ statement!(
         bound: i64 => BigInt,
         slot: String => Text
     } -> BigInt,
-    "UPDATE outbox_slot SET start_lsn = greatest(start_lsn, '0/0'::pg_lsn + ?::numeric), \
-     commit_lsn = '0/0'::pg_lsn + ?::numeric, sent_events = ?, bound_lsn = '0/0'::pg_lsn + ?::numeric, transactions = \
-     coalesce((SELECT total_txns FROM pg_stat_replication_slots WHERE slot_name = slot), 0) WHERE slot = ?"
+    keep!()
+);
+
+statement!(
+    Pg,
+    KeepAfter {
+        start: i64 => BigInt,
+        commit: Option<i64> => Nullable<BigInt>,
+        events: i64 => BigInt,
+        bound: i64 => BigInt,
+        slot: String => Text,
+        kept_start: i64 => BigInt,
+        kept_commit: Option<i64> => Nullable<BigInt>,
+        kept_events: i64 => BigInt
+    } -> BigInt,
+    concat!(
+        keep!(),
+        " AND start_lsn = '0/0'::pg_lsn + ?::numeric AND commit_lsn IS NOT DISTINCT FROM '0/0'::pg_lsn + ?::numeric AND sent_events = ?"
+    )
 );

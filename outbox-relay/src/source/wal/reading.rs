@@ -3,8 +3,11 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
+use diesel::pg::PgConnection;
 use diesel_outbox_core::{Claimed, DeadLettered, Lag, SourceError};
+use uuid::Uuid;
 
+use super::committed::Committed;
 use super::dead_letters::{self, HeldBack};
 use super::lag::LagWatch;
 use super::lower_bound::LowerBound;
@@ -20,6 +23,7 @@ use super::{decode, origin, polled, publication};
 use crate::source::database::Database;
 use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
+use crate::source::row::StoredRow;
 use crate::source::{BLOCKED, SentRows, database_error};
 
 /// The active relay's work on the slot.
@@ -33,6 +37,8 @@ pub(super) struct Reading {
     standbys: SynchronousStandbys,
     held_back: HeldBack,
     settling: Settling,
+    /// Set if records are sent exactly once.
+    committed: Option<Committed>,
     lower_bound: LowerBound,
     pruning: PostgresPruning,
     lag: LagWatch,
@@ -93,7 +99,9 @@ impl Reading {
         // The server may have heard of more than the table has.
         let position = kept.after_end(slot.map_or(0, |slot| slot.confirmed));
         let end = slot::end_of_wal(&mut conn).map_err(failed)?;
-        let settling = Settling::begin(&mut conn, &wal.slot, kept, position.start, end).map_err(failed)?;
+        let exactly_once = database.options.exactly_once;
+        let settling = Settling::begin(&mut conn, &wal.slot, kept, position.start, end, exactly_once);
+        let settling = settling.map_err(failed)?;
         let table = decode::table(&mut conn).map_err(failed)?;
         let lower_bound = LowerBound::begin(&mut conn).map_err(failed)?;
         let reader = Reader::begin(database, wal, table, position.start, end)?;
@@ -106,6 +114,7 @@ impl Reading {
             standbys,
             held_back: HeldBack::by(database.options.dead_letter_policy),
             settling,
+            committed: exactly_once.then(Committed::default),
             lower_bound,
             pruning: PostgresPruning::default(),
             lag: LagWatch::default(),
@@ -145,22 +154,70 @@ impl Reading {
         let (enough, mut bytes) = (records.len() + limit, 0);
         while records.len() < enough && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
             let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
-            bytes += row.bytes();
             let ticket = row.ticket;
-            if self.held_back.has(&row) {
+            if self.was_committed(&row)? {
+                continue;
+            }
+            bytes += row.bytes();
+            if !self.held_back.has(&row) {
+                records.push(row.claimed());
+            } else if self.committed.is_none() || self.window.is_first(ticket) {
                 self.give_up(ticket, BLOCKED)?;
             } else {
-                records.push(row.claimed());
+                // It comes first in the next pass.
+                self.window.give_again_from(ticket);
+                return Ok(false);
             }
         }
         self.keep_on()?;
         self.has_more(Duration::ZERO)
     }
 
+    /// If records are sent exactly once, they are settled at the end of the pass, because Kafka has not committed them yet.
     pub(super) fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
+        if let Some(committed) = &mut self.committed {
+            committed.of_pass(tickets);
+            return self.keep_on();
+        }
         tickets.iter().for_each(|ticket| self.window.settle(*ticket));
         self.confirm()?;
         self.keep_on()
+    }
+
+    /// Settles what Kafka has committed. It comes first from now on.
+    pub(super) fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
+        self.settling.check(&mut self.conn)?;
+        self.give_again();
+        match &mut self.committed {
+            Some(committed) => committed.by_the_last(ids),
+            None => return Err(SourceError::permanent("the relay does not send exactly once")),
+        }
+        Ok(())
+    }
+
+    /// Returns whether Kafka has committed the row already. If so, settles it.
+    fn was_committed(&mut self, row: &StoredRow) -> Result<bool, SourceError> {
+        let Some(committed) = &mut self.committed else { return Ok(false) };
+        let was_committed = committed.has(row);
+        if was_committed {
+            self.window.settle(row.ticket);
+        }
+        if committed.is_to_be_stored() {
+            self.settling.keep(&mut self.conn, self.window.position())?;
+        }
+        Ok(was_committed)
+    }
+
+    /// Settles what the pass has sent, because Kafka has committed it. Does nothing if records are sent at least once.
+    pub(super) fn commit_pass(&mut self) -> Result<(), SourceError> {
+        let Some(committed) = &mut self.committed else { return Ok(()) };
+        let tickets = committed.end_pass();
+        if tickets.is_empty() {
+            return Ok(());
+        }
+        tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
+        self.settling.keep(&mut self.conn, self.window.position())?;
+        self.confirm()
     }
 
     /// Lets the server forget what was sent, as far as the relay may confirm it.
@@ -196,15 +253,35 @@ impl Reading {
         self.held_back.add(&row);
         // By now, commits might wait for this relay.
         self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
-        dead_letters::keep(&mut self.conn, row, reason, self.standbys.are_seen())
-            .map_err(|error| database_error("moving a record to the dead letters", error))?;
-        self.standbys.wait(&mut self.conn, &self.wal)?;
-        self.settle(&[ticket])?;
+        let are_seen = self.standbys.are_seen();
+        if self.committed.is_some() {
+            // The row is a dead letter if and only if the position is behind it.
+            if !self.window.is_first(ticket) {
+                return Err(SourceError::new(
+                    "a record became a dead letter before those that come before it were settled",
+                ));
+            }
+            self.window.settle(ticket);
+            let position = self.window.position();
+            let keep = |conn: &mut PgConnection| dead_letters::keep(conn, row, reason, are_seen);
+            self.settling.write_with(&mut self.conn, position, keep)?;
+            self.standbys.wait(&mut self.conn, &self.wal)?;
+            self.confirm()?;
+        } else {
+            dead_letters::keep(&mut self.conn, row, reason, are_seen)
+                .map_err(|error| database_error("moving a record to the dead letters", error))?;
+            self.standbys.wait(&mut self.conn, &self.wal)?;
+            self.settle(&[ticket])?;
+        }
         Ok((id, aggregate_type))
     }
 
     /// Lets what was read and not settled be read again.
     pub(super) fn give_again(&mut self) {
+        if let Some(committed) = &mut self.committed {
+            // Whatever is acknowledged by now was not committed.
+            committed.end_pass();
+        }
         if self.window.give_again() {
             self.held_back.forget();
         }

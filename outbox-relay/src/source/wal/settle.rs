@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use diesel::connection::{AnsiTransactionManager, TransactionManager};
 use diesel::pg::PgConnection;
 use diesel::prelude::*;
 use diesel_outbox_core::SourceError;
@@ -19,6 +20,8 @@ pub(super) struct Settling {
     kept: Position,
     kept_at: Option<Instant>,
     bound: ConfirmBound,
+    /// Whether to store nothing once somebody else has stored a position, because records are sent exactly once.
+    is_exclusive: bool,
 }
 
 impl Settling {
@@ -29,10 +32,17 @@ impl Settling {
         kept: Position,
         start: Lsn,
         end: Lsn,
+        is_exclusive: bool,
     ) -> QueryResult<Self> {
         let bound = ConfirmBound::at(start).ahead_of(end);
         origin::note(conn, slot, bound)?;
-        Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound) })
+        Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound), is_exclusive })
+    }
+
+    /// Returns an error if the table has another position by now.
+    pub(super) fn check(&self, conn: &mut PgConnection) -> Result<(), SourceError> {
+        let stored = Position::load(conn, &self.slot).map_err(failed)?.unwrap_or_default();
+        if stored == self.kept { Ok(()) } else { Err(overtaken()) }
     }
 
     /// Returns up to where the server may forget if all is sent up to this position. First stores the position if the bound
@@ -65,13 +75,45 @@ impl Settling {
     }
 
     fn write(&mut self, conn: &mut PgConnection, position: Position) -> Result<(), SourceError> {
-        let mut write = || {
-            let bound = self.bound.ahead_of(slot::end_of_wal(conn)?);
-            position.keep(conn, &self.slot, bound)?;
-            self.bound.wrote(bound, slot::end_of_wal(conn)?);
-            QueryResult::Ok(())
-        };
-        write().map_err(|error| database_error("storing up to where the WAL was sent", error))?;
+        let bound = self.bound.ahead_of(slot::end_of_wal(conn).map_err(failed)?);
+        self.store(conn, position, bound)?;
+        self.wrote(conn, position, bound)
+    }
+
+    /// Stores the position in the transaction in which this is done, too.
+    pub(super) fn write_with(
+        &mut self,
+        conn: &mut PgConnection,
+        position: Position,
+        done: impl FnOnce(&mut PgConnection) -> QueryResult<()>,
+    ) -> Result<(), SourceError> {
+        let bound = self.bound.ahead_of(slot::end_of_wal(conn).map_err(failed)?);
+        AnsiTransactionManager::begin_transaction(conn).map_err(failed)?;
+        let stored = done(conn).map_err(failed).and_then(|()| self.store(conn, position, bound));
+        match stored {
+            Ok(()) => AnsiTransactionManager::commit_transaction(conn).map_err(failed)?,
+            Err(error) => {
+                // The connection is given up if this fails, too.
+                let _ = AnsiTransactionManager::rollback_transaction(conn);
+                return Err(error);
+            }
+        }
+        self.wrote(conn, position, bound)
+    }
+
+    fn store(&self, conn: &mut PgConnection, position: Position, bound: Lsn) -> Result<(), SourceError> {
+        if !self.is_exclusive {
+            return position.keep(conn, &self.slot, bound).map_err(failed);
+        }
+        match position.keep_after(self.kept, conn, &self.slot, bound) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(overtaken()),
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn wrote(&mut self, conn: &mut PgConnection, position: Position, bound: Lsn) -> Result<(), SourceError> {
+        self.bound.wrote(bound, slot::end_of_wal(conn).map_err(failed)?);
         (self.kept, self.kept_at) = (position, Some(Instant::now()));
         Ok(())
     }
@@ -79,7 +121,7 @@ impl Settling {
     /// Stores the position for the last time. The server hears nothing later, so a slot that is further is another one.
     pub(super) fn end(&mut self, conn: &mut PgConnection, position: Position) {
         let confirmed = self.confirmable(position);
-        if let Err(error) = position.keep(conn, &self.slot, confirmed) {
+        if let Err(error) = self.store(conn, position, confirmed) {
             tracing::warn!(
                 %error,
                 "cannot store up to where events were sent, so some may be sent again; nothing is lost. If each stop logs this, correct \
@@ -87,4 +129,12 @@ impl Settling {
             );
         }
     }
+}
+
+fn failed(error: diesel::result::Error) -> SourceError {
+    database_error("storing up to where the WAL was sent", error)
+}
+
+fn overtaken() -> SourceError {
+    SourceError::new("another relay has sent from the slot since this one looked how far it was sent")
 }

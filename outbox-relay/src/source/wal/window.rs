@@ -137,6 +137,16 @@ impl Window {
         Ok(None)
     }
 
+    /// Returns whether everything before this row is settled.
+    pub(crate) fn is_first(&self, ticket: u64) -> bool {
+        ticket == self.first
+    }
+
+    /// Lets this row be given again, and those after it.
+    pub(crate) fn give_again_from(&mut self, ticket: u64) {
+        self.next = self.next.min(ticket);
+    }
+
     /// Lets what is not settled be given again. Returns whether there is any.
     pub(crate) fn give_again(&mut self) -> bool {
         let again = self.next > self.first;

@@ -2,6 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -15,6 +17,8 @@ struct Weather {
     rate: Option<usize>,
     /// Nothing passes, and neither side hears of it.
     holds: bool,
+    /// The same for these connections, in the order in which they were let in.
+    held: Range<usize>,
     /// Nobody is let in.
     refuses: bool,
 }
@@ -31,6 +35,8 @@ struct Shared {
     target: Mutex<String>,
     weather: Mutex<Weather>,
     open: Mutex<Vec<TcpStream>>,
+    let_in: AtomicUsize,
+    late: AtomicUsize,
 }
 
 impl Proxy {
@@ -69,6 +75,21 @@ impl Proxy {
         self.shared.weather.lock().unwrap().holds = true;
     }
 
+    /// Returns how many connections it has let in.
+    pub fn let_in(&self) -> usize {
+        self.shared.let_in.load(Ordering::SeqCst)
+    }
+
+    /// Lets nothing pass on the connections that were let in after so many others, until now. Later ones are not held.
+    pub fn hold_those_after(&self, others: usize) {
+        self.shared.weather.lock().unwrap().held = others..self.let_in();
+    }
+
+    /// Returns how much has passed late because it was held, in pieces of any size.
+    pub fn late(&self) -> usize {
+        self.shared.late.load(Ordering::SeqCst)
+    }
+
     /// Ends all connections, and lets nobody in.
     pub fn cut(&self) {
         self.shared.weather.lock().unwrap().refuses = true;
@@ -96,14 +117,15 @@ impl Shared {
             let _ = stream.set_nodelay(true);
         }
         self.open.lock().unwrap().extend([both.0, both.1]);
-        self.pass(there.0, there.1);
-        self.pass(back.1, back.0);
+        let number = self.let_in.fetch_add(1, Ordering::SeqCst);
+        self.pass(number, there.0, there.1);
+        self.pass(number, back.1, back.0);
     }
 
-    fn pass(self: &Arc<Self>, mut from: TcpStream, to: TcpStream) {
+    fn pass(self: &Arc<Self>, number: usize, mut from: TcpStream, to: TcpStream) {
         let (sender, receiver): (Sender<(Instant, Vec<u8>)>, _) = channel();
         let inside = self.clone();
-        thread::spawn(move || inside.deliver(to, &receiver));
+        thread::spawn(move || inside.deliver(number, to, &receiver));
         let inside = self.clone();
         thread::spawn(move || {
             let mut buffer = vec![0; 16 << 10];
@@ -122,15 +144,22 @@ impl Shared {
         });
     }
 
-    fn deliver(&self, mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {
+    fn holds(&self, number: usize) -> bool {
+        let weather = self.weather.lock().unwrap();
+        weather.holds || weather.held.contains(&number)
+    }
+
+    fn deliver(&self, number: usize, mut to: TcpStream, receiver: &Receiver<(Instant, Vec<u8>)>) {
         for (due, bytes) in receiver {
             thread::sleep(due.saturating_duration_since(Instant::now()));
-            while self.weather.lock().unwrap().holds {
+            let is_late = self.holds(number);
+            while self.holds(number) {
                 thread::sleep(Duration::from_millis(5));
             }
             if to.write_all(&bytes).is_err() {
                 break;
             }
+            self.late.fetch_add(usize::from(is_late), Ordering::SeqCst);
         }
         let _ = to.shutdown(Shutdown::Both);
     }
