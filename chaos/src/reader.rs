@@ -8,7 +8,7 @@ use rskafka::client::partition::{OffsetAt, UnknownTopicHandling};
 
 /// A record as it is on Kafka.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Received {
+pub struct Arrived {
     /// The partition that holds it.
     pub partition: i32,
     /// Its offset there.
@@ -45,7 +45,7 @@ const WAIT: i32 = 100;
 ///
 /// # Errors
 /// What the client says.
-pub fn read(brokers: &str, topic: &str) -> Result<Vec<Received>, String> {
+pub fn read(brokers: &str, topic: &str) -> Result<Vec<Arrived>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let read = async {
         let brokers = brokers.split(',').map(str::to_owned).collect();
@@ -68,7 +68,7 @@ pub fn read(brokers: &str, topic: &str) -> Result<Vec<Received>, String> {
                         headers: record.headers,
                         timestamp: record.timestamp.timestamp_millis(),
                     };
-                    received.push(Received { partition, offset: read.offset, content });
+                    received.push(Arrived { partition, offset: read.offset, content });
                 }
             }
         }

@@ -13,7 +13,7 @@ use fastrand::Rng;
 use crate::faults::{Fault, Part};
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
-use crate::reader::{self, Received};
+use crate::reader::{self, Arrived};
 use crate::scene::{Program, Scene, WINDOW, last};
 use crate::servers::DatabaseServers;
 use crate::verdict::{Allowed, Verdict};
@@ -157,7 +157,7 @@ impl Drop for End<'_, '_> {
 
 /// Waits until nothing is unsent and every committed event has come, but not for ever: the verdict says what has not. Returns what has
 /// come.
-fn everything(scene: &Scene<'_>) -> Result<Vec<Received>, String> {
+fn everything(scene: &Scene<'_>) -> Result<Vec<Arrived>, String> {
     let began = Instant::now();
     loop {
         let ledger = Ledger::read(scene.site);
@@ -182,7 +182,7 @@ fn everything(scene: &Scene<'_>) -> Result<Vec<Received>, String> {
 }
 
 /// Leaves what a failing run has seen.
-fn keep(scene: &Scene<'_>, ledger: &Ledger, received: &[Received], seed: u64) -> std::io::Result<PathBuf> {
+fn keep(scene: &Scene<'_>, ledger: &Ledger, received: &[Arrived], seed: u64) -> std::io::Result<PathBuf> {
     let program = std::env::current_exe()?;
     let target = program.ancestors().find(|path| path.ends_with("target")).unwrap_or(&program);
     let folder = target.join("chaos").join(format!("{seed}-{}", scene.site.name()));

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::ledger::{Entry, Ledger, payload};
-use crate::reader::{Content, Received};
+use crate::reader::{Arrived, Content};
 
 /// What a run may cost.
 #[derive(Clone, Debug, Default)]
@@ -46,15 +46,15 @@ pub struct Verdict {
 
 impl Verdict {
     /// Compares what was committed with what arrived.
-    pub fn of(ledger: &Ledger, received: &[Received], allowed: &Allowed) -> Self {
+    pub fn of(ledger: &Ledger, received: &[Arrived], allowed: &Allowed) -> Self {
         let mut verdict = Self { committed: ledger.entries.len(), unsent: ledger.unsent, ..Self::default() };
         let mut first: BTreeMap<&str, &Content> = BTreeMap::new();
         let mut seen_in: BTreeSet<(i32, &str)> = BTreeSet::new();
         let mut last: BTreeMap<(i32, &str), i64> = BTreeMap::new();
         let mut home: BTreeMap<&str, i32> = BTreeMap::new();
-        let mut received: Vec<&Received> = received.iter().collect();
+        let mut received: Vec<&Arrived> = received.iter().collect();
         received.sort_by_key(|record| (record.partition, record.offset));
-        for &Received { partition, offset, ref content } in received {
+        for &Arrived { partition, offset, ref content } in received {
             let place = format!("[{partition}]@{offset}");
             let Some((id, entry)) =
                 content.header("id").and_then(|id| ledger.entries.get(id).map(|entry| (id, entry)))
@@ -158,14 +158,14 @@ mod tests {
         (Ledger { entries, ..Ledger::default() }, ids)
     }
 
-    fn received(ids: &[Uuid]) -> Vec<Received> {
+    fn received(ids: &[Uuid]) -> Vec<Arrived> {
         let record = |(offset, id): (usize, &Uuid)| {
             let headers = [("id", id.to_string()), ("eventType", "Noted".to_owned())];
             let headers: BTreeMap<_, _> =
                 headers.into_iter().map(|(name, value)| (name.to_owned(), value.into_bytes())).collect();
             let content =
                 Content { key: Some(b"7".to_vec()), payload: Some(payload(*id)), headers, timestamp: 1 };
-            Received { partition: 0, offset: offset as i64, content }
+            Arrived { partition: 0, offset: offset as i64, content }
         };
         ids.iter().enumerate().map(record).collect()
     }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn each_kind_of_harm_is_found() {
         let (ledger, ids) = ledger(&[1, 2, 3]);
-        let of = |received: &[Received]| Verdict::of(&ledger, received, &Allowed::default());
+        let of = |received: &[Arrived]| Verdict::of(&ledger, received, &Allowed::default());
         assert_eq!(of(&received(&ids[..2])).lost.len(), 1);
         let phantom = Uuid::now_v7();
         let with_phantom = received(&[ids[0], ids[1], ids[2], phantom]);

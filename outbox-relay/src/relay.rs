@@ -13,7 +13,7 @@ use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use crate::source::DatabaseUrl;
 #[cfg(feature = "postgres")]
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 #[cfg(feature = "postgres-wal")]
 use crate::source::wal::{WalOptions, WalSource};
 #[cfg(feature = "postgres")]
@@ -463,7 +463,7 @@ fn several(
     workers: usize,
     stop: &Stop,
 ) -> (Sources, Option<Work>) {
-    let database = Database::new(database_url.clone(), options.clone());
+    let database = PostgresDatabase::new(database_url.clone(), options.clone());
     let queue = Arc::new(Queue::default());
     let source = |_| Box::new(SharedSource::new(database.clone(), queue.clone())) as Box<dyn Source>;
     let sources = (0..workers).map(source).collect();

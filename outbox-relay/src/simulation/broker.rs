@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use diesel_outbox_core::Record;
 
-use super::database::{Database, key};
+use super::database::{SimulatedDatabase, key};
 use super::transactions::Coordinator;
 use crate::pipeline::simulation::Chance;
 
@@ -157,7 +157,7 @@ impl Broker {
     /// Does a step: works off a request, or fails in some way.
     pub(super) fn step(
         &mut self,
-        database: &mut Database,
+        database: &mut SimulatedDatabase,
         chance: &Chance,
         now: u64,
         fails: bool,
@@ -215,7 +215,12 @@ impl Broker {
     }
 
     /// Stores what a request brings, by the rules of `ProducerAppendInfo`.
-    fn take(&mut self, request: &Request, database: &mut Database, now: u64) -> Result<Answer, String> {
+    fn take(
+        &mut self,
+        request: &Request,
+        database: &mut SimulatedDatabase,
+        now: u64,
+    ) -> Result<Answer, String> {
         if request.records.iter().any(|sent| database.is_refused(sent.ticket_seq())) {
             return Ok(Answer::TooLarge);
         }
@@ -267,7 +272,7 @@ impl Broker {
     }
 
     /// Stores a record, and finds out whether it may be there.
-    fn store(&mut self, sent: &Sent, database: &mut Database) -> Result<(), String> {
+    fn store(&mut self, sent: &Sent, database: &mut SimulatedDatabase) -> Result<(), String> {
         let seq = sent.ticket_seq();
         let is_committed = database.rows.iter().any(|row| row.seq == seq && database.is_committed(row));
         let Some(row) = database.row_mut(seq).filter(|_| is_committed) else {

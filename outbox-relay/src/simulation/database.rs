@@ -64,7 +64,7 @@ pub(super) struct ShardRow {
     pub(super) bound: Bound,
 }
 
-pub(super) struct Database {
+pub(super) struct SimulatedDatabase {
     pub(super) transactions: Vec<Transaction>,
     ended: Snapshot,
     next_id: i64,
@@ -93,7 +93,7 @@ pub(super) fn key(aggregate: usize) -> String {
     format!("order-{aggregate}")
 }
 
-impl Database {
+impl SimulatedDatabase {
     pub(super) fn new() -> Self {
         Self {
             transactions: Vec::new(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use diesel_outbox_core::{Claimed as ClaimedRecord, DeadLettered, SHARDS, Source, SourceError};
 use uuid::Uuid;
 
-use super::database::{Database, Fate, Row, ShardRow, Snapshot, Tx};
+use super::database::{Fate, Row, ShardRow, SimulatedDatabase, Snapshot, Tx};
 use super::hand::Hand;
 use super::kind::Mistake;
 use super::postgres;
@@ -26,10 +26,10 @@ struct Session {
     fence: Fence,
     last: i64,
     workers: usize,
-    pass: Option<Pass>,
+    pass: Option<MysqlPass>,
 }
 
-struct Pass {
+struct MysqlPass {
     tx: Tx,
     claimed: Claimed,
     unsettled: HashSet<i64>,
@@ -48,11 +48,11 @@ fn nothing_claimed() -> SourceError {
     SourceError::new("nothing is claimed")
 }
 
-fn bounds_of(database: &Database) -> Claimed {
+fn bounds_of(database: &SimulatedDatabase) -> Claimed {
     (0..SHARDS).zip(database.shards.iter().map(|row| row.bound.clone())).collect()
 }
 
-fn wanted(database: &Database, known: &Claimed) -> Wanted {
+fn wanted(database: &SimulatedDatabase, known: &Claimed) -> Wanted {
     let (snapshot, mut oldest) = (database.snapshot(), BTreeMap::new());
     for row in database.rows.iter().filter(|row| database.waits(row, snapshot, None)) {
         let is_looked_for =
@@ -67,7 +67,7 @@ fn wanted(database: &Database, known: &Claimed) -> Wanted {
 }
 
 fn unsent(
-    database: &Database,
+    database: &SimulatedDatabase,
     claimed: &Claimed,
     given: &HashSet<i64>,
     after: i64,
@@ -92,7 +92,7 @@ fn unsent(
 
 /// The rows up to `through` that may have to be sent, with their shards.
 fn listed(
-    database: &Database,
+    database: &SimulatedDatabase,
     claimed: &Claimed,
     through: i64,
     is_unsent: impl Fn(&Row) -> bool,
@@ -111,7 +111,7 @@ fn listed(
 }
 
 impl Session {
-    fn pass(&mut self) -> Result<&mut Pass, SourceError> {
+    fn pass(&mut self) -> Result<&mut MysqlPass, SourceError> {
         self.pass.as_mut().ok_or_else(nothing_claimed)
     }
 
@@ -128,7 +128,7 @@ impl Session {
             self.workers = 1 + world.chance.below(hand.workers() as u64) as usize;
             world.database.begin(Some(worker))
         })?;
-        self.pass = Some(Pass {
+        self.pass = Some(MysqlPass {
             tx,
             claimed: Claimed::new(),
             unsettled: HashSet::new(),
@@ -228,7 +228,7 @@ impl Session {
 
     fn release(&mut self, hand: &Hand) -> Result<(), SourceError> {
         let moved = self.moved(hand)?;
-        let Pass { tx, claimed, .. } = self.pass.take().ok_or_else(nothing_claimed)?;
+        let MysqlPass { tx, claimed, .. } = self.pass.take().ok_or_else(nothing_claimed)?;
         hand.world().database.transactions[tx].is_orphan = true;
         let changed: Claimed =
             moved.iter().flat_map(|moved| bounds::changed(&claimed, moved)).cloned().collect();
@@ -268,7 +268,7 @@ impl SimulatedMysql {
         let done = work(&self.hand, &mut session);
         if done.is_ok() {
             self.session = Some(session);
-        } else if let Some(Pass { tx, .. }) = session.pass {
+        } else if let Some(MysqlPass { tx, .. }) = session.pass {
             self.hand.world().database.transactions[tx].is_orphan = true;
         }
         done
@@ -310,7 +310,7 @@ impl Source for SimulatedMysql {
 
     fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
         self.with(|hand, session| {
-            let Pass { tx, claimed, .. } = session.pass()?;
+            let MysqlPass { tx, claimed, .. } = session.pass()?;
             let lowest = bounds::lowest(claimed);
             let is_listed = |seq| claimed.iter().any(|(_, bound)| bound.unsent.contains(&seq));
             let is_looked_at = |row: &Row| row.seq > lowest || is_listed(row.seq);
@@ -333,7 +333,7 @@ impl Source for SimulatedMysql {
 
     /// Ends the session.
     fn abandon(&mut self) {
-        if let Some(Session { pass: Some(Pass { tx, .. }), .. }) = self.session.take() {
+        if let Some(Session { pass: Some(MysqlPass { tx, .. }), .. }) = self.session.take() {
             self.hand.world().database.transactions[tx].is_orphan = true;
         }
     }
@@ -351,7 +351,7 @@ impl Source for SimulatedMysql {
     }
 }
 
-impl Pass {
+impl MysqlPass {
     fn settled(&mut self, tickets: &[u64]) {
         self.has_settled = true;
         for ticket in tickets {

@@ -9,7 +9,7 @@ use diesel::result::Error;
 use diesel_outbox_core::{Claimed, DeadLettered, SHARDS, Source, SourceError};
 use uuid::Uuid;
 
-use super::database::{Database, Fate, Row, ShardRow, Snapshot, Transaction, Tx};
+use super::database::{Fate, Row, ShardRow, SimulatedDatabase, Snapshot, Transaction, Tx};
 use super::hand::Hand;
 use super::kind::Mistake;
 use super::world::World;
@@ -30,10 +30,10 @@ struct Session {
     crashes: u64,
     fence: Fence,
     workers: usize,
-    pass: Option<Pass>,
+    pass: Option<PostgresPass>,
 }
 
-struct Pass {
+struct PostgresPass {
     tx: Tx,
     progress: Progress,
     /// The aggregates of its shards that have dead letters, if these hold back what comes later, with the first of each.
@@ -60,7 +60,7 @@ impl Look<'_> {
         asked.ok().flatten().ok_or(Error::BrokenTransactionManager)
     }
 
-    fn holders<'b>(&self, database: &'b Database) -> impl Iterator<Item = (Tx, &'b Transaction)> {
+    fn holders<'b>(&self, database: &'b SimulatedDatabase) -> impl Iterator<Item = (Tx, &'b Transaction)> {
         let own = self.own;
         let all = database.transactions.iter().enumerate();
         all.filter(move |(tx, its)| its.holds_table && Some(*tx) != own)
@@ -102,7 +102,7 @@ struct Looked {
 
 /// The number after which the unsent rows of a shard may lie.
 fn start(
-    database: &Database,
+    database: &SimulatedDatabase,
     (sent_through, passed): (i64, i64),
     open: &crate::source::fence::OpenTransactions,
     snapshot: Snapshot,
@@ -112,12 +112,18 @@ fn start(
     (sent_through.max(first.map_or(passed, |first| passed.min(first))), first.is_some())
 }
 
-fn oldest(database: &Database, shard: i16, start: i64, snapshot: Snapshot, by: Option<Tx>) -> Option<i64> {
+fn oldest(
+    database: &SimulatedDatabase,
+    shard: i16,
+    start: i64,
+    snapshot: Snapshot,
+    by: Option<Tx>,
+) -> Option<i64> {
     let rows = database.rows.iter().filter(|row| row.shard == shard && row.seq > start);
     rows.filter(|row| database.waits(row, snapshot, by)).map(|row| row.seq).min()
 }
 
-fn look(database: &Database, by: Option<Tx>, passed: i64, quiet_since: i64) -> Vec<Looked> {
+fn look(database: &SimulatedDatabase, by: Option<Tx>, passed: i64, quiet_since: i64) -> Vec<Looked> {
     let snapshot = database.snapshot();
     let shards = (0..SHARDS).zip(&database.shards);
     let looked = shards.map(|(shard, row)| {
@@ -134,7 +140,7 @@ fn look(database: &Database, by: Option<Tx>, passed: i64, quiet_since: i64) -> V
 
 /// The oldest rows that were not read, up to `limit`, with their tickets.
 fn unsent(
-    database: &Database,
+    database: &SimulatedDatabase,
     unread: &Unread,
     snapshot: Snapshot,
     by: Option<Tx>,
@@ -164,7 +170,7 @@ fn unsent(
     rows.into_iter().map(|seq| (seq.unsigned_abs(), seq)).collect()
 }
 
-impl Pass {
+impl PostgresPass {
     fn claim(
         &mut self,
         hand: &Hand,
@@ -252,7 +258,7 @@ impl SimulatedPostgres {
                 Ok(done)
             }
             Err(error) => {
-                if let Some(Pass { tx, .. }) = session.pass {
+                if let Some(PostgresPass { tx, .. }) = session.pass {
                     self.hand.world().database.transactions[tx].is_orphan = true;
                 }
                 Err(error)
@@ -286,8 +292,13 @@ impl Session {
         let worker = hand.worker;
         let tx = hand.statement(|world| world.database.begin(Some(worker)))?;
         let progress = Progress::begin(&bounds);
-        let pass =
-            self.pass.insert(Pass { tx, progress, blocked: BTreeMap::new(), has_read: false, ahead: None });
+        let pass = self.pass.insert(PostgresPass {
+            tx,
+            progress,
+            blocked: BTreeMap::new(),
+            has_read: false,
+            ahead: None,
+        });
         let workers = if hand.kind.is_exactly_once() { 1 } else { self.workers };
         let mut any_wanted = pass.claim(hand, workers, bounds.passed, quiet_since)?;
         // Whoever sends exactly once has all shards.
@@ -348,7 +359,7 @@ impl Session {
         Ok((given, !exhausts))
     }
 
-    fn pass(&mut self) -> Result<&mut Pass, SourceError> {
+    fn pass(&mut self) -> Result<&mut PostgresPass, SourceError> {
         self.pass.as_mut().ok_or_else(nothing_claimed)
     }
 }
@@ -429,7 +440,7 @@ impl Source for SimulatedPostgres {
 
     fn release(&mut self) -> Result<(), SourceError> {
         self.with(|hand, session| {
-            let Pass { tx, progress, .. } = session.pass.take().ok_or_else(nothing_claimed)?;
+            let PostgresPass { tx, progress, .. } = session.pass.take().ok_or_else(nothing_claimed)?;
             let Moves { shards, lower_bounds, passed, open } = progress.end();
             let moves =
                 shards.into_iter().zip(lower_bounds).zip(passed).map(|((shard, sent_through), passed)| {
@@ -455,7 +466,7 @@ impl Source for SimulatedPostgres {
 
     fn abandon(&mut self) {
         if let Some(session) = &mut self.session
-            && let Some(Pass { tx, .. }) = session.pass.take()
+            && let Some(PostgresPass { tx, .. }) = session.pass.take()
         {
             self.hand.world().database.roll_back(tx);
         }

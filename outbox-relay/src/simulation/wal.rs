@@ -25,12 +25,12 @@ struct Reading {
     session: u64,
     crashes: u64,
     window: Window,
-    reader: Reader,
+    reader: SimulatedReader,
     bound: ConfirmBound,
 }
 
 /// What reads the WAL from a place on, message by message.
-struct Reader {
+struct SimulatedReader {
     decoder: Decoder,
     start: u64,
     /// What the server has decoded and has not sent.
@@ -39,7 +39,7 @@ struct Reader {
     decoded: u64,
 }
 
-impl Reader {
+impl SimulatedReader {
     fn from(start: u64) -> Self {
         let coming = [pgoutput::relation()].into();
         Self { decoder: Decoder::new(pgoutput::TABLE), start, coming, decoded: start }
@@ -74,7 +74,7 @@ impl Reading {
                 session,
                 crashes: world.database.crashes,
                 window: Window::after(position),
-                reader: Reader::from(position.start),
+                reader: SimulatedReader::from(position.start),
                 bound: ConfirmBound::at(position.start),
             })
         });
@@ -93,7 +93,7 @@ impl Reading {
         let messages = hand.statement(|world| {
             // Another reader begins where everything has come, in the middle of a transaction too.
             if world.chance.one_in(25) {
-                *reader = Reader::from(window.end());
+                *reader = SimulatedReader::from(window.end());
             }
             if reader.coming.is_empty() || world.chance.one_in(2) {
                 reader.decode(world);

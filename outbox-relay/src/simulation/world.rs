@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::SourceError;
 
 use super::broker::{Broker, FORGETS_AFTER};
-use super::database::{Database, Fate, Row, Tx};
+use super::database::{Fate, Row, SimulatedDatabase, Tx};
 use super::kind::Kind;
 use super::writers::{AGGREGATES, Writers};
 use crate::pipeline::simulation::Chance;
@@ -15,7 +15,7 @@ use crate::source::wal::position::Position;
 pub(super) struct World {
     pub(super) kind: Kind,
     pub(super) chance: Chance,
-    pub(super) database: Database,
+    pub(super) database: SimulatedDatabase,
     pub(super) broker: Broker,
     pub(super) writers: Writers,
     /// In milliseconds.
@@ -30,7 +30,7 @@ pub(super) struct World {
     /// The worker that has the lock of the only relay at work, and the session.
     pub(super) active: Option<(usize, u64)>,
     sessions: u64,
-    pub(super) slot: Slot,
+    pub(super) slot: SimulatedSlot,
     pub(super) is_over: bool,
     /// What went wrong.
     pub(super) wrong: Option<String>,
@@ -39,7 +39,7 @@ pub(super) struct World {
 
 /// What the server and the table know of the slot.
 #[derive(Default)]
-pub(super) struct Slot {
+pub(super) struct SimulatedSlot {
     /// The positions that the table has had, which a crash may take it back to.
     pub(super) kept: Vec<Position>,
     pub(super) confirmed: u64,
@@ -74,7 +74,7 @@ impl World {
         let fault_rate = [None, Some(400), Some(120), Some(40)][chance.below(4) as usize];
         Self {
             kind,
-            database: Database::new(),
+            database: SimulatedDatabase::new(),
             broker: Broker::new(kind.is_exactly_once()),
             writers,
             clock: 0,
@@ -84,7 +84,7 @@ impl World {
             calm: None,
             active: None,
             sessions: 0,
-            slot: Slot::default(),
+            slot: SimulatedSlot::default(),
             is_over: false,
             wrong: None,
             faults: 0,
@@ -283,7 +283,7 @@ impl World {
     }
 }
 
-impl Slot {
+impl SimulatedSlot {
     pub(super) fn position(&self) -> Position {
         self.kept.last().copied().unwrap_or_default()
     }

@@ -1,7 +1,7 @@
 //! Services that emit. A transaction takes an aggregate's lock first, so the aggregate's events are committed in their order; whatever
 //! else happens in other transactions, it may commit late, roll back, or be prepared.
 
-use super::database::{Database, Fate, Tx};
+use super::database::{Fate, SimulatedDatabase, Tx};
 use super::kind::Kind;
 use crate::pipeline::simulation::Chance;
 
@@ -51,7 +51,7 @@ impl Writers {
     }
 
     /// One of them does one step.
-    pub(super) fn step(&mut self, database: &mut Database, kind: Kind, chance: &Chance, now: u64) {
+    pub(super) fn step(&mut self, database: &mut SimulatedDatabase, kind: Kind, chance: &Chance, now: u64) {
         let at = chance.below(self.writers.len() as u64) as usize;
         if kind == Kind::Sqlite {
             // There, one transaction writes at a time, and nobody sees it before it has committed.
@@ -62,7 +62,14 @@ impl Writers {
     }
 
     /// Returns whether it has an open transaction.
-    fn step_of(&mut self, at: usize, database: &mut Database, kind: Kind, chance: &Chance, now: u64) -> bool {
+    fn step_of(
+        &mut self,
+        at: usize,
+        database: &mut SimulatedDatabase,
+        kind: Kind,
+        chance: &Chance,
+        now: u64,
+    ) -> bool {
         let taken: Vec<usize> = self.writers.iter().flat_map(|writer| &writer.aggregates).copied().collect();
         let writer = &mut self.writers[at];
         if now < writer.rests_until {

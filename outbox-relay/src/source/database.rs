@@ -18,7 +18,7 @@ use crate::statement::statement;
 use diesel_outbox::{connection_problem, is_malformed_url};
 
 #[derive(Debug, Clone)]
-pub(crate) struct Database {
+pub(crate) struct PostgresDatabase {
     pub(super) url: DatabaseUrl,
     pub(super) options: SourceOptions,
     /// The database and the schema, once they are known.
@@ -27,7 +27,7 @@ pub(crate) struct Database {
     pub(super) is_pruned: Arc<AtomicBool>,
 }
 
-impl Database {
+impl PostgresDatabase {
     pub(crate) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
         Self { url, options, outbox: Arc::default(), is_pruned: Arc::default() }
     }

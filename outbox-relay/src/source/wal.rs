@@ -48,7 +48,7 @@ use self::reading::{Readiness, Reading};
 use self::standby_relay::{ActiveRelay, Role, StandbyRelay};
 use self::synchronous_standbys::Found;
 use super::check::check_table;
-use super::database::Database;
+use super::database::PostgresDatabase;
 use super::{DatabaseUrl, PostgresSource, SourceOptions};
 
 /// The outbox's part of the WAL as a source of records.
@@ -62,7 +62,7 @@ use super::{DatabaseUrl, PostgresSource, SourceOptions};
 /// `synchronous_standby_names` must not include the relay itself, by `*` or by its name: the source reports that as an error that
 /// trying again cannot correct.
 pub struct WalSource {
-    database: Database,
+    database: PostgresDatabase,
     wal: WalOptions,
     state: State,
 }
@@ -94,7 +94,7 @@ enum State {
 impl WalSource {
     /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions, wal: WalOptions) -> Self {
-        let database = Database::new(database_url.into(), options);
+        let database = PostgresDatabase::new(database_url.into(), options);
         Self { database, wal, state: State::Away }
     }
 

@@ -34,14 +34,14 @@ use self::thread::OnThread;
 use super::batch_size;
 use crate::source::DatabaseUrl;
 use crate::source::SourceOptions;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 
 /// The outbox table of a PostgreSQL database as a source of records, for one worker.
 ///
 /// You can have any number of these on one table, in any number of processes: only one at a time works on an aggregate. Each has a
 /// connection, and a second one while it works off a backlog, so that one settles while the other reads.
 pub struct PostgresSource {
-    database: Database,
+    database: PostgresDatabase,
     sessions: OnThread,
     ahead: ReadAhead,
     /// Whether no other worker was at work when this pass began.
@@ -60,10 +60,10 @@ impl fmt::Debug for PostgresSource {
 impl PostgresSource {
     /// Returns a source that connects to this database when it is first asked for something.
     pub fn new(database_url: impl Into<DatabaseUrl>, options: SourceOptions) -> Self {
-        Self::of(Database::new(database_url.into(), options))
+        Self::of(PostgresDatabase::new(database_url.into(), options))
     }
 
-    pub(super) fn of(database: Database) -> Self {
+    pub(super) fn of(database: PostgresDatabase) -> Self {
         let sessions = OnThread::new(database.clone());
         Self { database, sessions, ahead: ReadAhead::default(), is_alone: false }
     }

@@ -13,7 +13,7 @@ use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_types::{BigInt, Bool, Double, Nullable};
 
 use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::interval::has_passed;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
@@ -81,7 +81,7 @@ impl PostgresPruning {
     pub(in super::super) fn run(
         &mut self,
         conn: &mut PgConnection,
-        database: &Database,
+        database: &PostgresDatabase,
         retention: Duration,
     ) -> QueryResult<()> {
         self.waits = false;
@@ -163,7 +163,7 @@ impl Drop for Turn {
 }
 
 /// Deletes what is too old, chunk by chunk.
-fn round(database: &Database, mut place: Start, retention: Duration, ends: &AtomicBool) -> Round {
+fn round(database: &PostgresDatabase, mut place: Start, retention: Duration, ends: &AtomicBool) -> Round {
     let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
     let begun = Instant::now();
     let set = conn.batch_execute(SETTINGS);

@@ -41,7 +41,7 @@ use super::handover::{ENOUGH_BYTES, HandedOver, Handover, MOST_MESSAGES, Message
 use super::options::WalOptions;
 use super::position::Lsn;
 use super::slot::{self, move_up};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::statement::statement;
 use diesel_outbox_core::__private::one_line;
@@ -68,7 +68,7 @@ const ENDED_WITHIN: Duration = Duration::from_secs(5);
 /// The two readers. They end when what is left is short enough for the stream, and when this is dropped.
 pub(super) struct Chunks {
     handover: Handover,
-    database: Database,
+    database: PostgresDatabase,
     threads: Vec<(JoinHandle<()>, Arc<ServerProcess>)>,
 }
 
@@ -78,7 +78,7 @@ type ServerProcess = AtomicI32;
 impl Chunks {
     /// Reads from this place on.
     pub(super) fn begin(
-        database: &Database,
+        database: &PostgresDatabase,
         options: &WalOptions,
         start: Lsn,
         table: u32,
@@ -170,7 +170,7 @@ struct Turn {
 
 struct ChunkReader {
     name: &'static str,
-    database: Database,
+    database: PostgresDatabase,
     options: WalOptions,
     table: u32,
     handed: SyncSender<Messages>,

@@ -14,11 +14,11 @@ use super::position::Lsn;
 use super::slot;
 use super::stream::Stream;
 use super::window::Window;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 
 pub(super) struct Reader {
-    database: Database,
+    database: PostgresDatabase,
     wal: WalOptions,
     /// The number of the table outbox.
     table: u32,
@@ -43,7 +43,7 @@ const LARGE: u64 = 100_000;
 impl Reader {
     /// Reads a WAL that ends at `end` from `start` on.
     pub(super) fn begin(
-        database: &Database,
+        database: &PostgresDatabase,
         wal: &WalOptions,
         table: u32,
         start: Lsn,
@@ -135,11 +135,21 @@ impl Reader {
 }
 
 impl By {
-    fn stream(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
+    fn stream(
+        database: &PostgresDatabase,
+        wal: &WalOptions,
+        table: u32,
+        start: Lsn,
+    ) -> Result<Self, SourceError> {
         Stream::begin(&database.url.get()?, wal.clone(), start, table).map(Self::Stream)
     }
 
-    fn chunks(database: &Database, wal: &WalOptions, table: u32, start: Lsn) -> Result<Self, SourceError> {
+    fn chunks(
+        database: &PostgresDatabase,
+        wal: &WalOptions,
+        table: u32,
+        start: Lsn,
+    ) -> Result<Self, SourceError> {
         tracing::info!(slot = wal.slot, "far behind: the write-ahead log is read in chunks");
         Chunks::begin(database, wal, start, table).map(Self::Chunks)
     }

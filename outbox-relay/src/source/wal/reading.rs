@@ -20,7 +20,7 @@ use super::standby_relay::{self, ActiveRelay};
 use super::synchronous_standbys::SynchronousStandbys;
 use super::window::Window;
 use super::{decode, origin, polled, publication};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
 use crate::source::row::StoredRow;
@@ -30,7 +30,7 @@ use crate::source::{BLOCKED, SentRows, database_error};
 pub(super) struct Reading {
     /// Holds the lock of the active relay.
     conn: Box<ActiveRelay>,
-    database: Database,
+    database: PostgresDatabase,
     wal: WalOptions,
     reader: Reader,
     window: Window,
@@ -87,7 +87,7 @@ impl Readiness {
 impl Reading {
     pub(super) fn begin(
         mut conn: Box<ActiveRelay>,
-        database: &Database,
+        database: &PostgresDatabase,
         wal: &WalOptions,
     ) -> Result<Self, SourceError> {
         let failed = |error| database_error("beginning to read the write-ahead log", error);

@@ -20,7 +20,7 @@ use diesel::sql_types::Bool;
 use diesel_outbox_core::SourceError;
 
 use crate::source::advisory_lock::{Lock, Unlock, table_oid};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
 use crate::statement::statement;
@@ -39,7 +39,7 @@ const IDLE_LIMIT: &str = "SET LOCAL idle_in_transaction_session_timeout = '30s'"
 /// A relay that waits to become the active one.
 pub(super) struct StandbyRelay {
     conn: PgConnection,
-    database: Database,
+    database: PostgresDatabase,
     is_next: bool,
     tried: Option<Instant>,
 }
@@ -59,7 +59,7 @@ pub(super) enum Role {
 }
 
 impl StandbyRelay {
-    pub(super) fn new(conn: PgConnection, database: Database) -> Box<Self> {
+    pub(super) fn new(conn: PgConnection, database: PostgresDatabase) -> Box<Self> {
         Box::new(Self { conn, database, is_next: false, tried: None })
     }
 

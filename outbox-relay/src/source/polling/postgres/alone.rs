@@ -13,7 +13,7 @@ use super::wakeup::{self, Next, Wake};
 use crate::source::SourceOptions;
 use crate::source::advisory_lock::{Lock, try_lock};
 use crate::source::bounds::{oldest_unsent, shards};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::statement::statement;
 use diesel_outbox_core::advisory_locks;
 
@@ -124,7 +124,7 @@ impl Alone {
     pub(super) fn upkeep(
         &mut self,
         conn: &mut PgConnection,
-        database: &Database,
+        database: &PostgresDatabase,
         was_large: bool,
     ) -> QueryResult<Option<Lag>> {
         self.try_to_lead(conn)?;

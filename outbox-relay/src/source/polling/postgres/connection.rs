@@ -19,7 +19,7 @@ use super::outboxes::{Outbox, SHORT_LOCK_TIMEOUT};
 use super::prefetch::Backlog;
 use super::table::{NOTHING_CLAIMED, Table};
 use crate::source::check;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::pooler::OwnProcess;
 use crate::source::sequence::was_set_back;
@@ -27,7 +27,7 @@ use crate::statement::statement;
 
 /// The session of one worker.
 pub(super) struct Sessions {
-    database: Database,
+    database: PostgresDatabase,
     /// The outbox at hand, if the worker has several.
     outbox: Option<Arc<Outbox>>,
     /// `None` if the connection was lost, and everything with it.
@@ -85,7 +85,7 @@ const LONGEST_FAILING: Duration = Duration::from_secs(5);
 const LONGEST_FAILING_ALONE: Duration = Duration::from_secs(60);
 
 impl Sessions {
-    pub(super) fn new(database: Database) -> Self {
+    pub(super) fn new(database: PostgresDatabase) -> Self {
         Self { database, outbox: None, session: None }
     }
 
@@ -93,7 +93,7 @@ impl Sessions {
     fn with<T>(
         &mut self,
         doing: &str,
-        work: impl FnOnce(&mut Session, &Database) -> QueryResult<T>,
+        work: impl FnOnce(&mut Session, &PostgresDatabase) -> QueryResult<T>,
     ) -> Result<T, SourceError> {
         // A session is taken out while it is in use, so after a panic none is left.
         let mut session = self.open()?;
@@ -271,7 +271,7 @@ impl Sessions {
 }
 
 impl Session {
-    fn begin(database: &Database, has_others: bool) -> Result<Self, SourceError> {
+    fn begin(database: &PostgresDatabase, has_others: bool) -> Result<Self, SourceError> {
         let mut conn = database.connect_to_own_session()?;
         let process =
             OwnProcess::of(&mut conn).map_err(|error| database_error("looking for a pooler", error))?;
@@ -302,7 +302,7 @@ impl Session {
         if is_read_only { Err(SourceError::new(READ_ONLY)) } else { Ok(()) }
     }
 
-    fn begin_alone(&mut self, database: &Database) -> Result<(), SourceError> {
+    fn begin_alone(&mut self, database: &PostgresDatabase) -> Result<(), SourceError> {
         let table = Table::begin(&mut self.conn)?;
         self.current = table.oid();
         self.tables.insert(self.current, table);
@@ -377,7 +377,7 @@ impl Session {
         Ok((&mut self.conn, table))
     }
 
-    fn claim(&mut self, database: &Database) -> QueryResult<(bool, bool)> {
+    fn claim(&mut self, database: &PostgresDatabase) -> QueryResult<(bool, bool)> {
         if self.alone.as_ref().is_some_and(Alone::stands_by) {
             return Ok((false, false));
         }

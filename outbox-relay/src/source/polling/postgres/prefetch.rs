@@ -7,7 +7,7 @@ use diesel_outbox_core::__private::set_search_path;
 
 use super::batch_size::BatchSize;
 use super::read::{ReadBatch, Unread};
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::polling::prefetch::{self, Handing};
 use crate::source::row::BlockedAggregates;
@@ -31,7 +31,7 @@ type Ahead = prefetch::Ahead<Backlog, ReadBatch>;
 pub(super) type ReadAhead = prefetch::ReadAhead<Backlog, ReadBatch>;
 
 /// Starts a thread that reads ahead on a connection of its own.
-pub(super) fn begin(database: Database) -> std::io::Result<Ahead> {
+pub(super) fn begin(database: PostgresDatabase) -> std::io::Result<Ahead> {
     let mut connected = None;
     Ahead::begin(move |backlog, handing| {
         let mut conn = match connected.take() {

@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use diesel_outbox_core::SourceError;
 
 use super::connection::Sessions;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 
 pub(super) struct OnThread {
     shared: Arc<SharedSessions>,
@@ -46,7 +46,7 @@ const TOLD: usize = 16;
 type Job = Box<dyn FnOnce(&mut Worked) + Send>;
 
 impl OnThread {
-    pub(super) fn new(database: Database) -> Self {
+    pub(super) fn new(database: PostgresDatabase) -> Self {
         let worked = Worked { sessions: Sessions::new(database), failed: None };
         let shared = SharedSessions {
             worked: Mutex::new(worked),

@@ -8,7 +8,7 @@ use diesel_outbox_core::Lag;
 
 use crate::operate::Operate;
 use crate::source::SentRows;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
 use crate::source::writers::Writers;
@@ -28,7 +28,7 @@ pub(super) struct Upkeep {
 
 impl Upkeep {
     /// Returns how soon an idle relay should look again whether something has expired.
-    pub(super) fn prune_pause(&self, database: &Database) -> Duration {
+    pub(super) fn prune_pause(&self, database: &PostgresDatabase) -> Duration {
         match database.options.sent_rows {
             SentRows::Keep { retention } => self.pruning.pause(retention),
             SentRows::Delete => Duration::MAX,
@@ -38,7 +38,7 @@ impl Upkeep {
     pub(super) fn run(
         &mut self,
         conn: &mut PgConnection,
-        database: &Database,
+        database: &PostgresDatabase,
         was_large: bool,
         lag_interval: Duration,
     ) -> QueryResult<Option<Lag>> {

@@ -10,14 +10,14 @@ use diesel_outbox_core::{Lag, SourceError};
 use super::schemas::Found;
 use crate::backoff::Backoff;
 use crate::metrics;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::polling::postgres::upkeep::Upkeep;
 use crate::source::sequence::Sequence;
 
 /// One of several outboxes: what does not depend on a session, for the watch and the worker that has it in hand.
 pub(in super::super) struct Outbox {
     /// How to connect for it alone.
-    database: Database,
+    database: PostgresDatabase,
     found: Found,
     /// Whether this process leads there.
     is_led: AtomicBool,
@@ -52,7 +52,7 @@ struct Failure {
 }
 
 impl Outbox {
-    pub(super) fn new(database: &Database, found: Found) -> Self {
+    pub(super) fn new(database: &PostgresDatabase, found: Found) -> Self {
         Self {
             database: database.of_schema(&found.schema, &found.name),
             found,

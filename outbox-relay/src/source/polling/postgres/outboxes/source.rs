@@ -9,7 +9,7 @@ use diesel_outbox_core::{Claimed, DeadLettered, Lag, Source, SourceError};
 use super::outbox::Outbox;
 use super::queue::{News, Queue};
 use crate::metrics;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::polling::postgres::PostgresSource;
 
 /// How long the worker looks after outboxes at once while it makes no passes, because the broker is away.
@@ -36,7 +36,7 @@ impl fmt::Debug for SharedSource {
 }
 
 impl SharedSource {
-    pub(crate) fn new(database: Database, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(database: PostgresDatabase, queue: Arc<Queue>) -> Self {
         Self {
             source: PostgresSource::of(database),
             queue,

@@ -30,7 +30,7 @@ use super::watched::{Place, Watched};
 use crate::backoff::Backoff;
 use crate::metrics::{self, Metrics};
 use crate::source::advisory_lock::LockThoseFree;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
@@ -48,7 +48,7 @@ const FIND_AGAIN: Duration = Duration::from_secs(1);
 const SLICE: Duration = Duration::from_millis(50);
 
 pub(crate) struct Watch {
-    database: Database,
+    database: PostgresDatabase,
     schemas: Schemas,
     queue: Arc<Queue>,
     stop: Stop,
@@ -79,7 +79,7 @@ struct Session {
 }
 
 impl Watch {
-    pub(crate) fn new(database: Database, schemas: Schemas, queue: Arc<Queue>, stop: Stop) -> Self {
+    pub(crate) fn new(database: PostgresDatabase, schemas: Schemas, queue: Arc<Queue>, stop: Stop) -> Self {
         let (outboxes, missing) = (BTreeMap::new(), BTreeSet::new());
         Self {
             database,

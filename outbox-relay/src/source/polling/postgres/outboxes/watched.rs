@@ -9,7 +9,7 @@ use super::outbox::Outbox;
 use super::queue::Queue;
 use super::schemas::Found;
 use crate::backoff::Backoff;
-use crate::source::database::Database;
+use crate::source::database::PostgresDatabase;
 use crate::source::polling::postgres::wakeup::Wake;
 
 /// One of the outboxes that a watch has, and when that needs the next look.
@@ -38,7 +38,7 @@ pub(super) enum Place {
 }
 
 impl Watched {
-    pub(super) fn new(database: &Database, found: Found) -> Self {
+    pub(super) fn new(database: &PostgresDatabase, found: Found) -> Self {
         Self {
             outbox: Arc::new(Outbox::new(database, found)),
             place: Place::Waits(Instant::now()),

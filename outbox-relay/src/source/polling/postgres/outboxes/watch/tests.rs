@@ -3,7 +3,7 @@ use crate::source::SourceOptions;
 
 #[test]
 fn all_outboxes_that_workers_report_are_taken_back_before_the_database_is_asked_for_anything() {
-    let database = Database::new("postgres://localhost/shop".into(), SourceOptions::default());
+    let database = PostgresDatabase::new("postgres://localhost/shop".into(), SourceOptions::default());
     let mut watch = Watch::new(database, Schemas::default(), Arc::default(), Stop::default());
     let outboxes: Vec<Arc<Outbox>> = (0..3)
         .map(|table| {
