@@ -36,8 +36,6 @@ enum Mistake {
     StoresOverOthers,
     /// The publisher keeps its epoch if the source fails between two passes.
     KeepsItsEpoch,
-    /// The position is looked up before the other publishers are fenced, and not once more.
-    LooksOnlyOnce,
 }
 
 /// The database and the broker.
@@ -273,7 +271,7 @@ impl Source for Table {
             }
             if !world.in_order {
                 table.settled.extend(ids.filter(|ticket| world.is_open(*ticket)));
-            } else if table.kept == Some(world.position) || world.mistake == Some(Mistake::LooksOnlyOnce) {
+            } else if table.kept == Some(world.position) {
                 table.last = ids.collect();
             } else {
                 table.kept = None;
@@ -538,17 +536,21 @@ fn each_record_is_sent_exactly_once_whatever_fails_and_whoever_is_frozen() {
 
 #[test]
 fn each_mistake_is_found() {
-    let both = [Mistake::ForgetsTheLast, Mistake::LooksTooEarly, Mistake::FencesNobody];
-    let of_a_table = [Mistake::SettlesTooEarly];
-    let of_a_position = [Mistake::StoresOverOthers, Mistake::LooksOnlyOnce, Mistake::KeepsItsEpoch];
-    let all = [(false, &both[..]), (true, &both), (false, &of_a_table), (true, &of_a_position)];
+    let both = [Mistake::ForgetsTheLast, Mistake::FencesNobody];
+    let of_a_position = [Mistake::LooksTooEarly, Mistake::StoresOverOthers, Mistake::KeepsItsEpoch];
+    let all =
+        [(false, &both[..]), (true, &both), (false, &[Mistake::SettlesTooEarly]), (true, &of_a_position)];
+    let mut missed = Vec::new();
     for (in_order, mistake) in all.iter().flat_map(|(in_order, of)| of.iter().map(move |of| (*in_order, *of)))
     {
-        let seed = (1..=2_000).find(|seed| {
+        let goes_wrong = |seed: &u64| {
             std::panic::catch_unwind(|| play(*seed, in_order, Some(mistake)))
                 .is_ok_and(|played| played.is_err())
-        });
-        assert!(seed.is_some(), "2,000 seeds do not find {mistake:?}, in order: {in_order}");
-        println!("{mistake:?}, in order: {in_order}: found by seed {seed:?}");
+        };
+        match (1..=200).find(goes_wrong) {
+            Some(seed) => println!("{mistake:?}, in order: {in_order}: found by seed {seed}"),
+            None => missed.push((mistake, in_order)),
+        }
     }
+    assert!(missed.is_empty(), "200 seeds do not find {missed:?}");
 }
