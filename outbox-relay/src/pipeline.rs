@@ -311,7 +311,7 @@ impl Pipeline<'_> {
                 }
                 Err(Refusal::Rejected { reason }) => {
                     if self.dead_letter(pass, source, ticket, &reason)? {
-                        pass.hold_back(&claimed);
+                        self.hold_back(pass, source, &claimed);
                     }
                 }
                 Err(Refusal::Retry { reason }) => pass.fail(reason, (self.now)()),

@@ -1,26 +1,28 @@
 //! What becomes of a batch when a record of it becomes a dead letter, and the policy is to hold its aggregate back.
 
-use diesel_outbox_core::Claimed;
+use diesel_outbox_core::{Claimed, Source};
 
-use super::Pass;
+use super::{Pass, Pipeline};
 
-impl Pass {
+impl Pipeline<'_> {
     /// Takes on no more, and leaves out the records of the batch that come after this one in its aggregate: the next pass
     /// makes dead letters of them. The rest of the batch goes on, so that many dead letters do not take as many passes. A row that
     /// cannot be read stays, whichever its aggregate is: it becomes a dead letter anyway.
     ///
     /// Records of the aggregate that wait or are in flight came before this one.
-    pub(super) fn hold_back(&mut self, dead: &Claimed) {
-        self.reading = false;
+    pub(super) fn hold_back(&self, pass: &mut Pass, source: &dyn Source, dead: &Claimed) {
+        pass.reading = false;
         match &dead.record {
-            Ok(dead) => self.unsent.retain(|claimed| {
+            // What is committed then must have no gap.
+            _ if self.limits.exactly_once && source.settles_in_order() => pass.unsent.clear(),
+            Ok(dead) => pass.unsent.retain(|claimed| {
                 claimed.record.as_ref().map_or(true, |record| {
                     record.aggregate_id() != dead.aggregate_id()
                         || record.aggregate_type() != dead.aggregate_type()
                 })
             }),
             // Only the database knows its aggregate, and any record may be of it.
-            Err(_) => self.unsent.clear(),
+            Err(_) => pass.unsent.clear(),
         }
     }
 }
