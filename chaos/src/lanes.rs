@@ -52,7 +52,7 @@ pub struct Lane {
     pub kafka: Kafka,
     /// The way to the broker.
     pub kafka_proxy: Proxy,
-    /// The folder of the broker's data.
+    /// The folder of the broker's data, with the records in `records`.
     pub kafka_data: Folder,
     cluster: OnceLock<Cluster>,
     /// The servers of the database.
@@ -67,7 +67,9 @@ impl Lane {
         let kafka_data = Folder::new("kafka-data");
         let kafka = Kafka::start_with(&[
             ("advertised.listeners", &address),
-            ("log.dirs", &kafka_data.path().display().to_string()),
+            ("log.dirs", &kafka_data.path().join("records").display().to_string()),
+            // A disk that is full of records leaves its own log alone.
+            ("metadata.log.dir", &kafka_data.path().join("metadata").display().to_string()),
             // Everybody may do what a fault has not forbidden.
             ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
             ("allow.everyone.if.no.acl.found", "true"),

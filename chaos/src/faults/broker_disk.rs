@@ -22,7 +22,7 @@ pub(super) const FAULTS: &[Fault] = &[Fault {
 
 /// The broker ends when it cannot write. It starts again when there is room.
 fn full(scene: &Scene<'_>) {
-    let data = scene.lane.kafka_data.path();
+    let data = &scene.lane.kafka_data.path().join("records");
     scene.interrupted(2);
     scene.kafka().stop();
     let disk = Disk::below(data);
@@ -34,6 +34,8 @@ fn full(scene: &Scene<'_>) {
     let mut file = File::create(&rest).expect("a file");
     while file.write_all(&[0; 4096]).is_ok() {}
     eventually("the broker to end", PATIENCE, || scene.kafka().has_ended().then_some(()));
+    // As long as the file is open, its room is taken.
+    drop(file);
     fs::remove_file(&rest).expect("make room");
     scene.kafka().restart();
     scene.flows(100);
