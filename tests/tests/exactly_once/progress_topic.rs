@@ -60,7 +60,10 @@ fn the_progress_topic_is_checked_each_time_that_a_relay_takes_over() {
     let prefix = Kafka::shared().unique("changed");
     let broker = Broker::new(Kafka::shared().brokers()).exactly_once_prefix(&prefix);
     let mut publisher = broker.publisher().unwrap();
-    publisher.begin("shop.public", PATIENCE).unwrap();
+    // A broker may not know the settings of a topic that was made a moment ago.
+    outbox_tests::eventually_ok("the relay to take over", PATIENCE, || {
+        publisher.begin("shop.public", PATIENCE)
+    });
     let topic = format!("{prefix}.shop.public");
     let admin: AdminClient<DefaultClientContext> = Kafka::shared().client().create().unwrap();
     let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("cleanup.policy", "delete");
