@@ -74,7 +74,7 @@ impl ExactlyOnce {
         let template = Template::new(polled, &records(self.rows, self.bytes));
         let measured = Drain::of(self.rows, self.bytes);
         let drain = |options: fn(Relay) -> Relay| {
-            template.refill();
+            template.fill(self.rows);
             [measured.drain(polled, kafka, options)]
         };
         let for_wal = Template::new(read, &records(TRANSACTION, self.bytes));
