@@ -8,9 +8,6 @@ pub(crate) use self::debezium::resume_and_drain;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use diesel::dsl::sql;
-use diesel::prelude::*;
-use diesel::sql_types::Bool;
 use diesel_outbox_relay::Relay;
 use outbox_tests::{Database, Debezium, Kafka, Postgres, eventually};
 
@@ -19,7 +16,7 @@ use crate::contenders::{Contender, take_turns};
 use crate::producer::produce;
 use crate::relays::relay;
 use crate::report::{Figure, Report};
-use crate::rows::{Part, Template, records};
+use crate::rows::{Part, Template, records, the_last_are_unsent};
 use crate::servers::{DatabaseKind, PATIENCE, SETTINGS, servers, start_postgres};
 use crate::topics::new_topic;
 
@@ -130,11 +127,7 @@ impl Drain {
             "PostgreSQL alone, delete",
             "Debezium",
         ];
-        let speeds: Vec<Figure> = take_turns(rounds, contenders)
-            .into_iter()
-            .zip(names)
-            .map(|([values], name)| Figure::new(name, "events/s", values))
-            .collect();
+        let speeds = Figure::speeds(take_turns(rounds, contenders), names);
         let kept = Figure::ratio("sent_at kept / bare libraries", &speeds[1], &speeds[3]).at_least(0.90);
         let deleted = Figure::ratio("delete / bare libraries", &speeds[2], &speeds[4]).at_least(0.90);
         let mut figures = vec![
@@ -181,16 +174,12 @@ impl Drain {
             .max_in_flight(self.max_in_flight)
             .max_pass_duration(Duration::from_millis(self.pass_ms));
         let conn = &mut database.connect();
-        // Nothing is unsettled but what was published last.
-        let unsettled = "SELECT EXISTS (SELECT FROM (SELECT sent_at FROM outbox ORDER BY seq DESC LIMIT 20000) AS last \
-                         WHERE sent_at IS NULL)";
         let mut handle = None;
         // A relay that has nothing to do notices within a quarter of a second that it is to stop: that is not part of draining.
         let speed = self.speed(|| {
             handle = Some(options(relay).spawn().unwrap());
             eventually("the relay to publish and settle all", PATIENCE, || {
-                let all_came = counter.count() >= self.rows;
-                (all_came && !sql::<Bool>(unsettled).get_result::<bool>(conn).unwrap()).then_some(())
+                (counter.count() >= self.rows && !the_last_are_unsent(conn)).then_some(())
             });
         });
         handle.expect("it was started").stop_blocking().unwrap();

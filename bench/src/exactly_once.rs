@@ -91,11 +91,7 @@ impl ExactlyOnce {
                 Contender::new(names[3], || drain_wal(true)),
             ],
         );
-        let speeds: Vec<Figure> = speeds
-            .into_iter()
-            .zip(names)
-            .map(|([values], name)| Figure::new(name, "events/s", values))
-            .collect();
+        let speeds = Figure::speeds(speeds, names);
         let mut figures = vec![
             Figure::ratio("exactly once / at least once", &speeds[1], &speeds[0]).at_least(0.90),
             Figure::ratio("WAL, exactly once / at least once", &speeds[3], &speeds[2]).at_least(0.90),

@@ -7,7 +7,6 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
@@ -19,7 +18,7 @@ use crate::cpu::{Times, spent};
 use crate::latency::wal_options;
 use crate::relays::{outbox, relay_process};
 use crate::report::{Figure, Report};
-use crate::servers::{DatabaseKind, start_postgres};
+use crate::servers::{DatabaseKind, start_counting_postgres};
 
 #[derive(Args)]
 pub(crate) struct Idle {
@@ -45,16 +44,7 @@ impl Idle {
         if self.database == DatabaseKind::Mariadb {
             return self.run_on_mariadb(rounds);
         }
-        let postgres = start_postgres(
-            self.postgres,
-            &[
-                ("shared_preload_libraries", "pg_stat_statements"),
-                ("pg_stat_statements.track", "all"),
-                ("wal_level", "logical"),
-            ],
-        );
-        let create = "CREATE EXTENSION pg_stat_statements";
-        postgres.connect().batch_execute(create).expect("the extensions that come with PostgreSQL (contrib)");
+        let postgres = start_counting_postgres(self.postgres, &[("wal_level", "logical")]);
         let kafka = Kafka::start();
         let relays = |count| self.watch(&postgres, &kafka, count, false);
         let many = format!("{} idle relays", self.instances);

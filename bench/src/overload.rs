@@ -10,10 +10,11 @@ mod slow_broker;
 use clap::{Args, ValueEnum};
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::BigInt;
 use outbox_tests::{Database, Process, eventually};
 
 use crate::report::{Figure, Report};
+use crate::rows::the_last_are_unsent;
 use crate::servers::{PATIENCE, servers};
 
 #[derive(Args)]
@@ -105,14 +106,10 @@ impl Overload {
 /// Waits until nothing is unsent.
 fn wait_until_all_is_sent(database: &Database<'_>, relay: &Process) {
     let conn = &mut database.connect();
-    let unsent = "SELECT EXISTS (SELECT FROM (SELECT sent_at FROM outbox ORDER BY seq DESC LIMIT 20000) AS last \
-                  WHERE sent_at IS NULL)";
     eventually("all to be sent", PATIENCE, || {
         assert!(relay.exited().is_none(), "the relay has ended:\n{}", relay.output());
         // Only if the last rows are sent are all counted, because that takes long.
-        let is_done = !sql::<Bool>(unsent).get_result::<bool>(conn).unwrap()
-            && count(conn, "outbox WHERE sent_at IS NULL") == 0;
-        is_done.then_some(())
+        (!the_last_are_unsent(conn) && count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
     });
 }
 

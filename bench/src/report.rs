@@ -78,6 +78,11 @@ impl Figure {
         Self { name: name.into(), unit: unit.to_owned(), values, goal: None, limit: None }
     }
 
+    /// Returns the speeds of contenders of which nothing else was measured, in events per second.
+    pub(crate) fn speeds<const N: usize>(measured: Vec<[Vec<f64>; 1]>, names: [&str; N]) -> Vec<Self> {
+        measured.into_iter().zip(names).map(|([speeds], name)| Self::new(name, "events/s", speeds)).collect()
+    }
+
     /// Divides the first by the second, round by round, so that a slow round does not count.
     pub(crate) fn ratio(name: impl Into<String>, above: &Self, below: &Self) -> Self {
         let pairs = above.values.iter().zip(&below.values);

@@ -3,8 +3,9 @@
 use std::ops::Range;
 
 use diesel::connection::SimpleConnection;
+use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Bool};
 use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::SHARDS;
 use outbox_tests::Database;
@@ -18,6 +19,13 @@ pub(crate) const AGGREGATES: usize = 1_000;
 
 pub(crate) fn record(n: usize, bytes: usize) -> Record {
     Record::new("order", (n % AGGREGATES).to_string(), "OrderPlaced").with_payload(vec![b'x'; bytes])
+}
+
+/// Returns whether some of the last rows are unsent. Only what was published last may be, if all has been published.
+pub(crate) fn the_last_are_unsent(conn: &mut PgConnection) -> bool {
+    let unsent = "SELECT EXISTS (SELECT FROM (SELECT sent_at FROM outbox ORDER BY seq DESC LIMIT 20000) AS last \
+                  WHERE sent_at IS NULL)";
+    sql::<Bool>(unsent).get_result(conn).unwrap()
 }
 
 /// Some of the shards, and how many of the rows that wait in them are meant.
@@ -74,7 +82,7 @@ impl<'a> Template<'a> {
                 "SELECT count(*) FROM template WHERE shard >= {} AND shard < {}",
                 shards.start, shards.end
             );
-            let rows = diesel::dsl::sql::<BigInt>(&rows).get_result::<i64>(&mut conn).unwrap();
+            let rows = sql::<BigInt>(&rows).get_result::<i64>(&mut conn).unwrap();
             Part { shards, rows: rows as usize }
         };
         (0..count).map(part).collect()

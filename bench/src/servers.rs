@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use diesel::connection::SimpleConnection;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -48,6 +49,15 @@ pub(crate) fn start_postgres(major: u32, settings: &[(&str, &str)]) -> Postgres 
     let postgres = Postgres::start_with(major, settings);
     let version = sql::<Text>("SELECT current_setting('server_version')").get_result(&mut postgres.connect());
     VERSIONS.lock().unwrap().insert(version.unwrap());
+    postgres
+}
+
+/// Does the same, and lets the server count the queries in each database.
+pub(crate) fn start_counting_postgres(major: u32, settings: &[(&str, &str)]) -> Postgres {
+    let counting = [("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track", "all")];
+    let postgres = start_postgres(major, &[settings, &counting].concat());
+    let create = "CREATE EXTENSION pg_stat_statements";
+    postgres.connect().batch_execute(create).expect("the extensions that come with PostgreSQL (contrib)");
     postgres
 }
 

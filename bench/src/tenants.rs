@@ -14,7 +14,7 @@ use crate::idle::{SETTLING_DOWN, queries, wait_until_asleep};
 use crate::latency::{Emitter, Latency, SPREAD};
 use crate::relays::{relay_process, stop};
 use crate::report::{Figure, Report};
-use crate::servers::{DatabaseKind, SETTINGS, start_postgres, warm_kafka};
+use crate::servers::{DatabaseKind, SETTINGS, start_counting_postgres, warm_kafka};
 use crate::topics::PARTITIONS;
 
 #[derive(Args)]
@@ -48,11 +48,7 @@ enum Backlog {
 
 impl Tenants {
     pub(crate) fn run(&self, rounds: usize) -> Report {
-        let statements =
-            [("shared_preload_libraries", "pg_stat_statements"), ("pg_stat_statements.track", "all")];
-        let postgres = start_postgres(self.postgres, &[SETTINGS, &statements].concat());
-        let create = "CREATE EXTENSION pg_stat_statements";
-        postgres.connect().batch_execute(create).expect("the extensions that come with PostgreSQL (contrib)");
+        let postgres = start_counting_postgres(self.postgres, SETTINGS);
         let kafka = warm_kafka();
         let database = self.migrated(&postgres);
         let many = format!("{} schemas", self.schemas);

@@ -53,11 +53,7 @@ impl Drain {
                 [resume_and_drain(**connect, kafka, topic, before, self.rows)]
             }));
         }
-        let speeds: Vec<Figure> = take_turns(rounds, contenders)
-            .into_iter()
-            .zip(names)
-            .map(|([values], name)| Figure::new(name, "events/s", values))
-            .collect();
+        let speeds = Figure::speeds(take_turns(rounds, contenders), names);
         let mut figures = vec![
             Figure::ratio("sent_at kept / bare producer", &speeds[1], &speeds[0]).at_least(0.45),
             Figure::ratio("delete / bare producer", &speeds[2], &speeds[0]).at_least(0.45),

@@ -65,11 +65,7 @@ impl Overload {
             "no dead letters, policy `block`",
             "dead letters, policy `block`",
         ];
-        let speeds: Vec<Figure> = measured
-            .into_iter()
-            .zip(names)
-            .map(|([speeds], name)| Figure::new(name, "events/s", speeds))
-            .collect();
+        let speeds = Figure::speeds(measured, names);
 
         let began = Instant::now();
         outbox(burdened.url(), &["requeue", "--all"]);

@@ -16,22 +16,14 @@ use crate::idle::queries;
 use crate::latency::wal_options;
 use crate::relays::{outbox, relay_process, stop};
 use crate::report::Figure;
-use crate::servers::{PATIENCE, start_postgres};
+use crate::servers::{PATIENCE, start_counting_postgres};
 
 /// The part of the day after which memory is looked at for the first time: what is made once has been made then.
 const MORNING: i64 = 10;
 
 impl Overload {
     pub(super) fn idle_day(&self) -> Vec<Figure> {
-        let postgres = start_postgres(
-            self.postgres,
-            &[
-                ("shared_preload_libraries", "pg_stat_statements"),
-                ("pg_stat_statements.track", "all"),
-                ("wal_level", "logical"),
-            ],
-        );
-        postgres.connect().batch_execute("CREATE EXTENSION pg_stat_statements").unwrap();
+        let postgres = start_counting_postgres(self.postgres, &[("wal_level", "logical")]);
         let kafka = Kafka::start();
         [false, true].into_iter().flat_map(|reads_wal| self.day(&postgres, &kafka, reads_wal)).collect()
     }
