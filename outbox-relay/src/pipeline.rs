@@ -7,6 +7,8 @@ mod exactly_once;
 mod held_back;
 mod names;
 #[cfg(test)]
+pub(crate) mod rehearsal;
+#[cfg(test)]
 pub(crate) mod simulation;
 mod waiting;
 

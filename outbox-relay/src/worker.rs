@@ -207,14 +207,12 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::Ordering;
 
-    use diesel_outbox_core::{
-        Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Record, Refusal,
-    };
+    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublishError, Record, Refusal};
 
     use super::*;
+    use crate::pipeline::rehearsal::Quick;
 
     /// Holds nothing.
     struct Nothing;
@@ -272,11 +270,10 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_publisher_that_fails_while_there_is_nothing_to_send_is_given_up() {
-        let mut worker = Worker {
-            source: Box::new(Nothing),
-            publisher: Box::new(Failed(true)),
+    fn worker(source: impl Source + 'static, publisher: impl Publisher + 'static) -> Worker {
+        Worker {
+            source: Box::new(source),
+            publisher: Box::new(publisher),
             topic_naming: TopicNaming::default(),
             limits: Limits::default(),
             trust: usize::MAX,
@@ -285,7 +282,12 @@ mod tests {
             upkept: None,
             published: Cell::new(0),
             metrics: Metrics::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_publisher_that_fails_while_there_is_nothing_to_send_is_given_up() {
+        let mut worker = worker(Nothing, Failed(true));
         assert!(matches!(worker.turn(), Err(PassError::Publisher(_))));
         assert!(worker.turn().is_ok());
     }
@@ -345,57 +347,14 @@ mod tests {
         }
     }
 
-    /// Takes everything at once.
-    #[derive(Default)]
-    struct Takes {
-        in_flight: Vec<u64>,
-        published: Arc<AtomicUsize>,
-    }
-
-    impl Publisher for Takes {
-        fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
-            self.published.fetch_add(1, Ordering::Relaxed);
-            self.in_flight.push(ticket);
-            Ok(())
-        }
-
-        fn acknowledgements(
-            &mut self,
-            _: Duration,
-            acknowledgements: &mut Vec<Acknowledgement>,
-        ) -> Result<(), PublishError> {
-            let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
-            acknowledgements.extend(self.in_flight.drain(..).map(durable));
-            Ok(())
-        }
-
-        fn abandon(&mut self) {
-            self.in_flight.clear();
-        }
-
-        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
-            Ok(())
-        }
-    }
-
     #[test]
     fn what_the_database_cannot_settle_is_not_sent_again_as_a_whole_at_each_attempt() {
-        let (stop, published) = (Stop::default(), Arc::<AtomicUsize>::default());
-        let worker = Worker {
-            source: Box::new(Full { given: 0, settled: 0, failures: 0, stop: stop.clone() }),
-            publisher: Box::new(Takes { published: published.clone(), ..Takes::default() }),
-            topic_naming: TopicNaming::default(),
-            limits: Limits::default(),
-            trust: usize::MAX,
-            stop,
-            broker_is_away: false,
-            upkept: None,
-            published: Cell::new(0),
-            metrics: Metrics::new(),
-        };
-        worker.run().unwrap();
+        let (stop, publisher) = (Stop::default(), Quick::default());
+        let taken = publisher.taken.clone();
+        let source = Full { given: 0, settled: 0, failures: 0, stop: stop.clone() };
+        Worker { stop, ..worker(source, publisher) }.run().unwrap();
         // The first attempt takes all of them, and each that follows one.
-        let repeated = published.load(Ordering::Relaxed) - RECORDS as usize;
+        let repeated = taken.load(Ordering::Relaxed) - RECORDS as usize;
         assert_eq!(repeated, RECORDS as usize + FAILURES - 1);
     }
 }

@@ -3,14 +3,10 @@
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::wire::TopicNaming;
-use diesel_outbox_core::{
-    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source,
-    SourceError,
-};
+use diesel_outbox_core::{Claimed, DeadLettered, Record, Source, SourceError};
 
-use super::{Limits, Passed, Pipeline};
-use crate::metrics::Metrics;
+use super::Passed;
+use super::rehearsal::{Quick, pass_by};
 
 /// Always has another record.
 struct Endless {
@@ -54,48 +50,15 @@ impl Source for Endless {
     }
 }
 
-/// Acknowledges everything at the next opportunity.
-#[derive(Default)]
-struct Quick(Vec<u64>);
-
-impl Publisher for Quick {
-    fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
-        self.0.push(ticket);
-        Ok(())
-    }
-
-    fn acknowledgements(
-        &mut self,
-        _: Duration,
-        known: &mut Vec<Acknowledgement>,
-    ) -> Result<(), PublishError> {
-        known.extend(self.0.drain(..).map(|ticket| Acknowledgement::new(ticket, Outcome::Durable)));
-        Ok(())
-    }
-
-    fn abandon(&mut self) {}
-
-    fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
-        Ok(())
-    }
-}
-
 /// Makes a pass during which the clock goes on a millisecond at each look, and returns how many records it sent.
 fn sent(is_awaited: bool) -> usize {
     let (began, looks) = (Instant::now(), Cell::new(0));
-    let pipeline = Pipeline {
-        topic_naming: &TopicNaming::default(),
-        metrics: &Metrics::new(),
-        limits: Limits::default(),
-        now: &|| {
-            looks.set(looks.get() + 1);
-            began + Duration::from_millis(looks.get())
-        },
-        published: &Cell::new(0),
-        stopping: &|| false,
+    let now = || {
+        looks.set(looks.get() + 1);
+        began + Duration::from_millis(looks.get())
     };
     let mut source = Endless { is_awaited, read: 0, settled: 0 };
-    assert!(matches!(pipeline.pass(&mut source, &mut Quick::default()), Ok(Passed::Worked)));
+    assert!(matches!(pass_by(&now, &mut source, &mut Quick::default()), Ok(Passed::Worked)));
     assert_eq!(source.settled as u64, source.read, "what was read is sent");
     source.settled
 }

@@ -29,86 +29,10 @@ impl Pipeline<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::time::{Duration, Instant};
-
-    use diesel_outbox_core::wire::TopicNaming;
-    use diesel_outbox_core::{
-        Acknowledgement, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source, SourceError,
-    };
+    use diesel_outbox_core::Record;
 
     use super::*;
-    use crate::metrics::Metrics;
-    use crate::pipeline::{Limits, Pipeline};
-
-    /// The rows of one pass. The policy is to block.
-    #[derive(Default)]
-    struct Rows {
-        unread: Vec<Claimed>,
-        settled: Vec<u64>,
-        dead: Vec<u64>,
-    }
-
-    impl Source for Rows {
-        fn claim(&mut self) -> Result<bool, SourceError> {
-            Ok(true)
-        }
-
-        fn read(&mut self, _: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-            records.append(&mut self.unread);
-            Ok(false)
-        }
-
-        fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
-            self.settled.extend(tickets);
-            Ok(())
-        }
-
-        fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
-            self.dead.push(ticket);
-            Ok(DeadLettered::default().holding_back(true))
-        }
-
-        fn release(&mut self) -> Result<(), SourceError> {
-            Ok(())
-        }
-
-        fn abandon(&mut self) {}
-
-        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
-            Ok(true)
-        }
-    }
-
-    /// Takes everything but events of the type `Refused`.
-    #[derive(Default)]
-    struct Picky(Vec<u64>);
-
-    impl Publisher for Picky {
-        fn publish(&mut self, ticket: u64, _: &str, record: &Record) -> Result<(), Refusal> {
-            if record.event_type() == "Refused" {
-                return Err(Refusal::Rejected { reason: "refused".to_owned() });
-            }
-            self.0.push(ticket);
-            Ok(())
-        }
-
-        fn acknowledgements(
-            &mut self,
-            _: Duration,
-            acknowledgements: &mut Vec<Acknowledgement>,
-        ) -> Result<(), PublishError> {
-            acknowledgements
-                .extend(self.0.drain(..).map(|ticket| Acknowledgement::new(ticket, Outcome::Durable)));
-            Ok(())
-        }
-
-        fn abandon(&mut self) {}
-
-        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
-            Ok(())
-        }
-    }
+    use crate::pipeline::rehearsal::{self, Quick, Rows};
 
     /// Returns what one pass settles, and of what it makes dead letters, if each row is an aggregate and an event type.
     fn pass(rows: &[Option<(&str, &str)>]) -> (Vec<u64>, Vec<u64>) {
@@ -118,15 +42,7 @@ mod tests {
         };
         let claimed = |(n, row)| Claimed::new(n as u64 + 1, record(row).map_err(str::to_owned));
         let mut source = Rows { unread: rows.iter().enumerate().map(claimed).collect(), ..Rows::default() };
-        let pipeline = Pipeline {
-            topic_naming: &TopicNaming::default(),
-            metrics: &Metrics::new(),
-            limits: Limits::default(),
-            now: &Instant::now,
-            published: &Cell::new(0),
-            stopping: &|| false,
-        };
-        pipeline.pass(&mut source, &mut Picky::default()).unwrap();
+        rehearsal::pass(&mut source, &mut Quick::default()).unwrap();
         (source.settled, source.dead)
     }
 

@@ -50,53 +50,13 @@ impl Waiting {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
-    use diesel_outbox_core::wire::TopicNaming;
-    use diesel_outbox_core::{
-        Acknowledgement, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source, SourceError,
-    };
+    use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Record, Refusal};
 
     use super::*;
-    use crate::metrics::Metrics;
-    use crate::pipeline::{Limits, Passed, Pipeline};
-
-    /// Two records of an aggregate, and a third row that is no record. The policy is to block.
-    struct Rows {
-        unread: Vec<Claimed>,
-        settled: Vec<u64>,
-    }
-
-    impl Source for Rows {
-        fn claim(&mut self) -> Result<bool, SourceError> {
-            Ok(true)
-        }
-
-        fn read(&mut self, _: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-            records.append(&mut self.unread);
-            Ok(false)
-        }
-
-        fn settle(&mut self, tickets: &[u64]) -> Result<(), SourceError> {
-            self.settled.extend(tickets);
-            Ok(())
-        }
-
-        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
-            Ok(DeadLettered::default().holding_back(true))
-        }
-
-        fn release(&mut self) -> Result<(), SourceError> {
-            Ok(())
-        }
-
-        fn abandon(&mut self) {}
-
-        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
-            Ok(true)
-        }
-    }
+    use crate::pipeline::Passed;
+    use crate::pipeline::rehearsal::{Rows, pass};
 
     struct OneByOne(Option<u64>);
 
@@ -132,16 +92,8 @@ mod tests {
     fn a_record_that_waits_is_sent_though_a_later_one_blocks_its_aggregate() {
         let record = |ticket| Claimed::new(ticket, Ok(Record::new("order", "1", "OrderPlaced")));
         let unreadable = Claimed::new(3, Err("unreadable".to_owned()));
-        let mut rows = Rows { unread: vec![record(1), record(2), unreadable], settled: Vec::new() };
-        let pipeline = Pipeline {
-            topic_naming: &TopicNaming::default(),
-            metrics: &Metrics::new(),
-            limits: Limits::default(),
-            now: &Instant::now,
-            published: &Cell::new(0),
-            stopping: &|| false,
-        };
-        assert!(matches!(pipeline.pass(&mut rows, &mut OneByOne(None)), Ok(Passed::Worked)));
+        let mut rows = Rows { unread: vec![record(1), record(2), unreadable], ..Rows::default() };
+        assert!(matches!(pass(&mut rows, &mut OneByOne(None)), Ok(Passed::Worked)));
         assert_eq!(rows.settled, [1, 2]);
     }
 }

@@ -46,6 +46,11 @@ impl StoredRow {
 /// The types and ids of the aggregates that are held back, with the number of the first dead letter of each.
 pub(crate) type BlockedAggregates = HashMap<(String, String), i64>;
 
+/// Returns them from rows of aggregate type, aggregate id and number.
+pub(crate) fn blocked_by(dead_letters: Vec<(String, String, i64)>) -> BlockedAggregates {
+    dead_letters.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect()
+}
+
 /// Returns whether the record with this number comes after a dead letter of its aggregate. One that comes before may still have to be
 /// sent: it was on its way when the later one was refused.
 pub(crate) fn is_blocked(blocked: &BlockedAggregates, seq: i64, claimed: &Claimed) -> bool {

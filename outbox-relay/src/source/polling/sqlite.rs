@@ -17,7 +17,7 @@ use crate::operate::Operate;
 use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
 use crate::source::prune::SqlitePruning;
-use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
+use crate::source::row::{BlockedAggregates, StoredRow, blocked_by, is_blocked};
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
@@ -182,11 +182,7 @@ impl Source for SqliteSource {
         }
         self.cursor = Cursor::default();
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {
-            self.blocked = self
-                .with("claiming", |conn| LoadBlocked::new().load::<(String, String, i64)>(conn))?
-                .into_iter()
-                .map(|(aggregate_type, id, first)| ((aggregate_type, id), first))
-                .collect();
+            self.blocked = self.with("claiming", |conn| LoadBlocked::new().load(conn).map(blocked_by))?;
         }
         self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
     }

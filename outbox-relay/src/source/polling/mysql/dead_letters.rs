@@ -5,7 +5,7 @@ use mysql::{Conn, params};
 
 use super::bounds::{self, Claimed};
 use super::connection::Statements;
-use crate::source::row::BlockedAggregates;
+use crate::source::row::{BlockedAggregates, blocked_by};
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id, or `None` if somebody has deleted it.
 pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Option<(String, String)>> {
@@ -25,9 +25,9 @@ pub(super) fn keep(conn: &mut Conn, seq: i64, reason: &str) -> mysql::Result<Opt
 /// it compares texts.
 pub(super) fn blocked(conn: &mut Conn, claimed: &Claimed) -> mysql::Result<BlockedAggregates> {
     let shards = bounds::shards(claimed);
-    let rows: Vec<(String, String, i64)> = conn.load(&format!(
+    let rows = conn.load(&format!(
         "SELECT CAST(aggregatetype AS BINARY), CAST(aggregateid AS BINARY), MIN(seq) FROM outbox_dead_letter WHERE shard IN ({shards}) \
          GROUP BY 1, 2"
     ))?;
-    Ok(rows.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect())
+    Ok(blocked_by(rows))
 }

@@ -5,7 +5,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Oid, SmallInt, Text};
 
 use super::tuple_id::{Tid, TupleId, is_the_table};
-use crate::source::row::BlockedAggregates;
+use crate::source::row::{BlockedAggregates, blocked_by};
 use crate::statement::statement;
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id. If somebody changed the row while it was claimed, it is not
@@ -21,8 +21,7 @@ pub(super) fn keep(
 
 /// Returns the aggregates of these shards that have dead letters.
 pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<BlockedAggregates> {
-    let rows = LoadBlocked::new(shards).load::<(String, String, i64)>(conn)?;
-    Ok(rows.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect())
+    LoadBlocked::new(shards).load(conn).map(blocked_by)
 }
 
 statement!(
