@@ -11,14 +11,18 @@ mod invocation;
 mod layers;
 mod log;
 mod migrate;
+mod moment;
 mod origin;
 mod outboxes;
 mod output;
 #[cfg(all(test, feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod properties;
 mod relay;
+mod replay;
 mod report;
 mod settings;
+mod signals;
+mod verify;
 mod wal;
 
 use std::process::ExitCode;
@@ -57,6 +61,8 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Lag { json, common } => report::lag(common, origins, *json),
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Replay(settings) => replay::run(settings, origins),
+        Action::Verify(settings) => verify::run(settings, origins),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

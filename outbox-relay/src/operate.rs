@@ -1,11 +1,15 @@
 //! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
+pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod replay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "kafka")]
+pub mod verify;
 
 use std::time::SystemTime;
 

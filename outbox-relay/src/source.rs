@@ -74,7 +74,10 @@ const NO_TABLE: &str = "the table `outbox` does not exist here: run the migratio
                         `Migrations::new().run(..)`), or name the schema that holds the tables";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-fn database_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
+pub(crate) fn database_error(
+    doing: &str,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
     let advice = needed_grant(&message)
         .map(|(table, grant)| format!(". A relay's role needs GRANT {grant} ON {table}: see docs/roles.md"))

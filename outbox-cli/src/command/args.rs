@@ -7,9 +7,11 @@ use uuid::Uuid;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
+use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::settings::{BrokerSettings, TopicSettings};
 use super::settings::{CommonSettings, RelaySettings, WalSettings};
+use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
 #[derive(Debug, Parser)]
@@ -66,6 +68,10 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Sends events again that were sent and are kept, under the same ids
+    Replay(Box<ReplaySettings>),
+    /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
+    Verify(Box<VerifySettings>),
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
@@ -79,6 +85,8 @@ impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
             Self::Relay(settings) => &settings.common,
+            Self::Replay(settings) => &settings.common,
+            Self::Verify(settings) => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
@@ -92,6 +100,8 @@ impl Action {
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
             Self::Relay(settings) => &mut settings.common,
+            Self::Replay(settings) => &mut settings.common,
+            Self::Verify(settings) => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
