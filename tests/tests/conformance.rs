@@ -367,7 +367,8 @@ fn what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_
             let held_back = store.observe().requeue(&Requeue::All).unwrap();
             assert!(all.len() + held_back >= 4, "{} came, {held_back} were held back", all.len());
         }
-        let of_it = |claimed: &Claimed| claimed.record.as_ref().unwrap().aggregate_id() == aggregate.to_string();
+        let of_it =
+            |claimed: &Claimed| claimed.record.as_ref().unwrap().aggregate_id() == aggregate.to_string();
         let types: Vec<&str> = all
             .iter()
             .filter(|claimed| of_it(claimed))

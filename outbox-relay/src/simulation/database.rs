@@ -388,19 +388,19 @@ impl SimulatedDatabase {
     }
 
     /// Puts an aggregate's dead letters back, at their place if the table is polled. Passes keep it from doing so while they have the shard,
-    /// except on SQLite. It is on the disk when it ends.
-    pub(super) fn requeue(&mut self, aggregate: usize, kind: Kind) {
+    /// except on SQLite. It is on the disk when it ends. Returns how many there were.
+    pub(super) fn requeue(&mut self, aggregate: usize, kind: Kind) -> usize {
         let shard = shard_of("order", &key(aggregate)) as usize;
         if self.locked_by[shard].is_some() {
-            return;
+            return 0;
         }
         let is_dead = |row: &Row| row.aggregate == aggregate && row.dead_by.is_some();
         let dead: Vec<usize> = (0..self.rows.len()).filter(|row| is_dead(&self.rows[*row])).collect();
         if dead.is_empty() {
-            return;
+            return 0;
         }
         let mut copies = Vec::new();
-        let mut by_place = dead;
+        let (count, mut by_place) = (dead.len(), dead);
         by_place.sort_by_key(|row| self.rows[*row].seq);
         for row in by_place {
             let place = self.rows[row].seq;
@@ -423,6 +423,7 @@ impl SimulatedDatabase {
             self.write_to_wal(copies);
         }
         self.flush();
+        count
     }
 
     /// Returns whether all that was committed is sent or dead, as everybody sees it.

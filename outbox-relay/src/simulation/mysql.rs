@@ -193,8 +193,7 @@ impl Session {
         } else {
             hand.statement(|world| {
                 let view = (world.database.snapshot(), Some(pass.tx));
-                let rows =
-                    unsent(&world.database, &pass.claimed, &pass.unsettled, i64::MIN, view, limit);
+                let rows = unsent(&world.database, &pass.claimed, &pass.unsettled, i64::MIN, view, limit);
                 flagged(&world.database, rows, view, blocks)
             })?
         };

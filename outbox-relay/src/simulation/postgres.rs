@@ -302,12 +302,7 @@ impl Session {
         let worker = hand.worker;
         let tx = hand.statement(|world| world.database.begin(Some(worker)))?;
         let progress = Progress::begin(&bounds);
-        let pass = self.pass.insert(PostgresPass {
-            tx,
-            progress,
-            has_read: false,
-            ahead: None,
-        });
+        let pass = self.pass.insert(PostgresPass { tx, progress, has_read: false, ahead: None });
         let workers = if hand.kind.is_exactly_once() { 1 } else { self.workers };
         let mut any_wanted = pass.claim(hand, workers, bounds.passed, quiet_since)?;
         // Whoever sends exactly once has all shards.

@@ -59,7 +59,8 @@ impl SimulatedReader {
             return;
         }
         self.coming.push_back(pgoutput::begin(its.commit));
-        self.coming.extend(its.rows.iter().map(|(row, seq)| pgoutput::insert(&world.database.rows[*row], *seq)));
+        self.coming
+            .extend(its.rows.iter().map(|(row, seq)| pgoutput::insert(&world.database.rows[*row], *seq)));
         self.coming.push_back(pgoutput::commit(its.commit, its.end));
     }
 }

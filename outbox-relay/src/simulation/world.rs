@@ -126,7 +126,7 @@ impl World {
                 13 if self.chance.one_in(10) => self.clock += self.chance.below(300),
                 15 if self.kind.blocks() && self.chance.one_in(40) => {
                     let aggregate = self.chance.below(AGGREGATES as u64) as usize;
-                    self.database.requeue(aggregate, self.kind);
+                    self.requeue([aggregate]);
                 }
                 // For so long, nobody emits.
                 14 if !self.is_calm() && self.chance.one_in(300) && self.broker.is_idle() => {
@@ -262,6 +262,14 @@ impl World {
         self.is_calm() && is_drained() && !self.requeue_the_rest()
     }
 
+    fn requeue(&mut self, aggregates: impl IntoIterator<Item = usize>) {
+        let requeued: usize =
+            aggregates.into_iter().map(|aggregate| self.database.requeue(aggregate, self.kind)).sum();
+        if self.is_calm() && requeued > 0 {
+            self.calm = Some(Calm { since: self.clock, waiting: self.waiting().count() });
+        }
+    }
+
     /// Puts back what was held back while a requeue went on. Returns whether there was any. That happens once at most, because nothing is
     /// emitted any more, and a second time for what the broker refuses meanwhile.
     fn requeue_the_rest(&mut self) -> bool {
@@ -273,8 +281,7 @@ impl World {
         if self.requeues > 3 {
             self.fails(format!("{dead} events are held back, though they were requeued again and again"));
         }
-        (0..AGGREGATES).for_each(|aggregate| self.database.requeue(aggregate, self.kind));
-        self.calm = Some(Calm { since: self.clock, waiting: self.waiting().count() });
+        self.requeue(0..AGGREGATES);
         true
     }
 

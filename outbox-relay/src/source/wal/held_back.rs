@@ -92,7 +92,9 @@ impl HeldBack {
         load: impl FnOnce() -> Result<Vec<(String, String)>, SourceError>,
     ) -> Result<(), SourceError> {
         if self.blocks && self.aggregates.is_none() {
-            let known = |(aggregate_type, id): (String, String)| ((aggregate_type.into(), id.into()), Known::default());
+            let known = |(aggregate_type, id): (String, String)| {
+                ((aggregate_type.into(), id.into()), Known::default())
+            };
             self.aggregates = Some(load()?.into_iter().map(known).collect());
         }
         Ok(())

@@ -199,7 +199,8 @@ impl Reading {
             return Ok(());
         }
         let position = self.window.position();
-        self.settling.write_with(&mut self.conn, position, |conn| dead_letters::forget_requeued(conn, requeued))
+        self.settling
+            .write_with(&mut self.conn, position, |conn| dead_letters::forget_requeued(conn, requeued))
     }
 
     /// Settles what Kafka has committed. It comes first from now on.
@@ -217,10 +218,11 @@ impl Reading {
     fn was_committed(&mut self, row: &StoredRow) -> Result<bool, SourceError> {
         let Some(committed) = &mut self.committed else { return Ok(false) };
         let was_committed = committed.has(row);
+        let is_to_be_stored = committed.is_to_be_stored();
         if was_committed {
-            self.window.settle(row.ticket);
+            self.settle_rows([row.ticket])?;
         }
-        if committed.is_to_be_stored() {
+        if is_to_be_stored {
             self.settling.keep(&mut self.conn, self.window.position())?;
         }
         Ok(was_committed)

@@ -124,8 +124,18 @@ fn add(
 ) -> mysql::Result<Option<usize>> {
     for row in conn.query_iter(query)?.take(count) {
         let values: [Value; COLUMNS] = row?.unwrap().try_into().map_err(|_| unexpected())?;
-        let [seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at, larger, held_back] =
-            values;
+        let [
+            seq,
+            id,
+            aggregate_type,
+            aggregate_id,
+            event_type,
+            payload,
+            headers,
+            created_at,
+            larger,
+            held_back,
+        ] = values;
         if let Some(size) = nullable(larger, number)? {
             return Ok(Some(usize::try_from(size).unwrap_or(usize::MAX)));
         }

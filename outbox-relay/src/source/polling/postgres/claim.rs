@@ -55,13 +55,8 @@ impl PollingPass {
             return Ok(None);
         }
         AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
-        let mut pass = Self {
-            table,
-            progress: Progress::begin(bounds),
-            has_read: false,
-            large: false,
-            blocks,
-        };
+        let mut pass =
+            Self { table, progress: Progress::begin(bounds), has_read: false, large: false, blocks };
         let is_wanted = pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)?;
         if !is_wanted || (all_or_none && pass.progress.shards().len() < SHARDS.unsigned_abs().into()) {
             Self::roll_back(conn)?;

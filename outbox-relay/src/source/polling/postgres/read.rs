@@ -7,7 +7,9 @@ use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Binary, Bool, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
