@@ -60,7 +60,8 @@ pub trait Operate {
     /// Puts dead letters back into the outbox and returns how many there were. It waits for the passes that are going on.
     ///
     /// Each comes to its old place in the order. If the write-ahead log is read, they come to the end of the order instead. The same is
-    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log.
+    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log. With the policy `block`, the
+    /// later records of their aggregate that come before them there become dead letters, too, so that the order is kept: requeue those again.
     ///
     /// # Errors
     /// Returns the database's error. Nothing is changed then.

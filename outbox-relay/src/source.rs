@@ -94,6 +94,7 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
         "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
         "outbox_dead_letter" => "SELECT, INSERT",
+        "outbox_requeued" => "SELECT, DELETE",
         "outbox_reader" => "UPDATE",
         _ => return None,
     };
