@@ -9,6 +9,8 @@ mod sqlite;
 
 use std::time::SystemTime;
 
+#[cfg(feature = "postgres-wal")]
+pub(crate) use self::postgres::count_dead_letters;
 #[cfg(feature = "postgres")]
 pub use self::postgres::schemas;
 
@@ -41,7 +43,7 @@ pub trait Operate {
     /// Returns how many records wait to be sent, and the age of the oldest.
     ///
     /// It counts them, which takes about a second for every few million. On PostgreSQL the role needs SELECT on `outbox`,
-    /// `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
+    /// `outbox_shard`, `outbox_slot`, `outbox_dead_letter` and `outbox_seq_seq`.
     ///
     /// # Errors
     /// Returns the database's error.

@@ -66,7 +66,7 @@ pub(crate) use self::row_security::sees_all_rows;
 pub use self::search_path::enter_schema;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-const BLOCKED: &str =
+pub(crate) const BLOCKED: &str =
     "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]

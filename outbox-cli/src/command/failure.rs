@@ -42,6 +42,10 @@ pub(crate) enum Failure {
     Broker(String),
     #[error(transparent)]
     Relay(#[from] RelayError),
+    #[error("{setting}: cannot listen at {address}: {source}")]
+    Listen { setting: String, address: String, source: std::io::Error },
+    #[error("cannot record metrics: {0}")]
+    Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("cannot write the output: {0}")]

@@ -1,6 +1,7 @@
 //! `outbox relay`
 
 mod build;
+mod probes;
 mod signals;
 
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
+use self::probes::Probes;
 use self::signals::{StopSignal, StopSignals};
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
@@ -36,6 +38,8 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(Failure::Signals)?;
+        // The relay's metrics must find their recorder.
+        let probes = Probes::new(&settings.probes, origins).await?;
         let relays: Vec<RelayHandle> = relays
             .into_iter()
             .map(|relay| relay.spawn().map_err(|error| failure(settings, origins, error)))
@@ -48,6 +52,9 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
             workers = build::workers(settings, origins, &databases),
             "the relay has started",
         );
+        if let Some(probes) = probes {
+            probes.serve(&databases, &relays, settings.probes.ready_timeout.0);
+        }
         if let Some(signal) = signal_or_end(&mut signals, &relays).await {
             info!(signal = signal.name, "the relay is stopping; a second signal ends it at once");
             tokio::spawn(async move { std::process::exit(signals.next().await.exit_code) });

@@ -12,7 +12,7 @@ use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
-use crate::source::{Schemas, sees_all_rows};
+use crate::source::{BLOCKED, Schemas, sees_all_rows};
 use crate::statement::statement;
 
 impl Operate for PgConnection {
@@ -27,6 +27,7 @@ impl Operate for PgConnection {
         let mut lag = Lag::default();
         lag.unsent = unsent.unsigned_abs();
         lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        count_dead_letters(self, &mut lag)?;
         lag.wal = status.map(|status| {
             let mut wal = WalLag::default();
             wal.bytes = bytes.unwrap_or_default().unsigned_abs();
@@ -62,6 +63,14 @@ impl Operate for PgConnection {
             Ok(restored.len())
         })
     }
+}
+
+/// Counts the dead letters, and the aggregates that are held back behind them.
+pub(crate) fn count_dead_letters(conn: &mut PgConnection, lag: &mut Lag) -> QueryResult<()> {
+    let (dead_letters, blocked) = CountDeadLetters::new(BLOCKED.to_owned()).get_result::<(i64, i64)>(conn)?;
+    lag.dead_letters = dead_letters.unsigned_abs();
+    lag.blocked_aggregates = blocked.unsigned_abs();
+    Ok(())
 }
 
 /// Returns the schemas of a PostgreSQL database that have an outbox and are among these names. A `*` in a name stands for any
@@ -113,6 +122,13 @@ statement!(
         "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",
         was_sent_from_wal!()
     )
+);
+
+statement!(
+    Pg,
+    CountDeadLetters { blocked: String => Text } -> (BigInt, BigInt),
+    "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE reason = ?) AS b) \
+     FROM outbox_dead_letter"
 );
 
 statement!(

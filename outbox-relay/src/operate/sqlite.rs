@@ -6,15 +6,20 @@ use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
 use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use crate::source::BLOCKED;
 use crate::source::julian_day::{created_at_ms, unix_ms};
 use crate::statement::statement;
 
 impl Operate for SqliteConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
         let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
+        let (dead_letters, blocked) =
+            CountDeadLetters::new(BLOCKED.to_owned()).get_result::<(i64, i64)>(self)?;
         let mut lag = Lag::default();
         lag.unsent = unsent.unsigned_abs();
         lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        lag.dead_letters = dead_letters.unsigned_abs();
+        lag.blocked_aggregates = blocked.unsigned_abs();
         Ok(lag)
     }
 
@@ -37,6 +42,13 @@ statement!(
     Unsent {} -> (BigInt, Double),
     "SELECT count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
      FROM outbox WHERE sent_at IS NULL"
+);
+
+statement!(
+    Sqlite,
+    CountDeadLetters { blocked: String => Text } -> (BigInt, BigInt),
+    "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE reason = ?)) \
+     FROM outbox_dead_letter"
 );
 
 statement!(

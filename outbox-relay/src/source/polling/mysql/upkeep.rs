@@ -8,7 +8,7 @@ use mysql::Conn;
 use super::connection::Statements;
 use super::{bounds, settle};
 use crate::source::interval::is_due;
-use crate::source::{SentRows, SourceOptions};
+use crate::source::{BLOCKED, SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
 const LONGEST_SHARE: u32 = 50;
@@ -103,6 +103,12 @@ pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<La
     let (unsent, oldest) = row.unwrap_or_default();
     let mut lag = Lag::default();
     lag.unsent = unsent;
+    (lag.dead_letters, lag.blocked_aggregates) = conn
+        .first(&format!(
+            "SELECT COUNT(*), (SELECT COUNT(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter \
+             WHERE reason = '{BLOCKED}') AS b) FROM outbox_dead_letter"
+        ))?
+        .unwrap_or_default();
     lag.oldest = Duration::from_micros(oldest.and_then(|age| u64::try_from(age).ok()).unwrap_or_default());
     Ok(lag)
 }
