@@ -54,7 +54,10 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
     match action {
         Action::Migrate { inbox_only, roles, common } => migrate::run(common, origins, *inbox_only, roles),
         Action::Relay(settings) => relay::run(settings, origins),
-        Action::Lag { json, common } => report::lag(common, origins, *json),
+        Action::Lag { json, by: None, common, .. } => report::lag(common, origins, *json),
+        Action::Lag { json, by: Some(by), common, topics } => {
+            report::lag_by(common, origins, *by, &topics.topic, *json)
+        }
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
         Action::Wal(action) => wal::run(action, origins),

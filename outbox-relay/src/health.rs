@@ -46,14 +46,8 @@ const SAME: Duration = Duration::from_secs(1);
 impl Health {
     pub(crate) fn new(workers: usize, lag_interval: Duration) -> Self {
         let now = Instant::now();
-        let noted = || Noted {
-            lived: now,
-            reached: false,
-            failing: None,
-            settled: now,
-            waiting: None,
-            ended: None,
-        };
+        let noted =
+            || Noted { lived: now, reached: false, failing: None, settled: now, waiting: None, ended: None };
         let workers = (0..workers).map(|_| WorkerHealth(Arc::new(Mutex::new(noted())))).collect();
         Self { workers, lag_interval }
     }
@@ -83,9 +77,8 @@ impl Health {
         let settled = all.iter().map(|noted| noted.settled).max();
         let settled = now.saturating_duration_since(settled.unwrap_or(now));
         all.iter().find_map(|noted| {
-            let for_long = |since: Instant| {
-                Some(now.saturating_duration_since(since)).filter(|time| *time >= patience)
-            };
+            let for_long =
+                |since: Instant| Some(now.saturating_duration_since(since)).filter(|time| *time >= patience);
             if let Some(ended) = &noted.ended {
                 return Some(format!("the relay has ended: {ended}"));
             }

@@ -46,7 +46,8 @@ impl Metrics {
         counter!("outbox_published_total", "outbox" => self.outbox()).increment(count as u64);
         if count > 0 {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            gauge!("outbox_last_progress_timestamp_seconds", "outbox" => self.outbox()).set(now.as_secs_f64());
+            gauge!("outbox_last_progress_timestamp_seconds", "outbox" => self.outbox())
+                .set(now.as_secs_f64());
             latencies.hand_to(&histogram!("outbox_latency_seconds", "outbox" => self.outbox()));
         }
     }
@@ -214,7 +215,11 @@ fn describe() {
     describe_gauge!("outbox_wal_slot_status", Unit::Count, "1 for the slot's status, 0 for the others");
     describe_counter!("outbox_published_total", Unit::Count, "Records that were published and settled");
     describe_counter!("outbox_dead_letters_total", Unit::Count, "Records that became dead letters");
-    describe_counter!("outbox_failures_total", Unit::Count, "Failed passes, by the component that failed and the kind of failure");
+    describe_counter!(
+        "outbox_failures_total",
+        Unit::Count,
+        "Failed passes, by the component that failed and the kind of failure"
+    );
     describe_counter!(
         "outbox_takeovers_total",
         Unit::Count,

@@ -7,7 +7,7 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 #[cfg(feature = "postgres-wal")]
 pub(crate) use self::postgres::count_dead_letters;
@@ -49,6 +49,13 @@ pub trait Operate {
     /// Returns the database's error.
     fn lag(&mut self) -> QueryResult<Lag>;
 
+    /// Returns how many records wait to be sent, and the age of the oldest, of each aggregate type in each shard that has some. It reads the
+    /// same rows as [`lag`](Self::lag).
+    ///
+    /// # Errors
+    /// Returns the database's error.
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>>;
+
     /// Returns the oldest dead letters, up to `limit`.
     ///
     /// # Errors
@@ -63,6 +70,27 @@ pub trait Operate {
     /// # Errors
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
+}
+
+/// The records of one aggregate type in one shard that wait to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unsent {
+    /// The aggregate type, by which topics are named.
+    pub aggregate_type: String,
+    /// The shard, 0 to 15.
+    pub shard: i16,
+    /// How many there are.
+    pub count: u64,
+    /// The age of the oldest.
+    pub oldest: Duration,
+}
+
+type UnsentRow = (String, i16, i64, f64);
+
+fn unsent((aggregate_type, shard, count, oldest): UnsentRow) -> Unsent {
+    let oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+    Unsent { aggregate_type, shard, count: count.unsigned_abs(), oldest }
 }
 
 /// A record that the broker will never take, with the reason.

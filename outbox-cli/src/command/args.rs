@@ -1,15 +1,15 @@
 //! The command line.
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, value_parser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use diesel_outbox_relay::operate::Requeue;
 use uuid::Uuid;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-use super::settings::{BrokerSettings, TopicSettings};
-use super::settings::{CommonSettings, RelaySettings, WalSettings};
+use super::settings::BrokerSettings;
+use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
 
 /// Brings the events of a transactional outbox to Kafka
 #[derive(Debug, Parser)]
@@ -45,8 +45,13 @@ pub(crate) enum Action {
         /// Prints JSON
         #[arg(long)]
         json: bool,
+        /// Prints how many events wait for each topic, or in each shard, instead
+        #[arg(long, value_name = "WHAT", value_enum)]
+        by: Option<LagBy>,
         #[command(flatten)]
         common: CommonSettings,
+        #[command(flatten)]
+        topics: TopicSettings,
     },
     /// Lists the events that Kafka will never accept, and why
     DeadLetters {
@@ -106,6 +111,13 @@ impl Action {
             ) => common,
         }
     }
+}
+
+/// What the lag is split by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LagBy {
+    Topic,
+    Shard,
 }
 
 #[derive(Debug, Subcommand)]

@@ -22,9 +22,8 @@ use crate::command::settings::ProbeSettings;
 const DRAIN_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Those in milliseconds by which the relay counts latencies, in seconds.
-const SECONDS: [f64; 17] = [
-    0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3_600.0,
-];
+const SECONDS: [f64; 17] =
+    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3_600.0];
 const RECORDS: [f64; 7] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0];
 
 /// A server that has its address, and a recorder of metrics.

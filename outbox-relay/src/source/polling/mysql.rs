@@ -16,7 +16,7 @@ mod writers;
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
 pub use self::connection::lacks_tls;
 pub(crate) use self::connection::row_of;
-pub(crate) use self::upkeep::lag;
+pub(crate) use self::upkeep::{lag, unsent_of_shards};
 pub(crate) use self::wakeup::is_polled;
 
 use std::collections::HashSet;

@@ -92,13 +92,31 @@ fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Re
     conn.execute("COMMIT").map(drop)
 }
 
+/// The aggregate types, shards, numbers and ages in microseconds of what is unsent.
+pub(crate) fn unsent_of_shards(
+    conn: &mut Conn,
+    bounds: &bounds::Claimed,
+) -> mysql::Result<Vec<(Vec<u8>, i16, i64, i64)>> {
+    conn.load(&format!(
+        "SELECT CAST(aggregatetype AS BINARY), shard, COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {} \
+         GROUP BY 1, shard ORDER BY 1, shard",
+        unsent_rows(bounds, "aggregatetype, shard, created_at")
+    ))
+}
+
 /// What is unsent lies after the bounds or is listed.
-pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
+fn unsent_rows(bounds: &bounds::Claimed, columns: &str) -> String {
     let (lowest, list) = (bounds::lowest(bounds), bounds::unsent(bounds));
+    format!(
+        "((SELECT {columns} FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
+         (SELECT {columns} FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND sent_at IS NULL)) AS unsent"
+    )
+}
+
+pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
     let row: Option<(u64, Option<i64>)> = conn.first(&format!(
-        "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM \
-         ((SELECT created_at FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
-         (SELECT created_at FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND sent_at IS NULL)) AS unsent"
+        "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {}",
+        unsent_rows(bounds, "created_at")
     ))?;
     let (unsent, oldest) = row.unwrap_or_default();
     let mut lag = Lag::default();
