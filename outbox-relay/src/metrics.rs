@@ -18,6 +18,8 @@ pub(crate) use self::latencies::Latencies;
 pub(crate) struct Metrics {
     /// The outbox at hand.
     outbox: RefCell<SharedString>,
+    /// Where records were last settled, and when.
+    progress: RefCell<Option<(SharedString, f64)>>,
 }
 
 /// Set once the metrics are described. A recorder is installed before the first relay starts.
@@ -26,7 +28,7 @@ static DESCRIBED: Once = Once::new();
 impl Metrics {
     pub(crate) fn new() -> Self {
         DESCRIBED.call_once(describe);
-        Self { outbox: RefCell::default() }
+        Self { outbox: RefCell::default(), progress: RefCell::default() }
     }
 
     /// Names the outbox at hand, if the source knows which it is.
@@ -46,9 +48,17 @@ impl Metrics {
         counter!("outbox_published_total", "outbox" => self.outbox()).increment(count as u64);
         if count > 0 {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            gauge!("outbox_last_progress_timestamp_seconds", "outbox" => self.outbox())
-                .set(now.as_secs_f64());
+            *self.progress.borrow_mut() = Some((self.outbox(), now.as_secs_f64()));
+            self.progress();
             latencies.hand_to(&histogram!("outbox_latency_seconds", "outbox" => self.outbox()));
+        }
+    }
+
+    /// Says again when records were last settled: a recorder may forget what is not said for a while, so that a relay that no longer leads
+    /// shows no old lag.
+    pub(crate) fn progress(&self) {
+        if let Some((outbox, at)) = &*self.progress.borrow() {
+            gauge!("outbox_last_progress_timestamp_seconds", "outbox" => outbox.clone()).set(*at);
         }
     }
 
@@ -147,13 +157,14 @@ impl Metrics {
 /// Reports the lag of one of several outboxes.
 #[cfg(feature = "postgres")]
 pub(crate) fn lag_of(outbox: &Arc<str>, lag: Lag) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()) }.lag(lag);
+    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }.lag(lag);
 }
 
 /// Reports that one of several outboxes has no lag. Only the metrics have it, because idle outboxes may be many.
 #[cfg(feature = "postgres")]
 pub(crate) fn no_lag_of(outbox: &Arc<str>) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()) }.set_lag(&Lag::default());
+    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }
+        .set_lag(&Lag::default());
 }
 
 #[cfg(feature = "postgres")]

@@ -162,6 +162,7 @@ impl Worker {
 
     fn upkeep(&mut self) -> Result<(), PassError> {
         self.upkept = Some(Instant::now());
+        self.metrics.progress();
         if let Some(lag) = self.source.upkeep()? {
             self.health.measured(&lag);
             self.metrics.lag(lag);

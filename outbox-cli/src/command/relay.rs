@@ -39,7 +39,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(Failure::Signals)?;
         // The relay's metrics must find their recorder.
-        let probes = Probes::new(&settings.probes, origins).await?;
+        let probes = Probes::new(settings, origins).await?;
         let relays: Vec<RelayHandle> = relays
             .into_iter()
             .map(|relay| relay.spawn().map_err(|error| failure(settings, origins, error)))

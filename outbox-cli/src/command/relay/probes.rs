@@ -10,16 +10,21 @@ use axum::routing::get;
 use diesel_outbox_relay::{Health, RelayHandle};
 use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_util::MetricKindMask;
 use tokio::net::TcpListener;
 use tracing::{error, info};
 
 use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
-use crate::command::settings::ProbeSettings;
+use crate::command::settings::RelaySettings;
 
 /// The recorder keeps all that a histogram is given until somebody reads the metrics, or this is over.
 const DRAIN_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A gauge that nobody has set for so long is not shown any more. The relay that leads measures the lag, and one that has led before must
+/// not show for ever what it measured last. To count millions of events may take minutes.
+const FORGET_GAUGES_AFTER: Duration = Duration::from_secs(5 * 60);
 
 /// Those in milliseconds by which the relay counts latencies, in seconds.
 const SECONDS: [f64; 17] =
@@ -34,8 +39,8 @@ pub(super) struct Probes {
 
 impl Probes {
     /// Takes the address and installs the recorder, if the settings name an address.
-    pub(super) async fn new(settings: &ProbeSettings, origins: &Origins) -> Result<Option<Self>, Failure> {
-        let Some(address) = &settings.listen else { return Ok(None) };
+    pub(super) async fn new(settings: &RelaySettings, origins: &Origins) -> Result<Option<Self>, Failure> {
+        let Some(address) = &settings.probes.listen else { return Ok(None) };
         let listener = TcpListener::bind(address).await.map_err(|source| Failure::Listen {
             setting: origins.of("listen").to_string(),
             address: address.clone(),
@@ -44,14 +49,16 @@ impl Probes {
         let buckets = |builder: PrometheusBuilder, name: &str, buckets: &[f64]| {
             builder.set_buckets_for_metric(Matcher::Suffix(name.to_owned()), buckets)
         };
-        let recorder = buckets(PrometheusBuilder::new(), "_seconds", &SECONDS)
+        let forget_after = FORGET_GAUGES_AFTER.max(settings.work.lag_interval.0 * 3);
+        let builder = PrometheusBuilder::new().idle_timeout(MetricKindMask::GAUGE, Some(forget_after));
+        let recorder = buckets(builder, "_seconds", &SECONDS)
             .and_then(|builder| buckets(builder, "_records", &RECORDS))
             .map(|builder| builder.build_recorder());
         let recorder = recorder.map_err(|error| Failure::Metrics(error.to_string()))?;
         let metrics = recorder.handle();
         metrics::set_global_recorder(recorder).map_err(|error| Failure::Metrics(error.to_string()))?;
         describe_gauge!("outbox_build_info", "1, with the version of the relay as a label");
-        gauge!("outbox_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        say_version();
         Ok(Some(Self { listener, metrics }))
     }
 
@@ -65,6 +72,7 @@ impl Probes {
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(DRAIN_INTERVAL).await;
+                say_version();
                 self.metrics.run_upkeep();
             }
         });
@@ -74,6 +82,10 @@ impl Probes {
             }
         });
     }
+}
+
+fn say_version() {
+    gauge!("outbox_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// Whether all relays of the process make progress.
