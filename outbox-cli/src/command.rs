@@ -4,6 +4,7 @@ mod args;
 mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
+mod doctor;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -60,6 +61,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         }
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

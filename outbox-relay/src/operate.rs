@@ -1,5 +1,6 @@
 //! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
+mod doctor;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
@@ -8,6 +9,12 @@ mod postgres;
 mod sqlite;
 
 use std::time::{Duration, SystemTime};
+
+#[cfg(feature = "kafka")]
+pub use self::doctor::examine_kafka;
+#[cfg(feature = "postgres")]
+pub use self::doctor::examine_wal;
+pub use self::doctor::{Examine, Finding, Verdict};
 
 #[cfg(feature = "postgres-wal")]
 pub(crate) use self::postgres::count_dead_letters;

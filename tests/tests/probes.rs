@@ -36,7 +36,7 @@ impl Relay {
         let line =
             process.wait_for_line("where it serves", PATIENCE, |line| line.contains("serving /metrics"));
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
-        let address = line["fields"]["address"].as_str().expect("an address").to_owned();
+        let address = line["address"].as_str().expect("an address").to_owned();
         Self { process, address }
     }
 

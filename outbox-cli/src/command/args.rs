@@ -71,6 +71,18 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Looks for everything that can go wrong, before it does, and prints what to do
+    #[command(
+        after_help = "Give it the settings of the relay. It changes nothing. Each line is ok, warn or FAIL.\n\
+                      Exit codes: 0 if no line is FAIL, 1 if one is or the database cannot be reached, 2 usage error."
+    )]
+    Doctor {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: Box<RelaySettings>,
+    },
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
@@ -83,7 +95,7 @@ pub(crate) enum Action {
 impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
-            Self::Relay(settings) => &settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
@@ -96,7 +108,7 @@ impl Action {
 
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
-            Self::Relay(settings) => &mut settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }

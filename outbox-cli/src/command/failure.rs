@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
     DebeziumCheck { failed: usize },
+    #[error("the relay does not work, or will soon not: do what the {failed} lines marked FAIL say")]
+    Doctor { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]
     NoDeadLetter,
     #[error("{0}")]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
+pub(super) use self::build::kafka;
 use self::probes::Probes;
 use self::signals::{StopSignal, StopSignals};
 use super::database::OutboxDatabase;

@@ -46,7 +46,7 @@ pub fn is_polled(conn: &mut Conn) -> QueryResult<bool> {
     polling::is_polled(conn).map_err(failed)
 }
 
-fn failed(error: mysql::Error) -> Error {
+pub(super) fn failed(error: mysql::Error) -> Error {
     Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
 }
 

@@ -49,7 +49,7 @@ pub(super) fn workers(settings: &RelaySettings, origins: &Origins, databases: &[
     if has_more { 2 } else { settings.work.workers }
 }
 
-fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
+pub(in crate::command) fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
     let mut kafka = Kafka::new(settings.kafka.cluster.list()?)
         .event_headers(settings.kafka.event_headers)
         .exactly_once_prefix(&settings.kafka.exactly_once.exactly_once_prefix);

@@ -1,0 +1,108 @@
+//! What Kafka says of itself and of topics, for whoever examines an outbox.
+
+use std::time::Duration;
+
+use diesel_outbox_core::PublishError;
+use futures_executor::block_on;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::Kafka;
+use super::settings;
+use crate::error::rejection;
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A cluster.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Cluster {
+    pub brokers: usize,
+    pub topics: Vec<Topic>,
+}
+
+/// A topic, with the numbers of its worst partition.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Topic {
+    pub name: String,
+    /// Why the relay cannot write to it, as far as Kafka says.
+    pub problem: Option<String>,
+    pub partitions: usize,
+    pub replicas: usize,
+    pub in_sync: usize,
+    /// If the relay may see the topic's settings.
+    pub min_in_sync: Option<usize>,
+}
+
+impl Topic {
+    pub fn new(
+        name: &str,
+        partitions: usize,
+        replicas: usize,
+        in_sync: usize,
+        min_in_sync: Option<usize>,
+    ) -> Self {
+        Self { name: name.to_owned(), problem: None, partitions, replicas, in_sync, min_in_sync }
+    }
+
+    fn of(found: &MetadataTopic, min_in_sync: Option<usize>) -> Self {
+        let partitions = found.partitions();
+        let least =
+            |count: fn(&MetadataPartition) -> usize| partitions.iter().map(count).min().unwrap_or_default();
+        let (replicas, in_sync) = (least(|p| p.replicas().len()), least(|p| p.isr().len()));
+        let mut topic = Self::new(found.name(), partitions.len(), replicas, in_sync, min_in_sync);
+        topic.problem = found.error().map(|code| {
+            let code = RDKafkaErrorCode::from(code);
+            rejection(code, found.name()).unwrap_or_else(|| format!("the topic `{}`: {code}", found.name()))
+        });
+        topic
+    }
+}
+
+/// Asks Kafka, with the relay's settings.
+///
+/// # Errors
+/// An error if Kafka does not answer, or if a setting is wrong.
+pub fn look(kafka: &Kafka, topics: &[String]) -> Result<Cluster, PublishError> {
+    settings::check(&kafka.settings)?;
+    let mut config = ClientConfig::new();
+    for (name, value) in &kafka.settings {
+        if !OF_PRODUCERS.contains(&name.as_str()) {
+            config.set(name, value);
+        }
+    }
+    let failed = |error: rdkafka::error::KafkaError| PublishError::new(error.to_string()).with_source(error);
+    let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
+    let cluster = admin.inner().fetch_metadata(None, PATIENCE).map_err(failed)?;
+    let mut looked = Cluster { brokers: cluster.brokers().len(), topics: Vec::new() };
+    for name in topics {
+        let found = admin.inner().fetch_metadata(Some(name), PATIENCE).map_err(failed)?;
+        let min_in_sync = min_in_sync(&admin, name);
+        looked.topics.extend(found.topics().iter().map(|found| Topic::of(found, min_in_sync)));
+    }
+    Ok(looked)
+}
+
+/// Properties that only a producer has, so that librdkafka warns of them.
+const OF_PRODUCERS: [&str; 9] = [
+    "enable.idempotence",
+    "enable.gapless.guarantee",
+    "acks",
+    "partitioner",
+    "message.timeout.ms",
+    "linger.ms",
+    "queue.buffering.max.messages",
+    "queue.buffering.max.kbytes",
+    "compression.type",
+];
+
+fn min_in_sync(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
+    let options = AdminOptions::new().request_timeout(Some(PATIENCE));
+    let described = block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options)).ok()?;
+    let settings = described.into_iter().next()?.ok()?;
+    settings.get("min.insync.replicas")?.value.as_ref()?.parse().ok()
+}
