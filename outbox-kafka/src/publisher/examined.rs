@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 #[non_exhaustive]
 pub struct Cluster {
     pub brokers: usize,
+    /// Whether it makes a topic as soon as somebody writes to it, as far as the relay may see that.
+    pub makes_topics: bool,
     pub topics: Vec<Topic>,
 }
 
@@ -29,6 +31,8 @@ pub struct Cluster {
 #[non_exhaustive]
 pub struct Topic {
     pub name: String,
+    /// Whether Kafka has it, and shows it to the relay.
+    pub is_there: bool,
     /// Why the relay cannot write to it, as far as Kafka says.
     pub problem: Option<String>,
     pub partitions: usize,
@@ -46,7 +50,19 @@ impl Topic {
         in_sync: usize,
         min_in_sync: Option<usize>,
     ) -> Self {
-        Self { name: name.to_owned(), problem: None, partitions, replicas, in_sync, min_in_sync }
+        Self {
+            name: name.to_owned(),
+            is_there: true,
+            problem: None,
+            partitions,
+            replicas,
+            in_sync,
+            min_in_sync,
+        }
+    }
+
+    fn missing(name: &str) -> Self {
+        Self { is_there: false, ..Self::new(name, 0, 0, 0, None) }
     }
 
     fn of(found: &MetadataTopic, min_in_sync: Option<usize>) -> Self {
@@ -77,14 +93,24 @@ pub fn look(kafka: &Kafka, topics: &[String]) -> Result<Cluster, PublishError> {
     }
     let failed = |error: rdkafka::error::KafkaError| PublishError::new(error.to_string()).with_source(error);
     let admin: AdminClient<DefaultClientContext> = config.create().map_err(failed)?;
+    // To ask for one topic would make it, if the brokers make topics by themselves.
     let cluster = admin.inner().fetch_metadata(None, PATIENCE).map_err(failed)?;
-    let mut looked = Cluster { brokers: cluster.brokers().len(), topics: Vec::new() };
-    for name in topics {
-        let found = admin.inner().fetch_metadata(Some(name), PATIENCE).map_err(failed)?;
-        let min_in_sync = min_in_sync(&admin, name);
-        looked.topics.extend(found.topics().iter().map(|found| Topic::of(found, min_in_sync)));
-    }
-    Ok(looked)
+    let makes_topics = cluster.brokers().first().and_then(|broker| {
+        let setting = setting(&admin, &ResourceSpecifier::Broker(broker.id()), "auto.create.topics.enable")?;
+        Some(setting == "true")
+    });
+    let topic = |name: &String| match cluster.topics().iter().find(|found| found.name() == name) {
+        Some(found) => {
+            let least = setting(&admin, &ResourceSpecifier::Topic(name), "min.insync.replicas");
+            Topic::of(found, least.and_then(|least| least.parse().ok()))
+        }
+        None => Topic::missing(name),
+    };
+    Ok(Cluster {
+        brokers: cluster.brokers().len(),
+        makes_topics: makes_topics.unwrap_or_default(),
+        topics: topics.iter().map(topic).collect(),
+    })
 }
 
 /// Properties that only a producer has, so that librdkafka warns of them.
@@ -100,9 +126,13 @@ const OF_PRODUCERS: [&str; 9] = [
     "compression.type",
 ];
 
-fn min_in_sync(admin: &AdminClient<DefaultClientContext>, topic: &str) -> Option<usize> {
+/// `None` if the relay may not see it.
+fn setting(
+    admin: &AdminClient<DefaultClientContext>,
+    of: &ResourceSpecifier<'_>,
+    name: &str,
+) -> Option<String> {
     let options = AdminOptions::new().request_timeout(Some(PATIENCE));
-    let described = block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options)).ok()?;
-    let settings = described.into_iter().next()?.ok()?;
-    settings.get("min.insync.replicas")?.value.as_ref()?.parse().ok()
+    let described = block_on(admin.describe_configs([of], &options)).ok()?;
+    described.into_iter().next()?.ok()?.get(name)?.value.clone()
 }

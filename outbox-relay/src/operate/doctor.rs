@@ -56,8 +56,10 @@ pub trait Examine {
     fn recent_aggregate_types(&mut self) -> QueryResult<Vec<String>>;
 }
 
-/// How long something may last before it is worth a warning.
-const LONG: Duration = Duration::from_secs(60);
+/// How long an event may wait before it is worth a warning, and how long a transaction may stay open or prepared.
+const LONG_WAIT: Duration = Duration::from_secs(60);
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+const LONG_OPEN: Duration = Duration::from_secs(5);
 /// By how much two clocks may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 
@@ -95,7 +97,7 @@ fn looked<E: std::fmt::Display>(check: &'static str, looked: Result<Vec<Finding>
 /// How far the relays are behind, and what is kept.
 fn lag_findings(lag: &Lag) -> Vec<Finding> {
     let seconds = lag.oldest.as_secs();
-    let waits = if lag.oldest >= LONG {
+    let waits = if lag.oldest >= LONG_WAIT {
         Finding::warn(
             "lag",
             format!(

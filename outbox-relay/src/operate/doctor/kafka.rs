@@ -18,15 +18,30 @@ pub fn examine_kafka(kafka: &Kafka, topics: &[String]) -> Vec<Finding> {
         findings.push(Finding::ok("topics", "no event names one yet"));
     }
     for topic in cluster.topics {
-        findings.extend(of_topic(&topic, brokers));
+        findings.extend(of_topic(&topic, brokers, cluster.makes_topics));
     }
     findings
 }
 
-fn of_topic(topic: &examined::Topic, brokers: usize) -> Vec<Finding> {
+fn of_topic(topic: &examined::Topic, brokers: usize, makes_topics: bool) -> Vec<Finding> {
     let examined::Topic { name, problem, partitions, replicas, in_sync, min_in_sync, .. } = topic;
     if let Some(problem) = problem {
         return vec![Finding::fail("topics", problem.clone())];
+    }
+    if !topic.is_there {
+        return vec![if makes_topics {
+            let text = format!(
+                "{name} does not exist yet: Kafka makes it with the first event, with its defaults. Make it yourself to choose the number \
+                 of partitions and replicas"
+            );
+            Finding::warn("topics", text)
+        } else {
+            let text = format!(
+                "{name} does not exist, or the relay may not see it: make it, or allow the relay to Describe and Write. Until then its \
+                 events become dead letters"
+            );
+            Finding::fail("topics", text)
+        }];
     }
     let mut findings = vec![Finding::ok("topics", format!("{name} has {partitions} partitions"))];
     let needed = min_in_sync.unwrap_or(1);
@@ -72,7 +87,7 @@ mod tests {
 
     fn verdict(replicas: usize, in_sync: usize, min_in_sync: usize, brokers: usize) -> Verdict {
         let topic = examined::Topic::new("orders", 3, replicas, in_sync, Some(min_in_sync));
-        of_topic(&topic, brokers)[1].verdict
+        of_topic(&topic, brokers, false)[1].verdict
     }
 
     #[test]

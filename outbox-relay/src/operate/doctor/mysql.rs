@@ -4,7 +4,7 @@ use diesel::QueryResult;
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
-use super::{Examine, Finding, LONG, Verdict, clock_finding, lag_findings, looked};
+use super::{Examine, Finding, LONG_OPEN, Verdict, clock_finding, lag_findings, looked};
 use crate::operate::Operate;
 use crate::operate::mysql::failed;
 use crate::source::mysql::{check_server, check_tables, open_transactions};
@@ -107,7 +107,7 @@ fn writers(conn: &mut Conn) -> Finding {
         );
     };
     match open.first() {
-        Some((connection, seconds)) if u64::try_from(*seconds).unwrap_or_default() >= LONG.as_secs() => {
+        Some((connection, seconds)) if u64::try_from(*seconds).unwrap_or_default() >= LONG_OPEN.as_secs() => {
             Finding::warn(
                 "writers",
                 format!(

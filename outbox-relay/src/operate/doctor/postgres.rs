@@ -5,7 +5,7 @@ use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Double, Nullable, Text};
 
-use super::{Examine, Finding, LONG, Verdict, clock_finding, lag_findings, looked};
+use super::{Examine, Finding, LONG_OPEN, Verdict, clock_finding, lag_findings, looked};
 use crate::operate::Operate;
 use crate::source::check::{is_set_back, refusal};
 use crate::source::open_writers;
@@ -102,7 +102,7 @@ fn connections(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
 }
 
 fn prepared(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
-    let old = Prepared::new(LONG.as_secs_f64()).load::<(String, f64)>(conn)?;
+    let old = Prepared::new(LONG_OPEN.as_secs_f64()).load::<(String, f64)>(conn)?;
     let Some((gid, age)) = old.first() else {
         return Ok(vec![Finding::ok("prepared", "no transaction stays prepared")]);
     };
@@ -130,7 +130,7 @@ fn sequence(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
 }
 
 fn writers(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
-    let old: Vec<_> = open_writers(conn)?.into_iter().filter(|(age, _)| *age >= LONG).collect();
+    let old: Vec<_> = open_writers(conn)?.into_iter().filter(|(age, _)| *age >= LONG_OPEN).collect();
     if old.is_empty() {
         return Ok(vec![Finding::ok("writers", "no transaction that may have emitted stays open")]);
     }
