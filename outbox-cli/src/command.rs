@@ -4,6 +4,7 @@ mod args;
 mod database;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
+mod doctor;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -58,11 +59,15 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
     match action {
         Action::Migrate { inbox_only, roles, common } => migrate::run(common, origins, *inbox_only, roles),
         Action::Relay(settings) => relay::run(settings, origins),
-        Action::Lag { json, common } => report::lag(common, origins, *json),
+        Action::Lag { json, by: None, common, .. } => report::lag(common, origins, *json),
+        Action::Lag { json, by: Some(by), common, topics } => {
+            report::lag_by(common, origins, *by, &topics.topic, *json)
+        }
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
+        Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

@@ -97,6 +97,10 @@ pub use uuid::Uuid;
 pub use self::publisher::Kafka;
 pub use self::read::{PublishedRecord, PublishedRecords};
 
+/// What Kafka says of itself, for the relay's crate.
+#[doc(hidden)]
+pub use self::publisher::examined as __examined;
+
 /// What the relay's tests drive by a simulated broker.
 #[doc(hidden)]
 pub mod __simulated {

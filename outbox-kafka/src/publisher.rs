@@ -1,4 +1,6 @@
 mod deliveries;
+#[allow(missing_docs)]
+pub mod examined;
 pub(crate) mod gate;
 pub(crate) mod murmur2;
 mod partitioner;

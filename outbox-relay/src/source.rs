@@ -64,13 +64,15 @@ pub(crate) use self::row_security::sees_all_rows;
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use self::search_path::enter_schema;
+#[cfg(feature = "postgres")]
+pub(crate) use self::writers::open_writers;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-const BLOCKED: &str =
+pub(crate) const BLOCKED: &str =
     "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
+pub(crate) const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
                         `Migrations::new().run(..)`), or name the schema that holds the tables";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]

@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, value_parser};
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use diesel_outbox_relay::operate::Requeue;
 use uuid::Uuid;
 
@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::debezium::{Format, connector_name};
 use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-use super::settings::{BrokerSettings, TopicSettings};
-use super::settings::{CommonSettings, RelaySettings, WalSettings};
+use super::settings::BrokerSettings;
+use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
 use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
@@ -47,8 +47,13 @@ pub(crate) enum Action {
         /// Prints JSON
         #[arg(long)]
         json: bool,
+        /// Prints how many events wait for each topic, or in each shard, instead
+        #[arg(long, value_name = "WHAT", value_enum)]
+        by: Option<LagBy>,
         #[command(flatten)]
         common: CommonSettings,
+        #[command(flatten)]
+        topics: TopicSettings,
     },
     /// Lists the events that Kafka will never accept, and why
     DeadLetters {
@@ -72,6 +77,18 @@ pub(crate) enum Action {
     Replay(Box<ReplaySettings>),
     /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
     Verify(Box<VerifySettings>),
+    /// Looks for everything that can go wrong, before it does, and prints what to do
+    #[command(
+        after_help = "Give it the settings of the relay. It changes nothing. Each line is ok, warn or FAIL.\n\
+                      Exit codes: 0 if no line is FAIL, 1 if one is or the database cannot be reached, 2 usage error."
+    )]
+    Doctor {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: Box<RelaySettings>,
+    },
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
@@ -84,9 +101,9 @@ pub(crate) enum Action {
 impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
-            Self::Relay(settings) => &settings.common,
             Self::Replay(settings) => &settings.common,
             Self::Verify(settings) => &settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
@@ -99,9 +116,9 @@ impl Action {
 
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
-            Self::Relay(settings) => &mut settings.common,
             Self::Replay(settings) => &mut settings.common,
             Self::Verify(settings) => &mut settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
@@ -116,6 +133,13 @@ impl Action {
             ) => common,
         }
     }
+}
+
+/// What the lag is split by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LagBy {
+    Topic,
+    Shard,
 }
 
 #[derive(Debug, Subcommand)]

@@ -36,6 +36,8 @@ pub(crate) enum Failure {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
     DebeziumCheck { failed: usize },
+    #[error("the relay does not work, or will soon not: do what the {failed} lines marked FAIL say")]
+    Doctor { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]
     NoDeadLetter,
     #[error("{database}: {found}")]
@@ -48,6 +50,10 @@ pub(crate) enum Failure {
     Broker(String),
     #[error(transparent)]
     Relay(#[from] RelayError),
+    #[error("{setting}: cannot listen at {address}: {source}")]
+    Listen { setting: String, address: String, source: std::io::Error },
+    #[error("cannot record metrics: {0}")]
+    Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("cannot write the output: {0}")]

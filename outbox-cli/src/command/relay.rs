@@ -1,12 +1,14 @@
 //! `outbox relay`
 
 mod build;
+mod probes;
 
 use std::time::Duration;
 
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
+use self::probes::Probes;
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
 use super::layers::property_key;
@@ -35,6 +37,8 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(Failure::Signals)?;
+        // The relay's metrics must find their recorder.
+        let probes = Probes::new(settings, origins).await?;
         let relays: Vec<RelayHandle> = relays
             .into_iter()
             .map(|relay| relay.spawn().map_err(|error| failure(settings, origins, error)))
@@ -47,6 +51,9 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
             workers = build::workers(settings, origins, &databases),
             "the relay has started",
         );
+        if let Some(probes) = probes {
+            probes.serve(&databases, &relays, settings.probes.ready_timeout.0);
+        }
         if let Some(signal) = signal_or_end(&mut signals, &relays).await {
             info!(signal = signal.name, "the relay is stopping; a second signal ends it at once");
             tokio::spawn(async move { std::process::exit(signals.next().await.exit_code) });

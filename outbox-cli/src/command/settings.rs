@@ -120,6 +120,8 @@ pub(crate) struct RelaySettings {
     pub(crate) after: AfterSettings,
     #[command(flatten)]
     pub(crate) work: WorkSettings,
+    #[command(flatten)]
+    pub(crate) probes: ProbeSettings,
 }
 
 /// Settings of the commands that connect to Kafka.
@@ -281,6 +283,18 @@ pub(crate) struct WorkSettings {
     /// How often the relay measures the lag and logs it
     #[arg(long, value_name = "TIME", default_value = "15s")]
     pub(crate) lag_interval: Time,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Metrics and probes")]
+pub(crate) struct ProbeSettings {
+    /// Serves /metrics, /healthz and /readyz by HTTP at this address, such as 127.0.0.1:9464. There is no access control. Without this
+    /// setting, nothing is served
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// How long the relay may make no progress while something waits before /readyz reports that it is not ready
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    pub(crate) ready_timeout: Time,
 }
 
 /// What the relay reads.

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use clap::Args;
-use diesel_outbox_relay::operate::verify::{Finding, Findings, Kind, Step, Verify, VerifyError};
+use diesel_outbox_relay::operate::verify::{Discrepancies, Discrepancy, Kind, Step, Verify, VerifyError};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -93,7 +93,7 @@ pub(crate) fn run(settings: &VerifySettings, origins: &Origins) -> Result<(), Fa
     ended
 }
 
-fn in_words(findings: &Findings) -> String {
+fn in_words(findings: &Discrepancies) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
     let topics = findings.topics.len();
@@ -143,7 +143,7 @@ fn name(kind: Kind) -> &'static str {
     }
 }
 
-fn count(findings: &Findings, kind: Kind) -> u64 {
+fn count(findings: &Discrepancies, kind: Kind) -> u64 {
     match kind {
         Kind::Lost => findings.lost,
         Kind::Phantom => findings.phantom,
@@ -152,7 +152,7 @@ fn count(findings: &Findings, kind: Kind) -> u64 {
     }
 }
 
-fn in_json(findings: &Findings) -> Value {
+fn in_json(findings: &Discrepancies) -> Value {
     json!({
         "since": moment(findings.window.since),
         "until": moment(findings.window.until),
@@ -168,7 +168,7 @@ fn in_json(findings: &Findings) -> Value {
     })
 }
 
-fn finding_in_json(finding: &Finding) -> Value {
+fn finding_in_json(finding: &Discrepancy) -> Value {
     let mut object =
         json!({ "kind": name(finding.kind).replace(' ', "_"), "id": finding.id.map(|id| id.to_string()) });
     if let Some((topic, partition, offset)) = &finding.place {

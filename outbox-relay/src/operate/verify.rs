@@ -99,7 +99,7 @@ impl Verify {
         kafka: &Kafka,
         topics: &TopicNaming,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Findings, VerifyError> {
+    ) -> Result<Discrepancies, VerifyError> {
         let open = |topics: &BTreeSet<String>, since| kafka.records_since(topics, since, PATIENCE);
         self.compared(kept, &open, topics, progress)
     }
@@ -110,12 +110,12 @@ impl Verify {
         open: &dyn Fn(&BTreeSet<String>, SystemTime) -> Result<R, PublishError>,
         topics: &TopicNaming,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Findings, VerifyError> {
+    ) -> Result<Discrepancies, VerifyError> {
         let mut window = Window { since: self.since, until: self.until };
         let (_, oldest) = kept.count(&window)?;
         window.since = window.since.max(oldest.unwrap_or(self.until)).min(self.until);
         let (events, _) = kept.count(&window)?;
-        let mut findings = Findings::new(window);
+        let mut findings = Discrepancies::new(window);
         let parts = events.div_ceil(self.part).max(1);
         for part in 0..parts {
             let of = |aggregate_id: &[u8]| compare::hash(&[aggregate_id]) % parts == part;
@@ -180,7 +180,7 @@ impl Verify {
         &self,
         suspects: &mut Suspects,
         kept: &mut dyn Kept,
-        findings: &mut Findings,
+        findings: &mut Discrepancies,
     ) -> Result<(), VerifyError> {
         let found = std::mem::take(&mut suspects.found);
         let known: BTreeSet<Uuid> = if found.is_empty() || suspects.looks >= LOOKS {
@@ -208,7 +208,7 @@ impl Verify {
         comparison: &Comparison,
         records: &impl Records,
         kept: &mut dyn Kept,
-        findings: &mut Findings,
+        findings: &mut Discrepancies,
     ) -> Result<(), VerifyError> {
         let mut examples = Vec::new();
         for (id, topic, created_at) in comparison.unseen() {
@@ -223,7 +223,7 @@ impl Verify {
         }
         for chunk in examples.chunks(SUSPECTS) {
             for row in kept.find(chunk)? {
-                findings.examples.push(Finding {
+                findings.examples.push(Discrepancy {
                     kind: Kind::Lost,
                     id: row.id,
                     aggregate: Some((row.aggregate_type, row.aggregate_id)),
@@ -247,8 +247,8 @@ fn is_in(record: &PublishedRecord, window: &Window) -> bool {
     record.timestamp.is_none_or(|timestamp| timestamp >= window.since && timestamp < window.until)
 }
 
-fn of_record(record: &PublishedRecord) -> Finding {
-    Finding {
+fn of_record(record: &PublishedRecord) -> Discrepancy {
+    Discrepancy {
         kind: Kind::Phantom,
         id: record.id,
         aggregate: None,
@@ -307,7 +307,7 @@ pub enum Step {
 /// What a comparison found.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct Findings {
+pub struct Discrepancies {
     /// The time whose events were compared. It begins with the oldest row, if that is younger than what was asked for.
     pub window: Window,
     /// The topics that the events go to.
@@ -328,10 +328,10 @@ pub struct Findings {
     /// How many events may have been on Kafka until it deleted them, as the topic's `retention.ms` says for example.
     pub beyond_retention: u64,
     /// Each finding, up to a number of each kind.
-    pub examples: Vec<Finding>,
+    pub examples: Vec<Discrepancy>,
 }
 
-impl Findings {
+impl Discrepancies {
     fn new(window: Window) -> Self {
         Self {
             window,
@@ -357,7 +357,7 @@ impl Findings {
         self.examples.iter().filter(|finding| finding.kind == kind).count()
     }
 
-    fn add(&mut self, kind: Kind, limit: usize, finding: impl FnOnce() -> Finding) {
+    fn add(&mut self, kind: Kind, limit: usize, finding: impl FnOnce() -> Discrepancy) {
         let count = match kind {
             Kind::Lost => &mut self.lost,
             Kind::Phantom => &mut self.phantom,
@@ -366,7 +366,7 @@ impl Findings {
         };
         *count += 1;
         if *count <= limit as u64 {
-            self.examples.push(Finding { kind, ..finding() });
+            self.examples.push(Discrepancy { kind, ..finding() });
         }
     }
 }
@@ -374,7 +374,7 @@ impl Findings {
 /// An event or a record that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Finding {
+pub struct Discrepancy {
     /// What is wrong with it.
     pub kind: Kind,
     /// The event's id. A record may have none.

@@ -91,7 +91,7 @@ impl Records for Topic {
     }
 }
 
-fn verified(verify: &Verify, table: &mut Table, records: &[PublishedRecord]) -> Findings {
+fn verified(verify: &Verify, table: &mut Table, records: &[PublishedRecord]) -> Discrepancies {
     let opened = RefCell::new(0);
     let open = |_: &BTreeSet<String>, _| {
         *opened.borrow_mut() += 1;
@@ -101,7 +101,7 @@ fn verified(verify: &Verify, table: &mut Table, records: &[PublishedRecord]) -> 
     verify.clone().until(at(1_000_000)).compared(table, &open, &naming, &mut |_| {}).unwrap()
 }
 
-fn kinds(findings: &Findings) -> Vec<(Kind, u128)> {
+fn kinds(findings: &Discrepancies) -> Vec<(Kind, u128)> {
     findings.examples.iter().map(|finding| (finding.kind, finding.id.unwrap().as_u128())).collect()
 }
 
@@ -158,7 +158,7 @@ fn what_is_compared_in_parts_gives_the_same_findings() {
     let whole = verified(&Verify::new(), &mut table, &records);
     let parts = verified(&Verify::new().part(90), &mut table, &records);
     assert_eq!((whole.lost, whole.phantom, whole.duplicated, whole.out_of_order), (10, 1, 1, 0));
-    let sorted = |findings: &Findings| {
+    let sorted = |findings: &Discrepancies| {
         let mut kinds: Vec<String> = kinds(findings).iter().map(|found| format!("{found:?}")).collect();
         kinds.sort();
         kinds

@@ -14,10 +14,12 @@ mod wakeup;
 mod writers;
 
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
+pub(crate) use self::check::{check_server, check_tables};
 pub use self::connection::lacks_tls;
 pub(crate) use self::connection::row_of;
-pub(crate) use self::upkeep::lag;
+pub(crate) use self::upkeep::{lag, unsent_of_shards};
 pub(crate) use self::wakeup::is_polled;
+pub(crate) use self::writers::open_transactions;
 
 use std::collections::HashSet;
 use std::fmt;
