@@ -176,6 +176,8 @@ struct Replaying<'a> {
     mark: String,
     /// What was read and is not settled, in the order of `seq`.
     unsettled: BTreeSet<i64>,
+    /// What is done although something before it is not: it does not come again.
+    done: BTreeSet<i64>,
     read_through: i64,
     has_more: bool,
     began: Instant,
@@ -191,6 +193,7 @@ impl<'a> Replaying<'a> {
             kept,
             mark,
             unsettled: BTreeSet::new(),
+            done: BTreeSet::new(),
             read_through: replay.after,
             has_more: true,
             began: Instant::now(),
@@ -217,7 +220,10 @@ impl<'a> Replaying<'a> {
 
     fn done(&mut self, seq: i64) {
         self.unsettled.remove(&seq);
-        self.replayed.through = Some(self.unsettled.first().map_or(self.read_through, |first| first - 1));
+        self.done.insert(seq);
+        let through = self.unsettled.first().map_or(self.read_through, |first| first - 1);
+        self.done = self.done.split_off(&(through + 1));
+        self.replayed.through = Some(through);
     }
 }
 
@@ -240,6 +246,9 @@ impl Source for Replaying<'_> {
         self.has_more = i64::try_from(rows.len()).is_ok_and(|read| read == limit);
         for KeptRecord { seq, record } in rows {
             self.read_through = seq;
+            if self.done.contains(&seq) {
+                continue;
+            }
             self.given += 1;
             self.unsettled.insert(seq);
             records.push(Claimed::new(seq as u64, record.map(|record| record.header(REPLAYED, &self.mark))));
