@@ -196,7 +196,7 @@ statement!(
      AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
      FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
      placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
-     FROM numbered ORDER BY seq) \
+     FROM numbered ORDER BY seq), \
      moved AS MATERIALIZED (SELECT p.*, CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END AS number \
      FROM (SELECT * FROM placed ORDER BY seq) AS p), \
      noted AS (INSERT INTO outbox_requeued (seq, id, aggregatetype, aggregateid, place) \
