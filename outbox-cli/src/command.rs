@@ -20,6 +20,7 @@ mod properties;
 mod relay;
 mod report;
 mod settings;
+mod shell;
 mod wal;
 
 use std::process::ExitCode;
@@ -62,6 +63,8 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
+        Action::Completions { shell, .. } => shell::completions(*shell),
+        Action::Man { folder, .. } => shell::man(folder),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

@@ -90,7 +90,7 @@ fn a_relay_says_why_it_is_not_ready(tables: &impl Tables) {
     let sends = Relay::start(&tables.relay_url(), Kafka::shared().brokers(), &["--topic", &topic]);
     sends.wait_until_ready();
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
-    away.wait_until_ready();
+    assert_eq!(sends.get("/readyz"), (200, "ready\n".to_owned()));
 }
 
 fn what_waits_is_known_for_each_aggregate_type_and_shard(tables: &impl Tables) {
