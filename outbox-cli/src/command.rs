@@ -23,6 +23,7 @@ mod relay;
 mod replay;
 mod report;
 mod settings;
+mod shell;
 mod signals;
 mod verify;
 mod wal;
@@ -72,6 +73,8 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
+        Action::Completions { shell, .. } => shell::completions(*shell),
+        Action::Man { folder, .. } => shell::man(folder),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

@@ -118,6 +118,16 @@ fn a_service_that_only_consumes_needs_only_the_inbox() {
 }
 
 #[test]
+fn completions_and_man_pages_are_written_without_a_database() {
+    assert!(done(&["completions", "bash"]).contains("--ready-timeout"));
+    let folder = Folder::new("man");
+    let pages = folder.path().join("man1");
+    assert_eq!(done(&["man", pages.to_str().unwrap()]), "");
+    let page = std::fs::read_to_string(pages.join("outbox-doctor.1")).unwrap();
+    assert!(page.contains("outbox") && page.contains("FAIL"), "{page}");
+}
+
+#[test]
 fn flags_start_a_relay() {
     let database = Postgres::shared().database();
     let place = ["--database-url", database.url(), "--schema", "events"];

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use diesel::connection::SimpleConnection;
+use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{migrated, migrated_on};
@@ -28,7 +28,7 @@ impl Found {
         let worst =
             ["FAIL", "warn", "ok"].iter().find_map(|verdict| lines().find(|(_, is, _)| is == verdict));
         let (_, verdict, text) = worst.unwrap_or_else(|| panic!("no line {check} in {self:?}"));
-        (verdict, text)
+        (verdict.as_str(), text.as_str())
     }
 
     /// The lines that are not ok.
@@ -174,7 +174,7 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
     then("dead_letters", "warn", "outbox dead-letters", "DELETE FROM outbox_dead_letter");
 
     let writer = &mut database.connect();
-    writer.batch_execute("BEGIN").unwrap();
+    AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.emit(&Record::new("order", "2", "Never")).unwrap();
     let prepared = format!("doctor_{}", database.name());
     plant(&format!("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION '{prepared}'"));
@@ -189,7 +189,7 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
         is_found.then_some(())
     });
     plant(&format!("ROLLBACK PREPARED '{prepared}'"));
-    writer.batch_execute("ROLLBACK").unwrap();
+    AnsiTransactionManager::rollback_transaction(writer).unwrap();
 
     plant(
         "SELECT setval('outbox_seq_seq', 1); INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) \

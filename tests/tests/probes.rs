@@ -17,7 +17,10 @@ use outbox_tests::{
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-on_postgres_and_mariadb!(a_relay_says_why_it_is_not_ready);
+on_postgres_and_mariadb!(
+    a_relay_says_why_it_is_not_ready,
+    what_waits_is_known_for_each_aggregate_type_and_shard,
+);
 
 /// A running relay, and the address where it serves.
 struct Relay {
@@ -87,7 +90,21 @@ fn a_relay_says_why_it_is_not_ready(tables: &impl Tables) {
     let sends = Relay::start(&tables.relay_url(), Kafka::shared().brokers(), &["--topic", &topic]);
     sends.wait_until_ready();
     Kafka::shared().read_at_least(&topic, 1, PATIENCE);
-    away.wait_until_ready();
+    assert_eq!(sends.get("/readyz"), (200, "ready\n".to_owned()));
+}
+
+fn what_waits_is_known_for_each_aggregate_type_and_shard(tables: &impl Tables) {
+    let records = (1..=8).map(|id| record("order", id)).chain((1..=3).map(|id| record("invoice", id)));
+    let records: Vec<Record> = records.collect();
+    let mut expected = BTreeMap::<(String, i16), u64>::new();
+    for record in &records {
+        *expected.entry((record.aggregate_type().to_owned(), record.shard())).or_default() += 1;
+    }
+    tables.connect().transaction(|c| c.emit_all(&records)).unwrap();
+    let unsent = tables.operate().unsent().unwrap();
+    assert!(unsent.iter().all(|waiting| waiting.oldest > Duration::ZERO), "{unsent:?}");
+    let counts = unsent.into_iter().map(|waiting| ((waiting.aggregate_type, waiting.shard), waiting.count));
+    assert_eq!(counts.collect::<BTreeMap<_, _>>(), expected);
 }
 
 #[test]
@@ -229,6 +246,8 @@ fn the_documentation_the_dashboard_and_the_alerts_know_each_metric_of_a_relay_an
     let rules = "deploy/prometheus/alerts.yml";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(rules);
     is_content(Command::new(artifacts::promtool()).args(["check", "rules"]).arg(path), "");
+    let mut test = Command::new(artifacts::promtool());
+    is_content(test.args(["test", "rules"]).arg(path.with_file_name("alerts_test.yml")), "");
     for file in [rules, "deploy/grafana/dashboard.json"] {
         let text = read(file);
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');

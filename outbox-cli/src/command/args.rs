@@ -1,8 +1,18 @@
 //! The command line.
 
+<<<<<<< HEAD
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use clap::value_parser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+=======
+use std::path::PathBuf;
+
+use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use clap_complete::Shell;
+use diesel_outbox_relay::operate::Requeue;
+use uuid::Uuid;
+>>>>>>> merge
 
 use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -91,6 +101,20 @@ pub(crate) enum Action {
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
+    /// Prints what a shell needs to complete commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
+    /// Writes man pages, one for each command
+    Man {
+        /// The folder for them, such as /usr/local/share/man/man1
+        folder: PathBuf,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Prepares Debezium to relay the outbox instead (PostgreSQL, MySQL, MariaDB)
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[command(subcommand, arg_required_else_help = true)]
@@ -108,6 +132,8 @@ impl Action {
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
+            | Self::Completions { common, .. }
+            | Self::Man { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(action) => action.common(),
@@ -124,6 +150,8 @@ impl Action {
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
+            | Self::Completions { common, .. }
+            | Self::Man { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(

@@ -23,6 +23,8 @@ pub const REPLAYED: &str = "outbox-replayed";
 
 /// How many rows are read at once.
 const ROWS: i64 = 500;
+/// How many records are in flight at once after a failure: the way to Kafka may be narrow.
+const FEW: usize = 10;
 /// How often a failure may follow another one without any record sent.
 const ATTEMPTS: u32 = 5;
 const SLICE: Duration = Duration::from_millis(10);
@@ -106,13 +108,15 @@ impl Replay {
         let metrics = Metrics::new();
         let (mut backoff, mut failures) = (Backoff::new(), 0);
         let goes_on = Cell::new(true);
+        let limits = Limits { batch_size: ROWS as usize, ..Limits::default() };
         while !source.is_done() && goes_on.get() {
             let before = published.get();
             let pipeline = Pipeline {
                 topic_naming: topics,
-                limits: Limits { batch_size: ROWS as usize, ..Limits::default() },
+                limits: if failures == 0 { limits } else { limits.at_most(FEW) },
                 now: &Instant::now,
                 published: &published,
+                silence: &Cell::default(),
                 metrics: &metrics,
                 stopping: &|| !goes_on.get(),
             };

@@ -2,12 +2,12 @@ use std::time::SystemTime;
 
 use diesel::QueryResult;
 use mysql::Conn;
-use mysql::prelude::Queryable;
+use mysql::prelude::{FromRow, Queryable};
 
 use super::{Examine, Finding, LONG_OPEN, Verdict, clock_finding, lag_findings, looked};
 use crate::operate::Operate;
 use crate::operate::mysql::failed;
-use crate::source::mysql::{check_server, check_tables, open_transactions};
+use crate::source::mysql::{check_server, check_tables, open_transactions, row_of};
 
 /// What a relay does, none of which runs: to explain a statement takes the same privileges.
 const NEEDED: [(&str, &str, &str); 6] = [
@@ -52,16 +52,24 @@ impl Examine for Conn {
     }
 
     fn recent_aggregate_types(&mut self) -> QueryResult<Vec<String>> {
-        self.query(
-            "SELECT DISTINCT aggregatetype FROM (SELECT aggregatetype FROM outbox ORDER BY seq DESC LIMIT 10000) AS recent ORDER BY 1",
-        )
-        .map_err(failed)
+        let query = "SELECT DISTINCT aggregatetype FROM (SELECT aggregatetype FROM outbox ORDER BY seq DESC LIMIT 10000) AS recent \
+                     ORDER BY 1";
+        let rows = self.query::<mysql::Row, _>(query).map_err(failed)?;
+        let types = rows.into_iter().map(|row| row_of::<(String,)>(row).map(|(name,)| name));
+        types.collect::<mysql::Result<_>>().map_err(failed)
     }
 }
 
+/// The first row, if it has these types.
+fn first<T: FromRow>(conn: &mut Conn, query: &str) -> mysql::Result<Option<T>> {
+    conn.query_first::<mysql::Row, _>(query)?.map(row_of).transpose()
+}
+
 fn settings(conn: &mut Conn) -> mysql::Result<Vec<Finding>> {
-    let row: Option<(i64, i64, i64, i64)> =
-        conn.query_first("SELECT @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog, @@read_only")?;
+    let row: Option<(i64, i64, i64, i64)> = first(
+        conn,
+        "SELECT @@innodb_flush_log_at_trx_commit, @@log_bin, @@sync_binlog, CONCAT('', @@read_only) NOT IN ('0', 'OFF')",
+    )?;
     let (flush, binlog, sync, read_only) = row.unwrap_or_default();
     let mut unsafe_settings = Vec::new();
     if flush != 1 {
@@ -88,9 +96,10 @@ fn settings(conn: &mut Conn) -> mysql::Result<Vec<Finding>> {
 }
 
 fn connections(conn: &mut Conn) -> mysql::Result<Vec<Finding>> {
-    let most: Option<i64> = conn.query_first("SELECT @@max_connections")?;
-    let used: Option<(String, i64)> = conn.query_first("SHOW GLOBAL STATUS LIKE 'Threads_connected'")?;
-    let (most, used) = (most.unwrap_or_default(), used.map_or(0, |(_, used)| used));
+    let (most,): (i64,) = first(conn, "SELECT @@max_connections")?.unwrap_or_default();
+    let (_, used): (String, String) =
+        first(conn, "SHOW GLOBAL STATUS LIKE 'Threads_connected'")?.unwrap_or_default();
+    let used = used.parse().unwrap_or(0);
     let problem = (most - used < 5).then(|| {
         let text = format!("{used} of {most} are taken: raise max_connections, or let services take fewer");
         (Verdict::Warn, text)
@@ -140,9 +149,8 @@ fn prepared(conn: &mut Conn) -> Finding {
 
 /// Old versions of rows, which InnoDB keeps for transactions that are open.
 fn bloat(conn: &mut Conn) -> Finding {
-    let length: mysql::Result<Option<i64>> = conn.query_first(
-        "SELECT count FROM information_schema.innodb_metrics WHERE name = 'trx_rseg_history_len'",
-    );
+    let query = "SELECT count FROM information_schema.innodb_metrics WHERE name = 'trx_rseg_history_len'";
+    let length = first::<(i64,)>(conn, query).map(|row| row.map(|(length,)| length));
     match length {
         Ok(Some(length)) if length > LONG_HISTORY => Finding::warn(
             "bloat",
@@ -162,9 +170,9 @@ fn bloat(conn: &mut Conn) -> Finding {
 
 fn clock(conn: &mut Conn) -> mysql::Result<Vec<Finding>> {
     let before = SystemTime::now();
-    let theirs: Option<i64> =
-        conn.query_first("SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000")?;
-    Ok(vec![clock_finding(before, theirs.unwrap_or_default())])
+    let query = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(3)) DIV 1000";
+    let (theirs,): (i64,) = first(conn, query)?.unwrap_or_default();
+    Ok(vec![clock_finding(before, theirs)])
 }
 
 fn role(conn: &mut Conn) -> Finding {
