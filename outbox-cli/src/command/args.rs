@@ -1,18 +1,11 @@
 //! The command line.
 
-<<<<<<< HEAD
+use std::path::PathBuf;
+
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use clap::value_parser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-=======
-use std::path::PathBuf;
-
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use clap_complete::Shell;
-use diesel_outbox_relay::operate::Requeue;
-use uuid::Uuid;
->>>>>>> merge
 
 use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
