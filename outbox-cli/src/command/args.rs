@@ -167,7 +167,7 @@ pub(crate) enum LagBy {
 #[derive(Debug, Subcommand)]
 pub(crate) enum DeadLetterAction {
     /// Deletes dead letters for good: their events are lost
-    Delete {
+    Drop {
         #[command(flatten)]
         which: Which,
         #[command(flatten)]
