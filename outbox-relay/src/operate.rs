@@ -1,14 +1,27 @@
 //! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
+mod doctor;
+pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod replay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "kafka")]
+pub mod verify;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+#[cfg(feature = "kafka")]
+pub use self::doctor::examine_kafka;
+#[cfg(feature = "postgres")]
+pub use self::doctor::examine_wal;
+pub use self::doctor::{Examine, Finding, Verdict};
+
+#[cfg(feature = "postgres-wal")]
+pub(crate) use self::postgres::count_dead_letters;
 #[cfg(feature = "postgres")]
 pub use self::postgres::schemas;
 
@@ -41,11 +54,18 @@ pub trait Operate {
     /// Returns how many records wait to be sent, and the age of the oldest.
     ///
     /// It counts them, which takes about a second for every few million. On PostgreSQL the role needs SELECT on `outbox`,
-    /// `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
+    /// `outbox_shard`, `outbox_slot`, `outbox_dead_letter` and `outbox_seq_seq`.
     ///
     /// # Errors
     /// Returns the database's error.
     fn lag(&mut self) -> QueryResult<Lag>;
+
+    /// Returns how many records wait to be sent, and the age of the oldest, of each aggregate type in each shard that has some. It reads the
+    /// same rows as [`lag`](Self::lag).
+    ///
+    /// # Errors
+    /// Returns the database's error.
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>>;
 
     /// Returns the oldest dead letters, up to `limit`.
     ///
@@ -56,11 +76,33 @@ pub trait Operate {
     /// Puts dead letters back into the outbox and returns how many there were. It waits for the passes that are going on.
     ///
     /// Each comes to its old place in the order. If the write-ahead log is read, they come to the end of the order instead. The same is
-    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log.
+    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log. With the policy `block`, the
+    /// later records of their aggregate that come before them there become dead letters, too, so that the order is kept: requeue those again.
     ///
     /// # Errors
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
+}
+
+/// The records of one aggregate type in one shard that wait to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unsent {
+    /// The aggregate type, by which topics are named.
+    pub aggregate_type: String,
+    /// The shard, 0 to 15.
+    pub shard: i16,
+    /// How many there are.
+    pub count: u64,
+    /// The age of the oldest.
+    pub oldest: Duration,
+}
+
+type UnsentRow = (String, i16, i64, f64);
+
+fn unsent((aggregate_type, shard, count, oldest): UnsentRow) -> Unsent {
+    let oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+    Unsent { aggregate_type, shard, count: count.unsigned_abs(), oldest }
 }
 
 /// A record that the broker will never take, with the reason.

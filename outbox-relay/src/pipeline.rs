@@ -20,13 +20,14 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Refusal, Source, SourceError,
+    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source,
+    SourceError,
 };
 
 use self::names::TopicNames;
 use self::waiting::Waiting;
 use crate::crash::crash_point;
-use crate::metrics::Metrics;
+use crate::metrics::{Latencies, Metrics};
 
 /// How much a pass takes on: the settings of the same names on [`Relay`](crate::Relay).
 #[derive(Debug, Clone, Copy)]
@@ -152,7 +153,7 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(failure) => {
-                self.report(&pass, began);
+                self.report(&mut pass, began);
                 failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
@@ -163,8 +164,8 @@ impl Pipeline<'_> {
     }
 
     /// Counts what the pass has published and settled.
-    fn report(&self, pass: &Pass, began: Instant) {
-        self.metrics.published(pass.published);
+    fn report(&self, pass: &mut Pass, began: Instant) {
+        self.metrics.published(pass.published, &mut pass.latencies);
         self.published.set(self.published.get() + pass.published);
         self.metrics.passed(pass.published, (self.now)().duration_since(began));
     }
@@ -255,7 +256,7 @@ impl Pipeline<'_> {
                 ))));
             }
             for acknowledgement in acknowledgements.drain(..) {
-                self.acknowledge(pass, acknowledgement, source)?;
+                self.acknowledge(pass, acknowledgement, source, now)?;
             }
             if !pass.acknowledged.is_empty() {
                 crash_point("after_acknowledgement");
@@ -318,7 +319,7 @@ impl Pipeline<'_> {
                 Ok(()) => {
                     pass.in_flight += 1;
                     pass.highest = pass.highest.max(Some(ticket));
-                    pass.hold(size(&claimed));
+                    pass.hold(&claimed);
                 }
                 Err(Refusal::Full) => {
                     pass.unsent.push_front(claimed);
@@ -346,9 +347,10 @@ impl Pipeline<'_> {
         pass: &mut Pass,
         acknowledgement: Acknowledgement,
         source: &mut dyn Source,
+        now: Instant,
     ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
-        pass.let_go();
+        pass.let_go(now);
         pass.waiting.release(acknowledgement.ticket, &mut pass.unsent);
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
@@ -425,6 +427,7 @@ struct Pass {
     sizes: VecDeque<usize>,
     /// Their sum.
     bytes: usize,
+    latencies: Latencies,
     /// When the broker last acknowledged something.
     progress: Instant,
     /// Durable, but not settled yet.
@@ -451,6 +454,7 @@ impl Pass {
             highest: None,
             sizes: VecDeque::new(),
             bytes: 0,
+            latencies: Latencies::begin(now),
             progress: now,
             acknowledged: Vec::new(),
             settled: now,
@@ -459,13 +463,16 @@ impl Pass {
         }
     }
 
-    fn hold(&mut self, size: usize) {
+    fn hold(&mut self, claimed: &Claimed) {
+        let size = size(claimed);
         self.sizes.push_back(size);
         self.bytes += size;
+        self.latencies.emitted(claimed.record.as_ref().ok().and_then(Record::created_at));
     }
 
-    fn let_go(&mut self) {
+    fn let_go(&mut self, now: Instant) {
         self.bytes -= self.sizes.pop_front().unwrap_or_default();
+        self.latencies.acknowledged(now);
     }
 
     fn next_read(&self, now: Instant) -> Duration {

@@ -8,6 +8,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
 use crate::handle::Work;
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -325,7 +326,9 @@ impl Relay {
             (0..self.number_of_workers()).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
         let (sources, watch) = self.sources(&stop)?;
         let mut work: Vec<(String, Work)> = Vec::new();
-        for (number, (source, publisher)) in sources.into_iter().zip(publishers).enumerate() {
+        let health = Health::new(self.number_of_workers(), self.options.lag_interval);
+        let workers = sources.into_iter().zip(publishers).zip(health.workers());
+        for (number, ((source, publisher), health)) in workers.enumerate() {
             let worker = Worker {
                 source,
                 publisher,
@@ -337,11 +340,12 @@ impl Relay {
                 upkept: None,
                 published: std::cell::Cell::new(0),
                 metrics: Metrics::new(),
+                health,
             };
             work.push((format!("outbox-relay-{number}"), Box::new(move || worker.run())));
         }
         work.extend(watch.map(|watch| ("outbox-watch".to_owned(), watch)));
-        RelayHandle::start(stop, work, self.shutdown_timeout)
+        RelayHandle::start(stop, work, health, self.shutdown_timeout)
     }
 
     fn number_of_workers(&self) -> usize {

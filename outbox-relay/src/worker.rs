@@ -8,6 +8,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
 use crate::backoff::Backoff;
+use crate::health::WorkerHealth;
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
@@ -39,23 +40,36 @@ pub(crate) struct Worker {
     /// How many records it has published.
     pub(crate) published: Cell<usize>,
     pub(crate) metrics: Metrics,
+    pub(crate) health: WorkerHealth,
 }
 
 impl Worker {
     /// Works until it should stop. Returns an error that trying again cannot correct, or the last one that nobody had corrected by
     /// then.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
+        let health = self.health.clone();
+        let ended = self.work();
+        health.ended(ended.as_ref().err().map(|error| error as &dyn std::error::Error));
+        ended
+    }
+
+    fn work(&mut self) -> Result<(), SourceError> {
         let mut retry = Retry::new();
         let mut uncorrected = None;
         while !self.stop.is_set() {
             let before = self.published.get();
+            self.health.lives();
             let turned = self.turn();
+            if self.published.get() > before {
+                self.health.settled();
+            }
             if turned.is_err() && self.limits.exactly_once {
                 // The source may have forgotten what was committed last, so the publisher must say it again.
                 self.publisher.abandon();
             }
             match turned {
                 Ok(()) => {
+                    self.health.went_well();
                     uncorrected = None;
                     retry.succeeded();
                 }
@@ -78,6 +92,7 @@ impl Worker {
                     if self.published.get() > before {
                         retry.begin_anew();
                     }
+                    self.health.failed(failure.error());
                     retry.failed(&failure, &self.stop, &self.metrics);
                     if let PassError::Source(_) = &failure {
                         self.trust = 1;
@@ -122,7 +137,9 @@ impl Worker {
         if passed == Passed::Idle {
             self.listen()?;
             let mut listened = Instant::now();
+            self.health.went_well();
             while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
+                self.health.lives();
                 self.upkeep()?;
                 if listened.elapsed() >= IDLE_LISTEN {
                     self.listen()?;
@@ -152,7 +169,9 @@ impl Worker {
 
     fn upkeep(&mut self) -> Result<(), PassError> {
         self.upkept = Some(Instant::now());
+        self.metrics.progress();
         if let Some(lag) = self.source.upkeep()? {
+            self.health.measured(&lag);
             self.metrics.lag(lag);
         }
         Ok(())
@@ -168,13 +187,20 @@ impl PassError {
         }
     }
 
+    fn error(&self) -> &dyn std::error::Error {
+        match self {
+            Self::Source(error) => error,
+            Self::Publisher(error) => error,
+        }
+    }
+
     /// Reports the failure, and returns which side has failed.
     fn report(&self, metrics: &Metrics, retry_in: Duration) -> &'static str {
-        let (component, error, is_misconfigured) = match self {
-            Self::Source(error) => ("database", error as &dyn std::error::Error, error.is_misconfigured()),
-            Self::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
+        let (component, is_misconfigured) = match self {
+            Self::Source(error) => ("database", error.is_misconfigured()),
+            Self::Publisher(_) => ("broker", false),
         };
-        metrics.failed(component, error, is_misconfigured, retry_in);
+        metrics.failed(component, self.error(), is_misconfigured, retry_in);
         component
     }
 }
@@ -222,6 +248,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::health::Health;
     use crate::pipeline::rehearsal::Quick;
 
     /// Holds nothing.
@@ -292,6 +319,7 @@ mod tests {
             upkept: None,
             published: Cell::new(0),
             metrics: Metrics::new(),
+            health: Health::new(1, Duration::ZERO).workers().next().unwrap(),
         }
     }
 

@@ -118,6 +118,16 @@ fn a_service_that_only_consumes_needs_only_the_inbox() {
 }
 
 #[test]
+fn completions_and_man_pages_are_written_without_a_database() {
+    assert!(done(&["completions", "bash"]).contains("--ready-timeout"));
+    let folder = Folder::new("man");
+    let pages = folder.path().join("man1");
+    assert_eq!(done(&["man", pages.to_str().unwrap()]), "");
+    let page = std::fs::read_to_string(pages.join("outbox-doctor.1")).unwrap();
+    assert!(page.contains("outbox") && page.contains("FAIL"), "{page}");
+}
+
+#[test]
 fn flags_start_a_relay() {
     let database = Postgres::shared().database();
     let place = ["--database-url", database.url(), "--schema", "events"];
@@ -408,13 +418,18 @@ fn dead_letters_are_listed_and_requeued() {
     emit(&mut conn, "order", 1);
     emit(&mut conn, "invoice", 3);
     assert!(done(&at(&["lag"])).starts_with("unsent: 4\noldest: "));
+    let by_topic = done(&[&at(&["lag", "--by", "topic"])[..], &["--topic", &pattern]].concat());
+    assert!(by_topic.contains(&format!("{invoices}  unsent: 3  oldest: ")), "{by_topic}");
+    assert!(by_topic.contains(&format!("{orders}    unsent: 1  oldest: ")), "{by_topic}");
     let process = relay(&[&settings[..], &["--allow-topics", &orders]].concat());
     let dead = "select count(*) from outbox_dead_letter";
     eventually("3 dead letters", PATIENCE, || (number(&mut conn, dead) == 3).then_some(()));
     assert_eq!(kafka.read_at_least(&orders, 1, PATIENCE).len(), 1);
     stopped(&process, Signal::Terminate);
 
-    assert_eq!(done(&at(&["lag", "--json"])), "{\"oldest_seconds\":0.0,\"unsent\":0}\n");
+    assert_eq!(done(&at(&["lag"])), "no event waits to be sent\ndead letters: 3\n");
+    let json = "{\"blocked_aggregates\":0,\"dead_letters\":3,\"oldest_seconds\":0.0,\"unsent\":0}\n";
+    assert_eq!(done(&at(&["lag", "--json"])), json);
     let text = done(&at(&["dead-letters"]));
     assert!(text.contains("OrderPlaced of invoice 2\n") && text.contains(&invoices), "{text}");
     let json = done(&at(&["dead-letters", "--json"]));

@@ -4,14 +4,26 @@ use diesel_outbox_core::Lag;
 use mysql::prelude::Queryable;
 use mysql::{Conn, IsolationLevel, TxOpts, params};
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
-use crate::source::mysql::{self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, dead_letter, unsent};
+use crate::source::mysql::{
+    self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of, unsent_of_shards,
+};
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
     fn lag(&mut self) -> QueryResult<Lag> {
         let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
         lag(self, &bounds).map_err(failed)
+    }
+
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+        let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
+        let rows = unsent_of_shards(self, &bounds).map_err(failed)?;
+        let row = |(aggregate_type, shard, count, oldest): (Vec<u8>, i16, i64, i64)| {
+            let aggregate_type = String::from_utf8_lossy(&aggregate_type).into_owned();
+            unsent((aggregate_type, shard, count, oldest as f64 / 1_000_000.0))
+        };
+        Ok(rows.into_iter().map(row).collect())
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
@@ -34,7 +46,7 @@ pub fn is_polled(conn: &mut Conn) -> QueryResult<bool> {
     polling::is_polled(conn).map_err(failed)
 }
 
-fn failed(error: mysql::Error) -> Error {
+pub(super) fn failed(error: mysql::Error) -> Error {
     Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
 }
 

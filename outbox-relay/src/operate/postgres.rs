@@ -8,11 +8,11 @@ use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as
 use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, unsent};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::wake;
-use crate::source::{Schemas, sees_all_rows};
+use crate::source::{BLOCKED, Schemas, sees_all_rows};
 use crate::statement::statement;
 
 impl Operate for PgConnection {
@@ -20,13 +20,14 @@ impl Operate for PgConnection {
         sees_all_rows(self)?;
         type LagRow = (i64, f64, Option<i64>, Option<i64>, Option<String>);
         let (unsent, oldest, bytes, retained, status) = if is_set_back(self)? {
-            UnsentAnywhere::new().get_result::<LagRow>(self)?
+            CountUnsentAnywhere::new().get_result::<LagRow>(self)?
         } else {
-            Unsent::new().get_result::<LagRow>(self)?
+            CountUnsent::new().get_result::<LagRow>(self)?
         };
         let mut lag = Lag::default();
         lag.unsent = unsent.unsigned_abs();
         lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        count_dead_letters(self, &mut lag)?;
         lag.wal = status.map(|status| {
             let mut wal = WalLag::default();
             wal.bytes = bytes.unwrap_or_default().unsigned_abs();
@@ -35,6 +36,16 @@ impl Operate for PgConnection {
             wal
         });
         Ok(lag)
+    }
+
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+        sees_all_rows(self)?;
+        let rows = if is_set_back(self)? {
+            UnsentOfShardsAnywhere::new().load::<UnsentRow>(self)?
+        } else {
+            UnsentOfShards::new().load::<UnsentRow>(self)?
+        };
+        Ok(rows.into_iter().map(unsent).collect())
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
@@ -64,6 +75,14 @@ impl Operate for PgConnection {
     }
 }
 
+/// Counts the dead letters, and the aggregates that are held back behind them.
+pub(crate) fn count_dead_letters(conn: &mut PgConnection, lag: &mut Lag) -> QueryResult<()> {
+    let (dead_letters, blocked) = CountDeadLetters::new(BLOCKED.to_owned()).get_result::<(i64, i64)>(conn)?;
+    lag.dead_letters = dead_letters.unsigned_abs();
+    lag.blocked_aggregates = blocked.unsigned_abs();
+    Ok(())
+}
+
 /// Returns the schemas of a PostgreSQL database that have an outbox and are among these names. A `*` in a name stands for any
 /// characters, as in [`Relay::schemas`](crate::Relay::schemas).
 ///
@@ -78,11 +97,11 @@ pub fn schemas(
 
 /// The number and age of the rows of this part of a query, and how far the slot is behind, if other rows are read from one.
 macro_rules! lag {
-    ($($rows:expr),+) => {
+    ($rows:expr) => {
         concat!(
             "SELECT * FROM (SELECT count(*), \
-             coalesce(extract(epoch FROM clock_timestamp() - (min(created_at) AT TIME ZONE 'utc')), 0)::float8 ",
-            $($rows,)+
+             coalesce(extract(epoch FROM clock_timestamp() - (min(o.created_at) AT TIME ZONE 'utc')), 0)::float8 ",
+            $rows,
             ") AS unsent LEFT JOIN (SELECT \
              greatest(pg_current_wal_insert_lsn() - greatest(o.start_lsn, s.confirmed_flush_lsn), 0)::bigint, \
              greatest(pg_current_wal_insert_lsn() - s.restart_lsn, 0)::bigint, coalesce(s.wal_status, 'lost') \
@@ -92,27 +111,62 @@ macro_rules! lag {
     };
 }
 
+/// The unsent rows, scanned along `seq` from the oldest on, because the rows lie in that order in the table.
+macro_rules! unsent_rows {
+    () => {
+        concat!(
+            "FROM outbox AS o WHERE o.sent_at IS NULL AND o.seq >= (SELECT min(oldest.seq) FROM ",
+            shards!(),
+            " AS s ",
+            oldest_unsent!(),
+            ") AND o.seq <= (SELECT max(polled_through) FROM outbox_shard)"
+        )
+    };
+}
+
+/// The unsent rows of the whole table, because the lower bounds mean nothing if the sequence was set back.
+macro_rules! unsent_rows_anywhere {
+    () => {
+        concat!(
+            "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",
+            was_sent_from_wal!()
+        )
+    };
+}
+
+/// The number and age of the rows of this part of a query, for each aggregate type and shard.
+macro_rules! of_shards {
+    ($rows:expr) => {
+        concat!(
+            "SELECT o.aggregatetype::text, o.shard, count(*), \
+             coalesce(extract(epoch FROM clock_timestamp() - (min(o.created_at) AT TIME ZONE 'utc')), 0)::float8 ",
+            $rows,
+            " GROUP BY o.aggregatetype, o.shard ORDER BY o.aggregatetype, o.shard"
+        )
+    };
+}
+
+statement!(Pg, UnsentOfShards {} -> (Text, SmallInt, BigInt, Double), of_shards!(unsent_rows!()));
+
+statement!(Pg, UnsentOfShardsAnywhere {} -> (Text, SmallInt, BigInt, Double), of_shards!(unsent_rows_anywhere!()));
+
 statement!(
     Pg,
-    /// Scans along `seq` from the oldest unsent row on, because the rows lie in that order in the table.
-    Unsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
-    lag!(
-        "FROM outbox WHERE sent_at IS NULL AND seq >= (SELECT min(oldest.seq) FROM ",
-        shards!(),
-        " AS s ",
-        oldest_unsent!(),
-        ") AND seq <= (SELECT max(polled_through) FROM outbox_shard)"
-    )
+    CountUnsent {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
+    lag!(unsent_rows!())
 );
 
 statement!(
     Pg,
-    /// Counts in the whole table, because the lower bounds mean nothing if the sequence was set back.
-    UnsentAnywhere {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
-    lag!(
-        "FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.sent_at IS NULL AND NOT ",
-        was_sent_from_wal!()
-    )
+    CountUnsentAnywhere {} -> (BigInt, Double, Nullable<BigInt>, Nullable<BigInt>, Nullable<Text>),
+    lag!(unsent_rows_anywhere!())
+);
+
+statement!(
+    Pg,
+    CountDeadLetters { blocked: String => Text } -> (BigInt, BigInt),
+    "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE reason = ?) AS b) \
+     FROM outbox_dead_letter"
 );
 
 statement!(
@@ -126,7 +180,8 @@ statement!(
     Pg,
     /// Puts dead letters back at their old place if rows are polled. They get new numbers in three cases: rows are read from the write-ahead
     /// log, which has only the order of the commits; nothing marks which of their neighbours were sent; or another event has the number,
-    /// because the sequence was restarted. Later dead letters of an aggregate stay behind earlier ones.
+    /// because the sequence was restarted. Later dead letters of an aggregate stay behind earlier ones. With a new number goes a note of the
+    /// old place, so that relays hold back what comes between.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -142,9 +197,12 @@ statement!(
      FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
      placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
      FROM numbered ORDER BY seq) \
+     moved AS MATERIALIZED (SELECT p.*, CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END AS number \
+     FROM (SELECT * FROM placed ORDER BY seq) AS p), \
+     noted AS (INSERT INTO outbox_requeued (seq, id, aggregatetype, aggregateid, place) \
+     SELECT number, id, aggregatetype, aggregateid, seq FROM moved WHERE NOT stays) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END, id, aggregatetype, aggregateid, type, payload, \
-     headers, shard, created_at FROM (SELECT * FROM placed ORDER BY seq) AS placed RETURNING shard, seq"
+     SELECT number, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM moved ORDER BY number RETURNING shard, seq"
 );
 
 statement!(

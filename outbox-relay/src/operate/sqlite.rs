@@ -1,21 +1,30 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Double, Nullable, Text};
+use diesel::sql_types::{BigInt, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, unsent};
+use crate::source::BLOCKED;
 use crate::source::julian_day::{created_at_ms, unix_ms};
 use crate::statement::statement;
 
 impl Operate for SqliteConnection {
     fn lag(&mut self) -> QueryResult<Lag> {
-        let (unsent, oldest) = Unsent::new().get_result::<(i64, f64)>(self)?;
+        let (unsent, oldest) = CountUnsent::new().get_result::<(i64, f64)>(self)?;
+        let (dead_letters, blocked) =
+            CountDeadLetters::new(BLOCKED.to_owned()).get_result::<(i64, i64)>(self)?;
         let mut lag = Lag::default();
         lag.unsent = unsent.unsigned_abs();
         lag.oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+        lag.dead_letters = dead_letters.unsigned_abs();
+        lag.blocked_aggregates = blocked.unsigned_abs();
         Ok(lag)
+    }
+
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+        Ok(UnsentOfShards::new().load::<UnsentRow>(self)?.into_iter().map(unsent).collect())
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
@@ -34,9 +43,23 @@ impl Operate for SqliteConnection {
 
 statement!(
     Sqlite,
-    Unsent {} -> (BigInt, Double),
+    UnsentOfShards {} -> (Text, SmallInt, BigInt, Double),
+    "SELECT aggregatetype, shard, count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
+     FROM outbox WHERE sent_at IS NULL GROUP BY aggregatetype, shard ORDER BY aggregatetype, shard"
+);
+
+statement!(
+    Sqlite,
+    CountUnsent {} -> (BigInt, Double),
     "SELECT count(*), coalesce((julianday('now') - julianday(min(created_at))) * 86400.0, 0.0) \
      FROM outbox WHERE sent_at IS NULL"
+);
+
+statement!(
+    Sqlite,
+    CountDeadLetters { blocked: String => Text } -> (BigInt, BigInt),
+    "SELECT count(*), (SELECT count(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter WHERE reason = ?)) \
+     FROM outbox_dead_letter"
 );
 
 statement!(
