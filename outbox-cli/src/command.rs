@@ -12,15 +12,19 @@ mod invocation;
 mod layers;
 mod log;
 mod migrate;
+mod moment;
 mod origin;
 mod outboxes;
 mod output;
 #[cfg(all(test, feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod properties;
 mod relay;
+mod replay;
 mod report;
 mod settings;
 mod shell;
+mod signals;
+mod verify;
 mod wal;
 
 use std::process::ExitCode;
@@ -62,6 +66,8 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         }
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Replay(settings) => replay::run(settings, origins),
+        Action::Verify(settings) => verify::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Completions { shell, .. } => shell::completions(*shell),
         Action::Man { folder, .. } => shell::man(folder),

@@ -77,6 +77,7 @@ pub mod consumer;
 mod error;
 mod log;
 mod publisher;
+mod read;
 
 #[cfg(feature = "consumer")]
 #[doc(hidden)]
@@ -94,6 +95,7 @@ pub use diesel_outbox_derive::{KafkaInboxEvent as InboxEvent, KafkaOutboxEvent a
 pub use uuid::Uuid;
 
 pub use self::publisher::Kafka;
+pub use self::read::{PublishedRecord, PublishedRecords};
 
 /// What Kafka says of itself, for the relay's crate.
 #[doc(hidden)]

@@ -116,6 +116,15 @@ impl Kafka {
         self
     }
 
+    /// Returns those of the settings that say how to connect.
+    pub(crate) fn connection(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in settings::of_connection(&self.settings) {
+            config.set(name, value);
+        }
+        config
+    }
+
     /// Returns how many bytes of payloads librdkafka's queue takes.
     fn queue_size(&self) -> usize {
         let kbytes =
@@ -383,10 +392,7 @@ impl Publisher for KafkaPublisher {
         }
         let until = Instant::now() + wait;
         self.producer()?;
-        let mut config = ClientConfig::new();
-        for (name, value) in settings::of_connection(&self.kafka.settings) {
-            config.set(name, value);
-        }
+        let config = self.kafka.connection();
         match (&mut self.transactions, &self.producer) {
             (Some(transactions), Some(producer)) => transactions.take_over(producer, config, until).map(Some),
             _ => Ok(None),

@@ -1,12 +1,16 @@
 //! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
 
 mod doctor;
+pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod replay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "kafka")]
+pub mod verify;
 
 use std::time::{Duration, SystemTime};
 
@@ -72,7 +76,8 @@ pub trait Operate {
     /// Puts dead letters back into the outbox and returns how many there were. It waits for the passes that are going on.
     ///
     /// Each comes to its old place in the order. If the write-ahead log is read, they come to the end of the order instead. The same is
-    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log.
+    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log. With the policy `block`, the
+    /// later records of their aggregate that come before them there become dead letters, too, so that the order is kept: requeue those again.
     ///
     /// # Errors
     /// Returns the database's error. Nothing is changed then.

@@ -10,9 +10,11 @@ use uuid::Uuid;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
+use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::settings::BrokerSettings;
 use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
+use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
 #[derive(Debug, Parser)]
@@ -74,6 +76,10 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Sends events again that were sent and are kept, under the same ids
+    Replay(Box<ReplaySettings>),
+    /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
+    Verify(Box<VerifySettings>),
     /// Looks for everything that can go wrong, before it does, and prints what to do
     #[command(
         after_help = "Give it the settings of the relay. It changes nothing. Each line is ok, warn or FAIL.\n\
@@ -112,6 +118,8 @@ pub(crate) enum Action {
 impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
+            Self::Replay(settings) => &settings.common,
+            Self::Verify(settings) => &settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
@@ -127,6 +135,8 @@ impl Action {
 
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
+            Self::Replay(settings) => &mut settings.common,
+            Self::Verify(settings) => &mut settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }

@@ -10,7 +10,6 @@ use super::failure::Failure;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
 use super::output::print;
-use super::relay::kafka;
 use super::settings::{RelaySettings, items};
 
 /// So wide is a line at most, and so wide are the two words before what was found.
@@ -40,12 +39,12 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins, json: bool) -> Re
         topics.extend(names);
         show(Some(database), &findings)
     });
-    if items(&settings.kafka.cluster.brokers).is_empty() {
+    if items(&settings.kafka.connection.cluster.brokers).is_empty() {
         let text = "not examined: name them with --brokers, and whatever else the relay has in its settings";
         show(None, &[finding("brokers", Verdict::Warn, text)])?;
     } else {
         let topics: Vec<String> = topics.into_iter().collect();
-        show(None, &examine_kafka(&kafka(settings, origins)?, &topics))?;
+        show(None, &examine_kafka(&settings.kafka.connection.kafka(origins)?, &topics))?;
     }
     if json {
         print(&format!("{}\n", Value::from(objects)))?;

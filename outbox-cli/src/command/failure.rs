@@ -40,6 +40,12 @@ pub(crate) enum Failure {
     Doctor { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]
     NoDeadLetter,
+    #[error("{database}: {found}")]
+    Verify { database: String, found: String },
+    #[error("the replay has not ended: {0}")]
+    Replay(String),
+    #[error("cannot read the topics: {0}")]
+    Topics(diesel_outbox_relay::PublishError),
     #[error("{0}")]
     Broker(String),
     #[error(transparent)]

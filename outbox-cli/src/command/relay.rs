@@ -2,21 +2,19 @@
 
 mod build;
 mod probes;
-mod signals;
 
 use std::time::Duration;
 
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
-pub(super) use self::build::kafka;
 use self::probes::Probes;
-use self::signals::{StopSignal, StopSignals};
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
 use super::layers::property_key;
 use super::origin::Origins;
 use super::settings::{ReadFrom, RelaySettings};
+use super::signals::{StopSignal, StopSignals};
 
 /// Runs the relay until a signal stops it.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Failure> {
@@ -34,7 +32,7 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         .iter()
         .map(|database| build::relay(settings, origins, database, databases.len() > 1))
         .collect::<Result<_, _>>()?;
-    let brokers = settings.kafka.cluster.list()?;
+    let brokers = settings.kafka.connection.cluster.list()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
@@ -110,7 +108,13 @@ fn failure(settings: &RelaySettings, origins: &Origins, error: RelayError) -> Fa
 
 /// Names the place of the property that the text is about.
 fn broker_failure(settings: &RelaySettings, origins: &Origins, text: &str) -> Failure {
-    match settings.kafka.properties.iter().find(|property| text.contains(&format!("`{}`", property.name))) {
+    match settings
+        .kafka
+        .connection
+        .properties
+        .iter()
+        .find(|property| text.contains(&format!("`{}`", property.name)))
+    {
         Some(property) => origins.of(&property_key(&property.name)).wrong(text).into(),
         None => Failure::Broker(text.to_owned()),
     }

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Command, ValueEnum};
-use diesel_outbox_relay::DeadLetterPolicy;
+use diesel_outbox_relay::{DeadLetterPolicy, Kafka};
 
 pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
 use self::values::{switch, trimmed, whole};
+use super::layers::property_key;
 use super::log::LogFormat;
-use super::origin::{ConfigError, Origin};
+use super::origin::{ConfigError, Origin, Origins};
 
 /// What the names of variables begin with.
 pub(crate) const PREFIX: &str = "OUTBOX_";
@@ -123,15 +124,38 @@ pub(crate) struct RelaySettings {
     pub(crate) probes: ProbeSettings,
 }
 
+/// Settings of the commands that connect to Kafka.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kafka")]
-pub(crate) struct KafkaSettings {
+pub(crate) struct ConnectionSettings {
     #[command(flatten)]
     pub(crate) cluster: BrokerSettings,
     /// Sets a property of librdkafka, such as compression.type=lz4. Can be repeated. Put secrets into the environment or the
     /// file: OUTBOX_KAFKA_SASL_PASSWORD sets sasl.password
     #[arg(long = PROPERTIES, id = PROPERTIES, value_name = "NAME=VALUE")]
     pub(crate) properties: Vec<Property>,
+}
+
+impl ConnectionSettings {
+    /// Kafka with these settings.
+    pub(crate) fn kafka(&self, origins: &Origins) -> Result<Kafka, ConfigError> {
+        let mut kafka = Kafka::new(self.cluster.list()?);
+        for property in &self.properties {
+            if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
+                let origin = origins.of(&property_key(&property.name));
+                return Err(origin.wrong("name the brokers with the setting `brokers` instead"));
+            }
+            kafka = kafka.set(&property.name, property.value.reveal());
+        }
+        Ok(kafka)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct KafkaSettings {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionSettings,
     #[command(flatten)]
     pub(crate) topics: TopicSettings,
     /// The only topics that the relay may write to; a name that ends in * allows all topics that begin with the

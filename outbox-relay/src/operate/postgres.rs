@@ -180,7 +180,8 @@ statement!(
     Pg,
     /// Puts dead letters back at their old place if rows are polled. They get new numbers in three cases: rows are read from the write-ahead
     /// log, which has only the order of the commits; nothing marks which of their neighbours were sent; or another event has the number,
-    /// because the sequence was restarted. Later dead letters of an aggregate stay behind earlier ones.
+    /// because the sequence was restarted. Later dead letters of an aggregate stay behind earlier ones. With a new number goes a note of the
+    /// old place, so that relays hold back what comes between.
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -196,9 +197,12 @@ statement!(
      FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
      placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
      FROM numbered ORDER BY seq) \
+     moved AS MATERIALIZED (SELECT p.*, CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END AS number \
+     FROM (SELECT * FROM placed ORDER BY seq) AS p), \
+     noted AS (INSERT INTO outbox_requeued (seq, id, aggregatetype, aggregateid, place) \
+     SELECT number, id, aggregatetype, aggregateid, seq FROM moved WHERE NOT stays) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END, id, aggregatetype, aggregateid, type, payload, \
-     headers, shard, created_at FROM (SELECT * FROM placed ORDER BY seq) AS placed RETURNING shard, seq"
+     SELECT number, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM moved ORDER BY number RETURNING shard, seq"
 );
 
 statement!(
