@@ -214,7 +214,7 @@ impl Reading {
         hand.statement(|world| {
             let place = place(&row);
             let is_new = world.database.rows.iter().any(|row| row.seq == place && row.dead_by.is_none());
-            if is_held_back && is_new && !world.database.has_to_wait(place) {
+            if is_held_back && is_new && !world.database.has_to_wait(place, row.seq) {
                 world.fails(format!("the event {place} is held back, and all before it have arrived"));
             }
             let tx = world.database.begin(Some(hand.worker));
