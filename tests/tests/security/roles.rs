@@ -35,7 +35,7 @@ fn each_role_does_its_work_in_a_named_schema_and_the_command_can_be_run_again() 
         "pg_class WHERE relname ~ '^(outbox|inbox)' AND relkind IN ('r', 'v') AND relowner::regrole::text = '{}'",
         quoted("migrator").replace('\'', "''")
     );
-    assert_eq!(count(conn, &owned), 7);
+    assert_eq!(count(conn, &owned), 8);
     done(database.url(), &arguments);
     conn.batch_execute(&printed).unwrap();
 
