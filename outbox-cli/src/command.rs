@@ -2,6 +2,7 @@
 
 mod args;
 mod database;
+mod dead_letters;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
 mod doctor;
@@ -29,7 +30,7 @@ mod wal;
 
 use std::process::ExitCode;
 
-use self::args::Action;
+use self::args::{Action, DeadLetterAction};
 use self::failure::Failure;
 use self::invocation::{Invocation, InvocationError};
 
@@ -64,8 +65,11 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Lag { json, by: Some(by), common, topics } => {
             report::lag_by(common, origins, *by, &topics.topic, *json)
         }
-        Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
-        Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::DeadLetters { action: Some(DeadLetterAction::Drop { which, common }), .. } => {
+            dead_letters::drop(common, origins, which)
+        }
+        Action::DeadLetters { action: None, listing, common } => dead_letters::list(common, origins, listing),
+        Action::Requeue { which, common } => dead_letters::requeue(common, origins, which),
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),

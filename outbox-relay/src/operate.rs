@@ -1,5 +1,8 @@
-//! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
+//! What an operator asks of the tables: how far behind the relay is, which records became dead letters and why, and to send those again or
+//! drop them.
 
+mod cause;
+mod choose;
 mod doctor;
 pub mod kept;
 #[cfg(feature = "mysql")]
@@ -14,6 +17,8 @@ pub mod verify;
 
 use std::time::{Duration, SystemTime};
 
+pub use self::cause::Cause;
+pub use self::choose::DeadLetterFilter;
 #[cfg(feature = "kafka")]
 pub use self::doctor::examine_kafka;
 #[cfg(feature = "postgres")]
@@ -82,6 +87,13 @@ pub trait Operate {
     /// # Errors
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
+
+    /// Deletes dead letters for good, and returns how many there were. Their events are lost: nobody sends them any more. With the policy
+    /// `block`, an aggregate without dead letters is not held back any more.
+    ///
+    /// # Errors
+    /// Returns the database's error. Nothing is changed then.
+    fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize>;
 }
 
 /// The records of one aggregate type in one shard that wait to be sent.
@@ -128,7 +140,7 @@ pub struct DeadLetter {
     pub failed_at: SystemTime,
 }
 
-/// Which dead letters to put back.
+/// Which dead letters to put back, or to drop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Requeue {
@@ -146,19 +158,35 @@ pub enum Requeue {
         /// The aggregate's id.
         aggregate_id: String,
     },
+    /// Those with these numbers and ids, as [`DeadLetter`] has them. Collect them from an iterator of dead letters.
+    These(Vec<(i64, String)>),
 }
 
 impl Requeue {
     /// Returns the choice as three optional conditions: id, aggregate type, aggregate id.
     fn conditions(&self) -> (Option<Uuid>, Option<String>, Option<String>) {
         match self {
-            Self::All => (None, None, None),
+            Self::All | Self::These(_) => (None, None, None),
             Self::Id(id) => (Some(*id), None, None),
             Self::Aggregate { aggregate_type, aggregate_id } => {
                 (None, Some(aggregate_type.clone()), Some(aggregate_id.clone()))
             }
         }
     }
+
+    /// Returns the numbers and ids, if it lists them.
+    fn listed(&self) -> Option<(Vec<i64>, Vec<String>)> {
+        match self {
+            Self::These(these) => Some(these.iter().cloned().unzip()),
+            _ => None,
+        }
+    }
+}
+
+/// The text's bytes in hexadecimal digits, as the databases write them.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02X}")).collect()
 }
 
 type DeadLetterRow = (i64, String, String, String, String, i64, String, i64);

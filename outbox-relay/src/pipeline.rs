@@ -5,6 +5,8 @@
 mod awaited;
 mod exactly_once;
 mod held_back;
+#[cfg(test)]
+mod many_topics;
 mod names;
 #[cfg(test)]
 pub(crate) mod rehearsal;
@@ -108,6 +110,9 @@ const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
 /// How long a pass takes on records if other outboxes wait.
 const SHORT_PASS: Duration = Duration::from_millis(50);
+/// For how many topics `max_in_flight` is meant, and how many times as many records may be in flight at most if there are more topics.
+const MANY_TOPICS: usize = 250;
+const MOST_TIMES: usize = 4;
 /// How many records are settled at once if they come one by one.
 const SHORT_BATCH: usize = 100;
 /// How long an acknowledged record may wait to be settled if the broker is slow.
@@ -274,9 +279,16 @@ impl Pipeline<'_> {
 
     fn may_read(&self, pass: &Pass) -> bool {
         let taken = pass.in_flight + pass.waiting.count();
-        let has_room =
-            taken + self.limits.batch_size <= self.limits.max_in_flight.max(self.limits.batch_size);
+        let has_room = taken + self.limits.batch_size <= self.most_in_flight(pass);
         pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
+    }
+
+    /// Returns how many records may be in flight: more if they are of many topics, each of which gets requests of its own.
+    fn most_in_flight(&self, pass: &Pass) -> usize {
+        let Limits { max_in_flight, batch_size, .. } = self.limits;
+        let times = (pass.names.count() / MANY_TOPICS).clamp(1, MOST_TIMES);
+        // A pass that takes only a batch is a small one.
+        if max_in_flight <= batch_size { batch_size } else { max_in_flight.saturating_mul(times) }
     }
 
     /// Returns whether there are bytes left for another batch and for this many more. A batch that is being read counts with the

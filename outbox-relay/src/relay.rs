@@ -273,6 +273,9 @@ impl Relay {
     }
 
     /// Sets how many records may be unacknowledged at once, for each worker, 1 to 1,000,000. Default: 8,000.
+    ///
+    /// If a pass has records of 500 topics, twice as many may be, and of 1,000 topics four times as many, because each topic gets requests of
+    /// its own.
     pub fn max_in_flight(mut self, records: usize) -> Self {
         self.limits.max_in_flight = records;
         self

@@ -440,6 +440,17 @@ fn dead_letters_are_listed_and_requeued() {
     assert_eq!(stdout.matches("OrderPlaced").count(), 2);
     assert_eq!(stderr, "outbox: there are more than 2: see --limit\n");
 
+    let causes = done(&at(&["dead-letters", "--by-cause"]));
+    assert!(causes.contains("  events:  3, OrderPlaced\n"), "{causes}");
+    let (key, _) = causes.split_once('\n').unwrap();
+    let json = done(&at(&["dead-letters", "--by-cause", "--json"]));
+    assert!(json.contains(&format!("\"cause\":\"{key}\",\"dead_letters\":3")), "{json}");
+    let of_cause = [&["requeue", "--dry-run", "--cause", key][..], &url].concat();
+    assert!(done(&of_cause).ends_with("3 dead letters to be requeued\n"));
+    let early = at(&["dead-letters", "drop", "--failed-before", "2020-01-01T00:00:00Z"]);
+    assert!(failed(&early, 1).contains("no dead letter matches"));
+    assert_eq!(number(&mut conn, dead), 3);
+
     let unknown = at(&["requeue", "--id", "0198c0de-0000-7000-8000-000000000001"]);
     assert!(failed(&unknown, 1).contains("no dead letter matches"));
     let id: String = diesel::dsl::sql::<Text>("select id::text from outbox_dead_letter order by seq limit 1")

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use diesel_outbox::Record;
 use diesel_outbox_core::{Claimed, Source};
-use diesel_outbox_relay::operate::Requeue;
+use diesel_outbox_relay::operate::{DeadLetterFilter, Requeue};
 use diesel_outbox_relay::source::{DeadLetterPolicy, SentRows, SourceOptions};
 use outbox_tests::{Mariadb, eventually};
+use uuid::Uuid;
 
 use self::store::Store;
 
@@ -43,6 +44,7 @@ suite!(
     dropping_a_source_releases_its_claim,
     a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place,
     dead_letters_with_the_same_number_are_kept_apart,
+    dead_letters_can_be_chosen_one_by_one_and_dropped,
     a_blocked_aggregate_waits_for_its_requeue,
     what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_reads_it,
     a_record_with_unreadable_headers_is_reported_and_not_lost,
@@ -306,6 +308,35 @@ fn dead_letters_with_the_same_number_are_kept_apart(store: &dyn Store) {
     let types: Vec<&str> =
         again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
     assert_eq!(types, ["a", "b"]);
+}
+
+fn dead_letters_can_be_chosen_one_by_one_and_dropped(store: &dyn Store) {
+    store.emit(&["a", "b", "c", "d"].map(|name| record(name, name)));
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    for (claimed, reason) in
+        read(source.as_mut(), 10).iter().zip(["5 bytes", "blocked", "6 bytes", "7 bytes"])
+    {
+        source.dead_letter(claimed.ticket, reason).unwrap();
+    }
+    source.release().unwrap();
+    let observe = &mut store.observe();
+    let dead_letters = observe.dead_letters(10).unwrap();
+    let reasons: Vec<&str> = dead_letters.iter().map(|dead| &*dead.reason).collect();
+    assert_eq!(reasons, ["5 bytes", "blocked", "6 bytes", "7 bytes"]);
+
+    assert_eq!(observe.requeue(&Requeue::These(Vec::new())).unwrap(), 0);
+    let of_type = DeadLetterFilter::default().event_type("c");
+    let chosen: Requeue = dead_letters.iter().filter(|letter| of_type.matches(letter)).collect();
+    assert_eq!(observe.requeue(&chosen).unwrap(), 1);
+    assert_eq!(observe.requeue(&chosen).unwrap(), 0);
+    let two: Requeue = dead_letters[..2].iter().collect();
+    assert_eq!(observe.drop_dead_letters(&two).unwrap(), 2);
+    assert_eq!(observe.dead_letters(10).unwrap(), dead_letters[3..]);
+    assert_eq!(observe.drop_dead_letters(&Requeue::Id(Uuid::nil())).unwrap(), 0);
+    assert_eq!(observe.drop_dead_letters(&Requeue::All).unwrap(), 1);
+    assert_eq!(store.count("outbox_dead_letter"), 0);
+    assert_eq!(event_types(&drain(source.as_mut())), names(["c"]));
 }
 
 fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {

@@ -245,7 +245,7 @@ fn the_documentation_the_dashboard_and_the_alerts_know_each_metric_of_a_relay_an
     is_content(Command::new(artifacts::promtool()).args(["check", "metrics"]), &metrics);
     let rules = "deploy/prometheus/alerts.yml";
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(rules);
-    is_content(Command::new(artifacts::promtool()).args(["check", "rules"]).arg(path), "");
+    is_content(Command::new(artifacts::promtool()).args(["check", "rules"]).arg(&path), "");
     let mut test = Command::new(artifacts::promtool());
     is_content(test.args(["test", "rules"]).arg(path.with_file_name("alerts_test.yml")), "");
     for file in [rules, "deploy/grafana/dashboard.json"] {

@@ -40,7 +40,7 @@ impl Overload {
                 (topic.clone(), vec![topic])
             } else {
                 let topics: Vec<String> = (0..topics).map(|number| format!("{prefix}.t{number}")).collect();
-                topics.iter().for_each(|topic| kafka.create_topic(topic, 1));
+                kafka.create_topics(&topics.iter().map(String::as_str).collect::<Vec<_>>(), 1);
                 (format!("{prefix}.{{aggregatetype}}"), topics)
             };
             let template = Template::new(&databases[database], &records);

@@ -16,8 +16,10 @@ use crate::servers::warm_kafka_with;
 use crate::topics::new_topic;
 
 const EMITTERS: usize = 2;
-/// How many bytes a second go to the broker: a fraction of what the emitters write.
-const NARROW: usize = 500_000;
+/// The way lets this part of what the emitters wrote before pass.
+const NARROW: f64 = 0.25;
+/// About how many bytes a record has besides its payload.
+const BESIDES: usize = 100;
 /// The emitters emit for this part of the time before the way becomes narrow.
 const BEFORE: f64 = 0.2;
 /// They take turns between the outbox and one that nobody relays, because a machine is not the same after ten minutes.
@@ -49,7 +51,8 @@ impl Overload {
 
         let quick = self.emit_in_turns(&databases, time.mul_f64(BEFORE));
         wait_until_all_is_sent(relayed, &relay);
-        way.limit(NARROW);
+        let speed = quick.relayed.len() as f64 / relayed_seconds(time.mul_f64(BEFORE));
+        way.limit((speed * NARROW * (self.bytes + BESIDES) as f64) as usize);
         let slow = self.emit_in_turns(&databases, time);
         let behind = count(&mut relayed.connect(), "outbox WHERE sent_at IS NULL");
         let peak_before = megabytes(relay.peak_resident_kb());
@@ -68,10 +71,9 @@ impl Overload {
         let ([quick_p50, quick_p99], [slow_p50, slow_p99]) = (of(&quick.relayed), of(&slow.relayed));
         let [beside_p50, beside_p99] = of(&slow.beside);
         let ([_, first_p99], [_, last_p99]) = (of(first), of(last));
-        let seconds = time.as_secs_f64() * TURN.as_secs_f64() / (TURN + BESIDE).as_secs_f64();
         let named = |name: &str| format!("slow broker: {name}");
         vec![
-            once(&named("emitted"), "events/s", slow.relayed.len() as f64 / seconds),
+            once(&named("emitted"), "events/s", slow.relayed.len() as f64 / relayed_seconds(time)),
             once(&named("emit, p50 while it is quick"), "ms", quick_p50),
             once(&named("emit, p50"), "ms", slow_p50),
             once(&named("emit, p50 without a relay"), "ms", beside_p50),
@@ -125,4 +127,10 @@ impl Overload {
         took.sort_unstable();
         took.into_iter().map(|(_, took)| took).collect()
     }
+}
+
+/// Returns for how long the emitters emit into the outbox that is relayed.
+fn relayed_seconds(time: Duration) -> f64 {
+    let turns = (time.as_secs_f64() / (TURN + BESIDE).as_secs_f64()).ceil();
+    turns * TURN.as_secs_f64()
 }

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use clap::value_parser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use diesel_outbox_relay::operate::Requeue;
-use uuid::Uuid;
 
+use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
 use super::replay::ReplaySettings;
@@ -59,13 +59,12 @@ pub(crate) enum Action {
         topics: TopicSettings,
     },
     /// Lists the events that Kafka will never accept, and why
+    #[command(args_conflicts_with_subcommands = true)]
     DeadLetters {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-        /// Lists at most this many
-        #[arg(long, value_name = "NUMBER", value_parser = value_parser!(i64).range(1..), default_value = "100")]
-        limit: i64,
+        #[command(subcommand)]
+        action: Option<DeadLetterAction>,
+        #[command(flatten)]
+        listing: Listing,
         #[command(flatten)]
         common: CommonSettings,
     },
@@ -123,7 +122,8 @@ impl Action {
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
-            | Self::DeadLetters { common, .. }
+            | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
+            | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
             | Self::Completions { common, .. }
             | Self::Man { common, .. }
@@ -140,7 +140,8 @@ impl Action {
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
-            | Self::DeadLetters { common, .. }
+            | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
+            | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
             | Self::Completions { common, .. }
             | Self::Man { common, .. }
@@ -161,6 +162,17 @@ impl Action {
 pub(crate) enum LagBy {
     Topic,
     Shard,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetterAction {
+    /// Deletes dead letters for good: their events are lost
+    Drop {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -267,37 +279,5 @@ pub(crate) struct RoleSettings {
 }
 
 /// Which dead letters are meant.
-#[derive(Debug, Args)]
-#[group(id = "which", required = true, multiple = false)]
-pub(crate) struct Which {
-    /// All of them
-    #[arg(long)]
-    all: bool,
-    /// The event with this id
-    #[arg(long, value_name = "UUID")]
-    id: Option<Uuid>,
-    /// All events of this aggregate
-    #[arg(
-        long,
-        num_args = 2,
-        allow_hyphen_values = true,
-        value_names = ["TYPE", "ID"],
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    aggregate: Vec<String>,
-}
-
-impl From<&Which> for Requeue {
-    fn from(which: &Which) -> Self {
-        match (which.id, which.aggregate.as_slice()) {
-            (Some(id), _) => Self::Id(id),
-            (None, [aggregate_type, aggregate_id]) => {
-                Self::Aggregate { aggregate_type: aggregate_type.clone(), aggregate_id: aggregate_id.clone() }
-            }
-            _ => Self::All,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests;

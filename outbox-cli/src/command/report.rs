@@ -1,10 +1,9 @@
-//! `outbox lag`, `outbox dead-letters` and `outbox requeue`
+//! `outbox lag`
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::time::Duration;
 
-use diesel_outbox_relay::operate::{DeadLetter, Requeue, Unsent};
+use diesel_outbox_relay::operate::Unsent;
 use diesel_outbox_relay::{Lag, WalLag};
 use serde_json::{Value, json};
 
@@ -12,7 +11,7 @@ use super::args::LagBy;
 use super::failure::Failure;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
-use super::output::{moment, print, say};
+use super::output::print;
 use super::settings::{CommonSettings, TopicPattern};
 
 /// Prints how far behind the relay is.
@@ -152,92 +151,6 @@ fn shares_text(shares: &[Share]) -> String {
 
 fn whole_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Lists the dead letters, the oldest first.
-pub(crate) fn dead_letters(
-    common: &CommonSettings,
-    origins: &Origins,
-    json: bool,
-    limit: i64,
-) -> Result<(), Failure> {
-    let outboxes = Outboxes::chosen(common, origins)?;
-    let mut objects = Vec::new();
-    let ended = outboxes.each(|database| {
-        let mut dead_letters = database
-            .operations()?
-            .dead_letters(limit.saturating_add(1))
-            .map_err(|error| database.failed(error))?;
-        let shown = usize::try_from(limit).unwrap_or(usize::MAX);
-        if dead_letters.len() > shown {
-            dead_letters.truncate(shown);
-            let of = if outboxes.are_several { format!(" in {database}") } else { String::new() };
-            say(&format!("there are more than {limit}{of}: see --limit"));
-        }
-        if json {
-            let these = dead_letters.iter().map(dead_letter_json);
-            objects.extend(these.map(|object| outboxes.placed(database, object)));
-            return Ok(());
-        }
-        print(&outboxes.headed(database, &dead_letters_text(&dead_letters)))
-    });
-    if json && (ended.is_ok() || outboxes.are_several) {
-        print(&format!("{}\n", Value::from(objects)))?;
-    }
-    ended
-}
-
-fn dead_letter_json(dead_letter: &DeadLetter) -> Value {
-    json!({
-        "seq": dead_letter.seq,
-        "id": dead_letter.id,
-        "aggregate_type": dead_letter.aggregate_type,
-        "aggregate_id": dead_letter.aggregate_id,
-        "event_type": dead_letter.event_type,
-        "created_at": moment(dead_letter.created_at),
-        "reason": dead_letter.reason,
-        "failed_at": moment(dead_letter.failed_at),
-    })
-}
-
-fn dead_letters_text(dead_letters: &[DeadLetter]) -> String {
-    if dead_letters.is_empty() {
-        return "no dead letters\n".to_owned();
-    }
-    let mut text = String::new();
-    for dead_letter in dead_letters {
-        let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = dead_letter;
-        let (created_at, failed_at) = (moment(dead_letter.created_at), moment(dead_letter.failed_at));
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "{id}\n  event:   {event_type} of {aggregate_type} {aggregate_id}\n  emitted: {created_at}, number {seq}\n  \
-             failed:  {failed_at}\n  reason:  {reason}\n",
-        );
-    }
-    text
-}
-
-/// Brings dead letters back to the outbox.
-pub(crate) fn requeue(common: &CommonSettings, origins: &Origins, which: &Requeue) -> Result<(), Failure> {
-    let outboxes = Outboxes::chosen(common, origins)?;
-    let mut total = 0;
-    let ended = outboxes.each(|database| {
-        let count = database.operations()?.requeue(which).map_err(|error| database.failed(error))?;
-        total += count;
-        if count == 0 && *which != Requeue::All {
-            return Ok(());
-        }
-        print(&outboxes.headed(
-            database,
-            &match count {
-                1 => "requeued 1 dead letter\n".to_owned(),
-                count => format!("requeued {count} dead letters\n"),
-            },
-        ))
-    });
-    ended?;
-    if total == 0 && *which != Requeue::All { Err(Failure::NoDeadLetter) } else { Ok(()) }
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
 use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
@@ -55,11 +55,13 @@ impl Operate for PgConnection {
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
         let (id, aggregate_type, aggregate_id) = which.conditions();
+        let (is_listed, (seqs, ids)) = (which.listed().is_some(), which.listed().unwrap_or_default());
         sees_all_rows(self)?;
         self.transaction(|conn| {
             // While the shards are locked, no relay reads them, and their lower bounds can move back.
             conn.batch_execute(LOCK_SHARDS)?;
-            let restored = Restore::new(id, aggregate_type, aggregate_id).load::<(i16, i64)>(conn)?;
+            let restored = Restore::new(id, aggregate_type, aggregate_id, is_listed, seqs, ids)
+                .load::<(i16, i64)>(conn)?;
             let mut lower_bounds: BTreeMap<i16, i64> = BTreeMap::new();
             for (shard, seq) in &restored {
                 let sent_through = lower_bounds.entry(*shard).or_insert(seq - 1);
@@ -72,6 +74,15 @@ impl Operate for PgConnection {
             }
             Ok(restored.len())
         })
+    }
+
+    fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize> {
+        let (id, aggregate_type, aggregate_id) = which.conditions();
+        let (is_listed, (seqs, ids)) = (which.listed().is_some(), which.listed().unwrap_or_default());
+        sees_all_rows(self)?;
+        let dropped: i64 =
+            Delete::new(id, aggregate_type, aggregate_id, is_listed, seqs, ids).get_result(self)?;
+        Ok(usize::try_from(dropped).unwrap_or(usize::MAX))
     }
 }
 
@@ -176,6 +187,31 @@ statement!(
      reason, (extract(epoch FROM failed_at) * 1000::numeric)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
 );
 
+/// Takes the chosen dead letters out of the table, as `gone`.
+macro_rules! take_out {
+    () => {
+        "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid, ?::bool AS is_listed), \
+         listed AS (SELECT l.seq, l.id FROM unnest(?::bigint[], ?::text[]) AS l (seq, id)), \
+         gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
+         AND (c.aggregatetype IS NULL OR d.aggregatetype::text = c.aggregatetype) \
+         AND (c.aggregateid IS NULL OR d.aggregateid::text = c.aggregateid) \
+         AND (NOT c.is_listed OR (d.seq, d.id::text) IN (SELECT l.seq, l.id FROM listed AS l)) RETURNING d.*)"
+    };
+}
+
+statement!(
+    Pg,
+    Delete {
+        id: Option<Uuid> => Nullable<SqlUuid>,
+        aggregate_type: Option<String> => Nullable<Text>,
+        aggregate_id: Option<String> => Nullable<Text>,
+        is_listed: bool => Bool,
+        seqs: Vec<i64> => Array<BigInt>,
+        ids: Vec<String> => Array<Text>
+    } -> BigInt,
+    concat!(take_out!(), " SELECT count(*) FROM gone")
+);
+
 statement!(
     Pg,
     /// Puts dead letters back at their old place if rows are polled. They get new numbers in three cases: rows are read from the write-ahead
@@ -185,24 +221,27 @@ statement!(
     Restore {
         id: Option<Uuid> => Nullable<SqlUuid>,
         aggregate_type: Option<String> => Nullable<Text>,
-        aggregate_id: Option<String> => Nullable<Text>
+        aggregate_id: Option<String> => Nullable<Text>,
+        is_listed: bool => Bool,
+        seqs: Vec<i64> => Array<BigInt>,
+        ids: Vec<String> => Array<Text>
     } -> (SmallInt, BigInt),
-    "WITH chosen AS (SELECT ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid), \
-     gone AS (DELETE FROM outbox_dead_letter AS d USING chosen AS c WHERE (c.id IS NULL OR d.id = c.id) \
-     AND (c.aggregatetype IS NULL OR d.aggregatetype::text = c.aggregatetype) \
-     AND (c.aggregateid IS NULL OR d.aggregateid::text = c.aggregateid) RETURNING d.*), \
+    concat!(
+        take_out!(),
+        ", \
      numbered AS (SELECT g.*, s.polled_through = 9223372036854775807 AND g.seq > s.unmarked AND NOT EXISTS \
      (SELECT FROM outbox AS o WHERE o.seq = g.seq AND o.shard = g.shard) \
      AND row_number() OVER (PARTITION BY g.seq ORDER BY g.failed_at, g.id) = 1 AS is_free \
      FROM gone AS g LEFT JOIN outbox_shard AS s ON s.shard = g.shard), \
      placed AS (SELECT *, bool_and(is_free) OVER (PARTITION BY aggregatetype, aggregateid ORDER BY seq) AS stays \
-     FROM numbered ORDER BY seq) \
+     FROM numbered ORDER BY seq), \
      moved AS MATERIALIZED (SELECT p.*, CASE WHEN stays THEN seq ELSE nextval('outbox_seq_seq'::regclass) END AS number \
      FROM (SELECT * FROM placed ORDER BY seq) AS p), \
      noted AS (INSERT INTO outbox_requeued (seq, id, aggregatetype, aggregateid, place) \
      SELECT number, id, aggregatetype, aggregateid, seq FROM moved WHERE NOT stays) \
      INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
      SELECT number, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at FROM moved ORDER BY number RETURNING shard, seq"
+    )
 );
 
 statement!(

@@ -1,11 +1,11 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Double, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, unsent};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, hex, unsent};
 use crate::source::BLOCKED;
 use crate::source::julian_day::{created_at_ms, unix_ms};
 use crate::statement::statement;
@@ -32,13 +32,30 @@ impl Operate for SqliteConnection {
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
-        let (id, aggregate_type, aggregate_id) = which.conditions();
-        let id = id.map(|id| id.to_string());
         self.immediate_transaction(|conn| {
-            Restore::new(id.clone(), aggregate_type.clone(), aggregate_id.clone()).execute(conn)?;
-            Forget::new(id, aggregate_type, aggregate_id).execute(conn)
+            let (id, aggregate_type, aggregate_id) = which.conditions();
+            let (is_any, seqs, ids) = listed(which);
+            let id = id.map(|id| id.to_string());
+            Restore::new(id, aggregate_type, aggregate_id, is_any, seqs, ids).execute(conn)?;
+            conn.drop_dead_letters(which)
         })
     }
+
+    fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize> {
+        let (id, aggregate_type, aggregate_id) = which.conditions();
+        let (is_any, seqs, ids) = listed(which);
+        Forget::new(id.map(|id| id.to_string()), aggregate_type, aggregate_id, is_any, seqs, ids)
+            .execute(self)
+    }
+}
+
+/// Returns whether none are listed, and the listed numbers and ids as JSON: ids as hexadecimal digits, because they may be any text.
+fn listed(which: &Requeue) -> (bool, String, String) {
+    let (seqs, ids) = which.listed().unwrap_or_default();
+    let seqs: Vec<String> = seqs.iter().map(i64::to_string).collect();
+    let hex = |id: &String| format!("\"{}\"", hex(id));
+    let ids: Vec<String> = ids.iter().map(hex).collect();
+    (which.listed().is_none(), format!("[{}]", seqs.join(",")), format!("[{}]", ids.join(",")))
 }
 
 statement!(
@@ -81,14 +98,18 @@ statement!(
     Restore {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
-        aggregate_id: Option<String> => Nullable<Text>
+        aggregate_id: Option<String> => Nullable<Text>,
+        is_any: bool => Bool,
+        seqs: String => Text,
+        ids: String => Text
     } -> BigInt,
     "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
      SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
      OR row_number() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
      id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
      FROM outbox_dead_letter AS d WHERE id = coalesce(?, id) AND aggregatetype = coalesce(?, aggregatetype) \
-     AND aggregateid = coalesce(?, aggregateid) ORDER BY d.seq"
+     AND aggregateid = coalesce(?, aggregateid) AND (? OR (d.seq IN (SELECT value FROM json_each(?)) \
+     AND hex(d.id) IN (SELECT value FROM json_each(?)))) ORDER BY d.seq"
 );
 
 statement!(
@@ -96,8 +117,12 @@ statement!(
     Forget {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
-        aggregate_id: Option<String> => Nullable<Text>
+        aggregate_id: Option<String> => Nullable<Text>,
+        is_any: bool => Bool,
+        seqs: String => Text,
+        ids: String => Text
     } -> BigInt,
     "DELETE FROM outbox_dead_letter WHERE id = coalesce(?, id) \
-     AND aggregatetype = coalesce(?, aggregatetype) AND aggregateid = coalesce(?, aggregateid)"
+     AND aggregatetype = coalesce(?, aggregatetype) AND aggregateid = coalesce(?, aggregateid) \
+     AND (? OR (seq IN (SELECT value FROM json_each(?)) AND hex(id) IN (SELECT value FROM json_each(?))))"
 );

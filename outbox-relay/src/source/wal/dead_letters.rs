@@ -92,10 +92,10 @@ statement!(
         last_requeued: i64 => BigInt
     } -> (Nullable<BigInt>, Nullable<BigInt>, Nullable<BigInt>, Bool),
     "SELECT its.place, \
-     (SELECT min(d.seq) FROM outbox_dead_letter AS d WHERE d.aggregateid::text = its.aggregateid AND d.aggregatetype::text = its.aggregatetype), \
-     (SELECT min(r.place) FROM outbox_requeued AS r WHERE r.aggregateid::text = its.aggregateid AND r.aggregatetype::text = its.aggregatetype \
+     (SELECT min(d.seq) FROM outbox_dead_letter AS d WHERE d.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND d.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype), \
+     (SELECT min(r.place) FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype \
      AND r.seq > greatest(its.last_requeued, CASE WHEN its.place IS NOT NULL THEN its.seq END)), \
-     EXISTS (SELECT FROM outbox_requeued AS r WHERE r.aggregateid::text = its.aggregateid AND r.aggregatetype::text = its.aggregatetype \
+     EXISTS (SELECT FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype \
      AND r.place = coalesce(its.place, its.seq) AND r.id = its.id AND r.seq > its.seq) \
      FROM (SELECT given.*, (SELECT r.place FROM outbox_requeued AS r WHERE r.seq = given.seq AND r.id = given.id) AS place \
      FROM (SELECT ?::bigint AS seq, ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid, ?::bigint AS last_requeued) AS given) AS its"

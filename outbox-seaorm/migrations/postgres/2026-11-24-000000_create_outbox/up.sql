@@ -91,7 +91,7 @@ CREATE TABLE outbox_dead_letter (
 );
 
 -- A relay that holds back the rest of an aggregate looks for its first dead letter.
-CREATE INDEX outbox_dead_letter_aggregate ON outbox_dead_letter (aggregateid, aggregatetype, seq);
+CREATE INDEX outbox_dead_letter_aggregate ON outbox_dead_letter (aggregateid COLLATE "C", aggregatetype COLLATE "C", seq);
 
 -- Dead letters that were requeued under new numbers. A relay that holds back aggregates needs this until it has sent them.
 CREATE TABLE outbox_requeued (
@@ -103,4 +103,4 @@ CREATE TABLE outbox_requeued (
     place         bigint       NOT NULL
 );
 
-CREATE INDEX outbox_requeued_aggregate ON outbox_requeued (aggregateid, aggregatetype, place);
+CREATE INDEX outbox_requeued_aggregate ON outbox_requeued (aggregateid COLLATE "C", aggregatetype COLLATE "C", place);

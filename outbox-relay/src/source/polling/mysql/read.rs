@@ -71,9 +71,9 @@ pub(super) fn read(
 const COLUMNS: usize = 10;
 
 /// Whether the row comes after a dead letter of its aggregate. A row that comes before may still have to be sent: it was on its way when the
-/// later one was refused. It looks at one entry of an index, so that many dead letters of other aggregates cost nothing. The texts are
-/// compared as bytes too, because MySQL ignores trailing spaces.
-const IS_HELD_BACK: &str = "EXISTS (SELECT 1 FROM outbox_dead_letter AS d WHERE d.aggregateid = outbox.aggregateid AND d.aggregatetype = outbox.aggregatetype \
+/// later one was refused. It looks at one entry of an index, so that many dead letters of other aggregates cost nothing, and at none
+/// if there are no dead letters. The texts are compared as bytes too, because MySQL ignores trailing spaces.
+const IS_HELD_BACK: &str = "EXISTS (SELECT 1 FROM outbox_dead_letter) AND EXISTS (SELECT 1 FROM outbox_dead_letter AS d WHERE d.aggregateid = outbox.aggregateid AND d.aggregatetype = outbox.aggregatetype \
     AND CAST(d.aggregateid AS BINARY) = CAST(outbox.aggregateid AS BINARY) \
     AND CAST(d.aggregatetype AS BINARY) = CAST(outbox.aggregatetype AS BINARY) AND d.seq < outbox.seq)";
 
