@@ -122,6 +122,17 @@ impl WorkerHealth {
         self.noted().lived = Instant::now();
     }
 
+    #[cfg(test)]
+    pub(crate) fn was_silent_for(&self, time: Duration) {
+        let mut noted = self.noted();
+        noted.lived = noted.lived.checked_sub(time).unwrap_or(noted.lived);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn silence(&self) -> Duration {
+        self.noted().lived.elapsed()
+    }
+
     /// Notes that an attempt went well, and whether it settled something.
     pub(crate) fn went_well(&self) {
         let mut noted = self.noted();

@@ -116,6 +116,7 @@ impl Worker {
             self.reach_broker()?;
         }
         let (stop, silence) = (self.stop.clone(), Cell::default());
+        let health = &self.health;
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
             limits: self.limits.at_most(self.trust),
@@ -123,7 +124,11 @@ impl Worker {
             published: &self.published,
             silence: &silence,
             metrics: &self.metrics,
-            stopping: &|| stop.is_set(),
+            // A pass asks again and again, however long the broker takes.
+            stopping: &|| {
+                health.lives();
+                stop.is_set()
+            },
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
         if passed == Passed::Worked {
@@ -446,5 +451,49 @@ mod tests {
         // The first attempt takes all of them, and each that follows one.
         let repeated = taken.load(Ordering::Relaxed) - RECORDS as usize;
         assert_eq!(repeated, RECORDS as usize + FAILURES - 1);
+    }
+
+    /// Has one record, and its worker has been silent for an hour when the pass begins.
+    struct Slow {
+        health: WorkerHealth,
+        stop: Stop,
+    }
+
+    impl Source for Slow {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            self.health.was_silent_for(Duration::from_secs(3_600));
+            Ok(true)
+        }
+
+        fn read(&mut self, _: usize, _: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            assert!(self.health.silence() < Duration::from_secs(60));
+            self.stop.set();
+            Ok(false)
+        }
+
+        fn settle(&mut self, _: &[u64]) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            Ok(DeadLettered::default())
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn a_worker_lives_while_a_pass_goes_on_however_long_that_takes() {
+        let (stop, health) = (Stop::default(), Health::new(1, Duration::ZERO).workers().next().unwrap());
+        let source = Slow { health: health.clone(), stop: stop.clone() };
+        Worker { stop, health, ..worker(source, Quick::default()) }.run().unwrap();
     }
 }

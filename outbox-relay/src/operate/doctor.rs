@@ -58,6 +58,8 @@ pub trait Examine {
 
 /// How long an event may wait before it is worth a warning, and how long a transaction may stay open or prepared.
 const LONG_WAIT: Duration = Duration::from_secs(60);
+#[cfg(feature = "postgres")]
+const LONG_PREPARED: Duration = Duration::from_secs(60);
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 const LONG_OPEN: Duration = Duration::from_secs(5);
 /// By how much two clocks may differ.
