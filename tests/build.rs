@@ -7,7 +7,11 @@ use std::{env, fs};
 
 fn main() {
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
-    for (page, name) in [("../README.md", "readme.md"), ("../docs/poolers.md", "poolers.md")] {
+    for (page, name) in [
+        ("../README.md", "readme.md"),
+        ("../docs/poolers.md", "poolers.md"),
+        ("../docs/testing.md", "testing.md"),
+    ] {
         println!("cargo::rerun-if-changed={page}");
         let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
         fs::write(Path::new(&out).join(name), with_hidden_lines(&text)).expect("a page to compile");

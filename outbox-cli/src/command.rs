@@ -18,6 +18,7 @@ mod output;
 mod properties;
 mod relay;
 mod report;
+mod scheduled;
 mod settings;
 mod wal;
 
@@ -57,6 +58,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Lag { json, common } => report::lag(common, origins, *json),
         Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
         Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Scheduled { promote, json, common } => scheduled::run(common, origins, *promote, *json),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

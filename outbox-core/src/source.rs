@@ -177,6 +177,11 @@ pub struct Lag {
     /// (PostgreSQL shows other roles' transactions to members of `pg_read_all_stats`.) On MySQL and MariaDB the time counts from the
     /// transaction's first event that is unsent.
     pub oldest_writer: Duration,
+    /// The number of events that are scheduled for later.
+    pub scheduled: u64,
+    /// How long the scheduled event has been due that was due first, or zero if none is due. A relay moves such events into the outbox within
+    /// about a second.
+    pub overdue: Duration,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,
 }

@@ -237,6 +237,7 @@
 //! | `mysql` | no | MySQL and MariaDB. For Diesel's `MysqlConnection`, also turn on the feature `mysql` of Diesel, which needs libmysqlclient or libmariadb |
 //! | `sqlite` | no | SQLite |
 //! | `async` | no | `AsyncEmit`, and the methods of [`Outbox`] and [`Inbox`] for diesel-async's connections |
+//! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //!
 //! Turn on `postgres`, `mysql` or `sqlite`, or several of them. Without any of the three, no connection can emit.
 //!
@@ -259,6 +260,8 @@ mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
 mod problem;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;
@@ -267,12 +270,14 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 pub use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
 pub use self::backend::OutboxBackend;
+#[doc(hidden)]
+pub use self::backend::{LoadedRow, SelectRows};
 pub use self::connection::OutboxConnection;
 #[doc(hidden)]
 pub use self::connection::Statement;
 #[cfg(feature = "async")]
 pub use self::emit::AsyncEmit;
-pub use self::emit::{Emit, EmitError, Outbox};
+pub use self::emit::{Emit, EmitError, Outbox, ScheduledEvent};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(all(feature = "migrations", feature = "mysql"))]
 #[doc(hidden)]

@@ -96,6 +96,33 @@ impl Worker {
             self.upkeep()?;
             self.reach_broker()?;
         }
+        let passed = self.pass()?;
+        if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
+            self.upkeep()?;
+        }
+        let stop = self.stop.clone();
+        if passed == Passed::Idle {
+            self.listen()?;
+            let mut listened = Instant::now();
+            while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
+                self.upkeep()?;
+                if listened.elapsed() >= IDLE_LISTEN {
+                    self.listen()?;
+                    listened = Instant::now();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks after the table, and makes one pass.
+    #[cfg(feature = "testing")]
+    pub(crate) fn step(&mut self) -> Result<Passed, PassError> {
+        self.upkeep()?;
+        self.pass()
+    }
+
+    fn pass(&mut self) -> Result<Passed, PassError> {
         let stop = self.stop.clone();
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
@@ -109,21 +136,7 @@ impl Worker {
         if passed == Passed::Worked {
             self.trust = self.trust.saturating_mul(TRUST_GROWS);
         }
-        if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
-            self.upkeep()?;
-        }
-        if passed == Passed::Idle {
-            self.listen()?;
-            let mut listened = Instant::now();
-            while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
-                self.upkeep()?;
-                if listened.elapsed() >= IDLE_LISTEN {
-                    self.listen()?;
-                    listened = Instant::now();
-                }
-            }
-        }
-        Ok(())
+        Ok(passed)
     }
 
     /// Lets the publisher log what it has to report while nothing is in flight.

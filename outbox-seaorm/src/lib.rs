@@ -173,6 +173,7 @@
 //! | `derive` | yes | `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` |
 //! | `migrations` | yes | `Migrations`, which creates the tables with one call |
 //! | `migrator` | no | the migrations of sea-orm-migration |
+//! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //! | `postgres` | no | PostgreSQL, and SeaORM's feature `sqlx-postgres` |
 //! | `mysql` | no | MySQL and MariaDB, and SeaORM's feature `sqlx-mysql` |
 //! | `sqlite` | no | SQLite, and SeaORM's feature `sqlx-sqlite` |
@@ -209,6 +210,8 @@ mod emit;
 mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;
@@ -216,7 +219,7 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 #[cfg(feature = "derive")]
 pub use diesel_outbox_derive::{SeaOrmInboxEvent as InboxEvent, SeaOrmOutboxEvent as OutboxEvent};
 
-pub use self::emit::{Emit, EmitError, InTransaction, Outbox};
+pub use self::emit::{Emit, EmitError, InTransaction, Outbox, ScheduledEvent};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrationError, Migrations};

@@ -74,3 +74,8 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!(concat!(env!("OUT_DIR"), "/poolers.md"))]
 struct Poolers;
+
+/// The same of the page about testing.
+#[cfg(doctest)]
+#[doc = include_str!(concat!(env!("OUT_DIR"), "/testing.md"))]
+struct Testing;

@@ -66,6 +66,17 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Prints how many events are scheduled, and when the next is due
+    Scheduled {
+        /// First moves those that are due into the outbox, as a relay does by itself
+        #[arg(long)]
+        promote: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
@@ -83,6 +94,7 @@ impl Action {
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
             | Self::Requeue { common, .. }
+            | Self::Scheduled { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(action) => action.common(),
@@ -96,6 +108,7 @@ impl Action {
             | Self::Lag { common, .. }
             | Self::DeadLetters { common, .. }
             | Self::Requeue { common, .. }
+            | Self::Scheduled { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(

@@ -4,8 +4,9 @@ use diesel_outbox_core::Lag;
 use mysql::prelude::Queryable;
 use mysql::{Conn, IsolationLevel, TxOpts, params};
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, dead_letter, schedule_of};
 use crate::source::mysql::{self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of};
+use crate::source::promote::promote_all;
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
@@ -19,6 +20,14 @@ impl Operate for Conn {
         rows.map(|row| row_of::<DeadLetterRow>(row?).map(dead_letter))
             .collect::<mysql::Result<_>>()
             .map_err(failed)
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self).map_err(failed)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self).map_err(failed)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

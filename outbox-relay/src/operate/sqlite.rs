@@ -5,8 +5,9 @@ use diesel::sql_types::{BigInt, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, dead_letter, schedule_of};
 use crate::source::julian_day::{created_at_ms, unix_ms};
+use crate::source::promote::promote_all;
 use crate::statement::statement;
 
 impl Operate for SqliteConnection {
@@ -20,6 +21,14 @@ impl Operate for SqliteConnection {
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
         Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
