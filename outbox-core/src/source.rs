@@ -180,7 +180,7 @@ pub struct Lag {
     /// The number of events that are scheduled for later.
     pub scheduled: u64,
     /// How long the scheduled event has been due that was due first, or zero if none is due. A relay moves such events into the outbox within
-    /// about a second.
+    /// two seconds.
     pub overdue: Duration,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,

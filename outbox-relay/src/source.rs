@@ -91,7 +91,7 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
     let table = denied.split(' ').next_back()?;
     let grant = match table {
         "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
-        "outbox_scheduled" => "SELECT, DELETE",
+        "outbox_scheduled" => "SELECT, UPDATE (seq), DELETE",
         "outbox_promotion" => "SELECT, UPDATE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
         "outbox_dead_letter" => "SELECT, INSERT",

@@ -85,7 +85,8 @@ impl RecordedRelay {
     }
 
     fn pass(&mut self) -> Result<(Passed, Vec<Sent>), RelayError> {
-        let passed = self.worker.step().map_err(|error| match error {
+        let has_sent = || !self.sent.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let passed = self.worker.step(&has_sent).map_err(|error| match error {
             PassError::Source(error) => RelayError::Source(error),
             PassError::Publisher(error) => RelayError::Broker(error),
         })?;
@@ -174,8 +175,6 @@ impl Relay {
         if self.limits.exactly_once {
             return Err(RelayError::ExactlyOnce("a recorder has no transactions"));
         }
-        // So a pass is one batch.
-        self.limits.max_pass_duration = Duration::ZERO;
         let (sources, _) = self.sources(&stop)?;
         // A relay without a worker was refused above.
         let source = sources.into_iter().next().ok_or(RelayError::NoBroker)?;

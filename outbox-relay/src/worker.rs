@@ -96,11 +96,11 @@ impl Worker {
             self.upkeep()?;
             self.reach_broker()?;
         }
-        let passed = self.pass()?;
+        let stop = self.stop.clone();
+        let passed = self.pass(&|| stop.is_set())?;
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
         }
-        let stop = self.stop.clone();
         if passed == Passed::Idle {
             self.listen()?;
             let mut listened = Instant::now();
@@ -115,22 +115,28 @@ impl Worker {
         Ok(())
     }
 
-    /// Looks after the table, and makes one pass.
+    /// Looks after the table, and makes one pass, which takes on nothing more once this says that it is enough.
     #[cfg(feature = "testing")]
-    pub(crate) fn step(&mut self) -> Result<Passed, PassError> {
+    pub(crate) fn step(&mut self, is_enough: &dyn Fn() -> bool) -> Result<Passed, PassError> {
         self.upkeep()?;
-        self.pass()
+        match self.pass(is_enough)? {
+            // Before its first pass, a source may not look after the table.
+            Passed::Idle => {
+                self.upkeep()?;
+                self.pass(is_enough)
+            }
+            passed => Ok(passed),
+        }
     }
 
-    fn pass(&mut self) -> Result<Passed, PassError> {
-        let stop = self.stop.clone();
+    fn pass(&mut self, stopping: &dyn Fn() -> bool) -> Result<Passed, PassError> {
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
             limits: self.limits.at_most(self.trust),
             now: &Instant::now,
             published: &self.published,
             metrics: &self.metrics,
-            stopping: &|| stop.is_set(),
+            stopping,
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
         if passed == Passed::Worked {

@@ -178,12 +178,12 @@ impl<'a> Backend<'a> {
             Stored::Outbox => ("outbox", "created_at"),
             Stored::Scheduled => ("outbox_scheduled", "due_at"),
         };
-        let text = |column: &'static str| Expr::col(column);
-        #[cfg(feature = "postgres")]
-        let text = |column| match self.dialect {
-            Dialect::Postgres => text(column).cast_as("text"),
-            #[cfg(any(feature = "mysql", feature = "sqlite"))]
-            _ => text(column).into(),
+        let text = |column: &'static str| {
+            #[cfg(feature = "postgres")]
+            if matches!(self.dialect, Dialect::Postgres) {
+                return Expr::col(column).cast_as("text");
+            }
+            Expr::col(column)
         };
         for column in ["id", "aggregatetype", "aggregateid", "type", "headers"] {
             select.expr_as(text(column), column);

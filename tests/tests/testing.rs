@@ -111,7 +111,7 @@ fn step_by_step<C: diesel_outbox::OutboxConnection>(conn: &mut C, relay: Relay) 
     let rest: Vec<_> = relay.drain().unwrap().iter().map(|sent| sent.record().id()).collect();
     assert_eq!(rest, ids[2..]);
     assert!(relay.step().unwrap().is_empty());
-    // A scheduled event that is due comes with the others, within a second.
+    // A scheduled event that is due comes with the others, within two seconds.
     let id = conn.transaction(|c| c.emit_after(&placed("9"), Duration::ZERO)).unwrap();
     let sent = outbox_tests::eventually("the event", Duration::from_secs(20), || {
         let sent = relay.step().unwrap();

@@ -21,7 +21,7 @@ pub(crate) use self::postgres::DueSchemas;
 
 /// How often the relay looks if it knows of nothing that is due sooner. So an event that is scheduled at short notice is late by this time
 /// at most.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How soon the relay tries again after a failure, or looks again for tables that are missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(15);
 /// How many events one transaction moves.
@@ -185,7 +185,7 @@ mod tests {
         assert!(!promotion.run(&mut conn) && conn.asked == asked);
         promotion.look_at = None;
         promotion.run(&mut conn);
-        assert!(pause(&promotion) > Duration::from_millis(900));
+        assert!(pause(&promotion) > LOOK_INTERVAL - Duration::from_millis(100));
     }
 
     #[test]

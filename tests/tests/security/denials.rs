@@ -76,6 +76,8 @@ fn the_roles_on_postgres_are_denied_all_else() {
         "SELECT 1 FROM outbox_shard",
         "SELECT 1 FROM outbox_shard FOR UPDATE",
         "UPDATE outbox_shard SET sent_through = 9",
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "SELECT 1 FROM outbox_promotion FOR UPDATE",
         "SELECT 1 FROM outbox_dead_letter",
         "DELETE FROM outbox_dead_letter",
         "INSERT INTO outbox_dead_letter SELECT",
@@ -94,7 +96,9 @@ fn the_roles_on_postgres_are_denied_all_else() {
     let relay = &mut login("relay");
     relay.batch_execute(&format!("BEGIN; {dead_letter}; DELETE FROM outbox; ROLLBACK")).unwrap();
     let statements = [
-        &*insert,
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "INSERT INTO outbox_scheduled (id) VALUES (NULL)",
+        "DELETE FROM outbox_promotion",
         "UPDATE outbox SET payload = NULL",
         "UPDATE outbox SET headers = NULL",
         "UPDATE outbox SET aggregateid = '2'",
@@ -118,6 +122,7 @@ fn the_roles_on_postgres_are_denied_all_else() {
     consumer.batch_execute("DELETE FROM inbox").unwrap();
     let statements = [
         &*insert,
+        "SELECT 1 FROM outbox_scheduled",
         "SELECT 1 FROM outbox",
         "UPDATE outbox SET sent_at = now()",
         "DELETE FROM outbox",
@@ -193,6 +198,8 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
         "SELECT 1 FROM outbox_shard",
         "SELECT 1 FROM outbox_shard FOR UPDATE",
         "UPDATE outbox_shard SET sent_through = 9",
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "SELECT 1 FROM outbox_promotion FOR UPDATE",
         "SELECT 1 FROM outbox_dead_letter",
         "DELETE FROM outbox_dead_letter",
         "SELECT 1 FROM inbox",
@@ -201,7 +208,9 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
     are_denied(emitter, "emitter", &[&statements[..], &changes].concat(), &says);
     let relay = &mut login("relay");
     let statements = [
-        &*insert,
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "INSERT INTO outbox_scheduled (id) VALUES (NULL)",
+        "DELETE FROM outbox_promotion",
         "UPDATE outbox SET payload = NULL",
         "UPDATE outbox SET seq = 9",
         "INSERT INTO outbox_shard (shard, unsent) VALUES (16, '')",
@@ -215,6 +224,7 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
     let consumer = &mut login("consumer");
     let statements = [
         &*insert,
+        "SELECT 1 FROM outbox_scheduled",
         "SELECT 1 FROM outbox",
         "DELETE FROM outbox",
         "SELECT 1 FROM outbox_shard",

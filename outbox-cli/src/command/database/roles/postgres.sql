@@ -10,9 +10,9 @@ GRANT SELECT ON {schema}.outbox_migration TO {emitter};
 GRANT USAGE ON SCHEMA {schema} TO {relay};
 -- It reads the rows, sets sent_at, gives new numbers after the sequence was set back, and prunes. It can change no event.
 GRANT SELECT, UPDATE (seq, sent_at), DELETE ON {schema}.outbox TO {relay};
--- It moves scheduled events into the outbox, one relay at a time.
+-- It moves scheduled events into the outbox, one relay at a time. To lock a row takes UPDATE on a column; this one nobody can set.
 GRANT INSERT ON {schema}.outbox TO {relay};
-GRANT SELECT, DELETE ON {schema}.outbox_scheduled TO {relay};
+GRANT SELECT, UPDATE (seq), DELETE ON {schema}.outbox_scheduled TO {relay};
 GRANT SELECT, UPDATE ON {schema}.outbox_promotion TO {relay};
 -- It locks a shard's row while it works on the shard, and moves its bounds. No other role may lock these rows.
 GRANT SELECT, UPDATE ON {schema}.outbox_shard TO {relay};
