@@ -71,6 +71,7 @@
 //! | [`OutboxEvent`] | makes a domain type an event: derive it, or build a [`Record`] by hand |
 //! | [`Emit`], `AsyncEmit` | add `emit` and `emit_all` to every Diesel and diesel-async connection, pooled or not |
 //! | [`Outbox`] | emits with [headers that all events of a request share](#headers-for-a-whole-request), or into [a named schema](#a-schema-of-its-own) |
+//! | [`ScheduledEvent`] | an event that is to be sent later: see [`emit_at`](Emit::emit_at), [`emit_after`](Emit::emit_after) and [`cancel_scheduled`](Emit::cancel_scheduled) |
 //! | [`InboxEvent`] | decodes an event in a consumer: derive it |
 //! | [`Inbox`] | runs an effect once for each event |
 //! | `Migrations` | creates the tables |
