@@ -339,6 +339,7 @@ fn on_sqlite_due_events_are_sent_in_order_and_cancelled_ones_are_not() {
     let path = folder.path().join("outbox.db").display().to_string();
     let conn = &mut SqliteConnection::establish(&path).unwrap();
     Migrations::new().run(conn).unwrap();
+    conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
     let relay = relay(Relay::sqlite(&path)).spawn().unwrap();
     let after = Duration::from_millis;
     let ids = conn
@@ -349,7 +350,6 @@ fn on_sqlite_due_events_are_sent_in_order_and_cancelled_ones_are_not() {
                 .collect::<QueryResult<Vec<Uuid>>>()
         })
         .unwrap();
-    conn.batch_execute("PRAGMA busy_timeout = 10000").unwrap();
     assert!(conn.cancel_scheduled(ids[4]).unwrap());
     let sent = |conn: &mut SqliteConnection| -> Vec<String> {
         diesel::dsl::sql::<diesel::sql_types::Text>(
