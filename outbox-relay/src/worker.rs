@@ -115,27 +115,12 @@ impl Worker {
             self.upkeep()?;
             self.reach_broker()?;
         }
-        let (stop, silence) = (self.stop.clone(), Cell::default());
-        let health = &self.health;
-        let pipeline = Pipeline {
-            topic_naming: &self.topic_naming,
-            limits: self.limits.at_most(self.trust),
-            now: &Instant::now,
-            published: &self.published,
-            silence: &silence,
-            metrics: &self.metrics,
-            // A pass asks again and again, however long the broker takes.
-            stopping: &|| {
-                health.lives();
-                stop.is_set()
-            },
-        };
-        let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
-        if passed == Passed::Worked {
-            // Twice as many may take the broker twice as long.
-            let is_quick = silence.get() * QUICK <= self.limits.stall_timeout;
-            self.trust = self.trust.saturating_add(if is_quick { self.trust } else { 1 });
-        }
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        // A pass asks again and again, however long the broker takes.
+        let passed = self.pass(&|| {
+            health.lives();
+            stop.is_set()
+        })?;
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
         }
@@ -153,6 +138,40 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Looks after the table, and makes one pass, which takes on nothing more once this says that it is enough.
+    #[cfg(feature = "testing")]
+    pub(crate) fn step(&mut self, is_enough: &dyn Fn() -> bool) -> Result<Passed, PassError> {
+        self.upkeep()?;
+        match self.pass(is_enough)? {
+            // Before its first pass, a source may not look after the table.
+            Passed::Idle => {
+                self.upkeep()?;
+                self.pass(is_enough)
+            }
+            passed => Ok(passed),
+        }
+    }
+
+    fn pass(&mut self, stopping: &dyn Fn() -> bool) -> Result<Passed, PassError> {
+        let silence = Cell::default();
+        let pipeline = Pipeline {
+            topic_naming: &self.topic_naming,
+            limits: self.limits.at_most(self.trust),
+            now: &Instant::now,
+            published: &self.published,
+            silence: &silence,
+            metrics: &self.metrics,
+            stopping,
+        };
+        let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
+        if passed == Passed::Worked {
+            // Twice as many may take the broker twice as long.
+            let is_quick = silence.get() * QUICK <= self.limits.stall_timeout;
+            self.trust = self.trust.saturating_add(if is_quick { self.trust } else { 1 });
+        }
+        Ok(passed)
     }
 
     /// Lets the publisher log what it has to report while nothing is in flight.

@@ -9,7 +9,7 @@ use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionMa
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::load::{drop_roles, migrated};
-use outbox_tests::{Folder, Kafka, Postgres, Tables, eventually, migrated_mariadb, workspace_binary};
+use outbox_tests::{Folder, Kafka, Postgres, eventually, migrated_mariadb, workspace_binary};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -4,10 +4,13 @@ use diesel_outbox_core::Lag;
 use mysql::prelude::Queryable;
 use mysql::{Conn, IsolationLevel, Params, TxOpts, params};
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, dead_letter, hex, unsent};
+use super::{
+    DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, Unsent, dead_letter, hex, schedule_of, unsent,
+};
 use crate::source::mysql::{
     self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of, unsent_of_shards,
 };
+use crate::source::promote::promote_all;
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
@@ -31,6 +34,14 @@ impl Operate for Conn {
         rows.map(|row| row_of::<DeadLetterRow>(row?).map(dead_letter))
             .collect::<mysql::Result<_>>()
             .map_err(failed)
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self).map_err(failed)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self).map_err(failed)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

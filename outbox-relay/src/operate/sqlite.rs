@@ -5,9 +5,13 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use diesel_outbox_core::Lag;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, hex, unsent};
+use super::{
+    DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, Unsent, UnsentRow, dead_letter, hex, schedule_of,
+    unsent,
+};
 use crate::source::BLOCKED;
 use crate::source::julian_day::{created_at_ms, unix_ms};
+use crate::source::promote::promote_all;
 use crate::statement::statement;
 
 impl Operate for SqliteConnection {
@@ -29,6 +33,14 @@ impl Operate for SqliteConnection {
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
         Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

@@ -23,6 +23,7 @@ use super::window::Window;
 use super::{decode, origin, polled, publication};
 use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
+use crate::source::promote::Promotion;
 use crate::source::prune::PostgresPruning;
 use crate::source::row::StoredRow;
 use crate::source::{BLOCKED, SentRows, database_error};
@@ -42,6 +43,7 @@ pub(super) struct Reading {
     committed: Option<Committed>,
     lower_bound: LowerBound,
     pruning: PostgresPruning,
+    promotion: Promotion,
     lag: LagWatch,
     done: LastDone,
 }
@@ -118,6 +120,7 @@ impl Reading {
             committed: exactly_once.then(Committed::default),
             lower_bound,
             pruning: PostgresPruning::default(),
+            promotion: Promotion::default(),
             lag: LagWatch::default(),
             done: LastDone::default(),
         })
@@ -325,6 +328,7 @@ impl Reading {
             self.reader.catch_up(&mut self.conn, &self.window, confirmed)?;
             self.raise_lower_bound()?;
         }
+        self.promotion.run(&mut **self.conn);
         let failed = |error| database_error("looking after the table and the slot", error);
         let options = &self.database.options;
         let retention = match options.sent_rows {
@@ -337,7 +341,9 @@ impl Reading {
         }
         slot::check(&mut self.conn, &self.wal)?;
         publication::check(&mut self.conn, &self.wal)?;
-        self.lag.look(&mut self.conn, &self.wal, &self.window).map(Some).map_err(failed)
+        let mut lag = self.lag.look(&mut self.conn, &self.wal, &self.window).map_err(failed)?;
+        self.promotion.measure(&mut **self.conn, &mut lag).map_err(failed)?;
+        Ok(Some(lag))
     }
 
     fn raise_lower_bound(&mut self) -> Result<(), SourceError> {

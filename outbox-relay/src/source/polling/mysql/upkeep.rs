@@ -1,4 +1,5 @@
-//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
+//! What the leading relay does now and then: it moves scheduled events that are due, measures the lag, and prunes what the retention no
+//! longer covers.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use mysql::Conn;
 use super::connection::Statements;
 use super::{bounds, settle};
 use crate::source::interval::is_due;
+use crate::source::promote::Promotion;
 use crate::source::{BLOCKED, SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
@@ -25,9 +27,16 @@ pub(super) struct Upkeep {
     pruned: Option<Instant>,
     /// If a round of pruning has not come to its end: behind which row it goes on, and when.
     goes_on: Option<(i64, Instant)>,
+    promotion: Promotion,
+    has_promoted: bool,
 }
 
 impl Upkeep {
+    /// Returns whether the last run has moved scheduled events into the outbox.
+    pub(super) fn has_promoted(&self) -> bool {
+        self.has_promoted
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut Conn,
@@ -35,6 +44,7 @@ impl Upkeep {
         bounds: &bounds::Claimed,
         was_large: bool,
     ) -> mysql::Result<Option<Lag>> {
+        self.has_promoted = self.promotion.run(conn);
         if let SentRows::Keep { retention } = options.sent_rows {
             self.prune(conn, retention)?;
         }
@@ -47,7 +57,8 @@ impl Upkeep {
             return Ok(None);
         }
         let began = Instant::now();
-        let lag = lag(conn, bounds)?;
+        let mut lag = lag(conn, bounds)?;
+        self.promotion.measure(conn, &mut lag)?;
         self.measuring = began.elapsed();
         Ok(Some(lag))
     }

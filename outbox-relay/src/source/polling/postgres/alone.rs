@@ -131,7 +131,12 @@ impl Alone {
         if !self.wake.leads() {
             return Ok(None);
         }
-        self.upkeep.run(conn, database, was_large, database.options.lag_interval)
+        let lag = self.upkeep.run(conn, database, was_large, database.options.lag_interval)?;
+        if self.upkeep.has_promoted() {
+            // A session does not notify itself.
+            self.wake.awake(conn)?;
+        }
+        Ok(lag)
     }
 }
 
