@@ -83,8 +83,7 @@
 //! You need not do anything. The relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
 //!
 //! If the broker acknowledges nothing for [`Relay::stall_timeout`], the relay gives up the pass, so that no transaction stays open
-//! until the broker answers again. The next passes begin with a single record, because on a narrow way many take too long to be
-//! acknowledged. If the database is away, the relay connects again.
+//! until the broker answers again. If the database is away, the relay connects again.
 //!
 //! # Several relays
 //!

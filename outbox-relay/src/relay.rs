@@ -297,8 +297,8 @@ impl Relay {
 
     /// Sets how long the broker may acknowledge nothing before the relay gives up the pass, 1 s to 20 s. Default: 5 s.
     ///
-    /// After that, a pass takes one record, and the next ones take more and more for as long as the acknowledgements come soon. A record must
-    /// reach the broker in this time, however narrow the way is.
+    /// Kafka acknowledges a request when it has all of it. After a pass that was given up the requests are small, so that they get there in
+    /// time where the way is narrow.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.limits.stall_timeout = timeout;
         self

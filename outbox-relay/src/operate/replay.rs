@@ -124,7 +124,6 @@ impl Replay {
                 limits: if failures == 0 { limits } else { limits.at_most(FEW) },
                 now: &Instant::now,
                 published: &published,
-                silence: &Cell::default(),
                 metrics: &metrics,
                 stopping: &|| !goes_on.get(),
             };
