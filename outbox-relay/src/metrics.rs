@@ -192,7 +192,7 @@ fn describe() {
     describe_histogram!(
         "outbox_commit_duration_seconds",
         Unit::Seconds,
-        "How long Kafka takes to commit a pass, if records are sent exactly once"
+        "How long a relay that sends exactly once waits at the end of a pass until Kafka has committed it"
     );
     describe_histogram!("outbox_pass_duration_seconds", Unit::Seconds, "How long passes take");
     describe_histogram!("outbox_pass_records", Unit::Count, "How many records passes publish");

@@ -24,6 +24,7 @@ use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
 use crate::source::prune::PostgresPruning;
 use crate::source::row::StoredRow;
+use crate::source::undoable::Undoable;
 use crate::source::{BLOCKED, SentRows, database_error};
 
 /// The active relay's work on the slot.
@@ -39,6 +40,7 @@ pub(super) struct Reading {
     settling: Settling,
     /// Set if records are sent exactly once.
     committed: Option<Committed>,
+    undoable: Undoable,
     lower_bound: LowerBound,
     pruning: PostgresPruning,
     lag: LagWatch,
@@ -115,6 +117,7 @@ impl Reading {
             held_back: HeldBack::by(database.options.dead_letter_policy),
             settling,
             committed: exactly_once.then(Committed::default),
+            undoable: Undoable::default(),
             lower_bound,
             pruning: PostgresPruning::default(),
             lag: LagWatch::default(),
@@ -203,7 +206,9 @@ impl Reading {
             self.window.settle(row.ticket);
         }
         if committed.is_to_be_stored() {
-            self.settling.keep(&mut self.conn, self.window.position())?;
+            // What the next transaction has comes after these, so a crash of the server must not undo it.
+            let position = self.window.position();
+            self.undoable.durably(&mut self.conn, |conn| self.settling.keep(conn, position))?;
         }
         Ok(was_committed)
     }
@@ -212,12 +217,19 @@ impl Reading {
     pub(super) fn commit_pass(&mut self) -> Result<(), SourceError> {
         let Some(committed) = &mut self.committed else { return Ok(()) };
         let tickets = committed.end_pass();
-        if tickets.is_empty() {
-            return Ok(());
+        let count = tickets.len();
+        if count > 0 {
+            tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
+            self.settling.keep(&mut self.conn, self.window.position())?;
+            self.confirm()?;
         }
-        tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
-        self.settling.keep(&mut self.conn, self.window.position())?;
-        self.confirm()
+        let noted = self.undoable.committed(&mut self.conn, count);
+        noted.map_err(|error| database_error("looking whether the position is on the disk", error))
+    }
+
+    /// Returns how many of the last passes a crash of the server could undo.
+    pub(super) fn undoable_passes(&self) -> usize {
+        self.undoable.count()
     }
 
     /// Lets the server forget what was sent, as far as the relay may confirm it.
@@ -264,7 +276,7 @@ impl Reading {
             self.window.settle(ticket);
             let position = self.window.position();
             let keep = |conn: &mut PgConnection| dead_letters::keep(conn, row, reason, are_seen);
-            self.settling.write_with(&mut self.conn, position, keep)?;
+            self.undoable.durably(&mut self.conn, |conn| self.settling.write_with(conn, position, keep))?;
             self.standbys.wait(&mut self.conn, &self.wal)?;
             self.confirm()?;
         } else {
