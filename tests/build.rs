@@ -1,17 +1,33 @@
-//! Prepares the snippets of pages to be compiled as documentation tests. A page on the web cannot hide lines of a snippet, as
+//! Prepares the snippets of the README and of all pages in `docs` to be compiled as documentation tests. A page on the web cannot hide lines of a snippet, as
 //! rustdoc does with a `#`. So what a snippet needs besides stands before it, in a comment `<!-- with .. -->`, and the first
 //! snippet of the page is a part of all others.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{env, fs};
 
 fn main() {
+    println!("cargo::rerun-if-changed=../docs");
+    println!("cargo::rerun-if-changed=../README.md");
     let out = env::var_os("OUT_DIR").expect("cargo sets it");
-    for (page, name) in [("../README.md", "readme.md"), ("../docs/poolers.md", "poolers.md")] {
-        println!("cargo::rerun-if-changed={page}");
-        let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{page}: {error}"));
-        fs::write(Path::new(&out).join(name), with_hidden_lines(&text)).expect("a page to compile");
+    let out = Path::new(&out);
+    let guide = fs::read_dir("../docs").expect("the guide").map(|entry| entry.expect("a page").path());
+    let mut pages: Vec<PathBuf> =
+        guide.filter(|path| path.extension().is_some_and(|is| is == "md")).collect();
+    pages.push("../README.md".into());
+    pages.sort();
+    let mut tests = String::new();
+    for (number, page) in pages.iter().enumerate() {
+        let text = fs::read_to_string(page).unwrap_or_else(|error| panic!("{}: {error}", page.display()));
+        if text.contains("\n```rust") {
+            // Rustdoc names its tests after the type.
+            let name = page.file_stem().expect("a name").to_string_lossy().replace('-', "_");
+            let file = out.join(format!("{number}.md"));
+            fs::write(&file, with_hidden_lines(&text)).expect("a page to compile");
+            tests +=
+                &format!("#[doc = include_str!({file:?})]\n#[allow(non_camel_case_types)]\nstruct {name};\n");
+        }
     }
+    fs::write(out.join("pages.rs"), tests).expect("the pages to compile");
 }
 
 fn with_hidden_lines(text: &str) -> String {

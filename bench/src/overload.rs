@@ -15,7 +15,7 @@ use outbox_tests::{Database, Process, eventually};
 
 use crate::report::{Figure, Report};
 use crate::rows::the_last_are_unsent;
-use crate::servers::{PATIENCE, servers};
+use crate::servers::{PATIENCE, SETTINGS, servers, start_postgres};
 
 #[derive(Args)]
 pub(crate) struct Overload {
@@ -47,7 +47,7 @@ pub(crate) struct Overload {
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Emitters at full speed while the broker is slow.
+    /// Emitters at full speed while the way to the broker is narrow.
     SlowBroker,
     /// Half of all events are of one aggregate; each event is of another aggregate; there are many topics.
     Shapes,
@@ -67,11 +67,12 @@ impl Overload {
     pub(crate) fn run(&self, rounds: usize) -> Report {
         let mut figures = Vec::new();
         let is_chosen = |part| self.only.is_none_or(|only| only == part);
-        if Part::value_variants().iter().any(|&part| part != Part::IdleDay && is_chosen(part)) {
+        if is_chosen(Part::SlowBroker) {
+            figures.extend(self.slow_broker(&start_postgres(self.postgres, SETTINGS)));
+        }
+        let has_own_servers = |part| matches!(part, Part::SlowBroker | Part::IdleDay);
+        if Part::value_variants().iter().any(|&part| !has_own_servers(part) && is_chosen(part)) {
             let (postgres, kafka) = servers(self.postgres);
-            if is_chosen(Part::SlowBroker) {
-                figures.extend(self.slow_broker(&postgres, &kafka));
-            }
             if is_chosen(Part::Shapes) {
                 figures.extend(self.shapes(&postgres, &kafka, rounds));
             }

@@ -8,20 +8,29 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer, ProducerContext};
 
+use crate::servers::PATIENCE;
 use crate::topics::new_topic;
 
 /// Sends the records as the relay would, and returns the events per second until the last is durable.
 pub(crate) fn produce(kafka: &Kafka, records: &[Record]) -> f64 {
     let topic = new_topic(kafka);
-    let began = Instant::now();
-    let producer = bare_producer(kafka.brokers(), DefaultProducerContext, IN_FLIGHT);
-    for record in records {
-        send(&producer, &topic, record);
-    }
-    producer.flush(Duration::from_secs(60)).unwrap();
-    let seconds = began.elapsed().as_secs_f64();
+    let speed = produce_to(kafka, records.iter().map(|record| (&*topic, record)));
     assert_eq!(kafka.counter(&topic).count(), records.len());
-    records.len() as f64 / seconds
+    speed
+}
+
+/// Sends each record to its topic, and returns the events per second until the last is durable.
+pub(crate) fn produce_to<'r>(
+    kafka: &Kafka,
+    records: impl ExactSizeIterator<Item = (&'r str, &'r Record)>,
+) -> f64 {
+    let (count, began) = (records.len(), Instant::now());
+    let producer = bare_producer(kafka.brokers(), DefaultProducerContext, IN_FLIGHT);
+    for (topic, record) in records {
+        send(&producer, topic, record);
+    }
+    producer.flush(PATIENCE).unwrap();
+    count as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Does the same in transactions of so many records, one after the other, and returns the events per second until the last is committed.

@@ -36,7 +36,13 @@ pub(crate) fn servers(postgres: u32) -> (Postgres, Kafka) {
 
 /// Starts a broker and sends it those records.
 pub(crate) fn warm_kafka() -> Kafka {
-    let kafka = Kafka::start_for_benchmark(&[]);
+    warm_kafka_with(&[], |_| {})
+}
+
+/// Starts a broker with server properties of its own, opens the way to it, and sends it those records.
+pub(crate) fn warm_kafka_with(properties: &[(&str, &str)], open: impl FnOnce(&Kafka)) -> Kafka {
+    let kafka = Kafka::start_for_benchmark(properties);
+    open(&kafka);
     let records = records(250_000, 200);
     for _ in 0..8 {
         produce(&kafka, &records);

@@ -61,6 +61,7 @@ const POSTGRES: &[Source] = &[Source::Postgres, Source::Wal];
 const SERVED: &[Source] = &Source::SERVED;
 const ALL: &[Source] = &Source::ALL;
 const SQLITE: &[Source] = &[Source::Sqlite];
+const MARIADB: &[Source] = &[Source::Mariadb];
 
 const NOTHING_LOST: &str = "nothing lost, in order; at most what was in flight is repeated";
 const EXACT: &str = "nothing lost, in order, nothing repeated";
@@ -84,6 +85,11 @@ pub fn applies(fault: &Fault, source: Source) -> bool {
         (Source::Sqlite, Part::Relay | Part::Broker) => fault.on == SERVED,
         _ => fault.on.contains(&source),
     }
+}
+
+/// Returns whether a run with this fault alone takes longer than a minute, because a standby takes so long until it keeps a new slot.
+pub fn is_long(fault: &Fault, source: Source) -> bool {
+    source == Source::Wal && matches!(fault.part, Part::Servers(Own::Standby { .. }))
 }
 
 /// Returns the fault of this name.

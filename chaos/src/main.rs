@@ -117,5 +117,16 @@ fn combination(source: Source, rng: &mut Rng) -> Vec<Together<'static>> {
         together.truncate(if rng.u8(..3) == 0 { 2 } else { 1 });
         together
     };
-    (0..rng.usize(1..5)).map(|_| group(rng)).collect()
+    let mut groups: Vec<Together<'static>> = (0..rng.usize(1..5)).map(|_| group(rng)).collect();
+    if rng.u8(..5) == 0 {
+        // A run has only one kind of servers.
+        let has_own = |fault: &&'static Fault| {
+            matches!(fault.part, Part::Servers(_)) && !faults::is_long(fault, source)
+        };
+        let own: Vec<&'static Fault> = faults::of(source).into_iter().filter(has_own).collect();
+        if !own.is_empty() {
+            groups.insert(rng.usize(..=groups.len()), vec![own[rng.usize(..own.len())]]);
+        }
+    }
+    groups
 }

@@ -14,9 +14,9 @@ use crate::faults::{Fault, Part};
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Arrived};
-use crate::scene::{Program, Scene, WINDOW, last};
+use crate::scene::{Program, Scene, last};
 use crate::servers::DatabaseServers;
-use crate::verdict::{Allowed, Verdict};
+use crate::verdict::{Allowed, Repetitions, Verdict};
 
 const WRITERS: usize = 4;
 
@@ -82,6 +82,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
     let began = Instant::now();
     let mut acted = Vec::new();
     let mut flowed_after = Duration::ZERO;
+    let mut repetitions = vec![Repetitions::default()];
     thread::scope(|scope| {
         for (name, rng) in writers.into_iter().enumerate() {
             let (site, orders) = (&site, &scene.orders);
@@ -91,6 +92,8 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
         let _end = End(&scene);
         scene.flows(300);
         for together in faults {
+            let (from, before, gone) =
+                (scene.ends(), scene.interruptions(), scene.gone.lock().unwrap().len());
             thread::scope(|scope| {
                 let acting: Vec<_> = together
                     .iter()
@@ -110,6 +113,14 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
                 );
             });
             flowed_after = scene.flows(1);
+            let allowed = (scene.interruptions() - before) * scene.window();
+            if scene.gone.lock().unwrap().len() > gone {
+                // The topic may have begun anew, and its offsets with it.
+                let earlier = repetitions.drain(..).map(|part| part.allowed).sum::<usize>();
+                repetitions.push(Repetitions { allowed: earlier + allowed, ..Repetitions::default() });
+            } else {
+                repetitions.push(Repetitions { from, allowed });
+            }
             last(Duration::from_millis(300));
         }
     });
@@ -123,7 +134,7 @@ pub fn run(lane: &Lane, program: &Program, seed: u64, faults: &[Together<'_>]) -
     let ended_well = scene.stop_relays();
     let ledger = Ledger::read(&*site);
     let allowed = Allowed {
-        duplicates: scene.interruptions() * WINDOW,
+        repetitions,
         gone: scene.gone.lock().unwrap().clone(),
         undone: scene.undone.lock().unwrap().clone(),
         has_new_partitions: scene.has_new_partitions.load(Ordering::Relaxed),

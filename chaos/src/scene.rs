@@ -1,6 +1,6 @@
 //! What a fault acts on: relays, a broker and a database under load.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Mutex;
@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use outbox_tests::{Cluster, Counter, Kafka, Process, Proxy, Signal, Tables, eventually, workspace_binary};
+use outbox_tests::{Cluster, Counter, Kafka, Process, Proxy, Signal, eventually, workspace_binary};
 
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
@@ -37,9 +37,12 @@ const SETTINGS: [&str; 12] = [
 pub const PARTITIONS: i32 = 6;
 /// How many relays there usually are.
 pub const RELAYS: usize = 2;
-/// How many records a relay may have published and not settled: two workers with 500 in flight each, and a batch of 250 each that was
-/// acknowledged in the same pass.
-pub const WINDOW: usize = 1_500;
+/// How many workers a relay that polls a server has.
+const WORKERS: usize = 2;
+/// How many records a worker may have published and not settled: 500 in flight, and a batch of 250 that was acknowledged in the same pass.
+const WINDOW: usize = 750;
+/// How many it sends from the WAL in the time for which the server may not know that they were settled.
+const UNCONFIRMED: usize = 500;
 
 /// The program that relays.
 #[derive(Clone, Debug)]
@@ -153,7 +156,7 @@ impl<'a> Scene<'a> {
         match self.lane.source {
             Source::Wal => command.args(["--source", "wal", "--slot", self.site.name()]),
             Source::Sqlite => &mut command,
-            _ => command.args(["--workers", "2"]),
+            _ => command.args(["--workers", &WORKERS.to_string()]),
         };
         command.env("OUTBOX_DATABASE_URL", url);
         command.envs(self.program.environment.iter().map(|(name, value)| (name, value)));
@@ -280,22 +283,39 @@ impl<'a> Scene<'a> {
 
     /// Looks at the server that was left, which nobody else finds any longer, for events that the one that has taken over does not have.
     pub fn note_undone(&self) {
-        let first = &self.servers.postgres().first;
-        first.restart();
-        let had = first.existing(self.site.name()).texts("SELECT event::text FROM ledger");
+        let first = self.servers.first();
+        let had = first.restart_and_ask(self.site.name(), "SELECT CAST(event AS char(36)) FROM ledger");
         first.stop();
         let has = Ledger::read(self.site).entries;
         self.undone.lock().unwrap().extend(had.into_iter().filter(|event| !has.contains_key(event)));
     }
 
-    /// Notes that so many relays could not settle what they had published.
+    /// Notes that so many relays could not settle what they had published. If only one relay works at a time, all at once count as one.
     pub fn interrupted(&self, relays: usize) {
-        self.interruptions.fetch_add(relays, Ordering::Relaxed);
+        let working = match self.lane.source {
+            Source::Wal | Source::Sqlite => relays.div_ceil(RELAYS),
+            _ => relays,
+        };
+        self.interruptions.fetch_add(working, Ordering::Relaxed);
+    }
+
+    /// Returns how many records may be repeated because of an interruption.
+    pub fn window(&self) -> usize {
+        match self.lane.source {
+            Source::Wal => WINDOW + UNCONFIRMED,
+            Source::Sqlite => WINDOW,
+            _ => WORKERS * WINDOW,
+        }
     }
 
     /// Returns how many times relays were interrupted.
     pub fn interruptions(&self) -> usize {
         self.interruptions.load(Ordering::Relaxed)
+    }
+
+    /// Returns the offset that each partition's next record gets.
+    pub fn ends(&self) -> BTreeMap<i32, i64> {
+        self.counter.ends()
     }
 
     /// Returns how many records the topic holds.

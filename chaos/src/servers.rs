@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use diesel::connection::SimpleConnection;
-use outbox_tests::{Disk, Folder, Mariadb, Postgres, Proxy, Tables, eventually};
+use outbox_tests::{Disk, Folder, Mariadb, Postgres, Proxy, Server, Tables, eventually};
 
 use crate::lanes::Source;
 use crate::scene::PATIENCE;
@@ -20,6 +20,11 @@ pub enum Own {
         major: u32,
         /// Whether commits wait for the standby.
         is_synchronous: bool,
+    },
+    /// A replica of MariaDB, likewise.
+    Replica {
+        /// Whether commits wait for the replica.
+        is_semi_synchronous: bool,
     },
     /// Another server, which takes over.
     Another,
@@ -40,7 +45,7 @@ pub struct Servers<S> {
     pub second: OnceLock<S>,
     /// The disk of the first one, if it can be filled.
     pub disk: Option<Disk>,
-    /// The way from a standby to the first one.
+    /// The way from a standby or replica to the first one.
     pub replication: Option<Proxy>,
 }
 
@@ -66,6 +71,31 @@ pub enum DatabaseServers {
     Mariadb(Servers<Mariadb>),
     /// No server, but a folder for files of SQLite.
     Sqlite(Place),
+}
+
+/// The server on which everything begins, of whatever kind.
+pub trait First {
+    /// Kills it.
+    fn crash(&self);
+    /// Shuts it down.
+    fn stop(&self);
+    /// Starts it again, and returns what a query selects in one of its databases.
+    fn restart_and_ask(&self, database: &str, query: &str) -> Vec<String>;
+}
+
+impl<S: Server> First for S {
+    fn crash(&self) {
+        Server::crash(self);
+    }
+
+    fn stop(&self) {
+        Server::stop(self);
+    }
+
+    fn restart_and_ask(&self, database: &str, query: &str) -> Vec<String> {
+        self.restart();
+        self.existing(database).texts(query)
+    }
 }
 
 /// A folder for files of SQLite.
@@ -98,7 +128,19 @@ impl DatabaseServers {
     /// Starts what a fault needs.
     pub fn start_own(source: Source, own: Own) -> Self {
         match (source, own) {
-            (Source::Mariadb, _) => Self::Mariadb(Servers::with_disk(Mariadb::start_on_small_disk(SMALL))),
+            (Source::Mariadb, Own::SmallDisk) => {
+                Self::Mariadb(Servers::with_disk(Mariadb::start_on_small_disk(SMALL)))
+            }
+            (Source::Mariadb, Own::Replica { is_semi_synchronous }) => {
+                let replication = Proxy::open();
+                let (first, second) = Mariadb::start_pair(is_semi_synchronous, |port| {
+                    replication.lead_to(&format!("127.0.0.1:{port}"));
+                    replication.port()
+                });
+                let servers = Servers::with_second(first, second);
+                Self::Mariadb(Servers { replication: Some(replication), ..servers })
+            }
+            (Source::Mariadb, _) => Self::Mariadb(Servers::with_second(Mariadb::start(), Mariadb::start())),
             (Source::Sqlite, _) => {
                 let (folder, disk) = Disk::mounted(SMALL_FILE);
                 Self::Sqlite(Place { folder, disk: Some(disk) })
@@ -108,7 +150,7 @@ impl DatabaseServers {
                 Self::Postgres(Servers::with_disk(Postgres::start_on_small_disk(MAJOR, SMALL, &settings)))
             }
             (_, Own::Standby { major, is_synchronous }) => Self::Postgres(pair(major, is_synchronous)),
-            (_, Own::Another) => {
+            (_, Own::Another | Own::Replica { .. }) => {
                 let start = || Postgres::start_with(MAJOR, &SETTINGS);
                 Self::Postgres(Servers::with_second(start(), start()))
             }
@@ -124,6 +166,59 @@ impl DatabaseServers {
         match self {
             Self::Postgres(servers) => servers,
             _ => panic!("this fault is one of PostgreSQL"),
+        }
+    }
+
+    /// Returns the way from a standby or replica to the first server.
+    ///
+    /// # Panics
+    /// If there is neither.
+    pub fn replication(&self) -> &Proxy {
+        let replication = match self {
+            Self::Postgres(servers) => &servers.replication,
+            Self::Mariadb(servers) => &servers.replication,
+            Self::Sqlite(_) => &None,
+        };
+        replication.as_ref().expect("a way to the copy")
+    }
+
+    /// Makes the second server, which has copied the first one so far, a server of its own.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn promote(&self) {
+        match self {
+            Self::Postgres(servers) => servers.second.get().expect("a standby").promote(),
+            Self::Mariadb(servers) => servers.second.get().expect("a replica").promote(),
+            Self::Sqlite(_) => panic!("a file has no copy"),
+        }
+    }
+
+    /// Copies a database of the first server to the second one.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn dump(&self, name: &str) {
+        match self {
+            Self::Postgres(Servers { first, second, .. }) => {
+                first.dump_into(name, second.get().expect("another server"))
+            }
+            Self::Mariadb(Servers { first, second, .. }) => {
+                first.dump_into(name, second.get().expect("another server"))
+            }
+            Self::Sqlite(_) => panic!("a file is not dumped"),
+        }
+    }
+
+    /// Returns the first server.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn first(&self) -> &dyn First {
+        match self {
+            Self::Postgres(servers) => &servers.first,
+            Self::Mariadb(servers) => &servers.first,
+            Self::Sqlite(_) => panic!("a file has no server"),
         }
     }
 

@@ -9,14 +9,23 @@ use crate::reader::{Arrived, Content};
 /// What a run may cost.
 #[derive(Clone, Debug, Default)]
 pub struct Allowed {
-    /// How many records may be repetitions.
-    pub duplicates: usize,
+    /// How many records may be repetitions, and where on the topic, in order.
+    pub repetitions: Vec<Repetitions>,
     /// Events that Kafka itself has lost, because their topic was deleted.
     pub gone: BTreeSet<String>,
     /// Events that were committed and then undone, as an asynchronous failover or a restored backup may do.
     pub undone: BTreeSet<String>,
     /// Whether the topic has got more partitions. Then an aggregate may move to another one.
     pub has_new_partitions: bool,
+}
+
+/// How many records may be repetitions in a part of the topic.
+#[derive(Clone, Debug, Default)]
+pub struct Repetitions {
+    /// Where the part begins in each partition; at its first record if that is not here.
+    pub from: BTreeMap<i32, i64>,
+    /// How many there may be.
+    pub allowed: usize,
 }
 
 /// What was found.
@@ -36,8 +45,8 @@ pub struct Verdict {
     pub differing: Vec<String>,
     /// How many records repeat one.
     pub duplicates: usize,
-    /// Whether there are more repetitions than allowed.
-    pub has_too_many_duplicates: bool,
+    /// Where there are more repetitions than allowed.
+    pub repeated: Vec<String>,
     /// Dead letters of events that Kafka can take.
     pub dead: Vec<String>,
     /// How many events are unsent in the end.
@@ -52,6 +61,7 @@ impl Verdict {
         let mut seen_in: BTreeSet<(i32, &str)> = BTreeSet::new();
         let mut last: BTreeMap<(i32, &str), i64> = BTreeMap::new();
         let mut home: BTreeMap<&str, i32> = BTreeMap::new();
+        let mut repetitions = vec![0; allowed.repetitions.len()];
         let mut received: Vec<&Arrived> = received.iter().collect();
         received.sort_by_key(|record| (record.partition, record.offset));
         for &Arrived { partition, offset, ref content } in received {
@@ -69,6 +79,11 @@ impl Verdict {
             match first.get(id) {
                 Some(before) => {
                     verdict.duplicates += 1;
+                    let begins =
+                        |part: &Repetitions| part.from.get(&partition).is_none_or(|from| *from <= offset);
+                    if let Some(part) = allowed.repetitions.iter().rposition(begins) {
+                        repetitions[part] += 1;
+                    }
                     if *before != content {
                         verdict.differing.push(format!("{id} at {place} differs from its first occurrence"));
                     }
@@ -102,15 +117,23 @@ impl Verdict {
                 verdict.lost.push(format!("{id}, number {number} of aggregate {aggregate}"));
             }
         }
-        verdict.has_too_many_duplicates = verdict.duplicates > allowed.duplicates;
+        // What a fault repeats may still come when the next one begins.
+        let mut left = 0;
+        for (number, (part, found)) in allowed.repetitions.iter().zip(repetitions).enumerate() {
+            if found > part.allowed + left {
+                verdict
+                    .repeated
+                    .push(format!("{found} in part {number}, where {} are allowed", part.allowed));
+            }
+            left = part.allowed.saturating_sub(found);
+        }
         verdict
     }
 
     /// Whether everything that is promised was kept.
     pub fn is_good(&self) -> bool {
-        let Self { lost, phantom, reordered, differing, dead, .. } = self;
-        [lost, phantom, reordered, differing, dead].into_iter().all(Vec::is_empty)
-            && !self.has_too_many_duplicates
+        let Self { lost, phantom, reordered, differing, dead, repeated, .. } = self;
+        [lost, phantom, reordered, differing, dead, repeated].into_iter().all(Vec::is_empty)
             && self.unsent == 0
     }
 }
@@ -124,13 +147,13 @@ impl fmt::Display for Verdict {
             ("out of order", &self.reordered),
             ("differing", &self.differing),
             ("dead", &self.dead),
+            ("too often repeated", &self.repeated),
         ];
         write!(f, "{} committed", self.committed)?;
         for (name, found) in findings {
             write!(f, ", {} {name}", found.len())?;
         }
-        let too_many = if self.has_too_many_duplicates { " (too many)" } else { "" };
-        write!(f, ", {} duplicates{too_many}, {} unsent", self.duplicates, self.unsent)?;
+        write!(f, ", {} duplicates, {} unsent", self.duplicates, self.unsent)?;
         if self.undone > 0 {
             write!(f, ", {} records of undone events", self.undone)?;
         }
@@ -174,10 +197,18 @@ mod tests {
     fn what_arrives_in_order_and_is_repeated_as_often_as_allowed_is_good() {
         let (ledger, ids) = ledger(&[1, 2, 3]);
         let received = received(&[ids[0], ids[1], ids[0], ids[1], ids[2]]);
-        let verdict =
-            |duplicates| Verdict::of(&ledger, &received, &Allowed { duplicates, ..Allowed::default() });
-        assert!(verdict(2).is_good(), "{}", verdict(2));
-        assert!(!verdict(1).is_good());
+        let verdict = |parts: &[(i64, usize)]| {
+            let part = |&(from, allowed)| Repetitions { from: [(0, from)].into(), allowed };
+            let repetitions = parts.iter().map(part).collect();
+            Verdict::of(&ledger, &received, &Allowed { repetitions, ..Allowed::default() })
+        };
+        assert!(verdict(&[(0, 2)]).is_good(), "{}", verdict(&[(0, 2)]));
+        assert!(!verdict(&[(0, 1)]).is_good());
+        assert!(verdict(&[(0, 0), (2, 2), (4, 0)]).is_good());
+        // They may come late, but not early, and not much later.
+        assert!(verdict(&[(0, 2), (2, 0)]).is_good());
+        assert!(!verdict(&[(0, 0), (4, 2)]).is_good());
+        assert!(!verdict(&[(0, 2), (1, 0), (2, 0)]).is_good());
     }
 
     #[test]

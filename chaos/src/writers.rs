@@ -93,6 +93,7 @@ where
                 continue;
             }
             round += 1;
+            finish(&mut conn, &mut prepared, dialect);
             let left = prepared.len();
             let outcome = if !matches!(dialect.two_phases, TwoPhases::None) && rng.u8(..100) < 4 {
                 let gid = format!("{name}-{round}-{}", rng.u64(..));
@@ -125,7 +126,7 @@ where
 }
 
 /// Commits what was left prepared, perhaps. Whatever is still refused may be refused only because the server has not yet noticed that its
-/// session is gone, so it is tried again by the next connection. It may also have been committed after all, or never have been prepared.
+/// session is gone, so it is tried again. It may also have been committed after all, or never have been prepared.
 fn finish<C: SimpleConnection>(conn: &mut C, prepared: &mut Vec<String>, dialect: Dialect) {
     prepared.retain(|gid| conn.batch_execute(&dialect.two_phases.end("COMMIT", gid)).is_err());
 }

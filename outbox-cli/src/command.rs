@@ -2,8 +2,10 @@
 
 mod args;
 mod database;
+mod dead_letters;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
+mod doctor;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -11,19 +13,24 @@ mod invocation;
 mod layers;
 mod log;
 mod migrate;
+mod moment;
 mod origin;
 mod outboxes;
 mod output;
 #[cfg(all(test, feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod properties;
 mod relay;
+mod replay;
 mod report;
 mod settings;
+mod shell;
+mod signals;
+mod verify;
 mod wal;
 
 use std::process::ExitCode;
 
-use self::args::Action;
+use self::args::{Action, DeadLetterAction};
 use self::failure::Failure;
 use self::invocation::{Invocation, InvocationError};
 
@@ -54,9 +61,20 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
     match action {
         Action::Migrate { inbox_only, roles, common } => migrate::run(common, origins, *inbox_only, roles),
         Action::Relay(settings) => relay::run(settings, origins),
-        Action::Lag { json, common } => report::lag(common, origins, *json),
-        Action::DeadLetters { json, limit, common } => report::dead_letters(common, origins, *json, *limit),
-        Action::Requeue { which, common } => report::requeue(common, origins, &which.into()),
+        Action::Lag { json, by: None, common, .. } => report::lag(common, origins, *json),
+        Action::Lag { json, by: Some(by), common, topics } => {
+            report::lag_by(common, origins, *by, &topics.topic, *json)
+        }
+        Action::DeadLetters { action: Some(DeadLetterAction::Drop { which, common }), .. } => {
+            dead_letters::drop(common, origins, which)
+        }
+        Action::DeadLetters { action: None, listing, common } => dead_letters::list(common, origins, listing),
+        Action::Requeue { which, common } => dead_letters::requeue(common, origins, which),
+        Action::Replay(settings) => replay::run(settings, origins),
+        Action::Verify(settings) => verify::run(settings, origins),
+        Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
+        Action::Completions { shell, .. } => shell::completions(*shell),
+        Action::Man { folder, .. } => shell::man(folder),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

@@ -189,6 +189,10 @@ pub struct Lag {
     /// (PostgreSQL shows other roles' transactions to members of `pg_read_all_stats`.) On MySQL and MariaDB the time counts from the
     /// transaction's first event that is unsent.
     pub oldest_writer: Duration,
+    /// The number of dead letters that nobody has requeued.
+    pub dead_letters: u64,
+    /// The number of aggregates of which records are held back behind a dead letter, under [`DeadLetterPolicy::Block`].
+    pub blocked_aggregates: u64,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,
 }

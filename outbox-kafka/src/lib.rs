@@ -77,6 +77,7 @@ pub mod consumer;
 mod error;
 mod log;
 mod publisher;
+mod read;
 
 #[cfg(feature = "consumer")]
 #[doc(hidden)]
@@ -94,6 +95,11 @@ pub use diesel_outbox_derive::{KafkaInboxEvent as InboxEvent, KafkaOutboxEvent a
 pub use uuid::Uuid;
 
 pub use self::publisher::Kafka;
+pub use self::read::{PublishedRecord, PublishedRecords};
+
+/// What Kafka says of itself, for the relay's crate.
+#[doc(hidden)]
+pub use self::publisher::examined as __examined;
 
 /// What the relay's tests drive by a simulated broker.
 #[doc(hidden)]

@@ -1,4 +1,6 @@
 mod deliveries;
+#[allow(missing_docs)]
+pub mod examined;
 pub(crate) mod gate;
 pub(crate) mod murmur2;
 mod partitioner;
@@ -112,6 +114,15 @@ impl Kafka {
     pub fn exactly_once_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.exactly_once_prefix = prefix.into();
         self
+    }
+
+    /// Returns those of the settings that say how to connect.
+    pub(crate) fn connection(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        for (name, value) in settings::of_connection(&self.settings) {
+            config.set(name, value);
+        }
+        config
     }
 
     /// Returns how many bytes of payloads librdkafka's queue takes.
@@ -387,10 +398,7 @@ impl Publisher for KafkaPublisher {
         }
         let until = Instant::now() + wait;
         self.producer()?;
-        let mut config = ClientConfig::new();
-        for (name, value) in settings::of_connection(&self.kafka.settings) {
-            config.set(name, value);
-        }
+        let config = self.kafka.connection();
         let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) else {
             return Ok(None);
         };

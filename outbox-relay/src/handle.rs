@@ -3,7 +3,7 @@ use std::time::Duration;
 use diesel_outbox_core::__private::{Running, Stop};
 use diesel_outbox_core::SourceError;
 
-use crate::RelayError;
+use crate::{Health, RelayError};
 
 /// What a thread of a relay does until the relay stops.
 pub(crate) type Work = Box<dyn FnOnce() -> Result<(), SourceError> + Send>;
@@ -16,6 +16,7 @@ pub(crate) type Work = Box<dyn FnOnce() -> Result<(), SourceError> + Send>;
 #[must_use = "the relay stops as soon as its handle is dropped: keep the handle, or call `detach`"]
 pub struct RelayHandle {
     running: Running<RelayError>,
+    health: Health,
     shutdown_timeout: Duration,
 }
 
@@ -24,11 +25,12 @@ impl RelayHandle {
     pub(crate) fn start(
         stop: Stop,
         work: Vec<(String, Work)>,
+        health: Health,
         shutdown_timeout: Duration,
     ) -> Result<Self, RelayError> {
         let work = work.into_iter().map(|(name, work)| (name, move || work().map_err(RelayError::Source)));
         let running = Running::start(stop, work, RelayError::Panicked)?;
-        Ok(Self { running, shutdown_timeout })
+        Ok(Self { running, health, shutdown_timeout })
     }
 
     /// Stops the relay gracefully. The relay begins nothing new, waits until the broker has acknowledged what is in flight, settles
@@ -61,6 +63,11 @@ impl RelayHandle {
     /// Returns whether the relay has ended by itself. It does so only if it cannot go on; [`stop`](Self::stop) returns why.
     pub fn is_finished(&self) -> bool {
         self.running.is_finished()
+    }
+
+    /// Returns what reports whether the relay makes progress. It can be asked after the relay has stopped too.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Waits until the relay has ended by itself or the future ends, and stops it.

@@ -30,6 +30,7 @@
 //! | [`Relay`] | builds a relay: which database, which broker, how fast, and how long sent rows are kept |
 //! | [`RelayHandle`] | stops a running relay, and reports whether it has ended by itself |
 //! | `Kafka` | the broker and its settings. [Your own broker](#a-broker-of-your-own) implements [`Publisher`] |
+//! | [`Health`] | reports whether a running relay makes progress, for probes |
 //! | [`TopicNaming`] | names the topics, and says which of them the relay may write to |
 //! | [`DeadLetterPolicy`] | what happens to an aggregate's later records after one became a dead letter |
 //! | `operate::Operate` | the lag, the dead letters, and how to requeue them |
@@ -82,7 +83,8 @@
 //! You need not do anything. The relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
 //!
 //! If the broker acknowledges nothing for [`Relay::stall_timeout`], the relay gives up the pass, so that no transaction stays open
-//! until the broker answers again. If the database is away, the relay connects again.
+//! until the broker answers again. The next passes begin with a single record, because on a narrow way many take too long to be
+//! acknowledged. If the database is away, the relay connects again.
 //!
 //! # Several relays
 //!
@@ -173,12 +175,16 @@
 //! | `outbox_unsent` | gauge | how many records wait to be sent. If the relay reads the WAL, only those that it has received: watch `outbox_wal_lag_bytes` then |
 //! | `outbox_oldest_unsent_seconds` | gauge | age of the oldest of them |
 //! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it. On MySQL and MariaDB, counted from the transaction's first event |
+//! | `outbox_dead_letters_stored` | gauge | how many dead letters nobody has requeued |
+//! | `outbox_blocked_aggregates` | gauge | of how many aggregates records are held back behind a dead letter |
 //! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far the slot's confirmed position is behind the end of the WAL |
 //! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
 //! | `outbox_published_total` | counter | records that were published and settled |
 //! | `outbox_dead_letters_total` | counter | records that became dead letters |
-//! | `outbox_failures_total` | counter | failed passes, by `component`: `database` or `broker` |
+//! | `outbox_latency_seconds` | histogram | how long records take from emit to the broker's acknowledgement, by the clocks of the database and the relay |
+//! | `outbox_last_progress_timestamp_seconds` | gauge | when this relay last settled a record, as a Unix time |
+//! | `outbox_failures_total` | counter | failed passes, by `component`: `database` or `broker`, and by `kind`: `temporary`, `misconfigured` (nothing is sent until somebody acts) or `permanent` (the relay has stopped) |
 //! | `outbox_takeovers_total` | counter | how often a relay that sends exactly once has taken the outbox over |
 //! | `outbox_commit_duration_seconds` | histogram | how long Kafka takes to commit a pass, if records are sent exactly once |
 //! | `outbox_pass_duration_seconds`, `outbox_pass_records` | histogram | how long passes take, and how many records they publish |
@@ -208,6 +214,7 @@ mod error;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handle;
+mod health;
 mod metrics;
 mod missing;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
@@ -240,6 +247,7 @@ pub use mysql;
 
 pub use self::error::RelayError;
 pub use self::handle::RelayHandle;
+pub use self::health::Health;
 pub use self::relay::Relay;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::source::DatabaseUrl;

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::sync::{Arc, Once};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use diesel_outbox_core::Lag;
 use metrics::{
@@ -10,10 +10,16 @@ use metrics::{
 };
 use tracing::{error, info, warn};
 
+mod latencies;
+
+pub(crate) use self::latencies::Latencies;
+
 /// A worker's metrics. Their label `outbox` distinguishes several outboxes of one process.
 pub(crate) struct Metrics {
     /// The outbox at hand.
     outbox: RefCell<SharedString>,
+    /// Where records were last settled, and when.
+    progress: RefCell<Option<(SharedString, f64)>>,
 }
 
 /// Set once the metrics are described. A recorder is installed before the first relay starts.
@@ -22,7 +28,7 @@ static DESCRIBED: Once = Once::new();
 impl Metrics {
     pub(crate) fn new() -> Self {
         DESCRIBED.call_once(describe);
-        Self { outbox: RefCell::default() }
+        Self { outbox: RefCell::default(), progress: RefCell::default() }
     }
 
     /// Names the outbox at hand, if the source knows which it is.
@@ -38,8 +44,22 @@ impl Metrics {
         self.outbox.borrow().clone()
     }
 
-    pub(crate) fn published(&self, count: usize) {
+    pub(crate) fn published(&self, count: usize, latencies: &mut Latencies) {
         counter!("outbox_published_total", "outbox" => self.outbox()).increment(count as u64);
+        if count > 0 {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            *self.progress.borrow_mut() = Some((self.outbox(), now.as_secs_f64()));
+            self.progress();
+            latencies.hand_to(&histogram!("outbox_latency_seconds", "outbox" => self.outbox()));
+        }
+    }
+
+    /// Says again when records were last settled: a recorder may forget what is not said for a while, so that a relay that no longer leads
+    /// shows no old lag.
+    pub(crate) fn progress(&self) {
+        if let Some((outbox, at)) = &*self.progress.borrow() {
+            gauge!("outbox_last_progress_timestamp_seconds", "outbox" => outbox.clone()).set(*at);
+        }
     }
 
     pub(crate) fn dead_lettered(&self, topic: &str, aggregate_type: &str, id: &str, reason: &str) {
@@ -97,11 +117,15 @@ impl Metrics {
         set("outbox_unsent", lag.unsent as f64);
         set("outbox_oldest_unsent_seconds", lag.oldest.as_secs_f64());
         set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
+        set("outbox_dead_letters_stored", lag.dead_letters as f64);
+        set("outbox_blocked_aggregates", lag.blocked_aggregates as f64);
     }
 
     pub(crate) fn gave_up(&self, error: &dyn std::error::Error) {
         let outbox = self.outbox();
         let outbox = (!outbox.is_empty()).then_some(&*outbox);
+        counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => "database", "kind" => "permanent")
+            .increment(1);
         error!(outbox, error = %error, "the relay cannot go on and has stopped");
     }
 
@@ -112,7 +136,9 @@ impl Metrics {
         is_misconfigured: bool,
         retry_in: Duration,
     ) {
-        counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component).increment(1);
+        let kind = if is_misconfigured { "misconfigured" } else { "temporary" };
+        counter!("outbox_failures_total", "outbox" => self.outbox(), "component" => component, "kind" => kind)
+            .increment(1);
         let (outbox, retry_in_ms) = (self.outbox(), retry_in.as_millis() as u64);
         let outbox = (!outbox.is_empty()).then_some(&*outbox);
         if is_misconfigured {
@@ -131,13 +157,14 @@ impl Metrics {
 /// Reports the lag of one of several outboxes.
 #[cfg(feature = "postgres")]
 pub(crate) fn lag_of(outbox: &Arc<str>, lag: Lag) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()) }.lag(lag);
+    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }.lag(lag);
 }
 
 /// Reports that one of several outboxes has no lag. Only the metrics have it, because idle outboxes may be many.
 #[cfg(feature = "postgres")]
 pub(crate) fn no_lag_of(outbox: &Arc<str>) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()) }.set_lag(&Lag::default());
+    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }
+        .set_lag(&Lag::default());
 }
 
 #[cfg(feature = "postgres")]
@@ -169,6 +196,22 @@ fn describe() {
         Unit::Seconds,
         "How long the oldest transaction that may have emitted has been open or prepared"
     );
+    describe_gauge!("outbox_dead_letters_stored", Unit::Count, "Dead letters that nobody has requeued");
+    describe_gauge!(
+        "outbox_blocked_aggregates",
+        Unit::Count,
+        "Aggregates of which records are held back behind a dead letter"
+    );
+    describe_gauge!(
+        "outbox_last_progress_timestamp_seconds",
+        Unit::Seconds,
+        "When the relay last settled a record, as a Unix time"
+    );
+    describe_histogram!(
+        "outbox_latency_seconds",
+        Unit::Seconds,
+        "How long records take from emit to the broker's acknowledgement"
+    );
     describe_gauge!(
         "outbox_wal_lag_bytes",
         Unit::Bytes,
@@ -183,7 +226,11 @@ fn describe() {
     describe_gauge!("outbox_wal_slot_status", Unit::Count, "1 for the slot's status, 0 for the others");
     describe_counter!("outbox_published_total", Unit::Count, "Records that were published and settled");
     describe_counter!("outbox_dead_letters_total", Unit::Count, "Records that became dead letters");
-    describe_counter!("outbox_failures_total", Unit::Count, "Failed passes, by the component that failed");
+    describe_counter!(
+        "outbox_failures_total",
+        Unit::Count,
+        "Failed passes, by the component that failed and the kind of failure"
+    );
     describe_counter!(
         "outbox_takeovers_total",
         Unit::Count,
@@ -192,7 +239,7 @@ fn describe() {
     describe_histogram!(
         "outbox_commit_duration_seconds",
         Unit::Seconds,
-        "How long a relay that sends exactly once waits at the end of a pass until Kafka has committed it"
+        "How long Kafka takes to commit a pass, if records are sent exactly once"
     );
     describe_histogram!("outbox_pass_duration_seconds", Unit::Seconds, "How long passes take");
     describe_histogram!("outbox_pass_records", Unit::Count, "How many records passes publish");

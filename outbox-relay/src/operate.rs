@@ -1,14 +1,32 @@
-//! What an operator asks of the tables: how far behind the relay is, which records became dead letters, and to send those again.
+//! What an operator asks of the tables: how far behind the relay is, which records became dead letters and why, and to send those again or
+//! drop them.
 
+mod cause;
+mod choose;
+mod doctor;
+pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod replay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
+#[cfg(feature = "kafka")]
+pub mod verify;
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
+pub use self::cause::Cause;
+pub use self::choose::DeadLetterFilter;
+#[cfg(feature = "kafka")]
+pub use self::doctor::examine_kafka;
+#[cfg(feature = "postgres")]
+pub use self::doctor::examine_wal;
+pub use self::doctor::{Examine, Finding, Verdict};
+
+#[cfg(feature = "postgres-wal")]
+pub(crate) use self::postgres::count_dead_letters;
 #[cfg(feature = "postgres")]
 pub use self::postgres::schemas;
 
@@ -41,11 +59,18 @@ pub trait Operate {
     /// Returns how many records wait to be sent, and the age of the oldest.
     ///
     /// It counts them, which takes about a second for every few million. On PostgreSQL the role needs SELECT on `outbox`,
-    /// `outbox_shard`, `outbox_slot` and `outbox_seq_seq`.
+    /// `outbox_shard`, `outbox_slot`, `outbox_dead_letter` and `outbox_seq_seq`.
     ///
     /// # Errors
     /// Returns the database's error.
     fn lag(&mut self) -> QueryResult<Lag>;
+
+    /// Returns how many records wait to be sent, and the age of the oldest, of each aggregate type in each shard that has some. It reads the
+    /// same rows as [`lag`](Self::lag).
+    ///
+    /// # Errors
+    /// Returns the database's error.
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>>;
 
     /// Returns the oldest dead letters, up to `limit`.
     ///
@@ -56,11 +81,40 @@ pub trait Operate {
     /// Puts dead letters back into the outbox and returns how many there were. It waits for the passes that are going on.
     ///
     /// Each comes to its old place in the order. If the write-ahead log is read, they come to the end of the order instead. The same is
-    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log.
+    /// true later, when the table is polled again, of dead letters that a relay had read from the write-ahead log. With the policy `block`, the
+    /// later records of their aggregate that come before them there become dead letters, too, so that the order is kept: requeue those again.
     ///
     /// # Errors
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
+
+    /// Deletes dead letters for good, and returns how many there were. Their events are lost: nobody sends them any more. With the policy
+    /// `block`, an aggregate without dead letters is not held back any more.
+    ///
+    /// # Errors
+    /// Returns the database's error. Nothing is changed then.
+    fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize>;
+}
+
+/// The records of one aggregate type in one shard that wait to be sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unsent {
+    /// The aggregate type, by which topics are named.
+    pub aggregate_type: String,
+    /// The shard, 0 to 15.
+    pub shard: i16,
+    /// How many there are.
+    pub count: u64,
+    /// The age of the oldest.
+    pub oldest: Duration,
+}
+
+type UnsentRow = (String, i16, i64, f64);
+
+fn unsent((aggregate_type, shard, count, oldest): UnsentRow) -> Unsent {
+    let oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
+    Unsent { aggregate_type, shard, count: count.unsigned_abs(), oldest }
 }
 
 /// A record that the broker will never take, with the reason.
@@ -86,7 +140,7 @@ pub struct DeadLetter {
     pub failed_at: SystemTime,
 }
 
-/// Which dead letters to put back.
+/// Which dead letters to put back, or to drop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Requeue {
@@ -104,19 +158,35 @@ pub enum Requeue {
         /// The aggregate's id.
         aggregate_id: String,
     },
+    /// Those with these numbers and ids, as [`DeadLetter`] has them. Collect them from an iterator of dead letters.
+    These(Vec<(i64, String)>),
 }
 
 impl Requeue {
     /// Returns the choice as three optional conditions: id, aggregate type, aggregate id.
     fn conditions(&self) -> (Option<Uuid>, Option<String>, Option<String>) {
         match self {
-            Self::All => (None, None, None),
+            Self::All | Self::These(_) => (None, None, None),
             Self::Id(id) => (Some(*id), None, None),
             Self::Aggregate { aggregate_type, aggregate_id } => {
                 (None, Some(aggregate_type.clone()), Some(aggregate_id.clone()))
             }
         }
     }
+
+    /// Returns the numbers and ids, if it lists them.
+    fn listed(&self) -> Option<(Vec<i64>, Vec<String>)> {
+        match self {
+            Self::These(these) => Some(these.iter().cloned().unzip()),
+            _ => None,
+        }
+    }
+}
+
+/// The text's bytes in hexadecimal digits, as the databases write them.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+fn hex(text: &str) -> String {
+    text.bytes().map(|byte| format!("{byte:02X}")).collect()
 }
 
 type DeadLetterRow = (i64, String, String, String, String, i64, String, i64);

@@ -5,6 +5,8 @@
 mod awaited;
 mod exactly_once;
 mod held_back;
+#[cfg(test)]
+mod many_topics;
 mod names;
 #[cfg(test)]
 pub(crate) mod rehearsal;
@@ -18,13 +20,14 @@ use std::time::{Duration, Instant};
 
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{
-    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Refusal, Source, SourceError,
+    Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Publisher, Record, Refusal, Source,
+    SourceError,
 };
 
 use self::names::TopicNames;
 use self::waiting::Waiting;
 use crate::crash::crash_point;
-use crate::metrics::Metrics;
+use crate::metrics::{Latencies, Metrics};
 
 /// How much a pass takes on: the settings of the same names on [`Relay`](crate::Relay).
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +95,8 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) now: &'a dyn Fn() -> Instant,
     /// The pass adds how many records it has published, whether it fails or not.
     pub(crate) published: &'a Cell<usize>,
+    /// The pass raises it to the longest time for which the broker had records of it and acknowledged nothing.
+    pub(crate) silence: &'a Cell<Duration>,
     pub(crate) metrics: &'a Metrics,
     /// Asked between batches. If it returns `true`, the pass ends as soon as the broker has acknowledged what is in flight.
     pub(crate) stopping: &'a dyn Fn() -> bool,
@@ -108,6 +113,9 @@ const LINGER: Duration = Duration::from_millis(50);
 const LINGER_QUIET: Duration = Duration::from_millis(10);
 /// How long a pass takes on records if other outboxes wait.
 const SHORT_PASS: Duration = Duration::from_millis(50);
+/// For how many topics `max_in_flight` is meant, and how many times as many records may be in flight at most if there are more topics.
+const MANY_TOPICS: usize = 250;
+const MOST_TIMES: usize = 4;
 /// How many records are settled at once if they come one by one.
 const SHORT_BATCH: usize = 100;
 /// How long an acknowledged record may wait to be settled if the broker is slow.
@@ -148,7 +156,7 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(failure) => {
-                self.report(&pass, began);
+                self.report(&mut pass, began);
                 failure.map_or(Ok(Passed::Worked), Err)
             }
             Err(error) => {
@@ -159,8 +167,8 @@ impl Pipeline<'_> {
     }
 
     /// Counts what the pass has published and settled.
-    fn report(&self, pass: &Pass, began: Instant) {
-        self.metrics.published(pass.published);
+    fn report(&self, pass: &mut Pass, began: Instant) {
+        self.metrics.published(pass.published, &mut pass.latencies);
         self.published.set(self.published.get() + pass.published);
         self.metrics.passed(pass.published, (self.now)().duration_since(began));
     }
@@ -244,6 +252,9 @@ impl Pipeline<'_> {
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(PassError::Publisher)?;
             let now = (self.now)();
+            if pass.in_flight > 0 {
+                self.silence.set(self.silence.get().max(now.duration_since(pass.progress)));
+            }
             if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
                 pass.progress = now;
             } else if now.duration_since(pass.progress) >= self.limits.stall_timeout {
@@ -253,7 +264,7 @@ impl Pipeline<'_> {
                 ))));
             }
             for acknowledgement in acknowledgements.drain(..) {
-                self.acknowledge(pass, acknowledgement, source)?;
+                self.acknowledge(pass, acknowledgement, source, now)?;
             }
             if !pass.acknowledged.is_empty() {
                 crash_point("after_acknowledgement");
@@ -276,10 +287,17 @@ impl Pipeline<'_> {
 
     fn may_read(&self, pass: &Pass) -> bool {
         let taken = pass.in_flight + pass.waiting.count();
-        let has_room =
-            taken + self.limits.batch_size <= self.limits.max_in_flight.max(self.limits.batch_size);
+        let has_room = taken + self.limits.batch_size <= self.most_in_flight(pass);
         let may_take = pass.reading && pass.unsent.is_empty() && !self.has_full_transaction(pass);
         may_take && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
+    }
+
+    /// Returns how many records may be in flight: more if they are of many topics, each of which gets requests of its own.
+    fn most_in_flight(&self, pass: &Pass) -> usize {
+        let Limits { max_in_flight, batch_size, .. } = self.limits;
+        let times = (pass.names.count() / MANY_TOPICS).clamp(1, MOST_TIMES);
+        // A pass that takes only a batch is a small one.
+        if max_in_flight <= batch_size { batch_size } else { max_in_flight.saturating_mul(times) }
     }
 
     /// Returns whether there are bytes left for another batch and for this many more. A batch that is being read counts with the
@@ -310,7 +328,7 @@ impl Pipeline<'_> {
                 Ok(()) => {
                     pass.in_flight += 1;
                     pass.highest = pass.highest.max(Some(ticket));
-                    pass.hold(size(&claimed));
+                    pass.hold(&claimed);
                 }
                 Err(Refusal::Full) => {
                     pass.unsent.push_front(claimed);
@@ -338,9 +356,10 @@ impl Pipeline<'_> {
         pass: &mut Pass,
         acknowledgement: Acknowledgement,
         source: &mut dyn Source,
+        now: Instant,
     ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
-        pass.let_go();
+        pass.let_go(now);
         pass.waiting.release(acknowledgement.ticket, &mut pass.unsent);
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
@@ -418,6 +437,7 @@ struct Pass {
     sizes: VecDeque<usize>,
     /// Their sum.
     bytes: usize,
+    latencies: Latencies,
     /// When the broker last acknowledged something.
     progress: Instant,
     /// Durable, but not settled yet.
@@ -445,6 +465,7 @@ impl Pass {
             highest: None,
             sizes: VecDeque::new(),
             bytes: 0,
+            latencies: Latencies::begin(now),
             progress: now,
             acknowledged: Vec::new(),
             settled: now,
@@ -453,13 +474,16 @@ impl Pass {
         }
     }
 
-    fn hold(&mut self, size: usize) {
+    fn hold(&mut self, claimed: &Claimed) {
+        let size = size(claimed);
         self.sizes.push_back(size);
         self.bytes += size;
+        self.latencies.emitted(claimed.record.as_ref().ok().and_then(Record::created_at));
     }
 
-    fn let_go(&mut self) {
+    fn let_go(&mut self, now: Instant) {
         self.bytes -= self.sizes.pop_front().unwrap_or_default();
+        self.latencies.acknowledged(now);
     }
 
     fn next_read(&self, now: Instant) -> Duration {

@@ -8,6 +8,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
 
 use crate::handle::Work;
+use crate::health::Health;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -280,6 +281,9 @@ impl Relay {
     }
 
     /// Sets how many records may be unacknowledged at once, for each worker, 1 to 1,000,000. Default: 8,000.
+    ///
+    /// If a pass has records of 500 topics, twice as many may be, and of 1,000 topics four times as many, because each topic gets requests of
+    /// its own.
     pub fn max_in_flight(mut self, records: usize) -> Self {
         self.limits.max_in_flight = records;
         self
@@ -300,6 +304,9 @@ impl Relay {
     }
 
     /// Sets how long the broker may acknowledge nothing before the relay gives up the pass, 1 s to 20 s. Default: 5 s.
+    ///
+    /// After that, a pass takes one record, and the next ones take more and more for as long as the acknowledgements come soon. A record must
+    /// reach the broker in this time, however narrow the way is.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.limits.stall_timeout = timeout;
         self
@@ -327,7 +334,9 @@ impl Relay {
             (0..self.number_of_workers()).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
         let (sources, watch) = self.sources(&stop)?;
         let mut work: Vec<(String, Work)> = Vec::new();
-        for (number, (source, publisher)) in sources.into_iter().zip(publishers).enumerate() {
+        let health = Health::new(self.number_of_workers(), self.options.lag_interval);
+        let workers = sources.into_iter().zip(publishers).zip(health.workers());
+        for (number, ((source, publisher), health)) in workers.enumerate() {
             let worker = Worker {
                 source,
                 publisher,
@@ -339,11 +348,12 @@ impl Relay {
                 upkept: None,
                 published: std::cell::Cell::new(0),
                 metrics: Metrics::new(),
+                health,
             };
             work.push((format!("outbox-relay-{number}"), Box::new(move || worker.run())));
         }
         work.extend(watch.map(|watch| ("outbox-watch".to_owned(), watch)));
-        RelayHandle::start(stop, work, self.shutdown_timeout)
+        RelayHandle::start(stop, work, health, self.shutdown_timeout)
     }
 
     fn number_of_workers(&self) -> usize {

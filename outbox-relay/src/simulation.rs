@@ -66,9 +66,9 @@ fn source(kind: Kind, hand: Hand) -> Box<dyn Source> {
         Kind::Postgres | Kind::PostgresExactlyOnce | Kind::PostgresBlocking => {
             Box::new(SimulatedPostgres::new(hand))
         }
-        Kind::Mysql | Kind::MysqlExactlyOnce => Box::new(SimulatedMysql::new(hand)),
-        Kind::Sqlite => Box::new(SimulatedSqlite::new(hand)),
-        Kind::Wal => Box::new(SimulatedWal::new(hand)),
+        Kind::Mysql | Kind::MysqlExactlyOnce | Kind::MysqlBlocking => Box::new(SimulatedMysql::new(hand)),
+        Kind::Sqlite | Kind::SqliteBlocking => Box::new(SimulatedSqlite::new(hand)),
+        Kind::Wal | Kind::WalBlocking => Box::new(SimulatedWal::new(hand)),
     }
 }
 
@@ -96,6 +96,7 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
             limits,
             now: &now,
             published: &Cell::new(0),
+            silence: &Cell::default(),
             stopping: &|| {
                 let world = hand.world();
                 world.is_over || world.chance.one_in(200)
@@ -239,6 +240,7 @@ const TWICE: &str = "settled by two passes";
 const ARRIVED_LATE: &str = "first arrived after";
 const ARRIVED_TWICE: &str = "arrived twice";
 const NOT_SENT: &str = "not all is sent";
+const HELD_BACK: &str = "held back";
 
 #[test]
 fn settling_before_the_acknowledgement_is_found_on_every_source() {
@@ -267,7 +269,17 @@ fn what_was_acknowledged_and_never_stored_is_found_without_the_gate() {
 
 #[test]
 fn what_overtakes_a_dead_letter_of_its_aggregate_is_found() {
-    is_found(Mistake::HoldsNothingBack, &[Kind::PostgresBlocking], ARRIVED_LATE);
+    is_found(Mistake::HoldsNothingBack, &Kind::BLOCKING, ARRIVED_LATE);
+}
+
+#[test]
+fn what_overtakes_a_requeued_record_that_the_relay_has_not_come_to_is_found() {
+    is_found(Mistake::ForgetsWhatWasRequeued, &[Kind::WalBlocking], ARRIVED_LATE);
+}
+
+#[test]
+fn an_aggregate_that_is_held_back_for_no_reason_is_found() {
+    is_found(Mistake::KeepsWhatWasRequeued, &[Kind::WalBlocking], HELD_BACK);
 }
 
 #[test]

@@ -66,17 +66,22 @@ pub(crate) use self::row_security::sees_all_rows;
 #[cfg(feature = "postgres")]
 #[doc(hidden)]
 pub use self::search_path::enter_schema;
+#[cfg(feature = "postgres")]
+pub(crate) use self::writers::open_writers;
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-const BLOCKED: &str =
+pub(crate) const BLOCKED: &str =
     "blocked: an earlier record of the same aggregate is a dead letter; requeue the aggregate";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
+pub(crate) const NO_TABLE: &str = "the table `outbox` does not exist here: run the migrations (`outbox migrate`, or \
                         `Migrations::new().run(..)`), or name the schema that holds the tables";
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
-fn database_error(doing: &str, error: impl std::error::Error + Send + Sync + 'static) -> SourceError {
+pub(crate) fn database_error(
+    doing: &str,
+    error: impl std::error::Error + Send + Sync + 'static,
+) -> SourceError {
     let message = diesel_outbox_core::__private::one_line(&error.to_string());
     let advice = needed_grant(&message)
         .map(|(table, grant)| format!(". A relay's role needs GRANT {grant} ON {table}: see docs/roles.md"))
@@ -93,6 +98,7 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
         "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
         "outbox_dead_letter" => "SELECT, INSERT",
+        "outbox_requeued" => "SELECT, DELETE",
         "outbox_reader" => "UPDATE",
         _ => return None,
     };

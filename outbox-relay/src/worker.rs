@@ -8,6 +8,7 @@ use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Publisher, Source, SourceError};
 
 use crate::backoff::Backoff;
+use crate::health::WorkerHealth;
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
@@ -15,8 +16,8 @@ use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
-/// How many times as many records a pass takes as the one before, after a failure of the database.
-const TRUST_GROWS: usize = 8;
+/// Which part of the stall time-out the broker may be silent in a pass, if the next one is to take twice as many records.
+const QUICK: u32 = 3;
 const READY_WAIT: Duration = Duration::from_secs(2);
 /// How often the worker asks the source whether something is due besides passes. If events come one by one, passes are more
 /// frequent than this.
@@ -28,8 +29,9 @@ pub(crate) struct Worker {
     pub(crate) publisher: Box<dyn Publisher>,
     pub(crate) topic_naming: TopicNaming,
     pub(crate) limits: Limits,
-    /// How many records a pass takes. After a failure of the database that is one, and with each pass that goes well more again: a
-    /// database that takes no writes, perhaps because its disk is full, must not have the same records sent at every attempt.
+    /// How many records a pass takes. After a failure that is one, and with each pass that goes well more again: a database that takes
+    /// no writes, perhaps because its disk is full, must not have the same records sent at every attempt, and a broker acknowledges what
+    /// it gets on a slow way only when it has all of it.
     pub(crate) trust: usize,
     pub(crate) stop: Stop,
     pub(crate) broker_is_away: bool,
@@ -38,23 +40,36 @@ pub(crate) struct Worker {
     /// How many records it has published.
     pub(crate) published: Cell<usize>,
     pub(crate) metrics: Metrics,
+    pub(crate) health: WorkerHealth,
 }
 
 impl Worker {
     /// Works until it should stop. Returns an error that trying again cannot correct, or the last one that nobody had corrected by
     /// then.
     pub(crate) fn run(mut self) -> Result<(), SourceError> {
+        let health = self.health.clone();
+        let ended = self.work();
+        health.ended(ended.as_ref().err().map(|error| error as &dyn std::error::Error));
+        ended
+    }
+
+    fn work(&mut self) -> Result<(), SourceError> {
         let mut retry = Retry::new();
         let mut uncorrected = None;
         while !self.stop.is_set() {
             let before = self.published.get();
+            self.health.lives();
             let turned = self.turn();
+            if self.published.get() > before {
+                self.health.settled();
+            }
             if turned.is_err() && self.limits.exactly_once {
                 // The source may have forgotten what was committed last, so the publisher must say it again.
                 self.publisher.abandon();
             }
             match turned {
                 Ok(()) => {
+                    self.health.went_well();
                     uncorrected = None;
                     retry.succeeded();
                 }
@@ -66,7 +81,10 @@ impl Worker {
                 }
                 Err(failure) => {
                     self.metrics.name(self.source.outbox());
-                    self.broker_is_away |= matches!(failure, PassError::Publisher(_));
+                    if let PassError::Publisher(_) = &failure {
+                        self.broker_is_away = true;
+                        self.trust = 1;
+                    }
                     if let Some(wait) = self.source.put_off(failure.of_source()) {
                         failure.report(&self.metrics, wait);
                         continue;
@@ -74,6 +92,7 @@ impl Worker {
                     if self.published.get() > before {
                         retry.begin_anew();
                     }
+                    self.health.failed(failure.error());
                     retry.failed(&failure, &self.stop, &self.metrics);
                     if let PassError::Source(_) = &failure {
                         self.trust = 1;
@@ -96,18 +115,21 @@ impl Worker {
             self.upkeep()?;
             self.reach_broker()?;
         }
-        let stop = self.stop.clone();
+        let (stop, silence) = (self.stop.clone(), Cell::default());
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
             limits: self.limits.at_most(self.trust),
             now: &Instant::now,
             published: &self.published,
+            silence: &silence,
             metrics: &self.metrics,
             stopping: &|| stop.is_set(),
         };
         let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
         if passed == Passed::Worked {
-            self.trust = self.trust.saturating_mul(TRUST_GROWS);
+            // Twice as many may take the broker twice as long.
+            let is_quick = silence.get() * QUICK <= self.limits.stall_timeout;
+            self.trust = self.trust.saturating_add(if is_quick { self.trust } else { 1 });
         }
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
@@ -115,7 +137,9 @@ impl Worker {
         if passed == Passed::Idle {
             self.listen()?;
             let mut listened = Instant::now();
+            self.health.went_well();
             while !stop.is_set() && !self.source.wait(IDLE_SLICE)? {
+                self.health.lives();
                 self.upkeep()?;
                 if listened.elapsed() >= IDLE_LISTEN {
                     self.listen()?;
@@ -145,7 +169,9 @@ impl Worker {
 
     fn upkeep(&mut self) -> Result<(), PassError> {
         self.upkept = Some(Instant::now());
+        self.metrics.progress();
         if let Some(lag) = self.source.upkeep()? {
+            self.health.measured(&lag);
             self.metrics.lag(lag);
         }
         Ok(())
@@ -161,13 +187,20 @@ impl PassError {
         }
     }
 
+    fn error(&self) -> &dyn std::error::Error {
+        match self {
+            Self::Source(error) => error,
+            Self::Publisher(error) => error,
+        }
+    }
+
     /// Reports the failure, and returns which side has failed.
     fn report(&self, metrics: &Metrics, retry_in: Duration) -> &'static str {
-        let (component, error, is_misconfigured) = match self {
-            Self::Source(error) => ("database", error as &dyn std::error::Error, error.is_misconfigured()),
-            Self::Publisher(error) => ("broker", error as &dyn std::error::Error, false),
+        let (component, is_misconfigured) = match self {
+            Self::Source(error) => ("database", error.is_misconfigured()),
+            Self::Publisher(_) => ("broker", false),
         };
-        metrics.failed(component, error, is_misconfigured, retry_in);
+        metrics.failed(component, self.error(), is_misconfigured, retry_in);
         component
     }
 }
@@ -207,11 +240,15 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublishError, Record, Refusal};
+    use diesel_outbox_core::{
+        Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Record, Refusal,
+    };
 
     use super::*;
+    use crate::health::Health;
     use crate::pipeline::rehearsal::Quick;
 
     /// Holds nothing.
@@ -282,6 +319,7 @@ mod tests {
             upkept: None,
             published: Cell::new(0),
             metrics: Metrics::new(),
+            health: Health::new(1, Duration::ZERO).workers().next().unwrap(),
         }
     }
 
@@ -345,6 +383,58 @@ mod tests {
         fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
             Ok(true)
         }
+    }
+
+    /// Acknowledges what it was given when all of that has passed a narrow way, as Kafka does with a request.
+    struct Narrow {
+        taken: Vec<u64>,
+        since: Instant,
+        sent: Arc<AtomicUsize>,
+    }
+
+    impl Publisher for Narrow {
+        fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
+            if self.taken.is_empty() {
+                self.since = Instant::now();
+            }
+            self.taken.push(ticket);
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+
+        fn acknowledgements(
+            &mut self,
+            _: Duration,
+            acknowledgements: &mut Vec<Acknowledgement>,
+        ) -> Result<(), PublishError> {
+            if self.since.elapsed() >= EACH_PASSES * self.taken.len() as u32 {
+                let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
+                acknowledgements.extend(self.taken.drain(..).map(durable));
+            }
+            Ok(())
+        }
+
+        fn abandon(&mut self) {
+            self.taken.clear();
+        }
+
+        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
+            Ok(())
+        }
+    }
+
+    const EACH_PASSES: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn on_a_way_on_which_many_records_take_longer_than_the_broker_may_be_silent_a_worker_sends_few_at_once() {
+        let (stop, sent) = (Stop::default(), Arc::new(AtomicUsize::new(0)));
+        let source = Full { given: 0, settled: 0, failures: FAILURES, stop: stop.clone() };
+        let publisher = Narrow { taken: Vec::new(), since: Instant::now(), sent: sent.clone() };
+        let limits = Limits { stall_timeout: EACH_PASSES * 60, ..Limits::default() };
+        Worker { stop, limits, ..worker(source, publisher) }.run().unwrap();
+        // The first attempt takes all of them.
+        let repeated = sent.load(Ordering::Relaxed) - RECORDS as usize;
+        assert!(repeated <= RECORDS as usize + RECORDS as usize / 4, "{repeated} were sent again");
     }
 
     #[test]

@@ -32,6 +32,7 @@ async fn drop_all(ground: &Ground) {
     }
     if ground.backend() == DbBackend::Postgres {
         ground.run("DROP TABLE outbox_slot").await;
+        ground.run("DROP TABLE outbox_requeued").await;
         ground.run("DROP VIEW outbox_reader").await;
     }
     if ground.backend() != DbBackend::Sqlite {

@@ -86,6 +86,22 @@ pub fn debian(package: &str) -> PathBuf {
     })
 }
 
+/// Returns the program `promtool`, which checks metrics and rules of Prometheus.
+pub fn promtool() -> PathBuf {
+    if Command::new("promtool").arg("--version").output().is_ok() {
+        return "promtool".into();
+    }
+    let folder = kept("prometheus", |folder| {
+        let unpack = r#"cd "$1" && apt-get -qq -o APT::Sandbox::User= download prometheus && dpkg-deb -x *.deb . && \
+                        mv usr/bin/promtool . && rm -r *.deb usr etc lib var 2>/dev/null; test -x promtool"#;
+        run(
+            Command::new("sh").args(["-c", unpack, "unpack"]).arg(folder),
+            "install Prometheus, whose promtool is needed",
+        );
+    });
+    folder.join("promtool")
+}
+
 /// Returns a command that runs a program of such a folder, with the libraries and the loader that are there.
 pub(crate) fn unpacked(root: &Path, program: &str) -> Command {
     let loader = match env::consts::ARCH {

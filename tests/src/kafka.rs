@@ -132,21 +132,36 @@ impl Kafka {
     /// Makes a topic with settings of its own, such as `("max.message.bytes", "1000")`.
     #[track_caller]
     pub fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        self.create(&[name], partitions, settings);
+    }
+
+    /// Makes many topics at once, and waits until each can be written to.
+    #[track_caller]
+    pub fn create_topics(&self, names: &[&str], partitions: i32) {
+        self.create(names, partitions, &[]);
+    }
+
+    #[track_caller]
+    fn create(&self, names: &[&str], partitions: i32, settings: &[(&str, &str)]) {
         let admin: AdminClient<DefaultClientContext> = self.client().create().expect("an admin client");
-        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
-        for (key, value) in settings {
-            topic = topic.set(key, value);
-        }
+        let topic = |name| {
+            let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+            settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
+        };
+        let topics: Vec<NewTopic<'_>> = names.iter().copied().map(topic).collect();
         let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-        let created = block_on(admin.create_topics([&topic], &options)).expect("ask for a topic");
-        created[0].as_ref().unwrap_or_else(|(name, error)| panic!("the topic {name} was not made: {error}"));
+        for created in block_on(admin.create_topics(&topics, &options)).expect("ask for topics") {
+            created.unwrap_or_else(|(name, error)| panic!("the topic {name} was not made: {error}"));
+        }
         let consumer: BaseConsumer = self.client().create().expect("a consumer");
-        eventually_ok(&format!("the topic {name}"), PATIENCE, || {
-            match read::partitions(&consumer, name)?.len() {
-                found if found == partitions as usize => Ok(()),
-                found => Err(format!("{found} partitions have a leader")),
-            }
-        });
+        for name in names {
+            eventually_ok(&format!("the topic {name}"), PATIENCE, || {
+                match read::partitions(&consumer, name)?.len() {
+                    found if found == partitions as usize => Ok(()),
+                    found => Err(format!("{found} partitions have a leader")),
+                }
+            });
+        }
     }
 
     /// Shuts the broker down.

@@ -65,12 +65,8 @@ pub use scratch::Folder;
 pub use tables::{INNODB_TRX_KEPT, Server, Tables, migrated_mariadb};
 pub use wait::{eventually, eventually_async, eventually_ok};
 
-/// The README's code must compile: `build.rs` adds what its snippets do not show.
+/// The code in the README and in the guide must compile: `build.rs` adds what its snippets do not show.
 #[cfg(doctest)]
-#[doc = include_str!(concat!(env!("OUT_DIR"), "/readme.md"))]
-struct Readme;
-
-/// The same of the page about poolers.
-#[cfg(doctest)]
-#[doc = include_str!(concat!(env!("OUT_DIR"), "/poolers.md"))]
-struct Poolers;
+mod pages {
+    include!(concat!(env!("OUT_DIR"), "/pages.rs"));
+}

@@ -1,5 +1,6 @@
 //! MariaDB and MySQL servers, and databases on them, for tests.
 
+mod copies;
 mod local;
 
 use std::env;

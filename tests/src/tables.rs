@@ -169,10 +169,6 @@ pub trait Tables: Sync {
     fn others_at_work(&self, count: usize) -> Vec<Self::Conn>;
     /// Returns the shards that nobody has claimed.
     fn free_shards(&self) -> Vec<i16>;
-    /// Returns a session that has locked the dead letters, even against readers, until it ends.
-    fn lock_dead_letters(&self) -> Self::Conn;
-    /// Returns how many sessions wait for such a lock.
-    fn waiting(&self) -> usize;
     /// Inserts rows, whose shards are given by an expression in their numbers `n`, from 1. They are unsent, or were sent this long ago.
     fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>);
     /// Returns how many rows of the outbox have been read so far, or on PostgreSQL entries of its indexes.
@@ -328,16 +324,6 @@ impl Tables for Database<'_> {
         free_shards::<Self::Conn>(&mut self.connect())
     }
 
-    fn lock_dead_letters(&self) -> PgConnection {
-        let mut conn = self.connect();
-        conn.batch_execute("BEGIN; LOCK TABLE outbox_dead_letter IN ACCESS EXCLUSIVE MODE").expect("a lock");
-        conn
-    }
-
-    fn waiting(&self) -> usize {
-        self.count("pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()")
-    }
-
     fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>) {
         let sent_at = sent_ago.map_or("NULL::timestamptz".to_owned(), |ago| {
             format!("clock_timestamp() - interval '{} s'", ago.as_secs())
@@ -447,16 +433,6 @@ impl Tables for MariadbDatabase<'_> {
 
     fn free_shards(&self) -> Vec<i16> {
         free_shards::<Self::Conn>(&mut self.connect())
-    }
-
-    fn lock_dead_letters(&self) -> MysqlConnection {
-        let mut conn = self.connect();
-        conn.batch_execute("LOCK TABLES outbox_dead_letter WRITE").expect("a lock");
-        conn
-    }
-
-    fn waiting(&self) -> usize {
-        self.count("information_schema.processlist WHERE db = DATABASE() AND state LIKE 'Waiting for table%'")
     }
 
     fn insert(&self, rows: usize, shard: &str, sent_ago: Option<Duration>) {

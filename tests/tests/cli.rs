@@ -118,6 +118,16 @@ fn a_service_that_only_consumes_needs_only_the_inbox() {
 }
 
 #[test]
+fn completions_and_man_pages_are_written_without_a_database() {
+    assert!(done(&["completions", "bash"]).contains("--ready-timeout"));
+    let folder = Folder::new("man");
+    let pages = folder.path().join("man1");
+    assert_eq!(done(&["man", pages.to_str().unwrap()]), "");
+    let page = std::fs::read_to_string(pages.join("outbox-doctor.1")).unwrap();
+    assert!(page.contains("outbox") && page.contains("FAIL"), "{page}");
+}
+
+#[test]
 fn flags_start_a_relay() {
     let database = Postgres::shared().database();
     let place = ["--database-url", database.url(), "--schema", "events"];
@@ -408,13 +418,18 @@ fn dead_letters_are_listed_and_requeued() {
     emit(&mut conn, "order", 1);
     emit(&mut conn, "invoice", 3);
     assert!(done(&at(&["lag"])).starts_with("unsent: 4\noldest: "));
+    let by_topic = done(&[&at(&["lag", "--by", "topic"])[..], &["--topic", &pattern]].concat());
+    assert!(by_topic.contains(&format!("{invoices}  unsent: 3  oldest: ")), "{by_topic}");
+    assert!(by_topic.contains(&format!("{orders}    unsent: 1  oldest: ")), "{by_topic}");
     let process = relay(&[&settings[..], &["--allow-topics", &orders]].concat());
     let dead = "select count(*) from outbox_dead_letter";
     eventually("3 dead letters", PATIENCE, || (number(&mut conn, dead) == 3).then_some(()));
     assert_eq!(kafka.read_at_least(&orders, 1, PATIENCE).len(), 1);
     stopped(&process, Signal::Terminate);
 
-    assert_eq!(done(&at(&["lag", "--json"])), "{\"oldest_seconds\":0.0,\"unsent\":0}\n");
+    assert_eq!(done(&at(&["lag"])), "no event waits to be sent\ndead letters: 3\n");
+    let json = "{\"blocked_aggregates\":0,\"dead_letters\":3,\"oldest_seconds\":0.0,\"unsent\":0}\n";
+    assert_eq!(done(&at(&["lag", "--json"])), json);
     let text = done(&at(&["dead-letters"]));
     assert!(text.contains("OrderPlaced of invoice 2\n") && text.contains(&invoices), "{text}");
     let json = done(&at(&["dead-letters", "--json"]));
@@ -424,6 +439,17 @@ fn dead_letters_are_listed_and_requeued() {
     let (stdout, stderr, _) = ran(&at(&["dead-letters", "--limit", "2"]));
     assert_eq!(stdout.matches("OrderPlaced").count(), 2);
     assert_eq!(stderr, "outbox: there are more than 2: see --limit\n");
+
+    let causes = done(&at(&["dead-letters", "--by-cause"]));
+    assert!(causes.contains("  events:  3, OrderPlaced\n"), "{causes}");
+    let (key, _) = causes.split_once('\n').unwrap();
+    let json = done(&at(&["dead-letters", "--by-cause", "--json"]));
+    assert!(json.contains(&format!("\"cause\":\"{key}\",\"dead_letters\":3")), "{json}");
+    let of_cause = [&["requeue", "--dry-run", "--cause", key][..], &url].concat();
+    assert!(done(&of_cause).ends_with("3 dead letters to be requeued\n"));
+    let early = at(&["dead-letters", "drop", "--failed-before", "2020-01-01T00:00:00Z"]);
+    assert!(failed(&early, 1).contains("no dead letter matches"));
+    assert_eq!(number(&mut conn, dead), 3);
 
     let unknown = at(&["requeue", "--id", "0198c0de-0000-7000-8000-000000000001"]);
     assert!(failed(&unknown, 1).contains("no dead letter matches"));

@@ -11,9 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use diesel_outbox::Record;
 use diesel_outbox_core::{Claimed, Source};
-use diesel_outbox_relay::operate::Requeue;
+use diesel_outbox_relay::operate::{DeadLetterFilter, Requeue};
 use diesel_outbox_relay::source::{DeadLetterPolicy, SentRows, SourceOptions};
 use outbox_tests::{Mariadb, eventually};
+use uuid::Uuid;
 
 use self::store::Store;
 
@@ -43,7 +44,9 @@ suite!(
     dropping_a_source_releases_its_claim,
     a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place,
     dead_letters_with_the_same_number_are_kept_apart,
+    dead_letters_can_be_chosen_one_by_one_and_dropped,
     a_blocked_aggregate_waits_for_its_requeue,
+    what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_reads_it,
     a_record_with_unreadable_headers_is_reported_and_not_lost,
     only_old_sent_rows_are_pruned,
     the_lag_counts_what_is_unsent,
@@ -68,6 +71,7 @@ suite_of_the_wal!(
     dropping_a_source_releases_its_claim,
     dead_letters_with_the_same_number_are_kept_apart,
     a_blocked_aggregate_waits_for_its_requeue,
+    what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_reads_it,
     large_payloads_make_batches_smaller,
     a_requeue_in_the_middle_of_a_pass_keeps_the_order,
     a_source_that_stands_by_does_not_spin,
@@ -306,6 +310,35 @@ fn dead_letters_with_the_same_number_are_kept_apart(store: &dyn Store) {
     assert_eq!(types, ["a", "b"]);
 }
 
+fn dead_letters_can_be_chosen_one_by_one_and_dropped(store: &dyn Store) {
+    store.emit(&["a", "b", "c", "d"].map(|name| record(name, name)));
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    for (claimed, reason) in
+        read(source.as_mut(), 10).iter().zip(["5 bytes", "blocked", "6 bytes", "7 bytes"])
+    {
+        source.dead_letter(claimed.ticket, reason).unwrap();
+    }
+    source.release().unwrap();
+    let observe = &mut store.observe();
+    let dead_letters = observe.dead_letters(10).unwrap();
+    let reasons: Vec<&str> = dead_letters.iter().map(|dead| &*dead.reason).collect();
+    assert_eq!(reasons, ["5 bytes", "blocked", "6 bytes", "7 bytes"]);
+
+    assert_eq!(observe.requeue(&Requeue::These(Vec::new())).unwrap(), 0);
+    let of_type = DeadLetterFilter::default().event_type("c");
+    let chosen: Requeue = dead_letters.iter().filter(|letter| of_type.matches(letter)).collect();
+    assert_eq!(observe.requeue(&chosen).unwrap(), 1);
+    assert_eq!(observe.requeue(&chosen).unwrap(), 0);
+    let two: Requeue = dead_letters[..2].iter().collect();
+    assert_eq!(observe.drop_dead_letters(&two).unwrap(), 2);
+    assert_eq!(observe.dead_letters(10).unwrap(), dead_letters[3..]);
+    assert_eq!(observe.drop_dead_letters(&Requeue::Id(Uuid::nil())).unwrap(), 0);
+    assert_eq!(observe.drop_dead_letters(&Requeue::All).unwrap(), 1);
+    assert_eq!(store.count("outbox_dead_letter"), 0);
+    assert_eq!(event_types(&drain(source.as_mut())), names(["c"]));
+}
+
 fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
     let mut options = SourceOptions::default();
     options.dead_letter_policy = DeadLetterPolicy::Block;
@@ -329,6 +362,51 @@ fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {
     let types: Vec<&str> =
         again.iter().map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
     assert_eq!(types, ["a", "b", "c"]);
+}
+
+/// The later event was emitted before the requeue, and nobody has read it by then.
+fn what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_reads_it(store: &dyn Store) {
+    let mut options = SourceOptions::default();
+    options.dead_letter_policy = DeadLetterPolicy::Block;
+    let mut source = store.source(options.clone());
+    for (aggregate, is_restarted) in [(1, false), (2, true)] {
+        store.emit(&[record(aggregate, "a"), record(aggregate, "b")]);
+        claim(source.as_mut());
+        for claimed in read(source.as_mut(), 1) {
+            source.dead_letter(claimed.ticket, "refused").unwrap();
+        }
+        source.release().unwrap();
+
+        store.emit(&[record(3, "other"), record(aggregate, "c")]);
+        claim(source.as_mut());
+        let mut given = Vec::new();
+        source.read(1, &mut given).unwrap();
+        assert_eq!(event_types(&given), names(["other"]));
+        source.abandon();
+        assert_eq!(store.observe().requeue(&Requeue::All).unwrap(), 2);
+        if is_restarted {
+            drop(source);
+            source = store.source(options.clone());
+        }
+        let mut all = Vec::new();
+        while all.len() < 4 {
+            // The claim of the source before may end a moment later.
+            all.extend(eventually("what was requeued", Duration::from_secs(20), || {
+                Some(drain(source.as_mut())).filter(|drained| !drained.is_empty())
+            }));
+            // From the write-ahead log, the later event comes first, and joins the dead letters.
+            let held_back = store.observe().requeue(&Requeue::All).unwrap();
+            assert!(all.len() + held_back >= 4, "{} came, {held_back} were held back", all.len());
+        }
+        let of_it =
+            |claimed: &Claimed| claimed.record.as_ref().unwrap().aggregate_id() == aggregate.to_string();
+        let types: Vec<&str> = all
+            .iter()
+            .filter(|claimed| of_it(claimed))
+            .map(|claimed| claimed.record.as_ref().unwrap().event_type())
+            .collect();
+        assert_eq!(types, ["a", "b", "c"]);
+    }
 }
 
 fn a_record_with_unreadable_headers_is_reported_and_not_lost(store: &dyn Store) {

@@ -161,34 +161,21 @@ fn what_comes_before_a_dead_letter_of_its_aggregate_is_not_held_back(tables: &im
     assert_eq!(dead_letters, ["refused", "after"]);
 }
 
-/// The same between the claim and the first read. A lock on the dead letters holds up the claim there, because it reads them if
-/// aggregates can be blocked.
+/// The same between the claim and the first read.
 fn an_event_that_commits_between_the_claim_and_the_first_read_is_not_overtaken(tables: &impl Tables) {
     let (conn, late) = (&mut tables.connect(), &mut tables.connect());
-    let mut options = SourceOptions::default();
-    options.dead_letter_policy = DeadLetterPolicy::Block;
-    let source = &mut *tables.source(options);
+    let source = &mut *tables.source(SourceOptions::default());
     // MariaDB lists the table whose lock is about to be taken, when a source begins.
     assert!(!source.claim().unwrap());
     let mut all = Vec::new();
-    std::thread::scope(|scope| {
-        let (claim, blocker) = late
-            .transaction(|late| {
-                late.emit(&record("slow", "first"))?;
-                conn.transaction(|c| c.emit_all(others(200)))?;
-                let blocker = tables.lock_dead_letters();
-                let source = &mut *source;
-                let claim = scope.spawn(move || source.claim().unwrap());
-                eventually("the claim to wait for the lock", Duration::from_secs(20), || {
-                    (tables.waiting() == 1).then_some(())
-                });
-                QueryResult::Ok((claim, blocker))
-            })
-            .unwrap();
-        conn.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
-        drop(blocker);
-        assert!(claim.join().unwrap());
-    });
+    late.transaction(|late| {
+        late.emit(&record("slow", "first"))?;
+        conn.transaction(|c| c.emit_all(others(200)))?;
+        assert!(source.claim().unwrap());
+        QueryResult::Ok(())
+    })
+    .unwrap();
+    conn.transaction(|c| c.emit(&record("slow", "second"))).unwrap();
     read_to_the_end(source, &mut all);
     settle_and_go_on(source, &mut all);
     assert_eq!(names(&all, "slow"), ["first", "second"]);

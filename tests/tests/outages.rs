@@ -10,7 +10,7 @@ use diesel_outbox_relay::source::wal::{WalOptions, setup};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayHandle};
 use outbox_tests::load::{migrated, migrated_on};
 use outbox_tests::{
-    Database, Kafka, Postgres, ReadRecord, Server, Tables, eventually, eventually_ok,
+    Database, Kafka, Postgres, Proxy, ReadRecord, Server, Tables, eventually, eventually_ok,
     on_postgres_and_mariadb, on_servers_of_their_own,
 };
 
@@ -131,6 +131,32 @@ fn the_relay_continues_after_the_broker_hangs_for_a_while(tables: &impl Tables) 
     kafka.resume();
     wait_until_sent(tables);
     assert_nothing_lost(&kafka.read_all(&topic), EVENTS);
+    stop(relay);
+}
+
+/// A broker acknowledges a request when it has all of it.
+#[test]
+fn the_relay_gets_on_though_a_request_takes_longer_than_the_broker_may_be_silent() {
+    const RECORDS: usize = 60;
+    const SIZE: usize = 20_000;
+    let way = Proxy::open();
+    let address = format!("PLAINTEXT://127.0.0.1:{}", way.port());
+    let kafka = Kafka::start_with(&[("advertised.listeners", &address)]);
+    way.lead_to(kafka.brokers());
+    let topic = kafka.unique("narrow");
+    kafka.create_topic(&topic, 1);
+    let tables = &migrated();
+    let large = |number: usize| record(number).with_payload(vec![b'x'; SIZE]);
+    let records: Vec<Record> = (0..RECORDS).map(large).collect();
+    tables.connect().transaction(|c| c.emit_all(&records)).unwrap();
+    // All of them take six seconds, and the broker may be silent for one.
+    way.limit(RECORDS * SIZE / 6);
+    let relay = relay(tables, &kafka, &topic);
+    wait_until_sent(tables);
+    way.heal();
+    let received = kafka.read_all(&topic);
+    assert_nothing_lost(&received, RECORDS);
+    assert!(received.len() < 3 * RECORDS, "{} records for {RECORDS} events", received.len());
     stop(relay);
 }
 

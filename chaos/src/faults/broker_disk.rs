@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
 
@@ -52,15 +53,17 @@ struct Disk<'a> {
     small: Folder,
 }
 
-const SIZE: &str = "size=128m";
+/// How much room the disk has beyond what the broker has written by then.
+const ROOM: u64 = 100 << 20;
 
 impl<'a> Disk<'a> {
     fn below(data: &'a Path) -> Self {
         let disk = Self { data, small: Folder::new("small-disk") };
         let small = disk.small.path();
+        let size = format!("size={}", occupied(data) + ROOM);
         run(
             "mount",
-            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), SIZE.as_ref(), "tmpfs".as_ref(), small],
+            &["-t".as_ref(), "tmpfs".as_ref(), "-o".as_ref(), size.as_ref(), "tmpfs".as_ref(), small],
         );
         copy(data, small);
         run("mount", &["--bind".as_ref(), small, data]);
@@ -85,6 +88,17 @@ impl Drop for Disk<'_> {
             let _ = Command::new("umount").arg("--lazy").arg(path).output();
         }
     }
+}
+
+/// Returns how many bytes of a disk the files below a folder take.
+fn occupied(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry"));
+    entries
+        .map(|entry| match entry.metadata().expect("what it is") {
+            of if of.is_dir() => occupied(&entry.path()),
+            of => of.blocks() * 512,
+        })
+        .sum()
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -3,11 +3,13 @@
 use std::env::consts::ARCH;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use outbox_tests::Folder;
 
 use super::{EXACT, Fault, Part, SERVED};
-use crate::scene::Scene;
+use crate::scene::{Scene, last};
 
 pub(super) const FAULTS: &[Fault] = &[Fault {
     name: "clock moved by an hour, forwards and back",
@@ -38,5 +40,11 @@ fn moved(scene: &Scene<'_>) {
         set(time);
         scene.flows(200);
     }
+    // Relays that have nothing to do end in time too.
+    scene.orders.pause.store(true, Ordering::Relaxed);
+    last(Duration::from_secs(1));
+    set("-1h");
+    last(Duration::from_secs(1));
     scene.replace_relays(&[]);
+    scene.orders.pause.store(false, Ordering::Relaxed);
 }

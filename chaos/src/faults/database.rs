@@ -23,7 +23,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("column added and dropped", NOTHING_LOST, columns),
     Fault { on: POSTGRES, ..fault("outbox rewritten (VACUUM FULL)", NOTHING_LOST, rewritten) },
     Fault { is_short: false, ..fault("connections used up", NOTHING_LOST, starved) },
-    Fault { on: SQLITE, ..fault("file locked by another writer for 10 s", EXACT, |scene| locked(scene, 10)) },
+    Fault { on: SQLITE, ..fault("file locked by another writer for 6 s", EXACT, |scene| locked(scene, 6)) },
     Fault {
         on: SQLITE,
         is_short: false,
@@ -37,6 +37,8 @@ fn sessions(scene: &Scene<'_>) {
         scene.interrupted(2);
         scene.site.end_sessions();
         if scene.lane.source == Source::Wal {
+            // The relay may have begun anew meanwhile.
+            scene.interrupted(2);
             let senders = "SELECT pg_terminate_backend(pid) FROM pg_stat_replication";
             scene.site.execute(senders).expect("end the senders");
         }

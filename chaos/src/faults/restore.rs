@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Fault, NOTHING_LOST, POSTGRES, Part};
+use super::{Fault, NOTHING_LOST, POSTGRES, Part, SERVED};
 use crate::lanes::Source;
 use crate::scene::{Scene, last};
 use crate::servers::{MAJOR, Own, SETTINGS};
@@ -14,7 +14,7 @@ pub(super) const FAULTS: &[Fault] = &[
         name: "dumped and restored into a new server",
         part: Part::Servers(Own::Another),
         promise: NOTHING_LOST,
-        on: POSTGRES,
+        on: SERVED,
         is_short: false,
         act: dumped,
     },
@@ -35,12 +35,16 @@ fn dumped(scene: &Scene<'_>) {
     last(Duration::from_millis(500));
     scene.orders.pause.store(true, Ordering::Relaxed);
     last(Duration::from_millis(500));
-    let open = "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
-                AND xact_start IS NOT NULL) + (SELECT count(*) FROM pg_prepared_xacts)";
+    let open = match scene.lane.source {
+        Source::Mariadb => "SELECT COUNT(*) FROM information_schema.innodb_trx",
+        _ => {
+            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+             AND xact_start IS NOT NULL) + (SELECT count(*) FROM pg_prepared_xacts)"
+        }
+    };
     scene.until("all transactions to end", open, 0);
-    let servers = scene.servers.postgres();
-    servers.first.dump_into(scene.site.name(), servers.second.get().expect("another server"));
-    servers.first.stop();
+    scene.servers.dump(scene.site.name());
+    scene.servers.first().stop();
     scene.move_over();
     scene.orders.pause.store(false, Ordering::Relaxed);
     scene.start_relays();

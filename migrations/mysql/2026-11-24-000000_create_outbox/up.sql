@@ -56,5 +56,7 @@ CREATE TABLE IF NOT EXISTS outbox_dead_letter (
     reason        longtext     NOT NULL,
     failed_at     datetime(3)  NOT NULL,
     -- The id too, because a table that was truncated returns a number twice.
-    PRIMARY KEY (seq, id)
+    PRIMARY KEY (seq, id),
+    -- A relay that holds back the rest of an aggregate looks for its first dead letter.
+    KEY outbox_dead_letter_aggregate (aggregateid(64), aggregatetype(32))
 ) ENGINE = InnoDB DEFAULT CHARACTER SET utf8mb4 COLLATE utf8mb4_bin;

@@ -89,3 +89,18 @@ CREATE TABLE outbox_dead_letter (
     -- The id too, because a sequence that was restarted returns a number twice.
     PRIMARY KEY (seq, id)
 );
+
+-- A relay that holds back the rest of an aggregate looks for its first dead letter.
+CREATE INDEX outbox_dead_letter_aggregate ON outbox_dead_letter (aggregateid COLLATE "C", aggregatetype COLLATE "C", seq);
+
+-- Dead letters that were requeued under new numbers. A relay that holds back aggregates needs this until it has sent them.
+CREATE TABLE outbox_requeued (
+    seq           bigint       PRIMARY KEY,
+    id            uuid         NOT NULL,
+    aggregatetype varchar(255) NOT NULL,
+    aggregateid   varchar(255) NOT NULL,
+    -- The seq that it had before: its place in the order of its aggregate.
+    place         bigint       NOT NULL
+);
+
+CREATE INDEX outbox_requeued_aggregate ON outbox_requeued (aggregateid COLLATE "C", aggregatetype COLLATE "C", place);

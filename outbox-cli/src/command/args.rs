@@ -1,15 +1,20 @@
 //! The command line.
 
-use clap::builder::NonEmptyStringValueParser;
-use clap::{Args, Parser, Subcommand, value_parser};
-use diesel_outbox_relay::operate::Requeue;
-use uuid::Uuid;
+use std::path::PathBuf;
 
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-use super::debezium::{Format, connector_name};
+use clap::value_parser;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+
+use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
-use super::settings::{BrokerSettings, TopicSettings};
-use super::settings::{CommonSettings, RelaySettings, WalSettings};
+use super::debezium::{Format, connector_name};
+use super::replay::ReplaySettings;
+#[cfg(any(feature = "mysql", feature = "postgres"))]
+use super::settings::BrokerSettings;
+use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
+use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
 #[derive(Debug, Parser)]
@@ -45,17 +50,21 @@ pub(crate) enum Action {
         /// Prints JSON
         #[arg(long)]
         json: bool,
+        /// Prints how many events wait for each topic, or in each shard, instead
+        #[arg(long, value_name = "WHAT", value_enum)]
+        by: Option<LagBy>,
         #[command(flatten)]
         common: CommonSettings,
+        #[command(flatten)]
+        topics: TopicSettings,
     },
     /// Lists the events that Kafka will never accept, and why
+    #[command(args_conflicts_with_subcommands = true)]
     DeadLetters {
-        /// Prints JSON
-        #[arg(long)]
-        json: bool,
-        /// Lists at most this many
-        #[arg(long, value_name = "NUMBER", value_parser = value_parser!(i64).range(1..), default_value = "100")]
-        limit: i64,
+        #[command(subcommand)]
+        action: Option<DeadLetterAction>,
+        #[command(flatten)]
+        listing: Listing,
         #[command(flatten)]
         common: CommonSettings,
     },
@@ -66,9 +75,39 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Sends events again that were sent and are kept, under the same ids
+    Replay(Box<ReplaySettings>),
+    /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
+    Verify(Box<VerifySettings>),
+    /// Looks for everything that can go wrong, before it does, and prints what to do
+    #[command(
+        after_help = "Give it the settings of the relay. It changes nothing. Each line is ok, warn or FAIL.\n\
+                      Exit codes: 0 if no line is FAIL, 1 if one is or the database cannot be reached, 2 usage error."
+    )]
+    Doctor {
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        settings: Box<RelaySettings>,
+    },
     /// Prepares PostgreSQL for a relay that reads the write-ahead log (WAL)
     #[command(subcommand, arg_required_else_help = true)]
     Wal(WalAction),
+    /// Prints what a shell needs to complete commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
+    /// Writes man pages, one for each command
+    Man {
+        /// The folder for them, such as /usr/local/share/man/man1
+        folder: PathBuf,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Prepares Debezium to relay the outbox instead (PostgreSQL, MySQL, MariaDB)
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[command(subcommand, arg_required_else_help = true)]
@@ -78,11 +117,16 @@ pub(crate) enum Action {
 impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
-            Self::Relay(settings) => &settings.common,
+            Self::Replay(settings) => &settings.common,
+            Self::Verify(settings) => &settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
-            | Self::DeadLetters { common, .. }
+            | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
+            | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
+            | Self::Completions { common, .. }
+            | Self::Man { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(action) => action.common(),
@@ -91,11 +135,16 @@ impl Action {
 
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
-            Self::Relay(settings) => &mut settings.common,
+            Self::Replay(settings) => &mut settings.common,
+            Self::Verify(settings) => &mut settings.common,
+            Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
-            | Self::DeadLetters { common, .. }
+            | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
+            | Self::DeadLetters { action: None, common, .. }
             | Self::Requeue { common, .. }
+            | Self::Completions { common, .. }
+            | Self::Man { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(
@@ -106,6 +155,24 @@ impl Action {
             ) => common,
         }
     }
+}
+
+/// What the lag is split by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LagBy {
+    Topic,
+    Shard,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeadLetterAction {
+    /// Deletes dead letters for good: their events are lost
+    Drop {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -212,37 +279,5 @@ pub(crate) struct RoleSettings {
 }
 
 /// Which dead letters are meant.
-#[derive(Debug, Args)]
-#[group(id = "which", required = true, multiple = false)]
-pub(crate) struct Which {
-    /// All of them
-    #[arg(long)]
-    all: bool,
-    /// The event with this id
-    #[arg(long, value_name = "UUID")]
-    id: Option<Uuid>,
-    /// All events of this aggregate
-    #[arg(
-        long,
-        num_args = 2,
-        allow_hyphen_values = true,
-        value_names = ["TYPE", "ID"],
-        value_parser = NonEmptyStringValueParser::new()
-    )]
-    aggregate: Vec<String>,
-}
-
-impl From<&Which> for Requeue {
-    fn from(which: &Which) -> Self {
-        match (which.id, which.aggregate.as_slice()) {
-            (Some(id), _) => Self::Id(id),
-            (None, [aggregate_type, aggregate_id]) => {
-                Self::Aggregate { aggregate_type: aggregate_type.clone(), aggregate_id: aggregate_id.clone() }
-            }
-            _ => Self::All,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests;

@@ -18,7 +18,10 @@ use diesel::connection::{CacheSize, SimpleConnection};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
-use diesel_outbox_relay::operate::Operate;
+use diesel_outbox_relay::operate::kept::Kept;
+use diesel_outbox_relay::operate::{Examine, Finding, Operate};
+#[cfg(feature = "postgres")]
+use diesel_outbox_relay::operate::{Verdict, examine_wal};
 #[cfg(feature = "postgres")]
 use diesel_outbox_relay::source::{enter_schema, pooler_problem};
 
@@ -321,6 +324,23 @@ impl OutboxDatabase {
         }
     }
 
+    /// A connection for what is kept.
+    pub(crate) fn kept(&self) -> Result<Box<dyn Kept + Send>, Failure> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => {
+                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { url, file } => {
+                file.require()?;
+                Ok(Box::new(self.connect_sqlite(url)?))
+            }
+        }
+    }
+
     /// A connection for lag, dead letters and requeue.
     pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
         match self {
@@ -334,6 +354,41 @@ impl OutboxDatabase {
             Self::Sqlite { url, file } => {
                 file.require()?;
                 Ok(Box::new(self.connect_sqlite(url)?))
+            }
+        }
+    }
+
+    /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events.
+    pub(crate) fn examine(&self) -> Result<(Vec<Finding>, Vec<String>), Failure> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Ok(examined(&mut self.mysql_connection(opts)?)),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => {
+                let mut conn = self.connect::<PgConnection>(url)?;
+                conn.set_prepared_statement_cache_size(CacheSize::Disabled);
+                let pooler = self.connect::<PgConnection>(url).ok().map(|mut second| {
+                    pooler_problem(&mut conn, &mut second).map_err(|error| self.failed(error))
+                });
+                if let Some(problem) = pooler.transpose()?.flatten() {
+                    return Ok((vec![Finding::new("pooler", Verdict::Fail, problem)], Vec::new()));
+                }
+                enter_schema(&mut conn, schemas.first().map(String::as_str))
+                    .map_err(|error| self.failed(error))?;
+                let (mut findings, types) = examined(&mut conn);
+                findings.insert(
+                    0,
+                    Finding::new("pooler", Verdict::Ok, "each connection has a session of its own"),
+                );
+                if findings.iter().any(|finding| finding.check == "lag") {
+                    findings.extend(examine_wal(&mut conn));
+                }
+                Ok((findings, types))
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { url, file } => {
+                file.require()?;
+                Ok(examined(&mut self.connect_sqlite(url)?))
             }
         }
     }
@@ -464,6 +519,11 @@ impl OutboxDatabase {
     fn connect<C: Connection>(&self, url: &Secret) -> Result<C, Failure> {
         C::establish(url.reveal()).map_err(|source| Failure::Connect { database: self.to_string(), source })
     }
+}
+
+/// What was found, and the aggregate types of recent events. If the tables cannot be read, a finding says so.
+fn examined(conn: &mut impl Examine) -> (Vec<Finding>, Vec<String>) {
+    (conn.examine(), conn.recent_aggregate_types().unwrap_or_default())
 }
 
 impl fmt::Display for OutboxDatabase {

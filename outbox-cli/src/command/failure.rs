@@ -36,12 +36,24 @@ pub(crate) enum Failure {
     #[cfg(any(feature = "mysql", feature = "postgres"))]
     #[error("Debezium cannot start yet: do what the {failed} lines marked FAIL say")]
     DebeziumCheck { failed: usize },
+    #[error("the relay does not work, or will soon not: do what the {failed} lines marked FAIL say")]
+    Doctor { failed: usize },
     #[error("no dead letter matches: `outbox dead-letters` lists them")]
     NoDeadLetter,
+    #[error("{database}: {found}")]
+    Verify { database: String, found: String },
+    #[error("the replay has not ended: {0}")]
+    Replay(String),
+    #[error("cannot read the topics: {0}")]
+    Topics(diesel_outbox_relay::PublishError),
     #[error("{0}")]
     Broker(String),
     #[error(transparent)]
     Relay(#[from] RelayError),
+    #[error("{setting}: cannot listen at {address}: {source}")]
+    Listen { setting: String, address: String, source: std::io::Error },
+    #[error("cannot record metrics: {0}")]
+    Metrics(String),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("cannot write the output: {0}")]

@@ -1,6 +1,9 @@
 //! What a command prints.
 
 use std::io::{self, Write};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use indicatif::ProgressStyle;
 
 use super::failure::Failure;
 
@@ -16,4 +19,40 @@ pub(crate) fn print(text: &str) -> Result<(), Failure> {
 /// Writes a line to standard error, if anybody reads that.
 pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "outbox: {line}");
+}
+
+/// In UTC, to the millisecond.
+pub(crate) fn moment(moment: SystemTime) -> String {
+    if in_range(&moment) {
+        humantime::format_rfc3339_millis(moment).to_string()
+    } else {
+        format!("{moment:?}")
+    }
+}
+
+/// Whether the year has four digits, as the format wants.
+fn in_range(moment: &SystemTime) -> bool {
+    const YEAR_10_000: Duration = Duration::from_secs(253_402_300_800);
+    moment.duration_since(UNIX_EPOCH).is_ok_and(|since_1970| since_1970 < YEAR_10_000)
+}
+
+/// How progress is shown. Only a terminal sees it.
+pub(crate) fn bar_style() -> ProgressStyle {
+    ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} {msg}, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_moment_can_be_printed() {
+        let after = |ms| UNIX_EPOCH + Duration::from_millis(ms);
+        assert_eq!(moment(after(0)), "1970-01-01T00:00:00.000Z");
+        assert_eq!(moment(after(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");
+        for odd in [UNIX_EPOCH - Duration::from_millis(1), after(253_402_300_800_000)] {
+            assert_eq!(moment(odd), format!("{odd:?}"));
+        }
+    }
 }

@@ -1,19 +1,20 @@
 //! `outbox relay`
 
 mod build;
-mod signals;
+mod probes;
 
 use std::time::Duration;
 
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
-use self::signals::{StopSignal, StopSignals};
+use self::probes::Probes;
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};
 use super::layers::property_key;
 use super::origin::Origins;
 use super::settings::{ReadFrom, RelaySettings};
+use super::signals::{StopSignal, StopSignals};
 
 /// Runs the relay until a signal stops it.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Failure> {
@@ -31,11 +32,13 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         .iter()
         .map(|database| build::relay(settings, origins, database, databases.len() > 1))
         .collect::<Result<_, _>>()?;
-    let brokers = settings.kafka.cluster.list()?;
+    let brokers = settings.kafka.connection.cluster.list()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {
         let mut signals = StopSignals::new().map_err(Failure::Signals)?;
+        // The relay's metrics must find their recorder.
+        let probes = Probes::new(settings, origins).await?;
         let relays: Vec<RelayHandle> = relays
             .into_iter()
             .map(|relay| relay.spawn().map_err(|error| failure(settings, origins, error)))
@@ -48,6 +51,9 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
             workers = build::workers(settings, origins, &databases),
             "the relay has started",
         );
+        if let Some(probes) = probes {
+            probes.serve(&databases, &relays, settings.probes.ready_timeout.0);
+        }
         if let Some(signal) = signal_or_end(&mut signals, &relays).await {
             info!(signal = signal.name, "the relay is stopping; a second signal ends it at once");
             tokio::spawn(async move { std::process::exit(signals.next().await.exit_code) });
@@ -102,7 +108,13 @@ fn failure(settings: &RelaySettings, origins: &Origins, error: RelayError) -> Fa
 
 /// Names the place of the property that the text is about.
 fn broker_failure(settings: &RelaySettings, origins: &Origins, text: &str) -> Failure {
-    match settings.kafka.properties.iter().find(|property| text.contains(&format!("`{}`", property.name))) {
+    match settings
+        .kafka
+        .connection
+        .properties
+        .iter()
+        .find(|property| text.contains(&format!("`{}`", property.name)))
+    {
         Some(property) => origins.of(&property_key(&property.name)).wrong(text).into(),
         None => Failure::Broker(text.to_owned()),
     }

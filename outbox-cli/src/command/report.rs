@@ -1,17 +1,18 @@
-//! `outbox lag`, `outbox dead-letters` and `outbox requeue`
+//! `outbox lag`
 
-use std::fmt::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::collections::BTreeMap;
+use std::time::Duration;
 
-use diesel_outbox_relay::operate::{DeadLetter, Requeue};
+use diesel_outbox_relay::operate::Unsent;
 use diesel_outbox_relay::{Lag, WalLag};
 use serde_json::{Value, json};
 
+use super::args::LagBy;
 use super::failure::Failure;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
-use super::output::{print, say};
-use super::settings::CommonSettings;
+use super::output::print;
+use super::settings::{CommonSettings, TopicPattern};
 
 /// Prints how far behind the relay is.
 pub(crate) fn lag(common: &CommonSettings, origins: &Origins, json: bool) -> Result<(), Failure> {
@@ -36,7 +37,12 @@ pub(crate) fn lag(common: &CommonSettings, origins: &Origins, json: bool) -> Res
 }
 
 fn lag_json(lag: &Lag) -> Value {
-    let mut object = json!({ "unsent": lag.unsent, "oldest_seconds": lag.oldest.as_secs_f64() });
+    let mut object = json!({
+        "unsent": lag.unsent,
+        "oldest_seconds": lag.oldest.as_secs_f64(),
+        "dead_letters": lag.dead_letters,
+        "blocked_aggregates": lag.blocked_aggregates,
+    });
     if let Some(WalLag { bytes, retained_bytes, status, .. }) = &lag.wal {
         object["wal"] = json!({ "bytes": bytes, "retained_bytes": retained_bytes, "slot_status": status });
     }
@@ -59,39 +65,33 @@ fn lag_text(lag: &Lag) -> String {
             format!("unsent: {unsent}\noldest: {oldest}\n")
         }
     };
-    format!("{polled}{wal}")
+    let dead = match (lag.dead_letters, lag.blocked_aggregates) {
+        (0, _) => String::new(),
+        (dead, 0) => format!("dead letters: {dead}\n"),
+        (dead, blocked) => format!("dead letters: {dead}, which hold back {blocked} aggregates\n"),
+    };
+    format!("{polled}{wal}{dead}")
 }
 
-fn whole_millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Lists the dead letters, the oldest first.
-pub(crate) fn dead_letters(
+/// Prints how many events wait for each topic or in each shard.
+pub(crate) fn lag_by(
     common: &CommonSettings,
     origins: &Origins,
+    by: LagBy,
+    topics: &TopicPattern,
     json: bool,
-    limit: i64,
 ) -> Result<(), Failure> {
     let outboxes = Outboxes::chosen(common, origins)?;
     let mut objects = Vec::new();
     let ended = outboxes.each(|database| {
-        let mut dead_letters = database
-            .operations()?
-            .dead_letters(limit.saturating_add(1))
-            .map_err(|error| database.failed(error))?;
-        let shown = usize::try_from(limit).unwrap_or(usize::MAX);
-        if dead_letters.len() > shown {
-            dead_letters.truncate(shown);
-            let of = if outboxes.are_several { format!(" in {database}") } else { String::new() };
-            say(&format!("there are more than {limit}{of}: see --limit"));
-        }
+        let unsent = database.operations()?.unsent().map_err(|error| database.failed(error))?;
+        let shares = shares(&unsent, by, topics);
         if json {
-            let these = dead_letters.iter().map(dead_letter_json);
+            let these = shares.iter().map(|share| share.json(by));
             objects.extend(these.map(|object| outboxes.placed(database, object)));
             return Ok(());
         }
-        print(&outboxes.headed(database, &dead_letters_text(&dead_letters)))
+        print(&outboxes.headed(database, &shares_text(&shares)))
     });
     if json && (ended.is_ok() || outboxes.are_several) {
         print(&format!("{}\n", Value::from(objects)))?;
@@ -99,72 +99,58 @@ pub(crate) fn dead_letters(
     ended
 }
 
-fn dead_letter_json(dead_letter: &DeadLetter) -> Value {
-    json!({
-        "seq": dead_letter.seq,
-        "id": dead_letter.id,
-        "aggregate_type": dead_letter.aggregate_type,
-        "aggregate_id": dead_letter.aggregate_id,
-        "event_type": dead_letter.event_type,
-        "created_at": moment(dead_letter.created_at),
-        "reason": dead_letter.reason,
-        "failed_at": moment(dead_letter.failed_at),
-    })
+/// What waits for one topic or in one shard.
+#[derive(Debug, PartialEq, Eq)]
+struct Share {
+    of: String,
+    unsent: u64,
+    oldest: Duration,
 }
 
-fn dead_letters_text(dead_letters: &[DeadLetter]) -> String {
-    if dead_letters.is_empty() {
-        return "no dead letters\n".to_owned();
-    }
-    let mut text = String::new();
-    for dead_letter in dead_letters {
-        let DeadLetter { seq, id, aggregate_type, aggregate_id, event_type, reason, .. } = dead_letter;
-        let (created_at, failed_at) = (moment(dead_letter.created_at), moment(dead_letter.failed_at));
-        // Writing to a string cannot fail.
-        let _ = write!(
-            text,
-            "{id}\n  event:   {event_type} of {aggregate_type} {aggregate_id}\n  emitted: {created_at}, number {seq}\n  \
-             failed:  {failed_at}\n  reason:  {reason}\n",
-        );
-    }
-    text
-}
-
-/// In UTC, to the millisecond.
-fn moment(moment: SystemTime) -> String {
-    if in_range(&moment) {
-        humantime::format_rfc3339_millis(moment).to_string()
-    } else {
-        format!("{moment:?}")
-    }
-}
-
-/// Whether the year has four digits, as the format wants.
-fn in_range(moment: &SystemTime) -> bool {
-    const YEAR_10_000: Duration = Duration::from_secs(253_402_300_800);
-    moment.duration_since(UNIX_EPOCH).is_ok_and(|since_1970| since_1970 < YEAR_10_000)
-}
-
-/// Brings dead letters back to the outbox.
-pub(crate) fn requeue(common: &CommonSettings, origins: &Origins, which: &Requeue) -> Result<(), Failure> {
-    let outboxes = Outboxes::chosen(common, origins)?;
-    let mut total = 0;
-    let ended = outboxes.each(|database| {
-        let count = database.operations()?.requeue(which).map_err(|error| database.failed(error))?;
-        total += count;
-        if count == 0 && *which != Requeue::All {
-            return Ok(());
+impl Share {
+    fn json(&self, by: LagBy) -> Value {
+        let mut object = json!({ "unsent": self.unsent, "oldest_seconds": self.oldest.as_secs_f64() });
+        match by {
+            LagBy::Topic => object["topic"] = json!(self.of),
+            LagBy::Shard => object["shard"] = json!(self.of.parse::<i16>().ok()),
         }
-        print(&outboxes.headed(
-            database,
-            &match count {
-                1 => "requeued 1 dead letter\n".to_owned(),
-                count => format!("requeued {count} dead letters\n"),
-            },
-        ))
-    });
-    ended?;
-    if total == 0 && *which != Requeue::All { Err(Failure::NoDeadLetter) } else { Ok(()) }
+        object
+    }
+}
+
+/// The share with the oldest event comes first.
+fn shares(unsent: &[Unsent], by: LagBy, topics: &TopicPattern) -> Vec<Share> {
+    let mut shares = BTreeMap::<String, (u64, Duration)>::new();
+    for Unsent { aggregate_type, shard, count, oldest, .. } in unsent {
+        let of = match by {
+            // It becomes a dead letter, because no topic can have such a name.
+            LagBy::Topic => topics.naming.topic(aggregate_type).unwrap_or_else(|_| "(no topic)".to_owned()),
+            LagBy::Shard => shard.to_string(),
+        };
+        let (sum, age) = shares.entry(of).or_default();
+        *sum += count;
+        *age = (*age).max(*oldest);
+    }
+    let share = |(of, (unsent, oldest))| Share { of, unsent, oldest };
+    let mut shares: Vec<Share> = shares.into_iter().map(share).collect();
+    shares.sort_by_key(|share| std::cmp::Reverse(share.oldest));
+    shares
+}
+
+fn shares_text(shares: &[Share]) -> String {
+    if shares.is_empty() {
+        return "no event waits to be sent\n".to_owned();
+    }
+    let width = shares.iter().map(|share| share.of.chars().count()).max().unwrap_or_default();
+    let line = |Share { of, unsent, oldest }: &Share| {
+        let oldest = humantime::format_duration(Duration::from_millis(whole_millis(*oldest)));
+        format!("{of:width$}  unsent: {unsent}  oldest: {oldest}\n")
+    };
+    shares.iter().map(line).collect()
+}
+
+fn whole_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -180,16 +166,9 @@ mod tests {
         };
         assert_eq!(lag_text(&lag(0, 0)), "no event waits to be sent\n");
         assert_eq!(lag_text(&lag(7, 61_500)), "unsent: 7\noldest: 1m 1s 500ms\n");
-        assert_eq!(lag_json(&lag(7, 61_500)).to_string(), "{\"oldest_seconds\":61.5,\"unsent\":7}");
-    }
-
-    #[test]
-    fn any_moment_can_be_printed() {
-        let after = |ms| UNIX_EPOCH + Duration::from_millis(ms);
-        assert_eq!(moment(after(0)), "1970-01-01T00:00:00.000Z");
-        assert_eq!(moment(after(1_700_000_000_123)), "2023-11-14T22:13:20.123Z");
-        for odd in [UNIX_EPOCH - Duration::from_millis(1), after(253_402_300_800_000)] {
-            assert_eq!(moment(odd), format!("{odd:?}"));
-        }
+        assert_eq!(
+            lag_json(&lag(7, 61_500)).to_string(),
+            "{\"blocked_aggregates\":0,\"dead_letters\":0,\"oldest_seconds\":61.5,\"unsent\":7}"
+        );
     }
 }

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Command, ValueEnum};
-use diesel_outbox_relay::DeadLetterPolicy;
+use diesel_outbox_relay::{DeadLetterPolicy, Kafka};
 
 pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
 use self::values::{switch, trimmed, whole};
+use super::layers::property_key;
 use super::log::LogFormat;
-use super::origin::{ConfigError, Origin};
+use super::origin::{ConfigError, Origin, Origins};
 
 /// What the names of variables begin with.
 pub(crate) const PREFIX: &str = "OUTBOX_";
@@ -119,17 +120,42 @@ pub(crate) struct RelaySettings {
     pub(crate) after: AfterSettings,
     #[command(flatten)]
     pub(crate) work: WorkSettings,
+    #[command(flatten)]
+    pub(crate) probes: ProbeSettings,
 }
 
+/// Settings of the commands that connect to Kafka.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Kafka")]
-pub(crate) struct KafkaSettings {
+pub(crate) struct ConnectionSettings {
     #[command(flatten)]
     pub(crate) cluster: BrokerSettings,
     /// Sets a property of librdkafka, such as compression.type=lz4. Can be repeated. Put secrets into the environment or the
     /// file: OUTBOX_KAFKA_SASL_PASSWORD sets sasl.password
     #[arg(long = PROPERTIES, id = PROPERTIES, value_name = "NAME=VALUE")]
     pub(crate) properties: Vec<Property>,
+}
+
+impl ConnectionSettings {
+    /// Kafka with these settings.
+    pub(crate) fn kafka(&self, origins: &Origins) -> Result<Kafka, ConfigError> {
+        let mut kafka = Kafka::new(self.cluster.list()?);
+        for property in &self.properties {
+            if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
+                let origin = origins.of(&property_key(&property.name));
+                return Err(origin.wrong("name the brokers with the setting `brokers` instead"));
+            }
+            kafka = kafka.set(&property.name, property.value.reveal());
+        }
+        Ok(kafka)
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Kafka")]
+pub(crate) struct KafkaSettings {
+    #[command(flatten)]
+    pub(crate) connection: ConnectionSettings,
     #[command(flatten)]
     pub(crate) topics: TopicSettings,
     /// The only topics that the relay may write to; a name that ends in * allows all topics that begin with the
@@ -257,6 +283,18 @@ pub(crate) struct WorkSettings {
     /// How often the relay measures the lag and logs it
     #[arg(long, value_name = "TIME", default_value = "15s")]
     pub(crate) lag_interval: Time,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Metrics and probes")]
+pub(crate) struct ProbeSettings {
+    /// Serves /metrics, /healthz and /readyz by HTTP at this address, such as 127.0.0.1:9464. There is no access control. Without this
+    /// setting, nothing is served
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// How long the relay may make no progress while something waits before /readyz reports that it is not ready
+    #[arg(long, value_name = "TIME", default_value = "1m")]
+    pub(crate) ready_timeout: Time,
 }
 
 /// What the relay reads.

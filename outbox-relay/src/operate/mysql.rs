@@ -2,16 +2,28 @@ use diesel::QueryResult;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_outbox_core::Lag;
 use mysql::prelude::Queryable;
-use mysql::{Conn, IsolationLevel, TxOpts, params};
+use mysql::{Conn, IsolationLevel, Params, TxOpts, params};
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, dead_letter};
-use crate::source::mysql::{self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of};
+use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, dead_letter, hex, unsent};
+use crate::source::mysql::{
+    self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of, unsent_of_shards,
+};
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
     fn lag(&mut self) -> QueryResult<Lag> {
         let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
         lag(self, &bounds).map_err(failed)
+    }
+
+    fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+        let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
+        let rows = unsent_of_shards(self, &bounds).map_err(failed)?;
+        let row = |(aggregate_type, shard, count, oldest): (Vec<u8>, i16, i64, i64)| {
+            let aggregate_type = String::from_utf8_lossy(&aggregate_type).into_owned();
+            unsent((aggregate_type, shard, count, oldest as f64 / 1_000_000.0))
+        };
+        Ok(rows.into_iter().map(row).collect())
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
@@ -24,6 +36,11 @@ impl Operate for Conn {
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
         requeue(self, which).map_err(failed)
     }
+
+    fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize> {
+        self.exec_drop(statement(FORGET, which), values(which)).map_err(failed)?;
+        Ok(usize::try_from(self.affected_rows()).unwrap_or(usize::MAX))
+    }
 }
 
 /// Returns whether a relay polls the outbox in the connection's database.
@@ -34,16 +51,12 @@ pub fn is_polled(conn: &mut Conn) -> QueryResult<bool> {
     polling::is_polled(conn).map_err(failed)
 }
 
-fn failed(error: mysql::Error) -> Error {
+pub(super) fn failed(error: mysql::Error) -> Error {
     Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
 }
 
 /// With the locks of all shards, so that nobody moves a bound meanwhile: rows up to it are put into its list.
 fn requeue(conn: &mut Conn, which: &Requeue) -> mysql::Result<usize> {
-    let (id, aggregate_type, aggregate_id) = which.conditions();
-    let which = params! {
-        "id" => id.map(|id| id.to_string()), "aggregate_type" => aggregate_type, "aggregate_id" => aggregate_id,
-    };
     // Otherwise it would lock the gaps between the rows, and emitters would wait.
     let isolation = TxOpts::default().set_isolation_level(Some(IsolationLevel::ReadCommitted));
     let mut transaction = conn.start_transaction(isolation)?;
@@ -52,7 +65,7 @@ fn requeue(conn: &mut Conn, which: &Requeue) -> mysql::Result<usize> {
         &format!("SELECT {COLUMNS} FROM outbox_shard ORDER BY shard FOR UPDATE"),
     )?;
     let mut restored: Vec<(i16, i64)> = Vec::new();
-    for row in transaction.exec_iter(statement(PLACES), which.clone())? {
+    for row in transaction.exec_iter(statement(PLACES, which), values(which))? {
         restored.push(row_of(row?)?);
     }
     for (shard, Bound { sent_through, mut unsent, .. }) in bounds {
@@ -67,8 +80,8 @@ fn requeue(conn: &mut Conn, which: &Requeue) -> mysql::Result<usize> {
                 .query_drop(format!("UPDATE outbox_shard SET unsent = '{list}' WHERE shard = {shard}"))?;
         }
     }
-    transaction.exec_drop(statement(RESTORE), which.clone())?;
-    transaction.exec_drop(statement(FORGET), which)?;
+    transaction.exec_drop(statement(RESTORE, which), values(which))?;
+    transaction.exec_drop(statement(FORGET, which), values(which))?;
     let forgotten = transaction.affected_rows();
     transaction.commit()?;
     Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
@@ -92,11 +105,30 @@ const RESTORE: &str = "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, 
 
 const FORGET: &str = "DELETE FROM outbox_dead_letter WHERE {which}";
 
-/// The aggregates are compared as bytes: as texts, two are equal that differ in trailing spaces.
-fn statement(with: &str) -> String {
-    with.replace(
-        "{which}",
-        "id = COALESCE(:id, id) AND (:aggregate_type IS NULL OR CAST(aggregatetype AS BINARY) = CAST(:aggregate_type AS BINARY)) \
-         AND (:aggregate_id IS NULL OR CAST(aggregateid AS BINARY) = CAST(:aggregate_id AS BINARY))",
-    )
+fn values(which: &Requeue) -> Params {
+    let (id, aggregate_type, aggregate_id) = which.conditions();
+    params! {
+        "id" => id.map(|id| id.to_string()), "aggregate_type" => aggregate_type, "aggregate_id" => aggregate_id,
+    }
+}
+
+/// The aggregates are compared as bytes: as texts, two are equal that differ in trailing spaces. Listed ids are written as hexadecimal
+/// digits, because they may be any text.
+fn statement(with: &str, which: &Requeue) -> String {
+    let listed = which.listed().map_or(String::new(), |(seqs, ids)| {
+        let ids: Vec<String> = ids.iter().map(|id| format!("'{}'", hex(id))).collect();
+        format!(
+            " AND seq IN ({}) AND HEX(id) IN ({})",
+            at_least_one(listed(seqs)),
+            at_least_one(ids.join(","))
+        )
+    });
+    let which = "id = COALESCE(:id, id) AND (:aggregate_type IS NULL OR CAST(aggregatetype AS BINARY) = CAST(:aggregate_type AS BINARY)) \
+         AND (:aggregate_id IS NULL OR CAST(aggregateid AS BINARY) = CAST(:aggregate_id AS BINARY))";
+    with.replace("{which}", &format!("{which}{listed}"))
+}
+
+/// A list must not be empty.
+fn at_least_one(list: String) -> String {
+    if list.is_empty() { "NULL".to_owned() } else { list }
 }

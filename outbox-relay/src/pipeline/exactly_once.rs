@@ -158,7 +158,7 @@ impl Pipeline<'_> {
         };
         match ended {
             Ok(()) => {
-                self.report(&pass, began);
+                self.report(&mut pass, began);
                 Ok(Passed::Worked)
             }
             Err(error) => {

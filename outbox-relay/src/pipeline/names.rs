@@ -9,6 +9,11 @@ pub(super) struct TopicNames {
 }
 
 impl TopicNames {
+    /// Returns how many there are.
+    pub(super) fn count(&self) -> usize {
+        self.known.len()
+    }
+
     pub(super) fn topic(&mut self, naming: &TopicNaming, aggregate_type: &str) -> Result<&str, &TopicError> {
         if !self.known.contains_key(aggregate_type) {
             self.known.insert(aggregate_type.to_owned(), naming.topic(aggregate_type));

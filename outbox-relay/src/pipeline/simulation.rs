@@ -394,6 +394,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         limits,
         now: &now,
         published: &Cell::new(0),
+        silence: &Cell::default(),
         stopping: &|| stops.one_in(100),
     };
     let mut failures = 0;

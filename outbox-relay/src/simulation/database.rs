@@ -1,14 +1,16 @@
 //! A database: transactions and what they see, rows, and the shards' rows with their locks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use diesel_outbox_core::{SHARDS, shard_of};
 use uuid::Uuid;
 
+use super::kind::Kind;
 use crate::source::fence::OpenTransactions;
 use crate::source::polling::mysql::bounds::Bound;
 use crate::source::row::StoredRow;
+use crate::source::wal::held_back::Found;
 
 /// A transaction's number here.
 pub(super) type Tx = usize;
@@ -81,12 +83,22 @@ pub(super) struct SimulatedDatabase {
     /// The rows of each committed transaction, in the order of the commits.
     pub(super) wal: Vec<WalTransaction>,
     pub(super) end_of_wal: u64,
+    /// The dead letters that were requeued, as the table notes them.
+    notes: Vec<Requeued>,
+}
+
+/// Under which number the event comes again, and its own number.
+struct Requeued {
+    seq: i64,
+    place: i64,
+    aggregate: usize,
 }
 
 pub(super) struct WalTransaction {
     pub(super) commit: u64,
     pub(super) end: u64,
-    pub(super) rows: Vec<usize>,
+    /// Each row, and the number that it has here.
+    pub(super) rows: Vec<(usize, i64)>,
 }
 
 pub(super) fn key(aggregate: usize) -> String {
@@ -108,6 +120,7 @@ impl SimulatedDatabase {
             unflushed: Vec::new(),
             wal: Vec::new(),
             end_of_wal: 100,
+            notes: Vec::new(),
         }
     }
 
@@ -210,12 +223,19 @@ impl SimulatedDatabase {
             self.unflushed.clear();
         }
         let its = |row: &Row| row.tx == tx && !row.is_undone;
-        let rows: Vec<usize> = (0..self.rows.len()).filter(|row| its(&self.rows[*row])).collect();
-        self.end_of_wal += 10 + 10 * rows.len() as u64;
+        let rows = self.rows.iter().enumerate().filter(|(_, row)| its(row));
+        let rows: Vec<(usize, i64)> = rows.map(|(at, row)| (at, row.seq)).collect();
         if self.transactions[tx].worker.is_none() {
-            self.wal.push(WalTransaction { commit: self.end_of_wal - 1, end: self.end_of_wal, rows });
+            self.write_to_wal(rows);
+        } else {
+            self.end_of_wal += 10 + 10 * rows.len() as u64;
         }
         self.unlock(tx);
+    }
+
+    fn write_to_wal(&mut self, rows: Vec<(usize, i64)>) {
+        self.end_of_wal += 10 + 10 * rows.len() as u64;
+        self.wal.push(WalTransaction { commit: self.end_of_wal - 1, end: self.end_of_wal, rows });
     }
 
     pub(super) fn roll_back(&mut self, tx: Tx) {
@@ -327,32 +347,88 @@ impl SimulatedDatabase {
         seq % 41 == 0 && !self.requeued.contains(&seq)
     }
 
-    /// Returns the aggregates that have dead letters, with the number of the first of each.
-    pub(super) fn blocked(&self, by: Tx) -> BTreeMap<usize, i64> {
-        let is_dead = |row: &&Row| row.dead_by.is_some_and(|dead| self.is_seen(dead, self.ended, Some(by)));
-        let mut blocked = BTreeMap::new();
-        for row in self.rows.iter().filter(is_dead) {
-            let first = blocked.entry(row.aggregate).or_insert(row.seq);
-            *first = row.seq.min(*first);
-        }
-        blocked
+    /// Returns whether this transaction, in this snapshot, sees a dead letter of the row's aggregate that comes before it.
+    pub(super) fn is_held_back(&self, row: &Row, snapshot: Snapshot, by: Option<Tx>) -> bool {
+        let is_seen = |dead| self.is_seen(dead, snapshot, by);
+        let comes_before = |other: &Row| other.aggregate == row.aggregate && other.seq < row.seq;
+        self.rows.iter().any(|other| comes_before(other) && other.dead_by.is_some_and(is_seen))
     }
 
-    /// Puts an aggregate's dead letters back at their place, if no pass has their shard.
-    pub(super) fn requeue(&mut self, aggregate: usize) {
+    /// Returns the aggregates that have dead letters, or requeued ones of which there is a note.
+    pub(super) fn with_dead_letters(&self) -> BTreeSet<usize> {
+        let dead = self.rows.iter().filter(|row| row.dead_by.is_some()).map(|row| row.aggregate);
+        dead.chain(self.notes.iter().map(|note| note.aggregate)).collect()
+    }
+
+    /// Answers what a relay asks that reads the WAL and has come to this row.
+    pub(super) fn look(&self, seq: i64, place: i64, last_requeued: i64) -> Option<Found> {
+        let its = self.rows.iter().find(|row| row.seq == place)?;
+        let notes = || self.notes.iter().filter(|note| note.aggregate == its.aggregate);
+        let is_noted = self.notes.iter().any(|note| note.seq == seq);
+        let after = if is_noted { last_requeued.max(seq) } else { last_requeued };
+        let dead = self.rows.iter().filter(|row| row.aggregate == its.aggregate && row.dead_by.is_some());
+        Some(Found {
+            place: is_noted.then_some(place),
+            first_dead: dead.map(|row| row.seq).min(),
+            first_to_come: notes().filter(|note| note.seq > after).map(|note| note.place).min(),
+            comes_again: notes().any(|note| note.place == place && note.seq > seq),
+        })
+    }
+
+    pub(super) fn forget_requeued(&mut self, seqs: &[i64]) {
+        self.notes.retain(|note| !seqs.contains(&note.seq));
+    }
+
+    /// Whether something of its aggregate that comes before it has not arrived.
+    pub(super) fn has_to_wait(&self, place: i64) -> bool {
+        let Some(its) = self.rows.iter().find(|row| row.seq == place) else { return false };
+        let comes_before = |row: &&Row| row.aggregate == its.aggregate && row.seq < place;
+        self.rows.iter().filter(comes_before).any(|row| self.is_committed(row) && !row.has_arrived)
+    }
+
+    /// Whether the row is a dead letter, or comes in the WAL only behind this place.
+    pub(super) fn comes_after(&self, row: usize, end: u64) -> bool {
+        let later = self.wal.iter().filter(|its| its.end > end);
+        self.rows[row].dead_by.is_some() || later.flat_map(|its| &its.rows).any(|(its, _)| *its == row)
+    }
+
+    /// Puts an aggregate's dead letters back, at their place if the table is polled. Passes keep it from doing so while they have the shard,
+    /// except on SQLite. It is on the disk when it ends. Returns how many there were.
+    pub(super) fn requeue(&mut self, aggregate: usize, kind: Kind) -> usize {
         let shard = shard_of("order", &key(aggregate)) as usize;
         if self.locked_by[shard].is_some() {
-            return;
+            return 0;
         }
-        let is_dead = |row: &&mut Row| row.aggregate == aggregate && row.dead_by.is_some();
-        for row in self.rows.iter_mut().filter(is_dead) {
-            row.dead_by = None;
-            self.requeued.insert(row.seq);
-            let bounds = &mut self.shards[shard];
-            bounds.sent_through = bounds.sent_through.min(row.seq - 1);
-            bounds.passed = bounds.passed.min(row.seq - 1);
+        let is_dead = |row: &Row| row.aggregate == aggregate && row.dead_by.is_some();
+        let dead: Vec<usize> = (0..self.rows.len()).filter(|row| is_dead(&self.rows[*row])).collect();
+        if dead.is_empty() {
+            return 0;
+        }
+        let mut copies = Vec::new();
+        let (count, mut by_place) = (dead.len(), dead);
+        by_place.sort_by_key(|row| self.rows[*row].seq);
+        for row in by_place {
+            let place = self.rows[row].seq;
+            self.rows[row].dead_by = None;
+            self.requeued.insert(place);
+            if kind.reads_wal() {
+                self.last_number += 1;
+                self.notes.push(Requeued { seq: self.last_number, place, aggregate });
+                copies.push((row, self.last_number));
+            }
+            let ShardRow { sent_through, passed, bound, .. } = &mut self.shards[shard];
+            *sent_through = (*sent_through).min(place - 1);
+            *passed = (*passed).min(place - 1);
+            if place <= bound.sent_through && !bound.unsent.contains(&place) {
+                bound.unsent.push(place);
+                bound.unsent.sort_unstable();
+            }
+        }
+        if kind.reads_wal() {
+            self.write_to_wal(copies);
         }
         self.flush();
+        count
     }
 
     /// Returns whether all that was committed is sent or dead, as everybody sees it.

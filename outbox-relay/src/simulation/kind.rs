@@ -9,12 +9,15 @@ pub(super) enum Kind {
     Wal,
     PostgresExactlyOnce,
     MysqlExactlyOnce,
-    /// A dead letter holds back its aggregate until somebody requeues it.
+    /// In these, a dead letter holds back its aggregate until somebody requeues it.
     PostgresBlocking,
+    MysqlBlocking,
+    SqliteBlocking,
+    WalBlocking,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 7] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::Postgres,
         Self::Mysql,
         Self::Sqlite,
@@ -22,12 +25,17 @@ impl Kind {
         Self::PostgresExactlyOnce,
         Self::MysqlExactlyOnce,
         Self::PostgresBlocking,
+        Self::MysqlBlocking,
+        Self::SqliteBlocking,
+        Self::WalBlocking,
     ];
     pub(super) const AT_LEAST_ONCE: [Self; 4] = [Self::Postgres, Self::Mysql, Self::Sqlite, Self::Wal];
     pub(super) const EXACTLY_ONCE: [Self; 2] = [Self::PostgresExactlyOnce, Self::MysqlExactlyOnce];
+    pub(super) const BLOCKING: [Self; 4] =
+        [Self::PostgresBlocking, Self::MysqlBlocking, Self::SqliteBlocking, Self::WalBlocking];
 
     pub(super) fn of(seed: u64) -> Self {
-        Self::ALL[(seed % 7) as usize]
+        Self::ALL[(seed % Self::ALL.len() as u64) as usize]
     }
 
     pub(super) fn is_polled_on_postgres(self) -> bool {
@@ -35,7 +43,20 @@ impl Kind {
     }
 
     pub(super) fn blocks(self) -> bool {
-        self == Self::PostgresBlocking
+        Self::BLOCKING.contains(&self)
+    }
+
+    pub(super) fn is_sqlite(self) -> bool {
+        matches!(self, Self::Sqlite | Self::SqliteBlocking)
+    }
+
+    pub(super) fn reads_wal(self) -> bool {
+        matches!(self, Self::Wal | Self::WalBlocking)
+    }
+
+    /// Whether a requeue waits for no pass, so that what a pass holds back may join the dead letters after the requeue of those before it.
+    pub(super) fn requeues_at_once(self) -> bool {
+        matches!(self, Self::SqliteBlocking | Self::WalBlocking)
     }
 
     pub(super) fn is_exactly_once(self) -> bool {
@@ -58,6 +79,10 @@ pub(super) enum Mistake {
     HasNoGate,
     /// What comes after a dead letter of its aggregate is sent.
     HoldsNothingBack,
+    /// What comes after a dead letter is held back only until somebody requeues that, and not until it has come.
+    ForgetsWhatWasRequeued,
+    /// It stays noted that a dead letter was requeued, though it has come and is settled.
+    KeepsWhatWasRequeued,
     /// The position is confirmed as soon as the rows were given.
     ConfirmsWhatIsNotSettled,
     /// Whoever takes over lets the others go on committing.

@@ -90,6 +90,20 @@ fn unsent(
     rows
 }
 
+/// Says of each row whether it is held back.
+fn flagged(
+    database: &SimulatedDatabase,
+    seqs: Vec<i64>,
+    (snapshot, by): (Snapshot, Option<Tx>),
+    blocks: bool,
+) -> Vec<(i64, bool)> {
+    let is_held_back = |seq: i64| {
+        let row = database.rows.iter().find(|row| row.seq == seq);
+        blocks && row.is_some_and(|row| database.is_held_back(row, snapshot, by))
+    };
+    seqs.into_iter().map(|seq| (seq, is_held_back(seq))).collect()
+}
+
 /// The rows up to `through` that may have to be sent, with their shards.
 fn listed(
     database: &SimulatedDatabase,
@@ -159,35 +173,45 @@ impl Session {
     }
 
     fn read(&mut self, hand: &Hand, limit: usize) -> Result<(Vec<ClaimedRecord>, bool), SourceError> {
+        let blocks = hand.kind.blocks() && hand.mistake != Some(Mistake::HoldsNothingBack);
         let pass = self.pass()?;
         let rows = if let Some(Ahead { snapshot, given, after }) = pass.ahead.take() {
             let rows = hand.statement(|world| {
-                unsent(&world.database, &pass.claimed, &given, after, (snapshot, None), limit)
+                let view = (snapshot, None);
+                let rows = unsent(&world.database, &pass.claimed, &given, after, view, limit);
+                flagged(&world.database, rows, view, blocks)
             })?;
             let tx = pass.tx;
             let still_claimed = hand.statement(|world| world.database.transactions[tx].fate == Fate::Open)?;
             if !still_claimed {
                 return Err(nothing_claimed());
             }
-            if let (true, Some(last)) = (rows.len() == limit, rows.last()) {
+            if let (true, Some((last, _))) = (rows.len() == limit, rows.last()) {
                 pass.ahead = Some(Ahead { snapshot, given, after: *last });
             }
             rows
         } else {
             hand.statement(|world| {
                 let view = (world.database.snapshot(), Some(pass.tx));
-                unsent(&world.database, &pass.claimed, &pass.unsettled, i64::MIN, view, limit)
+                let rows = unsent(&world.database, &pass.claimed, &pass.unsettled, i64::MIN, view, limit);
+                flagged(&world.database, rows, view, blocks)
             })?
         };
-        pass.unsettled.extend(&rows);
-        self.last = self.last.max(rows.last().copied().unwrap_or_default());
+        pass.unsettled.extend(rows.iter().map(|(seq, _)| seq));
+        self.last = self.last.max(rows.last().map_or(0, |(seq, _)| *seq));
         let more = rows.len() == limit;
+        let pass = self.pass()?;
+        for (seq, _) in rows.iter().filter(|(_, is_held_back)| *is_held_back) {
+            hand.statement_in(pass.tx, |world| world.database.dead_letter(pass.tx, seq.unsigned_abs()))?;
+            pass.settled(&[seq.unsigned_abs()]);
+        }
         let world = hand.world();
         let stored = |seq: &i64| {
             let row = world.database.rows.iter().find(|row| row.seq == *seq)?;
             Some(row.stored(seq.unsigned_abs()).claimed())
         };
-        Ok((rows.iter().filter_map(stored).collect(), more))
+        let sent = rows.iter().filter(|(_, is_held_back)| !is_held_back).map(|(seq, _)| seq);
+        Ok((sent.filter_map(stored).collect(), more))
     }
 
     /// Returns the bounds to which those of the pass can move.
@@ -323,7 +347,7 @@ impl Source for SimulatedMysql {
             let pass = session.pass()?;
             hand.statement_in(pass.tx, |world| world.database.dead_letter(pass.tx, ticket))?;
             pass.settled(&[ticket]);
-            Ok(DeadLettered::default())
+            Ok(DeadLettered::default().holding_back(hand.kind.blocks()))
         })
     }
 

@@ -57,7 +57,8 @@ pub(super) fn commit(commit: u64, end: u64) -> Bytes {
     message.into()
 }
 
-pub(super) fn insert(row: &Row) -> Bytes {
+/// An insert of the row with this number.
+pub(super) fn insert(row: &Row, seq: i64) -> Bytes {
     let mut message = vec![b'I'];
     message.extend(TABLE.to_be_bytes());
     message.push(b'N');
@@ -67,7 +68,7 @@ pub(super) fn insert(row: &Row) -> Bytes {
         message.extend((bytes.len() as u32).to_be_bytes());
         message.extend(bytes);
     };
-    value(&row.seq.to_be_bytes());
+    value(&seq.to_be_bytes());
     value(row.id().as_bytes());
     value(b"order");
     value(key(row.aggregate).as_bytes());

@@ -1,7 +1,7 @@
 //! PostgreSQL, polled. The fence and the progress of a pass are the real ones. What they ask of the database in SQL is written here once
 //! more, for a simulated one: see `polling/postgres/claim.rs` and `read.rs`.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use diesel::QueryResult;
@@ -38,8 +38,6 @@ struct Session {
 struct PostgresPass {
     tx: Tx,
     progress: Progress,
-    /// The aggregates of its shards that have dead letters, if these hold back what comes later, with the first of each.
-    blocked: BTreeMap<usize, i64>,
     has_read: bool,
     ahead: Option<(Unread, Snapshot)>,
 }
@@ -172,6 +170,21 @@ fn unsent(
     rows.into_iter().map(|seq| (seq.unsigned_abs(), seq)).collect()
 }
 
+/// The tickets of those rows that are held back.
+fn held_back(
+    hand: &Hand,
+    database: &SimulatedDatabase,
+    rows: &[(u64, i64)],
+    (snapshot, by): (Snapshot, Option<Tx>),
+) -> Vec<u64> {
+    let blocks = hand.kind.blocks() && hand.mistake != Some(Mistake::HoldsNothingBack);
+    let is_held_back = |(_, seq): &&(u64, i64)| {
+        let row = database.rows.iter().find(|row| row.seq == *seq);
+        blocks && row.is_some_and(|row| database.is_held_back(row, snapshot, by))
+    };
+    rows.iter().filter(is_held_back).map(|(ticket, _)| *ticket).collect()
+}
+
 impl PostgresPass {
     fn claim(
         &mut self,
@@ -209,9 +222,6 @@ impl PostgresPass {
                 .map(|shard| (shard, world.database.shards[shard as usize].clone()))
                 .collect::<Vec<_>>()
         })?;
-        if hand.kind.blocks() && !locked.is_empty() && hand.mistake != Some(Mistake::HoldsNothingBack) {
-            self.blocked = hand.statement_in(tx, |world| world.database.blocked(tx))?;
-        }
         let mut any_wanted = false;
         for (number, ShardRow { sent_through, passed, open, .. }) in locked {
             let Some(its) = looked.iter().find(|its| its.shard == number) else { continue };
@@ -294,13 +304,7 @@ impl Session {
         let worker = hand.worker;
         let tx = hand.statement(|world| world.database.begin(Some(worker)))?;
         let progress = Progress::begin(&bounds);
-        let pass = self.pass.insert(PostgresPass {
-            tx,
-            progress,
-            blocked: BTreeMap::new(),
-            has_read: false,
-            ahead: None,
-        });
+        let pass = self.pass.insert(PostgresPass { tx, progress, has_read: false, ahead: None });
         let workers = if hand.kind.is_exactly_once() { 1 } else { self.workers };
         let mut any_wanted = pass.claim(hand, workers, bounds.passed, quiet_since)?;
         // Whoever sends exactly once has all shards.
@@ -314,13 +318,17 @@ impl Session {
 
     fn read(&mut self, hand: &Hand, limit: usize) -> Result<(Vec<Claimed>, bool), SourceError> {
         let ahead = self.pass.as_mut().ok_or_else(nothing_claimed)?.ahead.take();
-        let (rows, exhausts) = if let Some((mut unread, snapshot)) = ahead {
+        let (rows, held_back, exhausts) = if let Some((mut unread, snapshot)) = ahead {
             let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
-            let rows = hand.statement(|world| unsent(&world.database, &unread, snapshot, None, limit))?;
+            let (rows, held_back) = hand.statement(|world| {
+                let rows = unsent(&world.database, &unread, snapshot, None, limit);
+                let held_back = held_back(hand, &world.database, &rows, (snapshot, None));
+                (rows, held_back)
+            })?;
             unread.go_past(&rows);
             let exhausts = rows.len() < limit;
             pass.ahead = (!exhausts).then_some((unread, snapshot));
-            (rows, exhausts)
+            (rows, held_back, exhausts)
         } else {
             self.advance(hand)?;
             let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
@@ -333,26 +341,26 @@ impl Session {
             let (tx, unread) = (pass.tx, pass.progress.unread(0));
             let read = |world: &mut World| {
                 let snapshot = world.database.snapshot();
-                unsent(&world.database, &unread, snapshot, Some(tx), limit)
+                let rows = unsent(&world.database, &unread, snapshot, Some(tx), limit);
+                let held_back = held_back(hand, &world.database, &rows, (snapshot, Some(tx)));
+                (rows, held_back)
             };
-            let rows = hand.statement_in(tx, read)?;
+            let (rows, held_back) = hand.statement_in(tx, read)?;
             let exhausts = rows.len() < limit;
-            (rows, exhausts)
+            (rows, held_back, exhausts)
         };
         let pass = self.pass.as_mut().ok_or_else(nothing_claimed)?;
         pass.progress.give(&rows, exhausts);
         let tx = pass.tx;
-        let (mut held_back, mut given) = (Vec::new(), Vec::new());
-        for (ticket, seq) in &rows {
+        let given = {
             let world = hand.world();
-            match world.database.rows.iter().find(|row| row.seq == *seq) {
-                Some(row) if pass.blocked.get(&row.aggregate).is_some_and(|first| row.seq > *first) => {
-                    held_back.push(*ticket)
-                }
-                Some(row) => given.push(row.stored(*ticket).claimed()),
-                None => {}
-            }
-        }
+            let sent = rows.iter().filter(|(ticket, _)| !held_back.contains(ticket));
+            let stored = |(ticket, seq): &(u64, i64)| {
+                let row = world.database.rows.iter().find(|row| row.seq == *seq)?;
+                Some(row.stored(*ticket).claimed())
+            };
+            sent.filter_map(stored).collect()
+        };
         if !held_back.is_empty() {
             hand.statement_in(tx, |world| {
                 held_back.iter().for_each(|ticket| world.database.dead_letter(tx, *ticket));

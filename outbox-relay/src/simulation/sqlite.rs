@@ -5,6 +5,7 @@ use std::time::Duration;
 use diesel_outbox_core::{Claimed, DeadLettered, Source, SourceError};
 
 use super::hand::Hand;
+use super::kind::Mistake;
 use super::postgres;
 use super::world::World;
 use crate::source::polling::sqlite::Cursor;
@@ -46,6 +47,7 @@ impl Source for SimulatedSqlite {
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let cursor = self.cursor;
+        let blocks = self.hand.kind.blocks() && self.hand.mistake != Some(Mistake::HoldsNothingBack);
         let read = self.hand.statement(|world| {
             let (database, snapshot) = (&world.database, world.database.snapshot());
             let unsent = || database.rows.iter().filter(|row| database.waits(row, snapshot, None));
@@ -58,15 +60,19 @@ impl Source for SimulatedSqlite {
             rows.truncate(limit);
             let stored = |seq: &i64| {
                 let row = database.rows.iter().find(|row| row.seq == *seq)?;
-                Some(row.stored(seq.unsigned_abs()))
+                Some((row.stored(seq.unsigned_abs()), blocks && database.is_held_back(row, snapshot, None)))
             };
             let more = rows.len() == limit;
             (rows.iter().filter_map(stored).collect::<Vec<_>>(), more)
         });
         let (rows, more) = read?;
-        for row in rows {
-            self.cursor.read(row.seq);
-            records.push(row.claimed());
+        rows.iter().for_each(|(row, _)| self.cursor.read(row.seq));
+        for (row, is_held_back) in rows {
+            if is_held_back {
+                self.dead_letter(row.ticket, "")?;
+            } else {
+                records.push(row.claimed());
+            }
         }
         Ok(more)
     }
@@ -83,7 +89,7 @@ impl Source for SimulatedSqlite {
     fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
         self.write(|_, world, tx| world.database.dead_letter(tx, ticket))?;
         self.cursor.settled(1);
-        Ok(DeadLettered::default())
+        Ok(DeadLettered::default().holding_back(self.hand.kind.blocks()))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {

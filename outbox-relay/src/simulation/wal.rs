@@ -5,14 +5,17 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use diesel_outbox_core::{Claimed, DeadLettered, Source, SourceError};
+use diesel_outbox_core::{Claimed, DeadLetterPolicy, DeadLettered, Source, SourceError};
 
+use super::database::key;
 use super::hand::Hand;
 use super::kind::Mistake;
 use super::pgoutput;
 use super::world::World;
+use crate::source::row::StoredRow;
 use crate::source::wal::confirm_bound::ConfirmBound;
 use crate::source::wal::decode::Decoder;
+use crate::source::wal::held_back::{Found, HeldBack, Turn};
 use crate::source::wal::position::Position;
 use crate::source::wal::window::Window;
 
@@ -27,6 +30,7 @@ struct Reading {
     window: Window,
     reader: SimulatedReader,
     bound: ConfirmBound,
+    held_back: HeldBack,
 }
 
 /// What reads the WAL from a place on, message by message.
@@ -55,7 +59,8 @@ impl SimulatedReader {
             return;
         }
         self.coming.push_back(pgoutput::begin(its.commit));
-        self.coming.extend(its.rows.iter().map(|row| pgoutput::insert(&world.database.rows[*row])));
+        self.coming
+            .extend(its.rows.iter().map(|(row, seq)| pgoutput::insert(&world.database.rows[*row], *seq)));
         self.coming.push_back(pgoutput::commit(its.commit, its.end));
     }
 }
@@ -76,6 +81,11 @@ impl Reading {
                 window: Window::after(position),
                 reader: SimulatedReader::from(position.start),
                 bound: ConfirmBound::at(position.start),
+                held_back: HeldBack::by(if hand.kind.blocks() {
+                    DeadLetterPolicy::Block
+                } else {
+                    DeadLetterPolicy::Continue
+                }),
             })
         });
         begun.inspect_err(|_| hand.world().lose_lock(worker, session))
@@ -159,14 +169,87 @@ impl World {
             } else {
                 part.map_or(0, |part| part.events as usize)
             };
-            let missing = its.rows.iter().take(count).map(|row| &self.database.rows[*row]);
-            if let Some(row) = missing.into_iter().find(|row| !row.has_arrived && row.dead_by.is_none()) {
+            let before = its.rows.iter().take(count).map(|(row, _)| *row);
+            let is_missing = |row: &usize| {
+                !self.database.rows[*row].has_arrived && !self.database.comes_after(*row, its.end)
+            };
+            if let Some(row) = before.into_iter().find(is_missing) {
+                let row = &self.database.rows[row];
                 let wrong =
                     format!("the position says that the event {} is sent, and it has not arrived", row.seq);
                 return self.fails(wrong);
             }
         }
     }
+}
+
+impl Reading {
+    /// Settles rows, and stores the position if requeued ones are among them.
+    fn settle(&mut self, hand: &Hand, tickets: impl IntoIterator<Item = u64>) -> Result<(), SourceError> {
+        tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
+        let requeued = self.held_back.settled(self.window.first());
+        if requeued.is_empty() || hand.mistake == Some(Mistake::KeepsWhatWasRequeued) {
+            return Ok(());
+        }
+        let position = self.window.position();
+        let bound = &mut self.bound;
+        let own = Some((hand.worker, self.session));
+        hand.statement(|world| {
+            if world.active == own {
+                let ahead = bound.ahead_of(world.database.end_of_wal);
+                world.database.end_of_wal += 10;
+                bound.wrote(ahead, world.database.end_of_wal);
+                world.slot.kept.push(position);
+                world.slot.kept_for_good = world.slot.kept.len();
+                world.check_position(position);
+                world.database.forget_requeued(&requeued);
+            }
+        })
+    }
+
+    /// Makes a dead letter of a row.
+    fn give_up(&mut self, hand: &Hand, ticket: u64, is_held_back: bool) -> Result<(), SourceError> {
+        let row = self.window.row(ticket)?;
+        self.held_back.add(&row);
+        hand.statement(|world| {
+            let place = place(&row);
+            let is_new = world.database.rows.iter().any(|row| row.seq == place && row.dead_by.is_none());
+            if is_held_back && is_new && !world.database.has_to_wait(place) {
+                world.fails(format!("the event {place} is held back, and all before it have arrived"));
+            }
+            let tx = world.database.begin(Some(hand.worker));
+            world.database.dead_letter(tx, place.unsigned_abs());
+            world.database.commit(tx);
+            world.database.flush();
+        })?;
+        self.settle(hand, [ticket])?;
+        self.confirm(hand, false)
+    }
+
+    /// Returns what becomes of a row that comes next.
+    fn turn(&mut self, hand: &Hand, row: &StoredRow) -> Result<Turn, SourceError> {
+        if hand.mistake == Some(Mistake::HoldsNothingBack) {
+            return Ok(Turn::Sent);
+        }
+        self.held_back.look_up(|| {
+            let aggregates = hand.statement(|world| world.database.with_dead_letters())?;
+            Ok(aggregates.into_iter().map(|aggregate| ("order".to_owned(), key(aggregate))).collect())
+        })?;
+        self.held_back.turn(row, |last| {
+            let found = hand.statement(|world| world.database.look(row.seq, place(row), last))?;
+            let found = found.ok_or_else(|| SourceError::new("the WAL has a row that was never inserted"))?;
+            Ok(match hand.mistake {
+                Some(Mistake::ForgetsWhatWasRequeued) => Found { first_to_come: None, ..found },
+                _ => found,
+            })
+        })
+    }
+}
+
+/// The number that the event was emitted with, which it keeps when it is requeued.
+fn place(row: &StoredRow) -> i64 {
+    let bytes = row.payload.as_deref().and_then(|payload| payload.try_into().ok());
+    bytes.map_or(-1, i64::from_be_bytes)
 }
 
 impl SimulatedWal {
@@ -212,8 +295,11 @@ impl Source for SimulatedWal {
         self.with(|hand, reading| {
             let enough = records.len() + limit;
             while records.len() < enough && reading.receive(hand)? {
-                if let Some(row) = reading.window.give()? {
-                    records.push(row.claimed());
+                let Some(row) = reading.window.give()? else { continue };
+                match reading.turn(hand, &row)? {
+                    Turn::Sent => records.push(row.claimed()),
+                    Turn::ComesAgain => reading.settle(hand, [row.ticket])?,
+                    Turn::HeldBack => reading.give_up(hand, row.ticket, true)?,
                 }
             }
             reading.receive(hand)
@@ -225,9 +311,9 @@ impl Source for SimulatedWal {
             if hand.mistake == Some(Mistake::SettlesByRange) {
                 let first = tickets.iter().min().copied().unwrap_or_default();
                 let last = tickets.iter().max().copied().unwrap_or_default();
-                (first..=last).for_each(|ticket| reading.window.settle(ticket));
+                reading.settle(hand, first..=last)?;
             } else {
-                tickets.iter().for_each(|ticket| reading.window.settle(*ticket));
+                reading.settle(hand, tickets.iter().copied())?;
             }
             let stores = hand.world().chance.one_in(4);
             reading.confirm(hand, stores)
@@ -236,16 +322,8 @@ impl Source for SimulatedWal {
 
     fn dead_letter(&mut self, ticket: u64, _: &str) -> Result<DeadLettered, SourceError> {
         self.with(|hand, reading| {
-            let seq = reading.window.row(ticket)?.seq;
-            hand.statement(|world| {
-                let tx = world.database.begin(Some(hand.worker));
-                world.database.dead_letter(tx, seq.unsigned_abs());
-                world.database.commit(tx);
-                world.database.flush();
-            })?;
-            reading.window.settle(ticket);
-            reading.confirm(hand, false)?;
-            Ok(DeadLettered::default())
+            reading.give_up(hand, ticket, false)?;
+            Ok(DeadLettered::default().holding_back(hand.kind.blocks()))
         })
     }
 

@@ -27,6 +27,8 @@ pub(super) struct World {
     faults_left: u64,
     /// There are no faults, and nobody writes. Since then so many rows have waited, or fewer.
     calm: Option<Calm>,
+    /// How often all dead letters were requeued since then.
+    requeues: u64,
     /// The worker that has the lock of the only relay at work, and the session.
     pub(super) active: Option<(usize, u64)>,
     sessions: u64,
@@ -42,6 +44,8 @@ pub(super) struct World {
 pub(super) struct SimulatedSlot {
     /// The positions that the table has had, which a crash may take it back to.
     pub(super) kept: Vec<Position>,
+    /// How many of them are on the disk.
+    pub(super) kept_for_good: usize,
     pub(super) confirmed: u64,
     /// What the server has on its disk.
     pub(super) flushed: u64,
@@ -82,6 +86,7 @@ impl World {
             fault_rate,
             faults_left: chance.below(400),
             calm: None,
+            requeues: 0,
             active: None,
             sessions: 0,
             slot: SimulatedSlot::default(),
@@ -120,7 +125,8 @@ impl World {
                 12 => self.notice_orphans(),
                 13 if self.chance.one_in(10) => self.clock += self.chance.below(300),
                 15 if self.kind.blocks() && self.chance.one_in(40) => {
-                    self.database.requeue(self.chance.below(AGGREGATES as u64) as usize);
+                    let aggregate = self.chance.below(AGGREGATES as u64) as usize;
+                    self.requeue([aggregate]);
                 }
                 // For so long, nobody emits.
                 14 if !self.is_calm() && self.chance.one_in(300) && self.broker.is_idle() => {
@@ -163,7 +169,7 @@ impl World {
     fn waiting(&self) -> impl Iterator<Item = &Row> {
         let is_done = |row: &Row| {
             row.dead_by.is_some()
-                || if self.kind == Kind::Wal { row.has_arrived } else { row.sent_by.is_some() }
+                || if self.kind.reads_wal() { row.has_arrived } else { row.sent_by.is_some() }
         };
         self.database.rows.iter().filter(move |row| self.database.is_committed(row) && !is_done(row))
     }
@@ -186,7 +192,7 @@ impl World {
                 self.end_a_session();
                 Fault::None
             }
-            7 if self.kind.is_polled_on_postgres() || self.kind == Kind::Wal => {
+            7 if self.kind.is_polled_on_postgres() || self.kind.reads_wal() => {
                 let lost = self.chance.below(self.database.unflushed() as u64 + 1) as usize;
                 self.database.crash(lost);
                 self.slot.lose(&self.chance);
@@ -248,12 +254,35 @@ impl World {
     }
 
     /// Whether nothing is left to do, and so all must be there.
-    pub(super) fn is_done(&self) -> bool {
-        self.is_calm()
-            && match self.kind {
-                Kind::Wal => self.waiting().next().is_none(),
-                _ => self.database.is_drained(),
-            }
+    pub(super) fn is_done(&mut self) -> bool {
+        let is_drained = || match self.kind.reads_wal() {
+            true => self.waiting().next().is_none(),
+            false => self.database.is_drained(),
+        };
+        self.is_calm() && is_drained() && !self.requeue_the_rest()
+    }
+
+    fn requeue(&mut self, aggregates: impl IntoIterator<Item = usize>) {
+        let requeued: usize =
+            aggregates.into_iter().map(|aggregate| self.database.requeue(aggregate, self.kind)).sum();
+        if self.is_calm() && requeued > 0 {
+            self.calm = Some(Calm { since: self.clock, waiting: self.waiting().count() });
+        }
+    }
+
+    /// Puts back what was held back while a requeue went on. Returns whether there was any. That happens once at most, because nothing is
+    /// emitted any more, and a second time for what the broker refuses meanwhile.
+    fn requeue_the_rest(&mut self) -> bool {
+        let dead = self.database.rows.iter().filter(|row| row.dead_by.is_some()).count();
+        if !self.kind.requeues_at_once() || dead == 0 {
+            return false;
+        }
+        self.requeues += 1;
+        if self.requeues > 3 {
+            self.fails(format!("{dead} events are held back, though they were requeued again and again"));
+        }
+        self.requeue(0..AGGREGATES);
+        true
     }
 
     /// Finds out whether all is as it must be at the end.
@@ -290,7 +319,7 @@ impl SimulatedSlot {
 
     /// A crash takes back what was not on the disk.
     fn lose(&mut self, chance: &Chance) {
-        let kept = self.kept.len().saturating_sub(chance.below(3) as usize);
+        let kept = self.kept.len().saturating_sub(chance.below(3) as usize).max(self.kept_for_good);
         self.kept.truncate(kept);
         if chance.one_in(2) {
             self.confirmed = self.flushed;

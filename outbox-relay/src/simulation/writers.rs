@@ -42,7 +42,7 @@ impl Writers {
         Self {
             writers: (0..count).map(|_| writer()).collect(),
             left: 10 + chance.below(60),
-            longest: if kind == Kind::Sqlite { 12 } else { [6, 20, 200][chance.below(3) as usize] },
+            longest: if kind.is_sqlite() { 12 } else { [6, 20, 200][chance.below(3) as usize] },
         }
     }
 
@@ -53,7 +53,7 @@ impl Writers {
     /// One of them does one step.
     pub(super) fn step(&mut self, database: &mut SimulatedDatabase, kind: Kind, chance: &Chance, now: u64) {
         let at = chance.below(self.writers.len() as u64) as usize;
-        if kind == Kind::Sqlite {
+        if kind.is_sqlite() {
             // There, one transaction writes at a time, and nobody sees it before it has committed.
             while self.step_of(at, database, kind, chance, now) {}
         } else {
@@ -139,7 +139,7 @@ impl Writers {
                     since.filter(|row| row.tx == tx).for_each(|row| row.is_undone = true);
                 }
             }
-            8 if kind != Kind::Sqlite && chance.one_in(4) => writer.rests_until = now + chance.below(1_500),
+            8 if !kind.is_sqlite() && chance.one_in(4) => writer.rests_until = now + chance.below(1_500),
             // Another row of the transaction gets an id, not one of the outbox.
             9 => database.identify(tx),
             _ => {}

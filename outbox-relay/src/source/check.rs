@@ -20,6 +20,21 @@ use diesel_outbox_core::__private::one_line;
 /// because lower bounds have moved past it. The relay knows rows by their place in the table, which is unique only in a single
 /// table.
 pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceError> {
+    refusal(conn)?;
+    let failed = |error| database_error("looking for the outbox table", error);
+    match look(conn).map_err(failed)? {
+        Look { sequence, is_right: true, is_known, origin, .. } => {
+            if !is_known {
+                Remember::new(origin).execute(conn).map_err(failed)?;
+            }
+            Ok(sequence)
+        }
+        Look { sequence, .. } => repair(conn, sequence),
+    }
+}
+
+/// Refuses what the relay does not correct by itself. It changes nothing.
+pub(crate) fn refusal(conn: &mut PgConnection) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     if !HasTable::new().get_result::<bool>(conn).map_err(failed)? {
         let place = Place::new().get_result::<String>(conn).map_err(failed)?;
@@ -67,15 +82,7 @@ pub(super) fn check_table(conn: &mut PgConnection) -> Result<Sequence, SourceErr
             last = SHARDS - 1
         )));
     }
-    match look(conn).map_err(failed)? {
-        Look { sequence, is_right: true, is_known, origin, .. } => {
-            if !is_known {
-                Remember::new(origin).execute(conn).map_err(failed)?;
-            }
-            Ok(sequence)
-        }
-        Look { sequence, .. } => repair(conn, sequence),
-    }
+    Ok(())
 }
 
 struct Look {

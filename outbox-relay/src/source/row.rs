@@ -1,5 +1,3 @@
-use std::collections::HashMap;
-
 use bytes::Bytes;
 use diesel_outbox_core::__private::from_unix_ms;
 use diesel_outbox_core::{Claimed, Record, wire};
@@ -41,22 +39,4 @@ impl StoredRow {
         let headers = wire::decode_headers(json).map_err(|error| error.to_string())?;
         Ok(record.with_headers(headers))
     }
-}
-
-/// The types and ids of the aggregates that are held back, with the number of the first dead letter of each.
-pub(crate) type BlockedAggregates = HashMap<(String, String), i64>;
-
-/// Returns them from rows of aggregate type, aggregate id and number.
-pub(crate) fn blocked_by(dead_letters: Vec<(String, String, i64)>) -> BlockedAggregates {
-    dead_letters.into_iter().map(|(aggregate_type, id, first)| ((aggregate_type, id), first)).collect()
-}
-
-/// Returns whether the record with this number comes after a dead letter of its aggregate. One that comes before may still have to be
-/// sent: it was on its way when the later one was refused.
-pub(crate) fn is_blocked(blocked: &BlockedAggregates, seq: i64, claimed: &Claimed) -> bool {
-    !blocked.is_empty()
-        && claimed.record.as_ref().is_ok_and(|record| {
-            let aggregate = (record.aggregate_type().to_owned(), record.aggregate_id().to_owned());
-            blocked.get(&aggregate).is_some_and(|first| seq > *first)
-        })
 }

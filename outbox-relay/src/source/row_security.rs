@@ -40,6 +40,7 @@ statement!(
     Pg,
     Hidden {} -> (Text, Text),
     "SELECT pg_catalog.quote_ident(current_user), c.relname::text FROM pg_class AS c WHERE c.oid = ANY (ARRAY['outbox'::regclass::oid, \
-     'outbox_shard'::regclass::oid, 'outbox_slot'::regclass::oid, 'outbox_dead_letter'::regclass::oid]) \
+     'outbox_shard'::regclass::oid, 'outbox_slot'::regclass::oid, 'outbox_dead_letter'::regclass::oid, \
+     'outbox_requeued'::regclass::oid]) \
      AND row_security_active(c.oid) ORDER BY c.relname LIMIT 1"
 );

@@ -18,6 +18,7 @@ mod error;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
 mod handover;
+pub(crate) mod held_back;
 mod lag;
 mod lower_bound;
 mod options;

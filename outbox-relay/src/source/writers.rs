@@ -78,21 +78,33 @@ impl Writers {
     }
 }
 
+/// Returns the transactions that may have emitted and are open now, each with its age and what to do about it. The age is zero if the server
+/// does not show it.
+pub(crate) fn open_writers(conn: &mut PgConnection) -> QueryResult<Vec<(Duration, String)>> {
+    let open = OpenWriters::new().load::<WriterRow>(conn)?.into_iter().filter_map(OpenWriter::of_row);
+    Ok(open.map(|writer| (writer.age.unwrap_or_default(), writer.who.advice())).collect())
+}
+
 impl Who {
     fn warn(self, seconds: u64) {
+        let advice = self.advice();
         match self {
-            Self::Session { pid, role, application } => tracing::warn!(
-                pid,
-                role,
-                application,
-                seconds,
+            Self::Session { pid, role, application } => {
+                tracing::warn!(pid, role, application, seconds, "{advice}");
+            }
+            Self::Prepared { gid, .. } => tracing::warn!(gid, seconds, "{advice}"),
+        }
+    }
+
+    /// Returns what this means and what to do.
+    fn advice(&self) -> String {
+        match self {
+            Self::Session { pid, .. } => format!(
                 "a transaction that may have emitted stays open: until it ends, the database keeps every version of the \
                  rows that are sent, and the table grows; find out what it waits for, or end it, which rolls it back: \
                  SELECT pg_terminate_backend({pid})"
             ),
-            Self::Prepared { gid, literal } => tracing::warn!(
-                gid,
-                seconds,
+            Self::Prepared { literal, .. } => format!(
                 "a transaction that may have emitted is still prepared: until it ends, the database keeps every \
                  version of the rows that are sent, and the table grows; ask its coordinator, or end it in this database as \
                  its owner or a superuser. To keep what it did: COMMIT PREPARED {literal}; to undo it: ROLLBACK PREPARED {literal}"

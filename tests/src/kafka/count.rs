@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::Kafka;
@@ -25,19 +27,25 @@ impl Kafka {
 impl Counter {
     /// Returns how many records the topic holds, or 0 while Kafka does not answer.
     pub fn count(&self) -> usize {
-        let partitions = partitions(&self.consumer, &self.topic).unwrap_or_default();
-        let sum_of = |place| {
-            let mut asked = TopicPartitionList::new();
-            for partition in &partitions {
-                // This is how librdkafka asks for the ends of all partitions at once. To ask for one after the other takes as long
-                // as some ten thousand records take to come.
-                asked.add_partition_offset(&self.topic, *partition, place)?;
-            }
-            let offsets = self.consumer.offsets_for_times(asked, Duration::from_secs(5))?;
-            let offsets = offsets.elements().iter().filter_map(|end| end.offset().to_raw()).sum::<i64>();
-            Ok::<_, KafkaError>(offsets)
-        };
+        let sum_of = |place| Ok::<i64, KafkaError>(self.offsets(place)?.into_values().sum());
         let count = sum_of(Offset::End).and_then(|high| Ok(high - sum_of(Offset::Beginning)?));
         count.ok().and_then(|count| usize::try_from(count).ok()).unwrap_or_default()
+    }
+
+    /// Returns the offset that each partition's next record gets, or nothing while Kafka does not answer.
+    pub fn ends(&self) -> BTreeMap<i32, i64> {
+        self.offsets(Offset::End).unwrap_or_default()
+    }
+
+    fn offsets(&self, place: Offset) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        let mut asked = TopicPartitionList::new();
+        for partition in partitions(&self.consumer, &self.topic).unwrap_or_default() {
+            // This is how librdkafka asks for the ends of all partitions at once. To ask for one after the other takes as long
+            // as some ten thousand records take to come.
+            asked.add_partition_offset(&self.topic, partition, place)?;
+        }
+        let offsets = self.consumer.offsets_for_times(asked, Duration::from_secs(5))?;
+        let offset = |end: &TopicPartitionListElem<'_>| Some((end.partition(), end.offset().to_raw()?));
+        Ok(offsets.elements().iter().filter_map(offset).collect())
     }
 }

@@ -1,3 +1,6 @@
+use diesel_outbox_relay::operate::Requeue;
+use uuid::Uuid;
+
 use super::*;
 use crate::command::invocation::{Invocation, InvocationError, command};
 use crate::command::settings;
@@ -21,7 +24,7 @@ fn the_command_line_is_consistent() {
 #[test]
 fn requeue_needs_to_know_what() {
     let which = |arguments: &[&str]| match read(&[&["requeue"], arguments].concat()) {
-        Ok(Invocation { action: Action::Requeue { which, .. }, .. }) => Some(Requeue::from(&which)),
+        Ok(Invocation { action: Action::Requeue { which, .. }, .. }) => which.without_looking(),
         _ => None,
     };
     let id = "0198c0de-0000-7000-8000-000000000001";
@@ -29,8 +32,25 @@ fn requeue_needs_to_know_what() {
     assert_eq!(which(&["--id", id]), Uuid::parse_str(id).ok().map(Requeue::Id));
     let aggregate = Requeue::Aggregate { aggregate_type: "order".into(), aggregate_id: "-7".into() };
     assert_eq!(which(&["--aggregate", "order", "-7"]), Some(aggregate));
-    for wrong in [&[][..], &["--all", "--id", id], &["--id", "7"], &["--aggregate", "order"]] {
-        assert_eq!(refused(&[&["requeue"], wrong].concat()).exit_code(), 2, "{wrong:?}");
+    for several in [
+        &["--cause", "c0ffee"][..],
+        &["--id", id, "--event-type", "Placed"],
+        &["--failed-from", "2026-11-29T13:00:00Z"],
+    ] {
+        assert_eq!(which(several), None, "{several:?}");
+        assert!(read(&[&["requeue"], several].concat()).is_ok(), "{several:?}");
+    }
+    for wrong in [
+        &[][..],
+        &["--all", "--id", id],
+        &["--dry-run"],
+        &["--id", "7"],
+        &["--aggregate", "order"],
+        &["--failed-before", "yesterday"],
+    ] {
+        for command in [&["requeue"][..], &["dead-letters", "drop"]] {
+            assert_eq!(refused(&[command, wrong].concat()).exit_code(), 2, "{wrong:?}");
+        }
     }
 }
 

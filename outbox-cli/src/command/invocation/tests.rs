@@ -61,8 +61,12 @@ fn a_flag_comes_before_the_environment_before_the_file() {
     let RelaySettings { kafka, work, .. } = *settings;
     assert_eq!((work.workers, work.batch_size, work.max_in_flight), (4, 30, 200));
     assert_eq!(work.shutdown_timeout.0, Duration::from_secs(30));
-    let properties: BTreeMap<_, _> =
-        kafka.properties.iter().map(|property| (property.name.as_str(), property.value.reveal())).collect();
+    let properties: BTreeMap<_, _> = kafka
+        .connection
+        .properties
+        .iter()
+        .map(|property| (property.name.as_str(), property.value.reveal()))
+        .collect();
     assert_eq!(properties.into_iter().collect::<Vec<_>>(), [("a", "4"), ("b.c", "true"), ("d.e", "3")]);
 
     let file = file.path();
@@ -105,10 +109,10 @@ fn a_list_can_be_written_in_several_ways() {
     let file = File::new("brokers = ['one:9092', 'two:9092']\nallow_topics = 'a, b'");
     let kafka = |arguments: &[&str]| given(arguments, &[]).0.kafka;
     let from_file = kafka(&["--config", file.path()]);
-    assert_eq!(from_file.cluster.brokers, ["one:9092", "two:9092"]);
+    assert_eq!(from_file.connection.cluster.brokers, ["one:9092", "two:9092"]);
     assert_eq!(from_file.allow_topics.as_deref(), Some(&["a".to_owned(), "b".to_owned()][..]));
     let from_flags = kafka(&["--brokers", "one:9092", "--brokers", "two:9092,three:9092"]);
-    assert_eq!(from_flags.cluster.brokers, ["one:9092", "two:9092", "three:9092"]);
+    assert_eq!(from_flags.connection.cluster.brokers, ["one:9092", "two:9092", "three:9092"]);
     assert_eq!(from_flags.allow_topics, None);
 }
 

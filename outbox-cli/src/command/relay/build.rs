@@ -7,7 +7,6 @@ use diesel_outbox_relay::{Kafka, Relay, TopicNaming};
 
 use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
-use crate::command::layers::property_key;
 use crate::command::origin::{ConfigError, Origins};
 use crate::command::settings::{AfterSettings, KafkaSettings, RelaySettings, items};
 
@@ -21,7 +20,7 @@ pub(super) fn relay(
     let RelaySettings { source, after, work, .. } = settings;
     let relay = database
         .relay(source, origins)?
-        .broker(kafka(settings, origins)?)
+        .broker(kafka(&settings.kafka, origins)?)
         .topic_naming(topics(&settings.kafka, origins)?)
         .batch_size(work.batch_size)
         .max_in_flight(work.max_in_flight)
@@ -49,18 +48,10 @@ pub(super) fn workers(settings: &RelaySettings, origins: &Origins, databases: &[
     if has_more { 2 } else { settings.work.workers }
 }
 
-fn kafka(settings: &RelaySettings, origins: &Origins) -> Result<Kafka, ConfigError> {
-    let mut kafka = Kafka::new(settings.kafka.cluster.list()?)
-        .event_headers(settings.kafka.event_headers)
-        .exactly_once_prefix(&settings.kafka.exactly_once.exactly_once_prefix);
-    for property in &settings.kafka.properties {
-        if ["bootstrap.servers", "metadata.broker.list"].contains(&property.name.as_str()) {
-            let origin = origins.of(&property_key(&property.name));
-            return Err(origin.wrong("name the brokers with the setting `brokers` instead"));
-        }
-        kafka = kafka.set(&property.name, property.value.reveal());
-    }
-    Ok(kafka)
+fn kafka(settings: &KafkaSettings, origins: &Origins) -> Result<Kafka, ConfigError> {
+    let kafka = settings.connection.kafka(origins)?;
+    let prefix = &settings.exactly_once.exactly_once_prefix;
+    Ok(kafka.event_headers(settings.event_headers).exactly_once_prefix(prefix))
 }
 
 fn topics(settings: &KafkaSettings, origins: &Origins) -> Result<TopicNaming, ConfigError> {

@@ -1,3 +1,4 @@
+DROP TABLE outbox_requeued;
 DROP TABLE outbox_dead_letter;
 DROP TABLE outbox_slot;
 DROP VIEW outbox_reader;

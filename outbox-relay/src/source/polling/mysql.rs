@@ -14,10 +14,12 @@ mod wakeup;
 mod writers;
 
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
+pub(crate) use self::check::{check_server, check_tables};
 pub use self::connection::lacks_tls;
 pub(crate) use self::connection::row_of;
-pub(crate) use self::upkeep::lag;
+pub(crate) use self::upkeep::{lag, unsent_of_shards};
 pub(crate) use self::wakeup::is_polled;
+pub(crate) use self::writers::open_transactions;
 
 use std::collections::HashSet;
 use std::fmt;
@@ -156,9 +158,9 @@ impl Session {
         }
         let known = Known { bounds: &known, distrusted: &distrusted };
         self.wake.count(&mut self.conn)?;
-        let block = database.options.dead_letter_policy == DeadLetterPolicy::Block;
+        let blocks = database.options.dead_letter_policy == DeadLetterPolicy::Block;
         let workers = (!database.options.exactly_once).then(|| self.wake.workers());
-        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, workers, block)?;
+        self.pass = PollingPass::begin(&mut self.conn, &wanted, &known, workers, blocks)?;
         if self.pass.is_some() {
             self.wake.found();
         }
@@ -235,7 +237,7 @@ impl Session {
             i64::MIN,
             &mut self.batch_size,
             limit,
-            pass.blocked.as_ref(),
+            pass.blocks,
         )?;
         self.last_read_took = began.elapsed();
         self.give(batch)
@@ -251,7 +253,7 @@ impl Session {
         Ok(Some(Backlog {
             claimed: pass.claimed.clone(),
             given: pass.unsettled.clone(),
-            blocked: pass.blocked.clone(),
+            blocks: pass.blocks,
             batch_size: self.batch_size,
             limit,
         }))
@@ -291,7 +293,7 @@ impl Session {
             dead_letters::keep(&mut self.conn, ticket as i64, reason)?.unwrap_or_default();
         pass.settled(&[ticket]);
         self.witness.take_if(|(witness, _)| *witness == ticket as i64);
-        Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.blocked.is_some()))
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(pass.blocks))
     }
 
     fn settle(&mut self, tickets: &[u64], database: &MysqlDatabase) -> mysql::Result<()> {

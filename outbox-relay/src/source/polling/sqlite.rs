@@ -17,7 +17,7 @@ use crate::operate::Operate;
 use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
 use crate::source::prune::SqlitePruning;
-use crate::source::row::{BlockedAggregates, StoredRow, blocked_by, is_blocked};
+use crate::source::row::StoredRow;
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
 
@@ -34,7 +34,6 @@ pub struct SqliteSource {
     options: SourceOptions,
     open: Option<OpenDatabase>,
     cursor: Cursor,
-    blocked: BlockedAggregates,
     pruning: SqlitePruning,
     measured: Option<Instant>,
 }
@@ -93,10 +92,14 @@ impl SqliteSource {
             options,
             open: None,
             cursor: Cursor::default(),
-            blocked: BlockedAggregates::new(),
             pruning: SqlitePruning::default(),
             measured: None,
         }
+    }
+
+    /// Returns whether aggregates with dead letters are held back.
+    fn blocks(&self) -> bool {
+        self.options.dead_letter_policy == DeadLetterPolicy::Block
     }
 
     fn open(&mut self) -> Result<&mut OpenDatabase, SourceError> {
@@ -181,30 +184,26 @@ impl Source for SqliteSource {
             return Ok(false);
         }
         self.cursor = Cursor::default();
-        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
-            self.blocked = self.with("claiming", |conn| LoadBlocked::new().load(conn).map(blocked_by))?;
-        }
         self.with("claiming", |conn| HasUnsent::new().get_result::<bool>(conn))
     }
 
     fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        let cursor = self.cursor;
+        let (cursor, blocks) = (self.cursor, self.blocks());
         let (rows, more) = self.with("reading", |conn| {
             conn.transaction(|conn| {
                 // A row that somebody requeued behind the cursor comes before its aggregate's later ones: the next pass takes both.
                 if !cursor.may_go_on(UnsentUpTo::new(cursor.last()).get_result(conn)?) {
                     return Ok((Vec::new(), false));
                 }
-                read_batch(conn, cursor.last(), limit)
+                read_batch(conn, blocks, cursor.last(), limit)
             })
         })?;
-        for row in &rows {
+        for (row, _) in &rows {
             self.cursor.read(row.seq);
         }
-        for row in rows {
-            let seq = row.seq;
+        for (row, is_held_back) in rows {
             let claimed = row.claimed();
-            if is_blocked(&self.blocked, seq, &claimed) {
+            if is_held_back && claimed.record.is_ok() {
                 self.dead_letter(claimed.ticket, BLOCKED)?;
             } else {
                 records.push(claimed);
@@ -237,8 +236,7 @@ impl Source for SqliteSource {
         })?;
         self.cursor.settled(1);
         let (aggregate_type, id) = moved.unwrap_or_default();
-        let holds_back = self.options.dead_letter_policy == DeadLetterPolicy::Block;
-        Ok(DeadLettered::new(id, aggregate_type).holding_back(holds_back))
+        Ok(DeadLettered::new(id, aggregate_type).holding_back(self.blocks()))
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
@@ -293,12 +291,18 @@ impl Source for SqliteSource {
 
 /// Returns the next rows, up to this many, and whether there may be more. It loads them one by one until the batch is full, so that
 /// a batch exceeds its bytes by one row at most, whatever the sizes.
-fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryResult<(Vec<StoredRow>, bool)> {
+/// Returns each row with whether it is held back, and whether there are more.
+fn read_batch(
+    conn: &mut SqliteConnection,
+    blocks: bool,
+    cursor: i64,
+    limit: usize,
+) -> QueryResult<(Vec<(StoredRow, bool)>, bool)> {
     let (mut rows, mut bytes) = (Vec::new(), 0);
-    for row in Read::new(cursor, limit as i64).load_iter::<SqliteRow, DefaultLoadingMode>(conn)? {
-        let row = stored(row?);
+    for row in Read::new(blocks, cursor, limit as i64).load_iter::<SqliteRow, DefaultLoadingMode>(conn)? {
+        let (row, is_held_back) = stored(row?);
         bytes += row.bytes();
-        rows.push(row);
+        rows.push((row, is_held_back));
         if bytes >= BATCH_BYTES {
             return Ok((rows, true));
         }
@@ -307,12 +311,12 @@ fn read_batch(conn: &mut SqliteConnection, cursor: i64, limit: usize) -> QueryRe
     Ok((rows, more))
 }
 
-type SqliteRow = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
+type SqliteRow = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64, bool);
 
-fn stored(row: SqliteRow) -> StoredRow {
-    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms) = row;
+fn stored(row: SqliteRow) -> (StoredRow, bool) {
+    let (seq, id, aggregate_type, aggregate_id, event_type, payload, headers, created_at_ms, held_back) = row;
     let id = Uuid::parse_str(&id).map_err(|_| format!("the column `id` holds {id:?}, which is not a UUID"));
-    StoredRow {
+    let row = StoredRow {
         ticket: seq.unsigned_abs(),
         seq,
         id,
@@ -322,7 +326,8 @@ fn stored(row: SqliteRow) -> StoredRow {
         payload: payload.map(Bytes::from),
         headers: headers.map(Bytes::from),
         created_at_ms,
-    }
+    };
+    (row, held_back)
 }
 
 statement!(Sqlite, DataVersion {} -> Integer, "PRAGMA data_version");
@@ -341,12 +346,15 @@ statement!(
 
 statement!(
     Sqlite,
-    Read { cursor: i64 => BigInt, limit: i64 => BigInt }
-        -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
+    /// A row is held back if it comes after a dead letter of its aggregate. One that comes before may still have to be sent: it was on its way
+    /// when the later one was refused. That looks at one entry of an index, so that many dead letters of other aggregates cost nothing.
+    Read { blocks: bool => Bool, cursor: i64 => BigInt, limit: i64 => BigInt }
+        -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt, Bool),
     concat!(
         "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, ",
         created_at_ms!(),
-        " FROM outbox WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
+        ", ? AND EXISTS (SELECT 1 FROM outbox_dead_letter AS d WHERE d.aggregateid = o.aggregateid AND d.aggregatetype = o.aggregatetype \
+         AND d.seq < o.seq) FROM outbox AS o WHERE sent_at IS NULL AND seq > ? ORDER BY seq LIMIT ?"
     )
 );
 
@@ -376,10 +384,4 @@ statement!(
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
      SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? \
      FROM outbox WHERE seq = ? RETURNING aggregatetype, id"
-);
-
-statement!(
-    Sqlite,
-    LoadBlocked {} -> (Text, Text, BigInt),
-    "SELECT aggregatetype, aggregateid, min(seq) FROM outbox_dead_letter GROUP BY aggregatetype, aggregateid"
 );

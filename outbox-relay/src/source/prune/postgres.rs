@@ -107,6 +107,7 @@ impl PostgresPruning {
             return Ok(());
         }
         self.begun = Some(Instant::now());
+        ForgetRequeued::new().execute(conn)?;
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
         if is_long_ago && !self.place.is_on_its_way {
             self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
@@ -269,6 +270,14 @@ macro_rules! counted {
          coalesce(bool_and(is_old), false) FROM chunk"
     };
 }
+
+statement!(
+    Pg,
+    /// Notes of requeued rows that are sent. Where the sequence was set back, numbers say nothing, but nothing is lost by a note that goes early
+    /// either.
+    ForgetRequeued {} -> BigInt,
+    "DELETE FROM outbox_requeued WHERE seq <= (SELECT min(sent_through) FROM outbox_shard)"
+);
 
 statement!(
     Pg,

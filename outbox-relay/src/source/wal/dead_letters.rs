@@ -1,87 +1,42 @@
-//! Dead letters of records that were read from the WAL. Their rows may or may not be in the table.
-
-use std::collections::HashMap;
+//! Dead letters of records that were read from the WAL. Their rows may or may not be in the table. [`HeldBack`](super::held_back::HeldBack)
+//! decides with what it finds here.
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::{DeadLetterPolicy, SourceError, shard_of};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel_outbox_core::{SourceError, shard_of};
 use uuid::Uuid;
 
+use super::held_back::Found;
 use crate::source::database_error;
 use crate::source::row::StoredRow;
 use crate::statement::statement;
 
-type Aggregate = (Vec<u8>, Vec<u8>);
-
-/// The aggregates that are held back because of their dead letters, if the policy is to block. An aggregate is free again when all
-/// of its dead letters have come back, with new numbers.
-pub(super) struct HeldBack {
-    blocks: bool,
-    /// Each aggregate with the ids and numbers of its dead letters. `None` before they were looked up.
-    aggregates: Option<HashMap<Aggregate, HashMap<Uuid, i64>>>,
+/// Returns the types and ids of the aggregates that have dead letters, or requeued ones that are still to come.
+pub(super) fn aggregates(conn: &mut PgConnection) -> Result<Vec<(String, String)>, SourceError> {
+    Aggregates::new().load(conn).map_err(|error| database_error("looking up dead letters", error))
 }
 
-impl HeldBack {
-    pub(super) fn by(policy: DeadLetterPolicy) -> Self {
-        Self { blocks: policy == DeadLetterPolicy::Block, aggregates: None }
-    }
-
-    /// Returns whether any aggregate may be held back.
-    pub(super) fn blocks(&self) -> bool {
-        self.blocks
-    }
-
-    /// Looks the dead letters up, unless that was done.
-    pub(super) fn look_up(&mut self, conn: &mut PgConnection) -> Result<(), SourceError> {
-        if !self.blocks || self.aggregates.is_some() {
-            return Ok(());
-        }
-        let mut aggregates = HashMap::<Aggregate, HashMap<Uuid, i64>>::new();
-        let dead_letters = DeadLetters::new()
-            .load::<(String, String, Uuid, i64)>(conn)
-            .map_err(|error| database_error("looking up dead letters", error))?;
-        for (aggregate_type, aggregate_id, id, seq) in dead_letters {
-            aggregates.entry((aggregate_type.into(), aggregate_id.into())).or_default().insert(id, seq);
-        }
-        self.aggregates = Some(aggregates);
-        Ok(())
-    }
-
-    /// Forgets them, so that they are looked up again.
-    pub(super) fn forget(&mut self) {
-        self.aggregates = None;
-    }
-
-    /// Adds a row that becomes a dead letter.
-    pub(super) fn add(&mut self, row: &StoredRow) {
-        if let (Some(aggregates), Ok(id)) = (&mut self.aggregates, row.id.as_ref()) {
-            aggregates.entry(aggregate(row)).or_default().insert(*id, row.seq);
-        }
-    }
-
-    /// Returns whether this row is held back.
-    pub(super) fn has(&mut self, row: &StoredRow) -> bool {
-        let Some(aggregates) = self.aggregates.as_mut().filter(|aggregates| !aggregates.is_empty()) else {
-            return false;
-        };
-        let aggregate = aggregate(row);
-        let (Some(dead_letters), Ok(id)) = (aggregates.get_mut(&aggregate), &row.id) else { return false };
-        // A row with its old number was read once more, and is a dead letter already.
-        let requeued = dead_letters.get(id).is_some_and(|seq| *seq != row.seq);
-        if requeued {
-            dead_letters.remove(id);
-        }
-        if dead_letters.is_empty() {
-            aggregates.remove(&aggregate);
-        }
-        !requeued
-    }
+/// Looks what the row's aggregate has. Its requeued rows have come up to the number `last_requeued`.
+pub(super) fn look(
+    conn: &mut PgConnection,
+    row: &StoredRow,
+    last_requeued: i64,
+) -> Result<Found, SourceError> {
+    type FoundRow = (Option<i64>, Option<i64>, Option<i64>, bool);
+    let id = row.id.clone().unwrap_or_default();
+    let (place, first_dead, first_to_come, comes_again) =
+        Look::new(row.seq, id, text(&row.aggregate_type), text(&row.aggregate_id), last_requeued)
+            .get_result::<FoundRow>(conn)
+            .map_err(|error| database_error("looking up the dead letters of an aggregate", error))?;
+    Ok(Found { place, first_dead, first_to_come, comes_again })
 }
 
-fn aggregate(row: &StoredRow) -> Aggregate {
-    (row.aggregate_type.to_vec(), row.aggregate_id.to_vec())
+/// Removes the notes of these requeued rows. The server has it on its disk when the transaction commits, before it hears that they are settled.
+pub(super) fn forget_requeued(conn: &mut PgConnection, seqs: Vec<i64>) -> QueryResult<()> {
+    conn.batch_execute("SET LOCAL synchronous_commit = local")?;
+    ForgetRequeued::new(seqs).execute(conn).map(drop)
 }
 
 /// Keeps the row as a dead letter for good: the relay does not ask the WAL for it again. The commit waits for synchronous standbys,
@@ -92,7 +47,6 @@ pub(super) fn keep(
     reason: &str,
     caller_waits: bool,
 ) -> QueryResult<()> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (aggregate_type, aggregate_id) = (text(&row.aggregate_type), text(&row.aggregate_id));
     let shard = shard_of(&aggregate_type, &aggregate_id);
     let id = row.id.unwrap_or_default();
@@ -117,15 +71,45 @@ pub(super) fn keep(
     .map(drop)
 }
 
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
 statement!(
     Pg,
-    DeadLetters {} -> (Text, Text, SqlUuid, BigInt),
-    "SELECT aggregatetype, aggregateid, id, seq FROM outbox_dead_letter"
+    Aggregates {} -> (Text, Text),
+    "SELECT aggregatetype::text, aggregateid::text FROM outbox_dead_letter UNION SELECT aggregatetype::text, aggregateid::text FROM outbox_requeued"
 );
 
 statement!(
     Pg,
-    /// Does nothing if the dead letter exists already, because the WAL was read once more.
+    /// One statement, so that it sees a dead letter before or after its requeue.
+    Look {
+        seq: i64 => BigInt,
+        id: Uuid => SqlUuid,
+        aggregate_type: String => Text,
+        aggregate_id: String => Text,
+        last_requeued: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, Nullable<BigInt>, Bool),
+    "SELECT its.place, \
+     (SELECT min(d.seq) FROM outbox_dead_letter AS d WHERE d.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND d.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype), \
+     (SELECT min(r.place) FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype \
+     AND r.seq > greatest(its.last_requeued, CASE WHEN its.place IS NOT NULL THEN its.seq END)), \
+     EXISTS (SELECT FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype \
+     AND r.place = coalesce(its.place, its.seq) AND r.id = its.id AND r.seq > its.seq) \
+     FROM (SELECT given.*, (SELECT r.place FROM outbox_requeued AS r WHERE r.seq = given.seq AND r.id = given.id) AS place \
+     FROM (SELECT ?::bigint AS seq, ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid, ?::bigint AS last_requeued) AS given) AS its"
+);
+
+statement!(
+    Pg,
+    ForgetRequeued { seqs: Vec<i64> => Array<BigInt> } -> BigInt,
+    "DELETE FROM outbox_requeued WHERE seq = ANY (?)"
+);
+
+statement!(
+    Pg,
+    /// Does nothing if the dead letter exists already, because the WAL was read once more. A requeued row goes back to its old place.
     Insert {
         seq: i64 => BigInt,
         id: Uuid => SqlUuid,
@@ -140,7 +124,10 @@ statement!(
     } -> BigInt,
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     VALUES (?, ?, ?, ?, ?, ?, ?::json, ?, to_timestamp(?::float8 / 1000::float8) AT TIME ZONE 'utc', ?) ON CONFLICT (seq, id) DO NOTHING"
+     SELECT coalesce((SELECT r.place FROM outbox_requeued AS r WHERE r.seq = given.seq AND r.id = given.id), given.seq), given.id, \
+     aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason FROM (SELECT ?::bigint AS seq, ?::uuid AS id, \
+     ?::text AS aggregatetype, ?::text AS aggregateid, ?::text AS type, ?::bytea AS payload, ?::json AS headers, ?::smallint AS shard, \
+     to_timestamp(?::float8 / 1000::float8) AT TIME ZONE 'utc' AS created_at, ?::text AS reason) AS given ON CONFLICT (seq, id) DO NOTHING"
 );
 
 statement!(

@@ -11,6 +11,7 @@ use super::options::WalOptions;
 use super::position::Lsn;
 use super::slot::{self, ReplicationSlot};
 use super::window::Window;
+use crate::operate::count_dead_letters;
 use crate::source::writers::Writers;
 
 /// Measures the lag, and warns of what grows.
@@ -36,6 +37,7 @@ impl LagWatch {
         lag.oldest = oldest.unwrap_or_default();
         lag.wal = Some(self.look_at_slot(conn, options, window.confirmed())?);
         lag.oldest_writer = self.writers.look(conn)?;
+        count_dead_letters(conn, &mut lag)?;
         Ok(lag)
     }
 

@@ -8,7 +8,8 @@ use diesel_outbox_core::{Claimed, DeadLettered, Lag, SourceError};
 use uuid::Uuid;
 
 use super::committed::Committed;
-use super::dead_letters::{self, HeldBack};
+use super::dead_letters;
+use super::held_back::{HeldBack, Turn};
 use super::lag::LagWatch;
 use super::lower_bound::LowerBound;
 use super::options::WalOptions;
@@ -153,23 +154,29 @@ impl Reading {
     }
 
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
-        self.held_back.look_up(&mut self.conn)?;
+        let Self { conn, held_back, .. } = self;
+        held_back.look_up(|| dead_letters::aggregates(conn))?;
         let (enough, mut bytes) = (records.len() + limit, 0);
         while records.len() < enough && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
             let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
-            let ticket = row.ticket;
+            let (ticket, conn) = (row.ticket, &mut self.conn);
+            let turn = self.held_back.turn(&row, |last| dead_letters::look(conn, &row, last))?;
             if self.was_committed(&row)? {
                 continue;
             }
             bytes += row.bytes();
-            if !self.held_back.has(&row) {
+            if turn == Turn::Sent {
                 records.push(row.claimed());
-            } else if self.committed.is_none() || self.window.is_first(ticket) {
-                self.give_up(ticket, BLOCKED)?;
-            } else {
+                continue;
+            }
+            if self.committed.is_some() && !self.window.is_first(ticket) {
                 // It comes first in the next pass.
                 self.window.give_again_from(ticket);
                 return Ok(false);
+            }
+            match turn {
+                Turn::ComesAgain => self.settle_rows([ticket])?,
+                _ => _ = self.give_up(ticket, BLOCKED)?,
             }
         }
         self.keep_on()?;
@@ -182,14 +189,26 @@ impl Reading {
             committed.of_pass(tickets);
             return self.keep_on();
         }
-        tickets.iter().for_each(|ticket| self.window.settle(*ticket));
+        self.settle_rows(tickets.iter().copied())?;
         self.confirm()?;
         self.keep_on()
     }
 
+    /// Lets the window forget these rows, and the database that they were requeued.
+    fn settle_rows(&mut self, tickets: impl IntoIterator<Item = u64>) -> Result<(), SourceError> {
+        tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
+        let requeued = self.held_back.settled(self.window.first());
+        if requeued.is_empty() {
+            return Ok(());
+        }
+        let position = self.window.position();
+        self.settling
+            .write_with(&mut self.conn, position, |conn| dead_letters::forget_requeued(conn, requeued))
+    }
+
     /// Settles what Kafka has committed. It comes first from now on.
     pub(super) fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
-        self.settling.check(&mut self.conn)?;
+        self.undoable.durably(&mut self.conn, |conn| self.settling.take_over(conn))?;
         self.give_again();
         match &mut self.committed {
             Some(committed) => committed.by_the_last(ids),
@@ -202,10 +221,11 @@ impl Reading {
     fn was_committed(&mut self, row: &StoredRow) -> Result<bool, SourceError> {
         let Some(committed) = &mut self.committed else { return Ok(false) };
         let was_committed = committed.has(row);
+        let is_to_be_stored = committed.is_to_be_stored();
         if was_committed {
-            self.window.settle(row.ticket);
+            self.settle_rows([row.ticket])?;
         }
-        if committed.is_to_be_stored() {
+        if is_to_be_stored {
             // What the next transaction has comes after these, so a crash of the server must not undo it.
             let position = self.window.position();
             self.undoable.durably(&mut self.conn, |conn| self.settling.keep(conn, position))?;
@@ -219,7 +239,7 @@ impl Reading {
         let tickets = committed.end_pass();
         let count = tickets.len();
         if count > 0 {
-            tickets.into_iter().for_each(|ticket| self.window.settle(ticket));
+            self.settle_rows(tickets)?;
             self.settling.keep(&mut self.conn, self.window.position())?;
             self.confirm()?;
         }
@@ -274,8 +294,11 @@ impl Reading {
                 ));
             }
             self.window.settle(ticket);
-            let position = self.window.position();
-            let keep = |conn: &mut PgConnection| dead_letters::keep(conn, row, reason, are_seen);
+            let (position, requeued) = (self.window.position(), self.held_back.settled(self.window.first()));
+            let keep = |conn: &mut PgConnection| {
+                dead_letters::keep(conn, row, reason, are_seen)?;
+                dead_letters::forget_requeued(conn, requeued)
+            };
             self.undoable.durably(&mut self.conn, |conn| self.settling.write_with(conn, position, keep))?;
             self.standbys.wait(&mut self.conn, &self.wal)?;
             self.confirm()?;
@@ -294,9 +317,7 @@ impl Reading {
             // Whatever is acknowledged by now was not committed.
             committed.end_pass();
         }
-        if self.window.give_again() {
-            self.held_back.forget();
-        }
+        self.window.give_again();
     }
 
     /// Stores how much of a large transaction was sent, which the server cannot know.
@@ -335,6 +356,8 @@ impl Reading {
         let failed = |error| database_error("noting what is known to be sent", error);
         let risen = self.lower_bound.rise(&mut self.conn, self.window.confirmed()).map_err(failed)?;
         let Some(sent_through) = risen else { return Ok(()) };
+        // Nothing up to there is read again, because notes of requeued rows may go then.
+        self.settling.keep(&mut self.conn, self.window.position())?;
         publication::check(&mut self.conn, &self.wal)?;
         polled::sent_through(&mut self.conn, sent_through).map_err(failed)
     }

@@ -142,16 +142,19 @@ impl Window {
         ticket == self.first
     }
 
+    /// Returns the ticket of the oldest row that is not settled.
+    pub(crate) fn first(&self) -> u64 {
+        self.first
+    }
+
     /// Lets this row be given again, and those after it.
     pub(crate) fn give_again_from(&mut self, ticket: u64) {
         self.next = self.next.min(ticket);
     }
 
-    /// Lets what is not settled be given again. Returns whether there is any.
-    pub(crate) fn give_again(&mut self) -> bool {
-        let again = self.next > self.first;
+    /// Lets what is not settled be given again.
+    pub(crate) fn give_again(&mut self) {
         self.next = self.first;
-        again
     }
 
     pub(crate) fn row(&self, ticket: u64) -> Result<StoredRow, SourceError> {

@@ -34,3 +34,6 @@ CREATE TABLE outbox_dead_letter (
     -- The id too, because a sequence that was restarted returns a number twice.
     PRIMARY KEY (seq, id)
 );
+
+-- A relay that holds back the rest of an aggregate looks for its first dead letter.
+CREATE INDEX outbox_dead_letter_aggregate ON outbox_dead_letter (aggregateid, aggregatetype, seq);

@@ -32,7 +32,7 @@ fn sent_rows_are_kept_or_deleted_as_the_stronger_source_says() {
 fn brokers_are_named_by_their_own_setting() {
     let problem = |arguments: &[&str]| {
         let (settings, origins) = given(arguments, &[]);
-        problem(kafka(&settings, &origins))
+        problem(kafka(&settings.kafka, &origins))
     };
     assert!(problem(&[]).starts_with("no broker is named: set --brokers, "));
     let twice = ["--brokers", "one:9092", "--kafka", "bootstrap.servers=two:9092"];

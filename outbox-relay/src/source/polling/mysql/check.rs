@@ -8,6 +8,10 @@ use crate::source::{NO_TABLE, database_error};
 
 pub(super) fn check(conn: &mut Conn) -> Result<(), SourceError> {
     check_server(conn)?;
+    check_tables(conn)
+}
+
+pub(crate) fn check_tables(conn: &mut Conn) -> Result<(), SourceError> {
     let failed = |error| database_error("looking for the outbox table", error);
     let tables: Vec<(String, Option<String>)> = conn
         .load(
@@ -41,7 +45,7 @@ pub(super) fn check(conn: &mut Conn) -> Result<(), SourceError> {
     Ok(())
 }
 
-fn check_server(conn: &mut Conn) -> Result<(), SourceError> {
+pub(crate) fn check_server(conn: &mut Conn) -> Result<(), SourceError> {
     let failed = |error| database_error("asking the server for its version", error);
     let row: Option<(String, i64, String)> =
         conn.first("SELECT VERSION(), @@log_bin, @@binlog_format").map_err(failed)?;

@@ -8,8 +8,6 @@ use uuid::Uuid;
 
 use super::bounds::{self, Bound, COLUMNS, Claimed, Witness, listed};
 use super::connection::Statements;
-use super::dead_letters;
-use crate::source::row::BlockedAggregates;
 
 /// A shard's number and the `seq` of its oldest unsent row.
 pub(crate) type Wanted = Vec<(i16, i64)>;
@@ -23,7 +21,7 @@ pub(super) struct PollingPass {
     pub(super) exhausted: bool,
     /// Whether it found more than a batch at once.
     pub(super) was_large: bool,
-    pub(super) blocked: Option<BlockedAggregates>,
+    pub(super) blocks: bool,
 }
 
 /// What a look found.
@@ -123,7 +121,7 @@ impl PollingPass {
         wanted: &Wanted,
         known: &Known<'_>,
         workers: Option<usize>,
-        block: bool,
+        blocks: bool,
     ) -> mysql::Result<Option<Self>> {
         conn.execute("START TRANSACTION")?;
         let (groups, share) = groups(wanted, workers.unwrap_or(1));
@@ -150,14 +148,13 @@ impl PollingPass {
                 *bound = Bound::default();
             }
         }
-        let blocked = if block { Some(dead_letters::blocked(conn, &claimed)?) } else { None };
         Ok(Some(Self {
             claimed,
             unsettled: HashSet::new(),
             has_settled: false,
             exhausted: false,
             was_large: false,
-            blocked,
+            blocks,
         }))
     }
 

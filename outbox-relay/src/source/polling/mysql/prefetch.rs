@@ -15,14 +15,13 @@ use super::connection::{MysqlDatabase, Statements};
 use super::read::{self, Batch};
 use crate::source::database_error;
 use crate::source::polling::prefetch::{self, Handing};
-use crate::source::row::BlockedAggregates;
 
 /// What a pass has still to read, and all that reading it takes.
 pub(super) struct Backlog {
     pub(super) claimed: Claimed,
     /// All that the pass has given.
     pub(super) given: HashSet<i64>,
-    pub(super) blocked: Option<BlockedAggregates>,
+    pub(super) blocks: bool,
     pub(super) batch_size: BatchSize,
     pub(super) limit: usize,
 }
@@ -55,10 +54,10 @@ fn begin_snapshot(mut conn: Conn) -> mysql::Result<Conn> {
 }
 
 fn read_on(conn: &mut Conn, backlog: Backlog, handing: &Handing<Batch>) -> mysql::Result<()> {
-    let Backlog { claimed, mut given, blocked, mut batch_size, limit } = backlog;
+    let Backlog { claimed, mut given, blocks, mut batch_size, limit } = backlog;
     let mut after = i64::MIN;
     while handing.wants() {
-        let batch = read::read(conn, &claimed, &given, after, &mut batch_size, limit, blocked.as_ref())?;
+        let batch = read::read(conn, &claimed, &given, after, &mut batch_size, limit, blocks)?;
         if let Some(last) = batch.given.last() {
             after = *last;
             given.retain(|seq| *seq > after);

@@ -8,7 +8,7 @@ use mysql::Conn;
 use super::connection::Statements;
 use super::{bounds, settle};
 use crate::source::interval::is_due;
-use crate::source::{SentRows, SourceOptions};
+use crate::source::{BLOCKED, SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
 const LONGEST_SHARE: u32 = 50;
@@ -92,17 +92,41 @@ fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Re
     conn.execute("COMMIT").map(drop)
 }
 
+/// The aggregate types, shards, numbers and ages in microseconds of what is unsent.
+pub(crate) fn unsent_of_shards(
+    conn: &mut Conn,
+    bounds: &bounds::Claimed,
+) -> mysql::Result<Vec<(Vec<u8>, i16, i64, i64)>> {
+    conn.load(&format!(
+        "SELECT CAST(aggregatetype AS BINARY), shard, COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {} \
+         GROUP BY 1, shard ORDER BY 1, shard",
+        unsent_rows(bounds, "aggregatetype, shard, created_at")
+    ))
+}
+
 /// What is unsent lies after the bounds or is listed.
-pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
+fn unsent_rows(bounds: &bounds::Claimed, columns: &str) -> String {
     let (lowest, list) = (bounds::lowest(bounds), bounds::unsent(bounds));
+    format!(
+        "((SELECT {columns} FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
+         (SELECT {columns} FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND sent_at IS NULL)) AS unsent"
+    )
+}
+
+pub(crate) fn lag(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Lag> {
     let row: Option<(u64, Option<i64>)> = conn.first(&format!(
-        "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM \
-         ((SELECT created_at FROM outbox WHERE seq IN ({list}) AND seq <= {lowest} AND sent_at IS NULL) UNION ALL \
-         (SELECT created_at FROM outbox FORCE INDEX (PRIMARY) WHERE seq > {lowest} AND sent_at IS NULL)) AS unsent"
+        "SELECT COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {}",
+        unsent_rows(bounds, "created_at")
     ))?;
     let (unsent, oldest) = row.unwrap_or_default();
     let mut lag = Lag::default();
     lag.unsent = unsent;
+    (lag.dead_letters, lag.blocked_aggregates) = conn
+        .first(&format!(
+            "SELECT COUNT(*), (SELECT COUNT(*) FROM (SELECT DISTINCT aggregatetype, aggregateid FROM outbox_dead_letter \
+             WHERE reason = '{BLOCKED}') AS b) FROM outbox_dead_letter"
+        ))?
+        .unwrap_or_default();
     lag.oldest = Duration::from_micros(oldest.and_then(|age| u64::try_from(age).ok()).unwrap_or_default());
     Ok(lag)
 }

@@ -88,7 +88,7 @@ fn present(conn: &mut Conn, rows: &BTreeMap<i64, Option<i64>>) -> mysql::Result<
 
 /// The connections to this database, and to none, whose transactions have changed something, with their ages in seconds, the oldest
 /// first; or nothing if the role may not see them. The server does not say which of them has changed which table.
-fn open_transactions(conn: &mut Conn) -> Option<Vec<(u64, i64)>> {
+pub(crate) fn open_transactions(conn: &mut Conn) -> Option<Vec<(u64, i64)>> {
     conn.load(
         "SELECT t.trx_mysql_thread_id, TIMESTAMPDIFF(SECOND, CONVERT_TZ(t.trx_started, 'SYSTEM', '+00:00'), UTC_TIMESTAMP()) \
          FROM information_schema.innodb_trx AS t LEFT JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id \

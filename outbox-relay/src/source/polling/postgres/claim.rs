@@ -7,7 +7,6 @@ use diesel::sql_types::{Array, BigInt, Bool, Oid, SmallInt, Text};
 use diesel_outbox_core::SHARDS;
 
 use super::batch_size::BatchSize;
-use super::dead_letters;
 use super::prefetch::Backlog;
 use super::progress::{ClaimedShard, LOWER_BOUND_LAG, LOWER_BOUND_STEP, Moves, Progress};
 use super::read::ReadBatch;
@@ -15,7 +14,6 @@ use super::tuple_id::is_the_table;
 use super::wakeup;
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::fence::Bounds;
-use crate::source::row::BlockedAggregates;
 use crate::statement::statement;
 
 pub(super) struct PollingPass {
@@ -25,7 +23,8 @@ pub(super) struct PollingPass {
     has_read: bool,
     /// Whether a read found more than a batch.
     large: bool,
-    blocked: Option<BlockedAggregates>,
+    /// Whether aggregates with dead letters are held back.
+    blocks: bool,
 }
 
 /// The snapshot of this cursor lives as long as the pass. Until then, no row that was given moves.
@@ -46,7 +45,7 @@ impl PollingPass {
         table: u32,
         workers: usize,
         bounds: &Bounds,
-        block: bool,
+        blocks: bool,
         all_or_none: bool,
     ) -> QueryResult<Option<Self>> {
         // If events come one by one, most looks find nothing. This takes one statement, and a pass that is rolled back takes three.
@@ -56,13 +55,8 @@ impl PollingPass {
             return Ok(None);
         }
         AnsiTransactionManager::begin_transaction_sql(conn, begin)?;
-        let mut pass = Self {
-            table,
-            progress: Progress::begin(bounds),
-            has_read: false,
-            large: false,
-            blocked: block.then(BlockedAggregates::new),
-        };
+        let mut pass =
+            Self { table, progress: Progress::begin(bounds), has_read: false, large: false, blocks };
         let is_wanted = pass.claim(conn, workers, bounds.passed, bounds.passed - LOWER_BOUND_LAG)?;
         if !is_wanted || (all_or_none && pass.progress.shards().len() < SHARDS.unsigned_abs().into()) {
             Self::roll_back(conn)?;
@@ -95,12 +89,6 @@ impl PollingPass {
             free as i64,
         )
         .load::<(i16, i64, i64, i64, i64, Vec<i64>, Vec<i64>, bool)>(conn)?;
-        if let Some(blocked) = &mut self.blocked
-            && !shards.is_empty()
-        {
-            let claimed = shards.iter().map(|(number, ..)| *number).collect();
-            blocked.extend(dead_letters::blocked(conn, claimed)?);
-        }
         let mut any_wanted = false;
         for (number, sent_through, polled_through, passed, begin, open, open_after, is_wanted) in shards {
             any_wanted |= is_wanted;
@@ -127,7 +115,7 @@ impl PollingPass {
             self.claim(conn, workers, bounds.passed, i64::MIN)?;
         }
         self.progress.look_with(bounds);
-        let batch = self.progress.unread(self.table).read(conn, batch_size, limit, self.blocked.as_ref())?;
+        let batch = self.progress.unread(self.table).read(conn, batch_size, limit, self.blocks)?;
         self.large |= !batch.exhausts;
         self.progress.give(&batch.given, batch.exhausts);
         Ok(batch)
@@ -144,8 +132,8 @@ impl PollingPass {
             return Ok(None);
         }
         let snapshot = ExportSnapshot::new().get_result(conn)?;
-        let (unread, blocked) = (self.progress.unread(self.table), self.blocked.clone());
-        Ok(Some(Backlog { schema: None, snapshot, unread, blocked, batch_size, limit }))
+        let (unread, blocks) = (self.progress.unread(self.table), self.blocks);
+        Ok(Some(Backlog { schema: None, snapshot, unread, blocks, batch_size, limit }))
     }
 
     /// Notes that these rows were given to the relay, and whether there were no more after them.
@@ -169,7 +157,7 @@ impl PollingPass {
 
     /// Returns whether aggregates with dead letters are held back.
     pub(super) fn holds_back(&self) -> bool {
-        self.blocked.is_some()
+        self.blocks
     }
 
     /// Moves the lower bounds to what was given and is settled, calls the other relays to a backlog, and commits.

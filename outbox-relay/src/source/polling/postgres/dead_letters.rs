@@ -2,10 +2,9 @@
 
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Oid, SmallInt, Text};
+use diesel::sql_types::{Oid, Text};
 
 use super::tuple_id::{Tid, TupleId, is_the_table};
-use crate::source::row::{BlockedAggregates, blocked_by};
 use crate::statement::statement;
 
 /// Keeps a row as a dead letter, and returns its aggregate type and id. If somebody changed the row while it was claimed, it is not
@@ -19,27 +18,18 @@ pub(super) fn keep(
     Move::new(ticket.into(), table, reason.to_owned()).get_result(conn)
 }
 
-/// Returns the aggregates of these shards that have dead letters.
-pub(super) fn blocked(conn: &mut PgConnection, shards: Vec<i16>) -> QueryResult<BlockedAggregates> {
-    LoadBlocked::new(shards).load(conn).map(blocked_by)
-}
-
 statement!(
     Pg,
-    /// Moves a row to the dead letters, and returns its aggregate type and id.
+    /// Moves a row to the dead letters, and returns its aggregate type and id. One that was requeued under a new number goes back to its old
+    /// place.
     Move { place: TupleId => Tid, table: u32 => Oid, reason: String => Text } -> (Text, Text),
     concat!(
         "WITH gone AS (DELETE FROM ONLY outbox WHERE ctid = ? AND ",
         is_the_table!(),
         " RETURNING *) INSERT INTO outbox_dead_letter \
          (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-         SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
+         SELECT coalesce((SELECT r.place FROM outbox_requeued AS r WHERE r.seq = gone.seq AND r.id = gone.id), gone.seq), id, \
+         aggregatetype, aggregateid, type, payload, headers, shard, created_at, ? FROM gone \
          RETURNING aggregatetype::text, id::text"
     )
-);
-
-statement!(
-    Pg,
-    LoadBlocked { shards: Vec<i16> => Array<SmallInt> } -> (Text, Text, BigInt),
-    "SELECT aggregatetype::text, aggregateid::text, min(seq) FROM outbox_dead_letter WHERE shard = ANY (?) GROUP BY 1, 2"
 );

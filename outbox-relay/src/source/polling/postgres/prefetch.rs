@@ -10,7 +10,6 @@ use super::read::{ReadBatch, Unread};
 use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::polling::prefetch::{self, Handing};
-use crate::source::row::BlockedAggregates;
 
 /// Whoever waits for a lock on the whole table waits for the pass, so the pass must not wait for them.
 const LOCK_TIMEOUT: &str = "SET lock_timeout = '200ms'";
@@ -22,7 +21,7 @@ pub(super) struct Backlog {
     /// What the pass sees. Another connection can share it while the pass holds its claim, and on the same server only.
     pub(super) snapshot: String,
     pub(super) unread: Unread,
-    pub(super) blocked: Option<BlockedAggregates>,
+    pub(super) blocks: bool,
     pub(super) batch_size: BatchSize,
     pub(super) limit: usize,
 }
@@ -53,10 +52,10 @@ fn read(conn: &mut PgConnection, backlog: Backlog, handing: &Handing<ReadBatch>)
 }
 
 fn read_on(conn: &mut PgConnection, backlog: Backlog, handing: &Handing<ReadBatch>) -> QueryResult<()> {
-    let Backlog { snapshot, mut unread, blocked, mut batch_size, limit, .. } = backlog;
+    let Backlog { snapshot, mut unread, blocks, mut batch_size, limit, .. } = backlog;
     conn.batch_execute(&format!("SET TRANSACTION SNAPSHOT '{snapshot}'"))?;
     while handing.wants() {
-        let batch = unread.read(conn, &mut batch_size, limit, blocked.as_ref())?;
+        let batch = unread.read(conn, &mut batch_size, limit, blocks)?;
         unread.go_past(&batch.given);
         handing.hand(batch);
     }

@@ -7,7 +7,9 @@ use diesel::connection::{DefaultLoadingMode, LoadConnection};
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::row::{Field, Row};
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{
+    Array, BigInt, Binary, Bool, Nullable, Oid, SmallInt, Text, Timestamptz, Uuid as SqlUuid,
+};
 use diesel_outbox_core::Claimed;
 use uuid::Uuid;
 
@@ -15,11 +17,52 @@ use super::batch_size::BatchSize;
 use super::tuple_id::{Tid, TupleId, is_the_table};
 use crate::source::bounds::{first_of_ended, oldest_unsent};
 use crate::source::fence::OpenTransactions;
-use crate::source::row::{BlockedAggregates, StoredRow, is_blocked};
+use crate::source::row::StoredRow;
 use crate::statement::statement;
 
-type UnsentRow =
-    (BigInt, Tid, SqlUuid, Text, Text, Text, Nullable<Binary>, Nullable<Text>, Timestamptz, Nullable<BigInt>);
+type UnsentRow = (
+    BigInt,
+    Tid,
+    SqlUuid,
+    Text,
+    Text,
+    Text,
+    Nullable<Binary>,
+    Nullable<Text>,
+    Timestamptz,
+    Nullable<BigInt>,
+    Bool,
+);
+
+/// Whether an earlier dead letter of the row's aggregate is there. It looks at one entry of an index, so that many dead letters of other
+/// aggregates cost little more than one. The texts are compared as bytes, which is faster than the database's own order.
+macro_rules! follows_dead_letter {
+    ($place:literal) => {
+        concat!(
+            "EXISTS (SELECT FROM outbox_dead_letter AS d WHERE d.aggregateid::text COLLATE pg_catalog.\"C\" = outbox.aggregateid::text \
+             AND d.aggregatetype::text COLLATE pg_catalog.\"C\" = outbox.aggregatetype::text AND d.seq < ",
+            $place,
+            ")"
+        )
+    };
+}
+
+/// Whether the row comes after a dead letter of its aggregate, or after a requeued one that is behind it now. A row that comes before may
+/// still have to be sent: it was on its way when the later one was refused. As long as a table is empty, no row looks into it.
+macro_rules! is_held_back {
+    () => {
+        concat!(
+            "CASE WHEN (SELECT EXISTS (SELECT FROM outbox_requeued)) THEN EXISTS (SELECT FROM (SELECT coalesce((SELECT r.place \
+             FROM outbox_requeued AS r WHERE r.seq = outbox.seq AND r.id = outbox.id), outbox.seq) AS place) AS its WHERE ",
+            follows_dead_letter!("its.place"),
+            " OR EXISTS (SELECT FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = outbox.aggregateid::text \
+             AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = outbox.aggregatetype::text AND r.place < its.place AND r.seq > outbox.seq)) \
+             WHEN (SELECT EXISTS (SELECT FROM outbox_dead_letter)) THEN ",
+            follows_dead_letter!("outbox.seq"),
+            " ELSE false END"
+        )
+    };
+}
 
 statement!(
     Pg,
@@ -39,6 +82,7 @@ statement!(
         lower_bounds: Vec<i64> => Array<BigInt>,
         passed: Vec<i64> => Array<BigInt>,
         largest: i64 => BigInt,
+        blocks: bool => Bool,
         last_given: i64 => BigInt,
         given: Vec<TupleId> => Array<Tid>,
         table: u32 => Oid,
@@ -52,8 +96,9 @@ statement!(
         "SELECT seq, ctid, id, aggregatetype::text, aggregateid::text, type::text, CASE WHEN octet_length(payload) <= largest THEN payload END, \
          CASE WHEN pg_catalog.pg_column_size(headers) <= largest THEN headers::text END, created_at, \
          CASE WHEN octet_length(payload) > largest OR pg_catalog.pg_column_size(headers) > largest \
-         THEN greatest(octet_length(payload), pg_catalog.pg_column_size(headers))::bigint END \
-         FROM ONLY outbox, (SELECT ?::bigint AS largest) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
+         THEN greatest(octet_length(payload), pg_catalog.pg_column_size(headers))::bigint END, CASE WHEN blocks THEN ",
+        is_held_back!(),
+        " ELSE false END FROM ONLY outbox, (SELECT ?::bigint AS largest, ?::bool AS blocks) AS limits WHERE shard = ANY (ARRAY (SELECT shard FROM claimed)) ",
         "AND shard BETWEEN (SELECT min(shard) FROM claimed) AND (SELECT max(shard) FROM claimed) AND sent_at IS NULL ",
         "AND seq >= (SELECT CASE WHEN bool_or(ended) THEN min(start) + 1 ELSE (SELECT min(oldest.seq) FROM claimed AS s ",
         oldest_unsent!(),
@@ -99,11 +144,11 @@ impl Unread {
         conn: &mut PgConnection,
         batch_size: &mut BatchSize,
         limit: usize,
-        blocked: Option<&BlockedAggregates>,
+        blocks: bool,
     ) -> QueryResult<ReadBatch> {
         let (rows, exhausts) = loop {
             let count = batch_size.rows(limit);
-            let (rows, larger) = self.load(conn, count, batch_size.largest(count))?;
+            let (rows, larger) = self.load(conn, count, batch_size.largest(count), blocks)?;
             match larger {
                 None => batch_size.learn(rows.rows.len(), rows.memory.len()),
                 // It is the next row, or is read at once.
@@ -115,11 +160,11 @@ impl Unread {
             }
         };
         let mut batch = ReadBatch { exhausts, ..ReadBatch::default() };
-        for row in rows.unpack() {
+        for (row, is_held_back) in rows.unpack() {
             let (ticket, seq) = (row.ticket, row.seq);
             batch.given.push((ticket, seq));
             let claimed = row.claimed();
-            if blocked.is_some_and(|blocked| is_blocked(blocked, seq, &claimed)) {
+            if is_held_back && claimed.record.is_ok() {
                 batch.held_back.push(ticket);
             } else {
                 batch.records.push(claimed);
@@ -134,6 +179,7 @@ impl Unread {
         conn: &mut PgConnection,
         count: usize,
         largest: usize,
+        blocks: bool,
     ) -> QueryResult<(Packed, Option<usize>)> {
         let query = Unsent::new(
             self.polled_through,
@@ -143,6 +189,7 @@ impl Unread {
             self.lower_bounds.clone(),
             self.passed.clone(),
             largest as i64,
+            blocks,
             self.last_given,
             self.given.clone(),
             self.table,
@@ -193,6 +240,7 @@ struct PackedRow {
     payload: Option<usize>,
     headers: Option<usize>,
     created_at_ms: i64,
+    is_held_back: bool,
 }
 
 impl Packed {
@@ -217,13 +265,15 @@ impl Packed {
             payload: nullable_column(row, 6, &mut pack)?,
             headers: nullable_column(row, 7, &mut pack)?,
             created_at_ms: column(row, 8, int8)?.div_euclid(1_000) + POSTGRES_EPOCH_MS,
+            is_held_back: column(row, 10, |bytes| Ok(bytes != [0]))?,
         });
         Ok(None)
     }
 
-    fn unpack(self) -> impl Iterator<Item = StoredRow> {
+    /// Returns each row, and whether it is held back.
+    fn unpack(self) -> impl Iterator<Item = (StoredRow, bool)> {
         let mut memory = Bytes::from(self.memory);
-        self.rows.into_iter().map(move |row| StoredRow {
+        let mut stored = move |row: &PackedRow| StoredRow {
             ticket: row.ticket,
             seq: row.seq,
             id: Ok(row.id),
@@ -233,7 +283,8 @@ impl Packed {
             payload: row.payload.map(|length| memory.split_to(length)),
             headers: row.headers.map(|length| memory.split_to(length)),
             created_at_ms: row.created_at_ms,
-        })
+        };
+        self.rows.into_iter().map(move |row| (stored(&row), row.is_held_back))
     }
 }
 

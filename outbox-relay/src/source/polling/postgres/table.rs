@@ -81,11 +81,11 @@ impl Table {
         options: &SourceOptions,
     ) -> QueryResult<bool> {
         self.advance(conn)?;
-        let block = options.dead_letter_policy == DeadLetterPolicy::Block;
+        let blocks = options.dead_letter_policy == DeadLetterPolicy::Block;
         let (workers, bounds) = (self.workers.count(), self.fence.bounds());
         let all_or_none = options.exactly_once;
         let workers = if all_or_none { 1 } else { workers };
-        self.pass = PollingPass::begin(conn, begin, self.oid, workers, bounds, block, all_or_none)?;
+        self.pass = PollingPass::begin(conn, begin, self.oid, workers, bounds, blocks, all_or_none)?;
         Ok(self.pass.is_some())
     }
 

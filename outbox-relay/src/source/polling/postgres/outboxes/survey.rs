@@ -14,7 +14,7 @@ use super::outbox::Outbox;
 use crate::source::bounds::{oldest_unsent, shards};
 use crate::source::sequence::{Sequence, last_number};
 
-/// How many outboxes a statement looks at. While it runs, it holds six locks for each of them.
+/// How many outboxes a statement looks at. While it runs, it holds eight locks for each of them.
 pub(super) const AT_ONCE: usize = 50;
 
 /// What failed sooner than this has not waited in vain for a lock: the session's `lock_timeout` is as long.
@@ -31,9 +31,10 @@ pub(super) struct Seen {
     pub(super) sequence: Sequence,
     /// Whether a slot of the write-ahead log was set up.
     pub(super) has_slot: bool,
+    pub(super) has_dead_letters: bool,
 }
 
-type SeenRow = (u32, bool, i64, i64, bool);
+type SeenRow = (u32, bool, i64, i64, bool, bool);
 
 /// Looks at these outboxes, [`AT_ONCE`] at most, and returns what it has seen by their tables' oids. Leaves out those that cannot be
 /// looked at.
@@ -65,15 +66,15 @@ fn look(conn: &mut PgConnection, outboxes: &[&Outbox]) -> QueryResult<Vec<(u32, 
         return Ok(Vec::new());
     }
     // Its text changes with the outboxes, so it is not kept prepared.
-    let look = diesel::dsl::sql::<(Oid, Bool, BigInt, BigInt, Bool)>(&looks.join(" UNION ALL "));
+    let look = diesel::dsl::sql::<(Oid, Bool, BigInt, BigInt, Bool, Bool)>(&looks.join(" UNION ALL "));
     let rows = conn.transaction(|conn| {
         conn.batch_execute(SHORT_STATEMENT_TIMEOUT)?;
         look.load::<SeenRow>(conn)
     })?;
     Ok(rows
         .into_iter()
-        .map(|(table, is_unsent, last, file, has_slot)| {
-            (table, Seen { is_unsent, sequence: Sequence { last, file }, has_slot })
+        .map(|(table, is_unsent, last, file, has_slot, has_dead_letters)| {
+            (table, Seen { is_unsent, sequence: Sequence { last, file }, has_slot, has_dead_letters })
         })
         .collect())
 }
@@ -90,8 +91,8 @@ fn look_at(schema: &str, table: u32) -> String {
         concat!(
             "SELECT {table}::oid, EXISTS ({unsent}), ",
             last_number!(),
-            ", coalesce(pg_relation_filenode({file}::regclass)::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot) \
-             FROM {schema}.outbox_seq_seq"
+            ", coalesce(pg_relation_filenode({file}::regclass)::bigint, 0), EXISTS (SELECT FROM {schema}.outbox_slot), \
+             EXISTS (SELECT FROM {schema}.outbox_dead_letter) FROM {schema}.outbox_seq_seq"
         ),
         table = table,
         unsent = unsent,
@@ -145,6 +146,6 @@ mod tests {
             sql.split(" FROM ").skip(1).map(|rest| rest.split(' ').next().unwrap()).collect();
         let tables: Vec<_> = from.iter().filter(|name| name.contains("outbox")).collect();
         assert!(tables.iter().all(|name| name.starts_with("\"a\"\"b\".")), "{sql}");
-        assert_eq!(tables.len(), 4, "{sql}");
+        assert_eq!(tables.len(), 5, "{sql}");
     }
 }

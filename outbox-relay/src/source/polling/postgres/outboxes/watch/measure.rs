@@ -43,6 +43,7 @@ impl Watch {
             let is_quiet = seen.is_some_and(|seen| {
                 !seen.is_unsent
                     && !seen.has_slot
+                    && !seen.has_dead_letters
                     && watched.outbox.goes_on(seen.sequence)
                     && !measuring.stay_open.contains(table)
             });

@@ -1,0 +1,108 @@
+//! `outbox doctor`
+
+use std::collections::BTreeSet;
+
+use diesel_outbox_relay::operate::{Finding, Verdict, examine_kafka};
+use serde_json::{Value, json};
+
+use super::database::OutboxDatabase;
+use super::failure::Failure;
+use super::origin::Origins;
+use super::outboxes::Outboxes;
+use super::output::print;
+use super::settings::{RelaySettings, items};
+
+/// So wide is a line at most, and so wide are the two words before what was found.
+const WIDTH: usize = 80;
+const WORDS: usize = 18;
+
+/// Examines each outbox, and Kafka, and prints what was found. Fails if something must be done.
+pub(crate) fn run(settings: &RelaySettings, origins: &Origins, json: bool) -> Result<(), Failure> {
+    let outboxes = Outboxes::chosen(&settings.common, origins)?;
+    let (mut objects, mut failed, mut topics) = (Vec::new(), 0, BTreeSet::new());
+    let mut show = |database: Option<&OutboxDatabase>, findings: &[Finding]| {
+        failed += findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count();
+        if json {
+            let these = findings.iter().map(object);
+            objects.extend(these.map(|object| match database {
+                Some(database) => outboxes.placed(database, object),
+                None => object,
+            }));
+            return Ok(());
+        }
+        let text: String = findings.iter().map(line).collect();
+        print(&database.map_or(text.clone(), |database| outboxes.headed(database, &text)))
+    };
+    let ended = outboxes.each(|database| {
+        let (findings, types) = database.examine()?;
+        let names = types.iter().filter_map(|name| settings.kafka.topics.topic.naming.topic(name).ok());
+        topics.extend(names);
+        show(Some(database), &findings)
+    });
+    if items(&settings.kafka.connection.cluster.brokers).is_empty() {
+        let text = "not examined: name them with --brokers, and whatever else the relay has in its settings";
+        show(None, &[finding("brokers", Verdict::Warn, text)])?;
+    } else {
+        let topics: Vec<String> = topics.into_iter().collect();
+        show(None, &examine_kafka(&settings.kafka.connection.kafka(origins)?, &topics))?;
+    }
+    if json {
+        print(&format!("{}\n", Value::from(objects)))?;
+    }
+    ended?;
+    if failed == 0 { Ok(()) } else { Err(Failure::Doctor { failed }) }
+}
+
+/// A finding of the command's own.
+pub(super) fn finding(check: &'static str, verdict: Verdict, text: &str) -> Finding {
+    Finding::new(check, verdict, text)
+}
+
+fn object(finding: &Finding) -> Value {
+    json!({ "check": finding.check, "verdict": word(finding.verdict).trim(), "text": finding.text })
+}
+
+fn word(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Ok => "ok  ",
+        Verdict::Warn => "warn",
+        _ => "FAIL",
+    }
+}
+
+/// The finding, with later lines below the first. A word that is longer than a line is not broken, because somebody may copy it.
+fn line(finding: &Finding) -> String {
+    let mut text = format!("{} {:width$}", word(finding.verdict), finding.check, width = WORDS - 5);
+    let mut column = WORDS;
+    for word in finding.text.split_whitespace() {
+        let length = word.chars().count();
+        if column + 1 + length > WIDTH && column > WORDS {
+            text.push('\n');
+            text.push_str(&" ".repeat(WORDS));
+            column = WORDS;
+        }
+        text.push(' ');
+        text.push_str(word);
+        column += 1 + length;
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_finding_fits_into_80_columns_and_what_follows_is_aligned() {
+        let text = "the role lacks what a relay needs: GRANT UPDATE ON outbox_shard TO relay; GRANT SELECT ON outbox TO relay";
+        let shown = line(&finding("dead_letters", Verdict::Fail, text));
+        let lines: Vec<&str> = shown.lines().collect();
+        assert!(lines[0].starts_with("FAIL dead_letters  the role"), "{shown}");
+        assert!(lines.iter().all(|line| line.chars().count() <= WIDTH), "{shown}");
+        assert!(
+            lines[1..].iter().all(|line| line.starts_with(&" ".repeat(19)) && line.as_bytes()[19] != b' ')
+        );
+        assert_eq!(shown.split_whitespace().skip(2).collect::<Vec<_>>().join(" "), text);
+    }
+}

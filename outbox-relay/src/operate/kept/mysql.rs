@@ -1,0 +1,82 @@
+use std::time::SystemTime;
+
+use diesel::QueryResult;
+use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
+use mysql::prelude::Queryable;
+use mysql::{Conn, Params, params};
+use uuid::Uuid;
+
+use super::{Kept, KeptRecord, KeptRow, RecordRow, Row, Selection, Window, kept, kept_record};
+use crate::operate::mysql::failed;
+use crate::source::mysql::row_of;
+
+/// The connection is one of the crate `mysql`, which the relay re-exports.
+impl Kept for Conn {
+    fn count(&mut self, window: &Window) -> QueryResult<(u64, Option<SystemTime>)> {
+        let between = (unix_ms(window.since), unix_ms(window.until));
+        let row = self.exec_first::<mysql::Row, _, _>(COUNT, between).map_err(failed)?;
+        let counted = row.map(row_of::<(i64, Option<i64>)>).transpose().map_err(failed)?;
+        let (count, oldest) = counted.unwrap_or_default();
+        Ok((count.unsigned_abs(), oldest.map(from_unix_ms)))
+    }
+
+    fn rows(&mut self, window: &Window, after: i64, limit: i64) -> QueryResult<Vec<KeptRow>> {
+        let (since, until) = (unix_ms(window.since), unix_ms(window.until));
+        let rows = self.exec_iter(ROWS, (after, since, until, limit)).map_err(failed)?;
+        rows.map(|row| row_of::<Row>(row?).map(kept)).collect::<mysql::Result<_>>().map_err(failed)
+    }
+
+    fn find(&mut self, ids: &[Uuid]) -> QueryResult<Vec<KeptRow>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        // Ids are hexadecimal digits and hyphens.
+        let ids: Vec<String> = ids.iter().map(|id| format!("'{id}'")).collect();
+        let rows = self.query_iter(FIND.replace("{ids}", &ids.join(","))).map_err(failed)?;
+        rows.map(|row| row_of::<Row>(row?).map(kept)).collect::<mysql::Result<_>>().map_err(failed)
+    }
+
+    fn count_sent(&mut self, selection: &Selection) -> QueryResult<u64> {
+        let statement = format!("SELECT COUNT(*) {SENT_ROWS}");
+        let count = self.exec_first::<i64, _, _>(statement, chosen(selection, 0, 0)).map_err(failed)?;
+        Ok(count.unwrap_or_default().unsigned_abs())
+    }
+
+    fn sent(&mut self, selection: &Selection, after: i64, limit: i64) -> QueryResult<Vec<KeptRecord>> {
+        let statement =
+            format!("SELECT {SENT_COLUMNS} {SENT_ROWS} AND seq > :after ORDER BY seq LIMIT :limit");
+        let rows = self.exec_iter(statement, chosen(selection, after, limit)).map_err(failed)?;
+        rows.map(|row| row_of::<RecordRow>(row?).map(kept_record))
+            .collect::<mysql::Result<_>>()
+            .map_err(failed)
+    }
+}
+
+fn chosen(selection: &Selection, after: i64, limit: i64) -> Params {
+    let Selection { window, event_type, aggregate_type, aggregate_id } = selection;
+    params! {
+        "since" => unix_ms(window.since), "until" => unix_ms(window.until), "type" => event_type,
+        "aggregate_type" => aggregate_type, "aggregate_id" => aggregate_id, "after" => after, "limit" => limit,
+    }
+}
+
+const COUNT: &str = "SELECT COALESCE(CAST(SUM(created >= ? AND created < ?) AS SIGNED), 0), MIN(created) FROM \
+    (SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000 AS created FROM outbox) AS o";
+
+const ROWS: &str = "SELECT seq, id, aggregatetype, aggregateid, created, is_sent FROM (SELECT seq, id, aggregatetype, aggregateid, \
+    TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000 AS created, sent_at IS NOT NULL AS is_sent \
+    FROM outbox WHERE seq > ?) AS o WHERE created >= ? AND created < ? ORDER BY seq LIMIT ?";
+
+const FIND: &str = "SELECT seq, id, aggregatetype, aggregateid, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, \
+    sent_at IS NOT NULL FROM outbox WHERE id IN ({ids}) \
+    UNION ALL SELECT seq, id, aggregatetype, aggregateid, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, false \
+    FROM outbox_dead_letter WHERE id IN ({ids})";
+
+const SENT_COLUMNS: &str = "seq, id, aggregatetype, aggregateid, type, payload, headers, created";
+
+/// The aggregates are compared as bytes: as texts, two are equal that differ in trailing spaces.
+const SENT_ROWS: &str = "FROM (SELECT *, TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000 AS created FROM outbox \
+    WHERE sent_at IS NOT NULL) AS o WHERE created >= :since AND created < :until \
+    AND (:type IS NULL OR CAST(type AS BINARY) = CAST(:type AS BINARY)) \
+    AND (:aggregate_type IS NULL OR CAST(aggregatetype AS BINARY) = CAST(:aggregate_type AS BINARY)) \
+    AND (:aggregate_id IS NULL OR CAST(aggregateid AS BINARY) = CAST(:aggregate_id AS BINARY))";
