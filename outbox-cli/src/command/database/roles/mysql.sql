@@ -1,4 +1,4 @@
--- A service that emits. It may insert, and sees nothing.
+-- A service that emits. It may insert, and sees nothing of the outbox.
 GRANT INSERT ON {schema}.outbox TO {emitter};
 -- It schedules events, and lists and cancels those that are scheduled.
 GRANT SELECT, INSERT, DELETE ON {schema}.outbox_scheduled TO {emitter};

@@ -1,4 +1,4 @@
--- A service that emits. It may insert, and sees nothing.
+-- A service that emits. It may insert, and sees nothing of the outbox.
 GRANT USAGE ON SCHEMA {schema} TO {emitter};
 GRANT INSERT ON {schema}.outbox TO {emitter};
 -- It schedules events, and lists and cancels those that are scheduled.
