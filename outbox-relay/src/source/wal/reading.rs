@@ -340,7 +340,7 @@ impl Reading {
             self.reader.catch_up(&mut self.conn, &self.window, confirmed)?;
             self.raise_lower_bound()?;
         }
-        self.promotion.run(&mut **self.conn);
+        self.promotion.run(&mut **self.conn, true);
         let failed = |error| database_error("looking after the table and the slot", error);
         let options = &self.database.options;
         let retention = match options.sent_rows {
