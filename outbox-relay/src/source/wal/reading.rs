@@ -299,8 +299,11 @@ impl Reading {
             self.window.settle(ticket);
             let (position, requeued) = (self.window.position(), self.held_back.settled(self.window.first()));
             let keep = |conn: &mut PgConnection| {
-                dead_letters::keep(conn, row, reason, are_seen)?;
-                dead_letters::forget_requeued(conn, requeued)
+                // `keep` comes last, because it says for what the commit waits.
+                if !requeued.is_empty() {
+                    dead_letters::forget_requeued(conn, requeued)?;
+                }
+                dead_letters::keep(conn, row, reason, are_seen)
             };
             self.undoable.durably(&mut self.conn, |conn| self.settling.write_with(conn, position, keep))?;
             self.standbys.wait(&mut self.conn, &self.wal)?;
