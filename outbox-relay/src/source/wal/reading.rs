@@ -178,7 +178,14 @@ impl Reading {
                 return Ok(false);
             }
             match turn {
-                Turn::ComesAgain => self.settle_rows([ticket])?,
+                Turn::ComesAgain => {
+                    self.settle_rows([ticket])?;
+                    if self.committed.is_some() {
+                        // What the next transaction has must be what comes next for whoever takes over.
+                        let position = self.window.position();
+                        self.undoable.durably(&mut self.conn, |conn| self.settling.keep(conn, position))?;
+                    }
+                }
                 _ => _ = self.give_up(ticket, BLOCKED)?,
             }
         }
