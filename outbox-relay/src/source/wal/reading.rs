@@ -159,14 +159,16 @@ impl Reading {
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let Self { conn, held_back, .. } = self;
         held_back.look_up(|| dead_letters::aggregates(conn))?;
-        let (enough, mut bytes) = (records.len() + limit, 0);
-        while records.len() < enough && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
+        // What is held back counts too: each takes a transaction, and meanwhile nothing is settled.
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < limit && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
             let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
             let (ticket, conn) = (row.ticket, &mut self.conn);
             let turn = self.held_back.turn(&row, |last| dead_letters::look(conn, &row, last))?;
             if self.was_committed(&row)? {
                 continue;
             }
+            taken += 1;
             bytes += row.bytes();
             if turn == Turn::Sent {
                 records.push(row.claimed());
