@@ -213,6 +213,7 @@ impl Reading {
         if requeued.is_empty() {
             return Ok(());
         }
+        standby_relay::is_active(&mut self.conn)?;
         let position = self.window.position();
         self.settling
             .write_with(&mut self.conn, position, |conn| dead_letters::forget_requeued(conn, requeued))
@@ -295,6 +296,8 @@ impl Reading {
         let id = row.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let aggregate_type = String::from_utf8_lossy(&row.aggregate_type).into_owned();
         self.held_back.add(&row);
+        // The relay that has taken over from one that was frozen must not miss a dead letter.
+        standby_relay::is_active(&mut self.conn)?;
         // By now, commits might wait for this relay.
         self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
         let are_seen = self.standbys.are_seen();
