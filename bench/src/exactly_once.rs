@@ -1,6 +1,6 @@
 //! What sending exactly once costs: speed and latency beside the same relay that sends at least once.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Args;
 use diesel_outbox::Migrations;
@@ -11,6 +11,7 @@ use outbox_tests::{Database, Kafka, eventually};
 use crate::contenders::{Contender, take_turns};
 use crate::drain::Drain;
 use crate::latency::{Latency, MODERATE, SPREAD, figures_of, wal_options};
+use crate::producer::{produce, produce_in_transactions};
 use crate::relays::outbox;
 use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
@@ -41,6 +42,8 @@ pub(crate) struct ExactlyOnce {
 
 /// How many events a transaction has in the WAL.
 const TRANSACTION: usize = 1_000;
+/// How many it has in Kafka, as the relay's.
+const OF_KAFKA: usize = 25_000;
 
 impl ExactlyOnce {
     pub(crate) fn run(&self, rounds: usize) -> Report {
@@ -71,7 +74,8 @@ impl ExactlyOnce {
         read: &Database<'_>,
         kafka: &Kafka,
     ) -> Vec<Figure> {
-        let template = Template::new(polled, &records(self.rows, self.bytes));
+        let records_in_memory = records(self.rows, self.bytes);
+        let template = Template::new(polled, &records_in_memory);
         let measured = Drain::of(self.rows, self.bytes);
         let drain = |options: fn(Relay) -> Relay| {
             template.fill(self.rows);
@@ -81,7 +85,14 @@ impl ExactlyOnce {
         for_wal.empty();
         outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
         let drain_wal = |exactly_once| [self.drain_wal(&for_wal, kafka, exactly_once)];
-        let names = ["at least once", "exactly once", "WAL, at least once", "WAL, exactly once"];
+        let names = [
+            "at least once",
+            "exactly once",
+            "WAL, at least once",
+            "WAL, exactly once",
+            "bare producer",
+            "bare producer in transactions",
+        ];
         let speeds = take_turns(
             rounds,
             vec![
@@ -89,12 +100,15 @@ impl ExactlyOnce {
                 Contender::new(names[1], || drain(|relay| relay.exactly_once(true))),
                 Contender::new(names[2], || drain_wal(false)),
                 Contender::new(names[3], || drain_wal(true)),
+                Contender::new(names[4], || [produce(kafka, &records_in_memory)]),
+                Contender::new(names[5], || [produce_in_transactions(kafka, &records_in_memory, OF_KAFKA)]),
             ],
         );
         let speeds = Figure::speeds(speeds, names);
         let mut figures = vec![
             Figure::ratio("exactly once / at least once", &speeds[1], &speeds[0]).at_least(0.90),
             Figure::ratio("WAL, exactly once / at least once", &speeds[3], &speeds[2]).at_least(0.90),
+            Figure::ratio("bare producer, in transactions / without", &speeds[5], &speeds[4]),
         ];
         figures.extend(speeds);
         figures
@@ -115,8 +129,7 @@ impl ExactlyOnce {
             .unwrap();
         eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
         let time = began.elapsed();
-        // What the broker has committed last is stored, so that the next round does not begin with it.
-        std::thread::sleep(Duration::from_secs(1));
+        // It ends its pass first, so the next round does not begin with records that the broker has.
         relay.stop_blocking().unwrap();
         self.rows as f64 / time.as_secs_f64()
     }

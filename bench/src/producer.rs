@@ -33,6 +33,28 @@ pub(crate) fn produce_to<'r>(
     count as f64 / began.elapsed().as_secs_f64()
 }
 
+/// Does the same in transactions of so many records, one after the other, and returns the events per second until the last is committed.
+pub(crate) fn produce_in_transactions(kafka: &Kafka, records: &[Record], size: usize) -> f64 {
+    let topic = new_topic(kafka);
+    let began = Instant::now();
+    let mut config = config(kafka.brokers(), IN_FLIGHT);
+    // librdkafka refuses its being 0 in a transaction.
+    config.remove("message.timeout.ms");
+    let producer: BaseProducer = config.set("transactional.id", &topic).create().unwrap();
+    let patience = Duration::from_secs(60);
+    producer.init_transactions(patience).unwrap();
+    for records in records.chunks(size) {
+        producer.begin_transaction().unwrap();
+        for record in records {
+            send(&producer, &topic, record);
+        }
+        producer.commit_transaction(patience).unwrap();
+    }
+    let seconds = began.elapsed().as_secs_f64();
+    assert_eq!(kafka.counter(&topic).count(), records.len());
+    records.len() as f64 / seconds
+}
+
 /// Sends a record as the relay would, but for its timestamp.
 pub(crate) fn send<C: ProducerContext<DeliveryOpaque = ()>>(
     producer: &BaseProducer<C>,
@@ -61,6 +83,10 @@ pub(crate) fn bare_producer<C: ProducerContext>(
     context: C,
     max_in_flight: usize,
 ) -> BaseProducer<C> {
+    config(brokers, max_in_flight).create_with_context(context).unwrap()
+}
+
+fn config(brokers: &str, max_in_flight: usize) -> ClientConfig {
     let mut config = ClientConfig::new();
     for (name, value) in [
         ("bootstrap.servers", brokers),
@@ -75,5 +101,5 @@ pub(crate) fn bare_producer<C: ProducerContext>(
     ] {
         config.set(name, value);
     }
-    config.create_with_context(context).unwrap()
+    config
 }

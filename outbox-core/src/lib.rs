@@ -58,7 +58,7 @@ pub mod wire;
 pub use decode_error::DecodeError;
 pub use encoded::{EncodedEvent, InboxEvent};
 pub use event::OutboxEvent;
-pub use publisher::{Acknowledgement, Broker, Outcome, PublishError, Publisher, Refusal};
+pub use publisher::{Acknowledgement, Broker, Lane, Outcome, PublishError, Publisher, Refusal};
 pub use record::{Record, RecordError};
 pub use scheduled::ScheduledEvent;
 pub use shard::{SHARDS, shard_of};

@@ -38,33 +38,81 @@ pub trait Publisher: Send {
     /// An error if the broker does not answer in time or refuses the connection.
     fn ready(&mut self, wait: Duration) -> Result<(), PublishError>;
 
-    /// Prepares for a pass whose records become visible all together, and no earlier than at [`commit`](Self::commit). `outbox` is the
-    /// name of the outbox, the same in every relay of it.
+    /// Prepares for a pass whose records become visible no earlier than at [`commit_ahead`](Self::commit_ahead) and
+    /// [`commit`](Self::commit), and then all together.
     ///
     /// If this publisher has not published for the outbox since it was last [abandoned](Self::abandon), it first makes sure that no
     /// other publisher of this outbox can commit any more, and returns the ids of the records that were committed last. The relay then
-    /// marks these as sent, because whoever committed them may not have come to it. Returns `None` if there is no need for that.
+    /// marks these as sent, because whoever committed them may not have come to it. Returns `None` if there is no need for that: what this
+    /// publisher has committed is settled. But the database may still lose what the last [undoable passes](Lane::undoable_passes) have
+    /// settled, so their ids, and those of the pass that begins, are what a publisher that takes over must find.
     ///
     /// Only a relay that sends [exactly once](crate::Source::settle_committed) calls it. Default: returns an error, because a broker
     /// without transactions cannot do this.
     ///
     /// # Errors
-    /// An error if the broker does not answer within `wait`, or refuses.
-    fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
-        let (_, _) = (outbox, wait);
+    /// An error if the broker does not answer within `wait`, or refuses, or if the ids are those of an outbox with another
+    /// [origin](Lane::origin). That one goes on undisturbed.
+    fn begin(&mut self, lane: &Lane<'_>, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        let (_, _) = (lane, wait);
         Err(PublishError::new(
             "this broker has no transactions, so the relay cannot send exactly once: turn that off",
         ))
     }
 
-    /// Makes the records of the pass visible, all together or none. The relay calls it when the outcome of each of them is known.
-    /// Default: does nothing.
+    /// Begins to make the records visible that were published so far, all together or none, while the pass goes on. The relay calls it
+    /// when the outcome of each of them is known. Those of one call must not become visible before those of an earlier one. Default: does
+    /// nothing, so that they become visible at [`commit`](Self::commit).
+    ///
+    /// # Errors
+    /// An error if those of an earlier call are not known to be visible within `wait`. The relay then abandons the pass, and
+    /// [`begin`](Self::begin) finds out.
+    fn commit_ahead(&mut self, wait: Duration) -> Result<(), PublishError> {
+        let _ = wait;
+        Ok(())
+    }
+
+    /// Makes the records visible that are not visible yet, all together or none, and waits until all of the pass are. The relay calls it
+    /// when the outcome of each of them is known. Default: does nothing.
     ///
     /// # Errors
     /// An error if they are not known to be visible. The relay then abandons the pass, and [`begin`](Self::begin) finds out.
     fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
         let _ = wait;
         Ok(())
+    }
+}
+
+/// The outbox of a relay that sends exactly once, as a [`Publisher`] knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Lane<'a> {
+    /// The name of the outbox, such as `shop.public`, the same in every relay of it.
+    pub outbox: &'a str,
+    /// What tells it from outboxes of the same name elsewhere, if that is known: see [`Source::origin`](crate::Source::origin).
+    pub origin: Option<&'a str>,
+    /// How many of the last passes the database may still lose: see [`Source::undoable_passes`](crate::Source::undoable_passes).
+    pub undoable_passes: usize,
+}
+
+impl<'a> Lane<'a> {
+    /// Returns the lane of an outbox with this name, without an origin, whose database loses nothing.
+    pub fn new(outbox: &'a str) -> Self {
+        Self { outbox, origin: None, undoable_passes: 0 }
+    }
+
+    /// Sets what tells it from outboxes of the same name. Default: `None`.
+    #[must_use]
+    pub fn with_origin(mut self, origin: Option<&'a str>) -> Self {
+        self.origin = origin;
+        self
+    }
+
+    /// Sets how many of the last passes the database may still lose. Default: 0.
+    #[must_use]
+    pub fn with_undoable_passes(mut self, passes: usize) -> Self {
+        self.undoable_passes = passes;
+        self
     }
 }
 

@@ -74,6 +74,12 @@ pub trait Source: Send {
     /// As for [`claim`](Self::claim). The records that the pass settled may then be claimed again.
     fn release(&mut self) -> Result<(), SourceError>;
 
+    /// Returns how many of the passes that were released last a crash of the database could still undo, with all that came after them. A
+    /// relay that sends exactly once asks before each pass. If the database is back after a crash, some call must return an error. Default: 0.
+    fn undoable_passes(&self) -> usize {
+        0
+    }
+
     /// Ends the pass, discards its effects and gives up the claim. It cannot fail, because a lost connection has lost its claim
     /// too.
     fn abandon(&mut self);
@@ -108,6 +114,12 @@ pub trait Source: Send {
     /// Returns the name of the outbox, such as `shop.public`, or `None` if it is not known yet. Metrics use it to distinguish
     /// several outboxes in one process. Default: `None`.
     fn outbox(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns what tells the outbox from others of the same name, such as the identifier of its database's server, in words for a person
+    /// to read. It must stay the same after a failover and after a backup was restored. `None` means that it is not known. Default: `None`.
+    fn origin(&self) -> Option<&str> {
         None
     }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::__private::unix_ms;
-use diesel_outbox_core::{Acknowledgement, Broker, PublishError, Publisher, Record, Refusal, wire};
+use diesel_outbox_core::{Acknowledgement, Broker, Lane, PublishError, Publisher, Record, Refusal, wire};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
@@ -106,10 +106,10 @@ impl Kafka {
 
     /// Sets the prefix for a relay that sends exactly once. Default: `outbox.progress`.
     ///
-    /// It precedes the name of the outbox, such as `outbox.progress.shop.public`, in the `transactional.id` and in the name of the topic
+    /// It precedes the name of the outbox, such as `outbox.progress.shop.public`, in the `transactional.id`s and in the name of the topic
     /// that has the ids of what was sent last. Two outboxes of the same name that send to one Kafka, such as those of two servers, need
-    /// different prefixes: with the same, they keep each other from sending, and may send twice. If you change it, stop the relays first and
-    /// let none be killed, because a relay looks for what was sent under the new name only.
+    /// different prefixes. With the same, only the first one sends, if they are on PostgreSQL; on other databases they keep each other from
+    /// sending, and may send twice. If you change it, stop the relays first and let none be killed, because a relay looks for what was sent under the new name only.
     #[must_use]
     pub fn exactly_once_prefix(mut self, prefix: impl Into<String>) -> Self {
         self.exactly_once_prefix = prefix.into();
@@ -325,6 +325,12 @@ impl KafkaPublisher {
         }
     }
 
+    /// Forgets the producers, and returns them.
+    fn let_go(&mut self) -> impl Iterator<Item = Producer> {
+        let others = self.transactions.as_mut().map(Transactions::abandon).unwrap_or_default();
+        self.producer.take().into_iter().chain(others.into_iter().map(|(producer, _)| producer))
+    }
+
     /// Sends batches again if enough records have gone one by one since the last bad one.
     fn may_batch_again(&mut self) {
         let enough = match self.batching {
@@ -392,10 +398,7 @@ impl Publisher for KafkaPublisher {
             self.batching = Batching::Small;
             self.batches_again = (self.batches_again * TIMES).min(MOST_DELIVERIES);
         }
-        self.producer = None;
-        if let Some(transactions) = &mut self.transactions {
-            transactions.abandon();
-        }
+        drop(self.let_go());
         self.gate = Gate::default();
         self.in_flight = 0;
         self.delivered = 0;
@@ -410,27 +413,39 @@ impl Publisher for KafkaPublisher {
         Ok(())
     }
 
-    fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
-        let name = transactions::name(&self.kafka.exactly_once_prefix, outbox);
+    fn begin(&mut self, lane: &Lane<'_>, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        let name = transactions::name(&self.kafka.exactly_once_prefix, lane.outbox);
         if self.transactions.as_ref().is_none_or(|transactions| transactions.name != name) {
             self.abandon();
             self.transactions = Some(Transactions::new(name));
         }
-        if self.transactions.as_ref().is_some_and(|transactions| transactions.is_owner) {
+        if let Some(transactions) = &mut self.transactions
+            && transactions.is_owner
+        {
+            transactions.begin_pass(lane.undoable_passes);
             return Ok(None);
         }
         let until = Instant::now() + wait;
         self.producer()?;
         let config = self.kafka.connection();
-        match (&mut self.transactions, &self.producer) {
-            (Some(transactions), Some(producer)) => transactions.take_over(producer, config, until).map(Some),
-            _ => Ok(None),
+        let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) else {
+            return Ok(None);
+        };
+        let others = transactions.other_ids().map(|id| self.kafka.producer(self.batching, Some(&id)));
+        let others = others.collect::<Result<_, _>>()?;
+        transactions.take_over(producer, others, lane, config, until).map(Some)
+    }
+
+    fn commit_ahead(&mut self, wait: Duration) -> Result<(), PublishError> {
+        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &mut self.producer) {
+            transactions.commit_ahead(producer, &mut self.gate, wait)?;
         }
+        Ok(())
     }
 
     fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
-        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) {
-            transactions.commit(producer, wait)?;
+        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &mut self.producer) {
+            transactions.commit(producer, &mut self.gate, wait)?;
             self.may_batch_again();
         }
         Ok(())
@@ -440,9 +455,7 @@ impl Publisher for KafkaPublisher {
 /// A relay that has stopped must not be connected any more.
 impl Drop for KafkaPublisher {
     fn drop(&mut self) {
-        if let Some(producer) = self.producer.take() {
-            producer.close();
-        }
+        producer::close(self.let_go());
     }
 }
 

@@ -236,8 +236,8 @@ mod worker;
 
 pub use diesel_outbox_core::wire::{TopicError, TopicNaming};
 pub use diesel_outbox_core::{
-    Acknowledgement, Broker, Claimed, DeadLetterPolicy, DeadLettered, Lag, Outcome, PublishError, Publisher,
-    Record, Refusal, Source, SourceError, WalLag,
+    Acknowledgement, Broker, Claimed, DeadLetterPolicy, DeadLettered, Lag, Lane, Outcome, PublishError,
+    Publisher, Record, Refusal, Source, SourceError, WalLag,
 };
 #[cfg(feature = "kafka")]
 pub use diesel_outbox_kafka::Kafka;

@@ -38,6 +38,8 @@ pub(crate) struct Limits {
     pub(crate) max_pass_duration: Duration,
     pub(crate) stall_timeout: Duration,
     pub(crate) exactly_once: bool,
+    /// How many records a transaction of the broker has, if they are sent exactly once. The pass goes on with the next one.
+    pub(crate) transaction: usize,
 }
 
 impl Default for Limits {
@@ -49,6 +51,7 @@ impl Default for Limits {
             max_pass_duration: Duration::from_millis(500),
             stall_timeout: Duration::from_secs(5),
             exactly_once: false,
+            transaction: 25_000,
         }
     }
 }
@@ -209,7 +212,7 @@ impl Pipeline<'_> {
                 }
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut batch).into();
-                self.limit_transaction(pass);
+                self.limit_transactions(pass);
                 if !pass.unsent.is_empty() {
                     pass.found = now;
                 }
@@ -236,8 +239,13 @@ impl Pipeline<'_> {
                 && now.duration_since(pass.found) < LINGER_QUIET
                 && !self.limits.exactly_once
                 && source.lingers();
-            if pass.in_flight == 0 && !has_more && !(pass.reading && (pass.caught_up.is_none() || lingers)) {
-                return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
+            if pass.in_flight == 0 && !has_more {
+                if !(pass.reading && (pass.caught_up.is_none() || lingers)) {
+                    return pass.failing.take().map_or(Ok(()), |failing| Err(failing.failure()));
+                }
+                if self.has_full_transaction(pass) {
+                    self.commit_ahead(pass, publisher)?;
+                }
             }
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(PassError::Publisher)?;
@@ -275,7 +283,8 @@ impl Pipeline<'_> {
     fn may_read(&self, pass: &Pass) -> bool {
         let taken = pass.in_flight + pass.waiting.count();
         let has_room = taken + self.limits.batch_size <= self.most_in_flight(pass);
-        pass.reading && pass.unsent.is_empty() && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
+        let may_take = pass.reading && pass.unsent.is_empty() && !self.has_full_transaction(pass);
+        may_take && has_room && (taken == 0 || self.has_bytes_for(pass, 0))
     }
 
     /// Returns how many records may be in flight: more if they are of many topics, each of which gets requests of its own.
@@ -411,8 +420,9 @@ struct Pass {
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
     waiting: Waiting,
-    /// How many records it has read.
+    /// How many records it has read, and how many of them are in the open transaction.
     taken: usize,
+    in_transaction: usize,
     names: TopicNames,
     in_flight: usize,
     /// The highest ticket that was handed over.
@@ -444,6 +454,7 @@ impl Pass {
             unsent: VecDeque::new(),
             waiting: Waiting::default(),
             taken: 0,
+            in_transaction: 0,
             names: TopicNames::default(),
             in_flight: 0,
             highest: None,

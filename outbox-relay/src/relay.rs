@@ -241,6 +241,14 @@ impl Relay {
         self
     }
 
+    /// Sets how many records a transaction of the broker has, if they are sent exactly once. For tests.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn transaction_size(mut self, records: usize) -> Self {
+        self.limits.transaction = records;
+        self
+    }
+
     /// Sets how often a relay looks at the table if nothing notifies it, 1 ms to a day. Default: 15 s. On MySQL and
     /// MariaDB, which notify nobody, it looks at least every 1.25 s.
     pub fn poll_interval(mut self, interval: Duration) -> Self {
@@ -406,6 +414,7 @@ impl Relay {
             max_pass_duration,
             stall_timeout,
             exactly_once,
+            ..
         } = self.limits;
         if exactly_once && let Some(reason) = self.at_least_once {
             return Err(RelayError::ExactlyOnce(reason));

@@ -25,8 +25,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use diesel_outbox_core::Source;
 use diesel_outbox_core::wire::TopicNaming;
+use diesel_outbox_core::{Publisher as _, Source};
 
 use self::hand::{Hand, Shared};
 use self::kind::{Kind, Mistake};
@@ -86,6 +86,7 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
                 max_pass_duration: Duration::from_millis(50 + world.chance.below(400)),
                 stall_timeout: Duration::from_secs(2),
                 exactly_once: kind.is_exactly_once(),
+                transaction: 1 + world.chance.below(30) as usize,
             }
         };
         let now = || hand.world().now();
@@ -102,6 +103,9 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
         };
         while !hand.has_crashed() && !shared_is_over(shared) {
             let passed = pipeline.pass(source.as_mut(), &mut publisher);
+            if passed.is_err() && limits.exactly_once {
+                publisher.abandon();
+            }
             let mut world = hand.world();
             if !matches!(passed, Ok(Passed::Worked)) {
                 world.clock += world.chance.below(60);
@@ -300,4 +304,14 @@ fn a_commit_of_which_nobody_knows_the_outcome_is_found_if_it_counts_as_done() {
 #[test]
 fn what_the_database_forgets_when_it_crashes_is_found_if_it_was_to_be_sent_once() {
     is_found(Mistake::SettlesLazily, &[Kind::PostgresExactlyOnce], ARRIVED_TWICE);
+}
+
+#[test]
+fn a_transaction_that_does_not_wait_for_the_one_before_it_is_found() {
+    is_found(Mistake::CommitsBesideTheLast, &Kind::EXACTLY_ONCE, ARRIVED_LATE);
+}
+
+#[test]
+fn a_producer_that_is_not_fenced_because_another_one_is_is_found() {
+    is_found(Mistake::FencesOneOfTwo, &Kind::EXACTLY_ONCE, ARRIVED_TWICE);
 }

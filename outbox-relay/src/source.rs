@@ -33,6 +33,8 @@ mod row_security;
 mod search_path;
 #[cfg(feature = "postgres")]
 pub(crate) mod sequence;
+#[cfg(feature = "postgres")]
+mod undoable;
 #[cfg(feature = "postgres-wal")]
 pub mod wal;
 #[cfg(feature = "postgres")]

@@ -14,7 +14,7 @@ use rdkafka::ClientConfig;
 use super::deliveries::Deliveries;
 use super::partitioner::Murmur2;
 
-type Base = BaseProducer<Deliveries, Murmur2>;
+pub(super) type Base = BaseProducer<Deliveries, Murmur2>;
 
 /// How long the thread waits at once, and so how long a producer stays that is not used any more. rdkafka lets librdkafka
 /// wait for whole milliseconds, and spins for the rest: the little more than those is over by then.
@@ -42,7 +42,7 @@ impl Producer {
         Ok(thread.map(|thread| Self { base, thread: Some(thread) }))
     }
 
-    pub(super) fn base(&self) -> &Base {
+    pub(super) fn base(&self) -> &Arc<Base> {
         &self.base
     }
 
@@ -53,15 +53,14 @@ impl Producer {
     pub(super) fn client(&self) -> &Client<Deliveries> {
         self.base.client()
     }
+}
 
-    /// Waits until the producer has left Kafka, but not for ever.
-    pub(super) fn close(mut self) {
-        let thread = self.thread.take();
-        drop(self);
-        let until = Instant::now() + LEAVE;
-        while thread.as_ref().is_some_and(|thread| !thread.is_finished()) && Instant::now() < until {
-            thread::sleep(LOOK);
-        }
+/// Waits until these producers have left Kafka, but not for ever.
+pub(super) fn close(producers: impl IntoIterator<Item = Producer>) {
+    let threads: Vec<_> = producers.into_iter().filter_map(|mut producer| producer.thread.take()).collect();
+    let until = Instant::now() + LEAVE;
+    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < until {
+        thread::sleep(LOOK);
     }
 }
 

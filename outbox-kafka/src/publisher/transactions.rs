@@ -1,21 +1,31 @@
 //! The Kafka transactions of a relay that sends exactly once. Why that is right is in the relay's `pipeline/exactly_once.rs`.
 //!
-//! A relay takes over by a new producer with the outbox's `transactional.id`: Kafka then aborts what another one has left open, and
-//! refuses all that one still sends. There is no other way out of a failure: the producer is abandoned, and the next one takes over, from
-//! itself too. So nothing here retries, and no transaction is aborted by a call.
+//! A relay has some producers, each with a `transactional.id` of its own, which take turns: while Kafka ends the transaction of one, the
+//! next one's fills. If Kafka gets to know of a transaction before it has ended the same producer's last one, librdkafka waits for 20 ms.
+//!
+//! A relay takes over by new producers with the same ids: Kafka then aborts what others have left open, and refuses all that
+//! those still send. There is no other way out of a failure: the producers are abandoned, and the next ones take over, from
+//! the same relay too. So nothing here retries, and no transaction is aborted by a call.
+//!
+//! Whoever has the first id and then gets the others is the owner once it has committed a mark with the first one. Take the owner before
+//! it, which had committed its own mark before somebody got the first id again. It had all ids before that mark, so each is the new
+//! owner's since, and it commits nothing more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use diesel_outbox_core::{Acknowledgement, Outcome, PublishError};
+use diesel_outbox_core::{Acknowledgement, Lane, Outcome, PublishError};
 use rdkafka::error::KafkaResult;
 use rdkafka::producer::{BaseRecord, Producer as _};
 use uuid::Uuid;
 
 use super::deliveries::NO_TICKET;
-use super::producer::Producer;
-use super::progress::{Batch, MARK, PARTITION, Progress};
+use super::gate::Gate;
+use super::producer::{Base, Producer};
+use super::progress::{Found, MARK, MOST_PARTS, PARTITION, Part, Progress};
 
 /// The longest name of a topic.
 const LONGEST_NAME: usize = 249;
@@ -24,14 +34,21 @@ const PAUSE: Duration = Duration::from_micros(100);
 
 /// What a publisher knows of its outbox's transactions.
 pub(super) struct Transactions {
-    /// The `transactional.id`, and the name of the topic for progress.
+    /// The first `transactional.id`, and the name of the topic for progress.
     pub(super) name: String,
-    /// Whether this producer has taken over.
+    /// Whether these producers have taken over.
     pub(super) is_owner: bool,
+    /// The producers that do not send at the moment, the next one first.
+    others: VecDeque<(Producer, Gate)>,
+    /// The transaction before the open one, if its outcome is not known yet.
+    committing: Option<Receiver<KafkaResult<()>>>,
     /// Whether a transaction is open.
     is_open: bool,
-    /// How many batches have been committed.
-    number: u64,
+    /// The number of the next part of the progress, and with which one each pass began that the database may have lost.
+    next: u64,
+    passes: VecDeque<u64>,
+    /// The outbox's origin, or nothing if it is not known.
+    origin: String,
     /// What the open transaction has, by the tickets.
     sent: Vec<(u64, Uuid)>,
     /// What Kafka has refused since the last commit, and why.
@@ -40,13 +57,33 @@ pub(super) struct Transactions {
 
 impl Transactions {
     pub(super) fn new(name: String) -> Self {
-        Self { name, is_owner: false, is_open: false, number: 0, sent: Vec::new(), refused: HashMap::new() }
+        Self {
+            name,
+            is_owner: false,
+            others: VecDeque::new(),
+            committing: None,
+            is_open: false,
+            next: 0,
+            passes: VecDeque::new(),
+            origin: String::new(),
+            sent: Vec::new(),
+            refused: HashMap::new(),
+        }
     }
 
-    /// Forgets the producer, and with it the open transaction.
-    pub(super) fn abandon(&mut self) {
+    /// Returns the `transactional.id`s after the first one.
+    pub(super) fn other_ids(&self) -> impl Iterator<Item = String> {
+        // No name has this character.
+        [format!("{}#2", self.name)].into_iter()
+    }
+
+    /// Forgets the producers, and with them the open transactions. Returns those that do not send at the moment.
+    pub(super) fn abandon(&mut self) -> VecDeque<(Producer, Gate)> {
         (self.is_owner, self.is_open) = (false, false);
+        self.committing = None;
         self.sent.clear();
+        self.passes.clear();
+        std::mem::take(&mut self.others)
     }
 
     /// Returns why Kafka will not take the record.
@@ -95,47 +132,140 @@ impl Transactions {
         }
     }
 
-    /// Makes this producer the only one that can commit, and returns the ids of the last batch.
+    /// Makes these producers the only ones that can commit, and returns the ids of the last batch. The others are those with the other
+    /// ids, in their order.
     pub(super) fn take_over(
         &mut self,
         producer: &Producer,
+        others: Vec<Producer>,
+        lane: &Lane<'_>,
         config: rdkafka::ClientConfig,
         until: Instant,
     ) -> Result<Vec<Uuid>, PublishError> {
         let progress = Progress::open(config, &self.name, until)?;
         // Each time: somebody may have deleted it, and then brokers make one with their own settings.
         progress.check()?;
-        let base = producer.base();
-        base.init_transactions(left(until)).map_err(|error| self.failed("taking over", error))?;
+        // First, because the outbox to which the topic belongs is not to be disturbed.
+        self.check_origin(lane, &progress.last_before(None)?)?;
+        for producer in [producer].into_iter().chain(&others) {
+            let taken = producer.base().init_transactions(left(until));
+            taken.map_err(|error| self.failed("taking over", error))?;
+        }
         let mark = Uuid::now_v7();
-        let marked = self.begin(producer, mark).and_then(|()| commit(producer, until));
+        let marked = self.begin(producer, mark).and_then(|()| commit(producer.base(), until));
         marked.map_err(|error| self.failed("marking", error))?;
-        let Batch { number, ids } = progress.last_before(mark)?;
-        (self.number, self.is_owner) = (number, true);
+        let found = progress.last_before(Some(mark))?;
+        self.check_origin(lane, &found)?;
+        let Found { first, next, ids, origin } = found;
+        // A relay that does not know it leaves it as it is.
+        self.origin = lane.origin.map_or(origin, str::to_owned);
+        self.others = others.into_iter().map(|producer| (producer, Gate::default())).collect();
+        // What was found is settled in this pass, and found again until that is on the disk.
+        (self.next, self.passes, self.is_owner) = (next, [first].into(), true);
         Ok(ids)
+    }
+
+    /// Returns an error if the progress is that of an outbox elsewhere.
+    fn check_origin(&self, lane: &Lane<'_>, found: &Found) -> Result<(), PublishError> {
+        let (Some(origin), other, name) = (lane.origin, &found.origin, &self.name) else { return Ok(()) };
+        if other.is_empty() || other == origin {
+            return Ok(());
+        }
+        Err(PublishError::new(format!(
+            "the topic `{name}` has the progress of `{other}`, and this outbox of the same name is one of `{origin}`, so nothing is sent: if \
+             both are in use, set another prefix for this one (`exactly_once_prefix`). If this one is the other, moved here, let no relay \
+             work on the other any more, then delete the topic. What a relay that was killed there had sent last is then sent again"
+        )))
+    }
+
+    /// Begins another pass. The database may lose what the last `undoable` ones have settled.
+    pub(super) fn begin_pass(&mut self, undoable: usize) {
+        let safe = self.passes.len().saturating_sub(undoable);
+        self.passes.drain(..safe);
+        self.passes.push_back(self.next);
+    }
+
+    /// Begins to commit the open transaction, if it has records, and lets the next producer go on. All before it is committed then.
+    pub(super) fn commit_ahead(
+        &mut self,
+        producer: &mut Producer,
+        gate: &mut Gate,
+        wait: Duration,
+    ) -> Result<(), PublishError> {
+        if self.sent.is_empty() {
+            return Ok(());
+        }
+        let until = Instant::now() + wait;
+        self.await_outcome(until)?;
+        self.write_progress(producer)?;
+        let (base, (told, outcome)) = (producer.base().clone(), sync_channel(1));
+        let work = move || _ = told.send(commit(&base, until));
+        if let Err(error) = thread::Builder::new().name("outbox-commit".to_owned()).spawn(work) {
+            let message = "the thread that commits a transaction could not be started";
+            return Err(PublishError::new(format!("{message}: {error}")).with_source(error));
+        }
+        self.committing = Some(outcome);
+        self.go_on(producer, gate);
+        Ok(())
     }
 
     /// Commits the open transaction, if one is open, with the ids of its records. An error means that nobody knows the outcome.
     ///
     /// If records were refused, it commits even if there is nothing else: they become dead letters only if no other
     /// relay has taken over, because that one may have sent them.
-    pub(super) fn commit(&mut self, producer: &Producer, wait: Duration) -> Result<(), PublishError> {
+    pub(super) fn commit(
+        &mut self,
+        producer: &mut Producer,
+        gate: &mut Gate,
+        wait: Duration,
+    ) -> Result<(), PublishError> {
+        let until = Instant::now() + wait;
+        self.await_outcome(until)?;
         if !self.is_open && self.refused.is_empty() {
             return Ok(());
         }
         self.open(producer)?;
-        let until = Instant::now() + wait;
-        let ids: Vec<Uuid> = self.sent.drain(..).map(|(_, id)| id).collect();
-        self.number += u64::from(!ids.is_empty());
-        let batch = Batch { number: self.number, ids };
-        let committed = batch
-            .records()
-            .try_for_each(|(key, value)| send(producer, &self.name, &key, &value))
-            .and_then(|()| commit(producer, until));
-        committed.map_err(|error| self.failed("committing", error))?;
-        self.is_open = false;
+        self.write_progress(producer)?;
+        commit(producer.base(), until).map_err(|error| self.failed("committing", error))?;
         self.refused.clear();
+        self.go_on(producer, gate);
         Ok(())
+    }
+
+    /// Waits until the transaction before the open one is known to be committed.
+    fn await_outcome(&mut self, until: Instant) -> Result<(), PublishError> {
+        let Some(outcome) = self.committing.take() else { return Ok(()) };
+        match outcome.recv_timeout(left(until)) {
+            Ok(committed) => committed.map_err(|error| self.failed("committing", error)),
+            Err(_) => Err(PublishError::new(format!(
+                "Kafka did not commit a transaction of `{}` in time",
+                self.name
+            ))),
+        }
+    }
+
+    /// Writes which records the transaction has.
+    fn write_progress(&mut self, producer: &Producer) -> Result<(), PublishError> {
+        let ids: Vec<Uuid> = self.sent.drain(..).map(|(_, id)| id).collect();
+        let first = self.passes.front().copied().unwrap_or(self.next);
+        let parts = Part::of(&self.origin, first, self.next, &ids);
+        self.next += parts.len() as u64;
+        if self.next - first > MOST_PARTS {
+            return Err(PublishError::new(
+                "the database has kept nothing of what was settled for so many passes that the progress topic cannot have their ids",
+            ));
+        }
+        let sent = parts.iter().try_for_each(|part| send(producer, &self.name, &part.key(), &part.value()));
+        sent.map_err(|error| self.failed("committing", error))
+    }
+
+    /// Lets the next producer go on.
+    fn go_on(&mut self, producer: &mut Producer, gate: &mut Gate) {
+        self.is_open = false;
+        if let Some((next, its_gate)) = self.others.pop_front() {
+            let last = (std::mem::replace(producer, next), std::mem::replace(gate, its_gate));
+            self.others.push_back(last);
+        }
     }
 
     fn failed(&self, doing: &str, error: rdkafka::error::KafkaError) -> PublishError {
@@ -149,12 +279,12 @@ fn send(producer: &Producer, topic: &str, key: &str, value: &[u8]) -> KafkaResul
     producer.base().send(record).map_err(|(error, _)| error)
 }
 
-fn commit(producer: &Producer, until: Instant) -> KafkaResult<()> {
+fn commit(base: &Arc<Base>, until: Instant) -> KafkaResult<()> {
     // `commit_transaction` waits for that too, but it may sleep for 100 ms while the producer's thread learns of it.
-    while producer.base().in_flight_count() > 0 && Instant::now() < until {
+    while base.in_flight_count() > 0 && Instant::now() < until {
         thread::sleep(PAUSE);
     }
-    producer.base().commit_transaction(left(until))
+    base.commit_transaction(left(until))
 }
 
 fn left(until: Instant) -> Duration {

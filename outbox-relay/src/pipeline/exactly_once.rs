@@ -1,8 +1,8 @@
 //! A pass whose records become visible in Kafka and settled in the database each exactly once.
 //!
-//! All records of a pass go into one transaction of the broker, `K`, and are settled in one transaction of the database, `T`, which
-//! holds the claim. `K` also has the ids of its records. It commits first, then `T` does. The only moment that can go wrong lies between the two, and
-//! the ids are for that.
+//! The records of a pass go into transactions of the broker, `K`, and are settled in one transaction of the database, `T`, which
+//! holds the claim. Each `K` also has the ids of its records. The `K`s commit one after the other, each while the next one fills, and then
+//! `T` does. What can go wrong lies between the first of these commits and the moment when `T` is on the disk, and the ids are for that.
 //!
 //! # Why nothing is lost or sent twice
 //!
@@ -10,32 +10,39 @@
 //! broker commits no transaction of a lower one from then on, and none of theirs is open any more. In this order:
 //!
 //! 1. A relay locks the rows of all shards in `T`, so no other transaction that settles is open.
-//! 2. If its publisher has no epoch, it gets one, and reads the ids of the last committed `K`. The relay settles them and
-//!    commits. If that fails in any way, the publisher loses its epoch, and everything begins anew.
-//! 3. The relay reads what is unsent, publishes it in `K`, and settles it in `T`, which stays open.
-//! 4. `K` commits. If the outcome is anything but success, `T` is rolled back, the publisher loses its epoch, and 2. finds out.
+//! 2. If its publisher has no epoch, it gets one, and reads the ids that *count*. The relay settles them and commits. If that fails in any
+//!    way, the publisher loses its epoch, and everything begins anew.
+//! 3. The relay reads what is unsent, publishes it in a `K`, and settles it in `T`, which stays open. When `K` has enough, it begins to
+//!    commit, and the pass goes on with the next one. That one begins to commit only if the one before it is known to be committed.
+//! 4. The last `K` commits. If the outcome of any was anything but success, `T` is rolled back, the publisher loses its epoch, and 2. finds
+//!    out.
 //! 5. `T` commits. If the outcome is anything but success, the publisher loses its epoch too. So it does if the source fails between
 //!    passes.
 //!
+//! The ids of a `K` count from its commit until a later `K` says that they do not. It says so only of those whose `T` has committed and cannot
+//! be undone by a crash of the database. A crash undoes the last `T`s or none, and the relay learns of it, because its connection is
+//! lost. So at each moment, what has been committed in Kafka is settled in the database or counts.
+//!
 //! *Nothing is sent twice.* Say that `K` commits under an epoch. Each earlier `K'` that committed did so under this epoch or a lower
-//! one. Under a lower one, it had committed before the epoch began, so 2. has settled the last of those, and whoever committed the
-//! ones before it had settled them, in 2. or 5., before it began the next. Under the same epoch, 5. has settled it, or the
-//! epoch would have ended. All of this was committed before the reads of 3., so these did not return a record that an
+//! one. Under a lower one, it had committed before the epoch began, so it was settled and could not be undone, or it counted, and 2. has
+//! settled it. That counts still, until it cannot be undone. Under the same epoch, `K'` is of the same pass, which reads nothing twice, or 5. has
+//! settled it. If that was undone, the epoch has ended. All of this was committed before the reads of 3., so these did not return a record that an
 //! earlier `K'` has.
 //!
 //! *Nothing is lost.* A record is settled only in 2., because a committed `K` names it, and in 3., where it is undone unless the `K` that
 //! has it commits. Ids are never used twice, so what 2. names is nothing else, even in a database that was restored.
 //!
-//! *A dead letter was not sent.* If `T` has a dead letter that the publisher refused, `K` commits something even if it has no records.
+//! *A dead letter was not sent.* If `T` has a dead letter that the publisher refused, the last `K` commits something even if it has no records.
 //! So no other relay's `K` can have taken the record since 2.
 //!
-//! *The order is kept.* Within `K` it is the order in which the records were handed over, and the `K`s come one after the other.
+//! *The order is kept.* Within `K` it is the order in which the records were handed over. A `K` gets no record before all of the one before it
+//! are stored, so they are before it in each partition, and consumers do not read beyond a transaction that is still open.
 //!
 //! None of this trusts the lock: a relay that was frozen or cut off while its claim went to another one has a lower epoch. If its `K`
 //! committed all the same, then before the other's epoch began, which has read of it. The claim has another purpose: in 2. it makes
 //! sure that no row to be settled is still locked by a `T` of which nobody knows how it ends.
 //!
-//! If the WAL is read, `T` begins only after `K` has committed, stores up to where all is sent, and holds no claim.
+//! If the WAL is read, `T` begins only after the last `K` has committed, stores up to where all is sent, and holds no claim.
 //! `source/wal/committed.rs` says what takes its place.
 
 #[cfg(test)]
@@ -43,12 +50,12 @@ mod simulation;
 
 use std::time::Instant;
 
-use diesel_outbox_core::{PublishError, Publisher, Source};
+use diesel_outbox_core::{Lane, PublishError, Publisher, Source};
 
 use super::{Pass, PassError, Passed, Pipeline};
 
-/// How many records a transaction takes on at most. A relay that takes over finds as many ids.
-const LARGEST_TRANSACTION: usize = 50_000;
+/// How many records a pass takes on at most. A relay that takes over finds as many ids.
+const LARGEST_PASS: usize = 100_000;
 
 impl Pipeline<'_> {
     /// Makes sure that no other relay can commit any more, and settles what was committed last. Returns `false` if that had to be
@@ -71,7 +78,9 @@ impl Pipeline<'_> {
             let reason = "the source does not name its outbox, so nothing can be sent exactly once";
             return Err(PassError::Publisher(PublishError::new(reason)));
         };
-        let begun = publisher.begin(outbox, self.limits.stall_timeout);
+        let lane =
+            Lane::new(outbox).with_origin(source.origin()).with_undoable_passes(source.undoable_passes());
+        let begun = publisher.begin(&lane, self.limits.stall_timeout);
         let Some(committed) = begun.map_err(PassError::Publisher)? else { return Ok(true) };
         self.metrics.took_over(committed.len());
         source.settle_committed(&committed)?;
@@ -79,12 +88,29 @@ impl Pipeline<'_> {
         Ok(false)
     }
 
-    /// Closes the pass when its transaction has enough, and when it has caught up: what it has published is not visible before it ends.
-    pub(super) fn limit_transaction(&self, pass: &mut Pass) {
+    /// Closes the pass when it has enough, and when it has caught up: what it has published last is not visible before it ends.
+    pub(super) fn limit_transactions(&self, pass: &mut Pass) {
         pass.taken += pass.unsent.len();
-        if self.limits.exactly_once && (pass.taken >= LARGEST_TRANSACTION || pass.caught_up.is_some()) {
+        pass.in_transaction += pass.unsent.len();
+        if self.limits.exactly_once && (pass.taken >= LARGEST_PASS || pass.caught_up.is_some()) {
             pass.reading = false;
         }
+    }
+
+    /// Returns whether the broker's transaction has enough records. Then the pass takes on no more before it has begun another one.
+    pub(super) fn has_full_transaction(&self, pass: &Pass) -> bool {
+        self.limits.exactly_once && pass.in_transaction >= self.limits.transaction
+    }
+
+    /// Lets the broker commit what the pass has published. Nothing that was read before any of that is still unsent.
+    pub(super) fn commit_ahead(
+        &self,
+        pass: &mut Pass,
+        publisher: &mut dyn Publisher,
+    ) -> Result<(), PassError> {
+        publisher.commit_ahead(self.limits.stall_timeout).map_err(PassError::Publisher)?;
+        pass.in_transaction = 0;
+        Ok(())
     }
 
     /// Takes on no more because the relay should stop. What the pass has read goes on, if all of it should be settled together.
@@ -117,7 +143,7 @@ impl Pipeline<'_> {
         }
     }
 
-    /// Commits the broker's transaction, then the source's.
+    /// Commits the broker's last transaction, then the source's.
     pub(super) fn end_exactly_once(
         &self,
         mut pass: Pass,

@@ -385,7 +385,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         max_in_flight_bytes,
         max_pass_duration: Duration::from_millis(50 + chance.below(400)),
         stall_timeout: Duration::from_millis(300),
-        exactly_once: false,
+        ..Limits::default()
     };
     let stops = chance.clone();
     let pipeline = Pipeline {

@@ -288,6 +288,11 @@ impl SimulatedDatabase {
         self.unflushed.clear();
     }
 
+    /// Returns whether a crash of the server could undo this transaction, which was committed.
+    pub(super) fn is_undoable(&self, tx: Tx) -> bool {
+        self.unflushed.iter().any(|(unflushed, _)| *unflushed == tx)
+    }
+
     pub(super) fn unflushed(&self) -> usize {
         self.unflushed.len()
     }

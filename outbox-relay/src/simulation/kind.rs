@@ -91,6 +91,10 @@ pub(super) enum Mistake {
     ForgetsWhatWasCommitted,
     /// If the broker does not say whether it has committed, it has.
     TakesSilenceForACommit,
-    /// The database may forget what was settled when it crashes.
+    /// The database may forget what was settled when it crashes, and nobody counts with it.
     SettlesLazily,
+    /// A transaction is committed before the one before it is known to be.
+    CommitsBesideTheLast,
+    /// Whoever takes over fences others under one of the two ids only.
+    FencesOneOfTwo,
 }

@@ -23,6 +23,8 @@ use crate::source::sequence::Sequence;
 pub(super) struct SimulatedPostgres {
     hand: Hand,
     session: Option<Session>,
+    /// The passes whose commits the server may lose when it crashes.
+    undoable: Vec<Tx>,
 }
 
 struct Session {
@@ -239,7 +241,7 @@ impl PostgresPass {
 
 impl SimulatedPostgres {
     pub(super) fn new(hand: Hand) -> Self {
-        Self { hand, session: None }
+        Self { hand, session: None, undoable: Vec::new() }
     }
 
     /// Works in the session, and drops it if something fails. The server notices that later.
@@ -447,7 +449,7 @@ impl Source for SimulatedPostgres {
     }
 
     fn release(&mut self) -> Result<(), SourceError> {
-        self.with(|hand, session| {
+        let released = self.with(|hand, session| {
             let PostgresPass { tx, progress, .. } = session.pass.take().ok_or_else(nothing_claimed)?;
             let Moves { shards, lower_bounds, passed, open } = progress.end();
             let moves =
@@ -462,14 +464,24 @@ impl Source for SimulatedPostgres {
                 if world.database.crashes == crashes {
                     world.database.transactions[tx].moves = moves;
                     world.commit_pass(tx)?;
-                    if hand.kind.is_exactly_once() && hand.mistake != Some(Mistake::SettlesLazily) {
-                        world.database.flush();
-                    }
-                    return Ok(());
+                    return Ok(tx);
                 }
                 Err(SourceError::new("the server has crashed"))
             })?
-        })
+        });
+        match released {
+            Ok(tx) => {
+                self.undoable.push(tx);
+                let world = self.hand.world();
+                self.undoable.retain(|tx| world.database.is_undoable(*tx));
+            }
+            Err(_) => self.undoable.clear(),
+        }
+        released.map(drop)
+    }
+
+    fn undoable_passes(&self) -> usize {
+        if self.hand.mistake == Some(Mistake::SettlesLazily) { 0 } else { self.undoable.len() }
     }
 
     fn abandon(&mut self) {

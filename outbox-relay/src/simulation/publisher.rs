@@ -8,7 +8,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Record, Refusal};
+use diesel_outbox_core::{Acknowledgement, Lane, Outcome, PublishError, Publisher, Record, Refusal};
 use diesel_outbox_kafka::__simulated::{Gate, NotTaken, Wait, murmur2, partition, partition_of_handed};
 use uuid::Uuid;
 
@@ -23,6 +23,8 @@ const QUEUE: usize = 20;
 pub(super) struct SimulatedPublisher {
     hand: Hand,
     producer: Option<Producer>,
+    /// The producer with the other `transactional.id`, if the relay sends exactly once.
+    other: Option<Producer>,
     /// Whether records are sent one by one, because a batch was refused.
     is_single: bool,
     delivered: usize,
@@ -55,7 +57,7 @@ struct Toward {
 
 impl SimulatedPublisher {
     pub(super) fn new(hand: Hand) -> Self {
-        Self { hand, producer: None, is_single: false, delivered: 0, transactions: None }
+        Self { hand, producer: None, other: None, is_single: false, delivered: 0, transactions: None }
     }
 
     /// Sends batches again if enough records have gone one by one.
@@ -178,7 +180,7 @@ impl Publisher for SimulatedPublisher {
     }
 
     fn abandon(&mut self) {
-        if let Some(producer) = self.producer.take() {
+        for producer in self.producer.take().into_iter().chain(self.other.take()) {
             let mut world = self.hand.world();
             let chance = world.chance.clone();
             world.broker.abandon(producer.id, &chance);
@@ -193,20 +195,30 @@ impl Publisher for SimulatedPublisher {
         Ok(())
     }
 
-    fn begin(&mut self, _: &str, _: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+    fn begin(&mut self, lane: &Lane<'_>, _: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
         let transactions = self.transactions.get_or_insert_default();
         if transactions.is_owner {
+            transactions.begin_pass(lane.undoable_passes);
             return Ok(None);
         }
-        let is_single = self.is_single;
-        let producer =
-            self.producer.get_or_insert_with(|| Producer::start(&mut self.hand.world(), is_single));
-        transactions.take_over(&self.hand, producer.id).map(Some)
+        let start = || Producer::start(&mut self.hand.world(), self.is_single);
+        let first = self.producer.get_or_insert_with(start).id;
+        let second = self.other.get_or_insert_with(start).id;
+        transactions.take_over(&self.hand, [first, second]).map(Some)
+    }
+
+    fn commit_ahead(&mut self, wait: Duration) -> Result<(), PublishError> {
+        if let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) {
+            transactions.commit_ahead(&self.hand, producer.id, wait)?;
+            std::mem::swap(&mut self.producer, &mut self.other);
+        }
+        Ok(())
     }
 
     fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {
         if let (Some(transactions), Some(producer)) = (&mut self.transactions, &self.producer) {
             transactions.commit(&self.hand, producer.id, wait)?;
+            std::mem::swap(&mut self.producer, &mut self.other);
             self.may_batch_again();
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
-use diesel::sql_types::{Nullable, Text};
+use diesel::sql_types::{BigInt, Nullable, Text};
 use diesel_outbox_core::SourceError;
 
 use super::pooler::pooler_problem;
@@ -23,20 +23,22 @@ pub(crate) struct PostgresDatabase {
     pub(super) options: SourceOptions,
     /// The database and the schema, once they are known.
     pub(super) outbox: Arc<OnceLock<String>>,
+    /// Which server it is, once that is known, if records are sent exactly once.
+    pub(super) origin: Arc<OnceLock<String>>,
     /// Whether a connection prunes. Several outboxes of the database take turns.
     pub(super) is_pruned: Arc<AtomicBool>,
 }
 
 impl PostgresDatabase {
     pub(crate) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
-        Self { url, options, outbox: Arc::default(), is_pruned: Arc::default() }
+        Self { url, options, outbox: Arc::default(), origin: Arc::default(), is_pruned: Arc::default() }
     }
 
     /// Returns the same database for the outbox in this schema, with the outbox's name.
     pub(super) fn of_schema(&self, schema: &str, outbox: &str) -> Self {
         let (url, options) = (self.url.clone(), self.options.clone().schema(schema));
         let outbox = Arc::new(OnceLock::from(outbox.to_owned()));
-        Self { url, options, outbox, is_pruned: self.is_pruned.clone() }
+        Self { url, options, outbox, origin: self.origin.clone(), is_pruned: self.is_pruned.clone() }
     }
 
     /// Connects for the first time, or again after a failure. Returns an error if each transaction would get another session. It is
@@ -82,6 +84,11 @@ impl PostgresDatabase {
         {
             let _ = self.outbox.set(self.options.name_of(&outbox));
         }
+        if self.options.exactly_once && self.origin.get().is_none() {
+            let system = System::new().get_result::<i64>(&mut conn);
+            let system = system.map_err(|error| database_error("looking which server this is", error))?;
+            let _ = self.origin.set(format!("PostgreSQL {}", system.cast_unsigned()));
+        }
         Ok(conn)
     }
 }
@@ -119,6 +126,13 @@ statement!(
     "SELECT (SELECT current_database()::text || '.' || relnamespace::regnamespace::text FROM pg_class WHERE oid = to_regclass('outbox')::oid)"
 );
 
+statement!(
+    Pg,
+    /// What `initdb` gave the server. Its replicas and what is restored from its base backups have the same.
+    System {} -> BigInt,
+    "SELECT system_identifier FROM pg_control_system()"
+);
+
 fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> {
     enter_schema(conn, options.schema.as_deref())?;
     conn.batch_execute(SEE_ALL_OR_FAIL)?;
@@ -126,9 +140,10 @@ fn prepare(conn: &mut PgConnection, options: &SourceOptions) -> QueryResult<()> 
     // is lost, the keepalives do. Settling need not outlive a crash of the server, because what was settled is sent again: unless it must
     // not be. The plans are known to be right, whatever the statistics say while the table fills and empties. PostgreSQL has `idle_session_timeout` since
     // version 14.
-    if !options.exactly_once {
-        conn.batch_execute("SET synchronous_commit = off")?;
-    }
+    conn.batch_execute(&format!(
+        "SET synchronous_commit = {}",
+        if options.exactly_once { "on" } else { "off" }
+    ))?;
     conn.batch_execute(
         "SET application_name = 'outbox relay'; SET default_transaction_isolation = 'read committed'; \
          SET idle_in_transaction_session_timeout = '30s'; SET statement_timeout = 0; \

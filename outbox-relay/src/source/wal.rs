@@ -254,6 +254,14 @@ impl Source for WalSource {
         })
     }
 
+    fn undoable_passes(&self) -> usize {
+        match &self.state {
+            State::Polling { polled, .. } => polled.undoable_passes(),
+            State::Reading(reading) => reading.undoable_passes(),
+            _ => 0,
+        }
+    }
+
     fn abandon(&mut self) {
         match &mut self.state {
             State::Polling { polled, .. } => polled.abandon(),
@@ -292,6 +300,10 @@ impl Source for WalSource {
 
     fn outbox(&self) -> Option<&str> {
         self.database.outbox.get().map(String::as_str)
+    }
+
+    fn origin(&self) -> Option<&str> {
+        self.database.origin.get().map(String::as_str)
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {

@@ -9,12 +9,13 @@ use std::thread;
 use std::time::Duration;
 
 use diesel_outbox_core::{
-    Acknowledgement, Broker, Claimed, DeadLettered, Lag, PublishError, Publisher, Record, Refusal, Source,
-    SourceError,
+    Acknowledgement, Broker, Claimed, DeadLettered, Lag, Lane, PublishError, Publisher, Record, Refusal,
+    Source, SourceError,
 };
 use diesel_outbox_relay::source::wal::{WalOptions, WalSource};
 use diesel_outbox_relay::source::{MysqlSource, PostgresSource, SourceOptions};
 use diesel_outbox_relay::{Kafka, Relay, TopicNaming};
+use futures_executor::block_on;
 use signal_hook::low_level::raise;
 use uuid::Uuid;
 
@@ -54,16 +55,11 @@ fn main() {
         Ok(Box::new(publisher) as Box<dyn Publisher>)
     };
     let relay = relay.broker(broker).topic_naming(topics).exactly_once(true).batch_size(200);
-    let handle = relay
+    let relay = relay
+        .transaction_size(300)
         .poll_interval(Duration::from_millis(200))
-        .max_pass_duration(Duration::from_millis(100))
-        .spawn()
-        .expect("a relay");
-    println!("the relay has started");
-    while !handle.is_finished() {
-        thread::sleep(Duration::from_millis(100));
-    }
-    handle.stop_blocking().expect("a relay that goes on");
+        .max_pass_duration(Duration::from_millis(100));
+    block_on(relay.run(std::future::pending::<()>())).expect("a relay that goes on");
 }
 
 struct Steps {
@@ -151,6 +147,10 @@ impl Source for SteppingSource {
         self.source.abandon();
     }
 
+    fn undoable_passes(&self) -> usize {
+        self.source.undoable_passes()
+    }
+
     fn lingers(&self) -> bool {
         self.source.lingers()
     }
@@ -169,6 +169,10 @@ impl Source for SteppingSource {
 
     fn outbox(&self) -> Option<&str> {
         self.source.outbox()
+    }
+
+    fn origin(&self) -> Option<&str> {
+        self.source.origin()
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {
@@ -207,8 +211,12 @@ impl Publisher for SteppingPublisher {
         self.publisher.ready(wait)
     }
 
-    fn begin(&mut self, outbox: &str, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
-        self.steps.around("begin", || self.publisher.begin(outbox, wait))
+    fn begin(&mut self, lane: &Lane<'_>, wait: Duration) -> Result<Option<Vec<Uuid>>, PublishError> {
+        self.steps.around("begin", || self.publisher.begin(lane, wait))
+    }
+
+    fn commit_ahead(&mut self, wait: Duration) -> Result<(), PublishError> {
+        self.steps.around("commit_ahead", || self.publisher.commit_ahead(wait))
     }
 
     fn commit(&mut self, wait: Duration) -> Result<(), PublishError> {

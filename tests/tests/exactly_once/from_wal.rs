@@ -109,24 +109,32 @@ fn pass(source: &mut WalSource, limit: usize) -> Result<Vec<Uuid>, SourceError> 
     Ok(records.iter().map(|claimed| claimed.record.as_ref().unwrap().id()).collect())
 }
 
-/// Emits six events in one transaction. A relay settles the first two, and is frozen when it has committed the next two to Kafka. The
-/// server gives its lock and its slot away, but not its other session.
-fn frozen_after_a_commit(database: &Database<'_>) -> (WalSource, Vec<Uuid>) {
+/// Emits six events in one transaction. Returns their ids.
+fn emit_six(database: &Database<'_>) -> Vec<Uuid> {
     wal(database, "setup");
     let records: Vec<Record> = (0..6).map(|number| Record::new("order", "1", format!("{number}"))).collect();
     database.connect().transaction(|c| c.emit_all(&records)).unwrap();
-    let ids: Vec<Uuid> = records.iter().map(Record::id).collect();
-    let mut frozen = source(database);
+    records.iter().map(Record::id).collect()
+}
+
+/// A relay settles the first two events, and is frozen when it has committed the next two to Kafka.
+fn frozen_after_a_commit(database: &Database<'_>) -> (WalSource, Vec<Uuid>) {
+    let (ids, mut frozen) = (emit_six(database), source(database));
     take_over(&mut frozen, &[]);
     assert_eq!(pass(&mut frozen, 2).unwrap(), ids[..2]);
     frozen.release().unwrap();
     assert_eq!(pass(&mut frozen, 2).unwrap(), ids[2..4]);
+    cut_off(database);
+    (frozen, ids)
+}
+
+/// The server gives the active relay's lock and slot away, but not its other session.
+fn cut_off(database: &Database<'_>) {
     let end = "SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE relation = 'outbox_reader'::regclass \
                AND mode = 'ExclusiveLock'; \
                SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots \
                WHERE slot_name = current_database() AND active";
     database.connect().batch_execute(end).unwrap();
-    (frozen, ids)
 }
 
 #[test]
@@ -143,27 +151,29 @@ fn a_position_that_a_frozen_relay_stores_late_does_not_undo_what_another_one_has
 }
 
 #[test]
-fn a_relay_gives_nothing_if_the_one_before_it_has_stored_its_position_in_the_meantime() {
+fn a_position_that_a_frozen_relay_stores_after_the_take_over_does_not_count() {
     let database = migrated();
     let (mut frozen, ids) = frozen_after_a_commit(&database);
     let mut next = source(&database);
-    claim(&mut next);
-    frozen.release().unwrap();
-    next.settle_committed(&ids[2..4]).expect_err("that it was overtaken");
     take_over(&mut next, &ids[2..4]);
+    frozen.release().expect_err("that it was overtaken");
     assert_eq!(pass(&mut next, 9).unwrap(), ids[4..]);
     next.release().unwrap();
 }
 
+/// The one that has taken over may have sent the record.
 #[test]
-fn a_relay_gives_nothing_if_the_one_before_it_stores_its_position_after_the_take_over() {
+fn a_frozen_relay_makes_no_dead_letter_after_another_one_has_taken_over() {
     let database = migrated();
-    let (mut frozen, ids) = frozen_after_a_commit(&database);
+    let (ids, mut frozen, mut records) = (emit_six(&database), source(&database), Vec::new());
+    take_over(&mut frozen, &[]);
+    claim(&mut frozen);
+    frozen.read(1, &mut records).unwrap();
+    cut_off(&database);
     let mut next = source(&database);
-    take_over(&mut next, &ids[2..4]);
-    frozen.release().unwrap();
-    pass(&mut next, 9).expect_err("that it was overtaken");
-    take_over(&mut next, &ids[2..4]);
-    assert_eq!(pass(&mut next, 9).unwrap(), ids[4..]);
+    take_over(&mut next, &[]);
+    assert_eq!(pass(&mut next, 9).unwrap(), ids);
+    frozen.dead_letter(records[0].ticket, "refused").expect_err("that it was overtaken");
     next.release().unwrap();
+    assert_eq!(database.count("outbox_dead_letter"), 0);
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use outbox_tests::load::{new_topic, write_until};
-use outbox_tests::{Signal, Tables};
+use outbox_tests::{Process, Signal, Tables};
 
 use super::outbox::Outbox;
 use super::{PATIENCE, Step, assert_sent_exactly_once, start};
@@ -26,12 +26,15 @@ const STEPS: &[&str] = &[
     "publish after",
     "publish during",
     "commit before",
+    "commit_ahead before",
+    "commit_ahead during",
     "commit during",
     "settle_committed during",
     "acknowledgements after",
     "settle before",
     "settle during",
     "settle after",
+    "commit_ahead after",
     "commit during",
     "release before",
     "release after",
@@ -40,10 +43,26 @@ const STEPS: &[&str] = &[
 
 /// How long a relay may take to come to its step. If it does not, it is killed wherever it is.
 const LONGEST: Duration = Duration::from_secs(2);
+/// The same for one that stood by until the last one was killed.
+const LONGEST_STANDBY: Duration = Duration::from_secs(6);
+/// How often a relay stands by when another one is killed: each time after so many.
+const STANDS_BY: usize = 3;
 
 /// How many relays are killed. `OUTBOX_TEST_KILLS=1000` is for a long run by hand, which takes a second for each.
 fn kills() -> usize {
     env::var("OUTBOX_TEST_KILLS").map_or(16, |kills| kills.parse().expect("a number"))
+}
+
+/// Starts the relay that is to be killed then. Returns it and its step.
+fn start_for(outbox: &impl Outbox, topic: &str, kill: usize) -> (Process, String) {
+    let round = kill / STEPS.len();
+    let step = Step {
+        name: STEPS[kill % STEPS.len()].to_owned(),
+        occurrence: 1 + (kill + round) % 3,
+        delay_us: 200 + (kill * 7_919) % 12_000,
+        ..Step::default()
+    };
+    (start(outbox, topic, &step), step.name)
 }
 
 pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing_twice(outbox: &impl Outbox) {
@@ -58,24 +77,23 @@ pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing
                 is_over.load(Ordering::Relaxed)
             })
         });
+        let mut standby = None;
         for kill in 0..kills() {
-            let round = kill / STEPS.len();
-            let step = Step {
-                name: STEPS[kill % STEPS.len()].to_owned(),
-                occurrence: 1 + (kill + round) % 3,
-                delay_us: 200 + (kill * 7_919) % 12_000,
-                ..Step::default()
-            };
-            let relay = start(outbox, &topic, &step);
+            let longest = if standby.is_some() { LONGEST_STANDBY } else { LONGEST };
+            let (relay, step) = standby.take().unwrap_or_else(|| start_for(outbox, &topic, kill));
+            if kill % STANDS_BY == STANDS_BY - 1 {
+                standby = Some(start_for(outbox, &topic, kill + 1));
+            }
             let began = Instant::now();
-            while relay.exited().is_none() && began.elapsed() < LONGEST {
+            while relay.exited().is_none() && began.elapsed() < longest {
                 std::thread::sleep(Duration::from_millis(2));
             }
             let reached = relay.output().contains("reached: ");
             relay.signal(Signal::Kill);
             relay.wait(PATIENCE);
-            *killed.entry(if reached { step.name } else { "anywhere".to_owned() }).or_default() += 1;
+            *killed.entry(if reached { step } else { "anywhere".to_owned() }).or_default() += 1;
         }
+        drop(standby);
         is_over.store(true, Ordering::Relaxed);
         writer.join().unwrap()
     });

@@ -1,6 +1,8 @@
+use std::time::Duration;
+
 use diesel::Connection;
 use diesel_outbox::{Emit, Record};
-use diesel_outbox_core::Broker as _;
+use diesel_outbox_core::{Broker as _, Lane};
 use diesel_outbox_relay::Kafka as Broker;
 use futures_executor::block_on;
 use outbox_tests::load::{migrated, new_topic};
@@ -62,13 +64,48 @@ fn the_progress_topic_is_checked_each_time_that_a_relay_takes_over() {
     let mut publisher = broker.publisher().unwrap();
     // A broker may not know the settings of a topic that was made a moment ago.
     outbox_tests::eventually_ok("the relay to take over", PATIENCE, || {
-        publisher.begin("shop.public", PATIENCE)
+        publisher.begin(&Lane::new("shop.public"), PATIENCE)
     });
     let topic = format!("{prefix}.shop.public");
     let admin: AdminClient<DefaultClientContext> = Kafka::shared().client().create().unwrap();
     let change = AlterConfig::new(ResourceSpecifier::Topic(&topic)).set("cleanup.policy", "delete");
     block_on(admin.alter_configs(&[change], &AdminOptions::new())).unwrap()[0].as_ref().unwrap();
     publisher.abandon();
-    let error = publisher.begin("shop.public", PATIENCE).expect_err("that the topic forgets");
+    let error = publisher.begin(&Lane::new("shop.public"), PATIENCE).expect_err("that the topic forgets");
     assert!(error.to_string().contains("set `cleanup.policy=compact`"), "{error}");
+}
+
+/// As if both were called `shop.public`, on two servers.
+#[test]
+fn an_outbox_of_the_same_name_elsewhere_is_refused_and_the_first_goes_on() {
+    let topic = new_topic("two-origins");
+    let broker =
+        Broker::new(Kafka::shared().brokers()).exactly_once_prefix(Kafka::shared().unique("origins"));
+    let (mut first, mut other) = (broker.publisher().unwrap(), broker.publisher().unwrap());
+    let lane = |origin| Lane::new("shop.public").with_origin(Some(origin));
+    outbox_tests::eventually_ok("the first to take over", PATIENCE, || {
+        first.begin(&lane("server 1"), PATIENCE)
+    });
+    let mut send = |ticket: u64| {
+        let record = Record::new("order", "1", ticket.to_string());
+        assert!(first.publish(ticket, &topic, &record).is_ok());
+        let mut acknowledgements = Vec::new();
+        eventually("the acknowledgement", PATIENCE, || {
+            first.acknowledgements(Duration::from_millis(100), &mut acknowledgements).unwrap();
+            (!acknowledgements.is_empty()).then_some(())
+        });
+        first.commit(PATIENCE).unwrap();
+        assert_eq!(first.begin(&lane("server 1"), PATIENCE).unwrap(), None);
+        record.id()
+    };
+    send(1);
+    let error = other.begin(&lane("server 2"), PATIENCE).expect_err("that it is another outbox").to_string();
+    assert!(error.contains("of `server 1`") && error.contains("`server 2`"), "{error}");
+    assert!(error.contains("exactly_once_prefix"), "{error}");
+    let last = send(2);
+    // It is the same one after a restart, and for a source that does not know its origin.
+    assert_eq!(other.begin(&Lane::new("shop.public"), PATIENCE).unwrap(), Some(vec![last]));
+    drop(other);
+    let mut next = broker.publisher().unwrap();
+    assert_eq!(next.begin(&lane("server 1"), PATIENCE).unwrap(), Some(vec![last]));
 }

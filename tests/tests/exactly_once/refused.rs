@@ -1,5 +1,5 @@
 use diesel_outbox::{Emit, Record};
-use diesel_outbox_core::{Broker as _, DeadLetterPolicy, Refusal};
+use diesel_outbox_core::{Broker as _, DeadLetterPolicy, Lane, Refusal};
 use diesel_outbox_relay::{Kafka as Broker, Relay, RelayError};
 use outbox_tests::{Kafka, Tables};
 
@@ -112,10 +112,12 @@ fn a_refusal_counts_only_if_no_other_relay_has_taken_over() {
     let too_large = Record::new("order", "1", "1").with_payload(vec![0; 2_000_000]);
     let (mut first, mut next) = (broker.publisher().unwrap(), broker.publisher().unwrap());
     // A broker may not know the settings of a topic that was made a moment ago.
-    outbox_tests::eventually_ok("the first to take over", wait, || first.begin("shop.public", wait));
+    outbox_tests::eventually_ok("the first to take over", wait, || {
+        first.begin(&Lane::new("shop.public"), wait)
+    });
     assert!(matches!(first.publish(1, "refusal", &too_large), Err(Refusal::Rejected { .. })));
     first.commit(wait).unwrap();
     assert!(matches!(first.publish(2, "refusal", &too_large), Err(Refusal::Rejected { .. })));
-    next.begin("shop.public", wait).unwrap();
+    next.begin(&Lane::new("shop.public"), wait).unwrap();
     first.commit(wait).expect_err("that another one has taken over");
 }

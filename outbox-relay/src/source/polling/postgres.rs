@@ -46,6 +46,8 @@ pub struct PostgresSource {
     ahead: ReadAhead,
     /// Whether no other worker was at work when this pass began.
     is_alone: bool,
+    /// How many of the last passes a crash of the server could undo.
+    undoable: usize,
 }
 
 /// This many records are settled at once without another thread.
@@ -65,7 +67,7 @@ impl PostgresSource {
 
     pub(super) fn of(database: PostgresDatabase) -> Self {
         let sessions = OnThread::new(database.clone());
-        Self { database, sessions, ahead: ReadAhead::default(), is_alone: false }
+        Self { database, sessions, ahead: ReadAhead::default(), is_alone: false, undoable: 0 }
     }
 
     /// Connects, and works on this one of several outboxes from now on.
@@ -143,13 +145,18 @@ impl Source for PostgresSource {
 
     fn release(&mut self) -> Result<(), SourceError> {
         self.ahead.end_pass();
-        self.sessions.ask(Sessions::release)
+        self.undoable = self.sessions.ask(Sessions::release)?;
+        Ok(())
     }
 
     fn abandon(&mut self) {
         // A database that was away took both connections with it.
         self.ahead = ReadAhead::default();
         self.sessions.abandon();
+    }
+
+    fn undoable_passes(&self) -> usize {
+        self.undoable
     }
 
     /// If it has only some of the shards, events of the others would wait meanwhile.
@@ -164,6 +171,10 @@ impl Source for PostgresSource {
 
     fn outbox(&self) -> Option<&str> {
         self.database.outbox.get().map(String::as_str)
+    }
+
+    fn origin(&self) -> Option<&str> {
+        self.database.origin.get().map(String::as_str)
     }
 
     fn upkeep(&mut self) -> Result<Option<Lag>, SourceError> {

@@ -1,13 +1,15 @@
 //! What Kafka has committed and the stored position does not say yet, if records are sent exactly once.
 //!
-//! A pass takes the next rows in their order and all of them are in its transaction, `K`. When `K` has committed, the position behind them is
-//! stored, `T`. `pipeline/exactly_once.rs` has the proof, for a `T` that holds a claim. Here none does, and this takes its place:
+//! A pass takes the next rows in their order. Each of its transactions, `K`, has all rows from the end of the one before it up to some row. When
+//! the last one has committed, the position behind them is stored, `T`. `pipeline/exactly_once.rs` has the proof, for a `T` that holds a claim. Here
+//! none does, and this takes its place:
 //!
-//! - The position is stored only over the one that the relay has stored or loaded itself. So if a relay that was frozen or cut off stores one all
-//!   the same, the one that has taken over cannot store its own, and begins anew.
-//! - A relay that takes over looks at the position once more after its epoch has begun. Of the `K`s that have committed by then, the position has
-//!   all but the last, and its rows are the next ones. It stores that they are settled before it gives another row.
-//! - A record becomes a dead letter only if it is the next one, in the transaction that stores the position behind it. A pass in
+//! - The position is stored only over the one that the relay has stored or loaded itself, with the bound that it had then.
+//! - A relay that takes over stores the position once more after its epoch has begun, with another bound, on the disk. From then on one that was frozen or
+//!   cut off cannot store anything, neither a position nor a dead letter. If it has done so since this one loaded the position, this one begins anew. Of the `K`s that have committed by then, the position has
+//!   all but those that count, and their rows that it does not have are the next ones. It stores that they are settled, on the disk, before it gives
+//!   another row.
+//! - A record becomes a dead letter only if it is the next one, in the transaction that stores the position behind it, on the disk. A pass in
 //!   which others come before it ends there.
 
 use std::collections::HashSet;
@@ -20,7 +22,7 @@ use crate::source::row::StoredRow;
 pub(super) struct Committed {
     /// What the broker has acknowledged in this pass. It is committed when the pass ends.
     of_pass: Vec<u64>,
-    /// What was committed last when this relay took over. These rows come next, unless the position has them.
+    /// What counted when this relay took over. These rows come next, unless the position has them.
     last: HashSet<Uuid>,
     /// Whether some of them have come, and that is not stored.
     came: bool,

@@ -62,18 +62,28 @@ impl Position {
         Keep::new(start, commit, events, bound as i64, slot.to_owned()).execute(conn).map(drop)
     }
 
-    /// Does the same if the stored position is still `kept`. Returns whether it was.
+    /// Does the same if the stored position is still `kept`, with this bound. Returns whether it was.
     pub(crate) fn keep_after(
         self,
-        kept: Self,
+        (kept, kept_bound): (Self, Lsn),
         conn: &mut PgConnection,
         slot: &str,
         bound: Lsn,
     ) -> QueryResult<bool> {
         let ((start, commit, events), kept) = (self.columns(), kept.columns());
-        KeepAfter::new(start, commit, events, bound as i64, slot.to_owned(), kept.0, kept.1, kept.2)
-            .execute(conn)
-            .map(|rows| rows > 0)
+        KeepAfter::new(
+            start,
+            commit,
+            events,
+            bound as i64,
+            slot.to_owned(),
+            kept.0,
+            kept.1,
+            kept.2,
+            kept_bound as i64,
+        )
+        .execute(conn)
+        .map(|rows| rows > 0)
     }
 
     fn columns(self) -> (i64, Option<i64>, i64) {
@@ -118,10 +128,12 @@ statement!(
         slot: String => Text,
         kept_start: i64 => BigInt,
         kept_commit: Option<i64> => Nullable<BigInt>,
-        kept_events: i64 => BigInt
+        kept_events: i64 => BigInt,
+        kept_bound: i64 => BigInt
     } -> BigInt,
     concat!(
         keep!(),
-        " AND start_lsn = '0/0'::pg_lsn + ?::numeric AND commit_lsn IS NOT DISTINCT FROM '0/0'::pg_lsn + ?::numeric AND sent_events = ?"
+        " AND start_lsn = '0/0'::pg_lsn + ?::numeric AND commit_lsn IS NOT DISTINCT FROM '0/0'::pg_lsn + ?::numeric AND sent_events = ? \
+         AND bound_lsn = '0/0'::pg_lsn + ?::numeric"
     )
 );

@@ -26,6 +26,7 @@ use crate::source::interval::is_due;
 use crate::source::promote::Promotion;
 use crate::source::prune::PostgresPruning;
 use crate::source::row::StoredRow;
+use crate::source::undoable::Undoable;
 use crate::source::{BLOCKED, SentRows, database_error};
 
 /// The active relay's work on the slot.
@@ -41,6 +42,7 @@ pub(super) struct Reading {
     settling: Settling,
     /// Set if records are sent exactly once.
     committed: Option<Committed>,
+    undoable: Undoable,
     lower_bound: LowerBound,
     pruning: PostgresPruning,
     promotion: Promotion,
@@ -118,6 +120,7 @@ impl Reading {
             held_back: HeldBack::by(database.options.dead_letter_policy),
             settling,
             committed: exactly_once.then(Committed::default),
+            undoable: Undoable::default(),
             lower_bound,
             pruning: PostgresPruning::default(),
             promotion: Promotion::default(),
@@ -208,7 +211,7 @@ impl Reading {
 
     /// Settles what Kafka has committed. It comes first from now on.
     pub(super) fn settle_committed(&mut self, ids: &[Uuid]) -> Result<(), SourceError> {
-        self.settling.check(&mut self.conn)?;
+        self.undoable.durably(&mut self.conn, |conn| self.settling.take_over(conn))?;
         self.give_again();
         match &mut self.committed {
             Some(committed) => committed.by_the_last(ids),
@@ -226,7 +229,9 @@ impl Reading {
             self.settle_rows([row.ticket])?;
         }
         if is_to_be_stored {
-            self.settling.keep(&mut self.conn, self.window.position())?;
+            // What the next transaction has comes after these, so a crash of the server must not undo it.
+            let position = self.window.position();
+            self.undoable.durably(&mut self.conn, |conn| self.settling.keep(conn, position))?;
         }
         Ok(was_committed)
     }
@@ -235,12 +240,19 @@ impl Reading {
     pub(super) fn commit_pass(&mut self) -> Result<(), SourceError> {
         let Some(committed) = &mut self.committed else { return Ok(()) };
         let tickets = committed.end_pass();
-        if tickets.is_empty() {
-            return Ok(());
+        let count = tickets.len();
+        if count > 0 {
+            self.settle_rows(tickets)?;
+            self.settling.keep(&mut self.conn, self.window.position())?;
+            self.confirm()?;
         }
-        self.settle_rows(tickets)?;
-        self.settling.keep(&mut self.conn, self.window.position())?;
-        self.confirm()
+        let noted = self.undoable.committed(&mut self.conn, count);
+        noted.map_err(|error| database_error("looking whether the position is on the disk", error))
+    }
+
+    /// Returns how many of the last passes a crash of the server could undo.
+    pub(super) fn undoable_passes(&self) -> usize {
+        self.undoable.count()
     }
 
     /// Lets the server forget what was sent, as far as the relay may confirm it.
@@ -290,7 +302,7 @@ impl Reading {
                 dead_letters::keep(conn, row, reason, are_seen)?;
                 dead_letters::forget_requeued(conn, requeued)
             };
-            self.settling.write_with(&mut self.conn, position, keep)?;
+            self.undoable.durably(&mut self.conn, |conn| self.settling.write_with(conn, position, keep))?;
             self.standbys.wait(&mut self.conn, &self.wal)?;
             self.confirm()?;
         } else {

@@ -18,6 +18,8 @@ pub(super) struct Settling {
     slot: String,
     /// The position that the table has, and since when.
     kept: Position,
+    /// The bound that the table has beside it.
+    kept_bound: Lsn,
     kept_at: Option<Instant>,
     bound: ConfirmBound,
     /// Whether to store nothing once somebody else has stored a position, because records are sent exactly once.
@@ -36,13 +38,24 @@ impl Settling {
     ) -> QueryResult<Self> {
         let bound = ConfirmBound::at(start).ahead_of(end);
         origin::note(conn, slot, bound)?;
-        Ok(Self { slot: slot.to_owned(), kept, kept_at: None, bound: ConfirmBound::at(bound), is_exclusive })
+        let slot = slot.to_owned();
+        Ok(Self {
+            slot,
+            kept,
+            kept_bound: bound,
+            kept_at: None,
+            bound: ConfirmBound::at(bound),
+            is_exclusive,
+        })
     }
 
-    /// Returns an error if the table has another position by now.
-    pub(super) fn check(&self, conn: &mut PgConnection) -> Result<(), SourceError> {
-        let stored = Position::load(conn, &self.slot).map_err(failed)?.unwrap_or_default();
-        if stored == self.kept { Ok(()) } else { Err(overtaken()) }
+    /// Stores the same position with another bound. Whoever stored or loaded it before cannot store anything any more. Returns an error if
+    /// the table has another position by now.
+    pub(super) fn take_over(&mut self, conn: &mut PgConnection) -> Result<(), SourceError> {
+        let end = slot::end_of_wal(conn).map_err(failed)?;
+        let bound = self.bound.ahead_of(end).max(self.kept_bound + 1);
+        self.store(conn, self.kept, bound)?;
+        self.wrote(conn, self.kept, bound)
     }
 
     /// Returns up to where the server may forget if all is sent up to this position. First stores the position if the bound
@@ -105,7 +118,7 @@ impl Settling {
         if !self.is_exclusive {
             return position.keep(conn, &self.slot, bound).map_err(failed);
         }
-        match position.keep_after(self.kept, conn, &self.slot, bound) {
+        match position.keep_after((self.kept, self.kept_bound), conn, &self.slot, bound) {
             Ok(true) => Ok(()),
             Ok(false) => Err(overtaken()),
             Err(error) => Err(failed(error)),
@@ -114,7 +127,7 @@ impl Settling {
 
     fn wrote(&mut self, conn: &mut PgConnection, position: Position, bound: Lsn) -> Result<(), SourceError> {
         self.bound.wrote(bound, slot::end_of_wal(conn).map_err(failed)?);
-        (self.kept, self.kept_at) = (position, Some(Instant::now()));
+        (self.kept, self.kept_bound, self.kept_at) = (position, bound, Some(Instant::now()));
         Ok(())
     }
 

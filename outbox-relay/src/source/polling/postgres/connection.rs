@@ -23,6 +23,7 @@ use crate::source::database::PostgresDatabase;
 use crate::source::database_error;
 use crate::source::pooler::OwnProcess;
 use crate::source::sequence::was_set_back;
+use crate::source::undoable::Undoable;
 use crate::statement::statement;
 
 /// The session of one worker.
@@ -46,6 +47,9 @@ struct Session {
     outboxes: HashMap<u32, Known>,
     /// If the worker has several outboxes, a watch does this for all of them.
     alone: Option<Alone>,
+    /// How many records the pass has settled, and which passes are not on the server's disk yet, if records are sent exactly once.
+    settled: usize,
+    undoable: Undoable,
     /// Set if outboxes have failed since a look or a pass last went well.
     failing: Option<Failing>,
 }
@@ -201,12 +205,15 @@ impl Sessions {
     pub(super) fn settle(&mut self, tickets: Vec<u64>) -> Result<(), SourceError> {
         self.with("settling", |session, database| {
             let (conn, table) = session.table()?;
-            table.settle(conn, &tickets, &database.options)
+            table.settle(conn, &tickets, &database.options)?;
+            session.settled += tickets.len();
+            Ok(())
         })
     }
 
     pub(super) fn settle_committed(&mut self, ids: Vec<Uuid>) -> Result<(), SourceError> {
         self.with("settling what Kafka has committed", |session, database| {
+            session.settled += ids.len();
             let (conn, table) = session.table()?;
             table.settle_committed(conn, ids, &database.options)
         })
@@ -219,15 +226,19 @@ impl Sessions {
         })
     }
 
-    pub(super) fn release(&mut self) -> Result<(), SourceError> {
+    /// Releases what is claimed. Returns how many of the last passes a crash of the server could undo.
+    pub(super) fn release(&mut self) -> Result<usize, SourceError> {
         let leads = self.outbox.as_ref().is_some_and(|outbox| outbox.is_led());
         self.note_sequence();
-        self.with("releasing", |session, _| {
+        self.with("releasing", |session, database| {
             let leads = session.alone.as_ref().map_or(leads, Alone::calls_for_help);
             let (conn, table) = session.table()?;
             table.release(conn, leads)?;
             session.failing = None;
-            Ok(())
+            if database.options.exactly_once {
+                session.undoable.committed(&mut session.conn, std::mem::take(&mut session.settled))?;
+            }
+            Ok(session.undoable.count())
         })
     }
 
@@ -282,6 +293,8 @@ impl Session {
             current: 0,
             outboxes: HashMap::new(),
             alone: None,
+            settled: 0,
+            undoable: Undoable::default(),
             failing: None,
         };
         if has_others {
