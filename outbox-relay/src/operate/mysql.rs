@@ -8,7 +8,7 @@ use super::{
     DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, Unsent, dead_letter, hex, schedule_of, unsent,
 };
 use crate::source::mysql::{
-    self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of, unsent_of_shards,
+    self as polling, Bound, COLUMNS, UnsentShare, lag, listed, load_bounds, row_of, unsent_of_shards,
 };
 use crate::source::promote::promote_all;
 
@@ -22,7 +22,7 @@ impl Operate for Conn {
     fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
         let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
         let rows = unsent_of_shards(self, &bounds).map_err(failed)?;
-        let row = |(aggregate_type, shard, count, oldest): (Vec<u8>, i16, i64, i64)| {
+        let row = |(aggregate_type, shard, count, oldest): UnsentShare| {
             let aggregate_type = String::from_utf8_lossy(&aggregate_type).into_owned();
             unsent((aggregate_type, shard, count, oldest as f64 / 1_000_000.0))
         };

@@ -10,10 +10,20 @@ use crate::operate::mysql::failed;
 use crate::source::mysql::{check_server, check_tables, open_transactions, row_of};
 
 /// What a relay does, none of which runs: to explain a statement takes the same privileges.
-const NEEDED: [(&str, &str, &str); 6] = [
+const NEEDED: [(&str, &str, &str); 11] = [
     ("outbox", "UPDATE (sent_at)", "UPDATE outbox SET sent_at = NULL WHERE seq = 0"),
     ("outbox", "DELETE", "DELETE FROM outbox WHERE seq = 0"),
     ("outbox", "SELECT", "SELECT * FROM outbox WHERE seq = 0"),
+    (
+        "outbox",
+        "INSERT (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at)",
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+         VALUES ('', '', '', '', NULL, NULL, 0, UTC_TIMESTAMP(3))",
+    ),
+    ("outbox_scheduled", "SELECT", "SELECT * FROM outbox_scheduled WHERE seq = 0"),
+    ("outbox_scheduled", "DELETE", "DELETE FROM outbox_scheduled WHERE seq = 0"),
+    ("outbox_promotion", "SELECT", "SELECT * FROM outbox_promotion WHERE turn = 0"),
+    ("outbox_promotion", "UPDATE", "UPDATE outbox_promotion SET turn = 0 WHERE turn = 0"),
     ("outbox_shard", "UPDATE", "UPDATE outbox_shard SET unsent = '' WHERE shard = 99"),
     ("outbox_dead_letter", "SELECT", "SELECT * FROM outbox_dead_letter WHERE seq = 0"),
     (

@@ -108,11 +108,10 @@ fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Re
     conn.execute("COMMIT").map(drop)
 }
 
-/// The aggregate types, shards, numbers and ages in microseconds of what is unsent.
-pub(crate) fn unsent_of_shards(
-    conn: &mut Conn,
-    bounds: &bounds::Claimed,
-) -> mysql::Result<Vec<(Vec<u8>, i16, i64, i64)>> {
+/// An aggregate type, a shard, how much of it is unsent there, and the age of the oldest in microseconds.
+pub(crate) type UnsentShare = (Vec<u8>, i16, i64, i64);
+
+pub(crate) fn unsent_of_shards(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Vec<UnsentShare>> {
     conn.load(&format!(
         "SELECT CAST(aggregatetype AS BINARY), shard, COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {} \
          GROUP BY 1, shard ORDER BY 1, shard",
