@@ -8,16 +8,11 @@ use chaos::run::{Outcome, Together, run};
 use chaos::scene::Program;
 
 const SEED: u64 = 1;
-/// What does not hold on a source: if a relay reads the WAL and fails between a requeue and the requeued records, it no longer holds back the
-/// later events of their aggregates: see docs/guarantees.md.
-const LEFT_OUT: [(Source, &str); 1] = [(Source::Wal, "writing forbidden")];
 
 /// Returns the faults of each run: those after which nothing may be repeated, and the others.
 fn runs(source: Source) -> Vec<Vec<Together<'static>>> {
     let short = |belongs: &dyn Fn(&Fault) -> bool| -> Vec<Together<'static>> {
-        let is_meant =
-            |fault: &&Fault| fault.is_short && belongs(fault) && !LEFT_OUT.contains(&(source, fault.name));
-        let of = faults::of(source).into_iter().filter(is_meant);
+        let of = faults::of(source).into_iter().filter(|fault| fault.is_short && belongs(fault));
         of.map(|fault| vec![fault]).collect()
     };
     let mut runs = vec![

@@ -22,6 +22,7 @@ mod properties;
 mod relay;
 mod replay;
 mod report;
+mod scheduled;
 mod settings;
 mod shell;
 mod signals;
@@ -75,6 +76,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Completions { shell, .. } => shell::completions(*shell),
         Action::Man { folder, .. } => shell::man(folder),
+        Action::Scheduled { promote, json, common } => scheduled::run(common, origins, *promote, *json),
         Action::Wal(action) => wal::run(action, origins),
         #[cfg(any(feature = "mysql", feature = "postgres"))]
         Action::Debezium(action) => debezium::run(action, origins),

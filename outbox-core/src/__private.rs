@@ -7,6 +7,8 @@ mod marking;
 mod migrating;
 mod pruning;
 mod running;
+mod scheduling;
+mod storing;
 
 use std::error::Error;
 use std::fmt::Display;
@@ -27,6 +29,8 @@ pub use self::migrating::{
 };
 pub use self::pruning::Pruning;
 pub use self::running::{Running, Stop, panic_message};
+pub use self::scheduling::Due;
+pub use self::storing::{StoredRow, stored_record};
 pub use crate::encoded::identity;
 use crate::{Record, RecordError, variant};
 

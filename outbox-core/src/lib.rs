@@ -47,8 +47,11 @@ mod encoded;
 mod event;
 mod publisher;
 mod record;
+mod scheduled;
 mod shard;
 mod source;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod variant;
 pub mod wire;
 
@@ -57,5 +60,6 @@ pub use encoded::{EncodedEvent, InboxEvent};
 pub use event::OutboxEvent;
 pub use publisher::{Acknowledgement, Broker, Lane, Outcome, PublishError, Publisher, Refusal};
 pub use record::{Record, RecordError};
+pub use scheduled::ScheduledEvent;
 pub use shard::{SHARDS, shard_of};
 pub use source::{Claimed, DeadLetterPolicy, DeadLettered, Lag, Source, SourceError, WalLag};

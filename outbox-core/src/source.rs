@@ -193,6 +193,11 @@ pub struct Lag {
     pub dead_letters: u64,
     /// The number of aggregates of which records are held back behind a dead letter, under [`DeadLetterPolicy::Block`].
     pub blocked_aggregates: u64,
+    /// The number of events that are scheduled for later.
+    pub scheduled: u64,
+    /// How long the scheduled event has been due that was due first, or zero if none is due. A relay moves such events into the outbox within
+    /// two seconds.
+    pub overdue: Duration,
     /// How far the relay is behind the end of the WAL, if events are read from there.
     pub wal: Option<WalLag>,
 }

@@ -5,6 +5,8 @@
 pub(crate) mod mysql;
 #[cfg(feature = "postgres")]
 pub(crate) mod postgres;
+mod rows;
+pub(crate) mod scheduled;
 #[cfg(feature = "sqlite")]
 pub(crate) mod sqlite;
 
@@ -13,6 +15,9 @@ use diesel::backend::Backend;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use uuid::Uuid;
 
+pub(crate) use self::rows::{Load, Table};
+pub use self::rows::{LoadedRow, SelectRows};
+pub(crate) use self::scheduled::{CancelScheduled, InsertScheduled};
 use crate::{Record, wire};
 
 /// A database that can hold an outbox. It is implemented for Diesel's `Pg`, `Mysql` and `Sqlite`, each with the feature of that name:
@@ -31,10 +36,11 @@ pub(crate) mod sealed {
     #[cfg(feature = "migrations")]
     use super::InsertVersion;
     use super::{
-        AstPass, Backend, FindInbox, InsertMany, InsertMark, InsertOne, PruneMarks, QueryResult, StillMarked,
+        AstPass, Backend, CancelScheduled, FindInbox, InsertMany, InsertMark, InsertOne, InsertScheduled,
+        Load, PruneMarks, QueryResult, SelectRows, StillMarked,
     };
 
-    pub trait Statements: Backend {
+    pub trait Statements: Backend + Load {
         #[cfg(feature = "migrations")]
         const MIGRATIONS: diesel_migrations::EmbeddedMigrations;
         #[cfg(feature = "migrations")]
@@ -48,6 +54,15 @@ pub(crate) mod sealed {
         /// it, this fails, or affects none.
         fn still_marked<'b>(still: &'b StillMarked<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         fn prune_marks<'b>(prune: &'b PruneMarks<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
+        fn insert_scheduled<'b>(
+            insert: &'b InsertScheduled<'_>,
+            out: AstPass<'_, 'b, Self>,
+        ) -> QueryResult<()>;
+        fn cancel_scheduled<'b>(
+            cancel: &'b CancelScheduled<'_>,
+            out: AstPass<'_, 'b, Self>,
+        ) -> QueryResult<()>;
+        fn select_rows<'b>(select: &'b SelectRows<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
         /// Fails if the table does not exist, in a way that `has_table` recognizes whatever the language of the server's messages.
         fn find_inbox<'b>(find: &'b FindInbox<'_>, out: AstPass<'_, 'b, Self>) -> QueryResult<()>;
     }
@@ -95,6 +110,9 @@ backend_statement!(InsertMark, insert_mark, cached: true);
 backend_statement!(StillMarked, still_marked, cached: true);
 backend_statement!(PruneMarks, prune_marks, cached: true);
 backend_statement!(FindInbox, find_inbox, cached: true);
+backend_statement!(InsertScheduled, insert_scheduled, cached: false);
+backend_statement!(CancelScheduled, cancel_scheduled, cached: true);
+backend_statement!(SelectRows, select_rows, cached: false);
 #[cfg(feature = "migrations")]
 backend_statement!(InsertVersion, insert_version, cached: true);
 

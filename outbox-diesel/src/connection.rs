@@ -1,10 +1,11 @@
 //! The synchronous connections that can hold an outbox: Diesel's own, pooled or not, and enums of them.
 
 use diesel::QueryResult;
-use diesel::connection::Connection;
+use diesel::connection::{Connection, LoadConnection};
 
 use crate::backend::{
-    FindInbox, InSchema, InsertMany, InsertMark, InsertOne, OutboxBackend, PruneMarks, StillMarked,
+    CancelScheduled, FindInbox, InSchema, InsertMany, InsertMark, InsertOne, InsertScheduled, Load,
+    LoadedRow, OutboxBackend, PruneMarks, SelectRows, StillMarked,
 };
 
 /// A synchronous connection to a database that can hold an outbox and an inbox.
@@ -24,6 +25,13 @@ pub trait OutboxConnection: Connection {
     /// The database's error.
     #[doc(hidden)]
     fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize>;
+
+    /// Reads rows.
+    ///
+    /// # Errors
+    /// The database's error.
+    #[doc(hidden)]
+    fn load_rows(&mut self, select: &SelectRows<'_>) -> QueryResult<Vec<LoadedRow>>;
 }
 
 /// One of this crate's statements.
@@ -39,6 +47,8 @@ enum Kind<'a> {
     StillMarked(&'a StillMarked<'a>),
     PruneMarks(&'a PruneMarks<'a>),
     FindInbox(&'a FindInbox<'a>),
+    InsertScheduled(&'a InsertScheduled<'a>),
+    CancelScheduled(&'a CancelScheduled<'a>),
 }
 
 macro_rules! statements {
@@ -50,7 +60,7 @@ macro_rules! statements {
         })*
 
         #[diagnostic::do_not_recommend]
-        impl<C: Connection<Backend: OutboxBackend>> OutboxConnection for C {
+        impl<C: LoadConnection<Backend: OutboxBackend>> OutboxConnection for C {
             fn execute_statement(&mut self, statement: Statement<'_>) -> QueryResult<usize> {
                 match statement.0 {
                     $(
@@ -61,11 +71,24 @@ macro_rules! statements {
                     )*
                 }
             }
+
+            fn load_rows(&mut self, select: &SelectRows<'_>) -> QueryResult<Vec<LoadedRow>> {
+                <C::Backend as Load>::load(self, select)
+            }
         }
     };
 }
 
-statements!(InsertOne, InsertMany, InsertMark, StillMarked, PruneMarks, FindInbox);
+statements!(
+    InsertOne,
+    InsertMany,
+    InsertMark,
+    StillMarked,
+    PruneMarks,
+    FindInbox,
+    InsertScheduled,
+    CancelScheduled
+);
 
 /// Implements [`OutboxConnection`](crate::OutboxConnection) for an enum with Diesel's `#[derive(MultiConnection)]`, so that it emits events, works with an
 /// [`Inbox`](crate::Inbox) and runs `Migrations`.
@@ -128,6 +151,16 @@ macro_rules! __multi_connection {
                     $($(#[$attribute])* Self::$variant(c) => {
                         $crate::OutboxConnection::execute_statement(c, statement)
                     })*
+                    $($rest => ::core::result::Result::Err($crate::EmitError::NoOutbox.into()),)?
+                }
+            }
+
+            fn load_rows(
+                &mut self,
+                select: &$crate::SelectRows<'_>,
+            ) -> ::diesel::QueryResult<::std::vec::Vec<$crate::LoadedRow>> {
+                match self {
+                    $($(#[$attribute])* Self::$variant(c) => $crate::OutboxConnection::load_rows(c, select),)*
                     $($rest => ::core::result::Result::Err($crate::EmitError::NoOutbox.into()),)?
                 }
             }

@@ -4,16 +4,22 @@
 mod asynchronous;
 mod error;
 mod outbox;
+mod scheduled;
+
+use std::time::{Duration, SystemTime};
 
 use diesel::QueryResult;
 use diesel::connection::{Connection, TransactionManagerStatus};
 use diesel_outbox_core::__private::chunks;
+pub use diesel_outbox_core::ScheduledEvent;
 use uuid::Uuid;
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncEmit;
 pub use self::error::EmitError;
 pub use self::outbox::Outbox;
+#[cfg(feature = "testing")]
+pub(crate) use self::scheduled::record_of;
 use crate::{OutboxConnection, OutboxEvent};
 
 /// The methods `emit` and `emit_all` of every synchronous Diesel connection, pooled or not.
@@ -73,6 +79,61 @@ pub trait Emit: Connection {
     fn emit_all<I>(&mut self, events: I) -> QueryResult<Vec<Uuid>>
     where
         I: IntoIterator<Item: OutboxEvent>;
+
+    /// Stores the event in the open transaction, to be sent at this time or soon after it. Returns the event's id, with which you can
+    /// [cancel](Self::cancel_scheduled) it.
+    ///
+    /// The database's clock counts. A time that has passed means at once, and one after the year 9999 means its end. The relay needs the
+    /// table `outbox_scheduled`, which the migrations create.
+    ///
+    /// # Errors
+    /// As for [`emit`](Self::emit). An event whose id is already scheduled is a unique violation.
+    fn emit_at<E: OutboxEvent + ?Sized>(&mut self, event: &E, time: SystemTime) -> QueryResult<Uuid>;
+
+    /// Stores the event in the open transaction, to be sent when this much time has passed since now, by the database's clock: see
+    /// [`emit_at`](Self::emit_at). At most 100 years.
+    ///
+    /// ```
+    /// # use diesel::prelude::*;
+    /// # #[cfg(all(feature = "sqlite", feature = "migrations"))]
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use std::time::Duration;
+    ///
+    /// use diesel_outbox::{Emit, Record};
+    ///
+    /// # let conn = &mut SqliteConnection::establish(":memory:")?;
+    /// # diesel_outbox::Migrations::new().run(conn)?;
+    /// const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    /// let reminder = conn.transaction(|c| c.emit_after(&Record::new("order", "7", "PaymentReminderDue"), 3 * DAY))?;
+    /// assert_eq!(conn.scheduled()?.len(), 1);
+    ///
+    /// // The order is paid in time:
+    /// let was_there = conn.transaction(|c| c.cancel_scheduled(reminder))?;
+    /// assert!(was_there && conn.scheduled()?.is_empty());
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(all(feature = "sqlite", feature = "migrations")))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// As for [`emit_at`](Self::emit_at).
+    fn emit_after<E: OutboxEvent + ?Sized>(&mut self, event: &E, time: Duration) -> QueryResult<Uuid>;
+
+    /// Cancels the scheduled event with this id, and returns whether it was there. If not, it is on its way, or was never scheduled. An
+    /// event that was cancelled is never sent. If the transaction is rolled back, it is scheduled as before.
+    ///
+    /// If a relay is moving the event at this moment, this waits until that has been committed.
+    ///
+    /// # Errors
+    /// The database's error.
+    fn cancel_scheduled(&mut self, id: Uuid) -> QueryResult<bool>;
+
+    /// Returns all scheduled events in the order of their times.
+    ///
+    /// # Errors
+    /// The database's error, or a `DeserializationError` if another program has written a row that is no record.
+    fn scheduled(&mut self) -> QueryResult<Vec<ScheduledEvent>>;
 }
 
 impl<C: OutboxConnection> Emit for C {
@@ -85,6 +146,22 @@ impl<C: OutboxConnection> Emit for C {
         I: IntoIterator<Item: OutboxEvent>,
     {
         Outbox::new().emit_all(self, events)
+    }
+
+    fn emit_at<E: OutboxEvent + ?Sized>(&mut self, event: &E, time: SystemTime) -> QueryResult<Uuid> {
+        Outbox::new().emit_at(self, event, time)
+    }
+
+    fn emit_after<E: OutboxEvent + ?Sized>(&mut self, event: &E, time: Duration) -> QueryResult<Uuid> {
+        Outbox::new().emit_after(self, event, time)
+    }
+
+    fn cancel_scheduled(&mut self, id: Uuid) -> QueryResult<bool> {
+        Outbox::new().cancel_scheduled(self, id)
+    }
+
+    fn scheduled(&mut self) -> QueryResult<Vec<ScheduledEvent>> {
+        Outbox::new().scheduled(self)
     }
 }
 

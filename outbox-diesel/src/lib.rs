@@ -71,6 +71,7 @@
 //! | [`OutboxEvent`] | makes a domain type an event: derive it, or build a [`Record`] by hand |
 //! | [`Emit`], `AsyncEmit` | add `emit` and `emit_all` to every Diesel and diesel-async connection, pooled or not |
 //! | [`Outbox`] | emits with [headers that all events of a request share](#headers-for-a-whole-request), or into [a named schema](#a-schema-of-its-own) |
+//! | [`ScheduledEvent`] | an event that is to be sent later: see [`emit_at`](Emit::emit_at), [`emit_after`](Emit::emit_after) and [`cancel_scheduled`](Emit::cancel_scheduled) |
 //! | [`InboxEvent`] | decodes an event in a consumer: derive it |
 //! | [`Inbox`] | runs an effect once for each event |
 //! | `Migrations` | creates the tables |
@@ -237,6 +238,7 @@
 //! | `mysql` | no | MySQL and MariaDB. For Diesel's `MysqlConnection`, also turn on the feature `mysql` of Diesel, which needs libmysqlclient or libmariadb |
 //! | `sqlite` | no | SQLite |
 //! | `async` | no | `AsyncEmit`, and the methods of [`Outbox`] and [`Inbox`] for diesel-async's connections |
+//! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //!
 //! Turn on `postgres`, `mysql` or `sqlite`, or several of them. Without any of the three, no connection can emit.
 //!
@@ -259,6 +261,8 @@ mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
 mod problem;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;
@@ -267,12 +271,14 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 pub use diesel_outbox_derive::{InboxEvent, OutboxEvent};
 
 pub use self::backend::OutboxBackend;
+#[doc(hidden)]
+pub use self::backend::{LoadedRow, SelectRows};
 pub use self::connection::OutboxConnection;
 #[doc(hidden)]
 pub use self::connection::Statement;
 #[cfg(feature = "async")]
 pub use self::emit::AsyncEmit;
-pub use self::emit::{Emit, EmitError, Outbox};
+pub use self::emit::{Emit, EmitError, Outbox, ScheduledEvent};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(all(feature = "migrations", feature = "mysql"))]
 #[doc(hidden)]

@@ -32,7 +32,7 @@ use crate::backend::{InsertVersion, Migrating, OutboxBackend, sealed::Statements
 /// use diesel_outbox::Migrations;
 ///
 /// let conn = &mut SqliteConnection::establish(":memory:")?;
-/// assert_eq!(Migrations::new().run(conn)?.len(), 2);
+/// assert_eq!(Migrations::new().run(conn)?.len(), 3);
 /// assert!(Migrations::new().run(conn)?.is_empty());
 /// # Ok(())
 /// # }

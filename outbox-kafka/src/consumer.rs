@@ -113,6 +113,8 @@ mod held;
 mod received;
 mod stalls;
 mod start;
+#[cfg(feature = "testing")]
+mod testing;
 
 #[cfg(feature = "async")]
 pub use self::asynchronous::AsyncHandler;

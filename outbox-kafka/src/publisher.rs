@@ -143,8 +143,15 @@ impl Kafka {
         if let Some(id) = transactional_id {
             config.set("transactional.id", id);
         }
-        if batching == Batching::Single {
-            config.set("batch.num.messages", "1");
+        match batching {
+            Batching::Many => {}
+            Batching::Small => {
+                let own = settings::get(&self.settings, BATCH_SIZE).and_then(|bytes| bytes.parse().ok());
+                config.set(BATCH_SIZE, SMALL_BATCH.min(own.unwrap_or(SMALL_BATCH)).to_string());
+            }
+            Batching::Single => {
+                config.set("batch.num.messages", "1");
+            }
         }
         match Producer::start(&config, Deliveries::new(batching, self.errors.clone())) {
             Ok(Ok(producer)) => Ok(producer),
@@ -186,6 +193,7 @@ impl Broker for Kafka {
             kafka: self.clone(),
             producer,
             batching: Batching::Many,
+            batches_again: FEWEST_DELIVERIES / TIMES,
             gate: Gate::default(),
             topics: RefusedTopics::default(),
             transactions: None,
@@ -195,18 +203,28 @@ impl Broker for Kafka {
     }
 }
 
-/// How records go into batches. Kafka refuses a whole batch for one bad record, so after that they go one by one until the
-/// bad one is known.
+/// How records go into batches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Batching {
     Many,
+    /// Kafka acknowledges a batch when it has all of it. On a narrow way that may take so long that the relay gives up, and would send
+    /// the same again for ever. So after that they are small.
+    Small,
+    /// Kafka refuses a whole batch for one bad record, so after that they go one by one until the bad one is known.
     Single,
 }
 
 const QUEUE_KBYTES: &str = "queue.buffering.max.kbytes";
 
-/// How many records must have been delivered one by one before the publisher sends batches again.
-const SINGLE_DELIVERIES: usize = 10_000;
+const BATCH_SIZE: &str = "batch.size";
+/// In bytes. A larger record is a batch of its own.
+const SMALL_BATCH: usize = 8 << 10;
+
+/// How many records must have been delivered before the publisher sends large batches again. It waits for more, up to a limit, each time
+/// when it has had to send small ones: what is given up is sent twice.
+const FEWEST_DELIVERIES: usize = 10_000;
+const MOST_DELIVERIES: usize = 1_000_000;
+const TIMES: usize = 4;
 
 /// How long a producer that failed may take to say what became of the last records.
 const LAST_WORDS: Duration = Duration::from_millis(100);
@@ -217,6 +235,8 @@ struct KafkaPublisher {
     producer: Option<Producer>,
     gate: Gate,
     batching: Batching,
+    /// After how many deliveries it sends large batches again.
+    batches_again: usize,
     topics: RefusedTopics,
     /// Set if the relay sends exactly once.
     transactions: Option<Transactions>,
@@ -313,7 +333,12 @@ impl KafkaPublisher {
 
     /// Sends batches again if enough records have gone one by one since the last bad one.
     fn may_batch_again(&mut self) {
-        if self.batching == Batching::Single && self.in_flight == 0 && self.delivered >= SINGLE_DELIVERIES {
+        let enough = match self.batching {
+            Batching::Many => return,
+            Batching::Small => self.batches_again,
+            Batching::Single => FEWEST_DELIVERIES,
+        };
+        if self.in_flight == 0 && self.delivered >= enough {
             self.batching = Batching::Many;
             self.abandon();
         }
@@ -369,6 +394,10 @@ impl Publisher for KafkaPublisher {
     }
 
     fn abandon(&mut self) {
+        if self.in_flight > 0 && self.batching == Batching::Many {
+            self.batching = Batching::Small;
+            self.batches_again = (self.batches_again * TIMES).min(MOST_DELIVERIES);
+        }
         drop(self.let_go());
         self.gate = Gate::default();
         self.in_flight = 0;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
 use diesel_outbox_core::PublishError;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Headers;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use uuid::Uuid;
@@ -27,6 +27,7 @@ pub struct PublishedRecords {
     /// The partitions from which Kafka may have deleted earlier records, with the time of the first that is left.
     first: BTreeMap<(String, i32), Option<SystemTime>>,
     missing: BTreeSet<String>,
+    partitions: BTreeMap<String, u32>,
     patience: Duration,
 }
 
@@ -91,6 +92,7 @@ impl PublishedRecords {
             expected: 0,
             first: BTreeMap::new(),
             missing: BTreeSet::new(),
+            partitions: BTreeMap::new(),
             patience,
         };
         let mut times = TopicPartitionList::new();
@@ -98,9 +100,20 @@ impl PublishedRecords {
             let metadata = this.consumer.fetch_metadata(Some(topic), patience);
             let metadata =
                 metadata.map_err(|error| failed(&format!("looking for the topic `{topic}`"), error))?;
-            let partitions = metadata.topics().first().map_or(&[][..], |found| found.partitions());
+            let found = metadata.topics().first();
+            let partitions = match found.and_then(|found| found.error()).map(RDKafkaErrorCode::from) {
+                None => found.map_or(&[][..], |found| found.partitions()),
+                Some(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => &[],
+                Some(code) => {
+                    return Err(PublishError::new(format!(
+                        "Kafka does not say what the topic `{topic}` is: {code}"
+                    )));
+                }
+            };
             if partitions.is_empty() {
                 this.missing.insert(topic.clone());
+            } else {
+                this.partitions.insert(topic.clone(), u32::try_from(partitions.len()).unwrap_or(u32::MAX));
             }
             for partition in partitions {
                 times
@@ -122,12 +135,22 @@ impl PublishedRecords {
                 .consumer
                 .fetch_watermarks(topic, partition, patience)
                 .map_err(|error| failed(&format!("looking for the end of the topic `{topic}`"), error))?;
-            let Offset::Offset(offset) = start.offset() else { continue };
-            if offset >= high {
-                continue;
-            }
+            start.error().map_err(|error| {
+                failed(&format!("looking for the first record of the topic `{topic}`"), error)
+            })?;
+            let place = (topic.to_owned(), partition);
+            let offset = match start.offset() {
+                Offset::Offset(offset) if offset < high => offset,
+                // Whatever was there is gone. If something older is left, nothing newer was there.
+                _ if low == high && low > 0 => {
+                    this.first.insert(place, Some(SystemTime::now()));
+                    continue;
+                }
+                _ => continue,
+            };
             if offset <= low && low > 0 {
-                this.first.insert((topic.to_owned(), partition), None);
+                // Earlier ones may have been there. When the first of those that are left was emitted is known once it is read.
+                this.first.insert(place, None);
             }
             this.ends.insert((topic.to_owned(), partition), high);
             this.expected = this.expected.saturating_add((high - offset).unsigned_abs());
@@ -151,11 +174,13 @@ impl PublishedRecords {
         &self.missing
     }
 
-    /// Returns from when on a topic has all that was sent to it, if Kafka has deleted earlier records, as `retention.ms` says for example.
-    /// Read all records first.
+    /// Returns from when on the partition of a key has all that was sent to it, if Kafka has deleted earlier records, as `retention.ms` says for
+    /// example. The key is its murmur2 hash. Read all records first.
     #[must_use]
-    pub fn kept_since(&self, topic: &str) -> Option<SystemTime> {
-        self.first.iter().filter(|((of, _), _)| of == topic).filter_map(|(_, first)| *first).max()
+    pub fn kept_since(&self, topic: &str, key: u32) -> Option<SystemTime> {
+        let partitions = self.partitions.get(topic)?;
+        let partition = i32::try_from((key & 0x7fff_ffff) % partitions).ok()?;
+        self.first.get(&(topic.to_owned(), partition)).copied().flatten()
     }
 
     /// Returns the next record, or `None` at the end.

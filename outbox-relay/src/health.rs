@@ -45,11 +45,7 @@ const SAME: Duration = Duration::from_secs(1);
 
 impl Health {
     pub(crate) fn new(workers: usize, lag_interval: Duration) -> Self {
-        let now = Instant::now();
-        let noted =
-            || Noted { lived: now, reached: false, failing: None, settled: now, waiting: None, ended: None };
-        let workers = (0..workers).map(|_| WorkerHealth(Arc::new(Mutex::new(noted())))).collect();
-        Self { workers, lag_interval }
+        Self { workers: (0..workers).map(|_| WorkerHealth::new()).collect(), lag_interval }
     }
 
     pub(crate) fn workers(&self) -> impl Iterator<Item = WorkerHealth> {
@@ -113,6 +109,13 @@ impl Health {
 }
 
 impl WorkerHealth {
+    pub(crate) fn new() -> Self {
+        let now = Instant::now();
+        let noted =
+            Noted { lived: now, reached: false, failing: None, settled: now, waiting: None, ended: None };
+        Self(Arc::new(Mutex::new(noted)))
+    }
+
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -120,6 +123,17 @@ impl WorkerHealth {
     /// Notes that the worker is alive.
     pub(crate) fn lives(&self) {
         self.noted().lived = Instant::now();
+    }
+
+    #[cfg(test)]
+    pub(crate) fn was_silent_for(&self, time: Duration) {
+        let mut noted = self.noted();
+        noted.lived = noted.lived.checked_sub(time).unwrap_or(noted.lived);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn silence(&self) -> Duration {
+        self.noted().lived.elapsed()
     }
 
     /// Notes that an attempt went well, and whether it settled something.

@@ -83,8 +83,7 @@
 //! You need not do anything. The relay logs a warning, waits a little longer each time, up to 5 s, and goes on by itself.
 //!
 //! If the broker acknowledges nothing for [`Relay::stall_timeout`], the relay gives up the pass, so that no transaction stays open
-//! until the broker answers again. The next passes begin with a single record, because on a narrow way many take too long to be
-//! acknowledged. If the database is away, the relay connects again.
+//! until the broker answers again. If the database is away, the relay connects again.
 //!
 //! # Several relays
 //!
@@ -105,7 +104,7 @@
 //!
 //! # A broker of your own
 //!
-//! A relay publishes to anything that implements [`Publisher`]. In a test that can be the test itself:
+//! A relay publishes to anything that implements [`Publisher`]. (For tests, the feature `testing` has one.)
 //!
 //! ```
 //! use std::sync::mpsc::{Sender, channel};
@@ -177,6 +176,8 @@
 //! | `outbox_oldest_writer_seconds` | gauge | how long the oldest transaction that may have emitted has been open or prepared. If the relay's role is not a member of `pg_read_all_stats`, counted from when the relay first saw it. On MySQL and MariaDB, counted from the transaction's first event |
 //! | `outbox_dead_letters_stored` | gauge | how many dead letters nobody has requeued |
 //! | `outbox_blocked_aggregates` | gauge | of how many aggregates records are held back behind a dead letter |
+//! | `outbox_scheduled` | gauge | how many events are scheduled for later |
+//! | `outbox_oldest_overdue_seconds` | gauge | how long the scheduled event has been due that was due first; zero if none is |
 //! | `outbox_wal_lag_bytes`, `outbox_wal_lag_seconds` | gauge | how far the slot's confirmed position is behind the end of the WAL |
 //! | `outbox_wal_retained_bytes` | gauge | how much WAL the server keeps for the slot |
 //! | `outbox_wal_slot_status` | gauge | 1 for the slot's `status`, 0 for the others: `reserved`, `extended`, `unreserved`, `lost` |
@@ -198,6 +199,7 @@
 //! | `mysql` | | MySQL and MariaDB, polled. It needs no C library |
 //! | `mysql-tls` | | TLS for MySQL and MariaDB, with rustls |
 //! | `sqlite` | | SQLite |
+//! | `testing` | | `testing`: a relay that a test makes work step by step, without Kafka |
 //! | `kafka` | yes | Kafka as the broker |
 //! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
 //! | `kafka-sasl` | | Kerberos for Kafka |
@@ -228,6 +230,8 @@ mod simulation;
 pub mod source;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod statement;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod worker;
 
 pub use diesel_outbox_core::wire::{TopicError, TopicNaming};

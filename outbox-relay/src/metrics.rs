@@ -119,6 +119,8 @@ impl Metrics {
         set("outbox_oldest_writer_seconds", lag.oldest_writer.as_secs_f64());
         set("outbox_dead_letters_stored", lag.dead_letters as f64);
         set("outbox_blocked_aggregates", lag.blocked_aggregates as f64);
+        set("outbox_scheduled", lag.scheduled as f64);
+        set("outbox_oldest_overdue_seconds", lag.overdue.as_secs_f64());
     }
 
     pub(crate) fn gave_up(&self, error: &dyn std::error::Error) {
@@ -195,6 +197,12 @@ fn describe() {
         "outbox_oldest_writer_seconds",
         Unit::Seconds,
         "How long the oldest transaction that may have emitted has been open or prepared"
+    );
+    describe_gauge!("outbox_scheduled", Unit::Count, "Events that are scheduled for later");
+    describe_gauge!(
+        "outbox_oldest_overdue_seconds",
+        Unit::Seconds,
+        "How long the scheduled event has been due that was due first"
     );
     describe_gauge!("outbox_dead_letters_stored", Unit::Count, "Dead letters that nobody has requeued");
     describe_gauge!(

@@ -35,6 +35,8 @@ use diesel_outbox_core::__private::from_unix_ms;
 pub use diesel_outbox_core::Lag;
 use uuid::Uuid;
 
+use crate::source::promote::{Promote, overdue};
+
 #[cfg(feature = "mysql")]
 #[doc(hidden)]
 pub use self::mysql::is_polled;
@@ -88,12 +90,27 @@ pub trait Operate {
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
 
-    /// Deletes dead letters for good, and returns how many there were. Their events are lost: nobody sends them any more. With the policy
+    /// Deletes dead letters for good, and returns how many there were. Their events are lost. A relay that reads the write-ahead log may send
+    /// one all the same, if it or the server crashed after it became a dead letter, and before the relay had stored its position. With the policy
     /// `block`, an aggregate without dead letters is not held back any more.
     ///
     /// # Errors
     /// Returns the database's error. Nothing is changed then.
     fn drop_dead_letters(&mut self, which: &Requeue) -> QueryResult<usize>;
+
+    /// Returns how many events are scheduled, and whether one is overdue.
+    ///
+    /// # Errors
+    /// Returns the database's error, also if the table `outbox_scheduled` is missing.
+    fn schedule(&mut self) -> QueryResult<Schedule>;
+
+    /// Moves all scheduled events that are due into the outbox, and returns how many there were. A relay does so by itself. Call this if
+    /// Debezium reads the outbox and no relay of this crate runs. Several processes may call it at the same time: one works, and the others
+    /// return 0.
+    ///
+    /// # Errors
+    /// Returns the database's error. The events that were moved before it stay moved.
+    fn promote(&mut self) -> QueryResult<usize>;
 }
 
 /// The records of one aggregate type in one shard that wait to be sent.
@@ -115,6 +132,24 @@ type UnsentRow = (String, i16, i64, f64);
 fn unsent((aggregate_type, shard, count, oldest): UnsentRow) -> Unsent {
     let oldest = Duration::try_from_secs_f64(oldest).unwrap_or_default();
     Unsent { aggregate_type, shard, count: count.unsigned_abs(), oldest }
+}
+
+/// The scheduled events as a whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Schedule {
+    /// How many events are scheduled.
+    pub scheduled: u64,
+    /// How long the event has been due that was due first, or zero if none is due.
+    pub overdue: Duration,
+    /// How soon the next event is due; zero if one is due. `None` if none is scheduled.
+    pub next: Option<Duration>,
+}
+
+fn schedule_of<C: Promote>(conn: &mut C) -> Result<Schedule, C::Error> {
+    let (scheduled, next_due) = (conn.count_scheduled()?, conn.next_due()?);
+    let next = next_due.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default());
+    Ok(Schedule { scheduled, overdue: overdue(next_due), next })
 }
 
 /// A record that the broker will never take, with the reason.

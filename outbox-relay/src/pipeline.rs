@@ -95,8 +95,6 @@ pub(crate) struct Pipeline<'a> {
     pub(crate) now: &'a dyn Fn() -> Instant,
     /// The pass adds how many records it has published, whether it fails or not.
     pub(crate) published: &'a Cell<usize>,
-    /// The pass raises it to the longest time for which the broker had records of it and acknowledged nothing.
-    pub(crate) silence: &'a Cell<Duration>,
     pub(crate) metrics: &'a Metrics,
     /// Asked between batches. If it returns `true`, the pass ends as soon as the broker has acknowledged what is in flight.
     pub(crate) stopping: &'a dyn Fn() -> bool,
@@ -252,9 +250,6 @@ impl Pipeline<'_> {
             let wait = if full || !self.may_read(pass) { WAIT } else { pass.next_read(now) };
             publisher.acknowledgements(wait, &mut acknowledgements).map_err(PassError::Publisher)?;
             let now = (self.now)();
-            if pass.in_flight > 0 {
-                self.silence.set(self.silence.get().max(now.duration_since(pass.progress)));
-            }
             if !acknowledgements.is_empty() || (pass.in_flight == 0 && !full) {
                 pass.progress = now;
             } else if now.duration_since(pass.progress) >= self.limits.stall_timeout {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use diesel_outbox_core::__private::{LONGEST_RETENTION, Stop};
 use diesel_outbox_core::wire::TopicNaming;
-use diesel_outbox_core::{Broker, DeadLetterPolicy, SHARDS, Source};
+use diesel_outbox_core::{Broker, DeadLetterPolicy, Publisher, SHARDS, Source};
 
 use crate::handle::Work;
-use crate::health::Health;
+use crate::health::{Health, WorkerHealth};
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -27,7 +27,7 @@ use crate::{RelayError, RelayHandle};
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(10);
 
 /// One for each worker.
-type Sources = Vec<Box<dyn Source>>;
+pub(crate) type Sources = Vec<Box<dyn Source>>;
 
 /// Builds a relay: from which database, to which broker, and how.
 ///
@@ -54,8 +54,8 @@ pub struct Relay {
     broker: Option<Box<dyn Broker>>,
     options: SourceOptions,
     topic_naming: TopicNaming,
-    limits: Limits,
-    workers: Option<usize>,
+    pub(crate) limits: Limits,
+    pub(crate) workers: Option<usize>,
     most_workers: usize,
     /// Why nothing can be sent exactly once from this source.
     at_least_once: Option<&'static str>,
@@ -305,8 +305,8 @@ impl Relay {
 
     /// Sets how long the broker may acknowledge nothing before the relay gives up the pass, 1 s to 20 s. Default: 5 s.
     ///
-    /// After that, a pass takes one record, and the next ones take more and more for as long as the acknowledgements come soon. A record must
-    /// reach the broker in this time, however narrow the way is.
+    /// Kafka acknowledges a request when it has all of it. After a pass that was given up the requests are small, so that they get there in
+    /// time where the way is narrow.
     pub fn stall_timeout(mut self, timeout: Duration) -> Self {
         self.limits.stall_timeout = timeout;
         self
@@ -337,23 +337,33 @@ impl Relay {
         let health = Health::new(self.number_of_workers(), self.options.lag_interval);
         let workers = sources.into_iter().zip(publishers).zip(health.workers());
         for (number, ((source, publisher), health)) in workers.enumerate() {
-            let worker = Worker {
-                source,
-                publisher,
-                topic_naming: self.topic_naming.clone(),
-                limits: self.limits,
-                trust: usize::MAX,
-                stop: stop.clone(),
-                broker_is_away: false,
-                upkept: None,
-                published: std::cell::Cell::new(0),
-                metrics: Metrics::new(),
-                health,
-            };
+            let worker = self.worker(source, publisher, health, stop.clone());
             work.push((format!("outbox-relay-{number}"), Box::new(move || worker.run())));
         }
         work.extend(watch.map(|watch| ("outbox-watch".to_owned(), watch)));
         RelayHandle::start(stop, work, health, self.shutdown_timeout)
+    }
+
+    pub(crate) fn worker(
+        &self,
+        source: Box<dyn Source>,
+        publisher: Box<dyn Publisher>,
+        health: WorkerHealth,
+        stop: Stop,
+    ) -> Worker {
+        Worker {
+            source,
+            publisher,
+            topic_naming: self.topic_naming.clone(),
+            limits: self.limits,
+            trust: usize::MAX,
+            stop,
+            broker_is_away: false,
+            upkept: None,
+            published: std::cell::Cell::new(0),
+            metrics: Metrics::new(),
+            health,
+        }
     }
 
     fn number_of_workers(&self) -> usize {
@@ -364,12 +374,12 @@ impl Relay {
         self.schemas.as_deref().unwrap_or_default()
     }
 
-    fn has_several_outboxes(&self) -> bool {
+    pub(crate) fn has_several_outboxes(&self) -> bool {
         self.named_schemas().len() > 1 || self.named_schemas().iter().any(|schema| schema.contains('*'))
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
-    fn sources(&self, stop: &Stop) -> Result<(Sources, Option<Work>), RelayError> {
+    pub(crate) fn sources(&self, stop: &Stop) -> Result<(Sources, Option<Work>), RelayError> {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();
@@ -393,7 +403,7 @@ impl Relay {
         self.spawn()?.run(shutdown).await
     }
 
-    fn check(&self) -> Result<(), RelayError> {
+    pub(crate) fn check(&self) -> Result<(), RelayError> {
         let within = |setting, value: usize, range, fits| {
             if fits { Ok(()) } else { Err(RelayError::Setting { setting, value: value.to_string(), range }) }
         };

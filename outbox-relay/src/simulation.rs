@@ -96,7 +96,6 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
             limits,
             now: &now,
             published: &Cell::new(0),
-            silence: &Cell::default(),
             stopping: &|| {
                 let world = hand.world();
                 world.is_over || world.chance.one_in(200)

@@ -21,6 +21,8 @@ mod options;
 pub(crate) mod polling;
 #[cfg(feature = "postgres")]
 mod pooler;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub(crate) mod promote;
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
@@ -96,6 +98,8 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
     let table = denied.split(' ').next_back()?;
     let grant = match table {
         "outbox" => "SELECT, UPDATE (seq, sent_at), DELETE",
+        "outbox_scheduled" => "SELECT, UPDATE (seq), DELETE",
+        "outbox_promotion" => "SELECT, UPDATE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
         "outbox_dead_letter" => "SELECT, INSERT",
         "outbox_requeued" => "SELECT, DELETE",

@@ -16,8 +16,8 @@ use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 const SLICE: Duration = Duration::from_millis(50);
 const IDLE_SLICE: Duration = Duration::from_millis(200);
 const IDLE_LISTEN: Duration = Duration::from_secs(1);
-/// Which part of the stall time-out the broker may be silent in a pass, if the next one is to take twice as many records.
-const QUICK: u32 = 3;
+/// How many times as many records a pass takes as the one before, after a failure of the database.
+const TRUST_GROWS: usize = 8;
 const READY_WAIT: Duration = Duration::from_secs(2);
 /// How often the worker asks the source whether something is due besides passes. If events come one by one, passes are more
 /// frequent than this.
@@ -29,9 +29,9 @@ pub(crate) struct Worker {
     pub(crate) publisher: Box<dyn Publisher>,
     pub(crate) topic_naming: TopicNaming,
     pub(crate) limits: Limits,
-    /// How many records a pass takes. After a failure that is one, and with each pass that goes well more again: a database that takes
-    /// no writes, perhaps because its disk is full, must not have the same records sent at every attempt, and a broker acknowledges what
-    /// it gets on a slow way only when it has all of it.
+    /// How many records a pass takes. After a failure of the database that is one, and with each pass that goes well more again: a
+    /// database that takes no writes, perhaps because its disk is full, must not have the same records sent at every attempt. Not after
+    /// a failure of the broker: the oldest record may be of a partition that takes nothing, and must not keep back those of others.
     pub(crate) trust: usize,
     pub(crate) stop: Stop,
     pub(crate) broker_is_away: bool,
@@ -81,10 +81,7 @@ impl Worker {
                 }
                 Err(failure) => {
                     self.metrics.name(self.source.outbox());
-                    if let PassError::Publisher(_) = &failure {
-                        self.broker_is_away = true;
-                        self.trust = 1;
-                    }
+                    self.broker_is_away |= matches!(failure, PassError::Publisher(_));
                     if let Some(wait) = self.source.put_off(failure.of_source()) {
                         failure.report(&self.metrics, wait);
                         continue;
@@ -115,22 +112,12 @@ impl Worker {
             self.upkeep()?;
             self.reach_broker()?;
         }
-        let (stop, silence) = (self.stop.clone(), Cell::default());
-        let pipeline = Pipeline {
-            topic_naming: &self.topic_naming,
-            limits: self.limits.at_most(self.trust),
-            now: &Instant::now,
-            published: &self.published,
-            silence: &silence,
-            metrics: &self.metrics,
-            stopping: &|| stop.is_set(),
-        };
-        let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
-        if passed == Passed::Worked {
-            // Twice as many may take the broker twice as long.
-            let is_quick = silence.get() * QUICK <= self.limits.stall_timeout;
-            self.trust = self.trust.saturating_add(if is_quick { self.trust } else { 1 });
-        }
+        let (stop, health) = (self.stop.clone(), self.health.clone());
+        // A pass asks again and again, however long the broker takes.
+        let passed = self.pass(&|| {
+            health.lives();
+            stop.is_set()
+        })?;
         if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
             self.upkeep()?;
         }
@@ -148,6 +135,36 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Looks after the table, and makes one pass, which takes on nothing more once this says that it is enough.
+    #[cfg(feature = "testing")]
+    pub(crate) fn step(&mut self, is_enough: &dyn Fn() -> bool) -> Result<Passed, PassError> {
+        self.upkeep()?;
+        match self.pass(is_enough)? {
+            // Before its first pass, a source may not look after the table.
+            Passed::Idle => {
+                self.upkeep()?;
+                self.pass(is_enough)
+            }
+            passed => Ok(passed),
+        }
+    }
+
+    fn pass(&mut self, stopping: &dyn Fn() -> bool) -> Result<Passed, PassError> {
+        let pipeline = Pipeline {
+            topic_naming: &self.topic_naming,
+            limits: self.limits.at_most(self.trust),
+            now: &Instant::now,
+            published: &self.published,
+            metrics: &self.metrics,
+            stopping,
+        };
+        let passed = pipeline.pass(self.source.as_mut(), self.publisher.as_mut())?;
+        if passed == Passed::Worked {
+            self.trust = self.trust.saturating_mul(TRUST_GROWS);
+        }
+        Ok(passed)
     }
 
     /// Lets the publisher log what it has to report while nothing is in flight.
@@ -240,12 +257,9 @@ impl Retry {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::atomic::Ordering;
 
-    use diesel_outbox_core::{
-        Acknowledgement, Claimed, DeadLettered, Outcome, PublishError, Record, Refusal,
-    };
+    use diesel_outbox_core::{Acknowledgement, Claimed, DeadLettered, PublishError, Record, Refusal};
 
     use super::*;
     use crate::health::Health;
@@ -385,58 +399,6 @@ mod tests {
         }
     }
 
-    /// Acknowledges what it was given when all of that has passed a narrow way, as Kafka does with a request.
-    struct Narrow {
-        taken: Vec<u64>,
-        since: Instant,
-        sent: Arc<AtomicUsize>,
-    }
-
-    impl Publisher for Narrow {
-        fn publish(&mut self, ticket: u64, _: &str, _: &Record) -> Result<(), Refusal> {
-            if self.taken.is_empty() {
-                self.since = Instant::now();
-            }
-            self.taken.push(ticket);
-            self.sent.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        }
-
-        fn acknowledgements(
-            &mut self,
-            _: Duration,
-            acknowledgements: &mut Vec<Acknowledgement>,
-        ) -> Result<(), PublishError> {
-            if self.since.elapsed() >= EACH_PASSES * self.taken.len() as u32 {
-                let durable = |ticket| Acknowledgement::new(ticket, Outcome::Durable);
-                acknowledgements.extend(self.taken.drain(..).map(durable));
-            }
-            Ok(())
-        }
-
-        fn abandon(&mut self) {
-            self.taken.clear();
-        }
-
-        fn ready(&mut self, _: Duration) -> Result<(), PublishError> {
-            Ok(())
-        }
-    }
-
-    const EACH_PASSES: Duration = Duration::from_millis(1);
-
-    #[test]
-    fn on_a_way_on_which_many_records_take_longer_than_the_broker_may_be_silent_a_worker_sends_few_at_once() {
-        let (stop, sent) = (Stop::default(), Arc::new(AtomicUsize::new(0)));
-        let source = Full { given: 0, settled: 0, failures: FAILURES, stop: stop.clone() };
-        let publisher = Narrow { taken: Vec::new(), since: Instant::now(), sent: sent.clone() };
-        let limits = Limits { stall_timeout: EACH_PASSES * 60, ..Limits::default() };
-        Worker { stop, limits, ..worker(source, publisher) }.run().unwrap();
-        // The first attempt takes all of them.
-        let repeated = sent.load(Ordering::Relaxed) - RECORDS as usize;
-        assert!(repeated <= RECORDS as usize + RECORDS as usize / 4, "{repeated} were sent again");
-    }
-
     #[test]
     fn what_the_database_cannot_settle_is_not_sent_again_as_a_whole_at_each_attempt() {
         let (stop, publisher) = (Stop::default(), Quick::default());
@@ -446,5 +408,49 @@ mod tests {
         // The first attempt takes all of them, and each that follows one.
         let repeated = taken.load(Ordering::Relaxed) - RECORDS as usize;
         assert_eq!(repeated, RECORDS as usize + FAILURES - 1);
+    }
+
+    /// Has one record, and its worker has been silent for an hour when the pass begins.
+    struct Slow {
+        health: WorkerHealth,
+        stop: Stop,
+    }
+
+    impl Source for Slow {
+        fn claim(&mut self) -> Result<bool, SourceError> {
+            self.health.was_silent_for(Duration::from_secs(3_600));
+            Ok(true)
+        }
+
+        fn read(&mut self, _: usize, _: &mut Vec<Claimed>) -> Result<bool, SourceError> {
+            assert!(self.health.silence() < Duration::from_secs(60));
+            self.stop.set();
+            Ok(false)
+        }
+
+        fn settle(&mut self, _: &[u64]) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn dead_letter(&mut self, _: u64, _: &str) -> Result<DeadLettered, SourceError> {
+            Ok(DeadLettered::default())
+        }
+
+        fn release(&mut self) -> Result<(), SourceError> {
+            Ok(())
+        }
+
+        fn abandon(&mut self) {}
+
+        fn wait(&mut self, _: Duration) -> Result<bool, SourceError> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn a_worker_lives_while_a_pass_goes_on_however_long_that_takes() {
+        let (stop, health) = (Stop::default(), Health::new(1, Duration::ZERO).workers().next().unwrap());
+        let source = Slow { health: health.clone(), stop: stop.clone() };
+        Worker { stop, health, ..worker(source, Quick::default()) }.run().unwrap();
     }
 }

@@ -8,11 +8,13 @@ mod postgres;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
+use diesel_outbox_core::__private::{Due, StoredRow};
 use diesel_outbox_core::{Record, wire};
 use sea_orm::sea_query::{
-    Alias, DeleteStatement, Expr, InsertStatement, IntoTableRef, Query, SelectStatement, TableRef, Value,
+    Alias, DeleteStatement, Expr, ExprTrait, InsertStatement, IntoTableRef, Order, Query, SelectStatement,
+    TableRef, Value,
 };
-use sea_orm::{ConnectionTrait, DbBackend, DbErr};
+use sea_orm::{ConnectionTrait, DbBackend, DbErr, QueryResult};
 use uuid::Uuid;
 
 use crate::EmitError;
@@ -134,6 +136,71 @@ impl<'a> Backend<'a> {
         Ok(c.execute(&delete).await?.rows_affected())
     }
 
+    /// Stores the record until it is due.
+    pub(crate) async fn schedule<C>(self, c: &C, record: &Record, due: Due) -> Result<(), DbErr>
+    where
+        C: ConnectionTrait,
+    {
+        let insert: InsertStatement = match self.dialect {
+            #[cfg(feature = "postgres")]
+            Dialect::Postgres => postgres::schedule(record, due, self.schema),
+            #[cfg(feature = "mysql")]
+            Dialect::Mysql => mysql::schedule(record, due, self.schema),
+            #[cfg(feature = "sqlite")]
+            Dialect::Sqlite => sqlite::schedule(record, due),
+        };
+        c.execute(&insert).await.map(drop)
+    }
+
+    /// Deletes the record if it is not due yet, and returns whether it was there.
+    pub(crate) async fn cancel<C: ConnectionTrait>(self, c: &C, id: Uuid) -> Result<bool, DbErr> {
+        let id: Expr = match self.dialect {
+            #[cfg(feature = "postgres")]
+            Dialect::Postgres => Expr::val(id),
+            #[cfg(feature = "mysql")]
+            Dialect::Mysql => Expr::val(id.to_string()),
+            #[cfg(feature = "sqlite")]
+            Dialect::Sqlite => Expr::val(id.to_string()),
+        };
+        let mut delete = Query::delete();
+        delete.from_table(table(self.schema, "outbox_scheduled")).and_where(Expr::col("id").eq(id));
+        Ok(c.execute(&delete).await?.rows_affected() > 0)
+    }
+
+    /// Returns rows in the order in which they are to be sent, with the time at which each is due.
+    pub(crate) async fn load<C: ConnectionTrait>(
+        self,
+        c: &C,
+        stored: Stored,
+    ) -> Result<Vec<LoadedRow>, DbErr> {
+        let mut select = Query::select();
+        let (name, due_at) = match stored {
+            Stored::Outbox => ("outbox", "created_at"),
+            Stored::Scheduled => ("outbox_scheduled", "due_at"),
+        };
+        let text = |column: &'static str| {
+            #[cfg(feature = "postgres")]
+            if matches!(self.dialect, Dialect::Postgres) {
+                return Expr::col(column).cast_as("text");
+            }
+            Expr::col(column)
+        };
+        for column in ["id", "aggregatetype", "aggregateid", "type", "headers"] {
+            select.expr_as(text(column), column);
+        }
+        select.column("payload");
+        for (column, name) in [("created_at", "created_ms"), (due_at, "due_ms")] {
+            select.expr_as(Expr::cust(self.dialect.unix_ms(column)), name);
+        }
+        select.from(table(self.schema, name));
+        if stored == Stored::Scheduled {
+            select.order_by("due_at", Order::Asc);
+        }
+        select.order_by("seq", Order::Asc);
+        let rows = c.query_all(&select).await?;
+        rows.iter().map(LoadedRow::of).collect()
+    }
+
     pub(crate) async fn has_inbox<C: ConnectionTrait>(self, c: &C) -> Result<bool, DbErr> {
         let find: SelectStatement = match self.dialect {
             #[cfg(feature = "postgres")]
@@ -144,6 +211,54 @@ impl<'a> Backend<'a> {
             Dialect::Sqlite => sqlite::find_inbox(),
         };
         Ok(c.query_one(&find).await?.is_some())
+    }
+}
+
+/// Where rows are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stored {
+    #[cfg_attr(not(feature = "testing"), expect(dead_code, reason = "only a test reads what was emitted"))]
+    Outbox,
+    Scheduled,
+}
+
+/// A row that was read.
+pub(crate) struct LoadedRow {
+    pub(crate) row: StoredRow,
+    /// When it is due, in milliseconds since 1970.
+    pub(crate) due_at: i64,
+}
+
+impl LoadedRow {
+    fn of(row: &QueryResult) -> Result<Self, DbErr> {
+        Ok(Self {
+            row: StoredRow {
+                id: row.try_get("", "id")?,
+                aggregate_type: row.try_get("", "aggregatetype")?,
+                aggregate_id: row.try_get("", "aggregateid")?,
+                event_type: row.try_get("", "type")?,
+                payload: row.try_get("", "payload")?,
+                headers: row.try_get("", "headers")?,
+                created_at: row.try_get("", "created_ms")?,
+            },
+            due_at: row.try_get("", "due_ms")?,
+        })
+    }
+}
+
+impl Dialect {
+    /// An expression for a time in milliseconds since 1970.
+    fn unix_ms(self, column: &str) -> String {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres => format!("floor(extract(epoch FROM {column}) * 1000)::bigint"),
+            #[cfg(feature = "mysql")]
+            Self::Mysql => format!(
+                "CAST(TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', {column}) DIV 1000 AS SIGNED)"
+            ),
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite => format!("CAST(round((julianday({column}) - 2440587.5) * 86400000.0) AS INTEGER)"),
+        }
     }
 }
 

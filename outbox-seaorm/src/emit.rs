@@ -2,16 +2,22 @@
 
 mod error;
 mod outbox;
+mod scheduled;
 
 use std::future::Future;
+use std::time::{Duration, SystemTime};
 
-use diesel_outbox_core::__private::chunks;
+use diesel_outbox_core::__private::{Due, chunks};
+pub use diesel_outbox_core::ScheduledEvent;
 use sea_orm::{ConnectionTrait, DbErr, TransactionSession};
 use uuid::Uuid;
 
 pub use self::error::EmitError;
 use self::error::explained;
 pub use self::outbox::Outbox;
+#[cfg(feature = "testing")]
+pub(crate) use self::scheduled::record_of;
+use self::scheduled::{cancel, schedule, scheduled};
 use crate::backend::Backend;
 use crate::{OutboxEvent, Record};
 
@@ -78,6 +84,45 @@ pub trait Emit: ConnectionTrait {
     where
         Self: InTransaction,
         I: IntoIterator<Item: OutboxEvent>;
+
+    /// Stores the event in this transaction, to be sent at this time or soon after it. Returns the event's id, with which you can
+    /// [cancel](Self::cancel_scheduled) it.
+    ///
+    /// The database's clock counts. A time that has passed means at once, and one after the year 9999 means its end. The relay needs the
+    /// table `outbox_scheduled`, which the migrations create.
+    ///
+    /// # Errors
+    /// As for [`emit`](Self::emit). An event whose id is already scheduled is a unique violation.
+    fn emit_at<E>(&self, event: &E, time: SystemTime) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized;
+
+    /// Stores the event in this transaction, to be sent when this much time has passed since now, by the database's clock: see
+    /// [`emit_at`](Self::emit_at). At most 100 years.
+    ///
+    /// # Errors
+    /// As for [`emit_at`](Self::emit_at).
+    fn emit_after<E>(&self, event: &E, time: Duration) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized;
+
+    /// Cancels the scheduled event with this id, and returns whether it was there. If not, it is on its way, or was never scheduled. An
+    /// event that was cancelled is never sent. If the transaction is rolled back, it is scheduled as before.
+    ///
+    /// If a relay is moving the event at this moment, this waits until that has been committed. On a `RestrictedTransaction`, the user's
+    /// role needs the permissions `select` and `delete` on the table `outbox_scheduled`.
+    ///
+    /// # Errors
+    /// The database's error.
+    fn cancel_scheduled(&self, id: Uuid) -> impl Future<Output = Result<bool, DbErr>> + Send;
+
+    /// Returns all scheduled events in the order of their times.
+    ///
+    /// # Errors
+    /// The database's error, or a type error if another program has written a row that is no record.
+    fn scheduled(&self) -> impl Future<Output = Result<Vec<ScheduledEvent>, DbErr>> + Send;
 }
 
 impl<C: ConnectionTrait> Emit for C {
@@ -98,6 +143,30 @@ impl<C: ConnectionTrait> Emit for C {
     {
         let records = Outbox::new().all_checked(events);
         insert_all(self, records, None)
+    }
+
+    fn emit_at<E>(&self, event: &E, time: SystemTime) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized,
+    {
+        schedule(self, Outbox::new().checked(event), Due::at(time), None)
+    }
+
+    fn emit_after<E>(&self, event: &E, time: Duration) -> impl Future<Output = Result<Uuid, DbErr>> + Send
+    where
+        Self: InTransaction,
+        E: OutboxEvent + ?Sized,
+    {
+        schedule(self, Outbox::new().checked(event), Due::after(time), None)
+    }
+
+    fn cancel_scheduled(&self, id: Uuid) -> impl Future<Output = Result<bool, DbErr>> + Send {
+        cancel(self, id, None)
+    }
+
+    fn scheduled(&self) -> impl Future<Output = Result<Vec<ScheduledEvent>, DbErr>> + Send {
+        scheduled(self, None)
     }
 }
 

@@ -59,6 +59,7 @@
 //! | [`OutboxEvent`] | makes a domain type an event: derive it, or build a [`Record`] by hand |
 //! | [`Emit`] | adds `emit` and `emit_all` to SeaORM's transactions |
 //! | [`Outbox`] | emits with [headers that all events of a request share](#headers-for-a-whole-request), or into [a named schema](#a-schema-of-its-own) |
+//! | [`ScheduledEvent`] | an event that is to be sent later: see [`emit_at`](Emit::emit_at), [`emit_after`](Emit::emit_after) and [`cancel_scheduled`](Emit::cancel_scheduled) |
 //! | [`InboxEvent`] | decodes an event in a consumer: derive it |
 //! | [`Inbox`] | runs an effect once for each event: see [how a service consumes](#consume) |
 //! | `Migrations` | creates the tables, by itself or [with sea-orm-migration](#migrations) |
@@ -173,6 +174,7 @@
 //! | `derive` | yes | `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` |
 //! | `migrations` | yes | `Migrations`, which creates the tables with one call |
 //! | `migrator` | no | the migrations of sea-orm-migration |
+//! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //! | `postgres` | no | PostgreSQL, and SeaORM's feature `sqlx-postgres` |
 //! | `mysql` | no | MySQL and MariaDB, and SeaORM's feature `sqlx-mysql` |
 //! | `sqlite` | no | SQLite, and SeaORM's feature `sqlx-sqlite` |
@@ -209,6 +211,8 @@ mod emit;
 mod inbox;
 #[cfg(feature = "migrations")]
 mod migrate;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 #[doc(hidden)]
 pub use diesel_outbox_core::__private;
@@ -216,7 +220,7 @@ pub use diesel_outbox_core::{DecodeError, EncodedEvent, InboxEvent, OutboxEvent,
 #[cfg(feature = "derive")]
 pub use diesel_outbox_derive::{SeaOrmInboxEvent as InboxEvent, SeaOrmOutboxEvent as OutboxEvent};
 
-pub use self::emit::{Emit, EmitError, InTransaction, Outbox};
+pub use self::emit::{Emit, EmitError, InTransaction, Outbox, ScheduledEvent};
 pub use self::inbox::{Inbox, Once, Pruning};
 #[cfg(feature = "migrations")]
 pub use self::migrate::{MigrationError, Migrations};

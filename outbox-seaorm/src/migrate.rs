@@ -33,7 +33,7 @@ pub use self::error::MigrationError;
 /// use sea_orm_outbox::Migrations;
 ///
 /// let db = Database::connect("sqlite::memory:").await?;
-/// assert_eq!(Migrations::new().run(&db).await?.len(), 2);
+/// assert_eq!(Migrations::new().run(&db).await?.len(), 3);
 /// assert!(Migrations::new().run(&db).await?.is_empty());
 /// # Ok(())
 /// # }

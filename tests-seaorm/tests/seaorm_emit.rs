@@ -1,10 +1,11 @@
 //! Emitting on each database: events are stored with the change that caused them, or not at all, and exactly as they are.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use outbox_tests::eventually;
 use outbox_tests_seaorm::{Ground, WithDiesel, on_each_database};
 use sea_orm::{DatabaseTransaction, DbBackend, DbErr, QueryResult, TransactionError, TransactionTrait};
+use sea_orm_outbox::testing::{Expected, ReadEmitted};
 use sea_orm_outbox::{Emit, EmitError, InTransaction, Inbox, Once, Outbox, OutboxEvent, Record, RecordError};
 use uuid::Uuid;
 
@@ -16,6 +17,8 @@ on_each_database!(
     a_refused_event_leaves_the_transaction_usable,
     a_missing_table_is_explained,
     rows_are_the_same_as_those_of_diesel,
+    an_event_is_scheduled_listed_and_cancelled,
+    what_a_transaction_has_emitted_is_seen_before_it_commits,
 );
 
 fn record(event_type: impl ToString) -> Record {
@@ -320,4 +323,43 @@ async fn a_restricted_transaction_emits_if_its_user_may_insert() {
         let error = error.unwrap_err();
         assert!(matches!(error, DbErr::AccessDenied { .. }), "{error}");
     }
+}
+
+async fn an_event_is_scheduled_listed_and_cancelled(ground: &Ground) {
+    let event = record("Later").header("z", "1").header("a", "2");
+    let txn = ground.db.begin().await.unwrap();
+    let later = txn.emit_at(&event, SystemTime::now() + Duration::from_secs(60)).await.unwrap();
+    let sooner = txn.emit_after(&record("Sooner"), Duration::from_secs(30)).await.unwrap();
+    txn.commit().await.unwrap();
+    let scheduled = ground.db.scheduled().await.unwrap();
+    let listed: Vec<Uuid> = scheduled.iter().map(|event| event.record().id()).collect();
+    assert_eq!(listed, [sooner, later]);
+    assert_eq!(scheduled[1].record().headers(), event.headers());
+    assert_eq!(scheduled[1].record().payload(), event.payload());
+    for event in &scheduled {
+        let left = event.due_at().duration_since(SystemTime::now()).unwrap().as_secs();
+        assert!((20..=60).contains(&left), "{left}");
+    }
+    let txn = ground.db.begin().await.unwrap();
+    assert!(txn.cancel_scheduled(later).await.unwrap());
+    txn.rollback().await.unwrap();
+    assert!(ground.db.cancel_scheduled(later).await.unwrap());
+    assert!(!ground.db.cancel_scheduled(later).await.unwrap());
+    assert_eq!(ground.db.scheduled().await.unwrap().len(), 1);
+    assert_eq!(ground.count("outbox").await, 0);
+}
+
+async fn what_a_transaction_has_emitted_is_seen_before_it_commits(ground: &Ground) {
+    let txn = ground.db.begin().await.unwrap();
+    txn.emit(&record("Earlier")).await.unwrap();
+    let before = txn.emitted().await.unwrap();
+    let event = record("Placed").header("z", "1").header("a", "2");
+    let id = txn.emit(&event).await.unwrap();
+    txn.emit(&Record::new("order", "1", "Forgotten")).await.unwrap();
+    let emitted = txn.emitted().await.unwrap().since(&before);
+    emitted.assert_only([Expected::from(&event), Expected::event_type("Forgotten").tombstone()]);
+    let found = emitted.assert(&event);
+    assert_eq!((found.id(), found.headers()), (id, event.headers()));
+    txn.rollback().await.unwrap();
+    ground.db.emitted().await.unwrap().assert_none();
 }

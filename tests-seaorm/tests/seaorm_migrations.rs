@@ -16,7 +16,11 @@ on_each_database!(
     only_postgres_has_schemas,
 );
 
-const BOTH: [&str; 2] = ["2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox"];
+const ALL: [&str; 3] = [
+    "2026-11-24-000000_create_outbox",
+    "2026-11-24-000001_create_inbox",
+    "2026-11-24-000002_create_outbox_scheduled",
+];
 
 struct MigrateWithDiesel;
 
@@ -27,7 +31,7 @@ impl WithDiesel<Vec<String>> for MigrateWithDiesel {
 }
 
 async fn drop_all(ground: &Ground) {
-    for table in ["outbox", "outbox_dead_letter", "inbox", "outbox_migration"] {
+    for table in ["outbox", "outbox_dead_letter", "outbox_scheduled", "inbox", "outbox_migration"] {
         ground.run(&format!("DROP TABLE {table}")).await;
     }
     if ground.backend() == DbBackend::Postgres {
@@ -37,6 +41,7 @@ async fn drop_all(ground: &Ground) {
     }
     if ground.backend() != DbBackend::Sqlite {
         ground.run("DROP TABLE outbox_shard").await;
+        ground.run("DROP TABLE outbox_promotion").await;
     }
 }
 
@@ -50,16 +55,16 @@ async fn what_has_run_is_not_run_again_by_either_crate(ground: &Ground) {
     assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), [""; 0]);
     assert_eq!(ground.with_diesel(MigrateWithDiesel), [""; 0]);
     drop_all(ground).await;
-    assert_eq!(ground.with_diesel(MigrateWithDiesel), BOTH);
+    assert_eq!(ground.with_diesel(MigrateWithDiesel), ALL);
     assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), [""; 0]);
     emits(ground).await;
 }
 
 async fn either_part_can_be_run_alone_and_the_other_later(ground: &Ground) {
     drop_all(ground).await;
-    assert_eq!(Migrations::inbox_only().run(&ground.db).await.unwrap(), [BOTH[1]]);
+    assert_eq!(Migrations::inbox_only().run(&ground.db).await.unwrap(), [ALL[1]]);
     assert_eq!(Inbox::new("billing").has_table(&ground.db).await, Ok(true));
-    assert_eq!(Migrations::outbox_only().run(&ground.db).await.unwrap(), [BOTH[0]]);
+    assert_eq!(Migrations::outbox_only().run(&ground.db).await.unwrap(), [ALL[0], ALL[2]]);
     emits(ground).await;
     assert_eq!(ground.with_diesel(MigrateWithDiesel), [""; 0]);
 }
@@ -78,12 +83,12 @@ async fn sea_orm_migration_runs_them_and_takes_them_back(ground: &Ground) {
     Migrator::up(&ground.db, None).await.unwrap();
     emits(ground).await;
     let versions: Vec<String> = ground.column("SELECT version FROM seaql_migrations ORDER BY version").await;
-    assert_eq!(versions, BOTH.map(|name| format!("outbox_{name}")));
+    assert_eq!(versions, ALL.map(|name| format!("outbox_{name}")));
 
-    Migrator::down(&ground.db, Some(1)).await.unwrap();
+    Migrator::down(&ground.db, Some(2)).await.unwrap();
     assert_eq!(Inbox::new("billing").has_table(&ground.db).await, Ok(false));
     emits(ground).await;
-    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), [BOTH[1]]);
+    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), [ALL[1], ALL[2]]);
     // All back and forth, and once more from nothing.
     Migrator::refresh(&ground.db).await.unwrap();
     emits(ground).await;
@@ -97,8 +102,8 @@ async fn sea_orm_migration_runs_them_and_takes_them_back(ground: &Ground) {
 async fn only_postgres_has_schemas(ground: &Ground) {
     let run = Migrations::new().schema("events").run(&ground.db).await;
     if ground.backend() == DbBackend::Postgres {
-        assert_eq!(run.unwrap(), BOTH);
-        assert_eq!(ground.count("events.outbox_migration").await, 2);
+        assert_eq!(run.unwrap(), ALL);
+        assert_eq!(ground.count("events.outbox_migration").await, 3);
     } else {
         let error = run.unwrap_err();
         assert!(matches!(error, MigrationError::NoSchemas), "{error}");
@@ -109,7 +114,7 @@ async fn only_postgres_has_schemas(ground: &Ground) {
 /// Several processes start at the same time.
 async fn together(ground: Ground) {
     // First in an empty database, then in one that has a record of what has run.
-    for migrations in [Migrations::inbox_only(), Migrations::new()] {
+    for (migrations, expected) in [(Migrations::inbox_only(), 1), (Migrations::new(), 2)] {
         let tasks: Vec<_> = (0..6)
             .map(|_| {
                 let (db, migrations) = (ground.db.clone(), migrations.clone());
@@ -120,7 +125,7 @@ async fn together(ground: Ground) {
         for task in tasks {
             run += task.await.unwrap();
         }
-        assert_eq!(run, 1);
+        assert_eq!(run, expected);
     }
     emits(&ground).await;
 }
@@ -153,7 +158,7 @@ async fn on_postgres_a_transaction_around_the_migrations_keeps_its_search_path_a
     let txn = ground.db.begin().await.unwrap();
     Migrations::new().run(&txn).await.unwrap();
     txn.rollback().await.unwrap();
-    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), BOTH);
+    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), ALL);
 }
 
 #[tokio::test]
@@ -166,7 +171,7 @@ async fn on_mariadb_a_lock_that_another_session_holds_is_named() {
     let error = Migrations::new().run(&ground.db).await.unwrap_err();
     assert!(matches!(error, MigrationError::Locked), "{error}");
     drop(holder);
-    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), BOTH);
+    assert_eq!(Migrations::new().run(&ground.db).await.unwrap(), ALL);
 }
 
 /// The tables are there, so there is nothing to wait for.

@@ -8,8 +8,8 @@ use std::time::Duration;
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
-use outbox_tests::load::{migrated, migrated_on};
-use outbox_tests::{Folder, Kafka, Postgres, Tables, eventually, migrated_mariadb, workspace_binary};
+use outbox_tests::load::{drop_roles, migrated};
+use outbox_tests::{Folder, Kafka, Postgres, eventually, migrated_mariadb, workspace_binary};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -131,14 +131,12 @@ fn nothing_is_wrong_with_a_sound_sqlite_file_and_its_lines_fit_into_80_columns()
 
 #[test]
 fn what_is_wrong_with_postgres_is_found_by_its_line() {
-    // No other server of the tests has prepared transactions.
-    let server = Postgres::start_with(15, &[("max_prepared_transactions", "5")]);
-    let empty = server.database();
+    let empty = Postgres::shared().database();
     let found = examined(empty.url(), &[]);
     found.has("tables", "FAIL", "outbox migrate");
     found.has("brokers", "warn", "--brokers");
 
-    let database = migrated_on(&server);
+    let database = migrated();
     let (conn, url) = (&mut database.connect(), database.relay_url());
     emit(conn, "order");
     let plant = |sql: &str| database.connect().batch_execute(sql).unwrap();
@@ -176,20 +174,40 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
     let writer = &mut database.connect();
     AnsiTransactionManager::begin_transaction(writer).unwrap();
     writer.emit(&Record::new("order", "2", "Never")).unwrap();
-    let prepared = format!("doctor_{}", database.name());
-    plant(&format!("BEGIN; CREATE TABLE prepared (); PREPARE TRANSACTION '{prepared}'"));
-    let seen_by_all = database.url();
-    eventually("the open and the prepared transaction", PATIENCE, || {
-        let found = examined(seen_by_all, &[]);
-        let (writers, prepared_found) = (found.line("writers"), found.line("prepared"));
-        let is_found = writers.0 == "warn"
-            && writers.1.contains("SELECT pg_terminate_backend(")
-            && prepared_found.0 == "warn"
-            && prepared_found.1.contains(&format!("ROLLBACK PREPARED '{prepared}'"));
-        is_found.then_some(())
+    eventually("the open transaction", PATIENCE, || {
+        let found = examined(database.url(), &[]);
+        let (verdict, text) = found.line("writers");
+        (verdict == "warn" && text.contains("SELECT pg_terminate_backend(")).then_some(())
     });
-    plant(&format!("ROLLBACK PREPARED '{prepared}'"));
     AnsiTransactionManager::rollback_transaction(writer).unwrap();
+
+    // A role without grants lacks each that `outbox migrate --roles` would give it.
+    let role = format!("{}_bare", database.name());
+    plant(&format!("CREATE ROLE {role} LOGIN PASSWORD 'bare'; GRANT USAGE ON SCHEMA public TO {role}"));
+    let bare = examined(&database.url_as(&role, "bare"), &[]);
+    let (verdict, said) = bare.line("role");
+    assert_eq!(verdict, "FAIL");
+    let grants = include_str!("../../outbox-cli/src/command/database/roles/postgres.sql").lines();
+    for grant in grants.filter(|line| line.ends_with("TO {relay};") && line.contains("{schema}.")) {
+        let (privileges, table) = grant["GRANT ".len()..].split_once(" ON {schema}.").unwrap();
+        let table = table.split(' ').next().unwrap();
+        // The commas between columns separate no privileges.
+        let privileges = privileges.split_inclusive(')').flat_map(|part| match part.split_once('(') {
+            Some((before, columns)) => {
+                let mut before: Vec<String> = before.split(", ").map(str::to_owned).collect();
+                let last = before.pop().unwrap();
+                before.push(format!("{last}({columns}"));
+                before
+            }
+            None => part.split(", ").map(str::to_owned).collect(),
+        });
+        for privilege in privileges.filter(|privilege| !privilege.is_empty()) {
+            let needed = format!("GRANT {privilege} ON {table} TO {role}");
+            assert!(said.contains(&needed), "{needed} is not in {said}");
+        }
+    }
+
+    drop_roles(&mut database.connect(), &role);
 
     plant(
         "SELECT setval('outbox_seq_seq', 1); INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) \

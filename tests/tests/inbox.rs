@@ -220,10 +220,7 @@ async fn the_inbox_works_on_a_bb8_pool() {
 }
 
 /// Delivers each of fifty events eight times, all at the same time.
-fn race<C>(connect: impl Fn() -> C + Sync)
-where
-    C: Connection<Backend: diesel_outbox::OutboxBackend>,
-{
+fn race<C: diesel_outbox::OutboxConnection>(connect: impl Fn() -> C + Sync) {
     const RACERS: usize = 8;
     let events: Vec<Uuid> = (0..50).map(|_| Uuid::now_v7()).collect();
     let barrier = Barrier::new(RACERS);

@@ -120,13 +120,13 @@ fn the_users_own_migrations_are_not_touched() {
 fn a_schema_of_their_own_holds_all_tables_and_leaves_the_search_path_alone() {
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
-    assert_eq!(Migrations::new().schema("events").run(conn).unwrap().len(), 2);
+    assert_eq!(Migrations::new().schema("events").run(conn).unwrap().len(), 3);
     assert!(Migrations::new().schema("events").run(conn).unwrap().is_empty());
     assert!(postgres_tables(conn).iter().all(|table| table.starts_with("events.")));
     let path = diesel::dsl::sql::<Text>("SELECT current_setting('search_path')").get_result::<String>(conn);
     assert_eq!(path.unwrap(), "\"$user\", public");
     // The tables of another service in the same database.
-    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 3);
 }
 
 /// A consumer needs no outbox, but its database may get one later.
@@ -149,7 +149,7 @@ fn the_inbox_and_the_outbox_can_be_created_alone_and_in_either_order() {
         assert_eq!(names(of(&inbox).run(conn).unwrap()), ["inbox"]);
         assert_eq!(postgres_tables(conn), [format!("{place}.inbox"), format!("{place}.{record}")]);
         assert!(of(&inbox).run(conn).unwrap().is_empty());
-        assert_eq!(names(of(&Migrations::new()).run(conn).unwrap()), ["outbox"]);
+        assert_eq!(names(of(&Migrations::new()).run(conn).unwrap()), ["outbox", "outbox_scheduled"]);
         assert!(
             of(&outbox).run(conn).unwrap().is_empty() && of(&Migrations::new()).run(conn).unwrap().is_empty()
         );
@@ -157,7 +157,7 @@ fn the_inbox_and_the_outbox_can_be_created_alone_and_in_either_order() {
     }
     let database = Postgres::shared().database();
     let conn = &mut database.connect();
-    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox"]);
+    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox", "outbox_scheduled"]);
     assert!(!postgres_tables(conn).contains(&"public.inbox".to_owned()));
     conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
     assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
@@ -166,10 +166,10 @@ fn the_inbox_and_the_outbox_can_be_created_alone_and_in_either_order() {
     let conn = &mut SqliteConnection::establish(":memory:").unwrap();
     assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
     assert_eq!(sqlite_tables(conn), ["inbox", record]);
-    assert_eq!(names(Migrations::new().run(conn).unwrap()), ["outbox"]);
+    assert_eq!(names(Migrations::new().run(conn).unwrap()), ["outbox", "outbox_scheduled"]);
     let conn = &mut SqliteConnection::establish(":memory:").unwrap();
-    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox"]);
-    assert_eq!(sqlite_tables(conn), ["outbox", "outbox_dead_letter", record]);
+    assert_eq!(names(outbox.run(conn).unwrap()), ["outbox", "outbox_scheduled"]);
+    assert_eq!(sqlite_tables(conn), ["outbox", "outbox_dead_letter", record, "outbox_scheduled"]);
     assert_eq!(names(inbox.run(conn).unwrap()), ["inbox"]);
     assert!(Migrations::new().run(conn).unwrap().is_empty());
 }
@@ -182,7 +182,7 @@ async fn a_wrapped_async_connection_migrates_and_emits() {
 
     fn migrate<C: MigrateConnection + OutboxConnection>(url: &str) {
         let mut conn = C::establish(url).unwrap();
-        assert_eq!(Migrations::new().run(&mut conn).unwrap().len(), 2);
+        assert_eq!(Migrations::new().run(&mut conn).unwrap().len(), 3);
         assert!(Migrations::new().run(&mut conn).unwrap().is_empty());
         conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
     }
@@ -207,7 +207,7 @@ fn several_processes_may_migrate_at_the_same_time() {
             .collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
-    assert_eq!(run, 2, "one of them ran both");
+    assert_eq!(run, 3, "one of them ran both");
 }
 
 /// None of them has a `busy_timeout`.
@@ -235,7 +235,7 @@ fn several_processes_may_migrate_an_sqlite_file_at_the_same_time() {
                 .collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).sum()
         });
-        assert_eq!(run, 2, "one of them ran both");
+        assert_eq!(run, 3, "one of them ran both");
     }
 }
 
@@ -254,7 +254,7 @@ fn on_sqlite_a_service_whose_tables_are_there_starts_while_another_one_writes() 
     assert!(refused.contains("database is locked"), "{refused}");
     assert!(began.elapsed() > Duration::from_secs(4), "it has not waited");
     writer.batch_execute("COMMIT").unwrap();
-    assert_eq!(Migrations::new().run(conn).unwrap().len(), 1);
+    assert_eq!(Migrations::new().run(conn).unwrap().len(), 2);
     conn.transaction(|c| c.emit(&Record::new("order", "1", "Placed"))).unwrap();
 }
 
@@ -279,7 +279,7 @@ fn a_stranger_who_holds_the_lock_stops_only_services_without_tables_and_is_named
     let advice = format!("SELECT pg_terminate_backend({pid})");
     assert!(refusal.contains(&advice), "{refusal}");
     conn.batch_execute(&advice).unwrap();
-    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 2);
+    assert_eq!(Migrations::new().schema("other").run(conn).unwrap().len(), 3);
     // The setting of the connection is unchanged.
     let timeout =
         diesel::dsl::sql::<Text>("SELECT current_setting('lock_timeout')").get_result::<String>(conn);

@@ -49,7 +49,7 @@ fn placed(order: &str) -> Record {
 }
 
 fn behaves<C: Emit + diesel_outbox::MigrateConnection + diesel_outbox::OutboxConnection>(conn: &mut C) {
-    assert_eq!(Migrations::new().run(conn).unwrap().len(), 2);
+    assert_eq!(Migrations::new().run(conn).unwrap().len(), 3);
     assert!(Migrations::new().run(conn).unwrap().is_empty());
 
     let refused = conn.emit(&placed("outside")).unwrap_err();

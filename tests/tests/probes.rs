@@ -11,8 +11,8 @@ use std::time::Duration;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Record};
 use outbox_tests::{
-    Folder, Kafka, Postgres, Process, Tables, artifacts, eventually, migrated_mariadb,
-    on_postgres_and_mariadb, workspace_binary,
+    Folder, Kafka, Postgres, Process, Tables, artifacts, eventually, on_postgres_and_mariadb,
+    workspace_binary,
 };
 
 const PATIENCE: Duration = Duration::from_secs(60);

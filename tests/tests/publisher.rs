@@ -1,7 +1,7 @@
 //! The publisher by itself: every record that it reports as durable is on Kafka, whatever a broker refuses.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -9,6 +9,8 @@ use diesel_outbox::{Emit, Migrations, Record};
 use diesel_outbox_core::{Acknowledgement, Broker as _, Outcome, Publisher, Refusal};
 use diesel_outbox_kafka::Kafka as Broker;
 use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::source::wal::{WalOptions, setup};
+use outbox_tests::load::migrated;
 use outbox_tests::{Postgres, eventually};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::mocking::MockCluster;
@@ -17,6 +19,7 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+const STALL: Duration = Duration::from_secs(1);
 const TOPIC: &str = "outbox.event.order";
 /// Two aggregates whose records Java clients put into the first and the second of two partitions.
 const STUCK: &str = "0";
@@ -65,13 +68,15 @@ fn publish(publisher: &mut dyn Publisher, numbers: std::ops::Range<u64>) -> Vec<
     durable
 }
 
+fn client(cluster: &Mock) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", cluster.bootstrap_servers()).set("group.id", "outbox-tests");
+    config.create().unwrap()
+}
+
 /// Returns what the topic's only partition holds.
 fn stored(cluster: &Mock) -> Vec<u64> {
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", cluster.bootstrap_servers())
-        .set("group.id", "outbox-tests")
-        .create()
-        .unwrap();
+    let consumer = client(cluster);
     let (_, end) = consumer.fetch_watermarks(TOPIC, 0, PATIENCE).unwrap();
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset(TOPIC, 0, Offset::Beginning).unwrap();
@@ -203,6 +208,42 @@ fn a_partition_without_a_leader_does_not_stop_the_others() {
     cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
     eventually("all to be sent", PATIENCE, || unsent().is_empty().then_some(()));
     relay.unwrap().stop_blocking().unwrap();
+}
+
+/// A relay gives up pass after pass meanwhile.
+#[test]
+fn a_partition_without_a_leader_does_not_stop_what_is_emitted_later_for_the_others() {
+    let polled = migrated();
+    let read = migrated();
+    let wal = WalOptions::default().slot(read.name());
+    setup(&mut read.connect(), &mut read.connect(), &wal).unwrap();
+    let of_wal = Relay::postgres_wal(read.url(), wal);
+    for (database, relay) in [(&polled, Relay::postgres(polled.url())), (&read, of_wal)] {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic(TOPIC, 2, 1).unwrap();
+        cluster.partition_leader(TOPIC, 0, None).unwrap();
+        let emit = |aggregate: &str| {
+            let record = Record::new("order", aggregate, "OrderPlaced").with_payload("{}");
+            database.connect().transaction(|c| c.emit(&record)).unwrap();
+        };
+        emit(STUCK);
+        let relay =
+            relay.broker(Broker::new(cluster.bootstrap_servers())).stall_timeout(STALL).spawn().unwrap();
+        let (consumer, began): (BaseConsumer, _) = (client(&cluster), Instant::now());
+        let mut flowed = 0;
+        while began.elapsed() < STALL * 5 {
+            emit(FLOWING);
+            flowed += 1;
+            eventually("a record of the other partition", PATIENCE, || {
+                (consumer.fetch_watermarks(TOPIC, 1, PATIENCE).unwrap().1 >= flowed).then_some(())
+            });
+        }
+        cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
+        eventually("the record that was stuck", PATIENCE, || {
+            (consumer.fetch_watermarks(TOPIC, 0, PATIENCE).unwrap().1 >= 1).then_some(())
+        });
+        relay.stop_blocking().unwrap();
+    }
 }
 
 #[test]

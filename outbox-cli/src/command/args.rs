@@ -75,6 +75,17 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Prints how many events are scheduled, and when the next is due
+    Scheduled {
+        /// First moves those that are due into the outbox, as a relay does by itself
+        #[arg(long)]
+        promote: bool,
+        /// Prints JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Sends events again that were sent and are kept, under the same ids
     Replay(Box<ReplaySettings>),
     /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
@@ -127,6 +138,7 @@ impl Action {
             | Self::Requeue { common, .. }
             | Self::Completions { common, .. }
             | Self::Man { common, .. }
+            | Self::Scheduled { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(action) => action.common(),
@@ -145,6 +157,7 @@ impl Action {
             | Self::Requeue { common, .. }
             | Self::Completions { common, .. }
             | Self::Man { common, .. }
+            | Self::Scheduled { common, .. }
             | Self::Wal(WalAction::Setup { common, .. } | WalAction::Drop { common, .. }) => common,
             #[cfg(any(feature = "mysql", feature = "postgres"))]
             Self::Debezium(

@@ -9,6 +9,7 @@ use clap::builder::NonEmptyStringValueParser;
 use diesel_outbox_relay::operate::replay::{Replay, Replayed};
 use indicatif::ProgressBar;
 use serde_json::json;
+use uuid::Uuid;
 
 use super::failure::Failure;
 use super::moment::Moment;
@@ -22,11 +23,14 @@ use super::signals::StopSignals;
 #[derive(Debug, Args)]
 pub(crate) struct ReplaySettings {
     /// Sends what was emitted from then on: a time such as 2026-11-28T09:00:00Z, or how long ago, such as 2h
-    #[arg(long, value_name = "TIME")]
-    since: Moment,
+    #[arg(long, value_name = "TIME", required_unless_present = "id")]
+    since: Option<Moment>,
     /// Sends what was emitted before then, likewise [default: now]
     #[arg(long, value_name = "TIME")]
     until: Option<Moment>,
+    /// Only the event with this id
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
     /// Only events of this type
     #[arg(long = "type", value_name = "EVENT TYPE", value_parser = NonEmptyStringValueParser::new())]
     event_type: Option<String>,
@@ -111,7 +115,13 @@ pub(crate) fn run(settings: &ReplaySettings, origins: &Origins) -> Result<(), Fa
 
 impl ReplaySettings {
     fn replay(&self) -> Replay {
-        let mut replay = Replay::new(self.since.0, self.until.map_or_else(SystemTime::now, |until| until.0));
+        let mut replay = Replay::new(
+            self.since.map_or(SystemTime::UNIX_EPOCH, |since| since.0),
+            self.until.map_or_else(SystemTime::now, |until| until.0),
+        );
+        if let Some(id) = self.id {
+            replay = replay.id(id);
+        }
         if let Some(event_type) = &self.event_type {
             replay = replay.event_type(event_type);
         }

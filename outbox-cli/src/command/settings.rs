@@ -3,10 +3,12 @@
 
 mod values;
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Arg, Args, Command, ValueEnum};
+use diesel_outbox_relay::source::SentRows;
 use diesel_outbox_relay::{DeadLetterPolicy, Kafka};
 
 pub(crate) use self::values::{Property, Secret, Time, TopicPattern};
@@ -226,9 +228,10 @@ pub(crate) struct WalReadingSettings {
     pub(crate) slot_size_warning: u64,
 }
 
+/// Settings of the commands that need to know which rows are there.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Sent rows and dead letters")]
-pub(crate) struct AfterSettings {
+pub(crate) struct RetentionSettings {
     /// How long sent rows stay in the table
     #[arg(long, value_name = "TIME", default_value = "7d")]
     pub(crate) keep_sent: Time,
@@ -244,6 +247,29 @@ pub(crate) struct AfterSettings {
         default_value = "false"
     )]
     pub(crate) delete_sent: bool,
+}
+
+impl RetentionSettings {
+    /// Sent rows are kept for a time, or deleted. The setting that was given in the higher layer counts.
+    pub(crate) fn sent_rows(&self, origins: &Origins) -> Result<SentRows, ConfigError> {
+        let kept = SentRows::Keep { retention: self.keep_sent.0 };
+        if !self.delete_sent {
+            return Ok(kept);
+        }
+        let (deleting, keeping) = (origins.of("delete_sent"), origins.of("keep_sent"));
+        match deleting.layer.cmp(&keeping.layer) {
+            Ordering::Greater => Ok(SentRows::Delete),
+            Ordering::Less => Ok(kept),
+            Ordering::Equal => Err(ConfigError::Conflict { origin: deleting, other: keeping }),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Sent rows and dead letters")]
+pub(crate) struct AfterSettings {
+    #[command(flatten)]
+    pub(crate) retention: RetentionSettings,
     /// What happens to the later events of an aggregate that has a dead letter: continue sends them, block makes them dead
     /// letters too, until the aggregate is requeued
     #[arg(

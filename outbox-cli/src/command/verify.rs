@@ -4,6 +4,7 @@ use std::fmt::Write;
 
 use clap::Args;
 use diesel_outbox_relay::operate::verify::{Discrepancies, Discrepancy, Kind, Step, Verify, VerifyError};
+use diesel_outbox_relay::source::SentRows;
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -12,13 +13,13 @@ use super::moment::Moment;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
 use super::output::{bar_style, moment, print};
-use super::settings::{CommonSettings, ConnectionSettings, TopicSettings};
+use super::settings::{CommonSettings, ConnectionSettings, RetentionSettings, TopicSettings};
 
 /// What to compare.
 #[derive(Debug, Args)]
 pub(crate) struct VerifySettings {
-    /// Compares what was emitted from then on: a time such as 2026-11-28T09:00:00Z, or how long ago, such as 2h. Without it, all rows
-    /// that the table has
+    /// Compares what was emitted from then on: a time such as 2026-11-28T09:00:00Z, or how long ago, such as 2h. Without it, all
+    /// that the relay keeps (--keep-sent)
     #[arg(long, value_name = "TIME")]
     since: Option<Moment>,
     /// Compares what was emitted before then, likewise [default: now]
@@ -42,14 +43,22 @@ pub(crate) struct VerifySettings {
     connection: ConnectionSettings,
     #[command(flatten)]
     topics: TopicSettings,
+    #[command(flatten)]
+    retention: RetentionSettings,
 }
 
 /// Compares each outbox with its topics, and prints what is wrong.
 pub(crate) fn run(settings: &VerifySettings, origins: &Origins) -> Result<(), Failure> {
     let outboxes = Outboxes::chosen(&settings.common, origins)?;
     let kafka = settings.connection.kafka(origins)?;
-    let mut verify =
-        Verify::new().shares_topics(settings.shared_topics || outboxes.are_several).examples(settings.limit);
+    let keep_sent = match settings.retention.sent_rows(origins)? {
+        SentRows::Keep { retention } => Some(retention),
+        _ => None,
+    };
+    let mut verify = Verify::new()
+        .keep_sent(keep_sent)
+        .shares_topics(settings.shared_topics || outboxes.are_several)
+        .examples(settings.limit);
     if let Some(Moment(since)) = settings.since {
         verify = verify.since(since);
     }

@@ -40,13 +40,15 @@ pub fn chunks(records: &[Record]) -> impl Iterator<Item = &[Record]> {
     })
 }
 
-/// Returns whether this is a database's message that there is no table `outbox`.
+/// Returns whether this is a database's message that there is no table `outbox` or `outbox_scheduled`.
 pub fn is_outbox_missing(message: &str) -> bool {
     let missing = [
         "\"outbox\" does not exist",
         ".outbox\" does not exist",
         ".outbox' doesn't exist",
         "no such table: outbox",
+        "outbox_scheduled\" does not exist",
+        ".outbox_scheduled' doesn't exist",
     ];
     missing.iter().any(|missing| message.contains(missing))
 }

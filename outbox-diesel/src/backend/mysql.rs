@@ -2,9 +2,13 @@ use diesel::QueryResult;
 use diesel::mysql::Mysql;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
+use diesel_outbox_core::__private::Due;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
+use super::{
+    CancelScheduled, FindInbox, InsertMany, InsertMark, InsertOne, InsertScheduled, OutboxRow, PruneMarks,
+    SelectRows, StillMarked, Table,
+};
 
 impl Statements for Mysql {
     #[cfg(feature = "migrations")]
@@ -31,7 +35,9 @@ impl Statements for Mysql {
 
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         push_insert(insert.schema, out.reborrow())?;
-        push_row(&insert.row, out)
+        push_row(&insert.row, &mut out)?;
+        out.push_sql(")");
+        Ok(())
     }
 
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
@@ -42,7 +48,8 @@ impl Statements for Mysql {
             if position > 0 {
                 out.push_sql(", ");
             }
-            push_row(row, out.reborrow())?;
+            push_row(row, &mut out)?;
+            out.push_sql(")");
         }
         Ok(())
     }
@@ -78,6 +85,58 @@ impl Statements for Mysql {
         Ok(())
     }
 
+    fn insert_scheduled<'b>(
+        insert: &'b InsertScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("INSERT INTO ");
+        push_table(insert.schema, "outbox_scheduled", &mut out)?;
+        out.push_sql(
+            " (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, due_at) VALUES ",
+        );
+        push_row(&insert.row, &mut out)?;
+        match &insert.due {
+            Due::At(ms) => {
+                out.push_sql(", TIMESTAMP'1970-01-01 00:00:00' + INTERVAL ");
+                out.push_bind_param::<BigInt, i64>(ms)?;
+                out.push_sql(" * 1000 MICROSECOND)");
+            }
+            Due::After(micros) => {
+                out.push_sql(", UTC_TIMESTAMP(6) + INTERVAL ");
+                out.push_bind_param::<BigInt, i64>(micros)?;
+                out.push_sql(" MICROSECOND)");
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel_scheduled<'b>(
+        cancel: &'b CancelScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("DELETE FROM ");
+        push_table(cancel.schema, "outbox_scheduled", &mut out)?;
+        out.push_sql(" WHERE id = ");
+        out.push_bind_param::<Text, String>(&cancel.id_text)
+    }
+
+    fn select_rows<'b>(select: &'b SelectRows<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let (due_at, table, order) = match select.table {
+            Table::Outbox => ("created_at", "outbox", " ORDER BY seq"),
+            Table::Scheduled => ("due_at", "outbox_scheduled", " ORDER BY due_at, seq"),
+        };
+        out.push_sql("SELECT id, aggregatetype, aggregateid, type, payload, headers");
+        for time in ["created_at", due_at] {
+            out.push_sql(", CAST(TIMESTAMPDIFF(MICROSECOND, TIMESTAMP'1970-01-01 00:00:00', ");
+            out.push_sql(time);
+            out.push_sql(") DIV 1000 AS SIGNED)");
+        }
+        out.push_sql(" FROM ");
+        push_table(select.schema, table, &mut out)?;
+        out.push_sql(order);
+        Ok(())
+    }
+
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         out.push_sql("DELETE FROM ");
         push_table(prune.schema, "inbox", &mut out)?;
@@ -110,7 +169,8 @@ fn push_insert(schema: Option<&str>, mut out: AstPass<'_, '_, Mysql>) -> QueryRe
     Ok(())
 }
 
-fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Mysql>) -> QueryResult<()> {
+/// The values of the columns that an emitter sets, and of `created_at`.
+fn push_row<'b>(row: &'b OutboxRow<'_>, out: &mut AstPass<'_, 'b, Mysql>) -> QueryResult<()> {
     out.push_sql("(");
     out.push_bind_param::<Text, String>(&row.id_text)?;
     out.push_sql(", ");
@@ -125,6 +185,6 @@ fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Mysql>) -> Quer
     out.push_bind_param::<Nullable<Text>, Option<String>>(&row.headers)?;
     out.push_sql(", ");
     out.push_bind_param::<SmallInt, i16>(&row.shard)?;
-    out.push_sql(", UTC_TIMESTAMP(3))");
+    out.push_sql(", UTC_TIMESTAMP(3)");
     Ok(())
 }

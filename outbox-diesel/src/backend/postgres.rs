@@ -2,12 +2,15 @@ use diesel::QueryResult;
 use diesel::pg::Pg;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{Array, BigInt, Binary, Double, Nullable, SmallInt, Text, Uuid as SqlUuid};
-use diesel_outbox_core::__private::{quoted_identifier, quoted_literal};
+use diesel_outbox_core::__private::{Due, quoted_identifier, quoted_literal};
 use diesel_outbox_core::advisory_locks;
 use uuid::Uuid;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
+use super::{
+    CancelScheduled, FindInbox, InsertMany, InsertMark, InsertOne, InsertScheduled, OutboxRow, PruneMarks,
+    SelectRows, StillMarked, Table,
+};
 
 impl Statements for Pg {
     #[cfg(feature = "migrations")]
@@ -29,23 +32,10 @@ impl Statements for Pg {
     }
 
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
-        let OutboxRow { record, id, payload, headers, shard, .. } = &insert.row;
         out.push_sql("INSERT INTO ");
         push_schema(insert.schema, &mut out)?;
         out.push_sql("outbox (id, aggregatetype, aggregateid, type, payload, headers, shard) VALUES (");
-        out.push_bind_param::<SqlUuid, Uuid>(id)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Text, str>(record.aggregate_type())?;
-        out.push_sql(", ");
-        out.push_bind_param::<Text, str>(record.aggregate_id())?;
-        out.push_sql(", ");
-        out.push_bind_param::<Text, str>(record.event_type())?;
-        out.push_sql(", ");
-        out.push_bind_param::<Nullable<Binary>, Option<&[u8]>>(payload)?;
-        out.push_sql(", ");
-        out.push_bind_param::<Nullable<Text>, Option<String>>(headers)?;
-        out.push_sql("::json, ");
-        out.push_bind_param::<SmallInt, i16>(shard)?;
+        push_row(&insert.row, &mut out)?;
         out.push_sql(") RETURNING ");
         push_wake(insert.schema, &mut out);
         Ok(())
@@ -113,6 +103,57 @@ impl Statements for Pg {
         Ok(())
     }
 
+    fn insert_scheduled<'b>(
+        insert: &'b InsertScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("INSERT INTO ");
+        push_schema(insert.schema, &mut out)?;
+        out.push_sql(
+            "outbox_scheduled (id, aggregatetype, aggregateid, type, payload, headers, shard, due_at) VALUES (",
+        );
+        push_row(&insert.row, &mut out)?;
+        match &insert.due {
+            Due::At(ms) => {
+                out.push_sql(", timestamptz 'epoch' + ");
+                out.push_bind_param::<BigInt, i64>(ms)?;
+                out.push_sql(" * interval '1 millisecond')");
+            }
+            Due::After(micros) => {
+                out.push_sql(", clock_timestamp() + ");
+                out.push_bind_param::<BigInt, i64>(micros)?;
+                out.push_sql(" * interval '1 microsecond')");
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel_scheduled<'b>(
+        cancel: &'b CancelScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        out.push_sql("DELETE FROM ");
+        push_schema(cancel.schema, &mut out)?;
+        out.push_sql("outbox_scheduled WHERE id = ");
+        out.push_bind_param::<SqlUuid, Uuid>(&cancel.id)
+    }
+
+    fn select_rows<'b>(select: &'b SelectRows<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        let (due_at, table) = match select.table {
+            Table::Outbox => ("created_at", "outbox ORDER BY seq"),
+            Table::Scheduled => ("due_at", "outbox_scheduled ORDER BY due_at, seq"),
+        };
+        out.push_sql(
+            "SELECT id::text, aggregatetype::text, aggregateid::text, type::text, payload, headers::text, ",
+        );
+        out.push_sql("floor(extract(epoch FROM created_at) * 1000)::bigint, floor(extract(epoch FROM ");
+        out.push_sql(due_at);
+        out.push_sql(") * 1000)::bigint FROM ");
+        push_schema(select.schema, &mut out)?;
+        out.push_sql(table);
+        Ok(())
+    }
+
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         out.push_sql("DELETE FROM ");
         push_schema(prune.schema, &mut out)?;
@@ -130,6 +171,24 @@ impl Statements for Pg {
         out.push_sql("))");
         Ok(())
     }
+}
+
+/// The values of the columns that an emitter sets.
+fn push_row<'b>(row: &'b OutboxRow<'_>, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+    let OutboxRow { record, id, payload, headers, shard, .. } = row;
+    out.push_bind_param::<SqlUuid, Uuid>(id)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(record.aggregate_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(record.aggregate_id())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Text, str>(record.event_type())?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Binary>, Option<&[u8]>>(payload)?;
+    out.push_sql(", ");
+    out.push_bind_param::<Nullable<Text>, Option<String>>(headers)?;
+    out.push_sql("::json, ");
+    out.push_bind_param::<SmallInt, i16>(shard)
 }
 
 fn push_schema(schema: Option<&str>, out: &mut AstPass<'_, '_, Pg>) -> QueryResult<()> {

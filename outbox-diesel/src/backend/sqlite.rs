@@ -2,9 +2,13 @@ use diesel::QueryResult;
 use diesel::query_builder::AstPass;
 use diesel::sql_types::{BigInt, Binary, Double, Nullable, SmallInt, Text};
 use diesel::sqlite::Sqlite;
+use diesel_outbox_core::__private::Due;
 
 use super::sealed::Statements;
-use super::{FindInbox, InsertMany, InsertMark, InsertOne, OutboxRow, PruneMarks, StillMarked};
+use super::{
+    CancelScheduled, FindInbox, InsertMany, InsertMark, InsertOne, InsertScheduled, OutboxRow, PruneMarks,
+    SelectRows, StillMarked, Table,
+};
 use crate::EmitError;
 
 const INSERT: &str =
@@ -34,7 +38,9 @@ impl Statements for Sqlite {
     fn insert_one<'b>(insert: &'b InsertOne<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         refuse_schema(insert.schema)?;
         out.push_sql(INSERT);
-        push_row(&insert.row, out.reborrow())
+        push_row(&insert.row, &mut out)?;
+        out.push_sql(")");
+        Ok(())
     }
 
     fn insert_many<'b>(insert: &'b InsertMany<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
@@ -46,7 +52,8 @@ impl Statements for Sqlite {
             if position > 0 {
                 out.push_sql(", ");
             }
-            push_row(row, out.reborrow())?;
+            push_row(row, &mut out)?;
+            out.push_sql(")");
         }
         Ok(())
     }
@@ -75,6 +82,56 @@ impl Statements for Sqlite {
         Ok(())
     }
 
+    fn insert_scheduled<'b>(
+        insert: &'b InsertScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        refuse_schema(insert.schema)?;
+        out.push_sql(
+            "INSERT INTO outbox_scheduled (id, aggregatetype, aggregateid, type, payload, headers, shard, due_at) VALUES ",
+        );
+        push_row(&insert.row, &mut out)?;
+        match &insert.due {
+            Due::At(ms) => {
+                out.push_sql(", strftime('%Y-%m-%dT%H:%M:%fZ', ");
+                out.push_bind_param::<BigInt, i64>(ms)?;
+                out.push_sql(" / 1000.0, 'unixepoch'))");
+            }
+            Due::After(micros) => {
+                out.push_sql(", strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (");
+                out.push_bind_param::<BigInt, i64>(micros)?;
+                out.push_sql(" / 1000000.0) || ' seconds'))");
+            }
+        }
+        Ok(())
+    }
+
+    fn cancel_scheduled<'b>(
+        cancel: &'b CancelScheduled<'_>,
+        mut out: AstPass<'_, 'b, Self>,
+    ) -> QueryResult<()> {
+        refuse_schema(cancel.schema)?;
+        out.push_sql("DELETE FROM outbox_scheduled WHERE id = ");
+        out.push_bind_param::<Text, String>(&cancel.id_text)
+    }
+
+    fn select_rows<'b>(select: &'b SelectRows<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
+        refuse_schema(select.schema)?;
+        let (due_at, table) = match select.table {
+            Table::Outbox => ("created_at", "outbox ORDER BY seq"),
+            Table::Scheduled => ("due_at", "outbox_scheduled ORDER BY due_at, seq"),
+        };
+        out.push_sql("SELECT id, aggregatetype, aggregateid, type, payload, headers");
+        for time in ["created_at", due_at] {
+            out.push_sql(", CAST(round((julianday(");
+            out.push_sql(time);
+            out.push_sql(") - 2440587.5) * 86400000.0) AS INTEGER)");
+        }
+        out.push_sql(" FROM ");
+        out.push_sql(table);
+        Ok(())
+    }
+
     fn prune_marks<'b>(prune: &'b PruneMarks<'_>, mut out: AstPass<'_, 'b, Self>) -> QueryResult<()> {
         refuse_schema(prune.schema)?;
         out.push_sql("DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE consumer = ");
@@ -95,7 +152,8 @@ fn refuse_schema(schema: Option<&str>) -> QueryResult<()> {
     schema.map_or(Ok(()), |_| Err(EmitError::NoSchemas.into()))
 }
 
-fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
+/// The values of the columns that an emitter sets.
+fn push_row<'b>(row: &'b OutboxRow<'_>, out: &mut AstPass<'_, 'b, Sqlite>) -> QueryResult<()> {
     out.push_sql("(");
     out.push_bind_param::<Text, String>(&row.id_text)?;
     out.push_sql(", ");
@@ -109,7 +167,5 @@ fn push_row<'b>(row: &'b OutboxRow<'_>, mut out: AstPass<'_, 'b, Sqlite>) -> Que
     out.push_sql(", ");
     out.push_bind_param::<Nullable<Text>, Option<String>>(&row.headers)?;
     out.push_sql(", ");
-    out.push_bind_param::<SmallInt, i16>(&row.shard)?;
-    out.push_sql(")");
-    Ok(())
+    out.push_bind_param::<SmallInt, i16>(&row.shard)
 }

@@ -1,12 +1,17 @@
 use std::future::Future;
+use std::time::{Duration, SystemTime};
 
 use diesel::QueryResult;
 use diesel_async::{AsyncConnection, TransactionManager};
+use diesel_outbox_core::__private::Due;
 use uuid::Uuid;
 
 use super::error::explained;
-use super::{EmitError, Outbox, chunks, require_transaction};
-use crate::backend::{InSchema, InsertMany, InsertOne, OutboxBackend};
+use super::scheduled::scheduled_events;
+use super::{EmitError, Outbox, ScheduledEvent, chunks, require_transaction};
+use crate::backend::{
+    CancelScheduled, InSchema, InsertMany, InsertOne, InsertScheduled, Load, OutboxBackend, SelectRows, Table,
+};
 use crate::{OutboxEvent, Record};
 
 /// The methods `emit` and `emit_all` of every diesel-async connection, pooled or not: [`Emit`](crate::Emit) with `.await`.
@@ -38,6 +43,39 @@ pub trait AsyncEmit: AsyncConnection {
     fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
     where
         I: IntoIterator<Item: OutboxEvent>;
+
+    /// Stores the event to be sent at this time: see [`Emit::emit_at`](crate::Emit::emit_at).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit_at`](crate::Emit::emit_at).
+    fn emit_at<E: OutboxEvent + ?Sized>(
+        &mut self,
+        event: &E,
+        time: SystemTime,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send;
+
+    /// Stores the event to be sent when this much time has passed: see [`Emit::emit_after`](crate::Emit::emit_after).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit_at`](crate::Emit::emit_at).
+    fn emit_after<E: OutboxEvent + ?Sized>(
+        &mut self,
+        event: &E,
+        time: Duration,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send;
+
+    /// Cancels a scheduled event, and returns whether it was there: see
+    /// [`Emit::cancel_scheduled`](crate::Emit::cancel_scheduled).
+    ///
+    /// # Errors
+    /// The database's error.
+    fn cancel_scheduled(&mut self, id: Uuid) -> impl Future<Output = QueryResult<bool>> + Send;
+
+    /// Returns all scheduled events: see [`Emit::scheduled`](crate::Emit::scheduled).
+    ///
+    /// # Errors
+    /// As for [`Emit::scheduled`](crate::Emit::scheduled).
+    fn scheduled(&mut self) -> impl Future<Output = QueryResult<Vec<ScheduledEvent>>> + Send;
 }
 
 impl<C> AsyncEmit for C
@@ -57,6 +95,34 @@ where
         let outbox = Outbox::new();
         let records = outbox.ready(self, |outbox| outbox.all_checked(events));
         insert_all(self, records, None)
+    }
+
+    fn emit_at<E: OutboxEvent + ?Sized>(
+        &mut self,
+        event: &E,
+        time: SystemTime,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send {
+        let outbox = Outbox::new();
+        let record = outbox.ready(self, |outbox| outbox.checked(event));
+        schedule(self, record, Due::at(time), None)
+    }
+
+    fn emit_after<E: OutboxEvent + ?Sized>(
+        &mut self,
+        event: &E,
+        time: Duration,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send {
+        let outbox = Outbox::new();
+        let record = outbox.ready(self, |outbox| outbox.checked(event));
+        schedule(self, record, Due::after(time), None)
+    }
+
+    fn cancel_scheduled(&mut self, id: Uuid) -> impl Future<Output = QueryResult<bool>> + Send {
+        cancel(self, id, None)
+    }
+
+    fn scheduled(&mut self) -> impl Future<Output = QueryResult<Vec<ScheduledEvent>>> + Send {
+        scheduled(self, None)
     }
 }
 
@@ -105,6 +171,72 @@ impl Outbox {
         insert_all(conn, records, self.schema_name())
     }
 
+    /// Stores the event to be sent at this time, on a diesel-async connection: see [`Emit::emit_at`](crate::Emit::emit_at).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit_at`](crate::Emit::emit_at).
+    pub fn emit_at_async<C, E>(
+        &self,
+        conn: &mut C,
+        event: &E,
+        time: SystemTime,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        E: OutboxEvent + ?Sized,
+    {
+        let record = self.ready(conn, |outbox| outbox.checked(event));
+        schedule(conn, record, Due::at(time), self.schema_name())
+    }
+
+    /// Stores the event to be sent when this much time has passed, on a diesel-async connection: see
+    /// [`Emit::emit_after`](crate::Emit::emit_after).
+    ///
+    /// # Errors
+    /// As for [`Emit::emit_at`](crate::Emit::emit_at).
+    pub fn emit_after_async<C, E>(
+        &self,
+        conn: &mut C,
+        event: &E,
+        time: Duration,
+    ) -> impl Future<Output = QueryResult<Uuid>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+        E: OutboxEvent + ?Sized,
+    {
+        let record = self.ready(conn, |outbox| outbox.checked(event));
+        schedule(conn, record, Due::after(time), self.schema_name())
+    }
+
+    /// Cancels a scheduled event on a diesel-async connection: see [`Emit::cancel_scheduled`](crate::Emit::cancel_scheduled).
+    ///
+    /// # Errors
+    /// The database's error.
+    pub fn cancel_scheduled_async<C>(
+        &self,
+        conn: &mut C,
+        id: Uuid,
+    ) -> impl Future<Output = QueryResult<bool>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        cancel(conn, id, self.schema_name())
+    }
+
+    /// Returns all scheduled events, on a diesel-async connection: see [`Emit::scheduled`](crate::Emit::scheduled).
+    ///
+    /// # Errors
+    /// As for [`Emit::scheduled`](crate::Emit::scheduled).
+    pub fn scheduled_async<C>(
+        &self,
+        conn: &mut C,
+    ) -> impl Future<Output = QueryResult<Vec<ScheduledEvent>>> + Send
+    where
+        C: AsyncConnection<Backend: OutboxBackend>,
+    {
+        scheduled(conn, self.schema_name())
+    }
+
     /// Checks before the future starts, so that neither the event nor what it borrows has to be `Sync`.
     fn ready<C: AsyncConnection, T>(
         &self,
@@ -132,6 +264,45 @@ where
     };
     inserted.map_err(explained)?;
     Ok(record.id())
+}
+
+async fn schedule<C>(
+    conn: &mut C,
+    record: Result<Record, EmitError>,
+    due: Due,
+    schema: Option<String>,
+) -> QueryResult<Uuid>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let record = record?;
+    let insert = InsertScheduled::new(&record, due, schema.as_deref());
+    let inserted = match schema {
+        None => conn.execute_returning_count(insert).await,
+        Some(_) => conn.execute_returning_count(InSchema(insert)).await,
+    };
+    inserted.map_err(explained)?;
+    Ok(record.id())
+}
+
+async fn cancel<C>(conn: &mut C, id: Uuid, schema: Option<String>) -> QueryResult<bool>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let cancel = CancelScheduled::new(id, schema.as_deref());
+    let cancelled = match schema {
+        None => conn.execute_returning_count(cancel).await,
+        Some(_) => conn.execute_returning_count(InSchema(cancel)).await,
+    };
+    Ok(cancelled.map_err(explained)? > 0)
+}
+
+async fn scheduled<C>(conn: &mut C, schema: Option<String>) -> QueryResult<Vec<ScheduledEvent>>
+where
+    C: AsyncConnection<Backend: OutboxBackend>,
+{
+    let select = SelectRows::new(Table::Scheduled, schema.as_deref());
+    scheduled_events(<C::Backend as Load>::load_async(conn, select).await.map_err(explained)?)
 }
 
 async fn insert_all<C>(

@@ -109,6 +109,10 @@ impl Outbox {
         Ok(records.iter().map(Record::id).collect())
     }
 
+    pub(crate) fn in_schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
     pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
         Ok(checked_record(event, &self.headers)?)
     }

@@ -21,7 +21,11 @@ macro_rules! embedded {
     };
 }
 
-const ALL: [(&str, &str); 2] = embedded!["2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox"];
+const ALL: [(&str, &str); 3] = embedded![
+    "2026-11-24-000000_create_outbox",
+    "2026-11-24-000001_create_inbox",
+    "2026-11-24-000002_create_outbox_scheduled",
+];
 
 impl Migrations {
     /// Returns what these are on MySQL and MariaDB, in their order.

@@ -89,7 +89,7 @@ impl Deliveries {
 
     fn outcome(&self, error: &KafkaError, topic: &str) -> Outcome {
         let code = error.rdkafka_error_code();
-        if self.batching == Batching::Many && code.is_some_and(concerns_one_of_a_batch) {
+        if self.batching != Batching::Single && code.is_some_and(concerns_one_of_a_batch) {
             self.batch_was_refused.store(true, Ordering::Relaxed);
             return Outcome::Retry {
                 reason: format!(

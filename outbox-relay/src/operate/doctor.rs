@@ -58,8 +58,12 @@ pub trait Examine {
 
 /// How long an event may wait before it is worth a warning, and how long a transaction may stay open or prepared.
 const LONG_WAIT: Duration = Duration::from_secs(60);
+#[cfg(feature = "postgres")]
+const LONG_PREPARED: Duration = Duration::from_secs(60);
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 const LONG_OPEN: Duration = Duration::from_secs(5);
+/// How long a scheduled event may be due. A relay moves it within two seconds.
+const LONG_OVERDUE: Duration = Duration::from_secs(30);
 /// By how much two clocks may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(1);
 
@@ -126,7 +130,21 @@ fn lag_findings(lag: &Lag) -> Vec<Finding> {
             ),
         ),
     };
-    vec![waits, dead, blocked]
+    let overdue = lag.overdue.as_secs();
+    let scheduled = if lag.overdue >= LONG_OVERDUE {
+        Finding::warn(
+            "scheduled",
+            format!(
+                "a scheduled event has been due for {overdue} s: look whether a relay runs, and at its log"
+            ),
+        )
+    } else {
+        Finding::ok(
+            "scheduled",
+            format!("{} events are scheduled for later, and none is overdue", lag.scheduled),
+        )
+    };
+    vec![waits, dead, blocked, scheduled]
 }
 
 /// Compares the database's clock, in milliseconds since 1970, with ours, which was read before and after.

@@ -19,11 +19,11 @@ use crate::source::row::StoredRow;
 
 /// The rows that an outbox keeps, on a plain `PgConnection`, a plain `SqliteConnection`, or a `Conn` of the crate `mysql`.
 pub trait Kept {
-    /// Returns how many rows were emitted in a time, and when the oldest row of the table was.
+    /// Returns how many rows were emitted in a time.
     ///
     /// # Errors
     /// Returns the database's error.
-    fn count(&mut self, window: &Window) -> QueryResult<(u64, Option<SystemTime>)>;
+    fn count(&mut self, window: &Window) -> QueryResult<u64>;
 
     /// Returns the rows that were emitted in a time, in the order of `seq`: the first ones after this number, up to `limit`.
     ///
@@ -43,7 +43,8 @@ pub trait Kept {
     /// Returns the database's error.
     fn count_sent(&mut self, selection: &Selection) -> QueryResult<u64>;
 
-    /// Returns the sent rows of a selection with all that they hold, in the order of `seq`: the first ones after this number, up to `limit`.
+    /// Returns the sent rows of a selection with all that they hold, in the order of `seq`: the first ones after this number, up to `limit`, and
+    /// fewer if their payloads are large. There are no more if it returns none.
     ///
     /// # Errors
     /// Returns the database's error.
@@ -66,6 +67,8 @@ pub struct Window {
 pub struct Selection {
     /// When they were emitted.
     pub window: Window,
+    /// The event's id, if it matters.
+    pub id: Option<Uuid>,
     /// The event's type, if it matters.
     pub event_type: Option<String>,
     /// The aggregate's type, if it matters.
@@ -108,6 +111,9 @@ pub struct KeptRecord {
     /// The record, or why there is none.
     pub record: Result<Record, String>,
 }
+
+/// How many bytes of payloads are read at once, unless the first one alone is larger.
+const BYTES: i64 = 16 << 20;
 
 type RecordRow = (i64, String, String, String, String, Option<Vec<u8>>, Option<String>, i64);
 

@@ -4,10 +4,13 @@ use diesel_outbox_core::Lag;
 use mysql::prelude::Queryable;
 use mysql::{Conn, IsolationLevel, Params, TxOpts, params};
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, dead_letter, hex, unsent};
-use crate::source::mysql::{
-    self as polling, Bound, COLUMNS, lag, listed, load_bounds, row_of, unsent_of_shards,
+use super::{
+    DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, Unsent, dead_letter, hex, schedule_of, unsent,
 };
+use crate::source::mysql::{
+    self as polling, Bound, COLUMNS, UnsentShare, lag, listed, load_bounds, row_of, unsent_of_shards,
+};
+use crate::source::promote::promote_all;
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Operate for Conn {
@@ -19,7 +22,7 @@ impl Operate for Conn {
     fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
         let bounds = load_bounds(self, &format!("SELECT {COLUMNS} FROM outbox_shard")).map_err(failed)?;
         let rows = unsent_of_shards(self, &bounds).map_err(failed)?;
-        let row = |(aggregate_type, shard, count, oldest): (Vec<u8>, i16, i64, i64)| {
+        let row = |(aggregate_type, shard, count, oldest): UnsentShare| {
             let aggregate_type = String::from_utf8_lossy(&aggregate_type).into_owned();
             unsent((aggregate_type, shard, count, oldest as f64 / 1_000_000.0))
         };
@@ -31,6 +34,14 @@ impl Operate for Conn {
         rows.map(|row| row_of::<DeadLetterRow>(row?).map(dead_letter))
             .collect::<mysql::Result<_>>()
             .map_err(failed)
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self).map_err(failed)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self).map_err(failed)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {
@@ -96,12 +107,14 @@ const DEAD_LETTERS: &str = "SELECT seq, id, aggregatetype, aggregateid, type, \
 const PLACES: &str = "SELECT shard, MIN(d.seq) FROM outbox_dead_letter AS d WHERE {which} \
     AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) GROUP BY shard, d.seq";
 
-/// Puts them back at their old place, or under a new number if another event has the old one.
+/// Puts them back at their old place, or under a new number if another event has the old one. Later dead letters of an aggregate stay behind
+/// earlier ones. Those with old numbers come first, so that no new number is one of theirs.
 const RESTORE: &str = "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-    SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
-    OR ROW_NUMBER() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
-    id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
-    FROM outbox_dead_letter AS d WHERE {which} ORDER BY d.seq";
+    SELECT CASE WHEN stays = 1 THEN seq ELSE NULL END, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+    FROM (SELECT f.*, MIN(f.is_free) OVER (PARTITION BY CAST(f.aggregatetype AS BINARY), CAST(f.aggregateid AS BINARY) ORDER BY f.seq) AS stays \
+    FROM (SELECT d.*, CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
+    OR ROW_NUMBER() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN 0 ELSE 1 END AS is_free \
+    FROM outbox_dead_letter AS d WHERE {which}) AS f) AS placed ORDER BY stays DESC, seq";
 
 const FORGET: &str = "DELETE FROM outbox_dead_letter WHERE {which}";
 

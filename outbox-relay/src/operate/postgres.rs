@@ -8,9 +8,13 @@ use diesel::sql_types::{Array, BigInt, Bool, Double, Nullable, SmallInt, Text, U
 use diesel_outbox_core::{Lag, WalLag};
 use uuid::Uuid;
 
-use super::{DeadLetter, DeadLetterRow, Operate, Requeue, Unsent, UnsentRow, dead_letter, unsent};
+use super::{
+    DeadLetter, DeadLetterRow, Operate, Requeue, Schedule, Unsent, UnsentRow, dead_letter, schedule_of,
+    unsent,
+};
 use crate::source::bounds::{LOCK_SHARDS, oldest_unsent, shards};
 use crate::source::check::{is_set_back, was_sent_from_wal};
+use crate::source::promote::promote_all;
 use crate::source::wake;
 use crate::source::{BLOCKED, Schemas, sees_all_rows};
 use crate::statement::statement;
@@ -51,6 +55,14 @@ impl Operate for PgConnection {
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
         sees_all_rows(self)?;
         Ok(DeadLetters::new(limit).load::<DeadLetterRow>(self)?.into_iter().map(dead_letter).collect())
+    }
+
+    fn schedule(&mut self) -> QueryResult<Schedule> {
+        schedule_of(self)
+    }
+
+    fn promote(&mut self) -> QueryResult<usize> {
+        promote_all(self)
     }
 
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 use diesel::QueryResult;
 use diesel_outbox_core::wire::TopicNaming;
 use diesel_outbox_core::{Broker, Claimed, DeadLettered, PublishError, Source, SourceError};
+use uuid::Uuid;
 
 use super::kept::{Kept, KeptRecord, Selection, Window};
 use crate::backoff::Backoff;
@@ -44,8 +45,15 @@ impl Replay {
     /// Sends rows again that were emitted from `since` until before `until`.
     pub fn new(since: SystemTime, until: SystemTime) -> Self {
         let window = Window { since, until };
-        let selection = Selection { window, event_type: None, aggregate_type: None, aggregate_id: None };
+        let selection =
+            Selection { window, id: None, event_type: None, aggregate_type: None, aggregate_id: None };
         Self { selection, after: i64::MIN, rate: None }
+    }
+
+    /// Sends only the event with this id. Default: all.
+    pub fn id(mut self, id: Uuid) -> Self {
+        self.selection.id = Some(id);
+        self
     }
 
     /// Sends only events of this type. Default: all.
@@ -116,7 +124,6 @@ impl Replay {
                 limits: if failures == 0 { limits } else { limits.at_most(FEW) },
                 now: &Instant::now,
                 published: &published,
-                silence: &Cell::default(),
                 metrics: &metrics,
                 stopping: &|| !goes_on.get(),
             };
@@ -247,7 +254,7 @@ impl Source for Replaying<'_> {
             .kept
             .sent(&self.replay.selection, self.read_through, limit)
             .map_err(|error| database_error("reading what to replay", error))?;
-        self.has_more = i64::try_from(rows.len()).is_ok_and(|read| read == limit);
+        self.has_more = !rows.is_empty();
         for KeptRecord { seq, record } in rows {
             self.read_through = seq;
             if self.done.contains(&seq) {

@@ -24,6 +24,8 @@ const ROWS: i64 = 5_000;
 /// How many records without a row are looked up at once, and how often in all.
 const SUSPECTS: usize = 1_000;
 const LOOKS: usize = 20;
+/// How long a relay keeps sent rows if nothing else is set.
+const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long Kafka may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -33,6 +35,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Verify {
     since: SystemTime,
     until: SystemTime,
+    keep_sent: Option<Duration>,
     shares_topics: bool,
     examples: usize,
     part: u64,
@@ -50,13 +53,14 @@ impl Verify {
         Self {
             since: SystemTime::UNIX_EPOCH,
             until: SystemTime::now(),
+            keep_sent: Some(DEFAULT_RETENTION),
             shares_topics: false,
             examples: 100,
             part: PART,
         }
     }
 
-    /// Compares only what was emitted from then on. If the oldest row is younger, it begins with that.
+    /// Compares only what was emitted from then on. Default: what the relay keeps.
     pub fn since(mut self, since: SystemTime) -> Self {
         self.since = since;
         self
@@ -65,6 +69,14 @@ impl Verify {
     /// Compares only what was emitted before then. Default: now.
     pub fn until(mut self, until: SystemTime) -> Self {
         self.until = until;
+        self
+    }
+
+    /// Says how long the relay keeps sent rows: what was emitted before that is not compared, because its rows may be gone. With `None`, it
+    /// deletes rows as it sends them: then a record without a row is no finding, and only what the table has is compared. Default: 7 days, which is
+    /// the relay's.
+    pub fn keep_sent(mut self, retention: Option<Duration>) -> Self {
+        self.keep_sent = retention;
         self
     }
 
@@ -111,10 +123,8 @@ impl Verify {
         topics: &TopicNaming,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Discrepancies, VerifyError> {
-        let mut window = Window { since: self.since, until: self.until };
-        let (_, oldest) = kept.count(&window)?;
-        window.since = window.since.max(oldest.unwrap_or(self.until)).min(self.until);
-        let (events, _) = kept.count(&window)?;
+        let window = Window { since: self.since.max(self.kept_since()), until: self.until };
+        let events = kept.count(&window)?;
         let mut findings = Discrepancies::new(window);
         let parts = events.div_ceil(self.part).max(1);
         for part in 0..parts {
@@ -160,7 +170,7 @@ impl Verify {
                     compare::Seen::OutOfOrder => {
                         findings.add(Kind::OutOfOrder, self.examples, || of_record(&record))
                     }
-                    compare::Seen::Unknown if self.shares_topics || !is_in(&record, &window) => {}
+                    compare::Seen::Unknown if self.has_foreign_records() || !is_in(&record, &window) => {}
                     compare::Seen::Unknown => suspects.found.push(record),
                 }
                 if suspects.found.len() >= SUSPECTS {
@@ -173,6 +183,16 @@ impl Verify {
             findings.topics.extend(names);
         }
         Ok(findings)
+    }
+
+    /// Returns since when the table has all rows, as far as the retention says.
+    fn kept_since(&self) -> SystemTime {
+        let kept = self.keep_sent.and_then(|retention| SystemTime::now().checked_sub(retention));
+        kept.unwrap_or(SystemTime::UNIX_EPOCH)
+    }
+
+    fn has_foreign_records(&self) -> bool {
+        self.shares_topics || self.keep_sent.is_none()
     }
 
     /// A record without a row is a phantom, unless its row came after the first look, or has been pruned since.
@@ -193,9 +213,9 @@ impl Verify {
         if found.is_empty() {
             return Ok(());
         }
-        let oldest = kept.count(&findings.window)?.1.unwrap_or(SystemTime::UNIX_EPOCH);
+        let kept_since = self.kept_since();
         for record in found {
-            let is_pruned = record.timestamp.is_some_and(|timestamp| timestamp < oldest);
+            let is_pruned = record.timestamp.is_some_and(|timestamp| timestamp < kept_since);
             if !is_pruned && record.id.is_none_or(|id| !known.contains(&id)) {
                 findings.add(Kind::Phantom, self.examples, || of_record(&record));
             }
@@ -211,8 +231,8 @@ impl Verify {
         findings: &mut Discrepancies,
     ) -> Result<(), VerifyError> {
         let mut examples = Vec::new();
-        for (id, topic, created_at) in comparison.unseen() {
-            if records.kept_since(topic).is_some_and(|since| created_at < since) {
+        for compare::Unseen { id, topic, key, created_at } in comparison.unseen() {
+            if records.kept_since(topic, key).is_some_and(|since| created_at < since) {
                 findings.beyond_retention += 1;
             } else {
                 findings.lost += 1;
@@ -260,7 +280,7 @@ fn of_record(record: &PublishedRecord) -> Discrepancy {
 /// What the comparison reads records from.
 trait Records {
     fn expected(&self) -> u64;
-    fn kept_since(&self, topic: &str) -> Option<SystemTime>;
+    fn kept_since(&self, topic: &str, key: u32) -> Option<SystemTime>;
     fn next_record(&mut self) -> Result<Option<PublishedRecord>, PublishError>;
 }
 
@@ -269,8 +289,8 @@ impl Records for PublishedRecords {
         PublishedRecords::expected(self)
     }
 
-    fn kept_since(&self, topic: &str) -> Option<SystemTime> {
-        PublishedRecords::kept_since(self, topic)
+    fn kept_since(&self, topic: &str, key: u32) -> Option<SystemTime> {
+        PublishedRecords::kept_since(self, topic, key)
     }
 
     fn next_record(&mut self) -> Result<Option<PublishedRecord>, PublishError> {
@@ -308,7 +328,7 @@ pub enum Step {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Discrepancies {
-    /// The time whose events were compared. It begins with the oldest row, if that is younger than what was asked for.
+    /// The time whose events were compared.
     pub window: Window,
     /// The topics that the events go to.
     pub topics: BTreeSet<String>,

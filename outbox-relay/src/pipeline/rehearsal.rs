@@ -102,7 +102,6 @@ pub(crate) fn pass_by(
         limits: Limits::default(),
         now,
         published: &Cell::new(0),
-        silence: &Cell::default(),
         stopping: &|| false,
     };
     pipeline.pass(source, publisher)

@@ -385,7 +385,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         max_in_flight_bytes,
         max_pass_duration: Duration::from_millis(50 + chance.below(400)),
         stall_timeout: Duration::from_millis(300),
-        exactly_once: false,
+        ..Limits::default()
     };
     let stops = chance.clone();
     let pipeline = Pipeline {
@@ -394,7 +394,6 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         limits,
         now: &now,
         published: &Cell::new(0),
-        silence: &Cell::default(),
         stopping: &|| stops.one_in(100),
     };
     let mut failures = 0;

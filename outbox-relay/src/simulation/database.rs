@@ -379,11 +379,16 @@ impl SimulatedDatabase {
         self.notes.retain(|note| !seqs.contains(&note.seq));
     }
 
-    /// Whether something of its aggregate that comes before it has not arrived.
-    pub(super) fn has_to_wait(&self, place: i64) -> bool {
-        let Some(its) = self.rows.iter().find(|row| row.seq == place) else { return false };
-        let comes_before = |row: &&Row| row.aggregate == its.aggregate && row.seq < place;
-        self.rows.iter().filter(comes_before).any(|row| self.is_committed(row) && !row.has_arrived)
+    /// Whether something of its aggregate that comes before it has not arrived, or comes behind this number in the WAL. It may have arrived
+    /// all the same, if a relay sent it before it was refused and the broker works that off late.
+    pub(super) fn has_to_wait(&self, place: i64, seq: i64) -> bool {
+        let Some(at) = self.rows.iter().position(|row| row.seq == place) else { return false };
+        let here = self.wal.iter().find(|its| its.rows.contains(&(at, seq)));
+        let end = here.map_or(0, |its| its.end);
+        let comes_before = |row: &Row| row.aggregate == self.rows[at].aggregate && row.seq < place;
+        self.rows.iter().enumerate().filter(|(_, row)| comes_before(row)).any(|(before, row)| {
+            self.is_committed(row) && (!row.has_arrived || self.comes_after(before, end))
+        })
     }
 
     /// Whether the row is a dead letter, or comes in the WAL only behind this place.

@@ -213,8 +213,11 @@ impl Reading {
         self.held_back.add(&row);
         hand.statement(|world| {
             let place = place(&row);
+            if world.database.look(row.seq, place, 0).is_some_and(|found| found.comes_again) {
+                return;
+            }
             let is_new = world.database.rows.iter().any(|row| row.seq == place && row.dead_by.is_none());
-            if is_held_back && is_new && !world.database.has_to_wait(place) {
+            if is_held_back && is_new && !world.database.has_to_wait(place, row.seq) {
                 world.fails(format!("the event {place} is held back, and all before it have arrived"));
             }
             let tx = world.database.begin(Some(hand.worker));

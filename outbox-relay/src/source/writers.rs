@@ -78,11 +78,12 @@ impl Writers {
     }
 }
 
-/// Returns the transactions that may have emitted and are open now, each with its age and what to do about it. The age is zero if the server
-/// does not show it.
+/// Returns the sessions whose transactions may have emitted and are open now, each with its age and what to do about it. The age is zero if
+/// the server does not show it.
 pub(crate) fn open_writers(conn: &mut PgConnection) -> QueryResult<Vec<(Duration, String)>> {
     let open = OpenWriters::new().load::<WriterRow>(conn)?.into_iter().filter_map(OpenWriter::of_row);
-    Ok(open.map(|writer| (writer.age.unwrap_or_default(), writer.who.advice())).collect())
+    let sessions = open.filter(|writer| matches!(writer.who, Who::Session { .. }));
+    Ok(sessions.map(|writer| (writer.age.unwrap_or_default(), writer.who.advice())).collect())
 }
 
 impl Who {

@@ -1,3 +1,4 @@
+use diesel_outbox_core::__private::Due;
 use diesel_outbox_core::Record;
 use sea_orm::sea_query::{
     DeleteStatement, Expr, ExprTrait, InsertStatement, Order, Query, SelectStatement, UpdateStatement,
@@ -16,6 +17,19 @@ pub(super) fn insert(records: &[Record], schema: Option<&str>) -> InsertStatemen
         row
     });
     insert_rows(table(schema, "outbox"), COLUMNS.into_iter().chain(["created_at"]), rows)
+}
+
+pub(super) fn schedule(record: &Record, due: Due, schema: Option<&str>) -> InsertStatement {
+    let mut row = row(record);
+    row.push(Expr::cust(NOW));
+    row.push(match due {
+        Due::At(ms) => {
+            Expr::cust_with_values("TIMESTAMP'1970-01-01 00:00:00' + INTERVAL ? * 1000 MICROSECOND", [ms])
+        }
+        Due::After(micros) => Expr::cust_with_values("UTC_TIMESTAMP(6) + INTERVAL ? MICROSECOND", [micros]),
+    });
+    let columns = COLUMNS.into_iter().chain(["created_at", "due_at"]);
+    insert_rows(table(schema, "outbox_scheduled"), columns, std::iter::once(row))
 }
 
 pub(super) fn insert_mark(mark: Mark<'_>, schema: Option<&str>) -> InsertStatement {

@@ -1,4 +1,4 @@
-use diesel_outbox_core::__private::quoted_identifier;
+use diesel_outbox_core::__private::{Due, quoted_identifier};
 use diesel_outbox_core::{Record, advisory_locks};
 use sea_orm::sea_query::{
     CommonTableExpression, DeleteStatement, Expr, ExprTrait, InsertStatement, OnConflict, Order, Query,
@@ -8,8 +8,8 @@ use sea_orm::{DbErr, RuntimeErr};
 
 use super::{COLUMNS, Mark, OldMarks, headers, payload, table};
 
-pub(super) fn insert_one(record: &Record, schema: Option<&str>) -> InsertStatement {
-    let row = [
+fn row(record: &Record) -> Vec<Expr> {
+    vec![
         Expr::val(record.id()),
         Expr::val(record.aggregate_type()),
         Expr::val(record.aggregate_id()),
@@ -17,7 +17,27 @@ pub(super) fn insert_one(record: &Record, schema: Option<&str>) -> InsertStateme
         Expr::val(payload(record)),
         Expr::cust_with_values("$1::json", [headers(record)]),
         Expr::val(record.shard()),
-    ];
+    ]
+}
+
+pub(super) fn schedule(record: &Record, due: Due, schema: Option<&str>) -> InsertStatement {
+    let mut row = row(record);
+    row.push(match due {
+        Due::At(ms) => {
+            Expr::cust_with_values("timestamptz 'epoch' + $1::bigint * interval '1 millisecond'", [ms])
+        }
+        Due::After(micros) => {
+            Expr::cust_with_values("clock_timestamp() + $1::bigint * interval '1 microsecond'", [micros])
+        }
+    });
+    let mut insert = Query::insert();
+    insert.into_table(table(schema, "outbox_scheduled")).columns(COLUMNS.into_iter().chain(["due_at"]));
+    insert.values_panic(row);
+    insert
+}
+
+pub(super) fn insert_one(record: &Record, schema: Option<&str>) -> InsertStatement {
+    let row = row(record);
     let mut insert = Query::insert();
     insert.into_table(table(schema, "outbox")).columns(COLUMNS);
     insert.values_panic(row).returning(Query::returning().exprs([wake(schema)]));

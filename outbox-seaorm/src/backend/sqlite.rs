@@ -1,3 +1,4 @@
+use diesel_outbox_core::__private::Due;
 use diesel_outbox_core::Record;
 use sea_orm::sea_query::{
     DeleteStatement, Expr, ExprTrait, InsertStatement, OnConflict, Order, Query, SelectStatement,
@@ -8,6 +9,21 @@ use super::{COLUMNS, Mark, OldMarks, insert_rows, row, table};
 
 pub(super) fn insert(records: &[Record]) -> InsertStatement {
     insert_rows(table(None, "outbox"), COLUMNS, records.iter().map(row))
+}
+
+pub(super) fn schedule(record: &Record, due: Due) -> InsertStatement {
+    let mut row = row(record);
+    row.push(match due {
+        Due::At(ms) => {
+            Expr::cust_with_values("strftime('%Y-%m-%dT%H:%M:%fZ', ? / 1000.0, 'unixepoch')", [ms])
+        }
+        Due::After(micros) => Expr::cust_with_values(
+            "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', (? / 1000000.0) || ' seconds')",
+            [micros],
+        ),
+    });
+    let columns = COLUMNS.into_iter().chain(["due_at"]);
+    insert_rows(table(None, "outbox_scheduled"), columns, std::iter::once(row))
 }
 
 pub(super) fn insert_mark(mark: Mark<'_>) -> InsertStatement {

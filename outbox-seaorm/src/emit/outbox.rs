@@ -99,6 +99,10 @@ impl Outbox {
         insert_all(txn, self.all_checked(events), self.schema.as_deref())
     }
 
+    pub(crate) fn in_schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
     pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
         Ok(checked_record(event, &self.headers)?)
     }

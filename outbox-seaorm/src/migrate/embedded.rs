@@ -29,12 +29,9 @@ macro_rules! embedded {
     };
 }
 
-const POSTGRES: &[Embedded] =
-    embedded!("postgres": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox");
-const MYSQL: &[Embedded] =
-    embedded!("mysql": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox");
-const SQLITE: &[Embedded] =
-    embedded!("sqlite": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox");
+const POSTGRES: &[Embedded] = embedded!("postgres": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox", "2026-11-24-000002_create_outbox_scheduled");
+const MYSQL: &[Embedded] = embedded!("mysql": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox", "2026-11-24-000002_create_outbox_scheduled");
+const SQLITE: &[Embedded] = embedded!("sqlite": "2026-11-24-000000_create_outbox", "2026-11-24-000001_create_inbox", "2026-11-24-000002_create_outbox_scheduled");
 
 /// Returns the migrations of a database in their order.
 pub(super) fn of(database: DbBackend) -> Result<&'static [Embedded], MigrationError> {

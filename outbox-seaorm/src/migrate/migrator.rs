@@ -27,7 +27,7 @@ impl Migrations {
     ///         migrations
     ///     }
     /// }
-    /// # assert_eq!(Migrator::migrations().len(), 2);
+    /// # assert_eq!(Migrator::migrations().len(), 3);
     /// ```
     #[must_use]
     pub fn for_migrator(&self) -> Vec<Box<dyn MigrationTrait>> {

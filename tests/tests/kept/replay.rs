@@ -40,6 +40,7 @@ fn kept_events_are_sent_again<C: OutboxConnection + Emit + SimpleConnection>(
     };
     assert_eq!(replay(&["--dry-run"]), "would send 50 events\n");
     assert_eq!(replay(&["--dry-run", "--json", "--type", "Event7"]), "{\"would_send\":2}\n");
+    assert_eq!(replay(&["--dry-run", "--id", &first[3].to_string()]), "would send 1 events\n");
     assert_eq!(replay(&["--aggregate", "order", "1"]), "sent 30 events again\n");
     let records = replayed(Kafka::shared().read_all(&place.topic));
     assert_eq!(ids(&records, "1"), first);

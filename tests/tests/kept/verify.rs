@@ -1,9 +1,11 @@
 //! `outbox verify` finds what Kafka lacks, has too often, has in another order, or has from nobody, and nothing in what a relay has sent.
 
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
 use diesel_outbox::{Emit, OutboxConnection};
-use outbox_tests::{Folder, Kafka, Postgres, Tables, load, migrated_mariadb};
+use outbox_tests::{Folder, Kafka, Postgres, Process, Signal, Tables, eventually, load, migrated_mariadb};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -76,6 +78,35 @@ fn from_the_wal_each_planted_fault_is_found() {
     assert_eq!(ran(&mut of(&["wal", "setup"])).2, Some(0));
     let place = Place::new(database.url(), &[&["--source", "wal"], &names[..]].concat());
     each_planted_fault_is_found(&place, &mut database.connect());
+    assert_eq!(ran(&mut of(&["wal", "drop"])).2, Some(0));
+}
+
+#[test]
+fn what_was_sent_from_the_wal_is_missed_and_sent_again_without_a_mark() {
+    let database = Postgres::shared().database();
+    let slot = format!("slot_{}", Uuid::now_v7().simple());
+    let names = ["--slot", &slot, "--publication", &slot];
+    let of = |command: &[&str]| outbox(&[command, &["--database-url", database.url()][..], &names].concat());
+    assert_eq!(ran(&mut outbox(&["migrate", "--database-url", database.url()])).2, Some(0));
+    assert_eq!(ran(&mut of(&["wal", "setup"])).2, Some(0));
+    let place = Place::new(database.url(), &[&["--source", "wal"], &names[..]].concat());
+    let conn = &mut database.connect();
+    emit(conn, "1", 20);
+    let relay = Process::start(&place.command("relay", &place.relay));
+    let would_send = "would send 20 events\n";
+    eventually("the table to learn what was sent", Duration::from_secs(60), || {
+        let (stdout, ..) = ran(&mut place.command("replay", &["--since", "1h", "--dry-run"]));
+        (stdout == would_send).then_some(())
+    });
+    relay.signal(Signal::Terminate);
+    assert!(relay.wait(Duration::from_secs(60)).success());
+    conn.batch_execute("UPDATE outbox SET id = gen_random_uuid() WHERE seq = (SELECT max(seq) FROM outbox)")
+        .unwrap();
+    let (stdout, _, code) = place.verify(&[]);
+    assert_eq!(code, Some(1), "{stdout}");
+    for line in ["lost:         1", "phantom:      1"] {
+        assert!(stdout.contains(line), "{stdout}");
+    }
     assert_eq!(ran(&mut of(&["wal", "drop"])).2, Some(0));
 }
 

@@ -73,9 +73,13 @@ fn the_roles_on_postgres_are_denied_all_else() {
         "UPDATE outbox SET payload = NULL",
         "DELETE FROM outbox",
         "LOCK TABLE outbox IN SHARE MODE",
+        "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard) VALUES (9223372036854775807, gen_random_uuid(), 'a', '1', 't', 0)",
+        "INSERT INTO outbox (sent_at, id, aggregatetype, aggregateid, type, shard) VALUES (now(), gen_random_uuid(), 'a', '1', 't', 0)",
         "SELECT 1 FROM outbox_shard",
         "SELECT 1 FROM outbox_shard FOR UPDATE",
         "UPDATE outbox_shard SET sent_through = 9",
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "SELECT 1 FROM outbox_promotion FOR UPDATE",
         "SELECT 1 FROM outbox_dead_letter",
         "DELETE FROM outbox_dead_letter",
         "INSERT INTO outbox_dead_letter SELECT",
@@ -96,7 +100,9 @@ fn the_roles_on_postgres_are_denied_all_else() {
     let relay = &mut login("relay");
     relay.batch_execute(&format!("BEGIN; {dead_letter}; DELETE FROM outbox; ROLLBACK")).unwrap();
     let statements = [
-        &*insert,
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "INSERT INTO outbox_scheduled (id) VALUES (NULL)",
+        "DELETE FROM outbox_promotion",
         "UPDATE outbox SET payload = NULL",
         "UPDATE outbox SET headers = NULL",
         "UPDATE outbox SET aggregateid = '2'",
@@ -122,6 +128,7 @@ fn the_roles_on_postgres_are_denied_all_else() {
     consumer.batch_execute("DELETE FROM inbox").unwrap();
     let statements = [
         &*insert,
+        "SELECT 1 FROM outbox_scheduled",
         "SELECT 1 FROM outbox",
         "UPDATE outbox SET sent_at = now()",
         "DELETE FROM outbox",
@@ -193,10 +200,13 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
     let statements = [
         "SELECT 1 FROM outbox",
         "UPDATE outbox SET sent_at = NULL",
+        "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, shard, created_at) VALUES (9223372036854775807, 'x', 'a', '1', 't', 0, now())",
         "DELETE FROM outbox",
         "SELECT 1 FROM outbox_shard",
         "SELECT 1 FROM outbox_shard FOR UPDATE",
         "UPDATE outbox_shard SET sent_through = 9",
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "SELECT 1 FROM outbox_promotion FOR UPDATE",
         "SELECT 1 FROM outbox_dead_letter",
         "DELETE FROM outbox_dead_letter",
         "SELECT 1 FROM inbox",
@@ -205,7 +215,9 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
     are_denied(emitter, "emitter", &[&statements[..], &changes].concat(), &says);
     let relay = &mut login("relay");
     let statements = [
-        &*insert,
+        "UPDATE outbox_scheduled SET payload = NULL",
+        "INSERT INTO outbox_scheduled (id) VALUES (NULL)",
+        "DELETE FROM outbox_promotion",
         "UPDATE outbox SET payload = NULL",
         "UPDATE outbox SET seq = 9",
         "INSERT INTO outbox_shard (shard, unsent) VALUES (16, '')",
@@ -219,6 +231,7 @@ fn all_else_is_denied(database: &MariadbDatabase<'_>, default_for: &str) {
     let consumer = &mut login("consumer");
     let statements = [
         &*insert,
+        "SELECT 1 FROM outbox_scheduled",
         "SELECT 1 FROM outbox",
         "DELETE FROM outbox",
         "SELECT 1 FROM outbox_shard",

@@ -1,5 +1,7 @@
 //! `outbox migrate --roles`.
 
+use std::time::Duration;
+
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, Inbox, Once, Outbox, Record};
@@ -35,7 +37,7 @@ fn each_role_does_its_work_in_a_named_schema_and_the_command_can_be_run_again() 
         "pg_class WHERE relname ~ '^(outbox|inbox)' AND relkind IN ('r', 'v') AND relowner::regrole::text = '{}'",
         quoted("migrator").replace('\'', "''")
     );
-    assert_eq!(count(conn, &owned), 7);
+    assert_eq!(count(conn, &owned), 10);
     done(database.url(), &arguments);
     conn.batch_execute(&printed).unwrap();
 
@@ -55,6 +57,12 @@ fn each_role_does_its_work_in_a_named_schema_and_the_command_can_be_run_again() 
     let records = [1, 2].map(|number| Record::new("order", "1", number.to_string()));
     let events = Outbox::new().schema(schema);
     emitting.transaction(|c| events.emit_all(c, &records)).unwrap();
+    let [kept, cancelled] = [3, 4].map(|number| {
+        let record = Record::new("order", "1", number.to_string());
+        emitting.transaction(|c| events.emit_after(c, &record, Duration::ZERO)).unwrap()
+    });
+    assert!(events.cancel_scheduled(emitting, cancelled).unwrap());
+    assert_eq!(events.scheduled(emitting).unwrap()[0].record().id(), kept);
     send_one_of_two(PostgresSource::new(relay, SourceOptions::default().schema(schema)));
     let consuming = &mut PgConnection::establish(&consumer).unwrap();
     let inbox = Inbox::new("billing").schema(schema);
@@ -141,6 +149,10 @@ fn do_their_work(database: &MariadbDatabase<'_>, by_default: impl Fn(&str, &str)
     let emitting = &mut MysqlConnection::establish(&url("emitter")).unwrap();
     let records = [1, 2].map(|number| Record::new("order", "1", number.to_string()));
     emitting.transaction(|c| c.emit_all(&records)).unwrap();
+    emitting.transaction(|c| c.emit_after(&Record::new("order", "1", "3"), Duration::ZERO)).unwrap();
+    let cancelled =
+        emitting.transaction(|c| c.emit_after(&Record::new("order", "1", "4"), Duration::ZERO)).unwrap();
+    assert!(emitting.cancel_scheduled(cancelled).unwrap());
     send_one_of_two(MysqlSource::new(url("relay"), SourceOptions::default()));
     let consuming = &mut MysqlConnection::establish(&url("consumer")).unwrap();
     let inbox = Inbox::new("billing");
@@ -164,5 +176,7 @@ fn send_one_of_two(mut source: impl Source) {
     source.settle(&[claimed[0].ticket]).unwrap();
     source.dead_letter(claimed[1].ticket, "too large").unwrap();
     source.release().unwrap();
-    assert_eq!(source.upkeep().unwrap().unwrap().unsent, 0);
+    // What was scheduled is moved into the outbox.
+    let lag = source.upkeep().unwrap().unwrap();
+    assert_eq!((lag.unsent, lag.scheduled), (1, 0));
 }

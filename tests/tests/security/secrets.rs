@@ -1,5 +1,7 @@
 //! No secret and no payload is in a log at any level, nor in what the commands print.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -72,7 +74,7 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
         command.env("OUTBOX_KAFKA_SASL_PASSWORD", SASL).env("PGPASSWORD", IN_ENVIRONMENT);
         Process::start(&command)
     };
-    let relay = start(kafka, &url, &[]);
+    let relay = start(kafka, &url, &["--listen", "127.0.0.1:0", "--lag-interval", "100ms"]);
     eventually("all events", PATIENCE, || (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(()));
     eventually("the dead letters", PATIENCE, || (count(conn, "outbox_dead_letter") >= 1).then_some(()));
     // Statements that fail in the middle, with values in them.
@@ -84,14 +86,25 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
     eventually("the last event", PATIENCE, || {
         (count(conn, "outbox WHERE sent_at IS NULL") == 0).then_some(())
     });
+    for path in ["/metrics", "/readyz", "/healthz"] {
+        has_no_secret(path, &served(&relay, path));
+    }
     stop(&relay);
     assert!(relay.output().contains("TRACE") || relay.output().contains("DEBUG"), "nothing was traced");
     has_no_secret("a relay that works", &relay.output());
 
     let unreachable = url.replace(&url[url.rfind(':').unwrap()..url.rfind('/').unwrap()], ":1");
     for (what, relay, says) in [
-        ("an address where nobody listens", start(kafka, &unreachable, &[]), "cannot connect"),
-        ("a broker that is away", start("127.0.0.1:1", &url, &[]), "Kafka"),
+        (
+            "an address where nobody listens",
+            start(kafka, &unreachable, &["--listen", "127.0.0.1:0", "--ready-timeout", "1ms"]),
+            "cannot connect",
+        ),
+        (
+            "a broker that is away",
+            start("127.0.0.1:1", &url, &["--listen", "127.0.0.1:0", "--ready-timeout", "1ms"]),
+            "Kafka",
+        ),
         (
             "SASL without a server for it",
             start(
@@ -104,6 +117,10 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
                     "sasl.mechanism=PLAIN",
                     "--kafka",
                     "sasl.username=ann",
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--ready-timeout",
+                    "1ms",
                 ],
             ),
             "SASL",
@@ -111,6 +128,7 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
     ] {
         conn.transaction(|c| c.emit(&event("order", 1))).unwrap();
         relay.wait_for_line(what, PATIENCE, |line| line.contains(says));
+        has_no_secret(what, &served(&relay, "/readyz"));
         has_no_secret(what, &relay.output());
     }
     for arguments in [
@@ -118,6 +136,8 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
         &["dead-letters"],
         &["dead-letters", "--json"],
         &["requeue", "--all"],
+        &["doctor", "--brokers", kafka, "--kafka", "ssl.key.pem=s3cret-inline"],
+        &["doctor", "--json", "--brokers", "127.0.0.1:1", "--kafka", "sasl.password=s3cret-inline"],
         &["migrate", "--roles", "--print"],
         &["wal", "setup", "--slot", "none"],
         &["debezium", "connector", "--brokers", "one:9092"],
@@ -155,6 +175,18 @@ fn relays_and_commands_log_no_password_no_payload_and_no_header() {
     drop_roles(conn, &role);
 }
 
+/// Returns what the relay answers.
+fn served(relay: &Process, path: &str) -> String {
+    let line = relay.wait_for_line("where it serves", PATIENCE, |line| line.contains("serving /metrics"));
+    let address = line.split('"').find(|part| part.starts_with("127.0.0.1:")).expect("an address");
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 "), "{answer}");
+    answer
+}
+
 fn done_as_owner(database: &outbox_tests::Database<'_>, command: &str) {
     let mut outbox = Command::new(workspace_binary("outbox"));
     outbox.args(["wal", command, "--slot", database.name()]).env("OUTBOX_DATABASE_URL", database.url());
@@ -186,7 +218,13 @@ fn on_mariadb_they_log_none_either() {
     let refused = Process::start(&traced(relay_command(Kafka::shared().brokers(), &wrong, &topic, &[])));
     refused.wait_for_line("that it is refused", PATIENCE, |line| line.contains("cannot connect"));
     has_no_secret("a wrong password", &refused.output());
-    for arguments in [&["lag"][..], &["dead-letters"], &["migrate"], &["requeue", "--all"]] {
+    for arguments in [
+        &["lag"][..],
+        &["doctor", "--brokers", "127.0.0.1:1"],
+        &["dead-letters"],
+        &["migrate"],
+        &["requeue", "--all"],
+    ] {
         for url in [&url, &wrong] {
             let mut command = Command::new(workspace_binary("outbox"));
             command.args(arguments).env("OUTBOX_DATABASE_URL", url);

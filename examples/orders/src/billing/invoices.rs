@@ -42,3 +42,33 @@ fn settle(c: &mut PgConnection, order_id: Uuid) -> Result<(), HandlerError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use diesel_outbox::Record;
+    use diesel_outbox_kafka::consumer::Received;
+    use outbox_tests::Postgres;
+
+    use super::*;
+
+    /// The records are what the service that takes orders emits. No Kafka is needed.
+    #[test]
+    fn an_order_gets_an_invoice_which_is_settled_when_the_order_is_paid() {
+        let database = Postgres::shared().database();
+        crate::migrate(database.url()).unwrap();
+        let conn = &mut database.connect();
+        let order_id = Uuid::now_v7();
+        let event = |event_type: &str, payload: serde_json::Value| {
+            let record = Record::new("order", order_id.to_string(), event_type).json(&payload).unwrap();
+            Received::from_event(&record).unwrap().decode::<OrderEvent>().unwrap()
+        };
+        let paid = || event("OrderPaid", serde_json::json!({ "order_id": order_id }));
+        assert!(handle(conn, paid()).is_err(), "there is no invoice yet");
+        let placed = serde_json::json!({ "order_id": order_id, "customer": "Ada", "total_cents": 990 });
+        handle(conn, event("OrderPlaced", placed)).unwrap();
+        handle(conn, paid()).unwrap();
+        let invoices: Vec<(i64, bool)> =
+            invoice::table.select((invoice::total_cents, invoice::paid)).load(conn).unwrap();
+        assert_eq!(invoices, [(990, true)]);
+    }
+}

@@ -61,3 +61,29 @@ impl Order {
         orders::table.find(id).select(Self::as_select()).first(conn).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use diesel_outbox::testing::AsyncReadEmitted;
+    use outbox_tests::Postgres;
+
+    use super::*;
+
+    /// Nothing is committed, and no Kafka is needed.
+    #[tokio::test]
+    async fn an_order_is_announced_when_it_is_placed_and_once_when_it_is_paid() {
+        let database = Postgres::shared().database();
+        crate::migrate(database.url()).unwrap();
+        let conn = &mut AsyncPgConnection::establish(database.url()).await.unwrap();
+        conn.begin_test_transaction().await.unwrap();
+
+        let order = Order::place(conn, "Ada".to_owned(), 990).await.unwrap();
+        let placed = conn.emitted().await.unwrap();
+        placed.assert_only([&OrderEvent::Placed { order_id: order.id, customer: "Ada", total_cents: 990 }]);
+
+        Order::pay(conn, order.id).await.unwrap();
+        Order::pay(conn, order.id).await.unwrap();
+        let paid = conn.emitted().await.unwrap().since(&placed);
+        paid.assert_only([&OrderEvent::Paid { order_id: order.id }]);
+    }
+}

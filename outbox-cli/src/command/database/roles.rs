@@ -104,7 +104,8 @@ fn hand_over(schema: &str, role: &str) -> String {
     let block = format!(
         "DECLARE name pg_catalog.text; BEGIN FOR name IN SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) \
          FROM pg_catalog.pg_class AS c JOIN pg_catalog.pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = {} \
-         AND c.relname IN ('outbox', 'outbox_shard', 'outbox_slot', 'outbox_dead_letter', 'outbox_requeued', 'outbox_reader', 'outbox_migration', 'inbox') \
+         AND c.relname IN ('outbox', 'outbox_shard', 'outbox_slot', 'outbox_dead_letter', 'outbox_requeued', 'outbox_reader', 'outbox_scheduled', \
+         'outbox_promotion', 'outbox_migration', 'inbox') \
          AND pg_catalog.pg_get_userbyid(c.relowner) <> {} LOOP EXECUTE pg_catalog.format('ALTER TABLE %s OWNER TO %I', name, {}); \
          END LOOP; END",
         quoted_literal(schema),

@@ -120,11 +120,11 @@ fn a_list_can_be_written_in_several_ways() {
 fn a_switch_can_be_turned_off_again() {
     let file = File::new("delete_sent = true");
     let deletes = |arguments: &[&str]| {
-        given(&[&["--config", file.path()], arguments].concat(), &[]).0.after.delete_sent
+        given(&[&["--config", file.path()], arguments].concat(), &[]).0.after.retention.delete_sent
     };
     assert!(deletes(&[]) && deletes(&["--delete-sent"]));
     assert!(!deletes(&["--delete-sent=false"]));
-    assert!(!given(&[], &[]).0.after.delete_sent);
+    assert!(!given(&[], &[]).0.after.retention.delete_sent);
 }
 
 #[test]

@@ -1,14 +1,12 @@
 //! A relay as the settings want it.
 
-use std::cmp::Ordering;
-
 use diesel_outbox_relay::source::SentRows;
 use diesel_outbox_relay::{Kafka, Relay, TopicNaming};
 
 use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
 use crate::command::origin::{ConfigError, Origins};
-use crate::command::settings::{AfterSettings, KafkaSettings, RelaySettings, items};
+use crate::command::settings::{KafkaSettings, RelaySettings, items};
 
 /// The relay, ready to run.
 pub(super) fn relay(
@@ -36,7 +34,7 @@ pub(super) fn relay(
     let relay = if has_others { relay.server_name(database.server_name()) } else { relay };
     // The relay has a default of its own, which depends on the number of outboxes.
     let relay = if origins.given("workers").is_some() { relay.workers(work.workers) } else { relay };
-    Ok(match sent_rows(after, origins)? {
+    Ok(match after.retention.sent_rows(origins)? {
         SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),
     })
@@ -62,20 +60,6 @@ fn topics(settings: &KafkaSettings, origins: &Origins) -> Result<TopicNaming, Co
             .wrong("it allows no topic at all: name one, or leave it out to allow all topics")),
         Some(names) => Ok(topics.allow(names)),
         None => Ok(topics),
-    }
-}
-
-/// Sent rows are kept for a time, or deleted. The setting that was given in the higher layer counts.
-fn sent_rows(settings: &AfterSettings, origins: &Origins) -> Result<SentRows, ConfigError> {
-    let kept = SentRows::Keep { retention: settings.keep_sent.0 };
-    if !settings.delete_sent {
-        return Ok(kept);
-    }
-    let (deleting, keeping) = (origins.of("delete_sent"), origins.of("keep_sent"));
-    match deleting.layer.cmp(&keeping.layer) {
-        Ordering::Greater => Ok(SentRows::Delete),
-        Ordering::Less => Ok(kept),
-        Ordering::Equal => Err(ConfigError::Conflict { origin: deleting, other: keeping }),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a relay serves by HTTP: its metrics for Prometheus, and whether it lives and is ready.
 
+mod connections;
+
 use std::time::Duration;
 
 use axum::Router;
@@ -14,6 +16,7 @@ use metrics_util::MetricKindMask;
 use tokio::net::TcpListener;
 use tracing::{error, info};
 
+use self::connections::Connections;
 use crate::command::database::OutboxDatabase;
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
@@ -77,7 +80,7 @@ impl Probes {
             }
         });
         tokio::spawn(async move {
-            if let Err(error) = axum::serve(self.listener, router).await {
+            if let Err(error) = axum::serve(Connections::new(self.listener), router).await {
                 error!(%error, "metrics and probes are not served any more");
             }
         });

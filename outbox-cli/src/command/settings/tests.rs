@@ -29,7 +29,7 @@ fn the_defaults_of_the_help_are_those_of_the_relay() {
     let publisher = format!("{:?}", Kafka::new("localhost:9092"));
     assert!(publisher.contains(&format!("event_headers: {}", kafka.event_headers)), "{publisher}");
     let options = SourceOptions::default();
-    assert_eq!(SentRows::Keep { retention: after.keep_sent.0 }, options.sent_rows);
+    assert_eq!(SentRows::Keep { retention: after.retention.keep_sent.0 }, options.sent_rows);
     assert_eq!(source.poll_interval.0, options.poll_interval);
     assert_eq!(work.lag_interval.0, options.lag_interval);
     assert_eq!(after.dead_letter_policy, options.dead_letter_policy);

@@ -10,10 +10,20 @@ use crate::operate::mysql::failed;
 use crate::source::mysql::{check_server, check_tables, open_transactions, row_of};
 
 /// What a relay does, none of which runs: to explain a statement takes the same privileges.
-const NEEDED: [(&str, &str, &str); 6] = [
+const NEEDED: [(&str, &str, &str); 11] = [
     ("outbox", "UPDATE (sent_at)", "UPDATE outbox SET sent_at = NULL WHERE seq = 0"),
     ("outbox", "DELETE", "DELETE FROM outbox WHERE seq = 0"),
     ("outbox", "SELECT", "SELECT * FROM outbox WHERE seq = 0"),
+    (
+        "outbox",
+        "INSERT (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at)",
+        "INSERT INTO outbox (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
+         VALUES ('', '', '', '', NULL, NULL, 0, UTC_TIMESTAMP(3))",
+    ),
+    ("outbox_scheduled", "SELECT", "SELECT * FROM outbox_scheduled WHERE seq = 0"),
+    ("outbox_scheduled", "DELETE", "DELETE FROM outbox_scheduled WHERE seq = 0"),
+    ("outbox_promotion", "SELECT", "SELECT * FROM outbox_promotion WHERE turn = 0"),
+    ("outbox_promotion", "UPDATE", "UPDATE outbox_promotion SET turn = 0 WHERE turn = 0"),
     ("outbox_shard", "UPDATE", "UPDATE outbox_shard SET unsent = '' WHERE shard = 99"),
     ("outbox_dead_letter", "SELECT", "SELECT * FROM outbox_dead_letter WHERE seq = 0"),
     (
@@ -28,36 +38,48 @@ const LONG_HISTORY: i64 = 1_000_000;
 
 impl Examine for Conn {
     fn examine(&mut self) -> Vec<Finding> {
-        let mut findings = vec![match check_server(self) {
-            Ok(()) => Finding::ok("server", "its version and its binlog suit the relay"),
-            Err(error) => Finding::fail("server", error.to_string()),
-        }];
-        findings.extend(looked("durability", settings(self)));
-        let tables = check_tables(self);
-        let are_there = tables.is_ok();
-        findings.push(match tables {
-            Ok(()) => Finding::ok("tables", "they are there, with all shards, in InnoDB"),
-            Err(error) => Finding::fail("tables", error.to_string()),
-        });
-        findings.extend(looked("connections", connections(self)));
-        findings.push(writers(self));
-        findings.push(prepared(self));
-        findings.push(bloat(self));
-        findings.extend(looked("clock", clock(self)));
-        if are_there {
-            findings.push(role(self));
-            findings.extend(looked("lag", self.lag().map(|lag| lag_findings(&lag))));
-        }
-        findings
+        looked("server", briefly(self, |conn| Ok(examined(conn))))
     }
 
     fn recent_aggregate_types(&mut self) -> QueryResult<Vec<String>> {
         let query = "SELECT DISTINCT aggregatetype FROM (SELECT aggregatetype FROM outbox ORDER BY seq DESC LIMIT 10000) AS recent \
                      ORDER BY 1";
-        let rows = self.query::<mysql::Row, _>(query).map_err(failed)?;
+        let rows = briefly(self, |conn| conn.query::<mysql::Row, _>(query)).map_err(failed)?;
         let types = rows.into_iter().map(|row| row_of::<(String,)>(row).map(|(name,)| name));
         types.collect::<mysql::Result<_>>().map_err(failed)
     }
+}
+
+/// Looks at something, and does not wait for long for a table that somebody changes. A server waits for a year by default.
+fn briefly<T>(conn: &mut Conn, look: impl FnOnce(&mut Conn) -> mysql::Result<T>) -> mysql::Result<T> {
+    conn.query_drop("SET SESSION lock_wait_timeout = 2, SESSION innodb_lock_wait_timeout = 2")?;
+    let looked = look(conn);
+    conn.query_drop("SET SESSION lock_wait_timeout = DEFAULT, SESSION innodb_lock_wait_timeout = DEFAULT")?;
+    looked
+}
+
+fn examined(conn: &mut Conn) -> Vec<Finding> {
+    let mut findings = vec![match check_server(conn) {
+        Ok(()) => Finding::ok("server", "its version and its binlog suit the relay"),
+        Err(error) => Finding::fail("server", error.to_string()),
+    }];
+    findings.extend(looked("durability", settings(conn)));
+    let tables = check_tables(conn);
+    let are_there = tables.is_ok();
+    findings.push(match tables {
+        Ok(()) => Finding::ok("tables", "they are there, with all shards, in InnoDB"),
+        Err(error) => Finding::fail("tables", error.to_string()),
+    });
+    findings.extend(looked("connections", connections(conn)));
+    findings.push(writers(conn));
+    findings.push(prepared(conn));
+    findings.push(bloat(conn));
+    findings.extend(looked("clock", clock(conn)));
+    if are_there {
+        findings.push(role(conn));
+        findings.extend(looked("lag", conn.lag().map(|lag| lag_findings(&lag))));
+    }
+    findings
 }
 
 /// The first row, if it has these types.
@@ -135,7 +157,7 @@ fn prepared(conn: &mut Conn) -> Finding {
         Ok(rows) => Finding::warn(
             "prepared",
             format!(
-                "{} transactions are prepared (XA): if XA RECOVER still lists one in a minute, ask its coordinator, or run XA COMMIT or XA \
+                "{} transactions are prepared (XA): if XA RECOVER still lists one in a minute, ask its coordinator, and only if that does not know it run XA COMMIT or XA \
                  ROLLBACK with its name",
                 rows.len()
             ),

@@ -1,22 +1,19 @@
-use std::time::SystemTime;
-
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Uuid as SqlUuid};
-use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
+use diesel_outbox_core::__private::unix_ms;
 use uuid::Uuid;
 
-use super::{Kept, KeptRecord, KeptRow, RecordRow, Row, Selection, Window, kept, kept_record};
+use super::{BYTES, Kept, KeptRecord, KeptRow, RecordRow, Row, Selection, Window, kept, kept_record};
 use crate::source::check::was_sent_from_wal;
 use crate::source::sees_all_rows;
 use crate::statement::statement;
 
 impl Kept for PgConnection {
-    fn count(&mut self, window: &Window) -> QueryResult<(u64, Option<SystemTime>)> {
+    fn count(&mut self, window: &Window) -> QueryResult<u64> {
         sees_all_rows(self)?;
         let count = Count::new(unix_ms(window.since), unix_ms(window.until));
-        let (count, oldest) = count.get_result::<(i64, Option<i64>)>(self)?;
-        Ok((count.unsigned_abs(), oldest.map(from_unix_ms)))
+        Ok(count.get_result::<i64>(self)?.unsigned_abs())
     }
 
     fn rows(&mut self, window: &Window, after: i64, limit: i64) -> QueryResult<Vec<KeptRow>> {
@@ -30,16 +27,16 @@ impl Kept for PgConnection {
 
     fn count_sent(&mut self, selection: &Selection) -> QueryResult<u64> {
         sees_all_rows(self)?;
-        let Selection { window, event_type, aggregate_type, aggregate_id } = selection.clone();
+        let Selection { window, id, event_type, aggregate_type, aggregate_id } = selection.clone();
         let (since, until) = (unix_ms(window.since), unix_ms(window.until));
-        let count = CountSent::new(since, until, event_type, aggregate_type, aggregate_id);
+        let count = CountSent::new(since, until, id, event_type, aggregate_type, aggregate_id);
         Ok(count.get_result::<i64>(self)?.unsigned_abs())
     }
 
     fn sent(&mut self, selection: &Selection, after: i64, limit: i64) -> QueryResult<Vec<KeptRecord>> {
-        let Selection { window, event_type, aggregate_type, aggregate_id } = selection.clone();
+        let Selection { window, id, event_type, aggregate_type, aggregate_id } = selection.clone();
         let (since, until) = (unix_ms(window.since), unix_ms(window.until));
-        let sent = Sent::new(since, until, event_type, aggregate_type, aggregate_id, after, limit);
+        let sent = Sent::new(since, until, id, event_type, aggregate_type, aggregate_id, after, limit, BYTES);
         Ok(sent.load::<RecordRow>(self)?.into_iter().map(kept_record).collect())
     }
 }
@@ -56,13 +53,24 @@ macro_rules! columns {
     };
 }
 
+/// Whether a row is known to have been sent. If rows are read from the write-ahead log, their numbers say so, and nothing marks them.
+macro_rules! is_sent {
+    () => {
+        concat!(
+            "(o.sent_at IS NOT NULL OR CASE WHEN s.polled_through < 9223372036854775807 THEN o.seq <= s.sent_through ELSE ",
+            was_sent_from_wal!(),
+            " END)"
+        )
+    };
+}
+
 macro_rules! kept_rows {
     () => {
         concat!(
             "SELECT ",
             columns!(),
-            ", o.sent_at IS NOT NULL OR ",
-            was_sent_from_wal!(),
+            ", ",
+            is_sent!(),
             " FROM outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE "
         )
     };
@@ -70,14 +78,8 @@ macro_rules! kept_rows {
 
 statement!(
     Pg,
-    Count { since: i64 => BigInt, until: i64 => BigInt } -> (BigInt, Nullable<BigInt>),
-    concat!(
-        "SELECT count(*) FILTER (WHERE created_at >= ",
-        moment!(),
-        " AND created_at < ",
-        moment!(),
-        "), (extract(epoch FROM min(created_at)) * 1000::numeric)::bigint FROM outbox"
-    )
+    Count { since: i64 => BigInt, until: i64 => BigInt } -> BigInt,
+    concat!("SELECT count(*) FROM outbox WHERE created_at >= ", moment!(), " AND created_at < ", moment!())
 );
 
 statement!(
@@ -113,11 +115,11 @@ macro_rules! sent_rows {
             moment!(),
             " AS since, ",
             moment!(),
-            " AS until, ?::text AS type, ?::text AS aggregatetype, ?::text AS aggregateid) AS chosen \
-             WHERE (o.sent_at IS NOT NULL OR ",
-            was_sent_from_wal!(),
-            ") AND o.created_at >= chosen.since AND o.created_at < chosen.until \
-             AND (chosen.type IS NULL OR o.type::text = chosen.type) \
+            " AS until, ?::uuid AS id, ?::text AS type, ?::text AS aggregatetype, ?::text AS aggregateid) AS chosen \
+             WHERE ",
+            is_sent!(),
+            " AND o.created_at >= chosen.since AND o.created_at < chosen.until \
+             AND (chosen.id IS NULL OR o.id = chosen.id) AND (chosen.type IS NULL OR o.type::text = chosen.type) \
              AND (chosen.aggregatetype IS NULL OR o.aggregatetype::text = chosen.aggregatetype) \
              AND (chosen.aggregateid IS NULL OR o.aggregateid::text = chosen.aggregateid)"
         )
@@ -129,6 +131,7 @@ statement!(
     CountSent {
         since: i64 => BigInt,
         until: i64 => BigInt,
+        id: Option<Uuid> => Nullable<SqlUuid>,
         event_type: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>
@@ -138,19 +141,25 @@ statement!(
 
 statement!(
     Pg,
+    /// Payloads are measured where they lie, and only those are read that fit.
     Sent {
         since: i64 => BigInt,
         until: i64 => BigInt,
+        id: Option<Uuid> => Nullable<SqlUuid>,
         event_type: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>,
         after: i64 => BigInt,
-        limit: i64 => BigInt
+        limit: i64 => BigInt,
+        bytes: i64 => BigInt
     } -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
     concat!(
-        "SELECT o.seq, o.id::text, o.aggregatetype, o.aggregateid, o.type, o.payload, o.headers::text, \
-         (extract(epoch FROM o.created_at) * 1000::numeric)::bigint",
+        "WITH first AS MATERIALIZED (SELECT o.seq, o.shard, coalesce(octet_length(o.payload), 0)::bigint AS size",
         sent_rows!(),
-        " AND o.seq > ? ORDER BY o.seq LIMIT ?"
+        " AND o.seq > ? ORDER BY o.seq LIMIT ?), \
+         measured AS (SELECT seq, shard, sum(size) OVER (ORDER BY seq) - size AS before FROM first) \
+         SELECT o.seq, o.id::text, o.aggregatetype, o.aggregateid, o.type, o.payload, o.headers::text, \
+         (extract(epoch FROM o.created_at) * 1000::numeric)::bigint \
+         FROM measured AS m JOIN outbox AS o ON o.seq = m.seq AND o.shard = m.shard WHERE m.before < ? ORDER BY o.seq"
     )
 );

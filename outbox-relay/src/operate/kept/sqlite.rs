@@ -1,20 +1,17 @@
-use std::time::SystemTime;
-
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
-use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
+use diesel_outbox_core::__private::unix_ms;
 use uuid::Uuid;
 
-use super::{Kept, KeptRecord, KeptRow, RecordRow, Row, Selection, Window, kept, kept_record};
+use super::{BYTES, Kept, KeptRecord, KeptRow, RecordRow, Row, Selection, Window, kept, kept_record};
 use crate::source::julian_day::created_at_ms;
 use crate::statement::statement;
 
 impl Kept for SqliteConnection {
-    fn count(&mut self, window: &Window) -> QueryResult<(u64, Option<SystemTime>)> {
+    fn count(&mut self, window: &Window) -> QueryResult<u64> {
         let count = Count::new(unix_ms(window.since), unix_ms(window.until));
-        let (count, oldest) = count.get_result::<(i64, Option<i64>)>(self)?;
-        Ok((count.unsigned_abs(), oldest.map(from_unix_ms)))
+        Ok(count.get_result::<i64>(self)?.unsigned_abs())
     }
 
     fn rows(&mut self, window: &Window, after: i64, limit: i64) -> QueryResult<Vec<KeptRow>> {
@@ -29,16 +26,16 @@ impl Kept for SqliteConnection {
     }
 
     fn count_sent(&mut self, selection: &Selection) -> QueryResult<u64> {
-        let Selection { window, event_type, aggregate_type, aggregate_id } = selection.clone();
-        let (since, until) = (unix_ms(window.since), unix_ms(window.until));
-        let count = CountSent::new(since, until, event_type, aggregate_type, aggregate_id);
+        let Selection { window, id, event_type, aggregate_type, aggregate_id } = selection.clone();
+        let (since, until, id) = (unix_ms(window.since), unix_ms(window.until), id.map(|id| id.to_string()));
+        let count = CountSent::new(since, until, id, event_type, aggregate_type, aggregate_id);
         Ok(count.get_result::<i64>(self)?.unsigned_abs())
     }
 
     fn sent(&mut self, selection: &Selection, after: i64, limit: i64) -> QueryResult<Vec<KeptRecord>> {
-        let Selection { window, event_type, aggregate_type, aggregate_id } = selection.clone();
-        let (since, until) = (unix_ms(window.since), unix_ms(window.until));
-        let sent = Sent::new(since, until, event_type, aggregate_type, aggregate_id, after, limit);
+        let Selection { window, id, event_type, aggregate_type, aggregate_id } = selection.clone();
+        let (since, until, id) = (unix_ms(window.since), unix_ms(window.until), id.map(|id| id.to_string()));
+        let sent = Sent::new(since, until, id, event_type, aggregate_type, aggregate_id, after, limit, BYTES);
         Ok(sent.load::<RecordRow>(self)?.into_iter().map(kept_record).collect())
     }
 }
@@ -51,12 +48,8 @@ macro_rules! columns {
 
 statement!(
     Sqlite,
-    Count { since: i64 => BigInt, until: i64 => BigInt } -> (BigInt, Nullable<BigInt>),
-    concat!(
-        "SELECT count(*) FILTER (WHERE created >= ? AND created < ?), min(created) FROM (SELECT ",
-        created_at_ms!(),
-        " AS created FROM outbox)"
-    )
+    Count { since: i64 => BigInt, until: i64 => BigInt } -> BigInt,
+    concat!("SELECT count(*) FROM (SELECT ", created_at_ms!(), " AS created FROM outbox) WHERE created >= ? AND created < ?")
 );
 
 statement!(
@@ -87,7 +80,8 @@ macro_rules! sent_rows {
         concat!(
             " FROM (SELECT *, ",
             created_at_ms!(),
-            " AS created FROM outbox WHERE sent_at IS NOT NULL) WHERE created >= ? AND created < ? AND type = coalesce(?, type) \
+            " AS created FROM outbox WHERE sent_at IS NOT NULL) WHERE created >= ? AND created < ? AND id = coalesce(?, id) \
+             AND type = coalesce(?, type) \
              AND aggregatetype = coalesce(?, aggregatetype) AND aggregateid = coalesce(?, aggregateid)"
         )
     };
@@ -98,6 +92,7 @@ statement!(
     CountSent {
         since: i64 => BigInt,
         until: i64 => BigInt,
+        id: Option<String> => Nullable<Text>,
         event_type: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>
@@ -107,18 +102,25 @@ statement!(
 
 statement!(
     Sqlite,
+    /// Payloads are measured where they lie, and only those are read that fit.
     Sent {
         since: i64 => BigInt,
         until: i64 => BigInt,
+        id: Option<String> => Nullable<Text>,
         event_type: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
         aggregate_id: Option<String> => Nullable<Text>,
         after: i64 => BigInt,
-        limit: i64 => BigInt
+        limit: i64 => BigInt,
+        bytes: i64 => BigInt
     } -> (BigInt, Text, Text, Text, Text, Nullable<Binary>, Nullable<Text>, BigInt),
     concat!(
-        "SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, created",
+        "WITH first AS (SELECT seq, coalesce(length(payload), 0) AS size",
         sent_rows!(),
-        " AND seq > ? ORDER BY seq LIMIT ?"
+        " AND seq > ? ORDER BY seq LIMIT ?), \
+         measured AS (SELECT seq, sum(size) OVER (ORDER BY seq) - size AS before FROM first) \
+         SELECT seq, id, aggregatetype, aggregateid, type, payload, headers, ",
+        created_at_ms!(),
+        " FROM outbox JOIN measured USING (seq) WHERE before < ? ORDER BY seq"
     )
 );

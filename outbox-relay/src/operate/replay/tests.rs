@@ -2,7 +2,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 
 use diesel_outbox_core::{Acknowledgement, Publisher, Record, Refusal};
-use uuid::Uuid;
 
 use super::*;
 use crate::operate::kept::KeptRow;
@@ -12,8 +11,8 @@ use crate::pipeline::rehearsal::Quick;
 struct Table(i64);
 
 impl Kept for Table {
-    fn count(&mut self, _: &Window) -> QueryResult<(u64, Option<SystemTime>)> {
-        Ok((self.0 as u64, None))
+    fn count(&mut self, _: &Window) -> QueryResult<u64> {
+        Ok(self.0 as u64)
     }
 
     fn rows(&mut self, _: &Window, _: i64, _: i64) -> QueryResult<Vec<KeptRow>> {

@@ -3,6 +3,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::SystemTime;
 
 use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
+use diesel_outbox_kafka::__simulated::murmur2;
 use diesel_outbox_kafka::PublishedRecord;
 use uuid::Uuid;
 
@@ -22,6 +23,8 @@ struct Event {
     aggregate: u64,
     created_at_ms: i64,
     topic: u16,
+    /// The hash by which Kafka chooses the partition.
+    key: u32,
     is_sent: bool,
     is_seen: bool,
 }
@@ -53,6 +56,7 @@ impl Comparison {
             aggregate: hash(&[row.aggregate_type.as_bytes(), row.aggregate_id.as_bytes()]),
             created_at_ms: unix_ms(row.created_at),
             topic: u16::try_from(topic).unwrap_or(u16::MAX),
+            key: murmur2(row.aggregate_id.as_bytes()),
             is_sent: row.is_sent,
             is_seen: false,
         };
@@ -73,11 +77,21 @@ impl Comparison {
         Seen::First
     }
 
-    /// Returns the events that were sent and not found, each with its topic and when it was emitted.
-    pub(super) fn unseen(&self) -> impl Iterator<Item = (Uuid, &str, SystemTime)> {
-        self.events.iter().filter(|(_, event)| event.is_sent && !event.is_seen).map(|(id, event)| {
-            let topic = self.topics.get(usize::from(event.topic)).map_or("", String::as_str);
-            (*id, topic, from_unix_ms(event.created_at_ms))
+    /// Returns the events that were sent and not found.
+    pub(super) fn unseen(&self) -> impl Iterator<Item = Unseen<'_>> {
+        self.events.iter().filter(|(_, event)| event.is_sent && !event.is_seen).map(|(id, event)| Unseen {
+            id: *id,
+            topic: self.topics.get(usize::from(event.topic)).map_or("", String::as_str),
+            key: event.key,
+            created_at: from_unix_ms(event.created_at_ms),
         })
     }
+}
+
+/// An event that was sent and not found.
+pub(super) struct Unseen<'a> {
+    pub(super) id: Uuid,
+    pub(super) topic: &'a str,
+    pub(super) key: u32,
+    pub(super) created_at: SystemTime,
 }

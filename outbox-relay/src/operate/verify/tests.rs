@@ -1,5 +1,6 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::LazyLock;
 
 use diesel::QueryResult;
 
@@ -8,8 +9,11 @@ use crate::operate::kept::{KeptRecord, KeptRow, Selection};
 
 const TOPICS: &str = "events";
 
+/// A time that is `ms` after one three days ago.
 fn at(ms: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_000 + ms)
+    static BEGINNING: LazyLock<SystemTime> =
+        LazyLock::new(|| SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60));
+    *BEGINNING + Duration::from_millis(ms)
 }
 
 fn id(n: u128) -> Uuid {
@@ -46,9 +50,8 @@ struct Table {
 }
 
 impl Kept for Table {
-    fn count(&mut self, window: &Window) -> QueryResult<(u64, Option<SystemTime>)> {
-        let count = self.rows(window, i64::MIN, i64::MAX)?.len() as u64;
-        Ok((count, self.rows.iter().map(|row| row.created_at).min()))
+    fn count(&mut self, window: &Window) -> QueryResult<u64> {
+        Ok(self.rows(window, i64::MIN, i64::MAX)?.len() as u64)
     }
 
     fn rows(&mut self, window: &Window, after: i64, limit: i64) -> QueryResult<Vec<KeptRow>> {
@@ -82,7 +85,7 @@ impl Records for Topic {
         self.records.len() as u64
     }
 
-    fn kept_since(&self, _: &str) -> Option<SystemTime> {
+    fn kept_since(&self, _: &str, _: u32) -> Option<SystemTime> {
         self.kept_since
     }
 
@@ -142,10 +145,13 @@ fn a_row_that_comes_after_the_first_look_is_no_phantom() {
 #[test]
 fn records_of_pruned_rows_and_of_others_are_no_phantoms() {
     let mut table = Table { rows: vec![row(5, "a")], ..Table::default() };
-    let records = [record(2, "a"), record(5, "a")];
-    assert_eq!(kinds(&verified(&Verify::new(), &mut table, &records)), []);
+    let old = SystemTime::now() - Duration::from_secs(8 * 24 * 60 * 60);
+    let mut pruned = record(2, "a");
+    pruned.timestamp = Some(old);
+    assert_eq!(kinds(&verified(&Verify::new(), &mut table, &[pruned, record(5, "a")])), []);
     let foreign = [record(5, "a"), record(7, "a")];
     assert_eq!(kinds(&verified(&Verify::new().shares_topics(true), &mut table, &foreign)), []);
+    assert_eq!(kinds(&verified(&Verify::new().keep_sent(None), &mut table, &foreign)), []);
     assert_eq!(kinds(&verified(&Verify::new(), &mut table, &foreign)), [(Kind::Phantom, 7)]);
 }
 

@@ -163,7 +163,6 @@ impl Shared {
                 clock.get()
             },
             published: &Cell::new(0),
-            silence: &Cell::default(),
             stopping: &|| chance.one_in(60),
         };
         let passed = pipeline.pass(&mut table, &mut broker);

@@ -16,8 +16,8 @@ mod writers;
 pub(crate) use self::bounds::{Bound, COLUMNS, listed, load as load_bounds};
 pub(crate) use self::check::{check_server, check_tables};
 pub use self::connection::lacks_tls;
-pub(crate) use self::connection::row_of;
-pub(crate) use self::upkeep::{lag, unsent_of_shards};
+pub(crate) use self::connection::{Statements, row_of};
+pub(crate) use self::upkeep::{UnsentShare, lag, unsent_of_shards};
 pub(crate) use self::wakeup::is_polled;
 pub(crate) use self::writers::open_transactions;
 
@@ -31,7 +31,7 @@ use uuid::Uuid;
 
 use self::bounds::{Fence, Witness};
 use self::claim::{Known, Looked, PollingPass, Wanted};
-use self::connection::{MysqlDatabase, Statements};
+use self::connection::MysqlDatabase;
 use self::prefetch::{Backlog, ReadAhead};
 use self::read::Batch;
 use self::upkeep::Upkeep;
@@ -348,9 +348,13 @@ impl Session {
 
     fn upkeep(&mut self, database: &MysqlDatabase) -> mysql::Result<Option<Lag>> {
         if !self.wake.leads() {
+            self.upkeep.help(&mut self.conn);
             return Ok(None);
         }
         let lag = self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)?;
+        if self.upkeep.has_promoted() {
+            self.wake.found();
+        }
         Ok(lag.map(|mut lag| {
             lag.oldest_writer = self.oldest_writer(database);
             lag

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::operate::Operate;
 use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
+use crate::source::promote::Promotion;
 use crate::source::prune::SqlitePruning;
 use crate::source::row::StoredRow;
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
@@ -35,6 +36,7 @@ pub struct SqliteSource {
     open: Option<OpenDatabase>,
     cursor: Cursor,
     pruning: SqlitePruning,
+    promotion: Promotion,
     measured: Option<Instant>,
 }
 
@@ -45,6 +47,8 @@ struct OpenDatabase {
     /// The change counter from before the last look at the table.
     version: i32,
     looked: Instant,
+    /// Whether this connection has moved scheduled events into the outbox since. That does not change its own change counter.
+    has_promoted: bool,
 }
 
 /// How far a pass has read.
@@ -93,6 +97,7 @@ impl SqliteSource {
             open: None,
             cursor: Cursor::default(),
             pruning: SqlitePruning::default(),
+            promotion: Promotion::default(),
             measured: None,
         }
     }
@@ -150,7 +155,7 @@ impl OpenDatabase {
         let lock = File::options().create(true).append(true).open(&path).map_err(|error| {
             SourceError::new(format!("cannot open the relay's lock file {path}: {error}")).with_source(error)
         })?;
-        Ok(Self { conn, lock, owns_lock: false, version: 0, looked: Instant::now() })
+        Ok(Self { conn, lock, owns_lock: false, version: 0, looked: Instant::now(), has_promoted: false })
     }
 
     fn own_lock(&mut self) -> Result<bool, SourceError> {
@@ -178,6 +183,7 @@ impl Source for SqliteSource {
     fn claim(&mut self) -> Result<bool, SourceError> {
         let open = self.open()?;
         open.looked = Instant::now();
+        open.has_promoted = false;
         // Read before the table, so that no change in between is missed.
         open.version = open.version()?;
         if !open.own_lock()? {
@@ -259,7 +265,7 @@ impl Source for SqliteSource {
         loop {
             // One that stands by does not need changes: it looks whether the other one is gone.
             let due = open.looked.elapsed() >= if open.owns_lock { poll_interval } else { STAND_BY_PAUSE };
-            if due || (open.owns_lock && open.version()? != open.version) {
+            if due || open.has_promoted || (open.owns_lock && open.version()? != open.version) {
                 return Ok(true);
             }
             let left = until.saturating_duration_since(Instant::now());
@@ -279,13 +285,21 @@ impl Source for SqliteSource {
         if !self.open()?.owns_lock {
             return Ok(None);
         }
+        if let Some(open) = &mut self.open {
+            open.has_promoted |= self.promotion.run(&mut open.conn, true);
+        }
         if let (SentRows::Keep { retention }, Some(open)) = (self.options.sent_rows, &mut self.open) {
             self.pruning.run(&mut open.conn, retention).map_err(|error| database_error("pruning", error))?;
         }
         if !is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);
         }
-        self.with("measuring the lag", |conn| conn.lag()).map(Some)
+        let mut lag = self.with("measuring the lag", |conn| conn.lag())?;
+        if let Some(open) = &mut self.open {
+            let measured = self.promotion.measure(&mut open.conn, &mut lag);
+            measured.map_err(|error| database_error("measuring what is scheduled", error))?;
+        }
+        Ok(Some(lag))
     }
 }
 

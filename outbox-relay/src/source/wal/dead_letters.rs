@@ -109,7 +109,8 @@ statement!(
 
 statement!(
     Pg,
-    /// Does nothing if the dead letter exists already, because the WAL was read once more. A requeued row goes back to its old place.
+    /// Does nothing if the dead letter exists already, because the WAL was read once more, or if somebody has requeued it by now. A requeued
+    /// row goes back to its old place.
     Insert {
         seq: i64 => BigInt,
         id: Uuid => SqlUuid,
@@ -124,10 +125,13 @@ statement!(
     } -> BigInt,
     "INSERT INTO outbox_dead_letter \
      (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason) \
-     SELECT coalesce((SELECT r.place FROM outbox_requeued AS r WHERE r.seq = given.seq AND r.id = given.id), given.seq), given.id, \
-     aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason FROM (SELECT ?::bigint AS seq, ?::uuid AS id, \
-     ?::text AS aggregatetype, ?::text AS aggregateid, ?::text AS type, ?::bytea AS payload, ?::json AS headers, ?::smallint AS shard, \
-     to_timestamp(?::float8 / 1000::float8) AT TIME ZONE 'utc' AS created_at, ?::text AS reason) AS given ON CONFLICT (seq, id) DO NOTHING"
+     SELECT place, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at, reason FROM (SELECT given.*, \
+     coalesce((SELECT r.place FROM outbox_requeued AS r WHERE r.seq = given.seq AND r.id = given.id), given.seq) AS place \
+     FROM (SELECT ?::bigint AS seq, ?::uuid AS id, ?::text AS aggregatetype, ?::text AS aggregateid, ?::text AS type, ?::bytea AS payload, \
+     ?::json AS headers, ?::smallint AS shard, to_timestamp(?::float8 / 1000::float8) AT TIME ZONE 'utc' AS created_at, ?::text AS reason) \
+     AS given) AS its WHERE NOT EXISTS (SELECT FROM outbox_requeued AS r WHERE r.aggregateid::text COLLATE pg_catalog.\"C\" = its.aggregateid \
+     AND r.aggregatetype::text COLLATE pg_catalog.\"C\" = its.aggregatetype AND r.place = its.place AND r.id = its.id AND r.seq > its.seq) \
+     ON CONFLICT (seq, id) DO NOTHING"
 );
 
 statement!(

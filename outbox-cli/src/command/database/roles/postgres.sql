@@ -1,6 +1,8 @@
--- A service that emits. It may insert, and sees nothing.
+-- A service that emits. It may insert, and sees nothing of the outbox. It chooses no number: a row with the greatest one would leave none for others.
 GRANT USAGE ON SCHEMA {schema} TO {emitter};
-GRANT INSERT ON {schema}.outbox TO {emitter};
+GRANT INSERT (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) ON {schema}.outbox TO {emitter};
+-- It schedules events, and lists and cancels those that are scheduled.
+GRANT SELECT, INSERT, DELETE ON {schema}.outbox_scheduled TO {emitter};
 -- Migrations::run, when the service starts, asks which migrations have run.
 GRANT SELECT ON {schema}.outbox_migration TO {emitter};
 
@@ -8,6 +10,10 @@ GRANT SELECT ON {schema}.outbox_migration TO {emitter};
 GRANT USAGE ON SCHEMA {schema} TO {relay};
 -- It reads the rows, sets sent_at, gives new numbers after the sequence was set back, and prunes. It can change no event.
 GRANT SELECT, UPDATE (seq, sent_at), DELETE ON {schema}.outbox TO {relay};
+-- It moves scheduled events into the outbox, one relay at a time. To lock a row takes UPDATE on a column; this one nobody can set.
+GRANT INSERT (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) ON {schema}.outbox TO {relay};
+GRANT SELECT, UPDATE (seq), DELETE ON {schema}.outbox_scheduled TO {relay};
+GRANT SELECT, UPDATE ON {schema}.outbox_promotion TO {relay};
 -- It locks a shard's row while it works on the shard, and moves its bounds. No other role may lock these rows.
 GRANT SELECT, UPDATE ON {schema}.outbox_shard TO {relay};
 -- It looks at the last number, and moves the sequence on if somebody has set it back.

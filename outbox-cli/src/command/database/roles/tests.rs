@@ -15,17 +15,15 @@ fn statements(names: [&str; 4], schema: &str, inbox_only: bool) -> [String; 2] {
 fn every_name_is_quoted_and_a_name_that_looks_like_a_placeholder_is_a_name() {
     let [postgres, mysql] = statements(["e\"m`it", "{consumer}", "o'ne", "m"], "s\"ch`em", false);
     for expected in [
-        "GRANT INSERT ON \"s\"\"ch`em\".outbox TO \"e\"\"m`it\";",
+        " ON \"s\"\"ch`em\".outbox TO \"e\"\"m`it\";",
         "GRANT UPDATE ON \"s\"\"ch`em\".outbox_reader TO \"{consumer}\";",
         "rolname = ''o''''ne'') THEN CREATE ROLE \"o''ne\" NOLOGIN",
     ] {
         assert!(postgres.contains(expected), "{expected} is not in {postgres}");
     }
-    for expected in [
-        "GRANT INSERT ON `s\"ch``em`.outbox TO `e\"m``it`;",
-        "CREATE ROLE IF NOT EXISTS `o'ne`;",
-        "TO `{consumer}`;",
-    ] {
+    for expected in
+        [" ON `s\"ch``em`.outbox TO `e\"m``it`;", "CREATE ROLE IF NOT EXISTS `o'ne`;", "TO `{consumer}`;"]
+    {
         assert!(mysql.contains(expected), "{expected} is not in {mysql}");
     }
 }
@@ -34,7 +32,8 @@ fn every_name_is_quoted_and_a_name_that_looks_like_a_placeholder_is_a_name() {
 fn a_role_without_a_name_gets_nothing() {
     for text in statements(["emit", "", " ", ""], "s", false) {
         assert!(text.contains("GRANT INSERT") && !text.contains('{'), "{text}");
-        assert!(!text.contains("SELECT, INSERT") && !text.contains("CREATE ON"), "{text}");
+        let of_others = ["inbox", "outbox_shard", "CREATE ON"];
+        assert!(of_others.iter().all(|other| !text.contains(other)), "{text}");
     }
 }
 

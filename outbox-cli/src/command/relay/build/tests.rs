@@ -13,7 +13,7 @@ fn sent_rows_are_kept_or_deleted_as_the_stronger_source_says() {
     let hour = ("OUTBOX_KEEP_SENT", "1h");
     let choice = |arguments: &[&str], variables: &[_]| {
         let (settings, origins) = given(arguments, variables);
-        sent_rows(&settings.after, &origins)
+        settings.after.retention.sent_rows(&origins)
     };
     let rows = |arguments: &[&str], variables: &[_]| choice(arguments, variables).expect("a choice");
     assert_eq!(rows(&[], &[]), SentRows::default());

@@ -68,6 +68,9 @@ pub(super) fn read(
     Ok(batch)
 }
 
+/// Each row, and whether it is held back.
+type Rows = Vec<(StoredRow, bool)>;
+
 const COLUMNS: usize = 10;
 
 /// Whether the row comes after a dead letter of its aggregate. A row that comes before may still have to be sent: it was on its way when the
@@ -91,7 +94,7 @@ fn load(
     count: usize,
     largest: usize,
     blocks: bool,
-) -> mysql::Result<(Vec<(StoredRow, bool)>, Option<usize>)> {
+) -> mysql::Result<(Rows, Option<usize>)> {
     let (shards, lowest, given) = (bounds::shards(claimed), bounds::lowest(claimed), listed(given));
     let is_held_back = if blocks { IS_HELD_BACK } else { "0" };
     let columns = format!(
@@ -116,12 +119,7 @@ fn load(
     Ok((rows, larger))
 }
 
-fn add(
-    conn: &mut Conn,
-    query: &str,
-    count: usize,
-    rows: &mut Vec<(StoredRow, bool)>,
-) -> mysql::Result<Option<usize>> {
+fn add(conn: &mut Conn, query: &str, count: usize, rows: &mut Rows) -> mysql::Result<Option<usize>> {
     for row in conn.query_iter(query)?.take(count) {
         let values: [Value; COLUMNS] = row?.unwrap().try_into().map_err(|_| unexpected())?;
         let [

@@ -1,4 +1,5 @@
-//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
+//! What the leading relay does now and then: it moves scheduled events that are due, measures the lag, and prunes what the retention no
+//! longer covers.
 
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use mysql::Conn;
 use super::connection::Statements;
 use super::{bounds, settle};
 use crate::source::interval::is_due;
+use crate::source::promote::Promotion;
 use crate::source::{BLOCKED, SentRows, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
@@ -25,9 +27,21 @@ pub(super) struct Upkeep {
     pruned: Option<Instant>,
     /// If a round of pruning has not come to its end: behind which row it goes on, and when.
     goes_on: Option<(i64, Instant)>,
+    promotion: Promotion,
+    has_promoted: bool,
 }
 
 impl Upkeep {
+    /// Returns whether the last run has moved scheduled events into the outbox.
+    pub(super) fn has_promoted(&self) -> bool {
+        self.has_promoted
+    }
+
+    /// What a relay does that does not lead: it moves scheduled events that the leader neglects.
+    pub(super) fn help(&mut self, conn: &mut Conn) {
+        self.promotion.run(conn, false);
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut Conn,
@@ -35,6 +49,7 @@ impl Upkeep {
         bounds: &bounds::Claimed,
         was_large: bool,
     ) -> mysql::Result<Option<Lag>> {
+        self.has_promoted = self.promotion.run(conn, true);
         if let SentRows::Keep { retention } = options.sent_rows {
             self.prune(conn, retention)?;
         }
@@ -47,7 +62,8 @@ impl Upkeep {
             return Ok(None);
         }
         let began = Instant::now();
-        let lag = lag(conn, bounds)?;
+        let mut lag = lag(conn, bounds)?;
+        self.promotion.measure(conn, &mut lag)?;
         self.measuring = began.elapsed();
         Ok(Some(lag))
     }
@@ -92,11 +108,10 @@ fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Re
     conn.execute("COMMIT").map(drop)
 }
 
-/// The aggregate types, shards, numbers and ages in microseconds of what is unsent.
-pub(crate) fn unsent_of_shards(
-    conn: &mut Conn,
-    bounds: &bounds::Claimed,
-) -> mysql::Result<Vec<(Vec<u8>, i16, i64, i64)>> {
+/// An aggregate type, a shard, how much of it is unsent there, and the age of the oldest in microseconds.
+pub(crate) type UnsentShare = (Vec<u8>, i16, i64, i64);
+
+pub(crate) fn unsent_of_shards(conn: &mut Conn, bounds: &bounds::Claimed) -> mysql::Result<Vec<UnsentShare>> {
     conn.load(&format!(
         "SELECT CAST(aggregatetype AS BINARY), shard, COUNT(*), TIMESTAMPDIFF(MICROSECOND, MIN(created_at), UTC_TIMESTAMP(3)) FROM {} \
          GROUP BY 1, shard ORDER BY 1, shard",

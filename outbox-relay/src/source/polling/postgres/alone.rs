@@ -129,9 +129,15 @@ impl Alone {
     ) -> QueryResult<Option<Lag>> {
         self.try_to_lead(conn)?;
         if !self.wake.leads() {
+            self.upkeep.help(conn);
             return Ok(None);
         }
-        self.upkeep.run(conn, database, was_large, database.options.lag_interval)
+        let lag = self.upkeep.run(conn, database, was_large, database.options.lag_interval)?;
+        if self.upkeep.has_promoted() {
+            // A session does not notify itself.
+            self.wake.awake(conn)?;
+        }
+        Ok(lag)
     }
 }
 

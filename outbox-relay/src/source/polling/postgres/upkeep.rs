@@ -1,4 +1,5 @@
-//! What the leading relay does now and then: it measures the lag, and prunes what the retention no longer covers.
+//! What the leading relay does now and then: it moves scheduled events that are due, measures the lag, and prunes what the retention no
+//! longer covers.
 
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use crate::operate::Operate;
 use crate::source::SentRows;
 use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
+use crate::source::promote::Promotion;
 use crate::source::prune::PostgresPruning;
 use crate::source::writers::Writers;
 
@@ -24,15 +26,27 @@ pub(super) struct Upkeep {
     reported_wal: bool,
     pruning: PostgresPruning,
     writers: Writers,
+    promotion: Promotion,
+    has_promoted: bool,
 }
 
 impl Upkeep {
+    /// Returns whether the last run has moved scheduled events into the outbox.
+    pub(super) fn has_promoted(&self) -> bool {
+        self.has_promoted
+    }
+
     /// Returns how soon an idle relay should look again whether something has expired.
     pub(super) fn prune_pause(&self, database: &PostgresDatabase) -> Duration {
         match database.options.sent_rows {
             SentRows::Keep { retention } => self.pruning.pause(retention),
             SentRows::Delete => Duration::MAX,
         }
+    }
+
+    /// What a relay does that does not lead: it moves scheduled events that the leader neglects.
+    pub(super) fn help(&mut self, conn: &mut PgConnection) {
+        self.promotion.run(conn, false);
     }
 
     pub(super) fn run(
@@ -43,6 +57,7 @@ impl Upkeep {
         lag_interval: Duration,
     ) -> QueryResult<Option<Lag>> {
         let options = &database.options;
+        self.has_promoted = self.promotion.run(conn, true);
         if let SentRows::Keep { retention } = options.sent_rows {
             self.pruning.run(conn, database, retention)?;
         }
@@ -56,6 +71,7 @@ impl Upkeep {
         }
         let began = Instant::now();
         let mut lag = conn.lag()?;
+        self.promotion.measure(conn, &mut lag)?;
         self.measuring = began.elapsed();
         lag.oldest_writer = self.writers.look(conn)?;
         if lag.wal.is_some() && !std::mem::replace(&mut self.reported_wal, true) {

@@ -36,12 +36,15 @@ use crate::source::interval::{has_passed, is_due};
 use crate::source::polling::postgres::strangers::strangers_of;
 use crate::source::polling::postgres::wakeup::{self, LONGEST_LISTEN_PAUSE, NUMBER_PAUSE, Next, Wake};
 use crate::source::pooler::OwnProcess;
+use crate::source::promote::DueSchemas;
 use diesel_outbox_core::advisory_locks;
 
 /// How often it asks for the numbers of all outboxes, so that none needs to ask by itself.
 const NUMBERS_INTERVAL: Duration = NUMBER_PAUSE.saturating_sub(Duration::from_millis(250));
 /// How soon an outbox is looked after because something may have expired, after another was.
 const PRUNE_PAUSE: Duration = Duration::from_millis(200);
+/// How often it looks whether a scheduled event is due somewhere.
+const DUE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it looks which outboxes are there, at most, because one has failed.
 const FIND_AGAIN: Duration = Duration::from_secs(1);
 /// How soon it notices that it should stop.
@@ -74,6 +77,8 @@ struct Session {
     measuring: Option<Measuring>,
     numbered: Option<Instant>,
     pruned: Option<Instant>,
+    due: DueSchemas,
+    looked_for_due: Option<Instant>,
     /// The transactions that may have inserted, at the last measuring.
     writers: HashSet<(u32, String)>,
 }
@@ -139,6 +144,8 @@ impl Watch {
             measuring: None,
             numbered: None,
             pruned: None,
+            due: DueSchemas::default(),
+            looked_for_due: None,
             writers: HashSet::new(),
         };
         let poll_interval = self.database.options.poll_interval;
@@ -179,6 +186,9 @@ impl Watch {
         }
         self.measure(session)?;
         self.prune(session);
+        if is_due(&mut session.looked_for_due, DUE_INTERVAL) {
+            self.promote(session);
+        }
         let pause = self.pause_until_next(session);
         self.hear(session, pause)
     }
@@ -186,6 +196,7 @@ impl Watch {
     /// Looks which outboxes are there: takes on new ones, and lets go of those that are gone.
     fn find(&mut self, session: &mut Session) -> QueryResult<()> {
         let (mut found, missing_now) = self.schemas.find(&mut session.conn)?;
+        session.due.find(&mut session.conn, found.iter().map(|found| found.table).collect())?;
         for found in &mut found {
             found.name = self.database.options.name_of(&found.name).into();
         }
@@ -389,6 +400,19 @@ impl Watch {
         });
         if let Some(watched) = due.min_by_key(|watched| watched.looked_after) {
             watched.let_look_after(&self.queue);
+        }
+    }
+
+    /// Lets workers move scheduled events that are due.
+    fn promote(&mut self, session: &mut Session) {
+        let led = self.outboxes.iter().filter(|(_, watched)| watched.outbox.is_led());
+        let outboxes: Vec<(u32, &str)> =
+            led.map(|(table, watched)| (*table, watched.outbox.schema())).collect();
+        let due = session.due.due(&mut session.conn, &outboxes, AT_ONCE);
+        for table in due {
+            if let Some(watched) = self.outboxes.get_mut(&table) {
+                watched.let_look_after(&self.queue);
+            }
         }
     }
 

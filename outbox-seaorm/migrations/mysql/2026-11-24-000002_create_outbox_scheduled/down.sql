@@ -1,0 +1,2 @@
+DROP TABLE outbox_promotion;
+DROP TABLE outbox_scheduled;
