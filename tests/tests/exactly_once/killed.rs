@@ -50,7 +50,7 @@ const STANDS_BY: usize = 3;
 
 /// How many relays are killed. `OUTBOX_TEST_KILLS=1000` is for a long run by hand, which takes a second for each.
 fn kills() -> usize {
-    env::var("OUTBOX_TEST_KILLS").map_or(16, |kills| kills.parse().expect("a number"))
+    env::var("OUTBOX_TEST_KILLS").map_or(STEPS.len(), |kills| kills.parse().expect("a number"))
 }
 
 /// Starts the relay that is to be killed then. Returns it and its step.
