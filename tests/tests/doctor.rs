@@ -161,7 +161,7 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
     then(
         "lag",
         "warn",
-        "1 events wait, the oldest for 12",
+        "1 events wait, the oldest for 1",
         "UPDATE outbox SET created_at = created_at + interval '2 minutes'",
     );
     plant(
@@ -239,7 +239,7 @@ fn what_is_wrong_with_mariadb_is_found_by_its_line() {
     let mut plant = |sql: &str| conn.batch_execute(sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
     examined(&url, &[]).has("writers", "warn", "GRANT PROCESS");
     plant("UPDATE outbox SET created_at = created_at - INTERVAL 2 MINUTE");
-    examined(&url, &[]).has("lag", "warn", "1 events wait, the oldest for 12");
+    examined(&url, &[]).has("lag", "warn", "1 events wait, the oldest for 1");
     plant("DELETE FROM outbox_shard WHERE shard = 3");
     examined(&url, &[]).has("tables", "FAIL", "15 of the 16 shards");
     plant("INSERT INTO outbox_shard (shard, unsent) VALUES (3, '')");
