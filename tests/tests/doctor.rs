@@ -1,8 +1,9 @@
 //! `outbox doctor` finds what is wrong, and nothing else.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -50,7 +51,8 @@ impl Found {
 }
 
 fn doctor(database_url: &str, more: &[&str]) -> Command {
-    let mut command = Command::new(workspace_binary("outbox"));
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(BINARY.get_or_init(|| workspace_binary("outbox")));
     command.args(["doctor", "--database-url", database_url]).args(more);
     command
 }
