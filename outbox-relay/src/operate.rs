@@ -90,7 +90,8 @@ pub trait Operate {
     /// Returns the database's error. Nothing is changed then.
     fn requeue(&mut self, which: &Requeue) -> QueryResult<usize>;
 
-    /// Deletes dead letters for good, and returns how many there were. Their events are lost: nobody sends them any more. With the policy
+    /// Deletes dead letters for good, and returns how many there were. Their events are lost. A relay that reads the write-ahead log may send
+    /// one all the same, if it or the server crashed after it became a dead letter, and before the relay had stored its position. With the policy
     /// `block`, an aggregate without dead letters is not held back any more.
     ///
     /// # Errors

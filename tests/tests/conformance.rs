@@ -45,6 +45,7 @@ suite!(
     a_dead_letter_is_stored_with_its_reason_and_requeued_at_its_old_place,
     dead_letters_with_the_same_number_are_kept_apart,
     dead_letters_can_be_chosen_one_by_one_and_dropped,
+    dead_letters_stay_in_order_if_another_event_has_the_number_of_the_first,
     a_blocked_aggregate_waits_for_its_requeue,
     what_is_requeued_comes_before_later_events_though_the_source_fails_before_it_reads_it,
     a_record_with_unreadable_headers_is_reported_and_not_lost,
@@ -337,6 +338,24 @@ fn dead_letters_can_be_chosen_one_by_one_and_dropped(store: &dyn Store) {
     assert_eq!(observe.drop_dead_letters(&Requeue::All).unwrap(), 1);
     assert_eq!(store.count("outbox_dead_letter"), 0);
     assert_eq!(event_types(&drain(source.as_mut())), names(["c"]));
+}
+
+fn dead_letters_stay_in_order_if_another_event_has_the_number_of_the_first(store: &dyn Store) {
+    store.emit(&[record(1, "a"), record(1, "b")]);
+    let mut source = store.source(SourceOptions::default());
+    claim(source.as_mut());
+    for claimed in read(source.as_mut(), 10) {
+        source.dead_letter(claimed.ticket, "refused").unwrap();
+    }
+    source.release().unwrap();
+    drop(source);
+    store.restart_numbers();
+    store.emit(&[record(2, "other")]);
+    assert_eq!(store.observe().requeue(&Requeue::All).unwrap(), 2);
+    let all = drain(store.source(SourceOptions::default()).as_mut());
+    let of_first = all.iter().filter(|claimed| claimed.record.as_ref().unwrap().aggregate_id() == "1");
+    let types: Vec<&str> = of_first.map(|claimed| claimed.record.as_ref().unwrap().event_type()).collect();
+    assert_eq!(types, ["a", "b"]);
 }
 
 fn a_blocked_aggregate_waits_for_its_requeue(store: &dyn Store) {

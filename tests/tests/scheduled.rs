@@ -29,6 +29,7 @@ on_postgres_and_mariadb!(
     a_transaction_that_is_rolled_back_neither_schedules_nor_cancels,
     a_relay_goes_on_without_the_tables_and_finds_them_when_they_are_made,
     an_event_that_somebody_is_cancelling_does_not_hold_up_others,
+    a_relay_does_not_wait_for_a_leader_that_hangs,
 );
 
 fn record(number: usize) -> Record {
@@ -275,6 +276,21 @@ fn an_event_that_somebody_is_cancelling_does_not_hold_up_others<T: Tables>(datab
     assert_eq!(database.texts("SELECT type FROM outbox"), ["2"]);
     conn.batch_execute("ROLLBACK").unwrap();
     assert_eq!(database.operate().promote().unwrap(), 1);
+}
+
+/// The first relay leads, and does nothing any more.
+fn a_relay_does_not_wait_for_a_leader_that_hangs<T: Tables>(database: &T) {
+    let mut leader = database.relay().recorded().unwrap();
+    assert!(leader.drain().unwrap().is_empty());
+    let conn = &mut database.connect();
+    let due = SystemTime::now() - Duration::from_secs(60);
+    conn.transaction(|c| c.emit_at(&record(1), due)).unwrap();
+    let mut other = database.relay().recorded().unwrap();
+    eventually("the event to be moved", PATIENCE, || {
+        other.step().unwrap();
+        (database.count("outbox_scheduled") == 0).then_some(())
+    });
+    drop(leader);
 }
 
 fn types(sent: &[Sent]) -> Vec<&str> {

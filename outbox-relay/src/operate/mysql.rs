@@ -107,12 +107,14 @@ const DEAD_LETTERS: &str = "SELECT seq, id, aggregatetype, aggregateid, type, \
 const PLACES: &str = "SELECT shard, MIN(d.seq) FROM outbox_dead_letter AS d WHERE {which} \
     AND NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) GROUP BY shard, d.seq";
 
-/// Puts them back at their old place, or under a new number if another event has the old one.
+/// Puts them back at their old place, or under a new number if another event has the old one. Later dead letters of an aggregate stay behind
+/// earlier ones. Those with old numbers come first, so that no new number is one of theirs.
 const RESTORE: &str = "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-    SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
-    OR ROW_NUMBER() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
-    id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
-    FROM outbox_dead_letter AS d WHERE {which} ORDER BY d.seq";
+    SELECT CASE WHEN stays = 1 THEN seq ELSE NULL END, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+    FROM (SELECT f.*, MIN(f.is_free) OVER (PARTITION BY CAST(f.aggregatetype AS BINARY), CAST(f.aggregateid AS BINARY) ORDER BY f.seq) AS stays \
+    FROM (SELECT d.*, CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
+    OR ROW_NUMBER() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN 0 ELSE 1 END AS is_free \
+    FROM outbox_dead_letter AS d WHERE {which}) AS f) AS placed ORDER BY stays DESC, seq";
 
 const FORGET: &str = "DELETE FROM outbox_dead_letter WHERE {which}";
 

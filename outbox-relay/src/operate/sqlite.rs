@@ -106,7 +106,8 @@ statement!(
 statement!(
     Sqlite,
     /// Puts dead letters back at their old place, or under a new number if another event has the old one, because the sequence was
-    /// restarted.
+    /// restarted. Later dead letters of an aggregate stay behind earlier ones. Those with old numbers come first, so that no new number is one
+    /// of theirs.
     Restore {
         id: Option<String> => Nullable<Text>,
         aggregate_type: Option<String> => Nullable<Text>,
@@ -116,12 +117,13 @@ statement!(
         ids: String => Text
     } -> BigInt,
     "INSERT INTO outbox (seq, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) \
-     SELECT CASE WHEN EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
-     OR row_number() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) > 1 THEN NULL ELSE d.seq END, \
-     id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+     SELECT CASE WHEN stays THEN seq ELSE NULL END, id, aggregatetype, aggregateid, type, payload, headers, shard, created_at \
+     FROM (SELECT f.*, min(f.is_free) OVER (PARTITION BY f.aggregatetype, f.aggregateid ORDER BY f.seq) AS stays \
+     FROM (SELECT d.*, NOT EXISTS (SELECT 1 FROM outbox AS o WHERE o.seq = d.seq) \
+     AND row_number() OVER (PARTITION BY d.seq ORDER BY d.failed_at, d.id) = 1 AS is_free \
      FROM outbox_dead_letter AS d WHERE id = coalesce(?, id) AND aggregatetype = coalesce(?, aggregatetype) \
      AND aggregateid = coalesce(?, aggregateid) AND (? OR (d.seq IN (SELECT value FROM json_each(?)) \
-     AND hex(d.id) IN (SELECT value FROM json_each(?)))) ORDER BY d.seq"
+     AND hex(d.id) IN (SELECT value FROM json_each(?))))) AS f) AS placed ORDER BY stays DESC, seq"
 );
 
 statement!(

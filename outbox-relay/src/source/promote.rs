@@ -1,6 +1,6 @@
 //! Moves scheduled events into the outbox when they are due.
 //!
-//! A relay that leads does it, between passes, on the connection that it has. Each step is one transaction that inserts what it deletes, so
+//! The relay that leads does it, between passes, on the connection that it has. Each step is one transaction that inserts what it deletes, so
 //! an event is in one of the two tables, whoever dies. It locks the row of `outbox_promotion`: two relays that both take themselves for the
 //! leader do not mix up the order. An event that somebody is cancelling at the moment is left for the next step.
 
@@ -24,6 +24,9 @@ pub(crate) use self::postgres::DueSchemas;
 const LOOK_INTERVAL: Duration = Duration::from_secs(2);
 /// How soon the relay tries again after a failure, or looks again for tables that are missing.
 const RETRY_INTERVAL: Duration = Duration::from_secs(15);
+/// A relay that does not lead moves an event that has been due for this long: perhaps the leader hangs. It looks this often.
+const NEGLECTED: f64 = 10.0;
+const HELP_INTERVAL: Duration = Duration::from_secs(15);
 /// How many events one transaction moves.
 const CHUNK: i64 = 500;
 
@@ -61,17 +64,23 @@ pub(super) struct Promotion {
     look_at: Option<Instant>,
     /// Whether the tables are there, as of the last look for them.
     has_schedule: bool,
+    led: bool,
     warned: bool,
 }
 
 impl Promotion {
-    /// Moves events if some are due, one step at most. Returns whether it has moved any. If that fails, it warns, and the relay goes on:
+    /// Moves events if some are due, one step at most, or if it does not lead those that the leader neglects. Returns whether it has moved any. If that fails, it warns, and the relay goes on:
     /// events that are not scheduled must not wait. If it is the connection that has failed, its next use fails too.
-    pub(super) fn run<C: Promote>(&mut self, conn: &mut C) -> bool {
+    pub(super) fn run<C: Promote>(&mut self, conn: &mut C, leads: bool) -> bool {
+        if leads && !std::mem::replace(&mut self.led, leads) {
+            // It may have looked seldom until now.
+            self.look_at = None;
+        }
+        self.led = leads;
         if self.look_at.is_some_and(|look_at| Instant::now() < look_at) {
             return false;
         }
-        let (moved, pause) = self.step(conn).unwrap_or_else(|error| {
+        let (moved, pause) = self.step(conn, leads).unwrap_or_else(|error| {
             let error = one_line(&error.to_string());
             tracing::warn!(
                 error,
@@ -88,12 +97,12 @@ impl Promotion {
     }
 
     /// Returns whether it has moved events, and how long to wait before the next step.
-    fn step<C: Promote>(&mut self, conn: &mut C) -> Result<(bool, Duration), C::Error> {
+    fn step<C: Promote>(&mut self, conn: &mut C, leads: bool) -> Result<(bool, Duration), C::Error> {
         if !self.has_schedule {
             self.has_schedule = conn.has_schedule()?;
         }
         if !self.has_schedule {
-            if !std::mem::replace(&mut self.warned, true) {
+            if leads && !std::mem::replace(&mut self.warned, true) {
                 tracing::warn!(
                     "the table `outbox_scheduled` is missing, so no event can be scheduled; all others are sent. Run the migrations \
                      (`outbox migrate`) to create it"
@@ -103,7 +112,8 @@ impl Promotion {
         }
         self.warned = false;
         match conn.next_due()? {
-            Some(seconds) if seconds <= 0.0 => {}
+            Some(seconds) if seconds <= if leads { 0.0 } else { -NEGLECTED } => {}
+            _ if !leads => return Ok((false, HELP_INTERVAL)),
             next => return Ok((false, pause_until(next))),
         }
         let moved = conn.promote(CHUNK)?.unwrap_or(0);
@@ -179,12 +189,12 @@ mod tests {
     fn a_relay_looks_again_when_the_next_event_is_due_and_asks_nothing_before() {
         let mut conn = Played { has_schedule: true, next: [Some(0.3), None].into(), ..Played::default() };
         let mut promotion = Promotion::default();
-        assert!(!promotion.run(&mut conn));
+        assert!(!promotion.run(&mut conn, true));
         assert!((0.2..=0.3).contains(&pause(&promotion).as_secs_f64()));
         let asked = conn.asked;
-        assert!(!promotion.run(&mut conn) && conn.asked == asked);
+        assert!(!promotion.run(&mut conn, true) && conn.asked == asked);
         promotion.look_at = None;
-        promotion.run(&mut conn);
+        promotion.run(&mut conn, true);
         assert!(pause(&promotion) > LOOK_INTERVAL - Duration::from_millis(100));
     }
 
@@ -194,17 +204,29 @@ mod tests {
         let mut conn =
             Played { has_schedule: true, next, promoted: [Ok(Some(500)), Ok(None)].into(), asked: 0 };
         let mut promotion = Promotion::default();
-        assert!(promotion.run(&mut conn) && pause(&promotion).is_zero());
-        assert!(!promotion.run(&mut conn) && !pause(&promotion).is_zero());
+        assert!(promotion.run(&mut conn, true) && pause(&promotion).is_zero());
+        assert!(!promotion.run(&mut conn, true) && !pause(&promotion).is_zero());
     }
 
     #[test]
     fn neither_missing_tables_nor_a_failure_stop_a_relay() {
         let mut conn = Played::default();
         let mut promotion = Promotion::default();
-        assert!(!promotion.run(&mut conn) && pause(&promotion) > LOOK_INTERVAL);
+        assert!(!promotion.run(&mut conn, true) && pause(&promotion) > LOOK_INTERVAL);
         conn = Played { has_schedule: true, next: [Some(-1.0)].into(), promoted: [Err(())].into(), asked: 0 };
         promotion.look_at = None;
-        assert!(!promotion.run(&mut conn) && pause(&promotion) > LOOK_INTERVAL);
+        assert!(!promotion.run(&mut conn, true) && pause(&promotion) > LOOK_INTERVAL);
+    }
+
+    #[test]
+    fn a_relay_that_does_not_lead_moves_only_what_the_leader_neglects_and_looks_at_once_when_it_leads() {
+        let next = [Some(-1.0), Some(-11.0), Some(0.5)].into();
+        let mut conn = Played { has_schedule: true, next, promoted: [Ok(Some(1))].into(), asked: 0 };
+        let mut promotion = Promotion::default();
+        assert!(!promotion.run(&mut conn, false) && pause(&promotion) > LOOK_INTERVAL);
+        promotion.look_at = None;
+        assert!(promotion.run(&mut conn, false));
+        promotion.look_at = Some(Instant::now() + HELP_INTERVAL);
+        assert!(!promotion.run(&mut conn, true) && pause(&promotion) < LOOK_INTERVAL);
     }
 }

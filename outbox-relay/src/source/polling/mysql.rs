@@ -348,6 +348,7 @@ impl Session {
 
     fn upkeep(&mut self, database: &MysqlDatabase) -> mysql::Result<Option<Lag>> {
         if !self.wake.leads() {
+            self.upkeep.help(&mut self.conn);
             return Ok(None);
         }
         let lag = self.upkeep.run(&mut self.conn, &database.options, &self.bounds, self.was_large)?;

@@ -286,7 +286,7 @@ impl Source for SqliteSource {
             return Ok(None);
         }
         if let Some(open) = &mut self.open {
-            open.has_promoted |= self.promotion.run(&mut open.conn);
+            open.has_promoted |= self.promotion.run(&mut open.conn, true);
         }
         if let (SentRows::Keep { retention }, Some(open)) = (self.options.sent_rows, &mut self.open) {
             self.pruning.run(&mut open.conn, retention).map_err(|error| database_error("pruning", error))?;

@@ -18,7 +18,8 @@
 //!
 //! Nothing of this is kept in memory alone but which requeued rows have come: those with numbers up to the last one of the aggregate, because
 //! requeues wait for each other and take their numbers in the order in which they commit. Another relay begins at the stored position, where
-//! they come again. The aggregates that have dead letters are looked up once: later ones come from this relay. Whether a row of one of these
+//! they come again. The aggregates that have dead letters are looked up once: later ones come from this relay, which writes
+//! them only while it has the lock of the active one. Whether a row of one of these
 //! aggregates is held back is looked up each time, because anybody may requeue.
 //!
 //! If a position is read again, a dead letter's row may come again although it was requeued meanwhile. Its requeued row comes later, so

@@ -159,14 +159,16 @@ impl Reading {
     pub(super) fn read(&mut self, limit: usize, records: &mut Vec<Claimed>) -> Result<bool, SourceError> {
         let Self { conn, held_back, .. } = self;
         held_back.look_up(|| dead_letters::aggregates(conn))?;
-        let (enough, mut bytes) = (records.len() + limit, 0);
-        while records.len() < enough && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
+        // What is held back counts too: each takes a transaction, and meanwhile nothing is settled.
+        let (mut taken, mut bytes) = (0, 0);
+        while taken < limit && bytes < BATCH_BYTES && self.has_more(Duration::ZERO)? {
             let Some(row) = self.window.give_before(self.standbys.released())? else { continue };
             let (ticket, conn) = (row.ticket, &mut self.conn);
             let turn = self.held_back.turn(&row, |last| dead_letters::look(conn, &row, last))?;
             if self.was_committed(&row)? {
                 continue;
             }
+            taken += 1;
             bytes += row.bytes();
             if turn == Turn::Sent {
                 records.push(row.claimed());
@@ -178,7 +180,14 @@ impl Reading {
                 return Ok(false);
             }
             match turn {
-                Turn::ComesAgain => self.settle_rows([ticket])?,
+                Turn::ComesAgain => {
+                    self.settle_rows([ticket])?;
+                    if self.committed.is_some() {
+                        // What the next transaction has must be what comes next for whoever takes over.
+                        let position = self.window.position();
+                        self.undoable.durably(&mut self.conn, |conn| self.settling.keep(conn, position))?;
+                    }
+                }
                 _ => _ = self.give_up(ticket, BLOCKED)?,
             }
         }
@@ -204,6 +213,7 @@ impl Reading {
         if requeued.is_empty() {
             return Ok(());
         }
+        standby_relay::is_active(&mut self.conn)?;
         let position = self.window.position();
         self.settling
             .write_with(&mut self.conn, position, |conn| dead_letters::forget_requeued(conn, requeued))
@@ -286,6 +296,8 @@ impl Reading {
         let id = row.id.as_ref().map(ToString::to_string).unwrap_or_default();
         let aggregate_type = String::from_utf8_lossy(&row.aggregate_type).into_owned();
         self.held_back.add(&row);
+        // The relay that has taken over from one that was frozen must not miss a dead letter.
+        standby_relay::is_active(&mut self.conn)?;
         // By now, commits might wait for this relay.
         self.standbys.look_again(&mut self.conn, &self.wal, self.window.next())?;
         let are_seen = self.standbys.are_seen();
@@ -299,8 +311,11 @@ impl Reading {
             self.window.settle(ticket);
             let (position, requeued) = (self.window.position(), self.held_back.settled(self.window.first()));
             let keep = |conn: &mut PgConnection| {
-                dead_letters::keep(conn, row, reason, are_seen)?;
-                dead_letters::forget_requeued(conn, requeued)
+                // `keep` comes last, because it says for what the commit waits.
+                if !requeued.is_empty() {
+                    dead_letters::forget_requeued(conn, requeued)?;
+                }
+                dead_letters::keep(conn, row, reason, are_seen)
             };
             self.undoable.durably(&mut self.conn, |conn| self.settling.write_with(conn, position, keep))?;
             self.standbys.wait(&mut self.conn, &self.wal)?;
@@ -340,7 +355,7 @@ impl Reading {
             self.reader.catch_up(&mut self.conn, &self.window, confirmed)?;
             self.raise_lower_bound()?;
         }
-        self.promotion.run(&mut **self.conn);
+        self.promotion.run(&mut **self.conn, true);
         let failed = |error| database_error("looking after the table and the slot", error);
         let options = &self.database.options;
         let retention = match options.sent_rows {

@@ -139,9 +139,11 @@ pub(super) fn give_lock_back(conn: &mut PgConnection) -> QueryResult<()> {
 /// Lets the server know that this process goes on, if it has not done so for a while, because a pass may take long if a broker is
 /// slow. Returns an error if the lock was lost.
 pub(super) fn stay(active: &mut ActiveRelay) -> Result<(), SourceError> {
-    if !is_due(&mut active.stayed, STAY_INTERVAL) {
-        return Ok(());
-    }
+    if is_due(&mut active.stayed, STAY_INTERVAL) { is_active(active) } else { Ok(()) }
+}
+
+/// Returns an error if the lock was lost, for example because this process was frozen.
+pub(super) fn is_active(active: &mut ActiveRelay) -> Result<(), SourceError> {
     active.lock.batch_execute("SELECT 1").map_err(|error| database_error("staying active", error))
 }
 

@@ -1,4 +1,4 @@
--- A service that emits. It may insert, and sees nothing. It chooses no number: a row with the greatest one would leave none for others.
+-- A service that emits. It may insert, and sees nothing of the outbox. It chooses no number: a row with the greatest one would leave none for others.
 GRANT INSERT (id, aggregatetype, aggregateid, type, payload, headers, shard, created_at) ON {schema}.outbox TO {emitter};
 -- It schedules events, and lists and cancels those that are scheduled.
 GRANT SELECT, INSERT, DELETE ON {schema}.outbox_scheduled TO {emitter};

@@ -37,6 +37,11 @@ impl Upkeep {
         self.has_promoted
     }
 
+    /// What a relay does that does not lead: it moves scheduled events that the leader neglects.
+    pub(super) fn help(&mut self, conn: &mut Conn) {
+        self.promotion.run(conn, false);
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut Conn,
@@ -44,7 +49,7 @@ impl Upkeep {
         bounds: &bounds::Claimed,
         was_large: bool,
     ) -> mysql::Result<Option<Lag>> {
-        self.has_promoted = self.promotion.run(conn);
+        self.has_promoted = self.promotion.run(conn, true);
         if let SentRows::Keep { retention } = options.sent_rows {
             self.prune(conn, retention)?;
         }

@@ -129,6 +129,7 @@ impl Alone {
     ) -> QueryResult<Option<Lag>> {
         self.try_to_lead(conn)?;
         if !self.wake.leads() {
+            self.upkeep.help(conn);
             return Ok(None);
         }
         let lag = self.upkeep.run(conn, database, was_large, database.options.lag_interval)?;

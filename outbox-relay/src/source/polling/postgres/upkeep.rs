@@ -44,6 +44,11 @@ impl Upkeep {
         }
     }
 
+    /// What a relay does that does not lead: it moves scheduled events that the leader neglects.
+    pub(super) fn help(&mut self, conn: &mut PgConnection) {
+        self.promotion.run(conn, false);
+    }
+
     pub(super) fn run(
         &mut self,
         conn: &mut PgConnection,
@@ -52,7 +57,7 @@ impl Upkeep {
         lag_interval: Duration,
     ) -> QueryResult<Option<Lag>> {
         let options = &database.options;
-        self.has_promoted = self.promotion.run(conn);
+        self.has_promoted = self.promotion.run(conn, true);
         if let SentRows::Keep { retention } = options.sent_rows {
             self.pruning.run(conn, database, retention)?;
         }
