@@ -164,7 +164,7 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
         "lag",
         "warn",
         "1 events wait, the oldest for 1",
-        "UPDATE outbox SET created_at = created_at + interval '2 minutes'",
+        "UPDATE outbox SET created_at = clock_timestamp() AT TIME ZONE 'utc'",
     );
     plant(
         "INSERT INTO outbox_dead_letter (seq, id, aggregatetype, aggregateid, type, shard, created_at, reason) SELECT seq, id, aggregatetype, \
