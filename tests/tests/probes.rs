@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -22,6 +23,11 @@ on_postgres_and_mariadb!(
     what_waits_is_known_for_each_aggregate_type_and_shard,
 );
 
+fn outbox() -> Command {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(BINARY.get_or_init(|| workspace_binary("outbox")))
+}
+
 /// A running relay, and the address where it serves.
 struct Relay {
     process: Process,
@@ -30,7 +36,7 @@ struct Relay {
 
 impl Relay {
     fn start(database_url: &str, brokers: &str, more: &[&str]) -> Self {
-        let mut command = Command::new(workspace_binary("outbox"));
+        let mut command = outbox();
         command.args(["relay", "--database-url", database_url, "--brokers", brokers]);
         command
             .args(["--listen", "127.0.0.1:0", "--lag-interval", "100ms", "--log-format", "json"])
@@ -136,7 +142,7 @@ fn a_relay_that_stands_by_is_ready_while_the_other_one_is_not() {
 fn an_address_that_is_taken_is_a_failure_with_its_setting() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let mut command = Command::new(workspace_binary("outbox"));
+    let mut command = outbox();
     command.args(["relay", "--database-url", "postgres://127.0.0.1:1/shop", "--brokers", "127.0.0.1:1"]);
     let output = command.args(["--listen", &address]).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
