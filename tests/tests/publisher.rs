@@ -229,7 +229,7 @@ fn a_partition_without_a_leader_does_not_stop_what_is_emitted_later_for_the_othe
         emit(STUCK);
         let relay =
             relay.broker(Broker::new(cluster.bootstrap_servers())).stall_timeout(STALL).spawn().unwrap();
-        let (consumer, began): (BaseConsumer, _) = (client(&cluster), Instant::now());
+        let (consumer, began) = (client(&cluster), Instant::now());
         let mut flowed = 0;
         while began.elapsed() < STALL * 5 {
             emit(FLOWING);
@@ -239,8 +239,10 @@ fn a_partition_without_a_leader_does_not_stop_what_is_emitted_later_for_the_othe
             });
         }
         cluster.partition_leader(TOPIC, 0, Some(1)).unwrap();
+        // A client that has seen a partition without a leader may not ask again for long.
         eventually("the record that was stuck", PATIENCE, || {
-            (consumer.fetch_watermarks(TOPIC, 0, PATIENCE).unwrap().1 >= 1).then_some(())
+            let end = client(&cluster).fetch_watermarks(TOPIC, 0, PATIENCE).map_or(0, |(_, end)| end);
+            (end >= 1).then_some(())
         });
         relay.stop_blocking().unwrap();
     }
