@@ -21,6 +21,8 @@ pub use topic_naming::{TopicError, TopicNaming};
 pub const ID_HEADER: &str = "id";
 /// The header that holds the event type.
 pub const EVENT_TYPE_HEADER: &str = "eventType";
+/// The header that a record has besides its own if it was replayed: when, in milliseconds since 1970.
+pub const REPLAYED_HEADER: &str = "outbox-replayed";
 /// The header that holds the version of the event's schema. An event without a version does not have it.
 pub const EVENT_VERSION_HEADER: &str = "eventVersion";
 /// The header names that an event cannot use for headers of its own.

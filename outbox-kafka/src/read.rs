@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::{Duration, Instant, SystemTime};
 
 use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
-use diesel_outbox_core::PublishError;
+use diesel_outbox_core::{PublishError, wire};
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Headers;
@@ -45,6 +45,8 @@ pub struct PublishedRecord {
     pub id: Option<Uuid>,
     /// The key: the aggregate's id.
     pub key: Option<Vec<u8>>,
+    /// Whether a replay sent it: it has the header `outbox-replayed`.
+    pub is_replayed: bool,
     /// The record's time: when the event was emitted, unless the topic has `message.timestamp.type=LogAppendTime`.
     pub timestamp: Option<SystemTime>,
 }
@@ -216,10 +218,11 @@ impl PublishedRecords {
                 *first = first.or(timestamp);
             }
             let topic = key.0;
-            let id = message.headers().and_then(|headers| headers.iter().find(|header| header.key == "id"));
+            let header = |name| message.headers()?.iter().find(|header| header.key == name);
+            let (id, is_replayed) = (header(wire::ID_HEADER), header(wire::REPLAYED_HEADER).is_some());
             let id = id.and_then(|header| str::from_utf8(header.value?).ok()?.parse().ok());
             let key = message.key().map(<[u8]>::to_vec);
-            return Ok(Some(PublishedRecord { topic, partition, offset, id, key, timestamp }));
+            return Ok(Some(PublishedRecord { topic, partition, offset, id, key, is_replayed, timestamp }));
         }
         Ok(None)
     }

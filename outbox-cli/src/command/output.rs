@@ -21,6 +21,11 @@ pub(crate) fn say(line: &str) {
     let _ = writeln!(io::stderr(), "outbox: {line}");
 }
 
+/// A number of things, in words.
+pub(crate) fn counted(number: u64, thing: &str) -> String {
+    if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
+}
+
 /// In UTC, to the millisecond.
 pub(crate) fn moment(moment: SystemTime) -> String {
     if in_range(&moment) {

@@ -15,7 +15,7 @@ use super::failure::Failure;
 use super::moment::Moment;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
-use super::output::{bar_style, print};
+use super::output::{bar_style, counted, print};
 use super::settings::{CommonSettings, ConnectionSettings, TopicSettings};
 use super::signals::StopSignals;
 
@@ -84,7 +84,7 @@ pub(crate) fn run(settings: &ReplaySettings, origins: &Origins) -> Result<(), Fa
             return print(&if settings.json {
                 format!("{}\n", json!({ "would_send": count }))
             } else {
-                format!("would send {count} events\n")
+                format!("would send {}\n", counted(count, "event"))
             });
         }
         let bar = ProgressBar::new(count).with_style(bar_style());
@@ -105,6 +105,9 @@ pub(crate) fn run(settings: &ReplaySettings, origins: &Origins) -> Result<(), Fa
                 "Kafka did not take {} of the events, the last one because {reason}",
                 replayed.refused
             ))),
+            (None, None) if settings.id.is_some() && replayed.sent == 0 => Err(Failure::Replay(
+                "there is no such event among those that were sent and are kept".to_owned(),
+            )),
             (None, None) if is_interrupted => {
                 Err(Failure::Replay("it was interrupted by a signal".to_owned()))
             }
@@ -152,6 +155,6 @@ impl ReplaySettings {
             }
             _ => String::new(),
         };
-        format!("sent {} events again\n{next}", replayed.sent)
+        format!("sent {} again\n{next}", counted(replayed.sent, "event"))
     }
 }

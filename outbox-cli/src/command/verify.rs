@@ -12,7 +12,7 @@ use super::failure::Failure;
 use super::moment::Moment;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
-use super::output::{bar_style, moment, print};
+use super::output::{bar_style, counted, moment, print};
 use super::settings::{CommonSettings, ConnectionSettings, RetentionSettings, TopicSettings};
 
 /// What to compare.
@@ -105,15 +105,14 @@ pub(crate) fn run(settings: &VerifySettings, origins: &Origins) -> Result<(), Fa
 fn in_words(findings: &Discrepancies) -> String {
     let mut text = String::new();
     // Writing to a string cannot fail.
-    let topics = findings.topics.len();
-    let topics = if topics == 1 { "1 topic".to_owned() } else { format!("{topics} topics") };
     let _ = writeln!(
         text,
-        "compared {} events, emitted from {}\nuntil {}, with {} records in {topics}",
-        findings.events,
+        "compared {}, emitted from {}\nuntil {}, with {} in {}",
+        counted(findings.events, "event"),
         moment(findings.window.since),
         moment(findings.window.until),
-        findings.records,
+        counted(findings.records, "record"),
+        counted(findings.topics.len() as u64, "topic"),
     );
     for kind in KINDS {
         let about =

@@ -9,7 +9,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant, SystemTime};
 
 use diesel::QueryResult;
-use diesel_outbox_core::wire::TopicNaming;
+use diesel_outbox_core::wire::{REPLAYED_HEADER, TopicNaming};
 use diesel_outbox_core::{Broker, Claimed, DeadLettered, PublishError, Source, SourceError};
 use uuid::Uuid;
 
@@ -19,20 +19,15 @@ use crate::metrics::Metrics;
 use crate::pipeline::{Limits, PassError, Pipeline};
 use crate::source::database_error;
 
-/// The header that a replayed record has besides its own: when it was replayed, in milliseconds since 1970.
-pub const REPLAYED: &str = "outbox-replayed";
-
 /// How many rows are read at once.
 const ROWS: i64 = 500;
-/// How many records are in flight at once after a failure: the way to Kafka may be narrow.
-const FEW: usize = 10;
 /// How often a failure may follow another one without any record sent.
 const ATTEMPTS: u32 = 5;
 const SLICE: Duration = Duration::from_millis(10);
 
 /// Which rows to send again, and how fast.
 ///
-/// A record has its own id, so a consumer whose inbox remembers it does not handle it again, and the header [`REPLAYED`].
+/// A record has its own id, so a consumer whose inbox remembers it does not handle it again, and the header [`REPLAYED_HEADER`].
 #[derive(Debug, Clone)]
 #[must_use]
 pub struct Replay {
@@ -116,12 +111,11 @@ impl Replay {
         let metrics = Metrics::new();
         let (mut backoff, mut failures) = (Backoff::new(), 0);
         let goes_on = Cell::new(true);
-        let limits = Limits { batch_size: ROWS as usize, ..Limits::default() };
         while !source.is_done() && goes_on.get() {
             let before = published.get();
             let pipeline = Pipeline {
                 topic_naming: topics,
-                limits: if failures == 0 { limits } else { limits.at_most(FEW) },
+                limits: Limits { batch_size: ROWS as usize, ..Limits::default() },
                 now: &Instant::now,
                 published: &published,
                 metrics: &metrics,
@@ -262,7 +256,10 @@ impl Source for Replaying<'_> {
             }
             self.given += 1;
             self.unsettled.insert(seq);
-            records.push(Claimed::new(seq as u64, record.map(|record| record.header(REPLAYED, &self.mark))));
+            records.push(Claimed::new(
+                seq as u64,
+                record.map(|record| record.header(REPLAYED_HEADER, &self.mark)),
+            ));
         }
         Ok(self.has_more)
     }

@@ -164,6 +164,7 @@ impl Verify {
                 findings.records += 1;
                 match comparison.add_record(&record) {
                     compare::Seen::First => {}
+                    compare::Seen::Again if record.is_replayed => {}
                     compare::Seen::Again => {
                         findings.add(Kind::Duplicated, self.examples, || of_record(&record))
                     }
@@ -340,7 +341,7 @@ pub struct Discrepancies {
     pub lost: u64,
     /// How many records have no row.
     pub phantom: u64,
-    /// How many records are there once more. That is allowed after a crash: consumers recognise them by their id.
+    /// How many records are there once more, not counting replayed ones. That is allowed after a crash: consumers recognise them by their id.
     pub duplicated: u64,
     /// How many records came first after a later one of their aggregate. The order is that of `seq`, which an aggregate's writers keep if
     /// they lock it before they emit.

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use diesel::connection::SimpleConnection;
 use diesel::{Connection, SqliteConnection};
+use diesel_outbox::wire::REPLAYED_HEADER;
 use diesel_outbox::{Emit, OutboxConnection};
-use diesel_outbox_relay::operate::replay::REPLAYED;
 use outbox_tests::{Folder, Kafka, Process, ReadRecord, Signal, Tables, load, migrated_mariadb};
 use serde_json::Value;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ fn ids(records: &[ReadRecord], aggregate: &str) -> Vec<Uuid> {
 }
 
 fn replayed(records: Vec<ReadRecord>) -> Vec<ReadRecord> {
-    records.into_iter().filter(|record| record.header(REPLAYED).is_some()).collect()
+    records.into_iter().filter(|record| record.header(REPLAYED_HEADER).is_some()).collect()
 }
 
 fn kept_events_are_sent_again<C: OutboxConnection + Emit + SimpleConnection>(
@@ -40,13 +40,18 @@ fn kept_events_are_sent_again<C: OutboxConnection + Emit + SimpleConnection>(
     };
     assert_eq!(replay(&["--dry-run"]), "would send 50 events\n");
     assert_eq!(replay(&["--dry-run", "--json", "--type", "Event7"]), "{\"would_send\":2}\n");
-    assert_eq!(replay(&["--dry-run", "--id", &first[3].to_string()]), "would send 1 events\n");
+    assert_eq!(replay(&["--dry-run", "--id", &first[3].to_string()]), "would send 1 event\n");
+    let unknown = Uuid::now_v7().to_string();
+    let (_, stderr, code) = ran(&mut place.command("replay", &["--id", &unknown]));
+    assert!(code == Some(1) && stderr.contains("no such event"), "{stderr}");
     assert_eq!(replay(&["--aggregate", "order", "1"]), "sent 30 events again\n");
     let records = replayed(Kafka::shared().read_all(&place.topic));
     assert_eq!(ids(&records, "1"), first);
     assert_eq!(records.len(), 30);
+    // What a replay repeats, nobody complains of.
+    assert_eq!(place.verify(&["--no-duplicates"]).2, Some(0));
     let original = &Kafka::shared().read_at_least(&place.topic, 80, PATIENCE)[0];
-    assert!(original.header(REPLAYED).is_none());
+    assert!(original.header(REPLAYED_HEADER).is_none());
 
     let other = Kafka::shared().unique("replay");
     let arguments =
