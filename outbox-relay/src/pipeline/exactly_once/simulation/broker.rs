@@ -183,6 +183,10 @@ impl Publisher for Broker {
         }
         let looks_early = self.shared.world().mistake == Some(Mistake::LooksTooEarly);
         let early = self.shared.world().last.clone();
+        if looks_early {
+            // Otherwise this would seldom matter.
+            self.shared.turn();
+        }
         let mut epochs = [0; 2];
         for (id, epoch) in epochs.iter_mut().enumerate() {
             self.shared.freeze();
