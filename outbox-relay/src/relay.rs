@@ -243,7 +243,6 @@ impl Relay {
 
     /// Sets how many records a transaction of the broker has, if they are sent exactly once. For tests.
     #[doc(hidden)]
-    #[must_use]
     pub fn transaction_size(mut self, records: usize) -> Self {
         self.limits.transaction = records;
         self

@@ -124,7 +124,7 @@ fn a_relay_that_may_have_only_one_connection_still_reads_the_backlog() {
     let role = format!("{}_relay", database.name());
     conn.batch_execute(&format!(
         "CREATE ROLE {role} LOGIN PASSWORD 'relay' CONNECTION LIMIT 1; GRANT SELECT, UPDATE ON outbox, outbox_shard TO {role}; \
-         GRANT SELECT ON outbox_seq_seq TO {role}"
+         GRANT SELECT ON outbox_seq_seq, outbox_dead_letter, outbox_requeued TO {role}"
     ))
     .unwrap();
     let mut source = PostgresSource::new(database.url_as(&role, "relay"), SourceOptions::default());

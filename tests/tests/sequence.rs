@@ -149,7 +149,7 @@ fn the_lag_counts_the_events_that_a_sequence_that_was_set_back_hides() {
     let role = format!("{}_operator", database.name());
     conn.batch_execute(&format!(
         "CREATE ROLE {role} LOGIN PASSWORD 'operator'; \
-         GRANT SELECT ON outbox, outbox_shard, outbox_slot, outbox_seq_seq TO {role}"
+         GRANT SELECT ON outbox, outbox_shard, outbox_slot, outbox_seq_seq, outbox_dead_letter TO {role}"
     ))
     .unwrap();
     let mut operator = PgConnection::establish(&database.url_as(&role, "operator")).unwrap();
@@ -311,7 +311,7 @@ fn a_relay_without_the_privilege_to_set_the_sequence_says_which_grants_it_needs(
     let role = format!("{}_relay", database.name());
     conn.batch_execute(&format!(
         "CREATE ROLE {role} LOGIN PASSWORD 'relay'; GRANT SELECT, UPDATE ON outbox, outbox_shard TO {role}; \
-         GRANT SELECT ON outbox_seq_seq TO {role}"
+         GRANT SELECT ON outbox_seq_seq, outbox_requeued TO {role}"
     ))
     .unwrap();
     let url = database.url_as(&role, "relay");

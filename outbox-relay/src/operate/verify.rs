@@ -119,7 +119,7 @@ impl Verify {
     fn compared<R: Records>(
         &self,
         kept: &mut dyn Kept,
-        open: &dyn Fn(&BTreeSet<String>, SystemTime) -> Result<R, PublishError>,
+        open: Open<'_, R>,
         topics: &TopicNaming,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Discrepancies, VerifyError> {
@@ -277,6 +277,9 @@ fn of_record(record: &PublishedRecord) -> Discrepancy {
         place: Some((record.topic.clone(), record.partition, record.offset)),
     }
 }
+
+/// Begins to read topics from a time on.
+type Open<'a, R> = &'a dyn Fn(&BTreeSet<String>, SystemTime) -> Result<R, PublishError>;
 
 /// What the comparison reads records from.
 trait Records {

@@ -37,7 +37,9 @@ impl Undoable {
         let (end, on_disk, has_standbys) = Ends::new().get_result::<(i64, i64, bool)>(conn)?;
         if self.is_lazy {
             self.passes.push_back((end, records));
-            while !has_standbys && self.passes.pop_front_if(|(end, _)| *end <= on_disk).is_some() {}
+            while !has_standbys && self.passes.front().is_some_and(|(end, _)| *end <= on_disk) {
+                self.passes.pop_front();
+            }
         } else {
             self.passes.clear();
         }

@@ -38,7 +38,7 @@ fn the_binary_migrates_and_shows_what_waits(server: &'static Mariadb) {
     let database = server.database();
     let url = format!("{}?tcp_connect_timeout_ms=9000", database.url());
     assert_eq!(done(&url, &["migrate", "--inbox-only"]).matches("ran ").count(), 1);
-    assert_eq!(done(&url, &["migrate"]).matches("ran ").count(), 1);
+    assert_eq!(done(&url, &["migrate"]).matches("ran ").count(), 2);
     emit(&mut database.connect(), [1, 2, 3]);
     let lag = done(&url, &["lag"]);
     assert!(lag.contains('3'), "{lag}");
@@ -71,5 +71,5 @@ fn several_processes_may_migrate_at_the_same_time(server: &'static Mariadb) {
         assert!(process.wait(Duration::from_secs(60)).success(), "{}", process.output());
         process.output().matches("ran ").count()
     };
-    assert_eq!(processes.iter().map(ran).sum::<usize>(), 2, "one of them ran both");
+    assert_eq!(processes.iter().map(ran).sum::<usize>(), 3, "one of them ran each");
 }

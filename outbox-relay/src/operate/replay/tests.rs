@@ -87,7 +87,7 @@ impl Publisher for Failing {
         acknowledgements: &mut Vec<Acknowledgement>,
     ) -> Result<(), PublishError> {
         self.asked += 1;
-        if self.asked % 2 == 0 {
+        if self.asked.is_multiple_of(2) {
             return Err(PublishError::new("away for a moment"));
         }
         self.inner.acknowledgements(wait, acknowledgements)

@@ -3,6 +3,7 @@ use std::collections::VecDeque;
 use std::sync::LazyLock;
 
 use diesel::QueryResult;
+use diesel_outbox_core::__private::{from_unix_ms, unix_ms};
 
 use super::*;
 use crate::operate::kept::{KeptRecord, KeptRow, Selection};
@@ -11,9 +12,9 @@ const TOPICS: &str = "events";
 
 /// A time that is `ms` after one three days ago.
 fn at(ms: u64) -> SystemTime {
-    static BEGINNING: LazyLock<SystemTime> =
-        LazyLock::new(|| SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60));
-    *BEGINNING + Duration::from_millis(ms)
+    static BEGINNING: LazyLock<i64> =
+        LazyLock::new(|| unix_ms(SystemTime::now() - Duration::from_secs(3 * 24 * 60 * 60)));
+    from_unix_ms(*BEGINNING) + Duration::from_millis(ms)
 }
 
 fn id(n: u128) -> Uuid {
