@@ -59,10 +59,11 @@ pub(super) fn finding(check: &'static str, verdict: Verdict, text: &str) -> Find
 }
 
 fn object(finding: &Finding) -> Value {
-    json!({ "check": finding.check, "verdict": word(finding.verdict).trim(), "text": finding.text })
+    json!({ "check": finding.check, "verdict": mark(finding.verdict).trim(), "text": finding.text })
 }
 
-fn word(verdict: Verdict) -> &'static str {
+/// What begins the line of a finding, of `outbox debezium check` too.
+pub(super) fn mark(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Ok => "ok  ",
         Verdict::Warn => "warn",
@@ -72,7 +73,7 @@ fn word(verdict: Verdict) -> &'static str {
 
 /// The finding, with later lines below the first. A word that is longer than a line is not broken, because somebody may copy it.
 fn line(finding: &Finding) -> String {
-    let mut text = format!("{} {:width$}", word(finding.verdict), finding.check, width = WORDS - 5);
+    let mut text = format!("{} {:width$}", mark(finding.verdict), finding.check, width = WORDS - 5);
     let mut column = WORDS;
     for word in finding.text.split_whitespace() {
         let length = word.chars().count();

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use self::compare::Comparison;
 use super::kept::{Kept, Window};
+use crate::source::SentRows;
 
 /// How many events are compared at once, about 100 bytes each.
 const PART: u64 = 500_000;
@@ -24,8 +25,6 @@ const ROWS: i64 = 5_000;
 /// How many records without a row are looked up at once, and how often in all.
 const SUSPECTS: usize = 1_000;
 const LOOKS: usize = 20;
-/// How long a relay keeps sent rows if nothing else is set.
-const DEFAULT_RETENTION: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 /// How long Kafka may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -50,10 +49,14 @@ impl Default for Verify {
 impl Verify {
     /// Compares all rows that the table has.
     pub fn new() -> Self {
+        let keep_sent = match SentRows::default() {
+            SentRows::Keep { retention } => Some(retention),
+            SentRows::Delete => None,
+        };
         Self {
             since: SystemTime::UNIX_EPOCH,
             until: SystemTime::now(),
-            keep_sent: Some(DEFAULT_RETENTION),
+            keep_sent,
             shares_topics: false,
             examples: 100,
             part: PART,
@@ -204,16 +207,16 @@ impl Verify {
         findings: &mut Discrepancies,
     ) -> Result<(), VerifyError> {
         let found = std::mem::take(&mut suspects.found);
-        let known: BTreeSet<Uuid> = if found.is_empty() || suspects.looks >= LOOKS {
+        if found.is_empty() {
+            return Ok(());
+        }
+        let known: BTreeSet<Uuid> = if suspects.looks >= LOOKS {
             BTreeSet::new()
         } else {
             suspects.looks += 1;
             let ids: Vec<Uuid> = found.iter().filter_map(|record| record.id).collect();
             kept.find(&ids)?.into_iter().filter_map(|row| row.id).collect()
         };
-        if found.is_empty() {
-            return Ok(());
-        }
         let kept_since = self.kept_since();
         for record in found {
             let is_pruned = record.timestamp.is_some_and(|timestamp| timestamp < kept_since);

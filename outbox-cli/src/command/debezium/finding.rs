@@ -1,5 +1,8 @@
 //! What `outbox debezium check` has found.
 
+use diesel_outbox_relay::operate::Verdict;
+
+use crate::command::doctor::mark;
 use crate::command::failure::Failure;
 use crate::command::output::print;
 
@@ -8,15 +11,6 @@ use crate::command::output::print;
 pub(super) struct Finding {
     verdict: Verdict,
     text: String,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Verdict {
-    Passed,
-    /// Debezium can run, but something is not as it should be.
-    Warn,
-    /// Debezium cannot do its work.
-    Fail,
 }
 
 pub(super) fn finding(verdict: Verdict, text: impl Into<String>) -> Finding {
@@ -35,11 +29,6 @@ pub(super) fn report(findings: &[Finding]) -> Result<(), Failure> {
 
 impl Finding {
     fn line(&self) -> String {
-        let mark = match self.verdict {
-            Verdict::Passed => "ok  ",
-            Verdict::Warn => "warn",
-            Verdict::Fail => "FAIL",
-        };
-        format!("{mark} {}\n", self.text)
+        format!("{} {}\n", mark(self.verdict), self.text)
     }
 }

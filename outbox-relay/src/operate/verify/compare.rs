@@ -14,15 +14,17 @@ use crate::operate::kept::KeptRow;
 pub(super) struct Comparison {
     events: HashMap<Uuid, Event>,
     topics: Vec<String>,
+    /// Where each topic is in that list.
+    numbers: HashMap<String, u32>,
     /// The highest `seq` of each aggregate that was found in a partition.
-    highest: HashMap<(u64, u16, i32), i64>,
+    highest: HashMap<(u64, u32, i32), i64>,
 }
 
 struct Event {
     seq: i64,
     aggregate: u64,
     created_at_ms: i64,
-    topic: u16,
+    topic: u32,
     /// The hash by which Kafka chooses the partition.
     key: u32,
     is_sent: bool,
@@ -47,15 +49,17 @@ pub(super) fn hash(parts: &[&[u8]]) -> u64 {
 impl Comparison {
     pub(super) fn add_row(&mut self, row: &KeptRow, topic: &str) {
         let Some(id) = row.id else { return };
-        let topic = self.topics.iter().position(|known| known == topic).unwrap_or_else(|| {
+        let topic = self.numbers.get(topic).copied().unwrap_or_else(|| {
+            let number = self.topics.len() as u32;
             self.topics.push(topic.to_owned());
-            self.topics.len() - 1
+            self.numbers.insert(topic.to_owned(), number);
+            number
         });
         let event = Event {
             seq: row.seq,
             aggregate: hash(&[row.aggregate_type.as_bytes(), row.aggregate_id.as_bytes()]),
             created_at_ms: unix_ms(row.created_at),
-            topic: u16::try_from(topic).unwrap_or(u16::MAX),
+            topic,
             key: murmur2(row.aggregate_id.as_bytes()),
             is_sent: row.is_sent,
             is_seen: false,
@@ -81,7 +85,7 @@ impl Comparison {
     pub(super) fn unseen(&self) -> impl Iterator<Item = Unseen<'_>> {
         self.events.iter().filter(|(_, event)| event.is_sent && !event.is_seen).map(|(id, event)| Unseen {
             id: *id,
-            topic: self.topics.get(usize::from(event.topic)).map_or("", String::as_str),
+            topic: self.topics.get(event.topic as usize).map_or("", String::as_str),
             key: event.key,
             created_at: from_unix_ms(event.created_at_ms),
         })

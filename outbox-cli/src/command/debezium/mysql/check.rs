@@ -8,9 +8,9 @@ use self::facts::{Facts, Table};
 use super::{DebeziumOutbox, failed};
 use crate::command::database::OutboxDatabase;
 use crate::command::database::mysql::Flavor;
-use crate::command::debezium::finding::Verdict::{Fail, Passed, Warn};
 use crate::command::debezium::finding::{Finding, finding, report};
 use crate::command::failure::Failure;
+use diesel_outbox_relay::operate::Verdict::{Fail, Ok as Passed, Warn};
 
 /// Checks everything, as the user that Debezium connects as, and prints what to do.
 pub(super) fn run(

@@ -7,10 +7,10 @@ use diesel::pg::PgConnection;
 use self::facts::{Facts, Publication, ReplicationSlot, Table};
 use super::DebeziumOutbox;
 use crate::command::database::OutboxDatabase;
-use crate::command::debezium::finding::Verdict::{Fail, Passed, Warn};
 use crate::command::debezium::finding::{Finding, finding, report};
 use crate::command::failure::Failure;
 use crate::command::origin::Origins;
+use diesel_outbox_relay::operate::Verdict::{Fail, Ok as Passed, Warn};
 
 /// Checks everything, as the role that Debezium connects as, and prints what to do.
 pub(super) fn run(
