@@ -51,7 +51,8 @@ pub(crate) fn produce_in_transactions(kafka: &Kafka, records: &[Record], size: u
         producer.commit_transaction(patience).unwrap();
     }
     let seconds = began.elapsed().as_secs_f64();
-    assert_eq!(kafka.counter(&topic).count(), records.len());
+    // The markers that end a transaction have offsets of their own.
+    assert!(kafka.counter(&topic).count() >= records.len());
     records.len() as f64 / seconds
 }
 

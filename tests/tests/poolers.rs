@@ -8,7 +8,7 @@ mod prepared;
 #[path = "poolers/relays.rs"]
 mod relays;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::connection::{AnsiTransactionManager, CacheSize, TransactionManager};
 use diesel::prelude::*;
@@ -34,10 +34,10 @@ fn uncached(bouncer: &PgBouncer) -> PgConnection {
 
 /// The same of diesel-async. To connect, it prepares statements outside a transaction, which fails if others use the session meanwhile.
 async fn uncached_async(url: &str) -> ConnectionResult<AsyncPgConnection> {
-    let mut tries = 0;
+    let began = Instant::now();
     let mut conn = loop {
         match AsyncPgConnection::establish(url).await {
-            Err(ConnectionError::CouldntSetupConfiguration(_)) if tries < 20 => tries += 1,
+            Err(ConnectionError::CouldntSetupConfiguration(_)) if began.elapsed() < PATIENCE => {}
             connected => break connected?,
         }
     };
@@ -78,15 +78,19 @@ async fn what_async_services_emit_through_a_pooler_is_stored() {
     async_services_emit(&database, async move || uncached_async(&url).await.unwrap()).await;
 }
 
-/// Eight services at once, each with a connection of its own.
+/// Eight services at once, each with a connection of its own. All connect first: diesel-async prepares statements when it connects, and while
+/// others emit, a pooler may give these to another session.
 async fn async_services_emit<F>(database: &Database<'_>, connect: F)
 where
     F: AsyncFn() -> AsyncPgConnection,
 {
     const EACH: usize = 50;
+    let mut connections = Vec::new();
+    for _ in 0..8 {
+        connections.push(connect().await);
+    }
     let mut writers = Vec::new();
-    for writer in 0..8 {
-        let mut conn = connect().await;
+    for (writer, mut conn) in connections.into_iter().enumerate() {
         writers.push(tokio::spawn(async move {
             for n in 0..EACH {
                 let emitted: QueryResult<()> = conn
