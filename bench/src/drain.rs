@@ -55,21 +55,6 @@ pub(crate) struct Drain {
 }
 
 impl Drain {
-    /// Returns this with the default of all other settings.
-    pub(crate) fn of(rows: usize, bytes: usize) -> Self {
-        Self {
-            rows,
-            bytes,
-            workers: 1,
-            database: DatabaseKind::Postgres,
-            postgres: 15,
-            batch_size: 2_000,
-            max_in_flight: 8_000,
-            pass_ms: 500,
-            without_debezium: true,
-        }
-    }
-
     pub(crate) fn run(&self, rounds: usize) -> Report {
         if self.database == DatabaseKind::Mariadb {
             return self.run_on_mariadb(rounds);

@@ -9,10 +9,9 @@ use diesel_outbox_relay::{Kafka as Broker, Relay};
 use outbox_tests::{Database, Kafka, eventually};
 
 use crate::contenders::{Contender, take_turns};
-use crate::drain::Drain;
 use crate::latency::{Latency, MODERATE, SPREAD, figures_of, wal_options};
 use crate::producer::{produce, produce_in_transactions};
-use crate::relays::outbox;
+use crate::relays::{outbox, relay};
 use crate::report::{Figure, Report};
 use crate::rows::{Template, records};
 use crate::servers::{DatabaseKind, PATIENCE, SETTINGS, servers, start_postgres};
@@ -43,7 +42,7 @@ pub(crate) struct ExactlyOnce {
 /// How many events a transaction has in the WAL.
 const TRANSACTION: usize = 1_000;
 /// How many it has in Kafka, as the relay's.
-const OF_KAFKA: usize = 25_000;
+const OF_KAFKA: usize = 100_000;
 
 impl ExactlyOnce {
     pub(crate) fn run(&self, rounds: usize) -> Report {
@@ -76,15 +75,23 @@ impl ExactlyOnce {
     ) -> Vec<Figure> {
         let records_in_memory = records(self.rows, self.bytes);
         let template = Template::new(polled, &records_in_memory);
-        let measured = Drain::of(self.rows, self.bytes);
-        let drain = |options: fn(Relay) -> Relay| {
+        let drain = |exactly_once| {
             template.fill(self.rows);
-            [measured.drain(polled, kafka, options)]
+            self.drain(kafka, exactly_once, |topic| relay(polled, kafka, topic))
         };
         let for_wal = Template::new(read, &records(TRANSACTION, self.bytes));
         for_wal.empty();
         outbox(read.url(), &["wal", "setup", "--slot", read.name()]);
-        let drain_wal = |exactly_once| [self.drain_wal(&for_wal, kafka, exactly_once)];
+        let drain_wal = |exactly_once| {
+            for_wal.append_in_transactions(self.rows, TRANSACTION);
+            for_wal.settle_down();
+            self.drain(kafka, exactly_once, |topic| {
+                Relay::postgres_wal(read.url(), WalOptions::default().slot(read.name()))
+                    .broker(Broker::new(kafka.brokers()))
+                    .topic_naming(topic.parse().unwrap())
+            })
+        };
+        let bare = |speed| [speed, f64::NAN];
         let names = [
             "at least once",
             "exactly once",
@@ -93,45 +100,52 @@ impl ExactlyOnce {
             "bare producer",
             "bare producer in transactions",
         ];
-        let speeds = take_turns(
+        let measured = take_turns(
             rounds,
             vec![
-                Contender::new(names[0], || drain(|relay| relay)),
-                Contender::new(names[1], || drain(|relay| relay.exactly_once(true))),
+                Contender::new(names[0], || drain(false)),
+                Contender::new(names[1], || drain(true)),
                 Contender::new(names[2], || drain_wal(false)),
                 Contender::new(names[3], || drain_wal(true)),
-                Contender::new(names[4], || [produce(kafka, &records_in_memory)]),
-                Contender::new(names[5], || [produce_in_transactions(kafka, &records_in_memory, OF_KAFKA)]),
+                Contender::new(names[4], || bare(produce(kafka, &records_in_memory))),
+                Contender::new(names[5], || {
+                    bare(produce_in_transactions(kafka, &records_in_memory, OF_KAFKA))
+                }),
             ],
         );
-        let speeds = Figure::speeds(speeds, names);
+        let mut speeds = Vec::new();
+        let mut starts = Vec::new();
+        for (name, [speed, start]) in names.into_iter().zip(measured) {
+            speeds.push(Figure::new(name, "events/s", speed));
+            if start.iter().all(|seconds| seconds.is_finite()) {
+                starts.push(Figure::new(format!("{name}, start"), "s", start));
+            }
+        }
         let mut figures = vec![
             Figure::ratio("exactly once / at least once", &speeds[1], &speeds[0]).at_least(0.90),
             Figure::ratio("WAL, exactly once / at least once", &speeds[3], &speeds[2]).at_least(0.90),
             Figure::ratio("bare producer, in transactions / without", &speeds[5], &speeds[4]),
         ];
         figures.extend(speeds);
+        figures.extend(starts);
         figures
     }
 
-    /// Returns how fast a relay sends what waits in the WAL, from its start to the last event.
-    fn drain_wal(&self, template: &Template<'_>, kafka: &Kafka, exactly_once: bool) -> f64 {
-        template.append_in_transactions(self.rows, TRANSACTION);
-        template.settle_down();
-        let (database, topic) = (template.database, new_topic(kafka));
+    /// Returns how many events a relay sends per second from the first on, and the seconds from its start to the first.
+    fn drain(&self, kafka: &Kafka, exactly_once: bool, relay: impl FnOnce(&str) -> Relay) -> [f64; 2] {
+        let topic = new_topic(kafka);
         let counter = kafka.counter(&topic);
+        let relay = relay(&topic).exactly_once(exactly_once);
         let began = Instant::now();
-        let relay = Relay::postgres_wal(database.url(), WalOptions::default().slot(database.name()))
-            .broker(Broker::new(kafka.brokers()))
-            .topic_naming(topic.parse().unwrap())
-            .exactly_once(exactly_once)
-            .spawn()
-            .unwrap();
+        let relay = relay.spawn().unwrap();
+        let first =
+            eventually("the first event", PATIENCE, || Some(counter.count()).filter(|count| *count > 0));
+        let (start, flowing) = (began.elapsed(), Instant::now());
         eventually("the relay to publish all", PATIENCE, || (counter.count() >= self.rows).then_some(()));
-        let time = began.elapsed();
+        let speed = self.rows.saturating_sub(first) as f64 / flowing.elapsed().as_secs_f64();
         // It ends its pass first, so the next round does not begin with records that the broker has.
         relay.stop_blocking().unwrap();
-        self.rows as f64 / time.as_secs_f64()
+        [speed, start.as_secs_f64()]
     }
 
     fn latencies(

@@ -51,7 +51,7 @@ impl Default for Limits {
             max_pass_duration: Duration::from_millis(500),
             stall_timeout: Duration::from_secs(5),
             exactly_once: false,
-            transaction: 25_000,
+            transaction: 100_000,
         }
     }
 }

@@ -9,6 +9,7 @@
 //! length (2), and ids (16 each). Parts are numbered one after the other, and their keys repeat.
 
 use std::collections::BTreeMap;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use diesel_outbox_core::PublishError;
@@ -34,6 +35,9 @@ pub(super) const MOST_PARTS: u64 = 1_024;
 const TAIL: i64 = 256;
 const FARTHER: i64 = 16;
 const POLL: Duration = Duration::from_millis(100);
+/// How long Kafka waits for more, in milliseconds, before it answers that there is none. The reader waits for that answer at the end of the
+/// topic, and before it begins at another place.
+const WAIT_AT_END_MS: &str = "10";
 /// A new segment is begun after this many bytes: Kafka compacts only what is behind the newest.
 const SEGMENT_BYTES: &str = "67108864";
 
@@ -135,7 +139,7 @@ fn parse(value: &[u8]) -> Option<(u64, u64, String, Vec<Uuid>)> {
 /// A reader of the topic, and who makes it.
 pub(super) struct Progress {
     consumer: BaseConsumer,
-    config: ClientConfig,
+    admin: AdminClient<DefaultClientContext>,
     topic: String,
     until: Instant,
 }
@@ -144,17 +148,24 @@ impl Progress {
     /// `config` has what it takes to connect. Everything must be over by then.
     pub(super) fn open(mut config: ClientConfig, topic: &str, until: Instant) -> Result<Self, PublishError> {
         // A consumer that is assigned its partition joins no group.
+        let connecting = |error| failed("connecting to read", topic, error);
+        let admin = config.create().map_err(connecting)?;
         let consumer = config
-            .clone()
             .set("group.id", topic)
             .set("enable.auto.commit", "false")
             .set("isolation.level", "read_committed")
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", WAIT_AT_END_MS)
             .create()
-            .map_err(|error| failed("connecting to read", topic, error))?;
-        config.remove("group.id");
-        Ok(Self { consumer, config, topic: topic.to_owned(), until })
+            .map_err(connecting)?;
+        Ok(Self { consumer, admin, topic: topic.to_owned(), until })
+    }
+
+    /// Leaves Kafka. Nobody waits for that, because each of the two takes up to a tenth of a second.
+    pub(super) fn leave(self) {
+        // Without another thread it takes that long.
+        _ = thread::Builder::new().name("outbox-progress".to_owned()).spawn(move || drop(self));
     }
 
     fn left(&self) -> Duration {
@@ -164,8 +175,6 @@ impl Progress {
     /// Makes the topic if it is missing, and checks that Kafka keeps what it must.
     pub(super) fn check(&self) -> Result<(), PublishError> {
         let topic = &*self.topic;
-        let admin: AdminClient<DefaultClientContext> =
-            self.config.create().map_err(|error| failed("looking at", topic, error))?;
         let options =
             AdminOptions::new().request_timeout(Some(self.left())).operation_timeout(Some(self.left()));
         let partitions = self.partitions()?;
@@ -173,7 +182,7 @@ impl Progress {
             let new = NewTopic::new(topic, 1, TopicReplication::Fixed(-1))
                 .set("cleanup.policy", "compact")
                 .set("segment.bytes", SEGMENT_BYTES);
-            let made = block_on(admin.create_topics([&new], &options));
+            let made = block_on(self.admin.create_topics([&new], &options));
             match made.map_err(|error| failed("making", topic, error))?.into_iter().next() {
                 // Brokers may not know its settings yet, but this relay does.
                 Some(Ok(_)) => return Ok(()),
@@ -192,7 +201,7 @@ impl Progress {
                  sending exactly once, so that the relay makes a topic of its own"
             )));
         }
-        self.check_policy(&admin, &options)
+        self.check_policy(&options)
     }
 
     /// Returns how many partitions the topic has, 0 if it does not exist.
@@ -205,13 +214,9 @@ impl Progress {
         Ok(metadata.topics().first().map_or(0, |found| found.partitions().len()))
     }
 
-    fn check_policy(
-        &self,
-        admin: &AdminClient<DefaultClientContext>,
-        options: &AdminOptions,
-    ) -> Result<(), PublishError> {
+    fn check_policy(&self, options: &AdminOptions) -> Result<(), PublishError> {
         let topic = &*self.topic;
-        let described = block_on(admin.describe_configs(&[ResourceSpecifier::Topic(topic)], options))
+        let described = block_on(self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], options))
             .map_err(|error| failed("looking at the settings of", topic, error))?;
         let policy = match described.into_iter().next() {
             Some(Ok(settings)) => settings.get("cleanup.policy").and_then(|entry| entry.value.clone()),

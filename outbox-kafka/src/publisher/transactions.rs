@@ -155,6 +155,7 @@ impl Transactions {
         let marked = self.begin(producer, mark).and_then(|()| commit(producer.base(), until));
         marked.map_err(|error| self.failed("marking", error))?;
         let found = progress.last_before(Some(mark))?;
+        progress.leave();
         self.check_origin(lane, &found)?;
         let Found { first, next, ids, origin } = found;
         // A relay that does not know it leaves it as it is.

@@ -55,7 +55,7 @@ use diesel_outbox_core::{Lane, PublishError, Publisher, Source};
 use super::{Pass, PassError, Passed, Pipeline};
 
 /// How many records a pass takes on at most. A relay that takes over finds as many ids.
-const LARGEST_PASS: usize = 100_000;
+const LARGEST_PASS: usize = 200_000;
 
 impl Pipeline<'_> {
     /// Makes sure that no other relay can commit any more, and settles what was committed last. Returns `false` if that had to be
