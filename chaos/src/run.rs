@@ -14,11 +14,9 @@ use crate::faults::{Fault, Part};
 use crate::lanes::{Lane, Source};
 use crate::ledger::Ledger;
 use crate::reader::{self, Arrived};
-use crate::scene::{Program, Scene, last};
+use crate::scene::{Program, Scene, WRITERS, last};
 use crate::servers::DatabaseServers;
 use crate::verdict::{Allowed, Repetitions, Verdict};
-
-const WRITERS: usize = 4;
 
 /// What a run found.
 pub struct Outcome {
@@ -168,7 +166,7 @@ impl Drop for End<'_, '_> {
 
 /// Waits until nothing is unsent and every committed event has come, but not for ever: the verdict says what has not. Returns what has
 /// come.
-fn everything(scene: &Scene<'_>) -> Result<Vec<Arrived>, String> {
+pub(crate) fn everything(scene: &Scene<'_>) -> Result<Vec<Arrived>, String> {
     let began = Instant::now();
     loop {
         let ledger = Ledger::read(scene.site);

@@ -35,6 +35,8 @@ const SETTINGS: [&str; 12] = [
 ];
 /// How many partitions the topic has in the beginning.
 pub const PARTITIONS: i32 = 6;
+/// How many writers there are.
+pub const WRITERS: usize = 4;
 /// How many relays there usually are.
 pub const RELAYS: usize = 2;
 /// How many workers a relay that polls a server has.
@@ -135,6 +137,19 @@ impl<'a> Scene<'a> {
         }
     }
 
+    /// Lets the writers pause, and waits until none of their transactions is open.
+    #[track_caller]
+    pub fn pause_writers(&self) {
+        self.orders.pause.store(true, Ordering::Relaxed);
+        let rests = || (self.orders.resting.load(Ordering::Relaxed) == WRITERS).then_some(());
+        eventually("the writers to pause", PATIENCE, rests);
+    }
+
+    /// Lets the writers go on.
+    pub fn resume_writers(&self) {
+        self.orders.pause.store(false, Ordering::Relaxed);
+    }
+
     /// Returns the broker, or the three.
     pub fn kafka(&self) -> &Kafka {
         self.cluster.map_or(&self.lane.kafka, Cluster::kafka)
@@ -146,10 +161,10 @@ impl<'a> Scene<'a> {
     }
 
     fn relay(&self, environment: &[(&str, String)]) -> Process {
-        let url = self.site.url();
-        let url = match host_and_port(url) {
+        let url = self.site.relay_url();
+        let url = match host_and_port(&url) {
             Some(address) => url.replacen(address, &format!("127.0.0.1:{}", self.database_proxy.port()), 1),
-            None => url.to_owned(),
+            None => url,
         };
         let mut command = Command::new(&self.program.path);
         command.args(["relay", "--brokers", self.kafka().brokers(), "--topic", &self.topic]).args(SETTINGS);

@@ -18,6 +18,10 @@ use crate::writers::{Dialect, Orders, write};
 pub trait Site: Sync {
     /// Returns its URL.
     fn url(&self) -> &str;
+    /// Returns its URL for a relay, as a role that may do no more than a relay needs.
+    fn relay_url(&self) -> String;
+    /// Lets the relays' role do what it needs, if a server does not know it.
+    fn grant(&self);
     /// Returns its name.
     fn name(&self) -> &str;
     /// Runs statements in a session of their own.
@@ -88,6 +92,14 @@ where
 {
     fn url(&self) -> &str {
         self.tables().url()
+    }
+
+    fn relay_url(&self) -> String {
+        self.tables().relay_url()
+    }
+
+    fn grant(&self) {
+        self.tables().migrate();
     }
 
     fn name(&self) -> &str {

@@ -47,6 +47,12 @@ impl Site for InFile {
         &self.path
     }
 
+    fn relay_url(&self) -> String {
+        self.path.clone()
+    }
+
+    fn grant(&self) {}
+
     fn name(&self) -> &str {
         &self.name
     }

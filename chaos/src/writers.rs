@@ -1,6 +1,6 @@
 //! Writers that emit in transactions of every kind, and note each event in the ledger in the same transaction.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -19,6 +19,18 @@ pub struct Orders {
     pub end: AtomicBool,
     /// They write nothing as long as this is set.
     pub pause: AtomicBool,
+    /// How many of them rest because of that, with nothing open.
+    pub resting: AtomicUsize,
+}
+
+impl Orders {
+    fn rest(&self) {
+        self.resting.fetch_add(1, Ordering::Relaxed);
+        while self.pause.load(Ordering::Relaxed) && !self.end.load(Ordering::Relaxed) {
+            thread::sleep(BETWEEN);
+        }
+        self.resting.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// How a writer speaks to its database.
@@ -88,12 +100,12 @@ where
         let mut failures = 0;
         // After a few failures it looks whether a new connection does better.
         while failures < 3 && !orders.end.load(Ordering::Relaxed) {
-            if orders.pause.load(Ordering::Relaxed) {
-                thread::sleep(BETWEEN);
+            finish(&mut conn, &mut prepared, dialect);
+            if orders.pause.load(Ordering::Relaxed) && prepared.is_empty() {
+                orders.rest();
                 continue;
             }
             round += 1;
-            finish(&mut conn, &mut prepared, dialect);
             let left = prepared.len();
             let outcome = if !matches!(dialect.two_phases, TwoPhases::None) && rng.u8(..100) < 4 {
                 let gid = format!("{name}-{round}-{}", rng.u64(..));

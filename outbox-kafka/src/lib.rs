@@ -101,6 +101,11 @@ pub use self::read::{PublishedRecord, PublishedRecords};
 #[doc(hidden)]
 pub use self::publisher::examined as __examined;
 
+/// What parses the records that say what was sent, for the fuzz targets.
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use self::publisher::progress::fuzz as __fuzz_progress;
+
 /// What the relay's tests drive by a simulated broker.
 #[doc(hidden)]
 pub mod __simulated {

@@ -5,7 +5,11 @@ pub(crate) mod gate;
 pub(crate) mod murmur2;
 mod partitioner;
 mod producer;
+#[cfg(not(fuzzing))]
 mod progress;
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub mod progress;
 pub(crate) mod settings;
 mod topics;
 mod transactions;

@@ -146,6 +146,8 @@ pub trait Tables: Sync {
     fn texts(&self, query: &str) -> Vec<String>;
     /// Returns how many sessions relays have, and on MariaDB all others too.
     fn sessions(&self) -> usize;
+    /// Creates the tables unless they are there, and lets the roles of the tests' relays, emitters and consumers do there what they need.
+    fn migrate(&self);
     /// Returns its URL for a relay, as a role that may do no more than a relay needs.
     fn relay_url(&self) -> String;
     /// Connects as a role that may emit and do nothing else.
@@ -245,6 +247,10 @@ impl Tables for Database<'_> {
 
     fn url_as(&self, role: &str, password: &str) -> String {
         self.url_as(role, password)
+    }
+
+    fn migrate(&self) {
+        self.migrate();
     }
 
     fn relay_url(&self) -> String {
@@ -350,6 +356,10 @@ impl Tables for MariadbDatabase<'_> {
 
     fn url_as(&self, role: &str, password: &str) -> String {
         self.url_as(role, password)
+    }
+
+    fn migrate(&self) {
+        self.migrate();
     }
 
     fn relay_url(&self) -> String {

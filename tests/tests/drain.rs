@@ -171,7 +171,7 @@ fn a_relay_that_is_stopped_by_a_signal_repeats_nothing(tables: &impl Tables) {
 }
 
 fn start(tables: &impl Tables, topic: &str, options: &[&str]) -> Process {
-    Process::start(&relay_command(Kafka::shared().brokers(), tables.url(), topic, options))
+    Process::start(&relay_command(Kafka::shared().brokers(), &tables.relay_url(), topic, options))
 }
 
 /// A frozen process keeps its connection, but must not keep its shards. When it goes on it finds that it has lost them, and works like

@@ -70,7 +70,7 @@ fn start_to(kafka: &Kafka, outbox: &impl Outbox, topic: &str, step: &Step) -> Pr
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     let mut relay = Command::new(BINARY.get_or_init(|| workspace_binary("stepping-relay")));
     relay
-        .env("OUTBOX_DATABASE_URL", step.url.as_deref().unwrap_or(outbox.tables().url()))
+        .env("OUTBOX_DATABASE_URL", step.url.clone().unwrap_or_else(|| outbox.tables().relay_url()))
         .env("STEP_BROKERS", kafka.brokers())
         .env("STEP_TOPIC", topic)
         .env("STEP_NAME", &step.name)

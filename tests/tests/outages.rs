@@ -252,7 +252,7 @@ fn a_relay_on_the_wal_loses_nothing_whatever_goes_away() {
     let wal = WalOptions::default();
     setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
-    let relay = start(Relay::postgres_wal(database.url(), wal), &kafka, &topic);
+    let relay = start(Relay::postgres_wal(database.relay_url(), wal), &kafka, &topic);
     let has_come = |events| {
         eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
     };
@@ -291,7 +291,7 @@ fn a_relay_on_the_wal_continues_after_the_broker_was_away_for_a_minute() {
     wal.slot = database.name().to_owned();
     setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let counter = kafka.counter(&topic);
-    let relay = start(Relay::postgres_wal(database.url(), wal), &kafka, &topic);
+    let relay = start(Relay::postgres_wal(database.relay_url(), wal), &kafka, &topic);
     let has_come = |events| {
         eventually("some events", PATIENCE, || (counter.count() >= events).then_some(()));
     };

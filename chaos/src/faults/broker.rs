@@ -8,8 +8,9 @@ use outbox_tests::eventually;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewPartitions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 
-use super::{Fault, NOTHING_LOST, POLLED, Part, SERVED};
+use super::{Fault, NOTHING_LOST, Part, SERVED};
 use crate::ledger::AGGREGATES;
+use crate::run::everything;
 use crate::scene::{PARTITIONS, PATIENCE, Scene, last};
 
 const fn fault(name: &'static str, promise: &'static str, act: fn(&Scene<'_>)) -> Fault {
@@ -25,7 +26,7 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("not enough replicas for 4 s", NOTHING_LOST, replicas),
     fault("batches refused as too large", NOTHING_LOST, batches),
     fault("writing forbidden", REQUEUED, forbidden),
-    Fault { on: POLLED, ..fault("topic deleted and made again", REQUEUED, deleted) },
+    fault("topic deleted and made again", REQUEUED, deleted),
     fault("partitions added", "nothing lost, in order in each partition, nothing repeated", partitions),
     fault("poison payloads", "they become dead letters; all others arrive, in order, not repeated", poison),
 ];
@@ -112,16 +113,19 @@ fn requeued(scene: &Scene<'_>, act: fn(&Scene<'_>)) {
     scene.replace_relays(&[]);
 }
 
-/// What Kafka had acknowledged goes with the topic. So the topic stays away until all is settled and known to be gone.
+/// What Kafka has goes with the topic. So everything comes first, and while the topic is away the writers go on.
 fn deleted(scene: &Scene<'_>) {
     requeued(scene, |scene| {
+        scene.pause_writers();
+        let come = everything(scene).expect("everything to come before the topic goes");
+        let ids = come.iter().filter_map(|arrived| arrived.content.header("id").map(str::to_owned));
+        scene.gone.lock().unwrap().extend(ids);
         let deleted = block_on(admin(scene).delete_topics(&[&scene.topic], &options())).expect("ask Kafka");
         deleted[0].as_ref().unwrap_or_else(|(_, error)| panic!("the topic was not deleted: {error}"));
         eventually("the topic to be gone", PATIENCE, || (scene.count() == 0).then_some(()));
-        // Two passes later nothing is in flight that was sent to the old one.
-        last(Duration::from_secs(5));
-        let sent = "SELECT CAST(id AS char(36)) FROM outbox WHERE sent_at IS NOT NULL";
-        scene.gone.lock().unwrap().extend(scene.site.texts(sent));
+        scene.resume_writers();
+        eventually("dead letters", PATIENCE, || (scene.site.number(DEAD_LETTERS) > 0).then_some(()));
+        last(Duration::from_secs(1));
         scene.kafka().create_topic(&scene.topic, PARTITIONS);
     });
 }

@@ -3,7 +3,6 @@
 use std::env::consts::ARCH;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use outbox_tests::Folder;
@@ -41,10 +40,10 @@ fn moved(scene: &Scene<'_>) {
         scene.flows(200);
     }
     // Relays that have nothing to do end in time too.
-    scene.orders.pause.store(true, Ordering::Relaxed);
+    scene.pause_writers();
     last(Duration::from_secs(1));
     set("-1h");
     last(Duration::from_secs(1));
     scene.replace_relays(&[]);
-    scene.orders.pause.store(false, Ordering::Relaxed);
+    scene.resume_writers();
 }

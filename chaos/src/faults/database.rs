@@ -1,6 +1,5 @@
 //! The database stops, ends sessions, and has other things to do.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use outbox_tests::eventually;
@@ -153,11 +152,10 @@ fn starved(scene: &Scene<'_>) {
 
 /// Rows that come without a notification, while nobody else writes.
 fn missed_wakeup(scene: &Scene<'_>) {
-    scene.orders.pause.store(true, Ordering::Relaxed);
-    last(Duration::from_millis(500));
+    scene.pause_writers();
     eventually("all to be sent", PATIENCE, || (scene.site.unsent() == 0).then_some(()));
     let sql = crate::ledger::without_wakeup(0, scene.lane.source);
     scene.site.execute(&sql).expect("insert an event");
     eventually("the event to be sent", PATIENCE, || (scene.site.unsent() == 0).then_some(()));
-    scene.orders.pause.store(false, Ordering::Relaxed);
+    scene.resume_writers();
 }

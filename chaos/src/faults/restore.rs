@@ -1,7 +1,6 @@
 //! The database goes on elsewhere, from a dump or a backup.
 
 use std::process::Command;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Fault, NOTHING_LOST, POSTGRES, Part, SERVED};
@@ -33,20 +32,13 @@ pub(super) const FAULTS: &[Fault] = &[
 fn dumped(scene: &Scene<'_>) {
     scene.kill_relays();
     last(Duration::from_millis(500));
-    scene.orders.pause.store(true, Ordering::Relaxed);
-    last(Duration::from_millis(500));
-    let open = match scene.lane.source {
-        Source::Mariadb => "SELECT COUNT(*) FROM information_schema.innodb_trx",
-        _ => {
-            "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
-             AND xact_start IS NOT NULL) + (SELECT count(*) FROM pg_prepared_xacts)"
-        }
-    };
-    scene.until("all transactions to end", open, 0);
+    scene.pause_writers();
     scene.servers.dump(scene.site.name());
     scene.servers.first().stop();
     scene.move_over();
-    scene.orders.pause.store(false, Ordering::Relaxed);
+    // Neither dump has roles.
+    scene.site.grant();
+    scene.resume_writers();
     scene.start_relays();
     set_up(scene);
 }

@@ -136,6 +136,21 @@ fn parse(value: &[u8]) -> Option<(u64, u64, String, Vec<Uuid>)> {
     is_sound.then(|| (number, first, origin, ids.iter().map(|id| Uuid::from_bytes(*id)).collect()))
 }
 
+/// Reads these records of the topic, for the fuzz targets.
+#[cfg(fuzzing)]
+#[allow(missing_docs)]
+pub fn fuzz<'d>(values: impl IntoIterator<Item = &'d [u8]>) {
+    let mut parts = Parts::default();
+    for value in values {
+        if parts.add(value).is_err() {
+            return;
+        }
+        let (wanted, found) = (parts.wanted(), parts.parts.len() as u64);
+        assert!(wanted.is_none_or(|wanted| found <= wanted), "more parts count than there can be");
+    }
+    let _ = parts.found();
+}
+
 /// A reader of the topic, and who makes it.
 pub(super) struct Progress {
     consumer: BaseConsumer,

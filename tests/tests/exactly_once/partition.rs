@@ -34,9 +34,10 @@ fn an_owner_that_is_cut_off_from_its_database_commits_nothing_more() {
 /// The server ends the owner's sessions, which the owner does not hear of until another relay has done its work.
 fn cut_off_from_the_database(outbox: &impl Outbox) {
     let (proxy, kafka, tables) = (Proxy::open(), Kafka::shared(), outbox.tables());
-    let server = tables.url().rsplit_once('@').unwrap().1.split_once('/').unwrap().0;
+    let url = tables.relay_url();
+    let server = url.rsplit_once('@').unwrap().1.split_once('/').unwrap().0;
     proxy.lead_to(server);
-    let url = tables.url().replace(server, &format!("127.0.0.1:{}", proxy.port()));
+    let url = url.replace(server, &format!("127.0.0.1:{}", proxy.port()));
     let topic = new_topic("cut-off");
     let mut committed = write(&mut tables.connect(), 0, 1, 50, 5_000);
     let owner = frozen_owner(kafka, outbox, &topic, Some(url));
