@@ -229,6 +229,8 @@ fn what_is_wrong_with_a_slot_is_found_by_its_line() {
     let found = examined(&database.relay_url(), &[]);
     found.has("slot", "warn", &format!("nobody reads {slot}"));
     found.has("slot_limit", "warn", "max_slot_wal_keep_size is not set");
+    let found = examined(&database.relay_url(), &["--source", "wal", "--slot", "another"]);
+    found.has("slot", "FAIL", "run `outbox wal setup --slot another`");
     database.connect().batch_execute(&format!("SELECT pg_drop_replication_slot('{slot}')")).unwrap();
     examined(&database.relay_url(), &[]).has("slot", "FAIL", &format!("{slot} does not exist any more"));
 }
@@ -268,6 +270,11 @@ fn what_is_wrong_with_kafka_is_found_by_its_line() {
         (v.to_owned(), t.to_owned())
     };
     assert!(verdict != "ok" && text.contains(&format!("{topic} does not exist")), "{verdict} {text}");
+    examined(url, &["--allow-topics", "others.*"]).has(
+        "topics",
+        "FAIL",
+        "aggregate type order become dead letters",
+    );
     // It has made none.
     assert_eq!(examined(url, &at).line("topics").0, verdict);
     Kafka::shared().create_topic_with(&topic, 1, &[("min.insync.replicas", "2")]);

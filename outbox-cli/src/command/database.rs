@@ -358,8 +358,9 @@ impl OutboxDatabase {
         }
     }
 
-    /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events.
-    pub(crate) fn examine(&self) -> Result<(Vec<Finding>, Vec<String>), Failure> {
+    /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events. `slot` is the one that
+    /// the relay reads, if it reads the WAL.
+    pub(crate) fn examine(&self, slot: Option<&str>) -> Result<(Vec<Finding>, Vec<String>), Failure> {
         match self {
             #[cfg(feature = "mysql")]
             Self::Mysql { opts, .. } => Ok(examined(&mut self.mysql_connection(opts)?)),
@@ -381,7 +382,7 @@ impl OutboxDatabase {
                     Finding::new("pooler", Verdict::Ok, "each connection has a session of its own"),
                 );
                 if findings.iter().any(|finding| finding.check == "lag") {
-                    findings.extend(examine_wal(&mut conn));
+                    findings.extend(examine_wal(&mut conn, slot));
                 }
                 Ok((findings, types))
             }

@@ -10,7 +10,7 @@ use super::failure::Failure;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
 use super::output::print;
-use super::settings::{RelaySettings, items};
+use super::settings::{ReadFrom, RelaySettings, items};
 
 /// So wide is a line at most, and so wide are the two words before what was found.
 const WIDTH: usize = 80;
@@ -19,6 +19,8 @@ const WORDS: usize = 18;
 /// Examines each outbox, and Kafka, and prints what was found. Fails if something must be done.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins, json: bool) -> Result<(), Failure> {
     let outboxes = Outboxes::chosen(&settings.common, origins)?;
+    let naming = super::relay::topics(&settings.kafka, origins)?;
+    let slot = (settings.source.source == ReadFrom::Wal).then_some(&*settings.source.wal.slot);
     let (mut objects, mut failed, mut topics) = (Vec::new(), 0, BTreeSet::new());
     let mut show = |database: Option<&OutboxDatabase>, findings: &[Finding]| {
         failed += findings.iter().filter(|finding| finding.verdict == Verdict::Fail).count();
@@ -34,9 +36,16 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins, json: bool) -> Re
         print(&database.map_or(text.clone(), |database| outboxes.headed(database, &text)))
     };
     let ended = outboxes.each(|database| {
-        let (findings, types) = database.examine()?;
-        let names = types.iter().filter_map(|name| settings.kafka.topics.topic.naming.topic(name).ok());
-        topics.extend(names);
+        let (mut findings, types) = database.examine(slot)?;
+        for name in &types {
+            match naming.topic(name) {
+                Ok(topic) => _ = topics.insert(topic),
+                Err(error) => {
+                    let text = format!("events with the aggregate type {name} become dead letters: {error}");
+                    findings.push(finding("topics", Verdict::Fail, &text));
+                }
+            }
+        }
         show(Some(database), &findings)
     });
     if items(&settings.kafka.connection.cluster.brokers).is_empty() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 use diesel_outbox_relay::{Relay, RelayError, RelayHandle};
 use tracing::info;
 
+pub(super) use self::build::topics;
 use self::probes::Probes;
 use super::database::OutboxDatabase;
 use super::failure::{Failure, in_one_line};

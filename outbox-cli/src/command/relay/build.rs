@@ -52,7 +52,11 @@ fn kafka(settings: &KafkaSettings, origins: &Origins) -> Result<Kafka, ConfigErr
     Ok(kafka.event_headers(settings.event_headers).exactly_once_prefix(prefix))
 }
 
-fn topics(settings: &KafkaSettings, origins: &Origins) -> Result<TopicNaming, ConfigError> {
+/// Returns how topics are named, and which are allowed.
+pub(in super::super) fn topics(
+    settings: &KafkaSettings,
+    origins: &Origins,
+) -> Result<TopicNaming, ConfigError> {
     let topics = settings.topics.topic.naming.clone();
     match settings.allow_topics.as_deref().map(items) {
         Some(names) if names.is_empty() => Err(origins

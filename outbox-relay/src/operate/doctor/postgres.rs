@@ -167,13 +167,19 @@ fn bloat(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
 }
 
 /// Looks at the slots that this outbox is read from, if there are any, and at all that reading the WAL needs. This takes a second, in which
-/// it measures how fast the WAL grows.
-pub fn examine_wal(conn: &mut PgConnection) -> Vec<Finding> {
-    looked("slot", briefly(conn, wal))
+/// it measures how fast the WAL grows. `chosen` is the slot that the relay's settings name, if it is to read the WAL.
+pub fn examine_wal(conn: &mut PgConnection, chosen: Option<&str>) -> Vec<Finding> {
+    looked("slot", briefly(conn, |conn| wal(conn, chosen)))
 }
 
-fn wal(conn: &mut PgConnection) -> QueryResult<Vec<Finding>> {
+fn wal(conn: &mut PgConnection, chosen: Option<&str>) -> QueryResult<Vec<Finding>> {
     let names = Slots::new().load::<String>(conn)?;
+    if let Some(chosen) = chosen.filter(|chosen| names.iter().all(|name| name != chosen)) {
+        let text = format!(
+            "the relay is to read {chosen}, which this outbox does not have: run `outbox wal setup --slot {chosen}`"
+        );
+        return Ok(vec![Finding::fail("slot", text)]);
+    }
     if names.is_empty() {
         return Ok(vec![Finding::ok("slot", "there is none: the table is polled")]);
     }
