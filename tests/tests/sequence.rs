@@ -301,6 +301,44 @@ fn missing_shards_are_refused_with_advice_that_loses_nothing() {
     assert_complete(&send(&mut source(database.url()), 50), 0..50);
 }
 
+/// The second one of three dead letters of an aggregate stays one. The others are requeued, and then the sequence is set back.
+#[test]
+fn requeued_events_keep_their_places_among_dead_letters_when_they_are_numbered_anew() {
+    let database = migrated();
+    let conn = &mut database.connect();
+    let prefix = Kafka::shared().unique("places");
+    let start = |allowed: &str| {
+        let (pattern, allowed) = (format!("{prefix}.{{aggregatetype}}"), format!("{prefix}.{allowed}"));
+        let options = ["--allow-topics", &allowed, "--dead-letter-policy", "block", "--delete-sent"];
+        relay(&database, &pattern, &options)
+    };
+    let first = start("order");
+    let blocked = (0..3).map(|n| Record::new("blocked", "1", n.to_string()));
+    conn.transaction(|c| c.emit_all(blocked)).unwrap();
+    emit(conn, 0..100);
+    eventually("the dead letters", PATIENCE, || {
+        (count(conn, "SELECT count(*) FROM outbox") == 0 && conn.dead_letters().unwrap().len() == 3)
+            .then_some(())
+    });
+    stop(first);
+    let letters = conn.dead_letters().unwrap();
+    for letter in [&letters[0], &letters[2]] {
+        assert_eq!(conn.requeue(&Requeue::Id(letter.id)).unwrap(), 1);
+    }
+    assert_eq!(count(conn, "SELECT count(*) FROM outbox_requeued"), 2, "they have not got new numbers");
+    conn.batch_execute("ALTER SEQUENCE outbox_seq_seq RESTART").unwrap();
+    emit(conn, 0..1);
+    let second = start("blocked");
+    let topic = format!("{prefix}.blocked");
+    let received = Kafka::shared().read_at_least(&topic, 1, PATIENCE);
+    assert_eq!(received[0].header("eventType"), Some("0"));
+    eventually("the third to be held back", PATIENCE, || {
+        (conn.dead_letters().unwrap().len() >= 2).then_some(())
+    });
+    stop(second);
+    assert_eq!(Kafka::shared().read_all(&topic).len(), 1, "the third has passed the second");
+}
+
 #[test]
 fn a_relay_without_the_privilege_to_set_the_sequence_says_which_grants_it_needs() {
     let database = migrated();

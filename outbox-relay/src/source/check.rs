@@ -178,7 +178,8 @@ fn not_repaired(sequence: Sequence, error: &Error) -> SourceError {
         "the sequence of outbox.seq stands at {}, below numbers that it gave before: was it restarted? The relay would pass over \
          events with such numbers, so it sends nothing until the sequence is right. It corrects the sequence by itself as soon as no \
          open transaction has emitted, if its role may: GRANT SELECT, UPDATE ON outbox, outbox_shard, outbox_seq_seq TO the relay's role; \
-         GRANT SELECT ON outbox_dead_letter TO the relay's role. So far it could not: {}",
+         GRANT SELECT ON outbox_dead_letter TO the relay's role; GRANT SELECT, UPDATE ON outbox_requeued TO the relay's role. So far it \
+         could not: {}",
         sequence.last,
         one_line(&error.to_string())
     ))
@@ -296,7 +297,11 @@ statement!(
 
 statement!(
     Pg,
+    /// The notes of what was requeued follow, so that each requeued event still has its place among the dead letters of its aggregate.
     Renumber {} -> BigInt,
-    "UPDATE outbox AS o SET seq = n.seq FROM (SELECT u.ctid AS place, nextval('outbox_seq_seq'::regclass) AS seq FROM \
-     (SELECT ctid FROM outbox WHERE sent_at IS NULL ORDER BY created_at, seq) AS u) AS n WHERE o.ctid = n.place"
+    "WITH n AS MATERIALIZED (SELECT u.*, nextval('outbox_seq_seq'::regclass) AS number FROM \
+     (SELECT o.ctid AS row, o.seq, o.id FROM outbox AS o LEFT JOIN outbox_requeued AS r ON r.seq = o.seq AND r.id = o.id \
+     WHERE o.sent_at IS NULL ORDER BY o.created_at, coalesce(r.place, o.seq)) AS u), \
+     noted AS (UPDATE outbox_requeued AS r SET seq = n.number FROM n WHERE r.seq = n.seq AND r.id = n.id) \
+     UPDATE outbox AS o SET seq = n.number FROM n WHERE o.ctid = n.row"
 );

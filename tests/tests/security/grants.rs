@@ -59,7 +59,7 @@ fn emit(conn: &mut PgConnection, aggregate: &str) {
 
 /// What to take away, what the relay's error then says, and in which case: it polls, it deletes what was sent, the sequence was set back,
 /// or it reads the write-ahead log.
-const GRANTS: [(&str, &str, Case); 17] = [
+const GRANTS: [(&str, &str, Case); 18] = [
     ("USAGE ON SCHEMA public", "GRANT USAGE ON SCHEMA", Case::Polls),
     ("SELECT ON outbox", "GRANT SELECT, UPDATE (seq, sent_at), DELETE ON outbox", Case::Polls),
     ("UPDATE (sent_at) ON outbox", "GRANT SELECT, UPDATE (seq, sent_at), DELETE ON outbox", Case::Polls),
@@ -76,8 +76,9 @@ const GRANTS: [(&str, &str, Case); 17] = [
     ),
     ("SELECT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
     ("INSERT ON outbox_dead_letter", "GRANT SELECT, INSERT ON outbox_dead_letter", Case::Polls),
-    ("SELECT ON outbox_requeued", "GRANT SELECT, DELETE ON outbox_requeued", Case::Polls),
-    ("DELETE ON outbox_requeued", "GRANT SELECT, DELETE ON outbox_requeued", Case::Polls),
+    ("SELECT ON outbox_requeued", "GRANT SELECT, UPDATE (seq), DELETE ON outbox_requeued", Case::Polls),
+    ("DELETE ON outbox_requeued", "GRANT SELECT, UPDATE (seq), DELETE ON outbox_requeued", Case::Polls),
+    ("UPDATE (seq) ON outbox_requeued", "GRANT SELECT, UPDATE ON outbox_requeued", Case::IsSetBack),
     ("SELECT ON outbox_slot", "GRANT SELECT, UPDATE ON outbox_slot", Case::Polls),
     ("UPDATE ON outbox_slot", "GRANT SELECT, UPDATE ON outbox_slot", Case::ReadsWal),
     ("UPDATE ON outbox_reader", "outbox_reader, on which the relay's role needs UPDATE", Case::ReadsWal),

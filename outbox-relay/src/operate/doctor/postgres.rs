@@ -306,7 +306,7 @@ statement!(
      ('outbox_scheduled', 'SELECT', NULL), ('outbox_scheduled', 'DELETE', NULL), ('outbox_scheduled', 'UPDATE', 'seq'), \
      ('outbox_promotion', 'SELECT', NULL), ('outbox_promotion', 'UPDATE', NULL), \
      ('outbox_shard', 'SELECT', NULL), ('outbox_shard', 'UPDATE', NULL), ('outbox_dead_letter', 'SELECT', NULL), \
-     ('outbox_dead_letter', 'INSERT', NULL), ('outbox_requeued', 'SELECT', NULL), ('outbox_requeued', 'DELETE', NULL), \
+     ('outbox_dead_letter', 'INSERT', NULL), ('outbox_requeued', 'SELECT', NULL), ('outbox_requeued', 'UPDATE', 'seq'), ('outbox_requeued', 'DELETE', NULL), \
      ('outbox_slot', 'SELECT', NULL), ('outbox_slot', 'UPDATE', NULL), ('outbox_seq_seq', 'SELECT', NULL), ('outbox_seq_seq', 'UPDATE', NULL), \
      ('outbox_reader', 'UPDATE', NULL)) AS n (name, privilege, columns) \
      WHERE to_regclass(n.name) IS NOT NULL AND NOT CASE \

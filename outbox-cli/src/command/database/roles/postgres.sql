@@ -21,7 +21,7 @@ GRANT SELECT, UPDATE ON {schema}.outbox_seq_seq TO {relay};
 -- It moves what Kafka will never take there, and looks for aggregates that are held back.
 GRANT SELECT, INSERT ON {schema}.outbox_dead_letter TO {relay};
 -- It looks where requeued dead letters belong, and forgets that when they are sent.
-GRANT SELECT, DELETE ON {schema}.outbox_requeued TO {relay};
+GRANT SELECT, UPDATE (seq), DELETE ON {schema}.outbox_requeued TO {relay};
 -- It measures how far the slot is behind, and, if it reads the write-ahead log, notes how far it has come.
 GRANT SELECT, UPDATE ON {schema}.outbox_slot TO {relay};
 -- The relay that reads the write-ahead log locks this. No other role may lock it.
