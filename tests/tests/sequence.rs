@@ -320,7 +320,7 @@ fn requeued_events_keep_their_places_among_dead_letters_when_they_are_numbered_a
         (count(conn, "SELECT count(*) FROM outbox") == 0 && conn.dead_letters().unwrap().len() == 3)
             .then_some(())
     });
-    stop(first);
+    stop(&first);
     let letters = conn.dead_letters().unwrap();
     for letter in [&letters[0], &letters[2]] {
         assert_eq!(conn.requeue(&Requeue::Id(letter.id)).unwrap(), 1);
@@ -335,7 +335,7 @@ fn requeued_events_keep_their_places_among_dead_letters_when_they_are_numbered_a
     eventually("the third to be held back", PATIENCE, || {
         (conn.dead_letters().unwrap().len() >= 2).then_some(())
     });
-    stop(second);
+    stop(&second);
     assert_eq!(Kafka::shared().read_all(&topic).len(), 1, "the third has passed the second");
 }
 
