@@ -143,6 +143,10 @@ impl<'a> Scene<'a> {
         self.orders.pause.store(true, Ordering::Relaxed);
         let rests = || (self.orders.resting.load(Ordering::Relaxed) == WRITERS).then_some(());
         eventually("the writers to pause", PATIENCE, rests);
+        if matches!(self.lane.source, Source::Postgres | Source::Wal) {
+            let prepared = "SELECT count(*) FROM pg_prepared_xacts WHERE database = current_database()";
+            self.until("what was prepared to end", prepared, 0);
+        }
     }
 
     /// Lets the writers go on.

@@ -19,15 +19,16 @@ pub struct Orders {
     pub end: AtomicBool,
     /// They write nothing as long as this is set.
     pub pause: AtomicBool,
-    /// How many of them rest because of that, with nothing open.
+    /// How many of them rest because of that, with no transaction open.
     pub resting: AtomicUsize,
 }
 
 impl Orders {
-    fn rest(&self) {
+    fn rest(&self, mut finish: impl FnMut()) {
         self.resting.fetch_add(1, Ordering::Relaxed);
         while self.pause.load(Ordering::Relaxed) && !self.end.load(Ordering::Relaxed) {
-            thread::sleep(BETWEEN);
+            finish();
+            thread::sleep(RECONNECT);
         }
         self.resting.fetch_sub(1, Ordering::Relaxed);
     }
@@ -101,8 +102,8 @@ where
         // After a few failures it looks whether a new connection does better.
         while failures < 3 && !orders.end.load(Ordering::Relaxed) {
             finish(&mut conn, &mut prepared, dialect);
-            if orders.pause.load(Ordering::Relaxed) && prepared.is_empty() {
-                orders.rest();
+            if orders.pause.load(Ordering::Relaxed) {
+                orders.rest(|| finish(&mut conn, &mut prepared, dialect));
                 continue;
             }
             round += 1;
