@@ -75,7 +75,7 @@ pub(super) fn a_relay_that_is_killed_at_any_step_loses_nothing_and_sends_nothing
     let committed = std::thread::scope(|scope| {
         let writer = scope.spawn(|| {
             write_until(&mut conn, 0, 1, 100, usize::MAX, || {
-                std::thread::sleep(Duration::from_millis(5));
+                std::thread::sleep(Duration::from_millis(50));
                 is_over.load(Ordering::Relaxed)
             })
         });
