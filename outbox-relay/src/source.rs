@@ -23,8 +23,8 @@ pub(crate) mod polling;
 mod pooler;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub(crate) mod promote;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod prune;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub(crate) mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub(crate) mod row;
 #[cfg(feature = "postgres")]
@@ -101,7 +101,7 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
         "outbox_scheduled" => "SELECT, UPDATE (seq), DELETE",
         "outbox_promotion" => "SELECT, UPDATE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
-        "outbox_dead_letter" => "SELECT, INSERT",
+        "outbox_dead_letter" => "SELECT, INSERT, DELETE",
         "outbox_requeued" => "SELECT, DELETE",
         "outbox_reader" => "UPDATE",
         _ => return None,
