@@ -1,0 +1,94 @@
+//! What a relay keeps, by age and by number.
+
+use std::time::Duration;
+
+use diesel_outbox_core::DeadLetterPolicy;
+use diesel_outbox_relay::source::{SentRows, SourceOptions};
+use diesel_outbox_relay::{Relay, RelayError};
+use outbox_tests::eventually;
+
+use super::site::{BLOCKED, LONG_AGO, NOW, Site, dead_letter, insert, on_each_database};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+on_each_database!(
+    the_newest_sent_rows_are_kept_by_number_and_all_that_were_not_sent,
+    old_dead_letters_are_pruned_except_those_of_blocked_aggregates,
+    the_last_dead_letters_are_kept_by_number,
+    a_relay_that_blocks_aggregates_prunes_no_dead_letter,
+);
+
+/// Lets a source look after the table until this is so.
+fn looked_after(site: &dyn Site, options: SourceOptions, what: &str, is_so: impl Fn() -> bool) {
+    let mut source = site.source(options);
+    let has_claimed = source.claim().unwrap();
+    if has_claimed {
+        source.release().unwrap();
+    }
+    eventually(what, PATIENCE, || {
+        source.wait(Duration::from_millis(1)).unwrap();
+        source.upkeep().unwrap();
+        is_so().then_some(())
+    });
+}
+
+fn the_newest_sent_rows_are_kept_by_number_and_all_that_were_not_sent(site: &dyn Site) {
+    insert(site, 1, 10, Some(NOW));
+    insert(site, 11, 12, None);
+    insert(site, 13, 30, Some(NOW));
+    insert(site, 31, 33, None);
+    looked_after(site, SourceOptions::default().keep_sent_rows(20), "the oldest to be pruned", || {
+        site.count("outbox") == 25
+    });
+    assert_eq!(site.count("outbox WHERE sent_at IS NULL"), 5);
+    // Of the twenty, two lie before those that wait.
+    assert_eq!(site.count("outbox WHERE seq < 11"), 2);
+    assert_eq!(site.count("outbox WHERE seq >= 9"), 25);
+}
+
+fn old_dead_letters_are_pruned_except_those_of_blocked_aggregates(site: &dyn Site) {
+    dead_letter(site, 1, "old", LONG_AGO, "too large");
+    dead_letter(site, 2, "blocked", LONG_AGO, "too large");
+    dead_letter(site, 3, "blocked", LONG_AGO, BLOCKED);
+    dead_letter(site, 4, "new", NOW, "too large");
+    let options = SourceOptions::default().sent_rows(SentRows::Delete).keep_dead_letters(DAY);
+    let gone = || site.count("outbox_dead_letter") == 3;
+    looked_after(site, options, "the old dead letter to be pruned", gone);
+    assert_eq!(site.count("outbox_dead_letter WHERE aggregateid IN ('blocked', 'new')"), 3);
+}
+
+fn the_last_dead_letters_are_kept_by_number(site: &dyn Site) {
+    for seq in 1..=5 {
+        dead_letter(site, seq, &seq.to_string(), &format!("2001-01-0{} 00:00:00", 6 - seq), "too large");
+    }
+    let options = SourceOptions::default().keep_dead_letter_rows(2);
+    looked_after(site, options, "dead letters to be pruned", || site.count("outbox_dead_letter") == 2);
+    // The first two have failed last.
+    assert_eq!(site.count("outbox_dead_letter WHERE seq <= 2"), 2);
+}
+
+/// What expires later than they shows that it has looked.
+fn a_relay_that_blocks_aggregates_prunes_no_dead_letter(site: &dyn Site) {
+    dead_letter(site, 1, "first", LONG_AGO, "too large");
+    insert(site, 2, 9, Some(LONG_AGO));
+    let options = SourceOptions::default()
+        .dead_letter_policy(DeadLetterPolicy::Block)
+        .keep_dead_letters(DAY)
+        .keep_dead_letter_rows(0);
+    looked_after(site, options, "old rows to be pruned", || site.count("outbox") == 0);
+    assert_eq!(site.count("outbox_dead_letter"), 1);
+}
+
+#[test]
+fn a_relay_that_would_release_blocked_aggregates_does_not_start() {
+    let relay = |set: fn(Relay) -> Relay| {
+        let relay = Relay::sqlite("none").broker(diesel_outbox_relay::Kafka::new("localhost:1"));
+        set(relay.dead_letter_policy(DeadLetterPolicy::Block)).spawn().map(drop)
+    };
+    for set in [|relay: Relay| relay.keep_dead_letters(DAY), |relay: Relay| relay.keep_dead_letter_rows(9)] {
+        let error = relay(set).unwrap_err();
+        assert!(matches!(error, RelayError::Setting { .. }), "{error}");
+        assert!(error.to_string().contains("holds its aggregate back"), "{error}");
+    }
+}
