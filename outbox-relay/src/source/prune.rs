@@ -29,6 +29,8 @@ pub(crate) const PRUNE_CHUNK: i64 = 5_000;
 const COUNT_CHUNK: i64 = 10_000;
 /// If rows are kept by number: how soon a round follows one that has pruned something, and which part of the time counting may take.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How soon a relay that leads tries again if somebody else prunes: perhaps it is a relay that has just died.
+const TURN_INTERVAL: Duration = Duration::from_secs(5);
 const COUNT_SHARE: u32 = 20;
 /// Three hundred years: older than any row.
 const UNBOUNDED: f64 = 1e10;
@@ -282,6 +284,12 @@ impl Rhythm {
 
     fn begin(&mut self) {
         self.begun = Some(Instant::now());
+    }
+
+    /// Notes that somebody else prunes.
+    fn wait_for_turn(&mut self) {
+        self.begin();
+        self.pause = TURN_INTERVAL;
     }
 
     /// Notes the end of a round. While there is something to prune by number, the next one follows soon.

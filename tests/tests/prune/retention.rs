@@ -1,8 +1,9 @@
 //! What a relay keeps, by age and by number.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel_outbox_core::DeadLetterPolicy;
+use diesel_outbox_relay::operate::prune::{Prune, PruneTable};
 use diesel_outbox_relay::source::{SentRows, SourceOptions};
 use diesel_outbox_relay::{Relay, RelayError};
 use outbox_tests::eventually;
@@ -17,6 +18,7 @@ on_each_database!(
     old_dead_letters_are_pruned_except_those_of_blocked_aggregates,
     the_last_dead_letters_are_kept_by_number,
     a_relay_that_blocks_aggregates_prunes_no_dead_letter,
+    a_relay_prunes_nothing_while_somebody_else_prunes,
 );
 
 /// Lets a source look after the table until this is so.
@@ -78,6 +80,32 @@ fn a_relay_that_blocks_aggregates_prunes_no_dead_letter(site: &dyn Site) {
         .keep_dead_letter_rows(0);
     looked_after(site, options, "old rows to be pruned", || site.count("outbox") == 0);
     assert_eq!(site.count("outbox_dead_letter"), 1);
+}
+
+fn a_relay_prunes_nothing_while_somebody_else_prunes(site: &dyn Site) {
+    insert(site, 1, 12_000, Some(LONG_AGO));
+    let mut source = site.source(SourceOptions::default());
+    source.claim().unwrap();
+    let mut conn = site.prunable();
+    let pruned = Prune::of(PruneTable::SentRows).keep(0).run(&mut *conn, &mut |pruned| {
+        if pruned.rows == 0 {
+            return true;
+        }
+        let left = site.count("outbox");
+        let until = Instant::now() + Duration::from_secs(1);
+        while Instant::now() < until {
+            source.wait(Duration::from_millis(20)).unwrap();
+            source.upkeep().unwrap();
+        }
+        assert_eq!(site.count("outbox"), left, "a relay has pruned meanwhile");
+        false
+    });
+    assert!((1..12_000).contains(&pruned.unwrap()));
+    eventually("the relay to prune the rest", PATIENCE, || {
+        source.wait(Duration::from_millis(20)).unwrap();
+        source.upkeep().unwrap();
+        (site.count("outbox") == 0).then_some(())
+    });
 }
 
 #[test]

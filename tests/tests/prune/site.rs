@@ -4,6 +4,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
 use diesel_outbox_core::Source;
+use diesel_outbox_relay::operate::prune::Prunable;
 use diesel_outbox_relay::source::{SourceOptions, SqliteSource};
 use outbox_tests::{Folder, Tables};
 
@@ -12,6 +13,16 @@ pub(super) trait Site {
     fn source(&self, options: SourceOptions) -> Box<dyn Source>;
     fn execute(&self, sql: &str);
     fn count(&self, from: &str) -> usize;
+
+    /// Returns an operator's connection.
+    fn prunable(&self) -> Box<dyn Prunable> {
+        let url = self.url();
+        match url.split_once("://") {
+            Some(("mysql", _)) => Box::new(diesel_outbox_relay::mysql::Conn::new(url).unwrap()),
+            Some(_) => Box::new(PgConnection::establish(url).unwrap()),
+            None => Box::new(SqliteConnection::establish(url).unwrap()),
+        }
+    }
 }
 
 impl<T: Tables> Site for T {

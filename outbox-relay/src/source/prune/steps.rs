@@ -77,10 +77,9 @@ impl Steps {
         let began = Instant::now();
         let time =
             self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / self.share).min(self.longest));
-        // If somebody else prunes, that does for this relay too.
         let Some(turn) = conn.take_turn()? else {
-            self.rhythm.begin();
-            self.end(false);
+            self.rhythm.wait_for_turn();
+            self.stage = Stage::Rests;
             return Ok(());
         };
         if matches!(self.stage, Stage::Rests) {

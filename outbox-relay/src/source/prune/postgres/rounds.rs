@@ -69,6 +69,8 @@ struct Round {
     place: Start,
     /// Whether it could not get a connection.
     refused: bool,
+    /// Whether somebody else pruned.
+    had_no_turn: bool,
     /// How long it has counted.
     counting: Duration,
     pruned: u64,
@@ -100,7 +102,11 @@ impl PostgresPruning {
             && let Some(Ok(round)) = self.round.take().map(JoinHandle::join)
         {
             self.place = round.place;
-            self.rhythm.end(limits.sent.rows.is_some(), round.counting, round.pruned);
+            if round.had_no_turn {
+                self.rhythm.wait_for_turn();
+            } else {
+                self.rhythm.end(limits.sent.rows.is_some(), round.counting, round.pruned);
+            }
             // The relay must not wait for anybody's lock.
             self.steps = round.refused.then(|| Steps::new(STEPS_SHARE, LONGEST_STEP, How::DeletesFree));
         }
@@ -201,8 +207,7 @@ impl Round {
     fn prune(&mut self, conn: &mut PgConnection, limits: Limits, pace: &Pace<'_>) -> QueryResult<()> {
         conn.batch_execute(SETTINGS)?;
         if conn.take_turn()?.is_none() {
-            // It does so for this relay too.
-            tracing::debug!("another process prunes");
+            self.had_no_turn = true;
             return Ok(());
         }
         if limits.dead_letters.is_limited() {
