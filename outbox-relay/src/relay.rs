@@ -484,7 +484,11 @@ impl Relay {
             && retention > LONGEST_RETENTION
         {
             let value = format!("{retention:?}");
-            return Err(RelayError::Setting { setting: "keep_dead_letters", value, range: "100 years at most" });
+            return Err(RelayError::Setting {
+                setting: "keep_dead_letters",
+                value,
+                range: "100 years at most",
+            });
         }
         // To prune one would release its aggregate.
         if self.options.dead_letter_policy == DeadLetterPolicy::Block {

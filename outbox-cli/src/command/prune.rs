@@ -109,7 +109,9 @@ impl PruneSettings {
             jobs.push(Job { prune, thing: "dead letter", table: "outbox_dead_letter" });
         }
         if self.inbox {
-            let prune = self.limited(Prune::of(PruneTable::Inbox(self.consumer.clone()))).ok_or_else(|| unlimited("--inbox"))?;
+            let prune = self
+                .limited(Prune::of(PruneTable::Inbox(self.consumer.clone())))
+                .ok_or_else(|| unlimited("--inbox"))?;
             jobs.push(Job { prune, thing: "inbox id", table: "inbox" });
         }
         Ok(jobs)
@@ -149,7 +151,7 @@ impl PruneSettings {
         if self.dry_run {
             return print(&shown("would prune", "would_prune", expired));
         }
-        let bar = ProgressBar::new(expired).with_style(bar_style());
+        let bar = ProgressBar::new(expired).with_style(bar_style()).with_message("rows");
         let mut has_waited = false;
         let mut rows = 0;
         let ended = job.prune.run(&mut *conn, &mut |pruned| {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use diesel::QueryResult;
 
 pub use crate::source::prune::Prunable;
-use crate::source::prune::{Counting, Expiry, How, LOWEST, Retention, first_dead_letter};
+use crate::source::prune::{Counting, Expiry, How, LOWEST, Retention, Turn, first_dead_letter};
 
 /// How often it looks whether a relay still prunes.
 const LOOK_PAUSE: Duration = Duration::from_millis(100);
@@ -81,7 +81,7 @@ impl Prune {
     /// # Errors
     /// Returns the database's error.
     pub fn count(&self, conn: &mut dyn Prunable) -> QueryResult<u64> {
-        conn.prepare()?;
+        conn.prepare(self.is_of_outbox())?;
         if !self.retention.is_limited() {
             return Ok(0);
         }
@@ -102,27 +102,22 @@ impl Prune {
     /// Deletes the rows in small chunks, with a pause after each that is as long as the chunk took. It calls `goes_on` after each chunk, and
     /// ends early if that returns `false`. To go on, run it again. Returns how many rows it has deleted.
     ///
-    /// It waits while somebody else prunes.
+    /// It waits while somebody else prunes the outbox.
     ///
     /// # Errors
     /// Returns the database's error. What was deleted stays deleted.
-    pub fn run(
-        &self,
-        conn: &mut dyn Prunable,
-        goes_on: &mut dyn FnMut(&Pruned) -> bool,
-    ) -> QueryResult<u64> {
-        conn.prepare()?;
+    pub fn run(&self, conn: &mut dyn Prunable, goes_on: &mut dyn FnMut(&Pruned) -> bool) -> QueryResult<u64> {
+        conn.prepare(self.is_of_outbox())?;
         if !self.retention.is_limited() {
             return Ok(0);
         }
-        let turn = loop {
-            if let Some(turn) = conn.take_turn()? {
-                break turn;
-            }
-            if !goes_on(&Pruned { rows: 0, waits: true }) {
-                return Ok(0);
-            }
-            std::thread::sleep(LOOK_PAUSE);
+        let turn = match self.is_of_outbox() {
+            true => match self.wait_for_turn(conn, goes_on)? {
+                None => return Ok(0),
+                turn => turn,
+            },
+            // A consumer prunes the marks of its own, and several may do so at the same time.
+            false => None,
         };
         let mut since = Instant::now();
         let mut paced = |rows| {
@@ -137,8 +132,31 @@ impl Prune {
             PruneTable::Inbox(consumer) => self.prune_marks(conn, consumer.as_deref(), &mut paced),
             _ => self.walk(conn, How::Deletes, &mut paced),
         };
-        conn.end_turn(turn)?;
+        if let Some(turn) = turn {
+            conn.end_turn(turn)?;
+        }
         pruned
+    }
+
+    fn is_of_outbox(&self) -> bool {
+        !matches!(self.table, PruneTable::Inbox(_))
+    }
+
+    /// Returns `None` if it should not go on.
+    fn wait_for_turn(
+        &self,
+        conn: &mut dyn Prunable,
+        goes_on: &mut dyn FnMut(&Pruned) -> bool,
+    ) -> QueryResult<Option<Turn>> {
+        loop {
+            if let Some(turn) = conn.take_turn()? {
+                return Ok(Some(turn));
+            }
+            if !goes_on(&Pruned { rows: 0, waits: true }) {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK_PAUSE);
+        }
     }
 
     /// Walks through the outbox or the dead letters, and returns how many rows have expired there.

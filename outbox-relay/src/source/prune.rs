@@ -21,7 +21,7 @@ use diesel_outbox_core::DeadLetterPolicy;
 pub(super) use self::postgres::PostgresPruning;
 pub(super) use self::steps::Steps;
 use super::interval::has_passed;
-use super::{SentRows, SourceOptions};
+use super::{SentRows, SourceOptions, database_error};
 
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) const PRUNE_CHUNK: i64 = 5_000;
@@ -29,6 +29,9 @@ pub(crate) const PRUNE_CHUNK: i64 = 5_000;
 const COUNT_CHUNK: i64 = 10_000;
 /// If rows are kept by number: how soon a round follows one that has pruned something, and which part of the time counting may take.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a round begins with the oldest row of all. Others begin where the last one came to rows that are kept. What lies before that is a
+/// late commit's, was unsent then, or is what is left of deleted rows.
+const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How soon a relay that leads tries again if somebody else prunes: perhaps it is a relay that has just died.
 const TURN_INTERVAL: Duration = Duration::from_secs(5);
 const COUNT_SHARE: u32 = 20;
@@ -93,9 +96,7 @@ impl Limits {
     pub(super) fn of_wal(options: &SourceOptions) -> Self {
         let limits = Self::of(options);
         match options.sent_rows {
-            SentRows::Delete => {
-                Self { sent: Retention { age: Some(Duration::ZERO), rows: None }, ..limits }
-            }
+            SentRows::Delete => Self { sent: Retention { age: Some(Duration::ZERO), rows: None }, ..limits },
             SentRows::Keep { .. } => limits,
         }
     }
@@ -104,9 +105,10 @@ impl Limits {
 /// A table that can be pruned, with the advisory lock of its pruning. A plain `PgConnection`, a plain `SqliteConnection`, or a `Conn` of the
 /// crate `mysql`.
 pub trait Prunable {
-    /// Prepares the session of an operator. A relay's has its own settings.
+    /// Prepares the session of an operator, and makes sure that it sees all rows of the outbox. A relay's has its own settings.
     #[doc(hidden)]
-    fn prepare(&mut self) -> QueryResult<()> {
+    fn prepare(&mut self, of_outbox: bool) -> QueryResult<()> {
+        let _ = of_outbox;
         Ok(())
     }
 
@@ -209,6 +211,12 @@ impl From<Retention> for TimedExpiry {
 /// How many rows there were, how many of them are known to be sent, and the lowest number.
 type CountedDown = (i64, i64, Option<i64>);
 
+/// Warns, and the relay goes on. If it is the connection that has failed, its next use fails too.
+fn warn(what: &'static str, error: diesel::result::Error) {
+    let error = database_error("pruning", error);
+    tracing::warn!(%error, "expired {what} could not be pruned; the relay tries again in a minute");
+}
+
 /// The outcome of a chunk.
 #[derive(Debug, Clone, Copy)]
 pub struct PrunedChunk {
@@ -219,6 +227,14 @@ pub struct PrunedChunk {
     /// How many rows had expired. If Kafka does not take the records of a partition, their rows may be older than all that is sent, and none
     /// of them has expired.
     pub(crate) expired: u64,
+}
+
+impl PrunedChunk {
+    /// The first number that has not expired is where the next round begins if this one ends here: it may have expired by then.
+    fn new(last: i64, first_kept: Option<i64>, is_last: bool, expired: u64) -> Self {
+        let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
+        Self { next, is_last, expired }
+    }
 }
 
 /// The outcome of a chunk of dead letters.

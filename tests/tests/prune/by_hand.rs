@@ -4,8 +4,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use diesel::connection::SimpleConnection;
-use outbox_tests::load::migrated;
-use outbox_tests::{Process, Signal, workspace_binary};
+use outbox_tests::load::{drop_roles, migrated};
+use outbox_tests::{Postgres, Process, Signal, workspace_binary};
 
 use super::site::{BLOCKED, LONG_AGO, NOW, Site, dead_letter, insert, on_each_database};
 
@@ -70,7 +70,10 @@ fn dead_letters_are_pruned_except_those_of_blocked_aggregates(site: &dyn Site) {
     let (_, stderr, code) =
         ran(site, &["--dead-letters", "--older-than", "1d", "--dead-letter-policy", "block"]);
     assert!(code == Some(2) && stderr.contains("outbox dead-letters drop"), "{stderr}");
-    assert_eq!(done(site, &["--dead-letters", "--older-than", "1d", "--dry-run"]), "would prune 1 dead letter\n");
+    assert_eq!(
+        done(site, &["--dead-letters", "--older-than", "1d", "--dry-run"]),
+        "would prune 1 dead letter\n"
+    );
     assert_eq!(site.count("outbox_dead_letter"), 4);
     assert_eq!(done(site, &["--dead-letters", "--keep-dead-letters", "1d"]), "pruned 1 dead letter\n");
     assert_eq!(done(site, &["--dead-letters", "--keep", "0"]), "pruned 0 dead letters\n");
@@ -86,19 +89,58 @@ fn each_consumer_keeps_its_newest_ids(site: &dyn Site) {
                 format!("('{consumer}', '00000000-0000-0000-0000-{n:012}', '2001-01-0{day} {hour:02}:{minute:02}:00')")
             })
             .collect();
-        site.execute(&format!("INSERT INTO inbox (consumer, event_id, received_at) VALUES {}", rows.join(",")));
+        site.execute(&format!(
+            "INSERT INTO inbox (consumer, event_id, received_at) VALUES {}",
+            rows.join(",")
+        ));
     }
     let (_, stderr, code) = ran(site, &["--inbox"]);
     assert!(code == Some(2) && stderr.contains("--older-than"), "{stderr}");
     assert_eq!(done(site, &["--inbox", "--keep", "2", "--dry-run"]), "would prune 2004 inbox ids\n");
-    assert_eq!(
-        done(site, &["--inbox", "--consumer", "billing", "--keep", "2004"]),
-        "pruned 1 inbox id\n"
-    );
+    assert_eq!(done(site, &["--inbox", "--consumer", "billing", "--keep", "2004"]), "pruned 1 inbox id\n");
     assert_eq!(done(site, &["--inbox", "--keep", "2"]), "pruned 2003 inbox ids\n");
     assert_eq!(site.count("inbox WHERE consumer = 'billing'"), 2);
     assert_eq!(site.count("inbox"), 4);
     assert_eq!(done(site, &["--inbox", "--older-than", "1d"]), "pruned 4 inbox ids\n");
+}
+
+/// Its role may do nothing but consume.
+#[test]
+fn an_inbox_without_an_outbox_is_pruned() {
+    let database = Postgres::shared().database();
+    let mut migrate = Command::new(workspace_binary("outbox"));
+    let migrated =
+        migrate.args(["migrate", "--inbox-only", "--database-url", database.url()]).output().unwrap();
+    assert!(migrated.status.success(), "{migrated:?}");
+    let role = database.name();
+    Site::execute(
+        &database,
+        &format!(
+            "CREATE ROLE {role} LOGIN PASSWORD 'x'; GRANT SELECT, INSERT, DELETE ON inbox TO {role}; \
+             INSERT INTO inbox (consumer, event_id, received_at) VALUES ('billing', gen_random_uuid(), '{LONG_AGO}')"
+        ),
+    );
+    let mut prune = Command::new(workspace_binary("outbox"));
+    prune.args(["prune", "--inbox", "--older-than", "1d", "--database-url", &database.url_as(role, "x")]);
+    let Output { stdout, stderr, .. } = prune.output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&stdout),
+        "pruned 1 inbox id\n",
+        "{}",
+        String::from_utf8_lossy(&stderr)
+    );
+    drop_roles(&mut database.connect(), role);
+}
+
+/// Nothing marks what was read from the write-ahead log.
+#[test]
+fn what_was_sent_from_the_write_ahead_log_counts_as_sent_and_no_more() {
+    let database = migrated();
+    insert(&database, 1, 100, None);
+    Site::execute(&database, "UPDATE outbox_shard SET polled_through = 0, sent_through = 50");
+    assert_eq!(done(&database, &["--keep", "10", "--dry-run"]), "would prune 40 sent events\n");
+    assert_eq!(done(&database, &["--keep", "0"]), "pruned 50 sent events\n");
+    assert_eq!(Site::count(&database, "outbox WHERE seq > 50"), 50);
 }
 
 #[test]

@@ -29,10 +29,8 @@ fn one_relay_of_ten_prunes_and_another_takes_over_when_it_is_killed() {
     }
     let topic = new_topic("fleet");
     let arguments = ["--keep-sent", "1d", "--poll-interval", "200ms"];
-    let relays: Vec<_> = roles
-        .iter()
-        .map(|role| Some(relay_at(&database.url_as(role, role), &topic, &arguments)))
-        .collect();
+    let relays: Vec<_> =
+        roles.iter().map(|role| Some(relay_at(&database.url_as(role, role), &topic, &arguments))).collect();
     for relay in relays.iter().flatten() {
         relay.wait_for_line("that it has started", PATIENCE, |line| line.contains("the relay has started"));
     }

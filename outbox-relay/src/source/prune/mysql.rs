@@ -13,7 +13,7 @@ const CHUNK: usize = 1_000;
 
 impl Prunable for Conn {
     /// Otherwise a look would lock the gaps between rows, and emitters would wait.
-    fn prepare(&mut self) -> QueryResult<()> {
+    fn prepare(&mut self, _of_outbox: bool) -> QueryResult<()> {
         self.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED").map(drop).map_err(failed)
     }
 
@@ -63,8 +63,9 @@ impl Prunable for Conn {
         if how != How::Counts && !expired.is_empty() {
             delete_beside_locks(self, &expired, &has_expired).map_err(failed)?;
         }
-        let next = rows.last().map_or(after, |(seq, ..)| *seq);
-        Ok(PrunedChunk { next, is_last: !goes_on, expired: expired.len() as u64 })
+        let last = rows.last().map_or(after, |(seq, ..)| *seq);
+        let first_kept = rows.iter().find(|(_, expired, _)| !expired).map(|(seq, ..)| *seq);
+        Ok(PrunedChunk::new(last, first_kept, !goes_on, expired.len() as u64))
     }
 
     fn dead_letters_expire_before(&mut self, expiry: TimedExpiry) -> QueryResult<String> {
@@ -100,7 +101,10 @@ impl Prunable for Conn {
     fn consumer_after(&mut self, consumer: Option<&str>) -> QueryResult<Option<String>> {
         let consumer = consumer.map(str::as_bytes);
         let next: Option<Option<Vec<u8>>> = self
-            .exec_first("SELECT MIN(consumer) FROM inbox WHERE ? IS NULL OR consumer > ?", (consumer, consumer))
+            .exec_first(
+                "SELECT MIN(consumer) FROM inbox WHERE ? IS NULL OR consumer > ?",
+                (consumer, consumer),
+            )
             .map_err(failed)?;
         Ok(next.flatten().map(|name| String::from_utf8_lossy(&name).into_owned()))
     }
@@ -137,7 +141,9 @@ fn expire_before(conn: &mut Conn, expiry: TimedExpiry, time: &str, of: &str) -> 
     let number: Option<String> = match expiry.newer {
         ..0 => None,
         newer => conn
-            .first(&format!("SELECT CAST({time} AS CHAR) FROM {of} ORDER BY {time} DESC LIMIT 1 OFFSET {newer}"))
+            .first(&format!(
+                "SELECT CAST({time} AS CHAR) FROM {of} ORDER BY {time} DESC LIMIT 1 OFFSET {newer}"
+            ))
             .map_err(failed)?,
     };
     Ok(age.max(number).unwrap_or_default())

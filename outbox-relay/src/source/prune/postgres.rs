@@ -10,7 +10,9 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel_outbox_core::advisory_locks;
 
 pub(in super::super) use self::rounds::PostgresPruning;
-use super::{CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn};
+use super::{
+    CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn,
+};
 use crate::source::advisory_lock::{Lock, Unlock, table_oid};
 use crate::source::{BLOCKED, sees_all_rows};
 use crate::statement::statement;
@@ -23,8 +25,10 @@ const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET 
                      SET enable_sort = off; SET random_page_cost = 1; SET jit = off";
 
 impl Prunable for PgConnection {
-    fn prepare(&mut self) -> QueryResult<()> {
-        sees_all_rows(self)?;
+    fn prepare(&mut self, of_outbox: bool) -> QueryResult<()> {
+        if of_outbox {
+            sees_all_rows(self)?;
+        }
         self.batch_execute(&format!("{SETTINGS}; {PLANS}"))
     }
 
@@ -52,13 +56,15 @@ impl Prunable for PgConnection {
         let Expiry { seconds, through } = expiry;
         let counted = match how {
             How::Counts => Count::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self),
-            How::Deletes => match Prune::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self) {
-                // Perhaps because somebody has locked a row.
-                Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
-                    return self.sent_chunk(after, expiry, How::DeletesFree);
+            How::Deletes => {
+                match Prune::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self) {
+                    // Perhaps because somebody has locked a row.
+                    Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
+                        return self.sent_chunk(after, expiry, How::DeletesFree);
+                    }
+                    counted => counted,
                 }
-                counted => counted,
-            },
+            }
             How::DeletesFree => {
                 PruneBesideLocks::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self)
             }
@@ -115,9 +121,7 @@ type Counted = (Option<i64>, Option<i64>, i64, i64, bool);
 fn chunk(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> PrunedChunk {
     let last = last.unwrap_or(cursor);
     let is_last = rows < PRUNE_CHUNK || (expired == 0 && !is_old);
-    // The next round looks again at what this one keeps, if it may have expired by then.
-    let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
-    PrunedChunk { next, is_last, expired: expired.unsigned_abs() }
+    PrunedChunk::new(last, first_kept, is_last, expired.unsigned_abs())
 }
 
 /// When a row `o` of a shard `s` was sent. Rows that were read from the write-ahead log are sent, though nothing marks them: up to their

@@ -8,7 +8,9 @@ use diesel::result::Error;
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::{CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn};
+use super::{
+    CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn,
+};
 use crate::source::BLOCKED;
 use crate::statement::statement;
 
@@ -47,13 +49,16 @@ impl Prunable for SqliteConnection {
     /// Takes the write lock only if there are rows to delete, and only to delete them.
     fn sent_chunk(&mut self, after: i64, expiry: Expiry, how: How) -> QueryResult<PrunedChunk> {
         let Expiry { seconds, through } = expiry;
-        let (mut expired, mut last, mut rows, mut bytes, mut is_old) = (Vec::new(), after, 0, 0, true);
+        let (mut expired, mut first_kept) = (Vec::new(), None);
+        let (mut last, mut rows, mut bytes, mut is_old) = (after, 0, 0, true);
         let oldest = Oldest::new(seconds, through, seconds, through, after, PRUNE_CHUNK);
         for row in oldest.load_iter::<(i64, bool, bool, i64), DefaultLoadingMode>(self)? {
             let (seq, has_expired, was_emitted_long_ago, size) = row?;
             is_old &= was_emitted_long_ago;
             if has_expired {
                 expired.push(seq.to_string());
+            } else {
+                first_kept.get_or_insert(seq);
             }
             (last, rows, bytes) = (seq, rows + 1, bytes + size);
             if bytes >= CHUNK_BYTES {
@@ -65,7 +70,7 @@ impl Prunable for SqliteConnection {
         }
         let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
         let goes_on = is_full && (is_old || !expired.is_empty());
-        Ok(PrunedChunk { next: last, is_last: !goes_on, expired: expired.len() as u64 })
+        Ok(PrunedChunk::new(last, first_kept, !goes_on, expired.len() as u64))
     }
 
     fn dead_letters_expire_before(&mut self, expiry: TimedExpiry) -> QueryResult<String> {

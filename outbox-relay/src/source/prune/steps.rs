@@ -3,9 +3,12 @@
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
-use diesel_outbox_core::__private::one_line;
 
-use super::{Counting, Expiry, How, LOWEST, Limits, Prunable, Rhythm, first_dead_letter};
+use super::{
+    Counting, Expiry, FULL_INTERVAL, How, LOWEST, Limits, Prunable, PrunedDeadLetters, Rhythm,
+    first_dead_letter, warn,
+};
+use crate::source::interval::is_due;
 
 /// After this many chunks without an expired row a round ends. The next one goes on there.
 const IDLE_CHUNKS: usize = 10;
@@ -20,8 +23,10 @@ pub(in super::super) struct Steps {
     how: How,
     rhythm: Rhythm,
     stage: Stage,
-    /// Where the next round begins.
+    /// Where the next round begins, and whether the last one ended there before it came to rows that are kept.
     start: i64,
+    is_on_its_way: bool,
+    was_full: Option<Instant>,
     /// What the round has done: how long it has counted, how many rows it has deleted, and how many chunks had none to delete.
     counting: Duration,
     pruned: u64,
@@ -47,6 +52,8 @@ impl Steps {
             rhythm: Rhythm::default(),
             stage: Stage::Rests,
             start: 0,
+            is_on_its_way: false,
+            was_full: None,
             counting: Duration::ZERO,
             pruned: 0,
             idle: 0,
@@ -62,26 +69,31 @@ impl Steps {
 
     /// Begins a round if one is due, or goes on with the last one. If that fails, it warns, and the relay goes on.
     pub(in super::super) fn run(&mut self, conn: &mut impl Prunable, limits: Limits) {
-        if matches!(self.stage, Stage::Rests) && !self.rhythm.is_due() {
-            return;
-        }
-        if let Err(error) = self.take_turn(conn, limits) {
-            let error = one_line(&error.to_string());
-            tracing::warn!(error, "expired rows could not be pruned; the relay tries again in a minute");
-            self.end(false);
+        if !matches!(self.stage, Stage::Rests) || (limits.are_any() && self.rhythm.is_due()) {
+            self.take_turn(conn, limits).unwrap_or_else(|error| {
+                warn("rows", error);
+                self.end(false);
+            });
         }
         self.ended = Some(Instant::now());
     }
 
     fn take_turn(&mut self, conn: &mut impl Prunable, limits: Limits) -> QueryResult<()> {
-        let began = Instant::now();
-        let time =
-            self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / self.share).min(self.longest));
         let Some(turn) = conn.take_turn()? else {
             self.rhythm.wait_for_turn();
             self.stage = Stage::Rests;
             return Ok(());
         };
+        let worked = self.work(conn, limits);
+        // A session that keeps its turn would keep it from everybody else.
+        conn.end_turn(turn)?;
+        worked
+    }
+
+    fn work(&mut self, conn: &mut impl Prunable, limits: Limits) -> QueryResult<()> {
+        let began = Instant::now();
+        let time =
+            self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / self.share).min(self.longest));
         if matches!(self.stage, Stage::Rests) {
             self.begin(conn, limits)?;
         }
@@ -91,12 +103,15 @@ impl Steps {
                 break;
             }
         }
-        conn.end_turn(turn)
+        Ok(())
     }
 
     fn begin(&mut self, conn: &mut impl Prunable, limits: Limits) -> QueryResult<()> {
         self.rhythm.begin();
         (self.counting, self.pruned, self.idle) = (Duration::ZERO, 0, 0);
+        if !self.is_on_its_way && is_due(&mut self.was_full, FULL_INTERVAL) {
+            self.start = 0;
+        }
         if limits.dead_letters.is_limited() {
             let before = conn.dead_letters_expire_before(limits.dead_letters.into())?;
             self.stage = Stage::DeadLetters { after: first_dead_letter(), before };
@@ -117,9 +132,13 @@ impl Steps {
     fn step(&mut self, conn: &mut impl Prunable, limits: Limits) -> QueryResult<()> {
         match &mut self.stage {
             Stage::Rests => {}
-            Stage::DeadLetters { after, before } => match conn.dead_letter_chunk(after, before, true)?.next {
-                Some(next) => *after = next,
-                None => self.begin_sent(limits),
+            Stage::DeadLetters { after, before } => match conn.dead_letter_chunk(after, before, true) {
+                Ok(PrunedDeadLetters { next: Some(next), .. }) => *after = next,
+                Ok(PrunedDeadLetters { next: None, .. }) => self.begin_sent(limits),
+                Err(error) => {
+                    warn("dead letters", error);
+                    self.begin_sent(limits);
+                }
             },
             Stage::Counts(counting) => {
                 let began = Instant::now();
@@ -135,7 +154,8 @@ impl Steps {
                 self.pruned += chunk.expired;
                 self.idle += usize::from(chunk.expired == 0);
                 if chunk.is_last || self.idle == IDLE_CHUNKS {
-                    self.start = if chunk.is_last { 0 } else { chunk.next };
+                    self.start = chunk.next;
+                    self.is_on_its_way = !chunk.is_last;
                     self.end(limits.sent.rows.is_some());
                 }
             }

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::Lag;
 use mysql::Conn;
 
-use super::connection::Statements;
 use super::bounds;
+use super::connection::Statements;
 use crate::source::interval::is_due;
 use crate::source::promote::Promotion;
 use crate::source::prune::{How, Limits, Steps};

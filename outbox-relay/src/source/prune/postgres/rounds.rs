@@ -10,18 +10,15 @@ use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
-use diesel_outbox_core::__private::one_line;
 
 use super::super::{
-    Counting, Expiry, How, LOWEST, Limits, PRUNE_CHUNK, PRUNE_INTERVAL, Prunable, Rhythm, Steps, first_dead_letter,
+    Counting, Expiry, FULL_INTERVAL, How, LOWEST, Limits, PRUNE_CHUNK, PRUNE_INTERVAL, Prunable, Rhythm,
+    Steps, first_dead_letter, warn,
 };
 use super::{HasDeadLetters, IsWanted, SETTINGS};
 use crate::source::database::PostgresDatabase;
 use crate::statement::statement;
 
-/// How often a round begins with the oldest row of all. Others begin where the last one came to recently sent rows. What lies
-/// before that is a late commit's, was unsent then, or is an index entry of a deleted row.
-const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// A round pauses this many times as long as it works, until it has taken this long.
 const PAUSES: u32 = 3;
 const LEISURE: Duration = Duration::from_secs(30);
@@ -197,8 +194,7 @@ impl Round {
     fn run(mut self, database: &PostgresDatabase, limits: Limits, ends: &AtomicBool) -> Self {
         let Ok(mut conn) = database.connect() else { return Self { refused: true, ..self } };
         if let Err(error) = self.prune(&mut conn, limits, &Pace { began: Instant::now(), ends }) {
-            let error = one_line(&error.to_string());
-            tracing::warn!(error, "expired rows could not be pruned; the relay tries again in a minute");
+            warn("rows", error);
         }
         self
     }
@@ -211,7 +207,7 @@ impl Round {
             return Ok(());
         }
         if limits.dead_letters.is_limited() {
-            prune_dead_letters(conn, limits, pace)?;
+            prune_dead_letters(conn, limits, pace).unwrap_or_else(|error| warn("dead letters", error));
         }
         if !limits.sent.is_limited() || pace.ends() {
             return Ok(());
@@ -220,14 +216,16 @@ impl Round {
             Some(rows) => self.count(conn, rows, pace)?,
             None => LOWEST,
         };
-        let longest = limits.sent.rows.map_or(i64::MAX, |rows| {
-            i64::try_from(rows / EXCESS_PART).unwrap_or(i64::MAX).max(FEW)
-        });
+        let longest = limits
+            .sent
+            .rows
+            .map_or(i64::MAX, |rows| i64::try_from(rows / EXCESS_PART).unwrap_or(i64::MAX).max(FEW));
         let has_time = through.saturating_sub(self.place.cursor) < longest;
         let mut idle = 0;
         loop {
             let since = Instant::now();
-            let chunk = conn.sent_chunk(self.place.cursor, Expiry::new(limits.sent, through), How::Deletes)?;
+            let chunk =
+                conn.sent_chunk(self.place.cursor, Expiry::new(limits.sent, through), How::Deletes)?;
             self.place.cursor = chunk.next;
             self.place.is_on_its_way = !chunk.is_last;
             self.pruned += chunk.expired;
