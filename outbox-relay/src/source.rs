@@ -101,7 +101,7 @@ fn needed_grant(message: &str) -> Option<(&str, &'static str)> {
         "outbox_scheduled" => "SELECT, UPDATE (seq), DELETE",
         "outbox_promotion" => "SELECT, UPDATE",
         "outbox_shard" | "outbox_seq_seq" | "outbox_slot" => "SELECT, UPDATE",
-        "outbox_dead_letter" => "SELECT, INSERT, DELETE",
+        "outbox_dead_letter" => "SELECT, INSERT",
         "outbox_requeued" => "SELECT, DELETE",
         "outbox_reader" => "UPDATE",
         _ => return None,

@@ -15,6 +15,7 @@ use std::fs::File;
 use std::time::{Duration, Instant};
 
 use diesel::QueryResult;
+use diesel_outbox_core::__private::one_line;
 use diesel_outbox_core::DeadLetterPolicy;
 
 #[cfg(feature = "postgres")]
@@ -33,7 +34,7 @@ const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
 /// late commit's, was unsent then, or is what is left of deleted rows.
 const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// How soon a relay that leads tries again if somebody else prunes: perhaps it is a relay that has just died.
-const TURN_INTERVAL: Duration = Duration::from_secs(5);
+const TURN_INTERVAL: Duration = Duration::from_secs(2);
 const COUNT_SHARE: u32 = 20;
 /// Three hundred years: older than any row.
 const UNBOUNDED: f64 = 1e10;
@@ -212,9 +213,19 @@ impl From<Retention> for TimedExpiry {
 type CountedDown = (i64, i64, Option<i64>);
 
 /// Warns, and the relay goes on. If it is the connection that has failed, its next use fails too.
-fn warn(what: &'static str, error: diesel::result::Error) {
+fn warn(error: diesel::result::Error) {
     let error = database_error("pruning", error);
-    tracing::warn!(%error, "expired {what} could not be pruned; the relay tries again in a minute");
+    tracing::warn!(%error, "expired rows could not be pruned; the relay tries again in a minute");
+}
+
+/// Warns of dead letters, which a relay's role may not delete unless somebody has granted it that.
+fn warn_of_dead_letters(error: diesel::result::Error) {
+    let error = one_line(&error.to_string());
+    tracing::warn!(
+        error,
+        "expired dead letters could not be pruned, for which the relay's role needs GRANT DELETE ON outbox_dead_letter; \
+         the relay tries again in a minute"
+    );
 }
 
 /// The outcome of a chunk.

@@ -36,7 +36,7 @@ fn one_relay_of_ten_prunes_and_another_takes_over_when_it_is_killed() {
     }
     let mut relays = relays;
     let mut have_pruned = BTreeSet::new();
-    for _ in 0..3 {
+    for _ in 0..2 {
         let mut looks = 0;
         let pruning = eventually("one relay to have pruned a while", PATIENCE, || {
             let pruning = who_prunes(conn);

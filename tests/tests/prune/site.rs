@@ -14,6 +14,11 @@ pub(super) trait Site {
     fn execute(&self, sql: &str);
     fn count(&self, from: &str) -> usize;
 
+    /// Grants the relay's role what it takes to prune dead letters.
+    fn let_prune_dead_letters(&self) {
+        self.execute("GRANT DELETE ON outbox_dead_letter TO outbox_test_relay");
+    }
+
     /// Returns an operator's connection.
     fn prunable(&self) -> Box<dyn Prunable> {
         let url = self.url();
@@ -62,6 +67,9 @@ impl OnSqlite {
 }
 
 impl Site for OnSqlite {
+    /// There are no roles.
+    fn let_prune_dead_letters(&self) {}
+
     fn url(&self) -> &str {
         &self.path
     }

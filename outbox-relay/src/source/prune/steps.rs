@@ -6,7 +6,7 @@ use diesel::QueryResult;
 
 use super::{
     Counting, Expiry, FULL_INTERVAL, How, LOWEST, Limits, Prunable, PrunedDeadLetters, Rhythm,
-    first_dead_letter, warn,
+    first_dead_letter, warn, warn_of_dead_letters,
 };
 use crate::source::interval::is_due;
 
@@ -71,7 +71,7 @@ impl Steps {
     pub(in super::super) fn run(&mut self, conn: &mut impl Prunable, limits: Limits) {
         if !matches!(self.stage, Stage::Rests) || (limits.are_any() && self.rhythm.is_due()) {
             self.take_turn(conn, limits).unwrap_or_else(|error| {
-                warn("rows", error);
+                warn(error);
                 self.end(false);
             });
         }
@@ -136,7 +136,7 @@ impl Steps {
                 Ok(PrunedDeadLetters { next: Some(next), .. }) => *after = next,
                 Ok(PrunedDeadLetters { next: None, .. }) => self.begin_sent(limits),
                 Err(error) => {
-                    warn("dead letters", error);
+                    warn_of_dead_letters(error);
                     self.begin_sent(limits);
                 }
             },

@@ -13,8 +13,8 @@ GRANT SELECT, DELETE ON {schema}.outbox_scheduled TO {relay};
 GRANT SELECT, UPDATE ON {schema}.outbox_promotion TO {relay};
 -- It locks a shard's row while it works on the shard, and moves its bounds. No other role may lock these rows.
 GRANT SELECT, UPDATE ON {schema}.outbox_shard TO {relay};
--- It moves what Kafka will never take there, looks for aggregates that are held back, and prunes if it is set to.
-GRANT SELECT, INSERT, DELETE ON {schema}.outbox_dead_letter TO {relay};
+-- It moves what Kafka will never take there, and looks for aggregates that are held back.
+GRANT SELECT, INSERT ON {schema}.outbox_dead_letter TO {relay};
 
 -- A consumer. Its handlers need grants on their own tables.
 -- It notes the ids of the events that it has handled, marks them to notice a deadlock, and prunes old ones.

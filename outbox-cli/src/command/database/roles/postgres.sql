@@ -18,8 +18,8 @@ GRANT SELECT, UPDATE ON {schema}.outbox_promotion TO {relay};
 GRANT SELECT, UPDATE ON {schema}.outbox_shard TO {relay};
 -- It looks at the last number, and moves the sequence on if somebody has set it back.
 GRANT SELECT, UPDATE ON {schema}.outbox_seq_seq TO {relay};
--- It moves what Kafka will never take there, looks for aggregates that are held back, and prunes if it is set to.
-GRANT SELECT, INSERT, DELETE ON {schema}.outbox_dead_letter TO {relay};
+-- It moves what Kafka will never take there, and looks for aggregates that are held back.
+GRANT SELECT, INSERT ON {schema}.outbox_dead_letter TO {relay};
 -- It looks where requeued dead letters belong, and forgets that when they are sent.
 GRANT SELECT, DELETE ON {schema}.outbox_requeued TO {relay};
 -- It measures how far the slot is behind, and, if it reads the write-ahead log, notes how far it has come.

@@ -13,7 +13,7 @@ use diesel::sql_types::BigInt;
 
 use super::super::{
     Counting, Expiry, FULL_INTERVAL, How, LOWEST, Limits, PRUNE_CHUNK, PRUNE_INTERVAL, Prunable, Rhythm,
-    Steps, first_dead_letter, warn,
+    Steps, first_dead_letter, warn, warn_of_dead_letters,
 };
 use super::{HasDeadLetters, IsWanted, SETTINGS};
 use crate::source::database::PostgresDatabase;
@@ -194,7 +194,7 @@ impl Round {
     fn run(mut self, database: &PostgresDatabase, limits: Limits, ends: &AtomicBool) -> Self {
         let Ok(mut conn) = database.connect() else { return Self { refused: true, ..self } };
         if let Err(error) = self.prune(&mut conn, limits, &Pace { began: Instant::now(), ends }) {
-            warn("rows", error);
+            warn(error);
         }
         self
     }
@@ -207,7 +207,7 @@ impl Round {
             return Ok(());
         }
         if limits.dead_letters.is_limited() {
-            prune_dead_letters(conn, limits, pace).unwrap_or_else(|error| warn("dead letters", error));
+            prune_dead_letters(conn, limits, pace).unwrap_or_else(warn_of_dead_letters);
         }
         if !limits.sent.is_limited() || pace.ends() {
             return Ok(());
