@@ -28,8 +28,10 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 pub(crate) const PRUNE_CHUNK: i64 = 5_000;
 /// How many rows are counted at once.
 const COUNT_CHUNK: i64 = 10_000;
-/// If rows are kept by number: how soon a round follows one that has pruned something, and which part of the time counting may take.
+/// If rows are kept by number: how soon a round follows one that has pruned something, how soon one that has not, because much may come at any
+/// time, and which part of the time counting may take.
 const SHORTEST_INTERVAL: Duration = Duration::from_secs(1);
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10);
 /// How often a round begins with the oldest row of all. Others begin where the last one came to rows that are kept. What lies before that is a
 /// late commit's, was unsent then, or is what is left of deleted rows.
 const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
@@ -321,7 +323,7 @@ impl Rhythm {
 
     /// Notes the end of a round. While there is something to prune by number, the next one follows soon.
     fn end(&mut self, is_by_number: bool, counting: Duration, pruned: u64) {
-        let longest = PRUNE_INTERVAL.max(counting * COUNT_SHARE);
+        let longest = LONGEST_INTERVAL.max(counting * COUNT_SHARE);
         let shortest = SHORTEST_INTERVAL.max(counting * COUNT_SHARE);
         self.pause = match (is_by_number, pruned) {
             (false, _) => PRUNE_INTERVAL,
@@ -343,10 +345,8 @@ mod tests {
         rhythm.end(true, Duration::from_millis(300), 100);
         assert_eq!(rhythm.pause, Duration::from_secs(6));
         rhythm.end(true, Duration::from_millis(300), 0);
-        assert_eq!(rhythm.pause, Duration::from_secs(12));
-        for _ in 0..9 {
-            rhythm.end(true, Duration::from_millis(300), 0);
-        }
-        assert_eq!(rhythm.pause, PRUNE_INTERVAL);
+        assert_eq!(rhythm.pause, LONGEST_INTERVAL);
+        rhythm.end(true, Duration::from_secs(1), 0);
+        assert_eq!(rhythm.pause, Duration::from_secs(20));
     }
 }

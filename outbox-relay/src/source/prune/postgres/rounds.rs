@@ -32,7 +32,8 @@ const LONGEST_END: Duration = Duration::from_secs(2);
 /// If no other connection is to be had, pruning takes this part of the relay's time, and so long at once.
 const STEPS_SHARE: u32 = 4;
 const LONGEST_STEP: Duration = Duration::from_millis(100);
-/// A round makes no pauses if there is so much more than the number that is kept: this part of it, but not a few rows.
+/// A round makes no pauses if there is more beyond the number that is kept than at the last round, and so much: this part of it, but not a few
+/// rows.
 const EXCESS_PART: u64 = 4;
 const FEW: i64 = 100_000;
 /// If nothing has expired, how much of the retention passes until the next look, as one of so many parts.
@@ -58,6 +59,8 @@ struct Start {
     was_full: Option<Instant>,
     /// Whether a round ended there before it came to recently sent rows.
     is_on_its_way: bool,
+    /// How much was beyond the number that is kept when a round began.
+    excess: Option<i64>,
 }
 
 /// What a round leaves behind.
@@ -124,7 +127,7 @@ impl PostgresPruning {
         ForgetRequeued::new().execute(conn)?;
         let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
         if is_long_ago && !self.place.is_on_its_way {
-            self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
+            self.place = Start { cursor: 0, was_full: Some(Instant::now()), ..self.place };
         }
         if !self.is_wanted(conn, limits)? {
             (self.place.is_on_its_way, self.waits) = (false, false);
@@ -220,7 +223,9 @@ impl Round {
             .sent
             .rows
             .map_or(i64::MAX, |rows| i64::try_from(rows / EXCESS_PART).unwrap_or(i64::MAX).max(FEW));
-        let has_time = through.saturating_sub(self.place.cursor) < longest;
+        let excess = through.saturating_sub(self.place.cursor);
+        let keeps_up = self.place.excess.replace(excess).is_none_or(|before| excess <= before);
+        let has_time = keeps_up || excess < longest;
         let mut idle = 0;
         loop {
             let since = Instant::now();
