@@ -1,7 +1,7 @@
 //! What a relay has to live with: a large backlog, a large table, an old snapshot. And what a bystander notices of the relay.
 
 mod mariadb;
-mod pruning;
+pub(crate) mod pruning;
 mod writer;
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};

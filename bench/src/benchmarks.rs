@@ -4,7 +4,8 @@ use clap::{Command, FromArgMatches, Subcommand};
 
 use crate::report::Report;
 use crate::{
-    backlog, drain, emit, exactly_once, growth, idle, latency, memory, order, overload, soak, tenants, wal,
+    backlog, drain, emit, exactly_once, growth, idle, latency, memory, order, overload, retention, soak,
+    tenants, wal,
 };
 
 #[derive(Subcommand)]
@@ -35,6 +36,8 @@ pub(crate) enum Benchmark {
     Tenants(tenants::Tenants),
     /// What sending exactly once costs, beside the same relay that sends at least once. Only on PostgreSQL.
     ExactlyOnce(exactly_once::ExactlyOnce),
+    /// Whether a table that is pruned by number keeps its size, and what pruning costs the relay and emitters. Only on PostgreSQL.
+    Retention(retention::Retention),
 }
 
 impl Benchmark {
@@ -53,6 +56,7 @@ impl Benchmark {
             Self::Overload(overload) => overload.run(rounds),
             Self::Tenants(tenants) => tenants.run(rounds),
             Self::ExactlyOnce(exactly_once) => exactly_once.run(rounds),
+            Self::Retention(retention) => retention.run(rounds),
         }
     }
 }
@@ -98,6 +102,7 @@ mod tests {
                 "overload",
                 "tenants",
                 "exactly-once",
+                "retention",
                 "drain --database mariadb",
                 "latency --database mariadb",
                 "backlog --database mariadb",

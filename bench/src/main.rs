@@ -24,6 +24,7 @@ mod producer;
 mod relays;
 mod report;
 mod results;
+mod retention;
 mod rows;
 mod servers;
 mod soak;

@@ -19,6 +19,7 @@ mod outboxes;
 mod output;
 #[cfg(all(test, feature = "mysql", feature = "postgres", feature = "sqlite"))]
 mod properties;
+mod prune;
 mod relay;
 mod replay;
 mod report;
@@ -71,6 +72,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         }
         Action::DeadLetters { action: None, listing, common } => dead_letters::list(common, origins, listing),
         Action::Requeue { which, common } => dead_letters::requeue(common, origins, which),
+        Action::Prune(settings) => prune::run(settings, origins),
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),

@@ -15,6 +15,8 @@ pub const WORKING: i32 = ASLEEP + 2;
 pub const MIGRATING: i32 = ASLEEP;
 /// Held exclusively by the relay that is next in line to read the write-ahead log.
 pub const NEXT_READER: i32 = ASLEEP + 4;
+/// Held exclusively by whoever prunes, a relay or an operator.
+pub const PRUNING: i32 = ASLEEP + 5;
 
 /// An SQL expression that notifies the relay if it sleeps, which it can see because only a sleeping relay holds [`ASLEEP`]. If
 /// the relay is awake, or there is none, it notifies nobody, because transactions that notify wait for each other when they commit.

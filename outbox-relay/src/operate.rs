@@ -9,6 +9,7 @@ pub mod kept;
 mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
+pub mod prune;
 pub mod replay;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -37,6 +38,8 @@ use uuid::Uuid;
 
 use crate::source::promote::{Promote, overdue};
 
+#[cfg(feature = "mysql")]
+pub(crate) use self::mysql::failed as mysql_failed;
 #[cfg(feature = "mysql")]
 #[doc(hidden)]
 pub use self::mysql::is_polled;

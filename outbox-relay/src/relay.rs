@@ -204,6 +204,28 @@ impl Relay {
         self
     }
 
+    /// Sets how many sent rows are kept at most: the relay prunes what is beyond that or is kept for too long. Default: any number.
+    pub fn keep_sent_rows(mut self, rows: u64) -> Self {
+        self.options = self.options.keep_sent_rows(rows);
+        self
+    }
+
+    /// Sets how long dead letters are kept, 100 years at most. Default: until somebody requeues or drops them. Their events are lost then.
+    ///
+    /// Those of an aggregate of which some were held back by [`DeadLetterPolicy::Block`] stay. With that policy, the relay does not start if
+    /// this is set, because each dead letter holds its aggregate back.
+    pub fn keep_dead_letters(mut self, retention: Duration) -> Self {
+        self.options = self.options.keep_dead_letters(retention);
+        self
+    }
+
+    /// Sets how many dead letters are kept at most, the last ones. Default: all. The rest is as for
+    /// [`keep_dead_letters`](Self::keep_dead_letters).
+    pub fn keep_dead_letter_rows(mut self, rows: u64) -> Self {
+        self.options = self.options.keep_dead_letter_rows(rows);
+        self
+    }
+
     /// Deletes rows as soon as they are sent, instead of keeping them. This is a little faster, and the table stays small.
     pub fn delete_sent(mut self) -> Self {
         self.options = self.options.sent_rows(SentRows::Delete);
@@ -457,6 +479,32 @@ impl Relay {
         {
             let value = format!("{retention:?}");
             return Err(RelayError::Setting { setting: "keep_sent", value, range: "100 years at most" });
+        }
+        if let Some(retention) = self.options.keep_dead_letters
+            && retention > LONGEST_RETENTION
+        {
+            let value = format!("{retention:?}");
+            return Err(RelayError::Setting {
+                setting: "keep_dead_letters",
+                value,
+                range: "100 years at most",
+            });
+        }
+        // To prune one would release its aggregate.
+        if self.options.dead_letter_policy == DeadLetterPolicy::Block {
+            let range = "left out with the dead-letter policy `block`, because each dead letter holds its aggregate back until it is requeued \
+                         or dropped";
+            if let Some(retention) = self.options.keep_dead_letters {
+                let value = format!("{retention:?}");
+                return Err(RelayError::Setting { setting: "keep_dead_letters", value, range });
+            }
+            if let Some(rows) = self.options.keep_dead_letter_rows {
+                return Err(RelayError::Setting {
+                    setting: "keep_dead_letter_rows",
+                    value: rows.to_string(),
+                    range,
+                });
+            }
         }
         // The database ends the session of a pass that waits longer, as if its process were frozen. The producer may linger for
         // half of the shortest stall timeout.

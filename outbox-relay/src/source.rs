@@ -23,8 +23,8 @@ pub(crate) mod polling;
 mod pooler;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub(crate) mod promote;
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-mod prune;
+#[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
+pub(crate) mod prune;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub(crate) mod row;
 #[cfg(feature = "postgres")]

@@ -1,5 +1,14 @@
 //! Pruning holds up neither emitters nor the relay.
 
+#[path = "prune/by_hand.rs"]
+mod by_hand;
+#[path = "prune/fleet.rs"]
+mod fleet;
+#[path = "prune/retention.rs"]
+mod retention;
+#[path = "prune/site.rs"]
+mod site;
+
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::BigInt;
+use diesel_outbox_relay::Relay;
 use outbox_tests::Kafka;
 
 use crate::contenders::{Contender, take_turns};
@@ -22,8 +23,12 @@ pub(super) fn figures(rounds: usize, kafka: &Kafka, template: &Template<'_>) -> 
     let measured = take_turns(
         rounds,
         vec![
-            Contender::new("nothing expired", || work(kafka, template, Duration::from_secs(3_600))),
-            Contender::new("all expired", || work(kafka, template, Duration::from_secs(1))),
+            Contender::new("nothing expired", || {
+                work(kafka, template, |relay| relay.keep_sent(Duration::from_secs(3_600)))
+            }),
+            Contender::new("all expired", || {
+                work(kafka, template, |relay| relay.keep_sent(Duration::from_secs(1)))
+            }),
         ],
     );
     let [[speed, _], [pruning_speed, pruned]]: [_; 2] = measured.try_into().unwrap();
@@ -38,11 +43,11 @@ pub(super) fn figures(rounds: usize, kafka: &Kafka, template: &Template<'_>) -> 
 }
 
 /// Returns the speed of draining, and how many rows were pruned for each that was drained.
-fn work(kafka: &Kafka, template: &Template<'_>, retention: Duration) -> [f64; 2] {
+pub(crate) fn work(kafka: &Kafka, template: &Template<'_>, options: impl FnOnce(Relay) -> Relay) -> [f64; 2] {
     template.empty();
     template.append_sent(SENT);
     template.vacuum();
-    let speed = drain_batches(template, kafka, |relay| relay.keep_sent(retention), BATCHES, DRAINED);
+    let speed = drain_batches(template, kafka, options, BATCHES, DRAINED);
     let rows = diesel::select(sql::<BigInt>("(SELECT count(*) FROM outbox)"));
     let left: i64 = rows.get_result(&mut template.database.connect()).unwrap();
     let drained = BATCHES * DRAINED;

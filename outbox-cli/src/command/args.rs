@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
+use super::prune::PruneSettings;
 use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::settings::BrokerSettings;
@@ -86,6 +87,12 @@ pub(crate) enum Action {
         #[command(flatten)]
         common: CommonSettings,
     },
+    /// Deletes what has expired, as a relay does by itself: sent events, or dead letters and ids in the inbox
+    #[command(
+        after_help = "Without --older-than and --keep, what the relay's settings let expire. It never deletes an event that was not sent.\n\
+                      To go on after an interruption, run it again."
+    )]
+    Prune(Box<PruneSettings>),
     /// Sends events again that were sent and are kept, under the same ids
     Replay(Box<ReplaySettings>),
     /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
@@ -128,6 +135,7 @@ pub(crate) enum Action {
 impl Action {
     pub(crate) fn common(&self) -> &CommonSettings {
         match self {
+            Self::Prune(settings) => &settings.common,
             Self::Replay(settings) => &settings.common,
             Self::Verify(settings) => &settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
@@ -147,6 +155,7 @@ impl Action {
 
     pub(crate) fn common_mut(&mut self) -> &mut CommonSettings {
         match self {
+            Self::Prune(settings) => &mut settings.common,
             Self::Replay(settings) => &mut settings.common,
             Self::Verify(settings) => &mut settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,

@@ -19,6 +19,7 @@ use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::kept::Kept;
+use diesel_outbox_relay::operate::prune::Prunable;
 use diesel_outbox_relay::operate::{Examine, Finding, Operate};
 #[cfg(feature = "postgres")]
 use diesel_outbox_relay::operate::{Verdict, examine_wal};
@@ -326,6 +327,23 @@ impl OutboxDatabase {
 
     /// A connection for what is kept.
     pub(crate) fn kept(&self) -> Result<Box<dyn Kept + Send>, Failure> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => {
+                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { url, file } => {
+                file.require()?;
+                Ok(Box::new(self.connect_sqlite(url)?))
+            }
+        }
+    }
+
+    /// A connection for pruning.
+    pub(crate) fn prunable(&self) -> Result<Box<dyn Prunable>, Failure> {
         match self {
             #[cfg(feature = "mysql")]
             Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),

@@ -44,6 +44,8 @@ pub(crate) enum Failure {
     Verify { database: String, found: String },
     #[error("the replay has not ended: {0}")]
     Replay(String),
+    #[error("it was interrupted by a signal: to go on, run it again")]
+    Prune,
     #[error("cannot read the topics: {0}")]
     Topics(diesel_outbox_relay::PublishError),
     #[error("{0}")]

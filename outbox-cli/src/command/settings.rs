@@ -235,6 +235,9 @@ pub(crate) struct RetentionSettings {
     /// How long sent rows stay in the table
     #[arg(long, value_name = "TIME", default_value = "7d")]
     pub(crate) keep_sent: Time,
+    /// How many sent rows stay in the table at most, the newest ones. Without this setting, any number does
+    #[arg(long, value_name = "NUMBER", value_parser = whole::<u64>)]
+    pub(crate) keep_sent_rows: Option<u64>,
     /// Deletes rows as soon as they are sent, instead of keeping them
     #[arg(
         long,
@@ -279,6 +282,13 @@ pub(crate) struct AfterSettings {
         value_parser = PossibleValuesParser::new(["continue", "block"]).map(policy)
     )]
     pub(crate) dead_letter_policy: DeadLetterPolicy,
+    /// How long dead letters stay, if an event that Kafka has not taken by then may be lost. Not with the policy block. Without this
+    /// setting, they stay until they are requeued or dropped
+    #[arg(long, value_name = "TIME")]
+    pub(crate) keep_dead_letters: Option<Time>,
+    /// How many dead letters stay at most, the last ones. Not with the policy block. Without this setting, all do
+    #[arg(long, value_name = "NUMBER", value_parser = whole::<u64>)]
+    pub(crate) keep_dead_letter_rows: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -62,7 +62,7 @@ pub fn is_polled(conn: &mut Conn) -> QueryResult<bool> {
     polling::is_polled(conn).map_err(failed)
 }
 
-pub(super) fn failed(error: mysql::Error) -> Error {
+pub(crate) fn failed(error: mysql::Error) -> Error {
     Error::DatabaseError(DatabaseErrorKind::Unknown, Box::new(error.to_string()))
 }
 

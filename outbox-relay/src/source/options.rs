@@ -11,6 +11,14 @@ pub struct SourceOptions {
     pub schema: Option<String>,
     /// What the relay does with rows that it has sent. Default: it keeps them for 7 days.
     pub sent_rows: SentRows,
+    /// How many sent rows the relay keeps at most, if [`SentRows::Keep`] keeps them: it prunes what is beyond that or has expired.
+    /// Default: any number.
+    pub keep_sent_rows: Option<u64>,
+    /// How long the relay keeps dead letters. Default: for ever. With [`DeadLetterPolicy::Block`], it always keeps them, because each holds
+    /// back its aggregate.
+    pub keep_dead_letters: Option<Duration>,
+    /// How many dead letters the relay keeps at most, the last ones. Default: any number. With [`DeadLetterPolicy::Block`], it keeps all.
+    pub keep_dead_letter_rows: Option<u64>,
     /// What happens to the later records of an aggregate after one of its records became a dead letter. Default: the relay sends
     /// them.
     pub dead_letter_policy: DeadLetterPolicy,
@@ -40,6 +48,27 @@ impl SourceOptions {
     #[must_use]
     pub fn sent_rows(mut self, sent_rows: SentRows) -> Self {
         self.sent_rows = sent_rows;
+        self
+    }
+
+    /// Sets how many sent rows the relay keeps at most.
+    #[must_use]
+    pub fn keep_sent_rows(mut self, rows: u64) -> Self {
+        self.keep_sent_rows = Some(rows);
+        self
+    }
+
+    /// Sets how long the relay keeps dead letters.
+    #[must_use]
+    pub fn keep_dead_letters(mut self, retention: Duration) -> Self {
+        self.keep_dead_letters = Some(retention);
+        self
+    }
+
+    /// Sets how many dead letters the relay keeps at most.
+    #[must_use]
+    pub fn keep_dead_letter_rows(mut self, rows: u64) -> Self {
+        self.keep_dead_letter_rows = Some(rows);
         self
     }
 
@@ -90,6 +119,9 @@ impl Default for SourceOptions {
         Self {
             schema: None,
             sent_rows: SentRows::default(),
+            keep_sent_rows: None,
+            keep_dead_letters: None,
+            keep_dead_letter_rows: None,
             dead_letter_policy: DeadLetterPolicy::default(),
             poll_interval: Duration::from_secs(15),
             lag_interval: Duration::from_secs(15),

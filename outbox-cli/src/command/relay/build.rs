@@ -34,6 +34,18 @@ pub(super) fn relay(
     let relay = if has_others { relay.server_name(database.server_name()) } else { relay };
     // The relay has a default of its own, which depends on the number of outboxes.
     let relay = if origins.given("workers").is_some() { relay.workers(work.workers) } else { relay };
+    let relay = match after.retention.keep_sent_rows {
+        Some(rows) => relay.keep_sent_rows(rows),
+        None => relay,
+    };
+    let relay = match &after.keep_dead_letters {
+        Some(retention) => relay.keep_dead_letters(retention.0),
+        None => relay,
+    };
+    let relay = match after.keep_dead_letter_rows {
+        Some(rows) => relay.keep_dead_letter_rows(rows),
+        None => relay,
+    };
     Ok(match after.retention.sent_rows(origins)? {
         SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),

@@ -17,7 +17,7 @@ use crate::operate::Operate;
 use crate::source::interval::is_due;
 use crate::source::julian_day::created_at_ms;
 use crate::source::promote::Promotion;
-use crate::source::prune::SqlitePruning;
+use crate::source::prune::{How, Limits, Steps};
 use crate::source::row::StoredRow;
 use crate::source::{BLOCKED, NO_TABLE, SentRows, SourceOptions, database_error};
 use crate::statement::statement;
@@ -26,6 +26,9 @@ use crate::statement::statement;
 const LOOK_PAUSE: Duration = Duration::from_millis(10);
 /// How many bytes fill a batch.
 const BATCH_BYTES: usize = 8 * 1024 * 1024;
+/// Pruning takes at most this part of the time that the relay had for other things, and so long at once.
+const PRUNE_SHARE: u32 = 2;
+const LONGEST_PRUNING: Duration = Duration::from_secs(1);
 /// How often a relay that stands by looks whether the other one is gone.
 const STAND_BY_PAUSE: Duration = Duration::from_millis(500);
 
@@ -35,7 +38,7 @@ pub struct SqliteSource {
     options: SourceOptions,
     open: Option<OpenDatabase>,
     cursor: Cursor,
-    pruning: SqlitePruning,
+    pruning: Steps,
     promotion: Promotion,
     measured: Option<Instant>,
 }
@@ -96,7 +99,7 @@ impl SqliteSource {
             options,
             open: None,
             cursor: Cursor::default(),
-            pruning: SqlitePruning::default(),
+            pruning: Steps::new(PRUNE_SHARE, LONGEST_PRUNING, How::Deletes),
             promotion: Promotion::default(),
             measured: None,
         }
@@ -288,8 +291,8 @@ impl Source for SqliteSource {
         if let Some(open) = &mut self.open {
             open.has_promoted |= self.promotion.run(&mut open.conn, true);
         }
-        if let (SentRows::Keep { retention }, Some(open)) = (self.options.sent_rows, &mut self.open) {
-            self.pruning.run(&mut open.conn, retention).map_err(|error| database_error("pruning", error))?;
+        if let Some(open) = &mut self.open {
+            self.pruning.run(&mut open.conn, Limits::of(&self.options));
         }
         if !is_due(&mut self.measured, self.options.lag_interval) {
             return Ok(None);

@@ -1,266 +1,151 @@
-//! Pruning on its own connection and thread, which exist only while there is something to prune. So pruning keeps up with a busy
-//! relay and does not delay it.
+//! The statements of pruning on PostgreSQL.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+mod rounds;
 
 use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel::sql_types::{BigInt, Bool, Double, Nullable};
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
+use diesel_outbox_core::advisory_locks;
 
-use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
-use crate::source::database::PostgresDatabase;
-use crate::source::interval::has_passed;
+pub(in super::super) use self::rounds::PostgresPruning;
+use super::{
+    CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn,
+};
+use crate::source::advisory_lock::{Lock, Unlock, table_oid};
+use crate::source::{BLOCKED, sees_all_rows};
 use crate::statement::statement;
-use diesel_outbox_core::__private::one_line;
 
-/// How often a round begins with the oldest row of all. Others begin where the last one came to recently sent rows. What lies
-/// before that is a late commit's, was unsent then, or is an index entry of a deleted row.
-const FULL_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// A round pauses this many times as long as it works, until it has taken this long.
-const PAUSES: u32 = 3;
-const LEISURE: Duration = Duration::from_secs(30);
-/// How soon a thread that pauses notices that it should end, and how often the relay looks whether it has.
-const SLICE: Duration = Duration::from_millis(50);
-/// After this many chunks without an expired row a round ends. The next one goes on there.
-const IDLE_CHUNKS: usize = 100;
-/// How long to wait for the end of a thread: for a chunk, or a lock. A thread that hangs on its connection ends when the connection
-/// does, and until then other pruning passes over what it has locked.
-const LONGEST_END: Duration = Duration::from_secs(2);
-/// The name keeps the session apart from relays', for whoever counts those. A round waits no longer than this for somebody else's
-/// lock on the table, such as that of an index being made, or on a row.
+/// The name keeps the session apart from relays', for whoever counts those. It waits no longer than this for somebody else's lock on the
+/// table, such as that of an index being made, or on a row.
 const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeout = '200ms'";
+/// A relay's sessions have these. The statistics say nothing while the table fills and empties.
+const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+                     SET enable_sort = off; SET random_page_cost = 1; SET jit = off";
 
-/// Rounds of pruning. The drop waits for the thread, but not for long: the relay should stop or reconnect.
-#[derive(Default)]
-pub(in super::super) struct PostgresPruning {
-    begun: Option<Instant>,
-    round: Option<JoinHandle<Round>>,
-    place: Start,
-    ends: Arc<AtomicBool>,
-    /// Whether a round is due, and another outbox of the database is being pruned, or no connection is to be had.
-    waits: bool,
-}
-
-/// If nothing has expired, how much of the retention passes until the next look, as one of so many parts.
-const PARTS: u32 = 100;
-
-/// Where rounds begin.
-#[derive(Debug, Clone, Copy, Default)]
-struct Start {
-    cursor: i64,
-    was_full: Option<Instant>,
-    /// Whether a round ended there before it came to recently sent rows.
-    is_on_its_way: bool,
-}
-
-/// What a round leaves behind.
-struct Round {
-    place: Start,
-    /// Whether it could not get a connection.
-    refused: bool,
-}
-
-impl PostgresPruning {
-    /// Returns how soon an idle relay should run this again.
-    pub(in super::super) fn pause(&self, retention: Duration) -> Duration {
-        if self.waits {
-            Duration::ZERO
-        } else if self.round.is_some() || self.place.is_on_its_way {
-            PRUNE_INTERVAL
-        } else {
-            (retention / PARTS).clamp(PRUNE_INTERVAL, FULL_INTERVAL)
+impl Prunable for PgConnection {
+    fn prepare(&mut self, of_outbox: bool) -> QueryResult<()> {
+        if of_outbox {
+            sees_all_rows(self)?;
         }
+        self.batch_execute(&format!("{SETTINGS}; {PLANS}"))
     }
 
-    /// Begins a round if one is due. If it cannot get another connection, prunes one chunk on `conn` instead.
-    pub(in super::super) fn run(
+    fn take_turn(&mut self) -> QueryResult<Option<Turn>> {
+        let table = table_oid(self)?;
+        let has_locked: bool = Lock::new(advisory_locks::PRUNING, table).get_result(self)?;
+        Ok(has_locked.then_some(Turn { _file: None }))
+    }
+
+    fn end_turn(&mut self, _turn: Turn) -> QueryResult<()> {
+        let table = table_oid(self)?;
+        Unlock::new(advisory_locks::PRUNING, table).execute(self).map(drop)
+    }
+
+    fn count_down(&mut self, below: i64, limit: i64) -> QueryResult<CountedDown> {
+        CountDown::new(below, limit).get_result(self)
+    }
+
+    fn sent_below(&mut self, below: i64, others: i64) -> QueryResult<Option<i64>> {
+        SentBelow::new(below, others).get_result(self).optional()
+    }
+
+    /// Deletes exactly the rows that have expired, never a range, which could contain the row of a late commit.
+    fn sent_chunk(&mut self, after: i64, expiry: Expiry, how: How) -> QueryResult<PrunedChunk> {
+        let Expiry { seconds, through } = expiry;
+        let counted = match how {
+            How::Counts => Count::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self),
+            How::Deletes => {
+                match Prune::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self) {
+                    // Perhaps because somebody has locked a row.
+                    Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
+                        return self.sent_chunk(after, expiry, How::DeletesFree);
+                    }
+                    counted => counted,
+                }
+            }
+            How::DeletesFree => {
+                PruneBesideLocks::new(through, through, seconds, after, PRUNE_CHUNK).get_result(self)
+            }
+        };
+        Ok(chunk(after, counted?))
+    }
+
+    fn dead_letters_expire_before(&mut self, expiry: TimedExpiry) -> QueryResult<String> {
+        let TimedExpiry { seconds, newer } = expiry;
+        DeadLettersExpireBefore::new(seconds, newer, newer).get_result(self)
+    }
+
+    fn dead_letter_chunk(
         &mut self,
-        conn: &mut PgConnection,
-        database: &PostgresDatabase,
-        retention: Duration,
-    ) -> QueryResult<()> {
-        self.waits = false;
-        if self.round.as_ref().is_some_and(JoinHandle::is_finished)
-            && let Some(Ok(Round { place, refused })) = self.round.take().map(JoinHandle::join)
-        {
-            self.place = place;
-            if refused {
-                // The relay must not wait for anybody's lock.
-                let chunk = chunk_beside_locks(conn, self.place.cursor, retention)?;
-                self.place.cursor = if chunk.is_last { 0 } else { chunk.next };
-                if !chunk.is_last && !chunk.is_idle {
-                    // The next chunk is due as soon as another attempt to connect has failed.
-                    (self.begun, self.waits) = (None, true);
-                }
-            }
-        }
-        if self.round.is_some() || !has_passed(self.begun, PRUNE_INTERVAL) {
-            return Ok(());
-        }
-        if database.is_pruned.load(Ordering::Relaxed) {
-            self.waits = true;
-            return Ok(());
-        }
-        self.begun = Some(Instant::now());
-        ForgetRequeued::new().execute(conn)?;
-        let is_long_ago = self.place.was_full.is_none_or(|full| full.elapsed() >= FULL_INTERVAL);
-        if is_long_ago && !self.place.is_on_its_way {
-            self.place = Start { cursor: 0, was_full: Some(Instant::now()), is_on_its_way: false };
-        }
-        if !IsWanted::new(retention.as_secs_f64(), self.place.cursor, PRUNE_CHUNK, PRUNE_CHUNK)
-            .get_result::<bool>(conn)?
-        {
-            (self.place.is_on_its_way, self.waits) = (false, false);
-            return Ok(());
-        }
-        let Some(turn) = Turn::take(&database.is_pruned) else {
-            // Another outbox of the database was faster.
-            (self.begun, self.waits) = (None, true);
-            return Ok(());
+        (seq, id): &(i64, String),
+        before: &str,
+        deletes: bool,
+    ) -> QueryResult<PrunedDeadLetters> {
+        let (before, blocked, id) = (before.to_owned(), BLOCKED.to_owned(), id.clone());
+        let counted = if deletes {
+            PruneDeadLetters::new(before, blocked, *seq, id, PRUNE_CHUNK).get_result(self)
+        } else {
+            CountDeadLetters::new(before, blocked, *seq, id, PRUNE_CHUNK).get_result(self)
         };
-        let (database, place, ends) = (database.clone(), self.place, self.ends.clone());
-        let round = move || {
-            let _turn = turn;
-            round(&database, place, retention, &ends)
-        };
-        match thread::Builder::new().name("outbox-prune".into()).spawn(round) {
-            Ok(round) => self.round = Some(round),
-            Err(error) => {
-                tracing::warn!(%error, "cannot start a thread that prunes sent rows; the relay tries again in a minute")
-            }
-        }
-        Ok(())
+        let (last_seq, last_id, rows, expired): (Option<i64>, Option<String>, i64, i64) = counted?;
+        let next = last_seq.zip(last_id).filter(|_| rows == PRUNE_CHUNK);
+        Ok(PrunedDeadLetters { next, expired: expired.unsigned_abs() })
+    }
+
+    fn consumer_after(&mut self, consumer: Option<&str>) -> QueryResult<Option<String>> {
+        ConsumerAfter::new(consumer.is_none(), consumer.unwrap_or_default().to_owned()).get_result(self)
+    }
+
+    fn marks_expire_before(&mut self, consumer: &str, expiry: TimedExpiry) -> QueryResult<String> {
+        let TimedExpiry { seconds, newer } = expiry;
+        MarksExpireBefore::new(seconds, consumer.to_owned(), newer, newer).get_result(self)
+    }
+
+    fn count_marks(&mut self, consumer: &str, before: &str) -> QueryResult<u64> {
+        let count: i64 = CountMarks::new(consumer.to_owned(), before.to_owned()).get_result(self)?;
+        Ok(count.unsigned_abs())
+    }
+
+    fn prune_marks(&mut self, consumer: &str, before: &str, limit: i64) -> QueryResult<u64> {
+        let pruned = PruneMarks::new(consumer.to_owned(), before.to_owned(), limit).execute(self)?;
+        Ok(pruned as u64)
     }
 }
 
-impl Drop for PostgresPruning {
-    fn drop(&mut self) {
-        self.ends.store(true, Ordering::Relaxed);
-        let until = Instant::now() + LONGEST_END;
-        while self.round.as_ref().is_some_and(|round| !round.is_finished()) && Instant::now() < until {
-            thread::sleep(SLICE);
-        }
-    }
-}
-
-/// The only connection that prunes in a database, until this is dropped.
-struct Turn(Arc<AtomicBool>);
-
-impl Turn {
-    fn take(is_pruned: &Arc<AtomicBool>) -> Option<Self> {
-        (!is_pruned.swap(true, Ordering::Relaxed)).then(|| Self(is_pruned.clone()))
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
-}
-
-/// Deletes what is too old, chunk by chunk.
-fn round(database: &PostgresDatabase, mut place: Start, retention: Duration, ends: &AtomicBool) -> Round {
-    let Ok(mut conn) = database.connect() else { return Round { place, refused: true } };
-    let begun = Instant::now();
-    let set = conn.batch_execute(SETTINGS);
-    let mut next = set.and_then(|()| chunk(&mut conn, place.cursor, retention));
-    let (mut since, mut idle) = (begun, 0);
-    loop {
-        match next {
-            Ok(chunk) => {
-                place.cursor = chunk.next;
-                idle += usize::from(chunk.is_idle);
-                place.is_on_its_way = !chunk.is_last;
-                if chunk.is_last || idle == IDLE_CHUNKS || ends.load(Ordering::Relaxed) {
-                    break;
-                }
-            }
-            Err(error) => {
-                let error = one_line(&error.to_string());
-                tracing::warn!(error, "sent rows could not be pruned; the relay tries again in a minute");
-                break;
-            }
-        }
-        if begun.elapsed() < LEISURE {
-            pause(since.elapsed() * PAUSES, ends);
-        }
-        since = Instant::now();
-        next = chunk(&mut conn, place.cursor, retention);
-    }
-    Round { place, refused: false }
-}
-
-fn pause(time: Duration, ends: &AtomicBool) {
-    let until = Instant::now() + time;
-    while !ends.load(Ordering::Relaxed) {
-        let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            break;
-        }
-        thread::sleep(left.min(SLICE));
-    }
-}
-
-/// The outcome of a chunk.
-struct PrunedChunk {
-    /// Where the next one begins.
-    next: i64,
-    /// Whether the round is over, because what comes next was emitted recently.
-    is_last: bool,
-    /// Whether none of it has expired. If Kafka does not take the records of a partition, their rows may be older than all that is
-    /// sent.
-    is_idle: bool,
-}
-
-/// The last number, the first one that has not expired, how many rows there are, how many of them have expired, and whether all
-/// were emitted long ago.
+/// The last number, the first one that has not expired, how many rows there are, how many of them have expired, and whether later ones may
+/// have.
 type Counted = (Option<i64>, Option<i64>, i64, i64, bool);
 
-impl PrunedChunk {
-    fn after(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> Self {
-        let last = last.unwrap_or(cursor);
-        let is_idle = expired == 0;
-        let is_last = rows < PRUNE_CHUNK || (is_idle && !is_old);
-        // The next round looks again at what this one keeps, if it may have expired by then.
-        let next = if is_last { first_kept.map_or(last, |kept| kept - 1) } else { last };
-        Self { next, is_last, is_idle }
-    }
+fn chunk(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> PrunedChunk {
+    let last = last.unwrap_or(cursor);
+    let is_last = rows < PRUNE_CHUNK || (expired == 0 && !is_old);
+    PrunedChunk::new(last, first_kept, is_last, expired.unsigned_abs())
 }
 
-/// Deletes the rows of one chunk that are too old. It deletes exactly those rows, never a range, which could contain the row of a
-/// late commit.
-fn chunk(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
-    match Prune::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn) {
-        // Perhaps because somebody has locked a row.
-        Err(Error::DatabaseError(DatabaseErrorKind::Unknown, _)) => {
-            chunk_beside_locks(conn, cursor, retention)
-        }
-        counted => Ok(PrunedChunk::after(cursor, counted?)),
-    }
+/// When a row `o` of a shard `s` was sent. Rows that were read from the write-ahead log are sent, though nothing marks them: up to their
+/// shard's lower bound while the WAL is read, and later up to `unmarked`.
+macro_rules! sent {
+    () => {
+        "coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.polled_through < 9223372036854775807 THEN s.sent_through ELSE s.unmarked END \
+         THEN o.created_at AT TIME ZONE 'utc' END)"
+    };
 }
 
-/// Does the same as [`chunk()`], except for rows that somebody has locked. To find those, it locks each row before it deletes it,
-/// which takes twice as long.
-fn chunk_beside_locks(conn: &mut PgConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
-    let counted = PruneBesideLocks::new(retention.as_secs_f64(), cursor, PRUNE_CHUNK).get_result(conn)?;
-    Ok(PrunedChunk::after(cursor, counted))
-}
-
-/// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether it was emitted long enough ago that later rows
-/// may have expired too. Rows that were read from the write-ahead log are sent, though nothing marks them: up to their shard's lower bound
-/// while the WAL is read, and later up to `unmarked`.
+/// A chunk in the order of `seq`: where each row lies, whether it has expired, and whether later rows may have expired too, because it was
+/// emitted long enough ago or is beyond the number that is kept.
 macro_rules! chunk {
     () => {
-        "chunk AS MATERIALIZED (SELECT seq, place, coalesce(sent < expiry, false) AS expired, created < expiry AS is_old FROM \
-         (SELECT o.seq, o.ctid AS place, o.created_at AT TIME ZONE 'utc' AS created, coalesce(o.sent_at, CASE WHEN o.seq <= \
-         CASE WHEN s.polled_through < 9223372036854775807 THEN s.sent_through ELSE s.unmarked END THEN o.created_at AT TIME ZONE 'utc' END) AS sent, \
-         now() - pg_catalog.make_interval(secs => ?) AS expiry FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard \
-         WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
+        concat!(
+            "chunk AS MATERIALIZED (SELECT seq, place, \
+             coalesce(sent < expiry OR (sent IS NOT NULL AND seq <= ?), false) AS expired, \
+             created < expiry OR seq <= ? AS is_old FROM \
+             (SELECT o.seq, o.ctid AS place, o.created_at AT TIME ZONE 'utc' AS created, ",
+            sent!(),
+            " AS sent, now() - pg_catalog.make_interval(secs => ?) AS expiry FROM ONLY outbox AS o JOIN outbox_shard AS s \
+             ON s.shard = o.shard WHERE o.seq > ? ORDER BY o.seq LIMIT ?) AS o)"
+        )
     };
 }
 
@@ -273,24 +158,47 @@ macro_rules! counted {
 
 statement!(
     Pg,
-    /// Notes of requeued rows that are sent. Where the sequence was set back, numbers say nothing, but nothing is lost by a note that goes early
-    /// either.
-    ForgetRequeued {} -> BigInt,
-    "DELETE FROM outbox_requeued WHERE seq <= (SELECT min(sent_through) FROM outbox_shard)"
+    CountDown { below: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, BigInt, Nullable<BigInt>),
+    concat!(
+        "SELECT count(*), pg_catalog.count(sent), min(seq) FROM (SELECT o.seq, ",
+        sent!(),
+        " AS sent FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq < ? ORDER BY o.seq DESC LIMIT ?) AS o"
+    )
+);
+
+statement!(
+    Pg,
+    SentBelow { below: i64 => BigInt, others: i64 => BigInt } -> BigInt,
+    concat!(
+        "SELECT o.seq FROM ONLY outbox AS o JOIN outbox_shard AS s ON s.shard = o.shard WHERE o.seq < ? AND ",
+        sent!(),
+        " IS NOT NULL ORDER BY o.seq DESC LIMIT 1 OFFSET ?"
+    )
 );
 
 statement!(
     Pg,
     /// Whether a round has something to do: its first chunk has expired rows, or there may be some behind it.
-    IsWanted { retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt, all: i64 => BigInt } -> Bool,
+    IsWanted {
+        through: i64 => BigInt, same: i64 => BigInt, retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt,
+        all: i64 => BigInt
+    } -> Bool,
     concat!("WITH ", chunk!(), " SELECT coalesce(bool_or(expired) OR bool_and(is_old) AND count(*) = ?, false) FROM chunk")
+);
+
+statement!(
+    Pg,
+    Count {
+        through: i64 => BigInt, same: i64 => BigInt, retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
+    concat!("WITH ", chunk!(), " ", counted!())
 );
 
 statement!(
     Pg,
     /// Leaves alone a row that was changed since the statement began, because it lies elsewhere then.
     Prune {
-        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+        through: i64 => BigInt, same: i64 => BigInt, retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
     } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
     concat!(
         "WITH ",
@@ -302,9 +210,10 @@ statement!(
 
 statement!(
     Pg,
-    /// Does the same, except for rows that somebody has locked.
+    /// Does the same, except for rows that somebody has locked. To find those, it locks each row before it deletes it, which takes twice as
+    /// long.
     PruneBesideLocks {
-        retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
+        through: i64 => BigInt, same: i64 => BigInt, retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt
     } -> (Nullable<BigInt>, Nullable<BigInt>, BigInt, BigInt, Bool),
     concat!(
         "WITH ",
@@ -313,4 +222,81 @@ statement!(
          FOR UPDATE OF o SKIP LOCKED), pruned AS (DELETE FROM ONLY outbox AS o USING free AS f WHERE o.ctid = f.place) ",
         counted!()
     )
+);
+
+statement!(
+    Pg,
+    /// Whether there are any.
+    HasDeadLetters {} -> Bool,
+    "SELECT EXISTS (SELECT FROM outbox_dead_letter)"
+);
+
+statement!(
+    Pg,
+    DeadLettersExpireBefore { seconds: f64 => Double, newer: i64 => BigInt, same: i64 => BigInt } -> Text,
+    "SELECT greatest(now() - pg_catalog.make_interval(secs => ?), (SELECT failed_at FROM outbox_dead_letter WHERE ? >= 0 \
+     ORDER BY failed_at DESC OFFSET greatest(?, 0) LIMIT 1))::text"
+);
+
+/// The next dead letters, and whether each may go. Those of an aggregate of which some were held back stay, because they would go while a
+/// relay that holds aggregates back might need them.
+macro_rules! dead_letters {
+    () => {
+        "chunk AS MATERIALIZED (SELECT seq, id, failed_at < ?::timestamptz AND (aggregatetype::text, aggregateid::text) NOT IN \
+         (SELECT aggregatetype::text, aggregateid::text FROM outbox_dead_letter WHERE reason = ?) AS expired \
+         FROM outbox_dead_letter WHERE (seq, id) > (?, ?::uuid) ORDER BY seq, id LIMIT ?)"
+    };
+}
+
+macro_rules! counted_dead_letters {
+    () => {
+        "SELECT max(seq), (pg_catalog.array_agg(id::text ORDER BY seq DESC, id DESC))[1], count(*), count(*) FILTER (WHERE expired) FROM chunk"
+    };
+}
+
+statement!(
+    Pg,
+    CountDeadLetters {
+        before: String => Text, blocked: String => Text, seq: i64 => BigInt, id: String => Text, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<Text>, BigInt, BigInt),
+    concat!("WITH ", dead_letters!(), " ", counted_dead_letters!())
+);
+
+statement!(
+    Pg,
+    PruneDeadLetters {
+        before: String => Text, blocked: String => Text, seq: i64 => BigInt, id: String => Text, limit: i64 => BigInt
+    } -> (Nullable<BigInt>, Nullable<Text>, BigInt, BigInt),
+    concat!(
+        "WITH ",
+        dead_letters!(),
+        ", pruned AS (DELETE FROM outbox_dead_letter AS d USING chunk AS c WHERE d.seq = c.seq AND d.id = c.id AND c.expired) ",
+        counted_dead_letters!()
+    )
+);
+
+statement!(
+    Pg,
+    ConsumerAfter { is_first: bool => Bool, consumer: String => Text } -> Nullable<Text>,
+    "SELECT min(consumer) FROM inbox WHERE ? OR consumer > ?"
+);
+
+statement!(
+    Pg,
+    MarksExpireBefore { seconds: f64 => Double, consumer: String => Text, newer: i64 => BigInt, same: i64 => BigInt } -> Text,
+    "SELECT greatest(now() - pg_catalog.make_interval(secs => ?), (SELECT received_at FROM inbox WHERE consumer = ? AND ? >= 0 \
+     ORDER BY received_at DESC OFFSET greatest(?, 0) LIMIT 1))::text"
+);
+
+statement!(
+    Pg,
+    CountMarks { consumer: String => Text, before: String => Text } -> BigInt,
+    "SELECT count(*) FROM inbox WHERE consumer = ? AND received_at < ?::timestamptz"
+);
+
+statement!(
+    Pg,
+    PruneMarks { consumer: String => Text, before: String => Text, limit: i64 => BigInt } -> Bool,
+    "DELETE FROM inbox WHERE ctid = ANY (ARRAY(SELECT ctid FROM inbox WHERE consumer = ? AND received_at < ?::timestamptz \
+     ORDER BY received_at LIMIT ?))"
 );

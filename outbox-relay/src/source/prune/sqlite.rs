@@ -1,123 +1,229 @@
-//! Pruning on the relay's own connection, chunk by chunk. It only reads the rows that stay, because SQLite has one write lock and
-//! emitters wait for it.
+//! The statements of pruning on SQLite. They only read the rows that stay, because SQLite has one write lock and emitters wait for it.
 
-use std::time::{Duration, Instant};
+use std::fs::{File, TryLockError};
 
 use diesel::connection::DefaultLoadingMode;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Double, Text};
+use diesel::result::Error;
+use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
-use super::{PRUNE_CHUNK, PRUNE_INTERVAL};
-use crate::source::interval::is_due;
+use super::{
+    CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn,
+};
+use crate::source::BLOCKED;
 use crate::statement::statement;
 
 /// How many bytes fill a chunk. `sent_at` lies behind the payload in a row, so SQLite reads the payload too.
 const CHUNK_BYTES: i64 = 8 * 1024 * 1024;
-/// Pruning takes at most this part of the time that the relay had for other things, and at most this long at once. A chunk may take
-/// longer.
-const SHARE: u32 = 2;
-const LONGEST: Duration = Duration::from_secs(1);
 
-/// After this many chunks without an expired row a round ends. The next one goes on there.
-const IDLE_CHUNKS: usize = 10;
-
-/// Rounds of pruning, each from the oldest row on.
-#[derive(Default)]
-pub(in super::super) struct SqlitePruning {
-    begun: Option<Instant>,
-    /// Where the next round begins.
-    start: i64,
-    /// How many chunks of this round had no expired row.
-    idle: usize,
-    /// Where the next chunk of this round begins. `None` between rounds.
-    cursor: Option<i64>,
-    ended: Option<Instant>,
-}
-
-impl SqlitePruning {
-    /// Begins a round if one is due, or goes on with the last one.
-    pub(in super::super) fn run(
-        &mut self,
-        conn: &mut SqliteConnection,
-        retention: Duration,
-    ) -> QueryResult<()> {
-        let began = Instant::now();
-        let time = self.ended.map_or(Duration::ZERO, |ended| (ended.elapsed() / SHARE).min(LONGEST));
-        if self.cursor.is_none() && is_due(&mut self.begun, PRUNE_INTERVAL) {
-            (self.cursor, self.idle) = (Some(self.start), 0);
+impl Prunable for SqliteConnection {
+    /// Locks a file beside the database.
+    fn take_turn(&mut self) -> QueryResult<Option<Turn>> {
+        let path = DatabaseFile::new().get_result::<String>(self)?;
+        let failed = |error: std::io::Error| {
+            Error::QueryBuilderError(format!("cannot lock {path}-outbox-prune: {error}").into())
+        };
+        let file = File::options().create(true).append(true).open(format!("{path}-outbox-prune"));
+        let file = file.map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Turn { _file: Some(file) })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(failed(error)),
         }
-        while let Some(cursor) = self.cursor {
-            let chunk = chunk(conn, cursor, retention)?;
-            self.idle += usize::from(chunk.is_idle);
-            self.start = chunk.next.filter(|_| self.idle == IDLE_CHUNKS).unwrap_or_default();
-            self.cursor = chunk.next.filter(|_| self.idle < IDLE_CHUNKS);
-            if began.elapsed() >= time {
+    }
+
+    fn end_turn(&mut self, turn: Turn) -> QueryResult<()> {
+        drop(turn);
+        Ok(())
+    }
+
+    fn count_down(&mut self, below: i64, limit: i64) -> QueryResult<CountedDown> {
+        CountDown::new(below, limit).get_result(self)
+    }
+
+    fn sent_below(&mut self, below: i64, others: i64) -> QueryResult<Option<i64>> {
+        SentBelow::new(below, others).get_result(self).optional()
+    }
+
+    /// Takes the write lock only if there are rows to delete, and only to delete them.
+    fn sent_chunk(&mut self, after: i64, expiry: Expiry, how: How) -> QueryResult<PrunedChunk> {
+        let Expiry { seconds, through } = expiry;
+        let (mut expired, mut first_kept) = (Vec::new(), None);
+        let (mut last, mut rows, mut bytes, mut is_old) = (after, 0, 0, true);
+        let oldest = Oldest::new(seconds, through, seconds, through, after, PRUNE_CHUNK);
+        for row in oldest.load_iter::<(i64, bool, bool, i64), DefaultLoadingMode>(self)? {
+            let (seq, has_expired, was_emitted_long_ago, size) = row?;
+            is_old &= was_emitted_long_ago;
+            if has_expired {
+                expired.push(seq.to_string());
+            } else {
+                first_kept.get_or_insert(seq);
+            }
+            (last, rows, bytes) = (seq, rows + 1, bytes + size);
+            if bytes >= CHUNK_BYTES {
                 break;
             }
         }
-        self.ended = Some(Instant::now());
-        Ok(())
-    }
-}
-
-/// The outcome of a chunk.
-struct PrunedChunk {
-    /// Where the next one begins. `None` if the round is over, because what comes next was emitted recently.
-    next: Option<i64>,
-    /// Whether none of it has expired. If Kafka does not take the records of a partition, their rows may be older than all that is
-    /// sent.
-    is_idle: bool,
-}
-
-/// Deletes the rows of one chunk that are too old. It takes the write lock only if there are such rows, and only to delete them.
-fn chunk(conn: &mut SqliteConnection, cursor: i64, retention: Duration) -> QueryResult<PrunedChunk> {
-    let retention = retention.as_secs_f64();
-    let (mut expired, mut last, mut rows, mut bytes, mut is_old) = (Vec::new(), cursor, 0, 0, true);
-    let oldest = Oldest::new(retention, retention, cursor, PRUNE_CHUNK);
-    for row in oldest.load_iter::<(i64, bool, bool, i64), DefaultLoadingMode>(conn)? {
-        let (seq, has_expired, was_emitted_long_ago, size) = row?;
-        is_old &= was_emitted_long_ago;
-        if has_expired {
-            expired.push(seq.to_string());
+        if how != How::Counts && !expired.is_empty() {
+            Expired::new(format!("[{}]", expired.join(",")), seconds, through).execute(self)?;
         }
-        (last, rows, bytes) = (seq, rows + 1, bytes + size);
-        if bytes >= CHUNK_BYTES {
-            break;
+        let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
+        let goes_on = is_full && (is_old || !expired.is_empty());
+        Ok(PrunedChunk::new(last, first_kept, !goes_on, expired.len() as u64))
+    }
+
+    fn dead_letters_expire_before(&mut self, expiry: TimedExpiry) -> QueryResult<String> {
+        let TimedExpiry { seconds, newer } = expiry;
+        DeadLettersExpireBefore::new(seconds, newer, newer).get_result(self)
+    }
+
+    fn dead_letter_chunk(
+        &mut self,
+        (seq, id): &(i64, String),
+        before: &str,
+        deletes: bool,
+    ) -> QueryResult<PrunedDeadLetters> {
+        let (seq, id, before) = (*seq, id.clone(), before.to_owned());
+        let rows: Vec<(i64, String, i64, bool)> =
+            DeadLetters::new(before.clone(), BLOCKED.to_owned(), seq, id, PRUNE_CHUNK).load(self)?;
+        let expired: Vec<String> =
+            rows.iter().filter(|(.., expired)| *expired).map(|(_, _, rowid, _)| rowid.to_string()).collect();
+        if deletes && !expired.is_empty() {
+            ForgetDeadLetters::new(format!("[{}]", expired.join(",")), before).execute(self)?;
         }
+        let next = rows.last().filter(|_| rows.len() as i64 == PRUNE_CHUNK);
+        let next = next.map(|(seq, id, ..)| (*seq, id.clone()));
+        Ok(PrunedDeadLetters { next, expired: expired.len() as u64 })
     }
-    if !expired.is_empty() {
-        Expired::new(format!("[{}]", expired.join(",")), retention).execute(conn)?;
+
+    fn consumer_after(&mut self, consumer: Option<&str>) -> QueryResult<Option<String>> {
+        ConsumerAfter::new(consumer.is_none(), consumer.unwrap_or_default().to_owned()).get_result(self)
     }
-    let is_full = rows == PRUNE_CHUNK || bytes >= CHUNK_BYTES;
-    let is_idle = expired.is_empty();
-    let goes_on = is_full && (is_old || !is_idle);
-    Ok(PrunedChunk { next: goes_on.then_some(last), is_idle })
+
+    fn marks_expire_before(&mut self, consumer: &str, expiry: TimedExpiry) -> QueryResult<String> {
+        let TimedExpiry { seconds, newer } = expiry;
+        MarksExpireBefore::new(seconds, consumer.to_owned(), newer, newer).get_result(self)
+    }
+
+    fn count_marks(&mut self, consumer: &str, before: &str) -> QueryResult<u64> {
+        let count: i64 = CountMarks::new(consumer.to_owned(), before.to_owned()).get_result(self)?;
+        Ok(count.unsigned_abs())
+    }
+
+    fn prune_marks(&mut self, consumer: &str, before: &str, limit: i64) -> QueryResult<u64> {
+        let pruned = PruneMarks::new(consumer.to_owned(), before.to_owned(), limit).execute(self)?;
+        Ok(pruned as u64)
+    }
 }
 
-/// Whether a time is longer ago than the retention. For an unsent row, which has no time, this is false.
-macro_rules! is_old {
-    ($time:literal) => {
-        concat!("coalesce(", $time, " < strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds'), 0)")
+statement!(
+    Sqlite,
+    DatabaseFile {} -> Text,
+    "SELECT file FROM pragma_database_list WHERE name = 'main'"
+);
+
+statement!(
+    Sqlite,
+    CountDown { below: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, BigInt, Nullable<BigInt>),
+    "SELECT count(*), count(sent_at), min(seq) FROM (SELECT seq, sent_at FROM outbox WHERE seq < ? ORDER BY seq DESC LIMIT ?)"
+);
+
+statement!(
+    Sqlite,
+    SentBelow { below: i64 => BigInt, others: i64 => BigInt } -> BigInt,
+    "SELECT seq FROM outbox WHERE seq < ? AND sent_at IS NOT NULL ORDER BY seq DESC LIMIT 1 OFFSET ?"
+);
+
+/// The time that is so many seconds ago.
+macro_rules! ago {
+    () => {
+        "strftime('%Y-%m-%dT%H:%M:%fZ', 'now', '-' || ? || ' seconds')"
+    };
+}
+
+/// Whether a row was sent longer ago than the retention, or was sent and is beyond the number that is kept.
+macro_rules! has_expired {
+    () => {
+        concat!("coalesce(sent_at < ", ago!(), " OR (sent_at IS NOT NULL AND seq <= ?), 0)")
     };
 }
 
 statement!(
     Sqlite,
-    /// Rows in their order, whether each has expired, whether it was emitted that long ago, and the size of its payload.
-    Oldest { retention: f64 => Double, same_retention: f64 => Double, cursor: i64 => BigInt, limit: i64 => BigInt } -> (BigInt, Bool, Bool, BigInt),
+    /// Rows in their order, whether each has expired, whether later ones may have, and the size of its payload.
+    Oldest {
+        retention: f64 => Double, through: i64 => BigInt, same_retention: f64 => Double, same_through: i64 => BigInt,
+        cursor: i64 => BigInt, limit: i64 => BigInt
+    } -> (BigInt, Bool, Bool, BigInt),
     concat!(
         "SELECT seq, ",
-        is_old!("sent_at"),
-        ", ",
-        is_old!("created_at"),
-        ", coalesce(length(payload), 0) FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
+        has_expired!(),
+        ", created_at < ",
+        ago!(),
+        " OR seq <= ?, coalesce(length(payload), 0) FROM outbox WHERE seq > ? ORDER BY seq LIMIT ?"
     )
 );
 
 statement!(
     Sqlite,
     /// Deletes exactly these rows, and not one that has got such a number since.
-    Expired { seqs: String => Text, retention: f64 => Double } -> Bool,
-    concat!("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?)) AND ", is_old!("sent_at"))
+    Expired { seqs: String => Text, retention: f64 => Double, through: i64 => BigInt } -> Bool,
+    concat!("DELETE FROM outbox WHERE seq IN (SELECT value FROM json_each(?)) AND ", has_expired!())
+);
+
+statement!(
+    Sqlite,
+    DeadLettersExpireBefore { seconds: f64 => Double, newer: i64 => BigInt, same: i64 => BigInt } -> Text,
+    concat!(
+        "SELECT max(",
+        ago!(),
+        ", coalesce((SELECT failed_at FROM outbox_dead_letter WHERE ? >= 0 ORDER BY failed_at DESC LIMIT 1 OFFSET ?), ''))"
+    )
+);
+
+statement!(
+    Sqlite,
+    /// Dead letters in their order, and whether each may go.
+    DeadLetters { before: String => Text, blocked: String => Text, seq: i64 => BigInt, id: String => Text, limit: i64 => BigInt }
+        -> (BigInt, Text, BigInt, Bool),
+    "SELECT seq, id, rowid, failed_at < ? AND (aggregatetype, aggregateid) NOT IN \
+     (SELECT aggregatetype, aggregateid FROM outbox_dead_letter WHERE reason = ?) \
+     FROM outbox_dead_letter WHERE (seq, id) > (?, ?) ORDER BY seq, id LIMIT ?"
+);
+
+statement!(
+    Sqlite,
+    /// Deletes exactly these, and not one that has got such a number since.
+    ForgetDeadLetters { rows: String => Text, before: String => Text } -> Bool,
+    "DELETE FROM outbox_dead_letter WHERE rowid IN (SELECT value FROM json_each(?)) AND failed_at < ?"
+);
+
+statement!(
+    Sqlite,
+    ConsumerAfter { is_first: bool => Bool, consumer: String => Text } -> Nullable<Text>,
+    "SELECT min(consumer) FROM inbox WHERE ? OR consumer > ?"
+);
+
+statement!(
+    Sqlite,
+    MarksExpireBefore { seconds: f64 => Double, consumer: String => Text, newer: i64 => BigInt, same: i64 => BigInt } -> Text,
+    concat!(
+        "SELECT max(",
+        ago!(),
+        ", coalesce((SELECT received_at FROM inbox WHERE consumer = ? AND ? >= 0 ORDER BY received_at DESC LIMIT 1 OFFSET ?), ''))"
+    )
+);
+
+statement!(
+    Sqlite,
+    CountMarks { consumer: String => Text, before: String => Text } -> BigInt,
+    "SELECT count(*) FROM inbox WHERE consumer = ? AND received_at < ?"
+);
+
+statement!(
+    Sqlite,
+    PruneMarks { consumer: String => Text, before: String => Text, limit: i64 => BigInt } -> Bool,
+    "DELETE FROM inbox WHERE (consumer, event_id) IN (SELECT consumer, event_id FROM inbox WHERE consumer = ? AND received_at < ? \
+     ORDER BY received_at LIMIT ?)"
 );

@@ -24,10 +24,10 @@ use super::{decode, origin, polled, publication};
 use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
 use crate::source::promote::Promotion;
-use crate::source::prune::PostgresPruning;
+use crate::source::prune::{Limits, PostgresPruning};
 use crate::source::row::StoredRow;
 use crate::source::undoable::Undoable;
-use crate::source::{BLOCKED, SentRows, database_error};
+use crate::source::{BLOCKED, database_error};
 
 /// The active relay's work on the slot.
 pub(super) struct Reading {
@@ -358,11 +358,7 @@ impl Reading {
         self.promotion.run(&mut **self.conn, true);
         let failed = |error| database_error("looking after the table and the slot", error);
         let options = &self.database.options;
-        let retention = match options.sent_rows {
-            SentRows::Keep { retention } => retention,
-            SentRows::Delete => Duration::ZERO,
-        };
-        self.pruning.run(&mut self.conn, &self.database, retention).map_err(failed)?;
+        self.pruning.run(&mut self.conn, &self.database, Limits::of_wal(options)).map_err(failed)?;
         if !is_due(&mut self.done.measured_lag, options.lag_interval) {
             return Ok(None);
         }

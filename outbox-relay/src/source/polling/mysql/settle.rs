@@ -104,13 +104,13 @@ fn ranges(tickets: &[u64]) -> Vec<(u64, u64)> {
 }
 
 /// Deletes exactly these rows.
-pub(super) fn delete(conn: &mut Conn, seqs: &[impl ToString]) -> mysql::Result<()> {
+pub(crate) fn delete(conn: &mut Conn, seqs: &[impl ToString]) -> mysql::Result<()> {
     conn.execute(&format!("DELETE o FROM {}", rows(seqs))).map(drop)
 }
 
 /// The rows with these numbers, as `o`. If the table has few rows, or the server's statistics say so, which follow a backlog only after a
 /// while, the optimizer would rather scan all rows for each number, and wait for those that are not committed.
-pub(super) fn rows(seqs: &[impl ToString]) -> String {
+pub(crate) fn rows(seqs: &[impl ToString]) -> String {
     let seqs: Vec<String> = seqs.iter().map(ToString::to_string).collect();
     format!(
         "(SELECT seq FROM JSON_TABLE('[{}]', '$[*]' COLUMNS (seq bigint PATH '$')) AS j) AS t \

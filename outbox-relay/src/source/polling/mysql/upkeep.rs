@@ -6,29 +6,38 @@ use std::time::{Duration, Instant};
 use diesel_outbox_core::Lag;
 use mysql::Conn;
 
+use super::bounds;
 use super::connection::Statements;
-use super::{bounds, settle};
 use crate::source::interval::is_due;
 use crate::source::promote::Promotion;
-use crate::source::{BLOCKED, SentRows, SourceOptions};
+use crate::source::prune::{How, Limits, Steps};
+use crate::source::{BLOCKED, SourceOptions};
 
 /// Measuring the lag takes a fiftieth of the time at most.
 const LONGEST_SHARE: u32 = 50;
-const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-const PRUNE_ROWS: usize = 1_000;
-/// Pruning takes this part of the time at most.
+/// Pruning takes this part of the time at most, and so long at once.
 const PRUNE_SHARE: u32 = 4;
+const LONGEST_PRUNING: Duration = Duration::from_millis(100);
 
-#[derive(Default)]
 pub(super) struct Upkeep {
     measured: Option<Instant>,
     /// How long it took last.
     measuring: Duration,
-    pruned: Option<Instant>,
-    /// If a round of pruning has not come to its end: behind which row it goes on, and when.
-    goes_on: Option<(i64, Instant)>,
+    pruning: Steps,
     promotion: Promotion,
     has_promoted: bool,
+}
+
+impl Default for Upkeep {
+    fn default() -> Self {
+        Self {
+            measured: None,
+            measuring: Duration::ZERO,
+            pruning: Steps::new(PRUNE_SHARE, LONGEST_PRUNING, How::DeletesFree),
+            promotion: Promotion::default(),
+            has_promoted: false,
+        }
+    }
 }
 
 impl Upkeep {
@@ -50,9 +59,7 @@ impl Upkeep {
         was_large: bool,
     ) -> mysql::Result<Option<Lag>> {
         self.has_promoted = self.promotion.run(conn, true);
-        if let SentRows::Keep { retention } = options.sent_rows {
-            self.prune(conn, retention)?;
-        }
+        self.pruning.run(conn, Limits::of(options));
         // A relay that begins with a backlog has better things to do first.
         if was_large {
             self.measured.get_or_insert_with(Instant::now);
@@ -67,45 +74,6 @@ impl Upkeep {
         self.measuring = began.elapsed();
         Ok(Some(lag))
     }
-
-    /// Makes a step of a round: deletes the rows among the next ones that were sent longer ago than the retention. The round ends
-    /// where the rows are younger than that.
-    fn prune(&mut self, conn: &mut Conn, retention: Duration) -> mysql::Result<()> {
-        let cursor = match self.goes_on {
-            Some((cursor, at)) if Instant::now() >= at => cursor,
-            None if is_due(&mut self.pruned, PRUNE_INTERVAL) => 0,
-            _ => return Ok(()),
-        };
-        let began = Instant::now();
-        let expiry = format!("UTC_TIMESTAMP(3) - INTERVAL {} SECOND", retention.as_secs_f64());
-        let rows: Vec<(i64, bool, bool)> = conn.load(&format!(
-            "SELECT seq, IFNULL(sent_at < {expiry}, 0), created_at < {expiry} FROM outbox WHERE seq > {cursor} ORDER BY seq LIMIT {PRUNE_ROWS}"
-        ))?;
-        let expired: Vec<i64> =
-            rows.iter().filter(|(_, expired, _)| *expired).map(|(seq, ..)| *seq).collect();
-        // The rows of a partition that Kafka does not take may be older than all that is sent.
-        let is_old = rows.iter().all(|(.., is_old)| *is_old);
-        let goes_on = rows.len() == PRUNE_ROWS && (is_old || !expired.is_empty());
-        if !expired.is_empty() {
-            delete_beside_locks(conn, &expired, &expiry)?;
-        }
-        let last = rows.last().filter(|_| goes_on).map(|(seq, ..)| *seq);
-        self.goes_on = last.map(|last| (last, Instant::now() + began.elapsed() * PRUNE_SHARE));
-        Ok(())
-    }
-}
-
-/// Deletes these rows if they are still older than that. Leaves out those that somebody has locked: the relay does not wait for them, and
-/// finds them again later.
-fn delete_beside_locks(conn: &mut Conn, seqs: &[i64], expiry: &str) -> mysql::Result<()> {
-    conn.execute("START TRANSACTION")?;
-    let rows = settle::rows(seqs);
-    let free: Vec<i64> =
-        conn.load(&format!("SELECT o.seq FROM {rows} WHERE o.sent_at < {expiry} FOR UPDATE SKIP LOCKED"))?;
-    if !free.is_empty() {
-        settle::delete(conn, &free)?;
-    }
-    conn.execute("COMMIT").map(drop)
 }
 
 /// An aggregate type, a shard, how much of it is unsent there, and the age of the oldest in microseconds.

@@ -60,6 +60,11 @@ fn prefix(conn: &mut Conn) -> mysql::Result<String> {
     Ok(prefix.replace(['\'', '\\'], "_"))
 }
 
+/// Returns the name of the lock of whoever prunes the outbox in the connection's database.
+pub(crate) fn prune_lock(conn: &mut Conn) -> mysql::Result<String> {
+    Ok(format!("{}prune", prefix(conn)?))
+}
+
 /// Returns whether a relay looks at the outbox in the connection's database.
 pub(crate) fn is_polled(conn: &mut Conn) -> mysql::Result<bool> {
     let prefix = prefix(conn)?;

@@ -8,11 +8,10 @@ use diesel::prelude::*;
 use diesel_outbox_core::Lag;
 
 use crate::operate::Operate;
-use crate::source::SentRows;
 use crate::source::database::PostgresDatabase;
 use crate::source::interval::is_due;
 use crate::source::promote::Promotion;
-use crate::source::prune::PostgresPruning;
+use crate::source::prune::{Limits, PostgresPruning};
 use crate::source::writers::Writers;
 
 /// Measuring the lag takes at most a fiftieth of the time.
@@ -38,10 +37,7 @@ impl Upkeep {
 
     /// Returns how soon an idle relay should look again whether something has expired.
     pub(super) fn prune_pause(&self, database: &PostgresDatabase) -> Duration {
-        match database.options.sent_rows {
-            SentRows::Keep { retention } => self.pruning.pause(retention),
-            SentRows::Delete => Duration::MAX,
-        }
+        self.pruning.pause(Limits::of(&database.options))
     }
 
     /// What a relay does that does not lead: it moves scheduled events that the leader neglects.
@@ -58,8 +54,9 @@ impl Upkeep {
     ) -> QueryResult<Option<Lag>> {
         let options = &database.options;
         self.has_promoted = self.promotion.run(conn, true);
-        if let SentRows::Keep { retention } = options.sent_rows {
-            self.pruning.run(conn, database, retention)?;
+        let limits = Limits::of(options);
+        if limits.are_any() {
+            self.pruning.run(conn, database, limits)?;
         }
         // A relay that begins with a backlog has better things to do first.
         if was_large {
