@@ -6,6 +6,7 @@ mod dead_letters;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
 mod doctor;
+mod explain;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -26,6 +27,8 @@ mod scheduled;
 mod settings;
 mod shell;
 mod signals;
+#[cfg(feature = "opentelemetry")]
+mod traces;
 mod verify;
 mod wal;
 
@@ -73,6 +76,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Requeue { which, common } => dead_letters::requeue(common, origins, which),
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
+        Action::Explain(settings) => explain::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Completions { shell, .. } => shell::completions(*shell),
         Action::Man { folder, .. } => shell::man(folder),

@@ -37,6 +37,7 @@ use self::sqlite::SimulatedSqlite;
 use self::turns::Turns;
 use self::wal::SimulatedWal;
 use self::world::World;
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits, Passed, Pipeline};
 
@@ -92,6 +93,7 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
         let now = || hand.world().now();
         let pipeline = Pipeline {
             topic_naming: &TopicNaming::default(),
+            max_rate: &MaxRate::default(),
             metrics: &Metrics::new(),
             limits,
             now: &now,

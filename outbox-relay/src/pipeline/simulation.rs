@@ -12,6 +12,7 @@ use diesel_outbox_core::{
     SourceError,
 };
 
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 
 use super::{BATCH_BYTES, Limits, PassError, Passed, Pipeline, size};
@@ -390,6 +391,7 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
     let stops = chance.clone();
     let pipeline = Pipeline {
         topic_naming: &TopicNaming::default(),
+        max_rate: &MaxRate::default(),
         metrics: &Metrics::new(),
         limits,
         now: &now,

@@ -34,6 +34,10 @@ pub(super) fn relay(
     let relay = if has_others { relay.server_name(database.server_name()) } else { relay };
     // The relay has a default of its own, which depends on the number of outboxes.
     let relay = if origins.given("workers").is_some() { relay.workers(work.workers) } else { relay };
+    let relay = match work.max_rate {
+        Some(rate) => relay.max_rate(rate),
+        None => relay,
+    };
     Ok(match after.retention.sent_rows(origins)? {
         SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),
