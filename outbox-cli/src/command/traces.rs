@@ -12,6 +12,8 @@ use super::failure::Failure;
 const SERVICE_NAME: &str = "OTEL_SERVICE_NAME";
 const RESOURCE: &str = "OTEL_RESOURCE_ATTRIBUTES";
 
+const PLACES: [&str; 2] = ["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"];
+
 /// What sends spans. It sends the last ones when it is dropped.
 pub(super) struct Traces(SdkTracerProvider);
 
@@ -20,6 +22,12 @@ impl Traces {
     pub(super) fn start() -> Result<Option<Self>, Failure> {
         if !is_wanted(|name| env::var(name).ok()) {
             return Ok(None);
+        }
+        if let Some(name) = PLACES.into_iter().find(|name| is_https(env::var(name).ok().as_deref())) {
+            let problem = format!(
+                "{name} is an https:// URL: name a collector near the relay with http://, which sends them on"
+            );
+            return Err(Failure::Traces(problem));
         }
         let exporter = SpanExporter::builder().with_http().build();
         let exporter = exporter.map_err(|error| Failure::Traces(error.to_string()))?;
@@ -49,9 +57,11 @@ fn is_wanted(variable: impl Fn(&str) -> Option<String>) -> bool {
     let names_a_place = |name: &str| variable(name).is_some_and(|place| !place.is_empty());
     !is("OTEL_SDK_DISABLED", "true")
         && !is("OTEL_TRACES_EXPORTER", "none")
-        && (is("OTEL_TRACES_EXPORTER", "otlp")
-            || names_a_place("OTEL_EXPORTER_OTLP_ENDPOINT")
-            || names_a_place("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"))
+        && (is("OTEL_TRACES_EXPORTER", "otlp") || PLACES.into_iter().any(names_a_place))
+}
+
+fn is_https(place: Option<&str>) -> bool {
+    place.is_some_and(|place| place.trim().to_ascii_lowercase().starts_with("https://"))
 }
 
 #[cfg(test)]
@@ -72,5 +82,6 @@ mod tests {
         assert!(!wanted(&[]) && !wanted(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]));
         assert!(!wanted(&[place, ("OTEL_TRACES_EXPORTER", "none")]));
         assert!(!wanted(&[place, ("OTEL_SDK_DISABLED", "true")]));
+        assert!(is_https(Some("HTTPS://collector")) && !is_https(Some(place.1)) && !is_https(None));
     }
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::Event;
 
 /// How long one call of Kafka may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 /// So many records of the partition are read at most.
 const MOST_RECORDS: u64 = 100_000;
 
