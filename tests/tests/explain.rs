@@ -138,14 +138,14 @@ fn each_state_is_named<C: OutboxConnection + Emit + SimpleConnection>(
 #[test]
 fn each_state_is_named_on_postgres() {
     let database = migrated();
-    let place = Place::new(database.url());
+    let place = Place::new(&database.relay_url());
     each_state_is_named(&place, &mut database.connect(), || database.relay(), "No relay is connected");
 }
 
 #[test]
 fn each_state_is_named_on_mariadb() {
     let database = migrated_mariadb();
-    let place = Place::new(database.url());
+    let place = Place::new(&database.relay_url());
     each_state_is_named(&place, &mut database.connect(), || database.relay(), "No relay is connected");
 }
 

@@ -57,6 +57,8 @@ mod traced {
 
     struct SendSpan {
         span: BoxedSpan,
+        /// Whether more records of its batch may come.
+        is_open: bool,
         records: i64,
         in_flight: usize,
         links: usize,
@@ -70,6 +72,9 @@ mod traced {
             self.is_off = false;
             self.tracer = None;
             for index in self.open.drain().filter_map(|(_, index)| index) {
+                if let Some(send) = self.spans.get_mut(&index) {
+                    send.is_open = false;
+                }
                 end_if_done(&mut self.spans, index);
             }
         }
@@ -119,9 +124,7 @@ mod traced {
                 Outcome::Rejected { .. } => send.fail("rejected"),
                 _ => send.fail("not_acknowledged"),
             }
-            if !self.open.values().any(|open| *open == Some(index)) {
-                end_if_done(&mut self.spans, index);
-            }
+            end_if_done(&mut self.spans, index);
         }
 
         /// Begins the span of a topic, unless nobody would see it.
@@ -141,7 +144,8 @@ mod traced {
             if let Some(index) = index {
                 self.begun += 1;
                 let last = SystemTime::now();
-                let send = SendSpan { span, records: 0, in_flight: 0, links: 0, last, failed: false };
+                let send =
+                    SendSpan { span, is_open: true, records: 0, in_flight: 0, links: 0, last, failed: false };
                 self.spans.insert(index, send);
             }
             self.open.insert(topic.to_owned(), index);
@@ -178,7 +182,7 @@ mod traced {
     }
 
     fn end_if_done(spans: &mut HashMap<usize, SendSpan>, index: usize) {
-        if spans.get(&index).is_some_and(|send| send.in_flight == 0)
+        if spans.get(&index).is_some_and(|send| send.in_flight == 0 && !send.is_open)
             && let Some(send) = spans.remove(&index)
         {
             send.end();
