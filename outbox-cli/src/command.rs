@@ -6,6 +6,7 @@ mod dead_letters;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 mod debezium;
 mod doctor;
+mod explain;
 mod failure;
 #[cfg(fuzzing)]
 pub(crate) mod fuzzing;
@@ -27,6 +28,8 @@ mod scheduled;
 mod settings;
 mod shell;
 mod signals;
+#[cfg(feature = "opentelemetry")]
+mod traces;
 mod verify;
 mod wal;
 
@@ -75,6 +78,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Prune(settings) => prune::run(settings, origins),
         Action::Replay(settings) => replay::run(settings, origins),
         Action::Verify(settings) => verify::run(settings, origins),
+        Action::Explain(settings) => explain::run(settings, origins),
         Action::Doctor { json, settings } => doctor::run(settings, origins, *json),
         Action::Completions { shell, .. } => shell::completions(*shell),
         Action::Man { folder, .. } => shell::man(folder),

@@ -8,6 +8,7 @@ mod migrating;
 mod pruning;
 mod running;
 mod scheduling;
+pub mod spans;
 mod storing;
 
 use std::error::Error;

@@ -238,6 +238,7 @@
 //! | `mysql` | no | MySQL and MariaDB. For Diesel's `MysqlConnection`, also turn on the feature `mysql` of Diesel, which needs libmysqlclient or libmariadb |
 //! | `sqlite` | no | SQLite |
 //! | `async` | no | `AsyncEmit`, and the methods of [`Outbox`] and [`Inbox`] for diesel-async's connections |
+//! | `opentelemetry` | no | a span of OpenTelemetry for each emitted event, whose context the event carries: `docs/tracing.md` in the repository |
 //! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //!
 //! Turn on `postgres`, `mysql` or `sqlite`, or several of them. Without any of the three, no connection can emit.

@@ -111,6 +111,7 @@ mod handlers;
 mod headers;
 mod held;
 mod received;
+mod spans;
 mod stalls;
 mod start;
 #[cfg(feature = "testing")]

@@ -64,6 +64,7 @@
 //! | `derive` | `#[derive(InboxEvent)]` and `#[derive(OutboxEvent)]` |
 //! | `migrations` | `Migrations`, which create the table `inbox` |
 //! | `consumer` | the consumer alone: what these turn on, for the features of your own `diesel-outbox` |
+//! | `opentelemetry` | a span of OpenTelemetry for each record that is handled, in the trace that its event carries: `docs/tracing.md` in the repository |
 //! | `tls` | TLS, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
 //! | `sasl` | SASL by Kerberos |
 //! | `zstd` | compression by zstd, with a library that is built from source. A consumer needs it if a producer compresses so |

@@ -164,6 +164,30 @@ impl PublishedRecords {
         Ok(this)
     }
 
+    /// Leaves out all partitions of the topic but that of a key, which is its murmur2 hash. Call it before records are read.
+    ///
+    /// # Errors
+    /// Returns an error if Kafka's client refuses.
+    pub fn keep_partition_of(&mut self, topic: &str, key: u32) -> Result<(), PublishError> {
+        let Some(partition) = self.partition_of(topic, key) else { return Ok(()) };
+        let mut others = TopicPartitionList::new();
+        self.ends.retain(|(of, number), _| {
+            let stays = of != topic || *number == partition;
+            if !stays {
+                others.add_partition(of, *number);
+            }
+            stays
+        });
+        if others.count() == 0 {
+            return Ok(());
+        }
+        self.consumer.incremental_unassign(&others).map_err(|error| failed("beginning to read", error))
+    }
+
+    fn partition_of(&self, topic: &str, key: u32) -> Option<i32> {
+        i32::try_from((key & 0x7fff_ffff) % self.partitions.get(topic)?).ok()
+    }
+
     /// Returns about how many records there are. Kafka's offsets have gaps.
     #[must_use]
     pub fn expected(&self) -> u64 {
@@ -180,8 +204,7 @@ impl PublishedRecords {
     /// example. The key is its murmur2 hash. Read all records first.
     #[must_use]
     pub fn kept_since(&self, topic: &str, key: u32) -> Option<SystemTime> {
-        let partitions = self.partitions.get(topic)?;
-        let partition = i32::try_from((key & 0x7fff_ffff) % partitions).ok()?;
+        let partition = self.partition_of(topic, key)?;
         self.first.get(&(topic.to_owned(), partition)).copied().flatten()
     }
 

@@ -199,6 +199,7 @@
 //! | `mysql` | | MySQL and MariaDB, polled. It needs no C library |
 //! | `mysql-tls` | | TLS for MySQL and MariaDB, with rustls |
 //! | `sqlite` | | SQLite |
+//! | `opentelemetry` | | a span of OpenTelemetry for each batch and topic: `docs/tracing.md` in the repository |
 //! | `testing` | | `testing`: a relay that a test makes work step by step, without Kafka |
 //! | `kafka` | yes | Kafka as the broker |
 //! | `kafka-tls` | | TLS for Kafka, and SASL by PLAIN, SCRAM and OAUTHBEARER, with the system's OpenSSL |
@@ -217,6 +218,7 @@ mod error;
 pub mod fuzzing;
 mod handle;
 mod health;
+mod max_rate;
 mod metrics;
 mod missing;
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]

@@ -4,6 +4,7 @@
 mod cause;
 mod choose;
 mod doctor;
+pub mod explain;
 pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;

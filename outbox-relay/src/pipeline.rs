@@ -12,6 +12,7 @@ mod names;
 pub(crate) mod rehearsal;
 #[cfg(test)]
 pub(crate) mod simulation;
+mod spans;
 mod waiting;
 
 use std::cell::Cell;
@@ -25,8 +26,10 @@ use diesel_outbox_core::{
 };
 
 use self::names::TopicNames;
+use self::spans::Spans;
 use self::waiting::Waiting;
 use crate::crash::crash_point;
+use crate::max_rate::MaxRate;
 use crate::metrics::{Latencies, Metrics};
 
 /// How much a pass takes on: the settings of the same names on [`Relay`](crate::Relay).
@@ -92,6 +95,7 @@ impl From<SourceError> for PassError {
 pub(crate) struct Pipeline<'a> {
     pub(crate) topic_naming: &'a TopicNaming,
     pub(crate) limits: Limits,
+    pub(crate) max_rate: &'a MaxRate,
     pub(crate) now: &'a dyn Fn() -> Instant,
     /// The pass adds how many records it has published, whether it fails or not.
     pub(crate) published: &'a Cell<usize>,
@@ -205,10 +209,12 @@ impl Pipeline<'_> {
             let longest = if source.is_awaited() { longest.min(SHORT_PASS) } else { longest };
             let in_time = now.duration_since(pass.began) < longest;
             pass.reading &= in_time || pass.reads_ahead;
-            if self.may_read(pass) && pass.next_read(now).is_zero() {
-                let more = source.read(self.limits.batch_size, &mut batch)?;
+            if self.may_read(pass) && pass.next_read(now).is_zero() && self.take_tokens(pass, now) {
+                let more = source.read(pass.tokens, &mut batch)?;
+                self.max_rate.put_back(now, pass.tokens.saturating_sub(batch.len()));
                 if !batch.is_empty() {
                     crash_point("after_reading");
+                    pass.spans.next_batch();
                 }
                 pass.caught_up = (!more).then(self.now);
                 pass.unsent = std::mem::take(&mut batch).into();
@@ -216,8 +222,10 @@ impl Pipeline<'_> {
                 if !pass.unsent.is_empty() {
                     pass.found = now;
                 }
-                // The batch that is read ahead comes on top of this.
-                pass.reads_ahead = more && in_time && pass.reading && self.has_bytes_for(pass, 1);
+                // The batch that is read ahead comes on top of this, and would come on top of the rate.
+                let may_read_ahead = !self.max_rate.is_limited();
+                pass.reads_ahead =
+                    may_read_ahead && more && in_time && pass.reading && self.has_bytes_for(pass, 1);
                 if pass.reads_ahead {
                     source.read_ahead(self.limits.batch_size)?;
                 }
@@ -280,6 +288,14 @@ impl Pipeline<'_> {
         }
     }
 
+    /// Takes tokens of the relay's rate for the next read. If there are none, the pass takes on no more, so that it ends as soon as all is
+    /// settled, and holds no lock while the relay waits for some.
+    fn take_tokens(&self, pass: &mut Pass, now: Instant) -> bool {
+        pass.tokens = self.max_rate.take(now, self.limits.batch_size);
+        pass.reading = pass.tokens > 0;
+        pass.reading
+    }
+
     fn may_read(&self, pass: &Pass) -> bool {
         let taken = pass.in_flight + pass.waiting.count();
         let has_room = taken + self.limits.batch_size <= self.most_in_flight(pass);
@@ -314,7 +330,11 @@ impl Pipeline<'_> {
             let ticket = claimed.ticket;
             let taken = match &claimed.record {
                 Ok(record) => match pass.names.topic(self.topic_naming, record.aggregate_type()) {
-                    Ok(topic) => publisher.publish(ticket, topic, record),
+                    Ok(topic) => {
+                        let taken = publisher.publish(ticket, topic, record);
+                        pass.spans.handed_over(ticket, topic, record, &taken);
+                        taken
+                    }
                     Err(error) => Err(Refusal::Rejected { reason: error.to_string() }),
                 },
                 Err(reason) => Err(Refusal::Rejected { reason: reason.clone() }),
@@ -355,6 +375,7 @@ impl Pipeline<'_> {
     ) -> Result<(), SourceError> {
         pass.in_flight = pass.in_flight.saturating_sub(1);
         pass.let_go(now);
+        pass.spans.acknowledged(acknowledgement.ticket, &acknowledgement.outcome);
         pass.waiting.release(acknowledgement.ticket, &mut pass.unsent);
         match acknowledgement.outcome {
             Outcome::Durable => pass.acknowledged.push(acknowledgement.ticket),
@@ -420,10 +441,13 @@ struct Pass {
     caught_up: Option<Instant>,
     unsent: VecDeque<Claimed>,
     waiting: Waiting,
+    /// How many records the next read may return.
+    tokens: usize,
     /// How many records it has read, and how many of them are in the open transaction.
     taken: usize,
     in_transaction: usize,
     names: TopicNames,
+    spans: Spans,
     in_flight: usize,
     /// The highest ticket that was handed over.
     highest: Option<u64>,
@@ -453,9 +477,11 @@ impl Pass {
             caught_up: None,
             unsent: VecDeque::new(),
             waiting: Waiting::default(),
+            tokens: 0,
             taken: 0,
             in_transaction: 0,
             names: TopicNames::default(),
+            spans: Spans::default(),
             in_flight: 0,
             highest: None,
             sizes: VecDeque::new(),

@@ -9,6 +9,7 @@ use diesel_outbox_core::{Broker, DeadLetterPolicy, Publisher, SHARDS, Source};
 
 use crate::handle::Work;
 use crate::health::{Health, WorkerHealth};
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -55,6 +56,7 @@ pub struct Relay {
     options: SourceOptions,
     topic_naming: TopicNaming,
     pub(crate) limits: Limits,
+    max_rate: MaxRate,
     pub(crate) workers: Option<usize>,
     most_workers: usize,
     /// Why nothing can be sent exactly once from this source.
@@ -141,6 +143,7 @@ impl Relay {
             options: SourceOptions::default(),
             topic_naming: TopicNaming::default(),
             limits: Limits::default(),
+            max_rate: MaxRate::default(),
             workers: None,
             most_workers: SHARDS.unsigned_abs() as usize,
             at_least_once: None,
@@ -317,6 +320,15 @@ impl Relay {
         self
     }
 
+    /// Sets how many records the relay sends in a second at most, 1 to 10,000,000, all of its workers together. Default: as many as it can.
+    ///
+    /// Set it if a backlog must not take what others of the database need. A relay that waits holds no lock. It may send at once what it
+    /// could have sent in the last 100 ms. Each relay process has a limit of its own.
+    pub fn max_rate(mut self, records_per_second: u32) -> Self {
+        self.max_rate = MaxRate::new(records_per_second);
+        self
+    }
+
     /// Sets how long a pass keeps reading before it commits what it settled, 1 ms to a day. Default: 500 ms. It still sends the
     /// batch that it is reading at that moment.
     pub fn max_pass_duration(mut self, duration: Duration) -> Self {
@@ -377,6 +389,7 @@ impl Relay {
             publisher,
             topic_naming: self.topic_naming.clone(),
             limits: self.limits,
+            max_rate: self.max_rate.clone(),
             trust: usize::MAX,
             stop,
             broker_is_away: false,
@@ -467,6 +480,12 @@ impl Relay {
         within("workers", workers, range, (1..=most_workers).contains(&workers))?;
         within("batch_size", batch_size, "1 to 100,000", (1..=100_000).contains(&batch_size))?;
         within("max_in_flight", max_in_flight, "1 to 1,000,000", (1..=1_000_000).contains(&max_in_flight))?;
+        if let Some(rate) = self.max_rate.per_second()
+            && !(1.0..=10_000_000.0).contains(&rate)
+        {
+            let value = rate.to_string();
+            return Err(RelayError::Setting { setting: "max_rate", value, range: "1 to 10,000,000" });
+        }
         let bytes = BATCH_BYTES..=(1 << 40);
         within(
             "max_in_flight_bytes",
@@ -555,6 +574,7 @@ impl fmt::Debug for Relay {
             .field("schemas", &self.schemas)
             .field("topic_naming", &self.topic_naming)
             .field("limits", &self.limits)
+            .field("max_rate", &self.max_rate.per_second())
             .field("workers", &self.number_of_workers())
             .field("shutdown_timeout", &self.shutdown_timeout)
             .finish_non_exhaustive()

@@ -37,6 +37,7 @@ use self::sqlite::SimulatedSqlite;
 use self::turns::Turns;
 use self::wal::SimulatedWal;
 use self::world::World;
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 use crate::pipeline::{BATCH_BYTES, Limits, Passed, Pipeline};
 
@@ -77,9 +78,11 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
     while !shared_is_over(shared) {
         let hand = Hand::new(shared.clone(), worker, kind, mistake);
         let (mut source, mut publisher) = (source(kind, hand.clone()), SimulatedPublisher::new(hand.clone()));
-        let limits = {
+        let (limits, max_rate) = {
             let world = hand.world();
-            Limits {
+            let is_limited = world.chance.one_in(4);
+            let rate = 200 + world.chance.below(2_000) as u32;
+            let limits = Limits {
                 batch_size: 1 + world.chance.below(12) as usize,
                 max_in_flight: 24,
                 max_in_flight_bytes: BATCH_BYTES << world.chance.below(4),
@@ -87,11 +90,13 @@ fn work(shared: &Arc<Shared>, worker: usize, kind: Kind, mistake: Option<Mistake
                 stall_timeout: Duration::from_secs(2),
                 exactly_once: kind.is_exactly_once(),
                 transaction: 1 + world.chance.below(30) as usize,
-            }
+            };
+            (limits, if is_limited { MaxRate::new(rate) } else { MaxRate::default() })
         };
         let now = || hand.world().now();
         let pipeline = Pipeline {
             topic_naming: &TopicNaming::default(),
+            max_rate: &max_rate,
             metrics: &Metrics::new(),
             limits,
             now: &now,

@@ -69,7 +69,7 @@ pub(crate) use self::row_security::sees_all_rows;
 #[doc(hidden)]
 pub use self::search_path::enter_schema;
 #[cfg(feature = "postgres")]
-pub(crate) use self::writers::open_writers;
+pub(crate) use self::writers::{named_open_writers, open_writers};
 
 #[cfg(any(feature = "mysql", feature = "postgres", feature = "sqlite"))]
 pub(crate) const BLOCKED: &str =

@@ -9,6 +9,7 @@ use diesel_outbox_core::{Publisher, Source, SourceError};
 
 use crate::backoff::Backoff;
 use crate::health::WorkerHealth;
+use crate::max_rate::MaxRate;
 use crate::metrics::{self, Metrics};
 use crate::pipeline::{Limits, PassError, Passed, Pipeline};
 
@@ -29,6 +30,8 @@ pub(crate) struct Worker {
     pub(crate) publisher: Box<dyn Publisher>,
     pub(crate) topic_naming: TopicNaming,
     pub(crate) limits: Limits,
+    /// All workers of the relay share it.
+    pub(crate) max_rate: MaxRate,
     /// How many records a pass takes. After a failure of the database that is one, and with each pass that goes well more again: a
     /// database that takes no writes, perhaps because its disk is full, must not have the same records sent at every attempt. Not after
     /// a failure of the broker: the oldest record may be of a partition that takes nothing, and must not keep back those of others.
@@ -113,14 +116,13 @@ impl Worker {
             self.reach_broker()?;
         }
         let (stop, health) = (self.stop.clone(), self.health.clone());
+        self.wait_for_tokens()?;
         // A pass asks again and again, however long the broker takes.
         let passed = self.pass(&|| {
             health.lives();
             stop.is_set()
         })?;
-        if self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL) {
-            self.upkeep()?;
-        }
+        self.upkeep_if_due()?;
         if passed == Passed::Idle {
             self.listen()?;
             let mut listened = Instant::now();
@@ -135,6 +137,19 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the relay's rate lets it take on something. It has claimed nothing meanwhile.
+    fn wait_for_tokens(&mut self) -> Result<(), PassError> {
+        loop {
+            let wait = self.max_rate.wait(Instant::now());
+            if wait.is_zero() || self.stop.is_set() {
+                return Ok(());
+            }
+            self.health.lives();
+            self.upkeep_if_due()?;
+            std::thread::sleep(SLICE.min(wait));
+        }
     }
 
     /// Looks after the table, and makes one pass, which takes on nothing more once this says that it is enough.
@@ -155,6 +170,7 @@ impl Worker {
         let pipeline = Pipeline {
             topic_naming: &self.topic_naming,
             limits: self.limits.at_most(self.trust),
+            max_rate: &self.max_rate,
             now: &Instant::now,
             published: &self.published,
             metrics: &self.metrics,
@@ -182,6 +198,11 @@ impl Worker {
             self.publisher.abandon();
             PassError::Publisher(error)
         })
+    }
+
+    fn upkeep_if_due(&mut self) -> Result<(), PassError> {
+        let is_due = self.upkept.is_none_or(|upkept| upkept.elapsed() >= UPKEEP_INTERVAL);
+        if is_due { self.upkeep() } else { Ok(()) }
     }
 
     fn upkeep(&mut self) -> Result<(), PassError> {
@@ -327,6 +348,7 @@ mod tests {
             publisher: Box::new(publisher),
             topic_naming: TopicNaming::default(),
             limits: Limits::default(),
+            max_rate: MaxRate::default(),
             trust: usize::MAX,
             stop: Stop::default(),
             broker_is_away: false,

@@ -7,13 +7,14 @@ mod scheduled;
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
+use diesel_outbox_core::__private::spans::Created;
 use diesel_outbox_core::__private::{Due, chunks};
 pub use diesel_outbox_core::ScheduledEvent;
 use sea_orm::{ConnectionTrait, DbErr, TransactionSession};
 use uuid::Uuid;
 
 pub use self::error::EmitError;
-use self::error::explained;
+use self::error::{error_type, explained};
 pub use self::outbox::Outbox;
 #[cfg(feature = "testing")]
 pub(crate) use self::scheduled::record_of;
@@ -132,8 +133,8 @@ impl<C: ConnectionTrait> Emit for C {
         E: OutboxEvent + ?Sized,
     {
         // Before the future starts, so that neither the event nor what it borrows has to be `Sync`
-        let record = Outbox::new().checked(event);
-        insert_one(self, record, None)
+        let created = Outbox::new().created(event);
+        insert_one(self, created, None)
     }
 
     fn emit_all<I>(&self, events: I) -> impl Future<Output = Result<Vec<Uuid>, DbErr>> + Send
@@ -141,8 +142,8 @@ impl<C: ConnectionTrait> Emit for C {
         Self: InTransaction,
         I: IntoIterator<Item: OutboxEvent>,
     {
-        let records = Outbox::new().all_checked(events);
-        insert_all(self, records, None)
+        let created = Outbox::new().all_created(events);
+        insert_all(self, created, None)
     }
 
     fn emit_at<E>(&self, event: &E, time: SystemTime) -> impl Future<Output = Result<Uuid, DbErr>> + Send
@@ -150,7 +151,7 @@ impl<C: ConnectionTrait> Emit for C {
         Self: InTransaction,
         E: OutboxEvent + ?Sized,
     {
-        schedule(self, Outbox::new().checked(event), Due::at(time), None)
+        schedule(self, Outbox::new().created(event), Due::at(time), None)
     }
 
     fn emit_after<E>(&self, event: &E, time: Duration) -> impl Future<Output = Result<Uuid, DbErr>> + Send
@@ -158,7 +159,7 @@ impl<C: ConnectionTrait> Emit for C {
         Self: InTransaction,
         E: OutboxEvent + ?Sized,
     {
-        schedule(self, Outbox::new().checked(event), Due::after(time), None)
+        schedule(self, Outbox::new().created(event), Due::after(time), None)
     }
 
     fn cancel_scheduled(&self, id: Uuid) -> impl Future<Output = Result<bool, DbErr>> + Send {
@@ -193,23 +194,32 @@ mod sealed {
 
 async fn insert_one<C: ConnectionTrait>(
     txn: &C,
-    record: Result<Record, EmitError>,
+    created: Result<Created<Record>, EmitError>,
     schema: Option<&str>,
 ) -> Result<Uuid, DbErr> {
-    let record = record?;
-    Backend::of(txn, schema)?.insert_one(txn, &record).await.map_err(explained)?;
-    Ok(record.id())
+    let mut created = created?;
+    let inserted = match Backend::of(txn, schema) {
+        Ok(backend) => backend.insert_one(txn, &created.records).await,
+        Err(error) => Err(error.into()),
+    };
+    created.stored(inserted, error_type).map_err(explained)?;
+    Ok(created.records.id())
 }
 
 async fn insert_all<C: ConnectionTrait>(
     txn: &C,
-    records: Result<Vec<Record>, EmitError>,
+    created: Result<Created<Vec<Record>>, EmitError>,
     schema: Option<&str>,
 ) -> Result<Vec<Uuid>, DbErr> {
-    let records = records?;
+    let mut created = created?;
     let backend = Backend::of(txn, schema)?;
-    for chunk in chunks(&records) {
-        backend.insert_many(txn, chunk).await.map_err(explained)?;
+    let mut inserted = Ok(());
+    for chunk in chunks(&created.records) {
+        inserted = backend.insert_many(txn, chunk).await;
+        if inserted.is_err() {
+            break;
+        }
     }
-    Ok(records.iter().map(Record::id).collect())
+    created.stored(inserted, error_type).map_err(explained)?;
+    Ok(created.records.iter().map(Record::id).collect())
 }

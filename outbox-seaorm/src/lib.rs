@@ -174,6 +174,7 @@
 //! | `derive` | yes | `#[derive(OutboxEvent)]` and `#[derive(InboxEvent)]` |
 //! | `migrations` | yes | `Migrations`, which creates the tables with one call |
 //! | `migrator` | no | the migrations of sea-orm-migration |
+//! | `opentelemetry` | no | a span of OpenTelemetry for each emitted event, whose context the event carries: `docs/tracing.md` in the repository |
 //! | `testing` | no | assertions on emitted events, for your tests: `testing` |
 //! | `postgres` | no | PostgreSQL, and SeaORM's feature `sqlx-postgres` |
 //! | `mysql` | no | MySQL and MariaDB, and SeaORM's feature `sqlx-mysql` |

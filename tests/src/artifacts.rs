@@ -102,6 +102,30 @@ pub fn promtool() -> PathBuf {
     folder.join("promtool")
 }
 
+/// The version of OpenTelemetry's collector.
+pub const COLLECTOR: &str = "0.161.0";
+
+/// Returns OpenTelemetry's collector: a program of its modules for Go that we need, which is built here.
+pub fn collector() -> PathBuf {
+    let folder = kept(&format!("otelcol-{COLLECTOR}"), |folder| {
+        let sources = [
+            ("main.go", include_str!("artifacts/collector/main.go")),
+            ("go.mod", include_str!("artifacts/collector/go.mod")),
+            ("go.sum", include_str!("artifacts/collector/go.sum")),
+        ];
+        for (name, text) in sources {
+            fs::write(folder.join(name), text).expect("write the sources of the collector");
+        }
+        let mut build = Command::new("go");
+        build.args(["build", "-trimpath", "-ldflags=-s -w", "-o", "otelcol", "."]).current_dir(folder);
+        run(
+            &mut build,
+            "install Go 1.21 or later, which fetches the version that it needs, or let scripts/test do it",
+        );
+    });
+    folder.join("otelcol")
+}
+
 /// Returns a command that runs a program of such a folder, with the libraries and the loader that are there.
 pub(crate) fn unpacked(root: &Path, program: &str) -> Command {
     let loader = match env::consts::ARCH {

@@ -5,8 +5,8 @@
 //! 2. in a Docker engine that answers,
 //! 3. started from local programs on free ports in a temporary folder.
 //!
-//! [`Debezium`], which reads the one and writes to the other, and [`PgBouncer`], which stands before PostgreSQL, are always started from
-//! local programs.
+//! [`Debezium`], which reads the one and writes to the other, [`PgBouncer`], which stands before PostgreSQL, and the [`Collector`] of
+//! OpenTelemetry are always started from local programs.
 //!
 //! If a server is missing, the test panics and says how to get it. No test is skipped. Whatever was started here ends with the
 //! test process, however that process ends.
@@ -29,6 +29,7 @@
 
 pub mod artifacts;
 mod authority;
+mod collector;
 mod connect;
 mod debezium;
 mod disk;
@@ -50,6 +51,7 @@ mod tables;
 mod wait;
 
 pub use authority::Authority;
+pub use collector::{Collector, ReceivedSpan};
 pub use connect::Connect;
 pub use debezium::{BinlogDebezium, Debezium};
 pub use disk::Disk;

@@ -10,6 +10,7 @@ use clap_complete::Shell;
 use super::dead_letters::{Listing, Which};
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::debezium::{Format, connector_name};
+use super::explain::ExplainSettings;
 use super::prune::PruneSettings;
 use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
@@ -97,6 +98,13 @@ pub(crate) enum Action {
     Replay(Box<ReplaySettings>),
     /// Compares the outbox with what Kafka has: lost, phantom, duplicated and out of order
     Verify(Box<VerifySettings>),
+    /// Prints where an event is, why, and what to do
+    #[command(
+        after_help = "Give it the settings of the relay. It changes nothing. With --brokers, it looks for the event on Kafka too.\n\
+                      Exit codes: 0 if the event was sent or is on its way, 3 if it is a dead letter or blocked by one, 4 if it is in no\n\
+                      table, 1 failure, 2 usage error."
+    )]
+    Explain(Box<ExplainSettings>),
     /// Looks for everything that can go wrong, before it does, and prints what to do
     #[command(
         after_help = "Give it the settings of the relay. It changes nothing. Each line is ok, warn or FAIL.\n\
@@ -138,6 +146,7 @@ impl Action {
             Self::Prune(settings) => &settings.common,
             Self::Replay(settings) => &settings.common,
             Self::Verify(settings) => &settings.common,
+            Self::Explain(settings) => &settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }
@@ -158,6 +167,7 @@ impl Action {
             Self::Prune(settings) => &mut settings.common,
             Self::Replay(settings) => &mut settings.common,
             Self::Verify(settings) => &mut settings.common,
+            Self::Explain(settings) => &mut settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
             | Self::Lag { common, .. }

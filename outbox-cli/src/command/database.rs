@@ -18,6 +18,7 @@ use diesel::connection::{CacheSize, SimpleConnection};
 #[cfg(any(feature = "postgres", feature = "sqlite"))]
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
+use diesel_outbox_relay::operate::explain::Explain;
 use diesel_outbox_relay::operate::kept::Kept;
 use diesel_outbox_relay::operate::prune::Prunable;
 use diesel_outbox_relay::operate::{Examine, Finding, Operate};
@@ -344,6 +345,23 @@ impl OutboxDatabase {
 
     /// A connection for pruning.
     pub(crate) fn prunable(&self) -> Result<Box<dyn Prunable>, Failure> {
+        match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => {
+                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { url, file } => {
+                file.require()?;
+                Ok(Box::new(self.connect_sqlite(url)?))
+            }
+        }
+    }
+
+    /// A connection for what becomes of an event.
+    pub(crate) fn explainer(&self) -> Result<Box<dyn Explain>, Failure> {
         match self {
             #[cfg(feature = "mysql")]
             Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),

@@ -9,12 +9,11 @@ use super::database::OutboxDatabase;
 use super::failure::Failure;
 use super::origin::Origins;
 use super::outboxes::Outboxes;
-use super::output::print;
+use super::output::{hanging, print};
 use super::settings::{ReadFrom, RelaySettings, items};
 
-/// So wide is a line at most, and so wide are the two words before what was found.
-const WIDTH: usize = 80;
-const WORDS: usize = 18;
+/// The column in which what was found begins, behind two words.
+const WORDS: usize = 19;
 
 /// Examines each outbox, and Kafka, and prints what was found. Fails if something must be done.
 pub(crate) fn run(settings: &RelaySettings, origins: &Origins, json: bool) -> Result<(), Failure> {
@@ -80,28 +79,15 @@ pub(super) fn mark(verdict: Verdict) -> &'static str {
     }
 }
 
-/// The finding, with later lines below the first. A word that is longer than a line is not broken, because somebody may copy it.
+/// The finding, in lines.
 fn line(finding: &Finding) -> String {
-    let mut text = format!("{} {:width$}", mark(finding.verdict), finding.check, width = WORDS - 5);
-    let mut column = WORDS;
-    for word in finding.text.split_whitespace() {
-        let length = word.chars().count();
-        if column + 1 + length > WIDTH && column > WORDS {
-            text.push('\n');
-            text.push_str(&" ".repeat(WORDS));
-            column = WORDS;
-        }
-        text.push(' ');
-        text.push_str(word);
-        column += 1 + length;
-    }
-    text.push('\n');
-    text
+    hanging(&format!("{} {}", mark(finding.verdict), finding.check), WORDS, &finding.text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::output::WIDTH;
 
     #[test]
     fn a_finding_fits_into_80_columns_and_what_follows_is_aligned() {

@@ -42,6 +42,10 @@ pub(crate) enum Failure {
     NoDeadLetter,
     #[error("{database}: {found}")]
     Verify { database: String, found: String },
+    #[error("nobody sends the event {0} before somebody acts, as said above")]
+    Unsendable(uuid::Uuid),
+    #[error("the event {0} is in no table")]
+    NotThere(uuid::Uuid),
     #[error("the replay has not ended: {0}")]
     Replay(String),
     #[error("it was interrupted by a signal: to go on, run it again")]
@@ -56,6 +60,9 @@ pub(crate) enum Failure {
     Listen { setting: String, address: String, source: std::io::Error },
     #[error("cannot record metrics: {0}")]
     Metrics(String),
+    #[cfg(feature = "opentelemetry")]
+    #[error("cannot send spans by OTLP, as the variables OTEL_.. ask: {0}")]
+    Traces(String),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("cannot write the output: {0}")]
@@ -63,10 +70,12 @@ pub(crate) enum Failure {
 }
 
 impl Failure {
-    /// 2 if the command was used wrongly, so that trying again cannot help; else 1.
+    /// 2 if the command was used wrongly, so that trying again cannot help, 3 and 4 for what `outbox explain` has found, else 1.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
             Self::Config(_) | Self::Broker(_) => 2,
+            Self::Unsendable(_) => 3,
+            Self::NotThere(_) => 4,
             _ => 1,
         }
     }

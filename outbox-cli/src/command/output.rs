@@ -26,6 +26,29 @@ pub(crate) fn counted(number: u64, thing: &str) -> String {
     if number == 1 { format!("1 {thing}") } else { format!("{number} {thing}s") }
 }
 
+/// How many columns a line has at most.
+pub(crate) const WIDTH: usize = 80;
+
+/// The text from this column on behind what begins its line, with later lines below it. A word that is longer than a line is not broken,
+/// because somebody may copy it.
+pub(crate) fn hanging(begin: &str, first: usize, text: &str) -> String {
+    let mut lines = format!("{begin:width$}", width = first - 1);
+    let mut column = first - 1;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column + 1 + length > WIDTH && column > first - 1 {
+            lines.push('\n');
+            lines.push_str(&" ".repeat(first - 1));
+            column = first - 1;
+        }
+        lines.push(' ');
+        lines.push_str(word);
+        column += 1 + length;
+    }
+    lines.push('\n');
+    lines
+}
+
 /// In UTC, to the millisecond.
 pub(crate) fn moment(moment: SystemTime) -> String {
     if in_range(&moment) {

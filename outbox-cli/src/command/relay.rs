@@ -34,6 +34,9 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         .map(|database| build::relay(settings, origins, database, databases.len() > 1))
         .collect::<Result<_, _>>()?;
     let brokers = settings.kafka.connection.cluster.list()?;
+    // Outside the runtime, in which its client would refuse to work
+    #[cfg(feature = "opentelemetry")]
+    let _traces = super::traces::Traces::start()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(Failure::Signals)?;
     let ended = runtime.block_on(async {

@@ -307,6 +307,10 @@ pub(crate) struct WorkSettings {
     /// How many bytes of payloads and headers a worker may hold, read and unacknowledged together, at least 16777216
     #[arg(long, value_name = "BYTES", default_value = "67108864", value_parser = whole::<usize>)]
     pub(crate) max_in_flight_bytes: usize,
+    /// How many records are sent in a second at most, 1 to 10,000,000, so that a backlog does not take what others of the database need.
+    /// Without it, as many as the relay can
+    #[arg(long, value_name = "NUMBER", value_parser = whole::<u32>)]
+    pub(crate) max_rate: Option<u32>,
     /// How long a pass keeps reading before it commits what it has settled
     #[arg(long, value_name = "TIME", default_value = "500ms")]
     pub(crate) max_pass_duration: Time,

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 use diesel::QueryResult;
 use diesel_async::{AsyncConnection, TransactionManager};
 use diesel_outbox_core::__private::Due;
+use diesel_outbox_core::__private::spans::Created;
 use uuid::Uuid;
 
-use super::error::explained;
+use super::error::{error_type, explained};
 use super::scheduled::scheduled_events;
 use super::{EmitError, Outbox, ScheduledEvent, chunks, require_transaction};
 use crate::backend::{
@@ -84,8 +85,8 @@ where
 {
     fn emit<E: OutboxEvent + ?Sized>(&mut self, event: &E) -> impl Future<Output = QueryResult<Uuid>> + Send {
         let outbox = Outbox::new();
-        let record = outbox.ready(self, |outbox| outbox.checked(event));
-        insert_one(self, record, None)
+        let created = outbox.ready(self, |outbox| outbox.created(event));
+        insert_one(self, created, None)
     }
 
     fn emit_all<I>(&mut self, events: I) -> impl Future<Output = QueryResult<Vec<Uuid>>> + Send
@@ -93,8 +94,8 @@ where
         I: IntoIterator<Item: OutboxEvent>,
     {
         let outbox = Outbox::new();
-        let records = outbox.ready(self, |outbox| outbox.all_checked(events));
-        insert_all(self, records, None)
+        let created = outbox.ready(self, |outbox| outbox.all_created(events));
+        insert_all(self, created, None)
     }
 
     fn emit_at<E: OutboxEvent + ?Sized>(
@@ -103,8 +104,8 @@ where
         time: SystemTime,
     ) -> impl Future<Output = QueryResult<Uuid>> + Send {
         let outbox = Outbox::new();
-        let record = outbox.ready(self, |outbox| outbox.checked(event));
-        schedule(self, record, Due::at(time), None)
+        let created = outbox.ready(self, |outbox| outbox.created(event));
+        schedule(self, created, Due::at(time), None)
     }
 
     fn emit_after<E: OutboxEvent + ?Sized>(
@@ -113,8 +114,8 @@ where
         time: Duration,
     ) -> impl Future<Output = QueryResult<Uuid>> + Send {
         let outbox = Outbox::new();
-        let record = outbox.ready(self, |outbox| outbox.checked(event));
-        schedule(self, record, Due::after(time), None)
+        let created = outbox.ready(self, |outbox| outbox.created(event));
+        schedule(self, created, Due::after(time), None)
     }
 
     fn cancel_scheduled(&mut self, id: Uuid) -> impl Future<Output = QueryResult<bool>> + Send {
@@ -150,8 +151,8 @@ impl Outbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: OutboxEvent + ?Sized,
     {
-        let record = self.ready(conn, |outbox| outbox.checked(event));
-        insert_one(conn, record, self.schema_name())
+        let created = self.ready(conn, |outbox| outbox.created(event));
+        insert_one(conn, created, self.schema_name())
     }
 
     /// Writes any number of events to this outbox on a diesel-async connection: see [`emit_all`](Self::emit_all).
@@ -167,8 +168,8 @@ impl Outbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         I: IntoIterator<Item: OutboxEvent>,
     {
-        let records = self.ready(conn, |outbox| outbox.all_checked(events));
-        insert_all(conn, records, self.schema_name())
+        let created = self.ready(conn, |outbox| outbox.all_created(events));
+        insert_all(conn, created, self.schema_name())
     }
 
     /// Stores the event to be sent at this time, on a diesel-async connection: see [`Emit::emit_at`](crate::Emit::emit_at).
@@ -185,8 +186,8 @@ impl Outbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: OutboxEvent + ?Sized,
     {
-        let record = self.ready(conn, |outbox| outbox.checked(event));
-        schedule(conn, record, Due::at(time), self.schema_name())
+        let created = self.ready(conn, |outbox| outbox.created(event));
+        schedule(conn, created, Due::at(time), self.schema_name())
     }
 
     /// Stores the event to be sent when this much time has passed, on a diesel-async connection: see
@@ -204,8 +205,8 @@ impl Outbox {
         C: AsyncConnection<Backend: OutboxBackend>,
         E: OutboxEvent + ?Sized,
     {
-        let record = self.ready(conn, |outbox| outbox.checked(event));
-        schedule(conn, record, Due::after(time), self.schema_name())
+        let created = self.ready(conn, |outbox| outbox.created(event));
+        schedule(conn, created, Due::after(time), self.schema_name())
     }
 
     /// Cancels a scheduled event on a diesel-async connection: see [`Emit::cancel_scheduled`](crate::Emit::cancel_scheduled).
@@ -250,39 +251,39 @@ impl Outbox {
 
 async fn insert_one<C>(
     conn: &mut C,
-    record: Result<Record, EmitError>,
+    created: Result<Created<Record>, EmitError>,
     schema: Option<String>,
 ) -> QueryResult<Uuid>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let record = record?;
-    let insert = InsertOne::new(&record, schema.as_deref());
+    let mut created = created?;
+    let insert = InsertOne::new(&created.records, schema.as_deref());
     let inserted = match schema {
         None => conn.execute_returning_count(insert).await,
         Some(_) => conn.execute_returning_count(InSchema(insert)).await,
     };
-    inserted.map_err(explained)?;
-    Ok(record.id())
+    created.stored(inserted, error_type).map_err(explained)?;
+    Ok(created.records.id())
 }
 
 async fn schedule<C>(
     conn: &mut C,
-    record: Result<Record, EmitError>,
+    created: Result<Created<Record>, EmitError>,
     due: Due,
     schema: Option<String>,
 ) -> QueryResult<Uuid>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let record = record?;
-    let insert = InsertScheduled::new(&record, due, schema.as_deref());
+    let mut created = created?;
+    let insert = InsertScheduled::new(&created.records, due, schema.as_deref());
     let inserted = match schema {
         None => conn.execute_returning_count(insert).await,
         Some(_) => conn.execute_returning_count(InSchema(insert)).await,
     };
-    inserted.map_err(explained)?;
-    Ok(record.id())
+    created.stored(inserted, error_type).map_err(explained)?;
+    Ok(created.records.id())
 }
 
 async fn cancel<C>(conn: &mut C, id: Uuid, schema: Option<String>) -> QueryResult<bool>
@@ -307,20 +308,24 @@ where
 
 async fn insert_all<C>(
     conn: &mut C,
-    records: Result<Vec<Record>, EmitError>,
+    created: Result<Created<Vec<Record>>, EmitError>,
     schema: Option<String>,
 ) -> QueryResult<Vec<Uuid>>
 where
     C: AsyncConnection<Backend: OutboxBackend>,
 {
-    let records = records?;
-    for chunk in chunks(&records) {
+    let mut created = created?;
+    let mut inserted = Ok(0);
+    for chunk in chunks(&created.records) {
         let insert = InsertMany::new(chunk, schema.as_deref());
-        let inserted = match schema {
+        inserted = match schema {
             None => conn.execute_returning_count(insert).await,
             Some(_) => conn.execute_returning_count(InSchema(insert)).await,
         };
-        inserted.map_err(explained)?;
+        if inserted.is_err() {
+            break;
+        }
     }
-    Ok(records.iter().map(Record::id).collect())
+    created.stored(inserted, error_type).map_err(explained)?;
+    Ok(created.records.iter().map(Record::id).collect())
 }

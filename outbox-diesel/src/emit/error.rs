@@ -73,6 +73,15 @@ impl From<EmitError> for DieselError {
     }
 }
 
+/// Returns the error's kind, of which there are few, for the event's span.
+pub(super) fn error_type(error: &DieselError) -> String {
+    match error {
+        DieselError::DatabaseError(kind, _) => format!("{kind:?}"),
+        // What OpenTelemetry's conventions call all others
+        _ => "_OTHER".to_owned(),
+    }
+}
+
 /// Adds advice to the error if the cause is known.
 pub(super) fn explained(error: DieselError) -> DieselError {
     match error {

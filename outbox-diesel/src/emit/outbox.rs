@@ -1,9 +1,10 @@
 use diesel::QueryResult;
 use diesel::connection::TransactionManager;
 use diesel_outbox_core::__private::checked_record;
+use diesel_outbox_core::__private::spans::Created;
 use uuid::Uuid;
 
-use super::error::explained;
+use super::error::{error_type, explained};
 use super::{EmitError, chunks, require_transaction};
 use crate::backend::{InsertMany, InsertOne};
 use crate::{OutboxConnection, OutboxEvent, Record};
@@ -85,10 +86,11 @@ impl Outbox {
         E: OutboxEvent + ?Sized,
     {
         require_transaction(C::TransactionManager::transaction_manager_status_mut(conn))?;
-        let record = self.checked(event)?;
-        let insert = InsertOne::new(&record, self.schema.as_deref());
-        conn.execute_statement((&insert).into()).map_err(explained)?;
-        Ok(record.id())
+        let mut created = self.created(event)?;
+        let insert = InsertOne::new(&created.records, self.schema.as_deref());
+        let inserted = conn.execute_statement((&insert).into());
+        created.stored(inserted, error_type).map_err(explained)?;
+        Ok(created.records.id())
     }
 
     /// Writes any number of events to this outbox and returns their ids: see [`Emit::emit_all`](crate::Emit::emit_all).
@@ -101,27 +103,29 @@ impl Outbox {
         I: IntoIterator<Item: OutboxEvent>,
     {
         require_transaction(C::TransactionManager::transaction_manager_status_mut(conn))?;
-        let records = self.all_checked(events)?;
-        for chunk in chunks(&records) {
+        let mut created = self.all_created(events)?;
+        let inserted = chunks(&created.records).try_for_each(|chunk| {
             let insert = InsertMany::new(chunk, self.schema.as_deref());
-            conn.execute_statement((&insert).into()).map_err(explained)?;
-        }
-        Ok(records.iter().map(Record::id).collect())
+            conn.execute_statement((&insert).into()).map(drop)
+        });
+        created.stored(inserted, error_type).map_err(explained)?;
+        Ok(created.records.iter().map(Record::id).collect())
     }
 
     pub(crate) fn in_schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
 
-    pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
-        Ok(checked_record(event, &self.headers)?)
+    pub(super) fn created<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Created<Record>, EmitError> {
+        Ok(Created::one(checked_record(event, &self.headers)?))
     }
 
-    pub(super) fn all_checked<I>(&self, events: I) -> Result<Vec<Record>, EmitError>
+    pub(super) fn all_created<I>(&self, events: I) -> Result<Created<Vec<Record>>, EmitError>
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
-        events.into_iter().map(|event| self.checked(&event)).collect()
+        let records = events.into_iter().map(|event| checked_record(&event, &self.headers));
+        Ok(Created::all(records.collect::<Result<_, _>>()?))
     }
 
     #[cfg(feature = "async")]

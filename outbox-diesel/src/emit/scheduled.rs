@@ -9,7 +9,7 @@ use diesel_outbox_core::__private::{Due, from_unix_ms, stored_record};
 use diesel_outbox_core::{Record, ScheduledEvent};
 use uuid::Uuid;
 
-use super::error::explained;
+use super::error::{error_type, explained};
 use super::{Outbox, require_transaction};
 use crate::backend::{CancelScheduled, InsertScheduled, LoadedRow, SelectRows, Table};
 use crate::{OutboxConnection, OutboxEvent};
@@ -65,10 +65,11 @@ impl Outbox {
         E: OutboxEvent + ?Sized,
     {
         require_transaction(C::TransactionManager::transaction_manager_status_mut(conn))?;
-        let record = self.checked(event)?;
-        let insert = InsertScheduled::new(&record, due, self.in_schema());
-        conn.execute_statement((&insert).into()).map_err(explained)?;
-        Ok(record.id())
+        let mut created = self.created(event)?;
+        let insert = InsertScheduled::new(&created.records, due, self.in_schema());
+        let inserted = conn.execute_statement((&insert).into());
+        created.stored(inserted, error_type).map_err(explained)?;
+        Ok(created.records.id())
     }
 }
 

@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::kept::{Kept, KeptRecord, Selection, Window};
 use crate::backoff::Backoff;
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 use crate::pipeline::{Limits, PassError, Pipeline};
 use crate::source::database_error;
@@ -118,6 +119,7 @@ impl Replay {
                 limits: Limits { batch_size: ROWS as usize, ..Limits::default() },
                 now: &Instant::now,
                 published: &published,
+                max_rate: &MaxRate::default(),
                 metrics: &metrics,
                 stopping: &|| !goes_on.get(),
             };

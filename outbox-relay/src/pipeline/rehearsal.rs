@@ -12,6 +12,7 @@ use diesel_outbox_core::{
 };
 
 use super::{Limits, PassError, Passed, Pipeline};
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 
 /// The rows of one pass. The policy is to block.
@@ -98,6 +99,7 @@ pub(crate) fn pass_by(
 ) -> Result<Passed, PassError> {
     let pipeline = Pipeline {
         topic_naming: &TopicNaming::default(),
+        max_rate: &MaxRate::default(),
         metrics: &Metrics::new(),
         limits: Limits::default(),
         now,

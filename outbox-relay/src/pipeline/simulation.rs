@@ -12,6 +12,7 @@ use diesel_outbox_core::{
     SourceError,
 };
 
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 
 use super::{BATCH_BYTES, Limits, PassError, Passed, Pipeline, size};
@@ -387,9 +388,12 @@ fn simulate(seed: u64, habits: Habits) -> (usize, usize) {
         stall_timeout: Duration::from_millis(300),
         ..Limits::default()
     };
+    let max_rate =
+        if chance.one_in(3) { MaxRate::new(100 + chance.below(2_000) as u32) } else { MaxRate::default() };
     let stops = chance.clone();
     let pipeline = Pipeline {
         topic_naming: &TopicNaming::default(),
+        max_rate: &max_rate,
         metrics: &Metrics::new(),
         limits,
         now: &now,

@@ -86,7 +86,30 @@ pub(crate) fn open_writers(conn: &mut PgConnection) -> QueryResult<Vec<(Duration
     Ok(sessions.map(|writer| (writer.age.unwrap_or_default(), writer.who.advice())).collect())
 }
 
+/// Returns who has a transaction open that may have emitted, and for how long if the server shows it.
+pub(crate) fn named_open_writers(conn: &mut PgConnection) -> QueryResult<Vec<String>> {
+    let open = OpenWriters::new().load::<WriterRow>(conn)?.into_iter().filter_map(OpenWriter::of_row);
+    let named = |OpenWriter { age, who, .. }: OpenWriter| {
+        let age = age.map_or(String::new(), |age| format!(", open for {} s", age.as_secs()));
+        format!("{}{age}", who.name())
+    };
+    Ok(open.map(named).collect())
+}
+
 impl Who {
+    /// Returns who it is, in words.
+    fn name(&self) -> String {
+        match self {
+            Self::Session { pid, role, application } => {
+                let role = role.as_ref().map_or(String::new(), |role| format!(" of role {role}"));
+                let application = application.as_ref().filter(|name| !name.is_empty());
+                let application = application.map_or(String::new(), |name| format!(" ({name})"));
+                format!("process {pid}{role}{application}")
+            }
+            Self::Prepared { literal, .. } => format!("the prepared transaction {literal}"),
+        }
+    }
+
     fn warn(self, seconds: u64) {
         let advice = self.advice();
         match self {

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use sea_orm::DbErr;
+use sea_orm::{DbErr, SqlErr};
 
 use crate::RecordError;
 
@@ -61,6 +61,17 @@ impl From<EmitError> for DbErr {
     fn from(error: EmitError) -> Self {
         Self::TryIntoErr { from: "event", into: "row", source: Arc::new(error) }
     }
+}
+
+/// Returns the error's kind, of which there are few, for the event's span.
+pub(super) fn error_type(error: &DbErr) -> String {
+    let kind = match error.sql_err() {
+        Some(SqlErr::UniqueConstraintViolation(_)) => "UniqueViolation",
+        Some(SqlErr::ForeignKeyConstraintViolation(_)) => "ForeignKeyViolation",
+        // What OpenTelemetry's conventions call all others
+        _ => "_OTHER",
+    };
+    kind.to_owned()
 }
 
 /// Adds advice to the error if the cause is known.

@@ -1,6 +1,7 @@
 use std::future::Future;
 
 use diesel_outbox_core::__private::checked_record;
+use diesel_outbox_core::__private::spans::Created;
 use sea_orm::DbErr;
 use uuid::Uuid;
 
@@ -84,7 +85,7 @@ impl Outbox {
         C: InTransaction,
         E: OutboxEvent + ?Sized,
     {
-        insert_one(txn, self.checked(event), self.schema.as_deref())
+        insert_one(txn, self.created(event), self.schema.as_deref())
     }
 
     /// Writes any number of events to this outbox and returns their ids: see [`Emit::emit_all`](crate::Emit::emit_all).
@@ -96,22 +97,23 @@ impl Outbox {
         C: InTransaction,
         I: IntoIterator<Item: OutboxEvent>,
     {
-        insert_all(txn, self.all_checked(events), self.schema.as_deref())
+        insert_all(txn, self.all_created(events), self.schema.as_deref())
     }
 
     pub(crate) fn in_schema(&self) -> Option<&str> {
         self.schema.as_deref()
     }
 
-    pub(super) fn checked<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Record, EmitError> {
-        Ok(checked_record(event, &self.headers)?)
+    pub(super) fn created<E: OutboxEvent + ?Sized>(&self, event: &E) -> Result<Created<Record>, EmitError> {
+        Ok(Created::one(checked_record(event, &self.headers)?))
     }
 
-    pub(super) fn all_checked<I>(&self, events: I) -> Result<Vec<Record>, EmitError>
+    pub(super) fn all_created<I>(&self, events: I) -> Result<Created<Vec<Record>>, EmitError>
     where
         I: IntoIterator<Item: OutboxEvent>,
     {
-        events.into_iter().map(|event| self.checked(&event)).collect()
+        let records = events.into_iter().map(|event| checked_record(&event, &self.headers));
+        Ok(Created::all(records.collect::<Result<_, _>>()?))
     }
 }
 

@@ -3,12 +3,13 @@
 use std::future::Future;
 use std::time::{Duration, SystemTime};
 
+use diesel_outbox_core::__private::spans::Created;
 use diesel_outbox_core::__private::{Due, from_unix_ms, stored_record};
 use diesel_outbox_core::{Record, ScheduledEvent};
 use sea_orm::{ConnectionTrait, DbErr};
 use uuid::Uuid;
 
-use super::error::explained;
+use super::error::{error_type, explained};
 use super::{EmitError, InTransaction, Outbox};
 use crate::OutboxEvent;
 use crate::backend::{Backend, LoadedRow, Stored};
@@ -28,7 +29,7 @@ impl Outbox {
         C: InTransaction,
         E: OutboxEvent + ?Sized,
     {
-        schedule(txn, self.checked(event), Due::at(time), self.in_schema())
+        schedule(txn, self.created(event), Due::at(time), self.in_schema())
     }
 
     /// Stores the event to be sent when this much time has passed, and returns its id: see
@@ -46,7 +47,7 @@ impl Outbox {
         C: InTransaction,
         E: OutboxEvent + ?Sized,
     {
-        schedule(txn, self.checked(event), Due::after(time), self.in_schema())
+        schedule(txn, self.created(event), Due::after(time), self.in_schema())
     }
 
     /// Cancels the scheduled event with this id, and returns whether it was there: see
@@ -69,13 +70,17 @@ impl Outbox {
 
 pub(super) async fn schedule<C: ConnectionTrait>(
     txn: &C,
-    record: Result<Record, EmitError>,
+    created: Result<Created<Record>, EmitError>,
     due: Due,
     schema: Option<&str>,
 ) -> Result<Uuid, DbErr> {
-    let record = record?;
-    Backend::of(txn, schema)?.schedule(txn, &record, due).await.map_err(explained)?;
-    Ok(record.id())
+    let mut created = created?;
+    let scheduled = match Backend::of(txn, schema) {
+        Ok(backend) => backend.schedule(txn, &created.records, due).await,
+        Err(error) => Err(error.into()),
+    };
+    created.stored(scheduled, error_type).map_err(explained)?;
+    Ok(created.records.id())
 }
 
 pub(super) async fn cancel<C: ConnectionTrait>(c: &C, id: Uuid, schema: Option<&str>) -> Result<bool, DbErr> {

@@ -11,6 +11,7 @@ fn main() {
         artifacts::DEBEZIUM_FOR_MARIADB,
         artifacts::debezium_for_mariadb()
     );
+    println!("The collector of OpenTelemetry {}: {}", artifacts::COLLECTOR, artifacts::collector().display());
     println!("promtool: {}", artifacts::promtool().display());
     println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
     println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());

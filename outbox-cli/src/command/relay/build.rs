@@ -46,6 +46,10 @@ pub(super) fn relay(
         Some(rows) => relay.keep_dead_letter_rows(rows),
         None => relay,
     };
+    let relay = match work.max_rate {
+        Some(rate) => relay.max_rate(rate),
+        None => relay,
+    };
     Ok(match after.retention.sent_rows(origins)? {
         SentRows::Keep { retention } => relay.keep_sent(retention),
         _ => relay.delete_sent(),

@@ -14,6 +14,7 @@ use diesel_outbox_core::wire::TopicNaming;
 
 use self::broker::{Broker, Progress};
 use self::table::Table;
+use crate::max_rate::MaxRate;
 use crate::metrics::Metrics;
 use crate::pipeline::simulation::Chance;
 use crate::pipeline::{Limits, Passed, Pipeline};
@@ -156,6 +157,7 @@ impl Shared {
         };
         let pipeline = Pipeline {
             topic_naming: &TopicNaming::default(),
+            max_rate: &MaxRate::default(),
             metrics: &Metrics::new(),
             limits,
             now: &|| {
