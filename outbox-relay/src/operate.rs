@@ -7,6 +7,7 @@ mod doctor;
 pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod observe;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod replay;
@@ -24,6 +25,7 @@ pub use self::doctor::examine_kafka;
 #[cfg(feature = "postgres")]
 pub use self::doctor::examine_wal;
 pub use self::doctor::{Examine, Finding, Verdict};
+pub use self::observe::{Claim, Content, Observe, Rates, RelaySession, Relays, Slot, Status};
 
 #[cfg(feature = "postgres-wal")]
 pub(crate) use self::postgres::count_dead_letters;

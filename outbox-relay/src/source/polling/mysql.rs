@@ -18,7 +18,7 @@ pub(crate) use self::check::{check_server, check_tables};
 pub use self::connection::lacks_tls;
 pub(crate) use self::connection::{Statements, row_of};
 pub(crate) use self::upkeep::{UnsentShare, lag, unsent_of_shards};
-pub(crate) use self::wakeup::is_polled;
+pub(crate) use self::wakeup::{is_polled, relays};
 pub(crate) use self::writers::open_transactions;
 
 use std::collections::HashSet;
