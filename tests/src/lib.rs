@@ -29,6 +29,7 @@
 
 pub mod artifacts;
 mod authority;
+pub mod browser;
 mod connect;
 mod debezium;
 mod disk;
@@ -50,6 +51,7 @@ mod tables;
 mod wait;
 
 pub use authority::Authority;
+pub use browser::Browser;
 pub use connect::Connect;
 pub use debezium::{BinlogDebezium, Debezium};
 pub use disk::Disk;

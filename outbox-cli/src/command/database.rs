@@ -19,7 +19,7 @@ use diesel::connection::{CacheSize, SimpleConnection};
 use diesel::prelude::*;
 use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::kept::Kept;
-use diesel_outbox_relay::operate::{Examine, Finding, Operate};
+use diesel_outbox_relay::operate::{Examine, Finding};
 #[cfg(feature = "postgres")]
 use diesel_outbox_relay::operate::{Verdict, examine_wal};
 #[cfg(feature = "postgres")]
@@ -33,7 +33,7 @@ use super::settings::{
 };
 
 /// The database that holds the outbox.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum OutboxDatabase {
     #[cfg(feature = "mysql")]
     Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String, flavor: mysql::Flavor },
@@ -341,8 +341,8 @@ impl OutboxDatabase {
         }
     }
 
-    /// A connection for lag, dead letters and requeue.
-    pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
+    /// A connection for the state, lag, dead letters and requeue.
+    pub(crate) fn operations(&self) -> Result<diesel_outbox_status::Connection, Failure> {
         match self {
             #[cfg(feature = "mysql")]
             Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),

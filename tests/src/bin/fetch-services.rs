@@ -11,6 +11,7 @@ fn main() {
         artifacts::DEBEZIUM_FOR_MARIADB,
         artifacts::debezium_for_mariadb()
     );
+    println!("axe-core {}: {} bytes", artifacts::AXE, artifacts::axe().len());
     println!("promtool: {}", artifacts::promtool().display());
     println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
     println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());
