@@ -26,6 +26,7 @@ mod scheduled;
 mod settings;
 mod shell;
 mod signals;
+mod status;
 mod verify;
 mod wal;
 
@@ -66,6 +67,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Lag { json, by: Some(by), common, topics } => {
             report::lag_by(common, origins, *by, &topics.topic, *json)
         }
+        Action::Status { watch, json, common } => status::run(common, origins, *watch, *json),
         Action::DeadLetters { action: Some(DeadLetterAction::Drop { which, common }), .. } => {
             dead_letters::drop(common, origins, which)
         }

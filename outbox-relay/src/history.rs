@@ -145,9 +145,9 @@ impl Kept {
     /// Takes the open point, which ended at this time.
     fn point(&mut self, end: Instant) -> Point {
         let mut open = std::mem::take(&mut self.open);
-        let is_known = self.measured.is_some_and(|measured| {
-            end.saturating_duration_since(measured) <= self.lag_is_good_for
-        });
+        let is_known = self
+            .measured
+            .is_some_and(|measured| end.saturating_duration_since(measured) <= self.lag_is_good_for);
         let emitted = self.waiting.values().map(|(_, emitted)| *emitted).min();
         Point {
             rate: open.published as f64 / INTERVAL.as_secs_f64(),

@@ -380,7 +380,11 @@ impl Relay {
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
-    pub(crate) fn sources(&self, stop: &Stop, history: &History) -> Result<(Sources, Option<Work>), RelayError> {
+    pub(crate) fn sources(
+        &self,
+        stop: &Stop,
+        history: &History,
+    ) -> Result<(Sources, Option<Work>), RelayError> {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();

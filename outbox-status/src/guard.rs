@@ -17,7 +17,9 @@ const SHORTEST: usize = 16;
 /// Why a text cannot be a token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-#[error("the token for actions must have {SHORTEST} characters or more: make one with `openssl rand -hex 32`")]
+#[error(
+    "the token for actions must have {SHORTEST} characters or more: make one with `openssl rand -hex 32`"
+)]
 pub struct TokenError;
 
 impl Token {
@@ -121,7 +123,11 @@ mod tests {
             ("[::1].evil.example", false),
             ("", false),
         ] {
-            assert_eq!(is_known_host(&headers(&[("host", host)]), &Uri::default(), &known), is_known, "{host}");
+            assert_eq!(
+                is_known_host(&headers(&[("host", host)]), &Uri::default(), &known),
+                is_known,
+                "{host}"
+            );
         }
         assert!(!is_known_host(&HeaderMap::new(), &Uri::default(), &known));
     }

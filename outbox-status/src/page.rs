@@ -299,19 +299,35 @@ fn last_hour(history: Option<&[Point]>) -> Markup {
     };
     let seconds = |time: Option<Duration>| time.map(|time| time.as_secs_f64());
     let of = |value: fn(&Point) -> Option<f64>| points.iter().map(value).collect::<Vec<_>>();
-    let (oldest, rates) = (of(|point| point.oldest.map(|oldest| oldest.as_secs_f64())), of(|point| Some(point.rate)));
+    let (oldest, rates) =
+        (of(|point| point.oldest.map(|oldest| oldest.as_secs_f64())), of(|point| Some(point.rate)));
     let p50 = points.iter().map(|point| seconds(point.p50)).collect();
     let p99 = points.iter().map(|point| seconds(point.p99)).collect();
     let time = |value: f64| age(Duration::try_from_secs_f64(value).unwrap_or_default());
     let charts = [
-        Chart { id: "lag", title: "Lag", unit: "age of the oldest event that waits", shown: &time, series: vec![Series::area("oldest", oldest)] },
-        Chart { id: "rate", title: "Rate", unit: "events sent a second", shown: &|value| rate(value), series: vec![Series::area("sent", rates)] },
+        Chart {
+            id: "lag",
+            title: "Lag",
+            unit: "age of the oldest event that waits",
+            shown: &time,
+            series: vec![Series::area("oldest", oldest)],
+        },
+        Chart {
+            id: "rate",
+            title: "Rate",
+            unit: "events sent a second",
+            shown: &|value| rate(value),
+            series: vec![Series::area("sent", rates)],
+        },
         Chart {
             id: "latency",
             title: "Latency",
             unit: "from emit to Kafka's acknowledgement",
             shown: &time,
-            series: vec![Series::line("99 of 100 within", p99, true), Series::line("half within", p50, false)],
+            series: vec![
+                Series::line("99 of 100 within", p99, true),
+                Series::line("half within", p50, false),
+            ],
         },
     ];
     html! {
@@ -439,7 +455,11 @@ fn relays(status: &Status) -> Markup {
 }
 
 fn relay(session: &RelaySession, status: &Status) -> Markup {
-    let shards = status.relays.claims.as_ref().map(|claims| claims.iter().filter(|claim| claim.session == session.id).count());
+    let shards = status
+        .relays
+        .claims
+        .as_ref()
+        .map(|claims| claims.iter().filter(|claim| claim.session == session.id).count());
     let does = match (session.leads, session.works) {
         (true, true) => "leads and works",
         (true, false) => "leads",

@@ -178,7 +178,9 @@ async fn dead_letter(
 ) -> Response {
     let prefix = prefix(&original, &uri);
     let named = field(&fields, "seq").and_then(|seq| seq.parse::<i64>().ok()).zip(field(&fields, "id"));
-    let gone = |text: &str| html(StatusCode::NOT_FOUND, page::answer(&prefix, field(&fields, "outbox"), text, false));
+    let gone = |text: &str| {
+        html(StatusCode::NOT_FOUND, page::answer(&prefix, field(&fields, "outbox"), text, false))
+    };
     let (Some((seq, id)), Some((_, outbox))) = (named, served.chosen(field(&fields, "outbox")).await) else {
         return gone("There is no such outbox, or the address is not complete.");
     };
@@ -192,10 +194,13 @@ async fn dead_letter(
         })
     });
     match found.await {
-        Ok(Ok((Some(letter), content))) => {
-            html(StatusCode::OK, page::dead_letter(&prefix, &outbox.name, &letter, payloads, content.as_ref()))
+        Ok(Ok((Some(letter), content))) => html(
+            StatusCode::OK,
+            page::dead_letter(&prefix, &outbox.name, &letter, payloads, content.as_ref()),
+        ),
+        Ok(Ok((None, _))) => {
+            gone("This dead letter is not there any more: somebody has requeued or dropped it.")
         }
-        Ok(Ok((None, _))) => gone("This dead letter is not there any more: somebody has requeued or dropped it."),
         Ok(Err(error)) => {
             let text = format!("The database failed: {}", crate::look::in_one_line(&*error));
             html(StatusCode::BAD_GATEWAY, page::answer(&prefix, Some(&outbox.name), &text, false))

@@ -110,7 +110,10 @@ pub fn axe() -> String {
         let unpack = format!(
             r#"cd "$1" && npm pack --silent axe-core@{AXE} && tar -xzf *.tgz --strip-components=1 package/axe.min.js && rm *.tgz"#
         );
-        run(Command::new("sh").args(["-c", &unpack, "unpack"]).arg(folder), "install npm, or let scripts/test do it");
+        run(
+            Command::new("sh").args(["-c", &unpack, "unpack"]).arg(folder),
+            "install npm, or let scripts/test do it",
+        );
     });
     fs::read_to_string(folder.join("axe.min.js")).expect("read axe-core")
 }

@@ -1,6 +1,6 @@
 //! A real Chromium without a window, which chromedriver drives.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::time::Duration;
@@ -43,10 +43,20 @@ impl Browser {
         let driver = Process::start_logging(&command, &folder.path().join("log"), Signal::Terminate);
         let line = driver.wait_for_line("its port", PATIENCE, |line| line.contains("successfully on port "));
         let port = line.rsplit(' ').next().expect("a port").trim_end_matches('.').to_owned();
-        let mut browser = Self { _driver: driver, _folder: folder, address: format!("127.0.0.1:{port}"), session: String::new() };
+        let mut browser = Self {
+            _driver: driver,
+            _folder: folder,
+            address: format!("127.0.0.1:{port}"),
+            session: String::new(),
+        };
         // Containers run as root, with a small shared memory.
-        let arguments =
-            ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--hide-scrollbars"];
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-dev-shm-usage",
+            "--disable-gpu",
+            "--hide-scrollbars",
+        ];
         let options = json!({ "alwaysMatch": { "goog:chromeOptions": { "args": arguments } } });
         let made = browser.request("POST", "/session", &json!({ "capabilities": options }));
         browser.session = made["sessionId"].as_str().expect("a session").to_owned();
@@ -63,10 +73,21 @@ impl Browser {
             body.len()
         )
         .expect("ask chromedriver");
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("chromedriver's answer");
-        let (_, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
-        let answer: Value = serde_json::from_str(body).expect("an answer in JSON");
+        // chromedriver keeps the connection open.
+        let mut answer = BufReader::new(stream);
+        let mut length = 0;
+        for line in answer.by_ref().lines() {
+            let line = line.expect("chromedriver's answer").to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("content-length:") {
+                length = value.trim().parse().expect("a length");
+            }
+            if line.is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        answer.read_exact(&mut body).expect("the body of chromedriver's answer");
+        let answer: Value = serde_json::from_slice(&body).expect("an answer in JSON");
         let value = answer["value"].clone();
         assert!(value.get("error").is_none(), "{method} {path}: {value}");
         value
@@ -144,7 +165,8 @@ impl Browser {
 
     /// Shows the page this wide, in a light or a dark scheme.
     pub fn show(&self, width: u32, height: u32, scheme: &str, scale: u32) {
-        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600 });
+        let metrics =
+            json!({ "width": width, "height": height, "deviceScaleFactor": scale, "mobile": width < 600 });
         self.devtools("Emulation.setDeviceMetricsOverride", &metrics);
         let feature = json!({ "name": "prefers-color-scheme", "value": scheme });
         self.devtools("Emulation.setEmulatedMedia", &json!({ "features": [feature] }));

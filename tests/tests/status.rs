@@ -42,7 +42,8 @@ impl Relay {
         command.args(["--listen", address, "--lag-interval", "100ms", "--log-format", "json"]).args(more);
         command.env("OUTBOX_STATUS_TOKEN", TOKEN);
         let process = Process::start(&command);
-        let line = process.wait_for_line("where it serves", PATIENCE, |line| line.contains("serving /metrics"));
+        let line =
+            process.wait_for_line("where it serves", PATIENCE, |line| line.contains("serving /metrics"));
         let line: serde_json::Value = serde_json::from_str(&line).unwrap();
         let address = line["address"].as_str().expect("an address").to_owned();
         Self { process, address }

@@ -13,7 +13,7 @@ use super::debezium::{Format, connector_name};
 use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::settings::BrokerSettings;
-use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
+use super::settings::{CommonSettings, RelaySettings, Time, TopicSettings, WalSettings};
 use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
@@ -45,6 +45,23 @@ pub(crate) enum Action {
     },
     /// Sends events to Kafka until SIGTERM or SIGINT stops it
     Relay(Box<RelaySettings>),
+    /// Prints the state of the outbox: lag, rates, relays and their shards, the slot, and dead letters by cause
+    Status {
+        /// Looks again and again, every 2s or after this time, such as --watch=5s, until Ctrl-C. Then it shows rates, too
+        #[arg(
+            long,
+            value_name = "TIME",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "2s"
+        )]
+        watch: Option<Time>,
+        /// Prints JSON, one line for each look
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Prints how many events wait to be sent, and how old the oldest is
     Lag {
         /// Prints JSON
@@ -132,6 +149,7 @@ impl Action {
             Self::Verify(settings) => &settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
+            | Self::Status { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }
@@ -151,6 +169,7 @@ impl Action {
             Self::Verify(settings) => &mut settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
+            | Self::Status { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }

@@ -81,7 +81,11 @@ fn round_up(value: f64) -> f64 {
         return 1.0;
     }
     let unit = 10_f64.powf(value.log10().floor());
-    [1.0, 2.0, 5.0, 10.0].into_iter().map(|times| times * unit).find(|top| *top >= value * 0.999).unwrap_or(value)
+    [1.0, 2.0, 5.0, 10.0]
+        .into_iter()
+        .map(|times| times * unit)
+        .find(|top| *top >= value * 0.999)
+        .unwrap_or(value)
 }
 
 impl Chart<'_> {
@@ -92,7 +96,12 @@ impl Chart<'_> {
         let spoken = self.series.iter().map(|series| {
             format!("{}: now {}, at most {}", series.name, value(series.last()), value(series.most()))
         });
-        let spoken = format!("{}, {}, over the last hour. {}.", self.title, self.unit, spoken.collect::<Vec<_>>().join("; "));
+        let spoken = format!(
+            "{}, {}, over the last hour. {}.",
+            self.title,
+            self.unit,
+            spoken.collect::<Vec<_>>().join("; ")
+        );
         html! {
             figure id={ "chart-" (self.id) } {
                 figcaption {

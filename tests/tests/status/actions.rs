@@ -36,8 +36,10 @@ fn a_page_follows_what_happens_outlives_a_restart_and_requeues_by_keyboard() {
     });
 
     // A dead letter comes, with its cause and its record.
-    conn.transaction(|c| c.emit_all([record("invoice", 7, "InvoiceSent"), record("invoice", 8, "InvoiceSent")]))
-        .unwrap();
+    conn.transaction(|c| {
+        c.emit_all([record("invoice", 7, "InvoiceSent"), record("invoice", 8, "InvoiceSent")])
+    })
+    .unwrap();
     browser.wait_for_text("#state", "Dead letters");
     browser.wait_for_text("#causes summary", "InvoiceSent");
     browser.wait_for_text("#causes summary .count", "2");
@@ -100,7 +102,9 @@ fn what_is_dropped_is_gone_and_needs_no_script() {
         browser.open(&relay.url());
         browser.text("#causes").contains("InvoiceSent").then_some(())
     });
-    browser.run("document.querySelector('#causes details').open = true; document.querySelector('#token').focus()");
+    browser.run(
+        "document.querySelector('#causes details').open = true; document.querySelector('#token').focus()",
+    );
     browser.press(TOKEN);
     browser.tab_to("#causes input[name=confirm]");
     browser.press(keys::SPACE);

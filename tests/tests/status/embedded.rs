@@ -12,7 +12,8 @@ fn a_service_has_the_page_below_a_path_of_its_own() {
     let database = outbox_tests::load::migrated();
     let topic = Kafka::shared().unique("status-embedded");
     let naming = topic.parse().unwrap();
-    let relay = database.relay().broker(Broker::new(Kafka::shared().brokers())).topic_naming(naming).spawn().unwrap();
+    let relay =
+        database.relay().broker(Broker::new(Kafka::shared().brokers())).topic_naming(naming).spawn().unwrap();
     let url = database.relay_url();
     let shop = Outbox::new("shop", move || PgConnection::establish(&url)).relay(&relay);
     let page = StatusPage::new().outbox(shop).actions(Token::new(TOKEN).unwrap());
@@ -31,9 +32,18 @@ fn a_service_has_the_page_below_a_path_of_its_own() {
     // Its stylesheet and its script have come from below the same path.
     assert_eq!(browser.run("return document.styleSheets.length"), 1);
     emit(&mut database.connect(), "order", 3);
-    browser.wait_for("the page to be updated", "return document.querySelector('#now').dataset.was !== undefined");
+    browser.wait_for(
+        "the page to be updated",
+        "return document.querySelector('#now').dataset.was !== undefined",
+    );
     Kafka::shared().read_at_least(&topic, 3, super::PATIENCE);
-    let form = asked(&address, &format!("POST /ops/outbox/dead-letters HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n"), "token=x");
+    let form = asked(
+        &address,
+        &format!(
+            "POST /ops/outbox/dead-letters HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+        ),
+        "token=x",
+    );
     assert!(form.status == 403 && form.body.contains("/ops/outbox/?outbox=shop"), "{}", form.body);
     assert_eq!(asked(&address, &format!("GET /ops/outbox/ HTTP/1.1\r\nHost: {address}\r\n"), "").status, 200);
     drop(browser);

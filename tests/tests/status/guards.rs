@@ -1,5 +1,6 @@
 //! What the page refuses, and what it never shows.
 
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::Emit;
 use diesel_outbox_relay::operate::Operate;
@@ -8,13 +9,19 @@ use outbox_tests::{Browser, Kafka, Tables, eventually};
 use super::{PATIENCE, Relay, TOKEN, asked, record};
 
 /// Makes dead letters of these aggregate types, and returns them.
-fn with_dead_letters(database: &outbox_tests::Database<'_>, relay: &Relay, records: &[diesel_outbox::Record]) {
+fn with_dead_letters(
+    database: &outbox_tests::Database<'_>,
+    relay: &Relay,
+    records: &[diesel_outbox::Record],
+) {
     database.connect().transaction(|c| c.emit_all(records)).unwrap();
     let count = records.len();
     eventually("the dead letters", PATIENCE, || {
         (database.count("outbox_dead_letter") == count).then_some(())
     });
-    eventually("the dead letters on the page", PATIENCE, || relay.get("/").body.contains("cause-").then_some(()));
+    eventually("the dead letters on the page", PATIENCE, || {
+        relay.get("/").body.contains("cause-").then_some(())
+    });
 }
 
 #[test]
@@ -54,13 +61,23 @@ fn nothing_is_changed_without_the_token_or_for_another_site() {
 #[test]
 fn a_relays_own_role_may_not_requeue_and_the_page_says_so() {
     let database = outbox_tests::load::migrated();
-    let relay = Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    let relay =
+        Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
     with_dead_letters(&database, &relay, &[record("invoice", 1, "InvoiceSent")]);
     let cause = database.connect().dead_letters(1).unwrap()[0].cause();
     let answer = relay.post("", &format!("token={TOKEN}&requeue=cause%3A{cause}"));
     assert_eq!(answer.status, 502, "{}", answer.body);
-    assert!(answer.body.contains("permission denied") && answer.body.contains("docs/status-page.md"), "{}", answer.body);
+    assert!(
+        answer.body.contains("permission denied") && answer.body.contains("docs/status-page.md"),
+        "{}",
+        answer.body
+    );
     assert_eq!(database.count("outbox_dead_letter"), 1);
+    // With the grants of that page it may.
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/status-page.md")).unwrap();
+    let grants: String = page.lines().filter(|line| line.starts_with("GRANT ")).collect();
+    database.connect().batch_execute(&grants.replace("outbox_relay", "relay")).unwrap();
+    assert_eq!(relay.post("", &format!("token={TOKEN}&requeue=cause%3A{cause}")).status, 200);
 }
 
 #[test]
@@ -68,7 +85,12 @@ fn another_name_is_refused_and_every_answer_forbids_what_the_page_does_not_need(
     let database = outbox_tests::load::migrated();
     let relay = Relay::start(&database.relay_url(), &["--status-hosts", "ops.example.com"]);
     let of = |host: &str| asked(&relay.address, &format!("GET / HTTP/1.1\r\nHost: {host}\r\n"), "");
-    for (host, status) in [("evil.example", 421), ("127.0.0.1.evil.example", 421), ("ops.example.com", 200), ("localhost:1", 200)] {
+    for (host, status) in [
+        ("evil.example", 421),
+        ("127.0.0.1.evil.example", 421),
+        ("ops.example.com", 200),
+        ("localhost:1", 200),
+    ] {
         assert_eq!(of(host).status, status, "{host}");
     }
     assert!(!of("evil.example").body.contains(database.name()));
@@ -116,7 +138,9 @@ fn nothing_that_an_event_holds_becomes_a_part_of_the_page() {
         database.url(),
         &["--topic", "{aggregatetype}", "--allow-topics", "nothing", "--status-payloads"],
     );
-    let event = record("invoice", evil, evil).with_payload(evil.as_bytes().to_vec()).with_headers(vec![("evil".to_owned(), evil.to_owned())]);
+    let event = record("invoice", evil, evil)
+        .with_payload(evil.as_bytes().to_vec())
+        .with_headers(vec![("evil".to_owned(), evil.to_owned())]);
     with_dead_letters(&database, &relay, &[event]);
     let browser = Browser::start();
     browser.open(&relay.url());
@@ -133,7 +157,8 @@ fn nothing_that_an_event_holds_becomes_a_part_of_the_page() {
 #[test]
 fn a_payload_is_not_shown_unless_somebody_wants_it() {
     let database = outbox_tests::load::migrated();
-    let relay = Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    let relay =
+        Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
     with_dead_letters(&database, &relay, &[record("invoice", 1, "InvoiceSent")]);
     let letter = &database.connect().dead_letters(1).unwrap()[0];
     let page = relay.get(&format!("/dead-letter?seq={}&id={}", letter.seq, letter.id));

@@ -41,11 +41,9 @@ fn pictures_for_the_guide() {
         thread::sleep(Duration::from_millis(120));
     }
     let browser = Browser::start();
-    for (name, width, height, scheme, scale) in [
-        ("light", 1200, 1010, "light", 1),
-        ("dark", 1200, 1010, "dark", 1),
-        ("phone", 390, 844, "light", 2),
-    ] {
+    for (name, width, height, scheme, scale) in
+        [("light", 1200, 1010, "light", 1), ("dark", 1200, 1010, "dark", 1), ("phone", 390, 844, "light", 2)]
+    {
         browser.show(width, height, scheme, scale);
         browser.open(&relay.url());
         browser.wait_for_text("#causes summary", "InvoiceSent");

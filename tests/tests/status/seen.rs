@@ -24,16 +24,17 @@ fn a_shard_shows_the_session_that_has_claimed_it() {
              BEGIN; SELECT FROM outbox_shard WHERE shard IN (3, 5) FOR UPDATE",
         )
         .unwrap();
-    let id: i32 = diesel::dsl::sql::<diesel::sql_types::Integer>("SELECT pg_backend_pid()").get_result(&mut worker).unwrap();
+    let id: i32 = diesel::dsl::sql::<diesel::sql_types::Integer>("SELECT pg_backend_pid()")
+        .get_result(&mut worker)
+        .unwrap();
     let seen = conn.status().unwrap().relays;
     let claims: Vec<_> = seen.claims.unwrap().iter().map(|claim| (claim.shard, claim.session)).collect();
     assert_eq!(claims, [(3, id.into()), (5, id.into())]);
     let sessions = seen.sessions.unwrap();
-    assert_eq!(sessions.iter().map(|session| (session.id, session.leads, session.works)).collect::<Vec<_>>(), [(
-        id.into(),
-        true,
-        false
-    )]);
+    assert_eq!(
+        sessions.iter().map(|session| (session.id, session.leads, session.works)).collect::<Vec<_>>(),
+        [(id.into(), true, false)]
+    );
     worker.batch_execute("ROLLBACK").unwrap();
     assert_eq!(conn.status().unwrap().relays.claims.unwrap(), []);
 }
@@ -41,7 +42,10 @@ fn a_shard_shows_the_session_that_has_claimed_it() {
 #[test]
 fn the_page_shows_what_waits_and_who_works_on_mariadb() {
     let database = migrated_mariadb();
-    let relay = Relay::start(&database.relay_url(), &["--topic", &Kafka::shared().unique("status-mariadb"), "--kafka", "socket.timeout.ms=10000"]);
+    let relay = Relay::start(
+        &database.relay_url(),
+        &["--topic", &Kafka::shared().unique("status-mariadb"), "--kafka", "socket.timeout.ms=10000"],
+    );
     eventually("the relay's session", PATIENCE, || {
         let page = relay.get("/").body;
         (page.contains("leads") && page.contains("do not show a relay's role which session")).then_some(())
@@ -61,7 +65,8 @@ fn the_page_shows_an_sqlite_file() {
     let mut conn = SqliteConnection::establish(path).unwrap();
     diesel_outbox::Migrations::new().run(&mut conn).unwrap();
     emit(&mut conn, "order", 3);
-    let relay = Relay::start(path, &["--topic", "{aggregatetype}", "--allow-topics", "nothing", "--status-payloads"]);
+    let relay =
+        Relay::start(path, &["--topic", "{aggregatetype}", "--allow-topics", "nothing", "--status-payloads"]);
     eventually("the dead letters", PATIENCE, || relay.get("/").body.contains("OrderPlaced").then_some(()));
     let letter = &conn.dead_letters(1).unwrap()[0];
     let page = relay.get(&format!("/dead-letter?seq={}&id={}", letter.seq, letter.id)).body;
@@ -103,7 +108,10 @@ fn several_schemas_are_listed_and_each_can_be_looked_at() {
     for schema in ["tenant_a", "tenant_b"] {
         database.migrate_in(schema);
     }
-    let relay = Relay::start(&database.relay_url(), &["--schema", "tenant_*", "--topic", "{aggregatetype}", "--allow-topics", "x"]);
+    let relay = Relay::start(
+        &database.relay_url(),
+        &["--schema", "tenant_*", "--topic", "{aggregatetype}", "--allow-topics", "x"],
+    );
     let conn = &mut database.connect();
     conn.batch_execute("SET search_path TO tenant_b").unwrap();
     emit(conn, "invoice", 2);
@@ -112,7 +120,10 @@ fn several_schemas_are_listed_and_each_can_be_looked_at() {
         let has_both = page.contains("schema tenant_a") && page.contains("schema tenant_b");
         (has_both && page.contains("Dead letters</span>")).then_some(page)
     });
-    let link = page.split("href=\"").find(|link| link.starts_with("/?outbox=") && link.contains("tenant_b")).unwrap();
+    let link = page
+        .split("href=\"")
+        .find(|link| link.starts_with("/?outbox=") && link.contains("tenant_b"))
+        .unwrap();
     let link = link.split('"').next().unwrap();
     let of_b = relay.get(link);
     assert_eq!(of_b.status, 200);
@@ -138,12 +149,24 @@ fn the_page_has_no_obstacles_in_light_and_dark_and_fits_on_a_phone() {
     let topic = Kafka::shared().unique("status-axe");
     let relay = Relay::start(
         database.url(),
-        &["--topic", &format!("{topic}.{{aggregatetype}}"), "--allow-topics", &format!("{topic}.order"), "--status-payloads"],
+        &[
+            "--topic",
+            &format!("{topic}.{{aggregatetype}}"),
+            "--allow-topics",
+            &format!("{topic}.order"),
+            "--status-payloads",
+        ],
     );
     let conn = &mut database.connect();
     emit(conn, "order", 20);
-    conn.transaction(|c| c.emit(&record("invoice", "a-very-long-aggregate-id-without-any-space-in-it-0123456789", "InvoiceSent")))
-        .unwrap();
+    conn.transaction(|c| {
+        c.emit(&record(
+            "invoice",
+            "a-very-long-aggregate-id-without-any-space-in-it-0123456789",
+            "InvoiceSent",
+        ))
+    })
+    .unwrap();
     let browser = Browser::start();
     browser.open(&relay.url());
     browser.wait_for_text("#causes summary", "InvoiceSent");
@@ -152,12 +175,14 @@ fn the_page_has_no_obstacles_in_light_and_dark_and_fits_on_a_phone() {
         browser.open(&relay.url());
         browser.run("document.querySelector('#causes details').open = true");
         assert_eq!(obstacles(&browser), json!([]), "{width} {scheme}");
-        let too_wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
+        let too_wide =
+            browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
         assert_eq!(too_wide, 0, "{width} {scheme}");
         browser.run("document.querySelector('#causes tbody a').click()");
         browser.wait_for_text("h1", "Dead letter");
         assert_eq!(obstacles(&browser), json!([]), "a dead letter, {width} {scheme}");
-        let too_wide = browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
+        let too_wide =
+            browser.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth");
         assert_eq!(too_wide, 0, "a dead letter, {width} {scheme}");
     }
 }

@@ -10,7 +10,8 @@ use crate::source::mysql::{relays, row_of};
 impl Observe for Conn {
     fn relays(&mut self) -> QueryResult<Relays> {
         let sessions = relays(self).map_err(failed)?.into_iter().map(|(id, leads, works, client)| {
-            let client = client.map(|host| host.rsplit_once(':').map_or(host.clone(), |(host, _)| host.to_owned()));
+            let client =
+                client.map(|host| host.rsplit_once(':').map_or(host.clone(), |(host, _)| host.to_owned()));
             RelaySession { id, client, age: None, leads, works }
         });
         Ok(Relays {

@@ -11,7 +11,9 @@ impl Observe for SqliteConnection {
         Ok(Relays {
             sessions: None,
             claims: None,
-            hidden: Some("SQLite has no sessions, and does not show who uses the file. One relay works, with all shards."),
+            hidden: Some(
+                "SQLite has no sessions, and does not show who uses the file. One relay works, with all shards.",
+            ),
         })
     }
 

@@ -55,7 +55,10 @@ fn token(settings: &StatusSettings, origins: &Origins) -> Result<Option<Token>, 
 
 /// The page with the outboxes of these databases, each with its relay.
 pub(super) fn of(page: StatusPage, databases: &[OutboxDatabase], relays: &[RelayHandle]) -> StatusPage {
-    databases.iter().zip(relays).fold(page, |page, (database, relay)| page.outbox(outbox(database).relay(relay)))
+    databases
+        .iter()
+        .zip(relays)
+        .fold(page, |page, (database, relay)| page.outbox(outbox(database).relay(relay)))
 }
 
 fn outbox(database: &OutboxDatabase) -> Outbox {

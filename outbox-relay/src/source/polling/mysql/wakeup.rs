@@ -75,7 +75,9 @@ pub(crate) type RelaySession = (i64, bool, bool, Option<String>);
 pub(crate) fn relays(conn: &mut Conn) -> mysql::Result<Vec<RelaySession>> {
     let prefix = prefix(conn)?;
     let place = |place| {
-        format!("SELECT IS_USED_LOCK('{prefix}r{place}') AS id, IS_USED_LOCK('{prefix}w{place}') IS NOT NULL AS works")
+        format!(
+            "SELECT IS_USED_LOCK('{prefix}r{place}') AS id, IS_USED_LOCK('{prefix}w{place}') IS NOT NULL AS works"
+        )
     };
     let places = (0..PLACES).map(place).collect::<Vec<_>>().join(" UNION ALL ");
     conn.query(format!(
