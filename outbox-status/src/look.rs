@@ -13,8 +13,9 @@ use crate::{BoxError, Connect, Connection, Discover};
 /// How often it looks at the outbox that is shown, and at the others if there are several.
 pub(crate) const SHOWN: Duration = Duration::from_secs(1);
 pub(crate) const LISTED: Duration = Duration::from_secs(15);
-/// Looking takes at most this part of the time.
+/// Looking takes at most this part of the time, unless it takes very long.
 const LONGEST_SHARE: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long a request waits for the database. A look that takes longer ends by itself.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How long a connection stays open while nobody looks.
@@ -89,7 +90,8 @@ impl Watched {
 
     fn is_due(&self, at_most_ago: Duration) -> bool {
         let last = locked(&self.last);
-        last.as_ref().is_none_or(|last| last.at.elapsed() >= at_most_ago.max(last.took * LONGEST_SHARE))
+        let pause = |last: &Last| at_most_ago.max((last.took * LONGEST_SHARE).min(LONGEST_PAUSE));
+        last.as_ref().is_none_or(|last| last.at.elapsed() >= pause(last))
     }
 
     fn look_now(&self, keep: bool) {
@@ -102,14 +104,15 @@ impl Watched {
         });
         let mut last = locked(&self.last);
         let before = last.take().and_then(|last| last.status);
-        let (look, status) = match seen {
+        let (look, status, took) = match seen {
             Ok((status, causes)) => {
                 let rates = before.as_ref().and_then(|before| status.rates_since(before));
-                (Ok(Seen { status: status.clone(), rates, causes }), Some(status))
+                (Ok(Seen { status: status.clone(), rates, causes }), Some(status), began.elapsed())
             }
-            Err(error) => (Err(in_one_line(&*error)), before),
+            // To wait for a database that is away costs it nothing.
+            Err(error) => (Err(in_one_line(&*error)), before, Duration::ZERO),
         };
-        *last = Some(Last { look: Arc::new(look), status, at: Instant::now(), took: began.elapsed() });
+        *last = Some(Last { look: Arc::new(look), status, at: Instant::now(), took });
     }
 
     /// Does something on the connection, which may have been lost: then another one serves.
@@ -240,5 +243,88 @@ impl Watch {
                 known.problem = None;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use diesel::QueryResult;
+    use diesel::result::Error::NotFound;
+    use diesel_outbox_relay::Lag;
+    use diesel_outbox_relay::operate::{Content, Observe, Operate, Relays, Requeue, Schedule, Unsent};
+
+    use super::*;
+
+    /// A database that answers nothing, and counts how often it is asked.
+    struct Asked(Arc<AtomicUsize>);
+
+    impl Observe for Asked {
+        fn status(&mut self) -> QueryResult<Status> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Err(NotFound)
+        }
+
+        fn relays(&mut self) -> QueryResult<Relays> {
+            Err(NotFound)
+        }
+
+        fn last_number(&mut self) -> QueryResult<i64> {
+            Err(NotFound)
+        }
+
+        fn content(&mut self, _: i64, _: &str) -> QueryResult<Option<Content>> {
+            Err(NotFound)
+        }
+    }
+
+    impl Operate for Asked {
+        fn lag(&mut self) -> QueryResult<Lag> {
+            Err(NotFound)
+        }
+
+        fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+            Err(NotFound)
+        }
+
+        fn dead_letters(&mut self, _: i64) -> QueryResult<Vec<DeadLetter>> {
+            Err(NotFound)
+        }
+
+        fn requeue(&mut self, _: &Requeue) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+
+        fn drop_dead_letters(&mut self, _: &Requeue) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+
+        fn schedule(&mut self) -> QueryResult<Schedule> {
+            Err(NotFound)
+        }
+
+        fn promote(&mut self) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_look_at_once_the_database_is_asked_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let connect: Connect = Arc::new(move || Ok(Box::new(Asked(count.clone())) as Connection));
+        let watched = Arc::new(Watched::new("shop".to_owned(), connect));
+        let look = |ago| {
+            let watched = watched.clone();
+            tokio::spawn(async move { watched.look(ago).await })
+        };
+        let viewers: Vec<_> = (0..20).map(|_| look(Duration::from_secs(3_600))).collect();
+        for viewer in viewers {
+            assert!(viewer.await.is_ok_and(|look| look.is_err()));
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(look(Duration::ZERO).await.is_ok());
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
     }
 }

@@ -74,9 +74,10 @@ fn a_relays_own_role_may_not_requeue_and_the_page_says_so() {
     );
     assert_eq!(database.count("outbox_dead_letter"), 1);
     // With the grants of that page it may.
-    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/status-page.md")).unwrap();
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/status-page.md")).unwrap();
     let grants: String = page.lines().filter(|line| line.starts_with("GRANT ")).collect();
-    database.connect().batch_execute(&grants.replace("outbox_relay", "relay")).unwrap();
+    database.connect().batch_execute(&grants.replace("TO outbox_relay", "TO outbox_test_relay")).unwrap();
     assert_eq!(relay.post("", &format!("token={TOKEN}&requeue=cause%3A{cause}")).status, 200);
 }
 
