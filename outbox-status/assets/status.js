@@ -14,9 +14,11 @@ let timer;
 // Puts in what has changed, and leaves open, ticked and focused what was.
 function update(text) {
   const page = new DOMParser().parseFromString(text, "text/html");
+  // Something between may have answered in the relay's place.
+  if (!page.getElementById("connection")) throw new Error("no status page");
+  if (parts(page) !== parts(document)) return location.reload();
   for (const old of document.querySelectorAll("[data-live]")) {
     const fresh = page.getElementById(old.id);
-    if (!fresh) { old.replaceChildren(); continue; }
     if (fresh.outerHTML === old.dataset.was) continue;
     const was = fresh.outerHTML;
     for (const open of old.querySelectorAll("details[open][id]")) {
@@ -33,6 +35,11 @@ function update(text) {
     if (focused) fresh.querySelector(focused)?.focus({ preventScroll: true });
   }
   document.title = page.title;
+}
+
+// Which parts a page has: it has fewer while the database is away.
+function parts(page) {
+  return Array.from(page.querySelectorAll("[data-live]"), (part) => part.id).join();
 }
 
 // Where an element is, to find it in the page that follows.

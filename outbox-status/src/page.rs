@@ -175,7 +175,9 @@ pub(crate) fn answer(prefix: &str, outbox: Option<&str>, text: &str, is_good: bo
 /// The address of the page for an outbox.
 fn link(prefix: &str, outbox: Option<&str>) -> String {
     let query = outbox.map(|outbox| format!("?outbox={}", encoded(outbox)));
-    format!("{prefix}/{}", query.unwrap_or_default()).replacen("//", "/", 1)
+    // A router that is nested has no slash at its end.
+    let path = if prefix.is_empty() { "/" } else { prefix };
+    format!("{path}{}", query.unwrap_or_default())
 }
 
 /// The text as part of a query.

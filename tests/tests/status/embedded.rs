@@ -44,8 +44,7 @@ fn a_service_has_the_page_below_a_path_of_its_own() {
         ),
         "token=x",
     );
-    assert!(form.status == 403 && form.body.contains("/ops/outbox/?outbox=shop"), "{}", form.body);
-    assert_eq!(asked(&address, &format!("GET /ops/outbox/ HTTP/1.1\r\nHost: {address}\r\n"), "").status, 200);
+    assert!(form.status == 403 && form.body.contains("/ops/outbox?outbox=shop"), "{}", form.body);
     drop(browser);
     runtime.shutdown_background();
     relay.stop_blocking().unwrap();
