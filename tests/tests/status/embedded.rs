@@ -44,7 +44,7 @@ fn a_service_has_the_page_below_a_path_of_its_own() {
         ),
         "token=x",
     );
-    assert!(form.status == 403 && form.body.contains("/ops/outbox?outbox=shop"), "{}", form.body);
+    assert!(form.status == 403 && form.body.contains("href=\"/ops/outbox\""), "{}", form.body);
     drop(browser);
     runtime.shutdown_background();
     relay.stop_blocking().unwrap();

@@ -102,7 +102,7 @@ fn another_name_is_refused_and_every_answer_forbids_what_the_page_does_not_need(
             "frame-ancestors 'none'",
             "x-content-type-options: nosniff",
             "cache-control: no-store",
-            "referrer-policy: no-referrer",
+            "referrer-policy: same-origin",
         ] {
             assert!(answer.head.contains(header), "{path} has no {header}:\n{}", answer.head);
         }

@@ -4,7 +4,7 @@ use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::Emit;
 use diesel_outbox_relay::operate::{Observe, Operate};
-use outbox_tests::{Browser, Folder, Kafka, Tables, artifacts, eventually, migrated_mariadb};
+use outbox_tests::{Browser, Folder, Kafka, artifacts, eventually, migrated_mariadb};
 use serde_json::{Value, json};
 
 use super::{PATIENCE, Relay, emit, record};
