@@ -9,7 +9,7 @@ use std::time::Duration;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel_outbox::{Emit, OutboxConnection, Record};
-use outbox_tests::{Folder, Process, Signal, Tables, migrated_mariadb, workspace_binary};
+use outbox_tests::{Folder, Process, Signal, migrated_mariadb, workspace_binary};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(60);
