@@ -326,10 +326,7 @@ fn last_hour(history: Option<&[Point]>) -> Markup {
             title: "Latency",
             unit: "from emit to Kafka's acknowledgement",
             shown: &time,
-            series: vec![
-                Series::line("99 of 100 within", p99, true),
-                Series::line("half within", p50, false),
-            ],
+            series: vec![Series::line("p99", p99, true), Series::line("p50", p50, false)],
         },
     ];
     html! {
@@ -422,7 +419,8 @@ fn slot_or_shards(status: &Status) -> Markup {
             }
             p.note {
                 @match status.relays.hidden {
-                    Some(hidden) => (hidden),
+                    Some(hidden) if status.relays.sessions.is_some() => (hidden),
+                    Some(_) => "How many events wait in each.",
                     None => "How many events wait in each, and which session has claimed it. A claim lasts for a pass, half a second at most.",
                 }
             }

@@ -53,14 +53,14 @@ impl Series {
                 continue;
             };
             let y = HEIGHT - value.max(0.0) / top * HEIGHT;
-            // A value lasts for the whole of its point. Writing to a text cannot fail.
+            // Writing to a text cannot fail.
             let _ = match began {
                 None => write!(line, "M{x} {y:.1}h1"),
-                Some(_) => write!(line, "V{y:.1}h1"),
+                Some(_) => write!(line, "L{} {y:.1}", x + 1),
             };
             let _ = match began {
                 None => write!(area, "M{x} {HEIGHT}V{y:.1}h1"),
-                Some(_) => write!(area, "V{y:.1}h1"),
+                Some(_) => write!(area, "L{} {y:.1}", x + 1),
             };
             began.get_or_insert(x);
         }
@@ -139,8 +139,8 @@ mod tests {
     fn a_line_has_a_gap_where_nothing_is_known_and_ends_at_the_right() {
         let series = Series::area("x", vec![Some(0.0), Some(10.0), None, Some(5.0)]);
         let (line, area) = series.paths(10.0);
-        assert_eq!(line, "M356 100.0h1V0.0h1M359 50.0h1");
-        assert_eq!(area, "M356 100V100.0h1V0.0h1L358 100ZM359 100V50.0h1L360 100Z");
+        assert_eq!(line, "M356 100.0h1L358 0.0M359 50.0h1");
+        assert_eq!(area, "M356 100V100.0h1L358 0.0L358 100ZM359 100V50.0h1L360 100Z");
         assert_eq!(Series::area("x", Vec::new()).paths(1.0), (String::new(), String::new()));
     }
 

@@ -42,7 +42,7 @@ fn pictures_for_the_guide() {
     }
     let browser = Browser::start();
     for (name, width, height, scheme, scale) in
-        [("light", 1200, 1010, "light", 1), ("dark", 1200, 1010, "dark", 1), ("phone", 390, 844, "light", 2)]
+        [("light", 1120, 940, "light", 1), ("dark", 1120, 940, "dark", 1), ("phone", 390, 844, "light", 2)]
     {
         browser.show(width, height, scheme, scale);
         browser.open(&relay.url());
