@@ -50,12 +50,16 @@ pub trait Observe: Operate {
         let (at, measured) = (SystemTime::now(), Instant::now());
         // The number first: what was sent meanwhile counts in the next status, and a rate is not negative.
         let last_number = self.last_number()?;
+        let (mut lag, unsent) = (self.lag()?, self.unsent()?);
+        // The two were asked one after the other, and must not contradict each other.
+        lag.unsent = unsent.iter().map(|unsent| unsent.count).sum();
+        lag.oldest = unsent.iter().map(|unsent| unsent.oldest).max().unwrap_or_default();
         Ok(Status {
             at,
             measured,
             last_number,
-            lag: self.lag()?,
-            unsent: self.unsent()?,
+            lag,
+            unsent,
             // Tables that no newer migration has changed have no schedule.
             schedule: self.schedule().ok(),
             relays: self.relays()?,

@@ -84,7 +84,7 @@ fn round_up(value: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0]
         .into_iter()
         .map(|times| times * unit)
-        .find(|top| *top >= value * 0.999)
+        .find(|top| *top >= value * (1.0 - 1e-9))
         .unwrap_or(value)
 }
 

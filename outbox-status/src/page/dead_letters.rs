@@ -53,7 +53,7 @@ fn of_cause(group: &Group, outbox: &str, cause: &Cause, letters: &[DeadLetter]) 
                 span.count { (number(*dead_letters as u64)) }
                 span.what { strong { (event_type) } " " span { (reason) } }
                 span.when {
-                    @if first_failed_at == last_failed_at { (moment(*last_failed_at)) }
+                    @if moment(*first_failed_at) == moment(*last_failed_at) { (moment(*last_failed_at)) }
                     @else { (moment(*first_failed_at)) " to " (moment(*last_failed_at)) }
                 }
             }
