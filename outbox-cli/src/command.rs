@@ -28,6 +28,7 @@ mod scheduled;
 mod settings;
 mod shell;
 mod signals;
+mod status;
 #[cfg(feature = "opentelemetry")]
 mod traces;
 mod verify;
@@ -70,6 +71,7 @@ fn perform(Invocation { action, origins }: &Invocation) -> Result<(), Failure> {
         Action::Lag { json, by: Some(by), common, topics } => {
             report::lag_by(common, origins, *by, &topics.topic, *json)
         }
+        Action::Status { watch, json, common } => status::run(common, origins, *watch, *json),
         Action::DeadLetters { action: Some(DeadLetterAction::Drop { which, common }), .. } => {
             dead_letters::drop(common, origins, which)
         }

@@ -3,7 +3,7 @@ use std::time::Duration;
 use diesel_outbox_core::__private::{Running, Stop};
 use diesel_outbox_core::SourceError;
 
-use crate::{Health, RelayError};
+use crate::{Health, History, RelayError};
 
 /// What a thread of a relay does until the relay stops.
 pub(crate) type Work = Box<dyn FnOnce() -> Result<(), SourceError> + Send>;
@@ -17,6 +17,7 @@ pub(crate) type Work = Box<dyn FnOnce() -> Result<(), SourceError> + Send>;
 pub struct RelayHandle {
     running: Running<RelayError>,
     health: Health,
+    history: History,
     shutdown_timeout: Duration,
 }
 
@@ -26,11 +27,12 @@ impl RelayHandle {
         stop: Stop,
         work: Vec<(String, Work)>,
         health: Health,
+        history: History,
         shutdown_timeout: Duration,
     ) -> Result<Self, RelayError> {
         let work = work.into_iter().map(|(name, work)| (name, move || work().map_err(RelayError::Source)));
         let running = Running::start(stop, work, RelayError::Panicked)?;
-        Ok(Self { running, health, shutdown_timeout })
+        Ok(Self { running, health, history, shutdown_timeout })
     }
 
     /// Stops the relay gracefully. The relay begins nothing new, waits until the broker has acknowledged what is in flight, settles
@@ -68,6 +70,11 @@ impl RelayHandle {
     /// Returns what reports whether the relay makes progress. It can be asked after the relay has stopped too.
     pub fn health(&self) -> Health {
         self.health.clone()
+    }
+
+    /// Returns what the relay did in the last hour. It can be asked after the relay has stopped too.
+    pub fn history(&self) -> History {
+        self.history.clone()
     }
 
     /// Waits until the relay has ended by itself or the future ends, and stops it.

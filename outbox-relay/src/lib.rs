@@ -31,9 +31,11 @@
 //! | [`RelayHandle`] | stops a running relay, and reports whether it has ended by itself |
 //! | `Kafka` | the broker and its settings. [Your own broker](#a-broker-of-your-own) implements [`Publisher`] |
 //! | [`Health`] | reports whether a running relay makes progress, for probes |
+//! | [`History`] | what a relay did in the last hour, for charts |
 //! | [`TopicNaming`] | names the topics, and says which of them the relay may write to |
 //! | [`DeadLetterPolicy`] | what happens to an aggregate's later records after one became a dead letter |
 //! | `operate::Operate` | the lag, the dead letters, and how to requeue them |
+//! | `operate::Observe` | the state of an outbox at a moment: what waits, the relays and their shards, the slot |
 //! | `wal` | [reads the write-ahead log](#the-write-ahead-log) instead of the table |
 //! | [`Source`] | where a relay finds records: implement it to relay from another store |
 //!
@@ -218,6 +220,7 @@ mod error;
 pub mod fuzzing;
 mod handle;
 mod health;
+mod history;
 mod max_rate;
 mod metrics;
 mod missing;
@@ -254,6 +257,7 @@ pub use mysql;
 pub use self::error::RelayError;
 pub use self::handle::RelayHandle;
 pub use self::health::Health;
+pub use self::history::{History, Point};
 pub use self::relay::Relay;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 pub use self::source::DatabaseUrl;

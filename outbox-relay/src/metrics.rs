@@ -10,6 +10,8 @@ use metrics::{
 };
 use tracing::{error, info, warn};
 
+use crate::History;
+
 mod latencies;
 
 pub(crate) use self::latencies::Latencies;
@@ -20,6 +22,8 @@ pub(crate) struct Metrics {
     outbox: RefCell<SharedString>,
     /// Where records were last settled, and when.
     progress: RefCell<Option<(SharedString, f64)>>,
+    /// What the relay's workers note together.
+    history: Option<History>,
 }
 
 /// Set once the metrics are described. A recorder is installed before the first relay starts.
@@ -28,7 +32,12 @@ static DESCRIBED: Once = Once::new();
 impl Metrics {
     pub(crate) fn new() -> Self {
         DESCRIBED.call_once(describe);
-        Self { outbox: RefCell::default(), progress: RefCell::default() }
+        Self { outbox: RefCell::default(), progress: RefCell::default(), history: None }
+    }
+
+    /// Notes in this history, too, what was sent and what waits.
+    pub(crate) fn noting(self, history: History) -> Self {
+        Self { history: Some(history), ..self }
     }
 
     /// Names the outbox at hand, if the source knows which it is.
@@ -50,6 +59,9 @@ impl Metrics {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             *self.progress.borrow_mut() = Some((self.outbox(), now.as_secs_f64()));
             self.progress();
+            if let Some(history) = &self.history {
+                history.published(count as u64, latencies.counted());
+            }
             latencies.hand_to(&histogram!("outbox_latency_seconds", "outbox" => self.outbox()));
         }
     }
@@ -87,6 +99,9 @@ impl Metrics {
     pub(crate) fn lag(&self, lag: Lag) {
         let set = |name: &'static str, value: f64| gauge!(name, "outbox" => self.outbox()).set(value);
         self.set_lag(&lag);
+        if let Some(history) = &self.history {
+            history.measured(&Arc::from(&*self.outbox()), &lag);
+        }
         let (outbox, oldest) = (self.outbox(), lag.oldest.as_secs_f64());
         let Some(wal) = lag.wal else {
             return info!(outbox = &*outbox, unsent = lag.unsent, oldest_seconds = oldest, "outbox lag");
@@ -158,15 +173,23 @@ impl Metrics {
 
 /// Reports the lag of one of several outboxes.
 #[cfg(feature = "postgres")]
-pub(crate) fn lag_of(outbox: &Arc<str>, lag: Lag) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }.lag(lag);
+pub(crate) fn lag_of(outbox: &Arc<str>, lag: Lag, history: Option<&History>) {
+    of(outbox, history).lag(lag);
 }
 
 /// Reports that one of several outboxes has no lag. Only the metrics have it, because idle outboxes may be many.
 #[cfg(feature = "postgres")]
-pub(crate) fn no_lag_of(outbox: &Arc<str>) {
-    Metrics { outbox: RefCell::new(outbox.clone().into()), progress: RefCell::default() }
-        .set_lag(&Lag::default());
+pub(crate) fn no_lag_of(outbox: &Arc<str>, history: Option<&History>) {
+    of(outbox, history).set_lag(&Lag::default());
+    if let Some(history) = history {
+        history.measured(outbox, &Lag::default());
+    }
+}
+
+#[cfg(feature = "postgres")]
+fn of(outbox: &Arc<str>, history: Option<&History>) -> Metrics {
+    let outbox = RefCell::new(outbox.clone().into());
+    Metrics { outbox, progress: RefCell::default(), history: history.cloned() }
 }
 
 #[cfg(feature = "postgres")]

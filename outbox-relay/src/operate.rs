@@ -8,6 +8,7 @@ pub mod explain;
 pub mod kept;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod observe;
 #[cfg(feature = "postgres")]
 mod postgres;
 pub mod prune;
@@ -26,6 +27,7 @@ pub use self::doctor::examine_kafka;
 #[cfg(feature = "postgres")]
 pub use self::doctor::examine_wal;
 pub use self::doctor::{Examine, Finding, Verdict};
+pub use self::observe::{Claim, Content, Observe, Rates, RelaySession, Relays, Slot, Status};
 
 #[cfg(feature = "postgres-wal")]
 pub(crate) use self::postgres::count_dead_letters;

@@ -22,7 +22,7 @@ use crate::source::wal::{WalOptions, WalSource};
 use crate::source::{Queue, Schemas, SharedSource, Watch};
 use crate::source::{SentRows, SourceOptions};
 use crate::worker::Worker;
-use crate::{RelayError, RelayHandle};
+use crate::{History, RelayError, RelayHandle};
 
 /// How long a pass may last if it is a transaction of Kafka.
 const LONGEST_TRANSACTION: Duration = Duration::from_secs(10);
@@ -365,16 +365,18 @@ impl Relay {
         let stop = Stop::default();
         let publishers =
             (0..self.number_of_workers()).map(|_| broker.publisher()).collect::<Result<Vec<_>, _>>()?;
-        let (sources, watch) = self.sources(&stop)?;
+        let history = History::new(self.options.lag_interval);
+        let (sources, watch) = self.sources(&stop, &history)?;
         let mut work: Vec<(String, Work)> = Vec::new();
         let health = Health::new(self.number_of_workers(), self.options.lag_interval);
         let workers = sources.into_iter().zip(publishers).zip(health.workers());
         for (number, ((source, publisher), health)) in workers.enumerate() {
-            let worker = self.worker(source, publisher, health, stop.clone());
+            let mut worker = self.worker(source, publisher, health, stop.clone());
+            worker.metrics = worker.metrics.noting(history.clone());
             work.push((format!("outbox-relay-{number}"), Box::new(move || worker.run())));
         }
         work.extend(watch.map(|watch| ("outbox-watch".to_owned(), watch)));
-        RelayHandle::start(stop, work, health, self.shutdown_timeout)
+        RelayHandle::start(stop, work, health, history, self.shutdown_timeout)
     }
 
     pub(crate) fn worker(
@@ -413,7 +415,11 @@ impl Relay {
     }
 
     /// Returns a source for each worker. If there are several outboxes, also returns what hands them out.
-    pub(crate) fn sources(&self, stop: &Stop) -> Result<(Sources, Option<Work>), RelayError> {
+    pub(crate) fn sources(
+        &self,
+        stop: &Stop,
+        history: &History,
+    ) -> Result<(Sources, Option<Work>), RelayError> {
         let workers = self.number_of_workers();
         if !self.has_several_outboxes() {
             let mut options = self.options.clone();
@@ -422,10 +428,10 @@ impl Relay {
         }
         #[cfg(feature = "postgres")]
         if let Some(database_url) = &self.shared {
-            return Ok(several(database_url, &self.options, self.named_schemas(), workers, stop));
+            return Ok(several(database_url, &self.options, self.named_schemas(), workers, stop, history));
         }
         #[cfg(not(feature = "postgres"))]
-        let _ = stop;
+        let _ = (stop, history);
         Err(RelayError::SeveralSchemas)
     }
 
@@ -557,8 +563,9 @@ fn several(
     schemas: &[String],
     workers: usize,
     stop: &Stop,
+    history: &History,
 ) -> (Sources, Option<Work>) {
-    let database = PostgresDatabase::new(database_url.clone(), options.clone());
+    let database = PostgresDatabase::new(database_url.clone(), options.clone()).noting(history.clone());
     let queue = Arc::new(Queue::default());
     let source = |_| Box::new(SharedSource::new(database.clone(), queue.clone())) as Box<dyn Source>;
     let sources = (0..workers).map(source).collect();

@@ -28,7 +28,7 @@ use diesel_outbox_core::{Acknowledgement, Outcome, PublishError, Publisher, Reco
 use crate::health::WorkerHealth;
 use crate::pipeline::{PassError, Passed};
 use crate::worker::Worker;
-use crate::{Relay, RelayError};
+use crate::{History, Relay, RelayError};
 
 /// A relay that works only when a test asks it to.
 pub struct RecordedRelay {
@@ -176,7 +176,7 @@ impl Relay {
         if self.limits.exactly_once {
             return Err(RelayError::ExactlyOnce("a recorder has no transactions"));
         }
-        let (sources, _) = self.sources(&stop)?;
+        let (sources, _) = self.sources(&stop, &History::new(Duration::ZERO))?;
         // A relay without a worker was refused above.
         let source = sources.into_iter().next().ok_or(RelayError::NoBroker)?;
         Ok(self.worker(source, publisher, WorkerHealth::new(), stop))

@@ -14,6 +14,8 @@ pub const DEBEZIUM: &str = "3.6.0.Final";
 pub const DEBEZIUM_FOR_MYSQL: &str = "3.6.1.Final";
 /// The version of Debezium for MariaDB. Maven has no later one.
 pub const DEBEZIUM_FOR_MARIADB: &str = "3.5.0.Final";
+/// The version of axe-core, which finds what makes a page hard to use for some.
+pub const AXE: &str = "4.14.1";
 const LOGGING: &str = "2.25.2";
 
 /// The versions of PostgreSQL that Maven can fetch.
@@ -124,6 +126,20 @@ pub fn collector() -> PathBuf {
         );
     });
     folder.join("otelcol")
+}
+
+/// Returns the script of axe-core, which npm fetches.
+pub fn axe() -> String {
+    let folder = kept(&format!("axe-core-{AXE}"), |folder| {
+        let unpack = format!(
+            r#"cd "$1" && npm pack --silent axe-core@{AXE} && tar -xzf *.tgz --strip-components=1 package/axe.min.js && rm *.tgz"#
+        );
+        run(
+            Command::new("sh").args(["-c", &unpack, "unpack"]).arg(folder),
+            "install npm, or let scripts/test do it",
+        );
+    });
+    fs::read_to_string(folder.join("axe.min.js")).expect("read axe-core")
 }
 
 /// Returns a command that runs a program of such a folder, with the libraries and the loader that are there.

@@ -29,6 +29,7 @@
 
 pub mod artifacts;
 mod authority;
+pub mod browser;
 mod collector;
 mod connect;
 mod debezium;
@@ -51,6 +52,7 @@ mod tables;
 mod wait;
 
 pub use authority::Authority;
+pub use browser::Browser;
 pub use collector::{Collector, ReceivedSpan};
 pub use connect::Connect;
 pub use debezium::{BinlogDebezium, Debezium};

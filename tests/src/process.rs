@@ -217,6 +217,14 @@ pub fn workspace_binary(name: &str) -> PathBuf {
     let profile_folder =
         if folder.ends_with("deps") { folder.parent().expect("its profile's folder") } else { folder };
     let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // Cargo has set these for the test. A build script that reads them, such as ring's, would run again, and again at the next test.
+    for (variable, _) in env::vars_os() {
+        let is_of_the_test =
+            |name: &str| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_");
+        if variable.to_str().is_some_and(is_of_the_test) {
+            build.env_remove(variable);
+        }
+    }
     build.args(["build", "--quiet", "--bin", name]).current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     build.args(env::var("OUTBOX_TEST_BUILD").unwrap_or_default().split_whitespace());
     if !cfg!(debug_assertions) {

@@ -15,7 +15,7 @@ use super::prune::PruneSettings;
 use super::replay::ReplaySettings;
 #[cfg(any(feature = "mysql", feature = "postgres"))]
 use super::settings::BrokerSettings;
-use super::settings::{CommonSettings, RelaySettings, TopicSettings, WalSettings};
+use super::settings::{CommonSettings, RelaySettings, Time, TopicSettings, WalSettings};
 use super::verify::VerifySettings;
 
 /// Brings the events of a transactional outbox to Kafka
@@ -47,6 +47,23 @@ pub(crate) enum Action {
     },
     /// Sends events to Kafka until SIGTERM or SIGINT stops it
     Relay(Box<RelaySettings>),
+    /// Prints the state of the outbox: lag, rates, relays and their shards, the slot, and dead letters by cause
+    Status {
+        /// Looks again and again, every 2s or after this time, such as --watch=5s, until Ctrl-C. Then it shows rates, too
+        #[arg(
+            long,
+            value_name = "TIME",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "2s"
+        )]
+        watch: Option<Time>,
+        /// Prints JSON, one line for each look
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        common: CommonSettings,
+    },
     /// Prints how many events wait to be sent, and how old the oldest is
     Lag {
         /// Prints JSON
@@ -149,6 +166,7 @@ impl Action {
             Self::Explain(settings) => &settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &settings.common,
             Self::Migrate { common, .. }
+            | Self::Status { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }
@@ -170,6 +188,7 @@ impl Action {
             Self::Explain(settings) => &mut settings.common,
             Self::Relay(settings) | Self::Doctor { settings, .. } => &mut settings.common,
             Self::Migrate { common, .. }
+            | Self::Status { common, .. }
             | Self::Lag { common, .. }
             | Self::DeadLetters { action: Some(DeadLetterAction::Drop { common, .. }), .. }
             | Self::DeadLetters { action: None, common, .. }

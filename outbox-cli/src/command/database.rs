@@ -21,7 +21,7 @@ use diesel_outbox_relay::Relay;
 use diesel_outbox_relay::operate::explain::Explain;
 use diesel_outbox_relay::operate::kept::Kept;
 use diesel_outbox_relay::operate::prune::Prunable;
-use diesel_outbox_relay::operate::{Examine, Finding, Operate};
+use diesel_outbox_relay::operate::{Examine, Finding};
 #[cfg(feature = "postgres")]
 use diesel_outbox_relay::operate::{Verdict, examine_wal};
 #[cfg(feature = "postgres")]
@@ -35,7 +35,7 @@ use super::settings::{
 };
 
 /// The database that holds the outbox.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) enum OutboxDatabase {
     #[cfg(feature = "mysql")]
     Mysql { url: Secret, opts: diesel_outbox_relay::mysql::Opts, address: String, flavor: mysql::Flavor },
@@ -47,6 +47,28 @@ pub(crate) enum OutboxDatabase {
 
 // A binary for one database needs fewer of the parameters.
 #[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(unused_variables))]
+/// Defines functions that connect for the purpose of a trait: its schema is entered, and a file must be there.
+macro_rules! connection {
+    ($($(#[$doc:meta])* $name:ident: $connection:ty;)+) => {$(
+        $(#[$doc])*
+        pub(crate) fn $name(&self) -> Result<$connection, Failure> {
+            Ok(match self {
+                #[cfg(feature = "mysql")]
+                Self::Mysql { opts, .. } => Box::new(self.mysql_connection(opts)?),
+                #[cfg(feature = "postgres")]
+                Self::Postgres { url, schemas, .. } => {
+                    Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?)
+                }
+                #[cfg(feature = "sqlite")]
+                Self::Sqlite { url, file } => {
+                    file.require()?;
+                    Box::new(self.connect_sqlite(url)?)
+                }
+            })
+        }
+    )+};
+}
+
 impl OutboxDatabase {
     /// The databases that the settings name.
     pub(crate) fn chosen(settings: &DatabaseSettings, origins: &Origins) -> Result<Vec<Self>, ConfigError> {
@@ -326,72 +348,15 @@ impl OutboxDatabase {
         }
     }
 
-    /// A connection for what is kept.
-    pub(crate) fn kept(&self) -> Result<Box<dyn Kept + Send>, Failure> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
-            #[cfg(feature = "postgres")]
-            Self::Postgres { url, schemas, .. } => {
-                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
-            }
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, file } => {
-                file.require()?;
-                Ok(Box::new(self.connect_sqlite(url)?))
-            }
-        }
-    }
-
-    /// A connection for pruning.
-    pub(crate) fn prunable(&self) -> Result<Box<dyn Prunable>, Failure> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
-            #[cfg(feature = "postgres")]
-            Self::Postgres { url, schemas, .. } => {
-                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
-            }
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, file } => {
-                file.require()?;
-                Ok(Box::new(self.connect_sqlite(url)?))
-            }
-        }
-    }
-
-    /// A connection for what becomes of an event.
-    pub(crate) fn explainer(&self) -> Result<Box<dyn Explain>, Failure> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
-            #[cfg(feature = "postgres")]
-            Self::Postgres { url, schemas, .. } => {
-                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
-            }
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, file } => {
-                file.require()?;
-                Ok(Box::new(self.connect_sqlite(url)?))
-            }
-        }
-    }
-
-    /// A connection for lag, dead letters and requeue.
-    pub(crate) fn operations(&self) -> Result<Box<dyn Operate>, Failure> {
-        match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => Ok(Box::new(self.mysql_connection(opts)?)),
-            #[cfg(feature = "postgres")]
-            Self::Postgres { url, schemas, .. } => {
-                Ok(Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?))
-            }
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, file } => {
-                file.require()?;
-                Ok(Box::new(self.connect_sqlite(url)?))
-            }
-        }
+    connection! {
+        /// A connection for what is kept.
+        kept: Box<dyn Kept + Send>;
+        /// A connection for pruning.
+        prunable: Box<dyn Prunable>;
+        /// A connection for what becomes of an event.
+        explainer: Box<dyn Explain>;
+        /// A connection for the state, lag, dead letters and requeue.
+        operations: diesel_outbox_status::Connection;
     }
 
     /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events. `slot` is the one that

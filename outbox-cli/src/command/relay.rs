@@ -64,6 +64,8 @@ pub(crate) fn run(settings: &RelaySettings, origins: &Origins) -> Result<(), Fai
         }
         stop(relays).await.map_err(|error| failure(settings, origins, error))
     });
+    // The status page may be waiting for a database that does not answer.
+    runtime.shutdown_background();
     if ended.is_ok() {
         info!("the relay has stopped");
     }

@@ -328,13 +328,54 @@ pub(crate) struct WorkSettings {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Metrics and probes")]
 pub(crate) struct ProbeSettings {
-    /// Serves /metrics, /healthz and /readyz by HTTP at this address, such as 127.0.0.1:9464. There is no access control. Without this
-    /// setting, nothing is served
+    /// Serves the status page, /metrics, /healthz and /readyz by HTTP at this address, such as 127.0.0.1:9464. There is no access
+    /// control. Without this setting, nothing is served
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
     /// How long the relay may make no progress while something waits before /readyz reports that it is not ready
     #[arg(long, value_name = "TIME", default_value = "1m")]
     pub(crate) ready_timeout: Time,
+    #[command(flatten)]
+    pub(crate) status: StatusSettings,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Status page")]
+pub(crate) struct StatusSettings {
+    /// Serves the status page at --listen. Without this setting it is served if only this machine can reach that address
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = switch,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) status_page: Option<bool>,
+    /// Names, besides localhost and addresses in numbers, under which browsers may ask for the status page
+    #[arg(long, value_name = "HOST,..", value_delimiter = ',', value_parser = trimmed)]
+    pub(crate) status_hosts: Vec<String>,
+    /// Lets whoever has this token requeue and drop dead letters on the status page. Only the variable and the file of settings may have it,
+    /// because every user of the machine can see a command's arguments
+    #[arg(long, value_name = "TOKEN", hide = true)]
+    pub(crate) status_token: Option<Secret>,
+    /// Lets whoever has the token in this file requeue and drop dead letters on the status page. The variable OUTBOX_STATUS_TOKEN may have the
+    /// token itself. Without both, nobody can
+    #[arg(long, value_name = "FILE")]
+    pub(crate) status_token_file: Option<PathBuf>,
+    /// Shows the payloads and headers of dead letters on the status page
+    #[arg(
+        long,
+        value_name = "BOOL",
+        value_parser = switch,
+        action = clap::ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        default_value = "false"
+    )]
+    pub(crate) status_payloads: bool,
 }
 
 /// What the relay reads.

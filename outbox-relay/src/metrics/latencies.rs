@@ -49,6 +49,12 @@ impl Latencies {
         *sum += latency_ms;
     }
 
+    /// Returns what was counted: how many records fell into a bucket, and their mean in milliseconds.
+    pub(crate) fn counted(&self) -> impl Iterator<Item = (u64, f64)> {
+        let counted = self.buckets.iter().filter(|(count, _)| *count > 0);
+        counted.map(|(count, sum)| (*count as u64, *sum as f64 / *count as f64))
+    }
+
     /// Hands over what was counted, with the mean of each bucket, and counts anew.
     pub(crate) fn hand_to(&mut self, histogram: &Histogram) {
         for (count, sum) in std::mem::take(&mut self.buckets).into_iter().filter(|(count, _)| *count > 0) {

@@ -13,6 +13,7 @@ use super::pooler::pooler_problem;
 use super::row_security::SEE_ALL_OR_FAIL;
 use super::search_path::enter_schema;
 use super::{DatabaseUrl, database_error};
+use crate::History;
 use crate::source::SourceOptions;
 use crate::statement::statement;
 use diesel_outbox::{connection_problem, is_malformed_url};
@@ -27,18 +28,31 @@ pub(crate) struct PostgresDatabase {
     pub(super) origin: Arc<OnceLock<String>>,
     /// Whether a connection prunes. Several outboxes of the database take turns.
     pub(super) is_pruned: Arc<AtomicBool>,
+    /// Where to note the lag, if the relay has several outboxes. Otherwise its worker does so.
+    pub(super) history: Option<History>,
 }
 
 impl PostgresDatabase {
     pub(crate) fn new(url: DatabaseUrl, options: SourceOptions) -> Self {
-        Self { url, options, outbox: Arc::default(), origin: Arc::default(), is_pruned: Arc::default() }
+        Self {
+            url,
+            options,
+            outbox: Arc::default(),
+            origin: Arc::default(),
+            is_pruned: Arc::default(),
+            history: None,
+        }
+    }
+
+    /// Lets the lag of its outboxes be noted there.
+    pub(crate) fn noting(self, history: History) -> Self {
+        Self { history: Some(history), ..self }
     }
 
     /// Returns the same database for the outbox in this schema, with the outbox's name.
     pub(super) fn of_schema(&self, schema: &str, outbox: &str) -> Self {
-        let (url, options) = (self.url.clone(), self.options.clone().schema(schema));
         let outbox = Arc::new(OnceLock::from(outbox.to_owned()));
-        Self { url, options, outbox, origin: self.origin.clone(), is_pruned: self.is_pruned.clone() }
+        Self { options: self.options.clone().schema(schema), outbox, ..self.clone() }
     }
 
     /// Connects for the first time, or again after a failure. Returns an error if each transaction would get another session. It is

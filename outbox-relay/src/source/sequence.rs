@@ -60,7 +60,7 @@ macro_rules! last_number {
         "CASE WHEN is_called THEN last_value ELSE last_value - 1 END"
     };
 }
-pub(super) use last_number;
+pub(crate) use last_number;
 
 statement!(
     Pg,

@@ -12,6 +12,7 @@ fn main() {
         artifacts::debezium_for_mariadb()
     );
     println!("The collector of OpenTelemetry {}: {}", artifacts::COLLECTOR, artifacts::collector().display());
+    println!("axe-core {}: {} bytes", artifacts::AXE, artifacts::axe().len());
     println!("promtool: {}", artifacts::promtool().display());
     println!("MySQL: {}", artifacts::debian("mysql-server-core").display());
     println!("MariaDB, the newest: {}", artifacts::debian("mariadb-server-core").display());

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::command::failure::Failure;
 
 /// An SQLite database's file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct DatabaseFile(String);
 
 impl DatabaseFile {

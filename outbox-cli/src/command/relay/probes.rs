@@ -1,6 +1,7 @@
-//! What a relay serves by HTTP: its metrics for Prometheus, and whether it lives and is ready.
+//! What a relay serves by HTTP: its status page, its metrics for Prometheus, and whether it lives and is ready.
 
 mod connections;
+mod status;
 
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use diesel_outbox_relay::{Health, RelayHandle};
+use diesel_outbox_status::StatusPage;
 use metrics::{describe_gauge, gauge};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use metrics_util::MetricKindMask;
@@ -38,6 +40,7 @@ const RECORDS: [f64; 7] = [0.0, 1.0, 10.0, 100.0, 1_000.0, 10_000.0, 100_000.0];
 pub(super) struct Probes {
     listener: TcpListener,
     metrics: PrometheusHandle,
+    page: Option<StatusPage>,
 }
 
 impl Probes {
@@ -49,6 +52,7 @@ impl Probes {
             address: address.clone(),
             source,
         })?;
+        let page = status::page(&settings.probes, origins, &listener)?;
         let buckets = |builder: PrometheusBuilder, name: &str, buckets: &[f64]| {
             builder.set_buckets_for_metric(Matcher::Suffix(name.to_owned()), buckets)
         };
@@ -62,16 +66,19 @@ impl Probes {
         metrics::set_global_recorder(recorder).map_err(|error| Failure::Metrics(error.to_string()))?;
         describe_gauge!("outbox_build_info", "1, with the version of the relay as a label");
         say_version();
-        Ok(Some(Self { listener, metrics }))
+        Ok(Some(Self { listener, metrics, page }))
     }
 
     /// Serves from now on, until the process ends: a relay that stops is asked too.
     pub(super) fn serve(self, databases: &[OutboxDatabase], relays: &[RelayHandle], patience: Duration) {
         let address = self.listener.local_addr().map_or_else(|error| error.to_string(), |at| at.to_string());
-        info!(address, "serving /metrics, /healthz and /readyz");
+        info!(address, status_page = self.page.is_some(), "serving /metrics, /healthz and /readyz");
         let names = databases.iter().map(ToString::to_string);
-        let relays = names.zip(relays.iter().map(RelayHandle::health)).collect();
-        let router = router(self.metrics.clone(), Readiness { relays, patience });
+        let healths = names.zip(relays.iter().map(RelayHandle::health)).collect();
+        let mut router = router(self.metrics.clone(), Readiness { relays: healths, patience });
+        if let Some(page) = self.page {
+            router = router.merge(status::of(page, databases, relays).router());
+        }
         tokio::spawn(async move {
             loop {
                 tokio::time::sleep(DRAIN_INTERVAL).await;

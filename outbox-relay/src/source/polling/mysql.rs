@@ -19,7 +19,7 @@ pub use self::connection::lacks_tls;
 pub(crate) use self::connection::{Statements, row_of};
 pub(crate) use self::settle::{delete as delete_rows, rows as rows_of};
 pub(crate) use self::upkeep::{UnsentShare, lag, unsent_of_shards};
-pub(crate) use self::wakeup::{is_polled, prune_lock};
+pub(crate) use self::wakeup::{is_polled, prune_lock, relays};
 pub(crate) use self::writers::open_transactions;
 
 use std::collections::HashSet;

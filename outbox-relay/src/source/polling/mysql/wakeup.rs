@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use mysql::Conn;
+use mysql::prelude::Queryable;
 
 use super::connection::Statements;
 use crate::source::SourceOptions;
@@ -70,6 +71,24 @@ pub(crate) fn is_polled(conn: &mut Conn) -> mysql::Result<bool> {
     let prefix = prefix(conn)?;
     let polled: Option<bool> = conn.first(&format!("SELECT IS_USED_LOCK('{prefix}leader') IS NOT NULL"))?;
     Ok(polled == Some(true))
+}
+
+/// A session of a relay: its number, whether it leads, whether it works, and from where it comes, if the role may see that.
+pub(crate) type RelaySession = (i64, bool, bool, Option<String>);
+
+/// Returns the sessions of relays that look at the outbox in the connection's database: those that have a place.
+pub(crate) fn relays(conn: &mut Conn) -> mysql::Result<Vec<RelaySession>> {
+    let prefix = prefix(conn)?;
+    let place = |place| {
+        format!(
+            "SELECT IS_USED_LOCK('{prefix}r{place}') AS id, IS_USED_LOCK('{prefix}w{place}') IS NOT NULL AS works"
+        )
+    };
+    let places = (0..PLACES).map(place).collect::<Vec<_>>().join(" UNION ALL ");
+    conn.query(format!(
+        "SELECT CAST(r.id AS SIGNED), COALESCE(r.id = IS_USED_LOCK('{prefix}leader'), 0), r.works, \
+         (SELECT p.host FROM information_schema.processlist AS p WHERE p.id = r.id) FROM ({places}) AS r WHERE r.id IS NOT NULL"
+    ))
 }
 
 impl Wake {

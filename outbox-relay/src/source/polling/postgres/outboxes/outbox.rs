@@ -117,7 +117,7 @@ impl Outbox {
     /// Reports its lag.
     pub(super) fn report_lag(&self, lag: Lag) {
         self.has_metrics.store(true, Ordering::SeqCst);
-        metrics::lag_of(self.name(), lag);
+        metrics::lag_of(self.name(), lag, self.database.history.as_ref());
         // The watch may have let go of it meanwhile.
         if self.is_gone() {
             self.report_no_lag();
@@ -127,7 +127,7 @@ impl Outbox {
     /// Reports that it has no lag.
     pub(super) fn report_no_lag(&self) {
         self.has_metrics.store(true, Ordering::SeqCst);
-        metrics::no_lag_of(self.name());
+        metrics::no_lag_of(self.name(), self.database.history.as_ref());
     }
 
     pub(super) fn needs_upkeep(&self) -> bool {

@@ -1,0 +1,330 @@
+//! What the page knows of an outbox. It asks the database only while somebody looks, once a second at most, and in a small part of the time.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel_outbox_relay::operate::{Cause, DeadLetter, Rates, Status};
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+
+use crate::{BoxError, Connect, Connection, Discover};
+
+/// How often it looks at the outbox that is shown, and at the others if there are several.
+pub(crate) const SHOWN: Duration = Duration::from_secs(1);
+pub(crate) const LISTED: Duration = Duration::from_secs(15);
+/// Looking takes at most this part of the time, unless it takes very long.
+const LONGEST_SHARE: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// How long a request waits for the database. A look that takes longer ends by itself.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connection stays open while nobody looks.
+const IDLE: Duration = Duration::from_secs(30);
+/// How many dead letters are read, the oldest ones.
+pub(crate) const DEAD_LETTERS: i64 = 1_000;
+/// How long a list of outboxes is good for.
+const LIST: Duration = Duration::from_secs(15);
+
+/// What was seen at a moment, or why nothing was.
+pub(crate) type Look = Result<Seen, String>;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub(crate) status: Status,
+    /// Since the look before.
+    pub(crate) rates: Option<Rates>,
+    /// The oldest dead letters by their causes.
+    pub(crate) causes: Vec<(Cause, Vec<DeadLetter>)>,
+}
+
+/// An outbox, and what was last seen of it.
+pub(crate) struct Watched {
+    pub(crate) name: String,
+    connect: Connect,
+    conn: Mutex<Option<Connection>>,
+    last: Mutex<Option<Last>>,
+    /// Whoever looks has it.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Clone)]
+struct Last {
+    look: Arc<Look>,
+    /// The last status, from which rates follow, even if a look failed since.
+    status: Option<Status>,
+    at: Instant,
+    took: Duration,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watched {
+    pub(crate) fn new(name: String, connect: Connect) -> Self {
+        Self { name, connect, conn: Mutex::default(), last: Mutex::default(), turn: Arc::default() }
+    }
+
+    /// Returns what was seen at most so long ago, if the database answers soon; else what was seen last.
+    pub(crate) async fn look(self: &Arc<Self>, at_most_ago: Duration) -> Arc<Look> {
+        if self.is_due(at_most_ago) {
+            // If somebody looks already, this waits for that look.
+            let wait = async {
+                let turn = self.turn.clone().lock_owned().await;
+                if !self.is_due(at_most_ago) {
+                    return;
+                }
+                let watched = self.clone();
+                let looking = spawn_blocking(move || {
+                    watched.look_now(at_most_ago == SHOWN);
+                    drop(turn);
+                });
+                let _ = looking.await;
+            };
+            let _ = timeout(PATIENCE, wait).await;
+            self.close_if_idle();
+        }
+        let last = locked(&self.last).as_ref().map(|last| last.look.clone());
+        last.unwrap_or_else(|| Arc::new(Err("the database has not answered yet".to_owned())))
+    }
+
+    fn is_due(&self, at_most_ago: Duration) -> bool {
+        let last = locked(&self.last);
+        let pause = |last: &Last| at_most_ago.max((last.took * LONGEST_SHARE).min(LONGEST_PAUSE));
+        last.as_ref().is_none_or(|last| last.at.elapsed() >= pause(last))
+    }
+
+    fn look_now(&self, keep: bool) {
+        let began = Instant::now();
+        let seen = self.with(keep, |conn| {
+            let status = conn.status()?;
+            let dead_letters =
+                if status.lag.dead_letters > 0 { conn.dead_letters(DEAD_LETTERS)? } else { Vec::new() };
+            Ok((status, by_cause(dead_letters)))
+        });
+        let mut last = locked(&self.last);
+        let before = last.take().and_then(|last| last.status);
+        let (look, status, took) = match seen {
+            Ok((status, causes)) => {
+                let rates = before.as_ref().and_then(|before| status.rates_since(before));
+                (Ok(Seen { status: status.clone(), rates, causes }), Some(status), began.elapsed())
+            }
+            // To wait for a database that is away costs it nothing.
+            Err(error) => (Err(in_one_line(&*error)), before, Duration::ZERO),
+        };
+        *last = Some(Last { look: Arc::new(look), status, at: Instant::now(), took });
+    }
+
+    /// Does something on the connection, which may have been lost: then another one serves.
+    pub(crate) fn with<T>(
+        &self,
+        keep: bool,
+        mut work: impl FnMut(&mut Connection) -> Result<T, BoxError>,
+    ) -> Result<T, BoxError> {
+        let mut kept = locked(&self.conn);
+        if let Some(mut conn) = kept.take()
+            && let Ok(done) = work(&mut conn)
+        {
+            *kept = keep.then_some(conn);
+            return Ok(done);
+        }
+        let mut conn = (self.connect)()?;
+        let done = work(&mut conn)?;
+        *kept = keep.then_some(conn);
+        Ok(done)
+    }
+
+    /// Forgets what was seen, because something was changed.
+    pub(crate) fn forget(&self) {
+        if let Some(last) = locked(&self.last).as_mut() {
+            last.took = Duration::ZERO;
+            last.at = last.at.checked_sub(LISTED).unwrap_or(last.at);
+        }
+    }
+
+    /// Closes the connection after a while, unless somebody looks again.
+    fn close_if_idle(self: &Arc<Self>) {
+        let watched = Arc::downgrade(self);
+        tokio::spawn(async move {
+            sleep(IDLE).await;
+            if let Some(watched) = watched.upgrade()
+                && watched.is_due(IDLE)
+                && let Ok(mut conn) = watched.conn.try_lock()
+            {
+                *conn = None;
+            }
+        });
+    }
+}
+
+/// The causes, each with its dead letters.
+fn by_cause(dead_letters: Vec<DeadLetter>) -> Vec<(Cause, Vec<DeadLetter>)> {
+    let mut of = HashMap::<String, Vec<DeadLetter>>::new();
+    let causes = Cause::of_all(&dead_letters);
+    for letter in dead_letters {
+        of.entry(letter.cause()).or_default().push(letter);
+    }
+    let with_letters = |cause: Cause| {
+        let letters = of.remove(&cause.key).unwrap_or_default();
+        (cause, letters)
+    };
+    causes.into_iter().map(with_letters).collect()
+}
+
+/// The error and its causes in one line.
+pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut line = flat(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = flat(&error.to_string());
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The outboxes of one relay. Some may come and go.
+pub(crate) struct Watch {
+    discover: Discover,
+    known: Mutex<Known>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Known {
+    outboxes: Vec<Arc<Watched>>,
+    problem: Option<String>,
+    listed: Option<Instant>,
+}
+
+impl Watch {
+    pub(crate) fn new(discover: Discover) -> Self {
+        Self { discover, known: Mutex::default(), turn: tokio::sync::Mutex::default() }
+    }
+
+    /// Returns the outboxes, and why some may be missing.
+    pub(crate) async fn outboxes(self: &Arc<Self>) -> (Vec<Arc<Watched>>, Option<String>) {
+        let is_due = || locked(&self.known).listed.is_none_or(|listed| listed.elapsed() >= LIST);
+        if is_due() {
+            let wait = async {
+                let _turn = self.turn.lock().await;
+                if is_due() {
+                    let watch = self.clone();
+                    let _ = spawn_blocking(move || watch.list()).await;
+                }
+            };
+            let _ = timeout(PATIENCE, wait).await;
+        }
+        let known = locked(&self.known);
+        (known.outboxes.clone(), known.problem.clone())
+    }
+
+    fn list(&self) {
+        let found = (self.discover)();
+        let mut known = locked(&self.known);
+        known.listed = Some(Instant::now());
+        match found {
+            Err(error) => known.problem = Some(in_one_line(&*error)),
+            Ok(found) => {
+                let mut before: HashMap<String, Arc<Watched>> = std::mem::take(&mut known.outboxes)
+                    .into_iter()
+                    .map(|watched| (watched.name.clone(), watched))
+                    .collect();
+                let watched = |(name, connect): (String, Connect)| {
+                    before.remove(&name).unwrap_or_else(|| Arc::new(Watched::new(name, connect)))
+                };
+                known.outboxes = found.into_iter().map(watched).collect();
+                known.problem = None;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use diesel::QueryResult;
+    use diesel::result::Error::NotFound;
+    use diesel_outbox_relay::Lag;
+    use diesel_outbox_relay::operate::{Content, Observe, Operate, Relays, Requeue, Schedule, Unsent};
+
+    use super::*;
+
+    /// A database that answers nothing, and counts how often it is asked.
+    struct Asked(Arc<AtomicUsize>);
+
+    impl Observe for Asked {
+        fn status(&mut self) -> QueryResult<Status> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Err(NotFound)
+        }
+
+        fn relays(&mut self) -> QueryResult<Relays> {
+            Err(NotFound)
+        }
+
+        fn last_number(&mut self) -> QueryResult<i64> {
+            Err(NotFound)
+        }
+
+        fn content(&mut self, _: i64, _: &str) -> QueryResult<Option<Content>> {
+            Err(NotFound)
+        }
+    }
+
+    impl Operate for Asked {
+        fn lag(&mut self) -> QueryResult<Lag> {
+            Err(NotFound)
+        }
+
+        fn unsent(&mut self) -> QueryResult<Vec<Unsent>> {
+            Err(NotFound)
+        }
+
+        fn dead_letters(&mut self, _: i64) -> QueryResult<Vec<DeadLetter>> {
+            Err(NotFound)
+        }
+
+        fn requeue(&mut self, _: &Requeue) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+
+        fn drop_dead_letters(&mut self, _: &Requeue) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+
+        fn schedule(&mut self) -> QueryResult<Schedule> {
+            Err(NotFound)
+        }
+
+        fn promote(&mut self) -> QueryResult<usize> {
+            Err(NotFound)
+        }
+    }
+
+    #[tokio::test]
+    async fn however_many_look_at_once_the_database_is_asked_once() {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let connect: Connect = Arc::new(move || Ok(Box::new(Asked(count.clone())) as Connection));
+        let watched = Arc::new(Watched::new("shop".to_owned(), connect));
+        let look = |ago| {
+            let watched = watched.clone();
+            tokio::spawn(async move { watched.look(ago).await })
+        };
+        let viewers: Vec<_> = (0..20).map(|_| look(Duration::from_secs(3_600))).collect();
+        for viewer in viewers {
+            assert!(viewer.await.is_ok_and(|look| look.is_err()));
+        }
+        assert_eq!(asked.load(Ordering::Relaxed), 1);
+        assert!(look(Duration::ZERO).await.is_ok());
+        assert_eq!(asked.load(Ordering::Relaxed), 2);
+    }
+}
