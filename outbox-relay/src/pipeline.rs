@@ -291,7 +291,9 @@ impl Pipeline<'_> {
     /// Takes tokens of the relay's rate for the next read. If there are none, the pass takes on no more, so that it ends as soon as all is
     /// settled, and holds no lock while the relay waits for some.
     fn take_tokens(&self, pass: &mut Pass, now: Instant) -> bool {
-        pass.tokens = self.max_rate.take(now, self.limits.batch_size);
+        // A read of a few records costs the database as much as one of many.
+        let is_worth_it = self.max_rate.wait(now).is_zero();
+        pass.tokens = if is_worth_it { self.max_rate.take(now, self.limits.batch_size) } else { 0 };
         pass.reading = pass.tokens > 0;
         pass.reading
     }

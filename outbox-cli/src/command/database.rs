@@ -351,12 +351,32 @@ impl OutboxDatabase {
     connection! {
         /// A connection for what is kept.
         kept: Box<dyn Kept + Send>;
-        /// A connection for pruning.
-        prunable: Box<dyn Prunable>;
         /// A connection for what becomes of an event.
         explainer: Box<dyn Explain>;
         /// A connection for the state, lag, dead letters and requeue.
         operations: diesel_outbox_status::Connection;
+    }
+
+    /// A connection for pruning. It keeps settings and a lock for longer than a transaction, which a pooler would give to others.
+    pub(crate) fn prunable(&self) -> Result<Box<dyn Prunable>, Failure> {
+        Ok(match self {
+            #[cfg(feature = "mysql")]
+            Self::Mysql { opts, .. } => Box::new(self.mysql_connection(opts)?),
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } => {
+                let schema = schemas.first().map(String::as_str);
+                let mut conn = self.connect_postgres(url, schema)?;
+                if schema.is_none() {
+                    self.refuse_pooler(&mut conn, url)?;
+                }
+                Box::new(conn)
+            }
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite { url, file } => {
+                file.require()?;
+                Box::new(self.connect_sqlite(url)?)
+            }
+        })
     }
 
     /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events. `slot` is the one that
@@ -496,16 +516,21 @@ impl OutboxDatabase {
         // Each statement runs once, and a pooler in transaction mode would lose what is cached.
         conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         if let Some(schema) = schema {
-            // The role may have only one connection.
-            if let Ok(mut second) = self.connect::<PgConnection>(url)
-                && let Some(problem) =
-                    pooler_problem(&mut conn, &mut second).map_err(|error| self.failed(error))?
-            {
-                return Err(Failure::Pooler { database: self.to_string(), problem });
-            }
+            self.refuse_pooler(&mut conn, url)?;
             enter_schema(&mut conn, Some(schema)).map_err(|error| self.failed(error))?;
         }
         Ok(conn)
+    }
+
+    #[cfg(feature = "postgres")]
+    fn refuse_pooler(&self, conn: &mut PgConnection, url: &Secret) -> Result<(), Failure> {
+        // The role may have only one connection.
+        if let Ok(mut second) = self.connect::<PgConnection>(url)
+            && let Some(problem) = pooler_problem(conn, &mut second).map_err(|error| self.failed(error))?
+        {
+            return Err(Failure::Pooler { database: self.to_string(), problem });
+        }
+        Ok(())
     }
 
     #[cfg(feature = "sqlite")]

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use clap::Args;
 use diesel_outbox_relay::Kafka;
-use diesel_outbox_relay::operate::explain::{Explanation, Published, State, find_published};
+use diesel_outbox_relay::operate::explain::{Explanation, Pruning, Published, State, find_published};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -12,7 +12,7 @@ use super::failure::{Failure, in_one_line};
 use super::origin::Origins;
 use super::outboxes::Outboxes;
 use super::output::{hanging, moment, print};
-use super::settings::{CommonSettings, ConnectionSettings, RetentionSettings, TopicSettings, items};
+use super::settings::{AfterSettings, CommonSettings, ConnectionSettings, TopicSettings, items};
 
 /// Which event, and where to look for it.
 #[derive(Debug, Args)]
@@ -30,7 +30,7 @@ pub(crate) struct ExplainSettings {
     #[command(flatten)]
     topics: TopicSettings,
     #[command(flatten)]
-    retention: RetentionSettings,
+    after: AfterSettings,
 }
 
 /// Where the event's record is on Kafka: the topic, the partition and the offset.
@@ -39,12 +39,16 @@ type Place = (String, i32, i64);
 /// Looks for the event in each outbox, and prints where it is. If it is in none, prints that once.
 pub(crate) fn run(settings: &ExplainSettings, origins: &Origins) -> Result<(), Failure> {
     let outboxes = Outboxes::chosen(&settings.common, origins)?;
-    let sent_rows = settings.retention.sent_rows(origins)?;
+    let AfterSettings { retention, keep_dead_letters, keep_dead_letter_rows, .. } = &settings.after;
+    let pruning = Pruning::default()
+        .sent_rows(retention.sent_rows(origins)?)
+        .by_number(retention.keep_sent_rows.is_some())
+        .dead_letters(keep_dead_letters.is_some() || keep_dead_letter_rows.is_some());
     let has_brokers = !items(&settings.connection.cluster.brokers).is_empty();
     let kafka = has_brokers.then(|| settings.connection.kafka(origins)).transpose()?;
     let (mut found, mut absent) = (Vec::new(), None);
     let ended = outboxes.each(|database| {
-        let explained = database.explainer()?.explain(settings.id, sent_rows);
+        let explained = database.explainer()?.explain(settings.id, pruning);
         let mut explanation = explained.map_err(|error| database.failed(error))?;
         if is_absent(explanation.state) {
             absent.get_or_insert(explanation);

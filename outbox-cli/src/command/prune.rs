@@ -106,6 +106,12 @@ impl PruneSettings {
             if !is_limited {
                 return Err(unlimited("--dead-letters"));
             }
+            if origins.given("dead_letter_policy").is_none() {
+                return Err(origins.of("dead_letter_policy").wrong(
+                    "say which policy the relays have, such as --dead-letter-policy continue: with block, to prune the only dead letter of \
+                     an aggregate would release that",
+                ));
+            }
             jobs.push(Job { prune, thing: "dead letter", table: "outbox_dead_letter" });
         }
         if self.inbox {

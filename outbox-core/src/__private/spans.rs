@@ -85,6 +85,10 @@ impl<T> Created<T> {
     }
 }
 
+/// A longer `tracestate` is left out, because the record may become too large for its topic. The W3C wants this many bytes to be passed on.
+#[cfg(feature = "opentelemetry")]
+const LONGEST_STATE: usize = 512;
+
 /// Begins the span of a record. Its context goes into the record's headers, unless the record brings one.
 #[cfg(feature = "opentelemetry")]
 fn create(tracer: &impl Tracer<Span = BoxedSpan>, record: Record) -> (Record, BoxedSpan) {
@@ -112,7 +116,7 @@ fn create(tracer: &impl Tracer<Span = BoxedSpan>, record: Record) -> (Record, Bo
         return (record, span);
     }
     let state = context.trace_state().header();
-    let needs_state = tracestate_of_event.is_none() && !state.is_empty();
+    let needs_state = tracestate_of_event.is_none() && !state.is_empty() && state.len() <= LONGEST_STATE;
     let traceparent = traceparent(context);
     let record = record.header(TRACEPARENT_HEADER, traceparent);
     let record = if needs_state { record.header(TRACESTATE_HEADER, state) } else { record };

@@ -196,8 +196,8 @@ impl Transactions {
         if self.sent.is_empty() {
             return Ok(());
         }
+        self.await_outcome(Instant::now() + wait)?;
         let until = Instant::now() + wait;
-        self.await_outcome(until)?;
         self.write_progress(producer)?;
         let (base, (told, outcome)) = (producer.base().clone(), sync_channel(1));
         let work = move || _ = told.send(commit(&base, until));
@@ -220,8 +220,8 @@ impl Transactions {
         gate: &mut Gate,
         wait: Duration,
     ) -> Result<(), PublishError> {
+        self.await_outcome(Instant::now() + wait)?;
         let until = Instant::now() + wait;
-        self.await_outcome(until)?;
         if !self.is_open && self.refused.is_empty() {
             return Ok(());
         }

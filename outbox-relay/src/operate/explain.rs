@@ -38,11 +38,43 @@ pub trait Explain {
     /// Looks for the event, and returns where it is and what to do. It changes nothing and keeps no relay waiting. No index has the ids, so it
     /// reads the tables once, which takes about a second for every few million rows.
     ///
-    /// `sent_rows` is the relay's setting: it says whether a row that is not there may have been pruned.
+    /// `pruning` is what the relay's settings say: whether an event that is not there may have been pruned.
     ///
     /// # Errors
     /// Returns the database's error.
-    fn explain(&mut self, id: Uuid, sent_rows: SentRows) -> QueryResult<Explanation>;
+    fn explain(&mut self, id: Uuid, pruning: Pruning) -> QueryResult<Explanation>;
+}
+
+/// What the relay's settings say of rows that are deleted. By default, those that were sent are, after a week.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct Pruning {
+    sent_rows: SentRows,
+    by_number: bool,
+    dead_letters: bool,
+}
+
+impl Pruning {
+    /// Sets what becomes of sent rows.
+    #[must_use]
+    pub fn sent_rows(mut self, sent_rows: SentRows) -> Self {
+        self.sent_rows = sent_rows;
+        self
+    }
+
+    /// Sets whether only a number of sent rows is kept. Default: false.
+    #[must_use]
+    pub fn by_number(mut self, is_so: bool) -> Self {
+        self.by_number = is_so;
+        self
+    }
+
+    /// Sets whether dead letters are pruned. Default: false.
+    #[must_use]
+    pub fn dead_letters(mut self, is_so: bool) -> Self {
+        self.dead_letters = is_so;
+        self
+    }
 }
 
 /// Where an event is, and why.
@@ -187,7 +219,7 @@ struct Slot {
     status: String,
 }
 
-fn explain<C: Look>(conn: &mut C, id: Uuid, sent_rows: SentRows) -> QueryResult<Explanation> {
+fn explain<C: Look>(conn: &mut C, id: Uuid, pruning: Pruning) -> QueryResult<Explanation> {
     // In the order in which events move. One that is requeued or that moves on meanwhile is found at the second look.
     for _ in 0..2 {
         if let Some(row) = conn.scheduled(id)? {
@@ -212,7 +244,7 @@ fn explain<C: Look>(conn: &mut C, id: Uuid, sent_rows: SentRows) -> QueryResult<
             ),
         });
     }
-    Ok(absent(id, sent_rows, open, SystemTime::now()))
+    Ok(absent(id, pruning, open, SystemTime::now()))
 }
 
 fn scheduled(id: Uuid, event: Event) -> Explanation {
@@ -367,7 +399,7 @@ fn in_the_wal(id: Uuid, event: Event, slot: Option<Slot>) -> Explanation {
 }
 
 /// The event is in no table.
-fn absent(id: Uuid, sent_rows: SentRows, open: Option<Vec<String>>, now: SystemTime) -> Explanation {
+fn absent(id: Uuid, pruning: Pruning, open: Option<Vec<String>>, now: SystemTime) -> Explanation {
     let emitted = time_of(id);
     let mut facts = vec![match emitted {
         Some(_) => "It is in no table of this outbox".to_owned(),
@@ -376,19 +408,24 @@ fn absent(id: Uuid, sent_rows: SentRows, open: Option<Vec<String>>, now: SystemT
     let is_old = |retention: Duration| {
         emitted.is_some_and(|emitted| now.duration_since(emitted).is_ok_and(|age| age > retention))
     };
-    let pruned = match sent_rows {
+    let pruned = match pruning.sent_rows {
         SentRows::Keep { retention } if is_old(retention) => {
             Some("Its id is older than sent rows are kept, so it was sent and pruned, or was never committed")
         }
+        SentRows::Keep { .. } if pruning.by_number => Some(
+            "Only so many sent rows are kept, so it may have been sent and pruned, or was never committed",
+        ),
         SentRows::Delete => {
             Some("Rows are deleted when they are sent, so it was sent, or was never committed")
         }
         _ => None,
     };
+    let dead = "It may have been a dead letter that was pruned too, which was never sent";
     let none_is_open = open.as_ref().is_some_and(Vec::is_empty);
     let (state, advice) = match pruned {
         Some(fact) => {
             facts.push(fact.to_owned());
+            facts.extend(pruning.dead_letters.then(|| dead.to_owned()));
             (State::Pruned, "look for it on its topic, whose records have the id as a header".to_owned())
         }
         None if none_is_open => {
@@ -437,7 +474,7 @@ mod tests {
 
     fn state(id: Uuid, sent_rows: SentRows, open: Option<&[&str]>, now: SystemTime) -> (State, String) {
         let open = open.map(|open| open.iter().map(|who| (*who).to_owned()).collect());
-        let explanation = absent(id, sent_rows, open, now);
+        let explanation = absent(id, Pruning::default().sent_rows(sent_rows), open, now);
         (explanation.state, explanation.facts.join(". "))
     }
 
@@ -448,6 +485,10 @@ mod tests {
         assert_eq!(state(id, kept, Some(&[]), now).0, State::NeverSeen);
         assert_eq!(state(id, kept, Some(&[]), now + 2 * DAY).0, State::Pruned);
         assert_eq!(state(id, SentRows::Delete, Some(&[]), now).0, State::Pruned);
+        let by_number =
+            absent(id, Pruning::default().by_number(true).dead_letters(true), Some(Vec::new()), now);
+        assert_eq!(by_number.state, State::Pruned);
+        assert!(by_number.facts.concat().contains("never sent"), "{by_number:?}");
         // Its first digits are no time.
         let other: Uuid = "4bf92f35-77b3-4da6-a3ce-929d0e0e4736".parse().unwrap();
         let (other, facts) = state(other, kept, None, now + 2 * DAY);

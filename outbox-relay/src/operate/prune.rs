@@ -81,10 +81,16 @@ impl Prune {
     /// # Errors
     /// Returns the database's error.
     pub fn count(&self, conn: &mut dyn Prunable) -> QueryResult<u64> {
-        conn.prepare(self.is_of_outbox())?;
         if !self.retention.is_limited() {
             return Ok(0);
         }
+        conn.prepare(self.is_of_outbox())?;
+        let counted = self.count_prepared(conn);
+        conn.restore()?;
+        counted
+    }
+
+    fn count_prepared(&self, conn: &mut dyn Prunable) -> QueryResult<u64> {
         match &self.table {
             PruneTable::Inbox(consumer) => {
                 let mut count = 0;
@@ -107,10 +113,20 @@ impl Prune {
     /// # Errors
     /// Returns the database's error. What was deleted stays deleted.
     pub fn run(&self, conn: &mut dyn Prunable, goes_on: &mut dyn FnMut(&Pruned) -> bool) -> QueryResult<u64> {
-        conn.prepare(self.is_of_outbox())?;
         if !self.retention.is_limited() {
             return Ok(0);
         }
+        conn.prepare(self.is_of_outbox())?;
+        let pruned = self.run_prepared(conn, goes_on);
+        conn.restore()?;
+        pruned
+    }
+
+    fn run_prepared(
+        &self,
+        conn: &mut dyn Prunable,
+        goes_on: &mut dyn FnMut(&Pruned) -> bool,
+    ) -> QueryResult<u64> {
         let turn = match self.is_of_outbox() {
             true => match self.wait_for_turn(conn, goes_on)? {
                 None => return Ok(0),

@@ -115,6 +115,12 @@ pub trait Prunable {
         Ok(())
     }
 
+    /// Gives the session back what it had before [`prepare`](Self::prepare).
+    #[doc(hidden)]
+    fn restore(&mut self) -> QueryResult<()> {
+        Ok(())
+    }
+
     /// Returns `None` if somebody else prunes.
     #[doc(hidden)]
     fn take_turn(&mut self) -> QueryResult<Option<Turn>>;

@@ -3,15 +3,15 @@ use mysql::prelude::{FromRow, Queryable};
 use mysql::{Conn, Params, params};
 use uuid::Uuid;
 
-use super::{Claim, Event, Explain, Explanation, Look, Row, Stored, explain};
+use super::{Claim, Event, Explain, Explanation, Look, Pruning, Row, Stored, explain};
 use crate::operate::mysql::failed;
+use crate::source::BLOCKED;
 use crate::source::mysql::{is_polled, open_transactions, row_of};
-use crate::source::{BLOCKED, SentRows};
 
 /// The connection is one of the crate `mysql`, which the relay re-exports.
 impl Explain for Conn {
-    fn explain(&mut self, id: Uuid, sent_rows: SentRows) -> QueryResult<Explanation> {
-        explain(self, id, sent_rows)
+    fn explain(&mut self, id: Uuid, pruning: Pruning) -> QueryResult<Explanation> {
+        explain(self, id, pruning)
     }
 }
 

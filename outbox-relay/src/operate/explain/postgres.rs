@@ -3,15 +3,15 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text, Uuid as SqlUuid};
 use uuid::Uuid;
 
-use super::{Claim, Event, Explain, Explanation, Look, Row, Slot, Stored, explain};
+use super::{Claim, Event, Explain, Explanation, Look, Pruning, Row, Slot, Stored, explain};
 use crate::source::check::was_sent_from_wal;
-use crate::source::{BLOCKED, SentRows, named_open_writers, sees_all_rows};
+use crate::source::{BLOCKED, named_open_writers, sees_all_rows};
 use crate::statement::statement;
 
 impl Explain for PgConnection {
-    fn explain(&mut self, id: Uuid, sent_rows: SentRows) -> QueryResult<Explanation> {
+    fn explain(&mut self, id: Uuid, pruning: Pruning) -> QueryResult<Explanation> {
         sees_all_rows(self)?;
-        explain(self, id, sent_rows)
+        explain(self, id, pruning)
     }
 }
 

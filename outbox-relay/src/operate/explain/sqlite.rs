@@ -3,14 +3,14 @@ use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 use uuid::Uuid;
 
-use super::{Claim, Event, Explain, Explanation, Look, Row, Stored, explain};
+use super::{Claim, Event, Explain, Explanation, Look, Pruning, Row, Stored, explain};
+use crate::source::BLOCKED;
 use crate::source::julian_day::{created_at_ms, unix_ms};
-use crate::source::{BLOCKED, SentRows};
 use crate::statement::statement;
 
 impl Explain for SqliteConnection {
-    fn explain(&mut self, id: Uuid, sent_rows: SentRows) -> QueryResult<Explanation> {
-        explain(self, id, sent_rows)
+    fn explain(&mut self, id: Uuid, pruning: Pruning) -> QueryResult<Explanation> {
+        explain(self, id, pruning)
     }
 }
 

@@ -14,6 +14,7 @@ use super::{
     CountedDown, Expiry, How, PRUNE_CHUNK, Prunable, PrunedChunk, PrunedDeadLetters, TimedExpiry, Turn,
 };
 use crate::source::advisory_lock::{Lock, Unlock, table_oid};
+use crate::source::check::{is_set_back, was_sent_from_wal};
 use crate::source::{BLOCKED, sees_all_rows};
 use crate::statement::statement;
 
@@ -23,6 +24,9 @@ const SETTINGS: &str = "SET application_name = 'outbox pruning'; SET lock_timeou
 /// A relay's sessions have these. The statistics say nothing while the table fills and empties.
 const PLANS: &str = "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off; \
                      SET enable_sort = off; SET random_page_cost = 1; SET jit = off";
+/// What the session had before both.
+const RESET: &str = "RESET application_name; RESET lock_timeout; RESET enable_seqscan; RESET enable_bitmapscan; RESET enable_hashjoin; \
+                     RESET enable_mergejoin; RESET enable_sort; RESET random_page_cost; RESET jit";
 
 impl Prunable for PgConnection {
     fn prepare(&mut self, of_outbox: bool) -> QueryResult<()> {
@@ -32,7 +36,15 @@ impl Prunable for PgConnection {
         self.batch_execute(&format!("{SETTINGS}; {PLANS}"))
     }
 
+    fn restore(&mut self) -> QueryResult<()> {
+        self.batch_execute(RESET)
+    }
+
     fn take_turn(&mut self) -> QueryResult<Option<Turn>> {
+        if is_set_back(self)? {
+            let problem = "the sequence of outbox.seq was set back, so numbers do not say what was sent: start a relay, which repairs that";
+            return Err(Error::QueryBuilderError(problem.into()));
+        }
         let table = table_oid(self)?;
         let has_locked: bool = Lock::new(advisory_locks::PRUNING, table).get_result(self)?;
         Ok(has_locked.then_some(Turn { _file: None }))
@@ -125,11 +137,14 @@ fn chunk(cursor: i64, (last, first_kept, rows, expired, is_old): Counted) -> Pru
 }
 
 /// When a row `o` of a shard `s` was sent. Rows that were read from the write-ahead log are sent, though nothing marks them: up to their
-/// shard's lower bound while the WAL is read, and later up to `unmarked`.
+/// shard's lower bound while the WAL is read, and later up to `unmarked`, if they are not later ones with a number that came again.
 macro_rules! sent {
     () => {
-        "coalesce(o.sent_at, CASE WHEN o.seq <= CASE WHEN s.polled_through < 9223372036854775807 THEN s.sent_through ELSE s.unmarked END \
-         THEN o.created_at AT TIME ZONE 'utc' END)"
+        concat!(
+            "coalesce(o.sent_at, CASE WHEN CASE WHEN s.polled_through < 9223372036854775807 THEN o.seq <= s.sent_through ELSE ",
+            was_sent_from_wal!(),
+            " END THEN o.created_at AT TIME ZONE 'utc' END)"
+        )
     };
 }
 

@@ -24,7 +24,9 @@ impl Prunable for SqliteConnection {
         let failed = |error: std::io::Error| {
             Error::QueryBuilderError(format!("cannot lock {path}-outbox-prune: {error}").into())
         };
-        let file = File::options().create(true).append(true).open(format!("{path}-outbox-prune"));
+        let lock = format!("{path}-outbox-prune");
+        // The file may be that of another user who has pruned by hand. To lock it, it is enough to read it.
+        let file = File::options().create(true).append(true).open(&lock).or_else(|_| File::open(&lock));
         let file = file.map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(Some(Turn { _file: Some(file) })),

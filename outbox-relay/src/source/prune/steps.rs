@@ -72,6 +72,7 @@ impl Steps {
         if !matches!(self.stage, Stage::Rests) || (limits.are_any() && self.rhythm.is_due()) {
             self.take_turn(conn, limits).unwrap_or_else(|error| {
                 warn(error);
+                self.rhythm.begin();
                 self.end(false);
             });
         }
