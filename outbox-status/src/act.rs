@@ -98,7 +98,7 @@ mod tests {
         assert_eq!(requeue, Ok(Action { is_drop: false, which: which.clone() }));
         let drop = ("drop", "cause:0123456789ab");
         assert!(action(&[drop]).is_err());
-        assert!(action(&[drop, ("confirm", "cause:ba9876543210")]).is_err());
+        assert!(action(&[drop, ("confirm", "cause:ab9876543210")]).is_err());
         let confirmed = action(&[("confirm", "one:1:a"), drop, ("confirm", "cause:0123456789ab")]);
         assert_eq!(confirmed, Ok(Action { is_drop: true, which }));
     }

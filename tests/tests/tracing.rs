@@ -171,7 +171,7 @@ fn is_one_trace(collector: &Collector, topic: &str, trace: &str, caller: &str, i
     assert!(send.attribute("messaging.batch.message_count").is_some());
 }
 
-const CALLER: &str = "00f067aa0ba902b7";
+const CALLER: &str = "00f067aa0cc902b7";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_is_one_trace_up_to_the_handler_whether_its_event_is_polled_or_read_from_the_wal() {

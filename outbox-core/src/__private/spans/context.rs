@@ -69,7 +69,7 @@ pub mod attributes {
 mod tests {
     use super::*;
 
-    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0cc902b7-01";
 
     #[test]
     fn a_context_is_written_as_it_is_read() {
@@ -86,7 +86,7 @@ mod tests {
     #[test]
     fn what_is_no_context_is_none() {
         let zero_trace = PARENT.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32));
-        let zero_span = PARENT.replace("00f067aa0ba902b7", &"0".repeat(16));
+        let zero_span = PARENT.replace("00f067aa0cc902b7", &"0".repeat(16));
         let more = format!("{PARENT}-00");
         let (unknown, upper) = (PARENT.replacen("00-", "ff-", 1), PARENT.to_uppercase());
         for bad in ["", "00", "ü", &PARENT[1..], &zero_trace, &zero_span, &more, &unknown, &upper] {
