@@ -359,6 +359,19 @@ impl OutboxDatabase {
         operations: diesel_outbox_status::Connection;
     }
 
+    /// A connection for the status page, which sets limits on it.
+    pub(crate) fn observed(&self) -> Result<diesel_outbox_status::Connection, Failure> {
+        match self {
+            #[cfg(feature = "postgres")]
+            Self::Postgres { url, schemas, .. } if schemas.is_empty() => {
+                let mut conn = self.connect_postgres(url, None)?;
+                self.require_own_session(&mut conn, url)?;
+                Ok(Box::new(conn))
+            }
+            _ => self.operations(),
+        }
+    }
+
     /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events. `slot` is the one that
     /// the relay reads, if it reads the WAL.
     pub(crate) fn examine(&self, slot: Option<&str>) -> Result<(Vec<Finding>, Vec<String>), Failure> {
@@ -496,16 +509,22 @@ impl OutboxDatabase {
         // Each statement runs once, and a pooler in transaction mode would lose what is cached.
         conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         if let Some(schema) = schema {
-            // The role may have only one connection.
-            if let Ok(mut second) = self.connect::<PgConnection>(url)
-                && let Some(problem) =
-                    pooler_problem(&mut conn, &mut second).map_err(|error| self.failed(error))?
-            {
-                return Err(Failure::Pooler { database: self.to_string(), problem });
-            }
+            self.require_own_session(&mut conn, url)?;
             enter_schema(&mut conn, Some(schema)).map_err(|error| self.failed(error))?;
         }
         Ok(conn)
+    }
+
+    /// Refuses a pooler whose other clients would have what is set on the connection.
+    #[cfg(feature = "postgres")]
+    fn require_own_session(&self, conn: &mut PgConnection, url: &Secret) -> Result<(), Failure> {
+        // The role may have only one connection.
+        if let Ok(mut second) = self.connect::<PgConnection>(url)
+            && let Some(problem) = pooler_problem(conn, &mut second).map_err(|error| self.failed(error))?
+        {
+            return Err(Failure::Pooler { database: self.to_string(), problem });
+        }
+        Ok(())
     }
 
     #[cfg(feature = "sqlite")]

@@ -168,3 +168,27 @@ fn a_payload_is_not_shown_unless_somebody_wants_it() {
     assert!(!page.body.contains("total"), "{}", page.body);
     assert_eq!(relay.get("/dead-letter?seq=1&id=none").status, 404);
 }
+
+#[test]
+fn another_site_cannot_have_a_dead_letter_looked_up() {
+    let database = outbox_tests::load::migrated();
+    let relay =
+        Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    with_dead_letters(&database, &relay, &[record("invoice", 1, "InvoiceSent")]);
+    let letter = &database.connect().dead_letters(1).unwrap()[0];
+    let get = |headers: &str| {
+        let head = format!(
+            "GET /dead-letter?seq={}&id={} HTTP/1.1\r\nHost: {}\r\n{headers}",
+            letter.seq, letter.id, relay.address
+        );
+        asked(&relay.address, &head, "")
+    };
+    for headers in ["Sec-Fetch-Site: cross-site\r\n", "Origin: https://evil.example\r\n"] {
+        let answer = get(headers);
+        assert!(answer.status == 403 && answer.body.contains("another site"), "{headers}: {}", answer.body);
+        assert!(!answer.body.contains(&letter.id), "{}", answer.body);
+    }
+    for headers in ["Sec-Fetch-Site: same-origin\r\n", "Sec-Fetch-Site: none\r\n", ""] {
+        assert_eq!(get(headers).status, 200, "{headers}");
+    }
+}
