@@ -19,6 +19,8 @@ const LONGEST_SHARE: u32 = 20;
 const LONGEST_FAILURE: Duration = Duration::from_secs(10);
 /// How long a request waits for the database. A look that takes longer ends by itself.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How soon a connection fails that was lost meanwhile. What fails later has met a limit, and would meet it again.
+const LOST: Duration = Duration::from_secs(1);
 /// How long a connection stays open while nobody looks.
 const IDLE: Duration = Duration::from_secs(30);
 /// How many dead letters are read, the oldest ones.
@@ -144,11 +146,16 @@ impl Watched {
         mut work: impl FnMut(&mut Connection) -> Result<T, BoxError>,
     ) -> Result<T, BoxError> {
         let mut kept = locked(&self.conn);
-        if let Some(mut conn) = kept.take()
-            && let Ok(done) = work(&mut conn)
-        {
-            *kept = keep.then_some(conn);
-            return Ok(done);
+        if let Some(mut conn) = kept.take() {
+            let began = Instant::now();
+            match work(&mut conn) {
+                Ok(done) => {
+                    *kept = keep.then_some(conn);
+                    return Ok(done);
+                }
+                Err(error) if began.elapsed() >= LOST => return Err(error),
+                Err(_) => {}
+            }
         }
         let mut conn = (self.connect)()?;
         conn.limit_waits()?;
@@ -435,7 +442,7 @@ mod tests {
     #[test]
     fn looking_takes_a_twentieth_of_the_time_even_if_it_takes_long() {
         let watched = watched(&Arc::default());
-        let mut ended = |ago: u64| {
+        let ended = |ago: u64| {
             *locked(&watched.last) = Some(Last {
                 look: Arc::new(Err(String::new())),
                 status: None,

@@ -121,7 +121,7 @@ fn a_statement_of_the_page_ends_by_itself_on_each_database() {
     let mut mysql = diesel_outbox_relay::mysql::Conn::new(mariadb.url()).unwrap();
     mysql.limit_waits().unwrap();
     let set = "SELECT @@max_statement_time, @@lock_wait_timeout, @@innodb_lock_wait_timeout";
-    assert_eq!(mysql.query_first(set).unwrap(), Some((10.0, 2, 2)));
+    assert_eq!(mysql.query_first::<(f64, u32, u32), _>(set).unwrap(), Some((10.0, 2, 2)));
     let mut sqlite = SqliteConnection::establish(":memory:").unwrap();
     sqlite.limit_waits().unwrap();
     let busy = diesel::dsl::sql::<Integer>("SELECT timeout FROM pragma_busy_timeout");
