@@ -65,6 +65,8 @@ fn the_page_shows_an_sqlite_file() {
     let path = folder.path().join("outbox.db");
     let path = path.to_str().unwrap();
     let mut conn = SqliteConnection::establish(path).unwrap();
+    // The relay writes too.
+    conn.batch_execute("PRAGMA busy_timeout = 30000").unwrap();
     diesel_outbox::Migrations::new().run(&mut conn).unwrap();
     emit(&mut conn, "order", 3);
     let relay =
