@@ -31,13 +31,16 @@ const LIST: Duration = Duration::from_secs(15);
 /// What was seen at a moment, or why nothing was.
 pub(crate) type Look = Result<Seen, String>;
 
+/// Dead letters by their causes.
+type ByCause = Vec<(Cause, Vec<DeadLetter>)>;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Seen {
     pub(crate) status: Status,
     /// Since the look before.
     pub(crate) rates: Option<Rates>,
     /// The oldest dead letters by their causes.
-    pub(crate) causes: Vec<(Cause, Vec<DeadLetter>)>,
+    pub(crate) causes: ByCause,
 }
 
 /// An outbox, and what was last seen of it.
@@ -204,7 +207,7 @@ impl Watched {
     }
 }
 
-fn see(conn: &mut Connection) -> Result<(Status, Vec<(Cause, Vec<DeadLetter>)>), BoxError> {
+fn see(conn: &mut Connection) -> Result<(Status, ByCause), BoxError> {
     let status = conn.status()?;
     let dead_letters =
         if status.lag.dead_letters > 0 { conn.dead_letters(DEAD_LETTERS)? } else { Vec::new() };
@@ -212,7 +215,7 @@ fn see(conn: &mut Connection) -> Result<(Status, Vec<(Cause, Vec<DeadLetter>)>),
 }
 
 /// The causes, each with its dead letters.
-fn by_cause(dead_letters: Vec<DeadLetter>) -> Vec<(Cause, Vec<DeadLetter>)> {
+fn by_cause(dead_letters: Vec<DeadLetter>) -> ByCause {
     let mut of = HashMap::<String, Vec<DeadLetter>>::new();
     let causes = Cause::of_all(&dead_letters);
     for letter in dead_letters {
