@@ -1,8 +1,11 @@
 //! Requeue and drop, for whoever has the token.
 
-use diesel_outbox_relay::operate::{DeadLetterFilter, Requeue};
+use diesel_outbox_relay::operate::{DeadLetter, DeadLetterFilter, Requeue};
 
 use crate::look::{Watched, in_one_line};
+
+/// Among how many dead letters, the oldest ones, a cause is looked for. The page shows causes of fewer.
+pub(crate) const MOST: usize = 10_000;
 
 /// What to do with which dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,21 +67,32 @@ impl Asked<'_> {
     }
 }
 
-/// Does it, and returns how many dead letters there were.
-pub(crate) fn act(watched: &Watched, Action { is_drop, which }: &Action) -> Result<usize, String> {
+/// What was done.
+pub(crate) struct Done {
+    pub(crate) count: usize,
+    /// Whether there may be more of the cause, behind the dead letters among which it was looked for.
+    pub(crate) may_be_more: bool,
+}
+
+/// Does it.
+pub(crate) fn act(watched: &Watched, Action { is_drop, which }: &Action) -> Result<Done, String> {
     let done = watched.with(false, |conn| {
-        let chosen = match which {
-            Which::One(seq, id) => Requeue::These(vec![(*seq, id.clone())]),
-            Which::Cause(key) => {
-                let filter = DeadLetterFilter::default().cause(key);
-                let letters = conn.dead_letters(i64::MAX)?;
-                letters.iter().filter(|letter| filter.matches(letter)).collect()
-            }
+        let (chosen, may_be_more) = match which {
+            Which::One(seq, id) => (Requeue::These(vec![(*seq, id.clone())]), false),
+            Which::Cause(key) => of_cause(&conn.dead_letters(MOST as i64 + 1)?, key),
         };
-        Ok(if *is_drop { conn.drop_dead_letters(&chosen)? } else { conn.requeue(&chosen)? })
+        let count = if *is_drop { conn.drop_dead_letters(&chosen)? } else { conn.requeue(&chosen)? };
+        Ok(Done { count, may_be_more })
     });
     watched.forget();
     done.map_err(|error| in_one_line(&*error))
+}
+
+/// Chooses those with this cause among the first ones, and returns whether there are others.
+fn of_cause(letters: &[DeadLetter], key: &str) -> (Requeue, bool) {
+    let filter = DeadLetterFilter::default().cause(key);
+    let chosen = letters.iter().take(MOST).filter(|letter| filter.matches(letter)).collect();
+    (chosen, letters.len() > MOST)
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ pub struct Outbox {
 
 impl Outbox {
     /// Returns an outbox with a name for people. The closure connects to its database: with `PgConnection`, `SqliteConnection`, or `Conn` of the
-    /// crate `mysql`, as the role that the relay has. The page keeps the connection while somebody looks.
+    /// crate `mysql`, as the role that the relay has. The page keeps the connection while somebody looks, and
+    /// [limits its waits](Observe::limit_waits): so it must not go through a pooler that shares sessions.
     pub fn new<C, E>(
         name: impl Into<String>,
         connect: impl Fn() -> Result<C, E> + Send + Sync + 'static,

@@ -6,18 +6,17 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Form, OriginalUri, Query, Request, State};
 use axum::http::header::{
-    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
-    X_FRAME_OPTIONS,
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, RETRY_AFTER,
+    X_CONTENT_TYPE_OPTIONS, X_FRAME_OPTIONS,
 };
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use maud::{Markup, PreEscaped};
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::act::{Asked, Which, act};
+use crate::act::{Asked, Done, MOST, Which, act};
 use crate::guard::{is_cross_site, is_known_host};
 use crate::look::{LISTED, SHOWN, Watch, Watched};
 use crate::page::{self, Group, Listed, Shown};
@@ -112,8 +111,14 @@ impl Served {
     /// Returns the outboxes of all relays, each with the number of its relay, and why some may be missing.
     async fn outboxes(&self) -> (Vec<(usize, Arc<Watched>)>, Vec<String>) {
         let (mut all, mut problems) = (Vec::new(), Vec::new());
-        for (number, relay) in self.relays.iter().enumerate() {
-            let (outboxes, problem) = relay.watch.outboxes().await;
+        // All at once, so that a database that does not answer holds the others up no longer than it must.
+        let list = |relay: &RelayWatch| {
+            let watch = relay.watch.clone();
+            tokio::spawn(async move { watch.outboxes().await })
+        };
+        let lists: Vec<_> = self.relays.iter().map(list).collect();
+        for (number, (relay, list)) in self.relays.iter().zip(lists).enumerate() {
+            let Ok((outboxes, problem)) = list.await else { continue };
             all.extend(outboxes.into_iter().map(|outbox| (number, outbox)));
             problems.extend(problem.map(|problem| format!("{}: {problem}", relay.name)));
         }
@@ -139,6 +144,19 @@ async fn overview(
     let (all, problems) = served.outboxes().await;
     let name = field(&fields, "outbox");
     let chosen = all.iter().position(|(_, outbox)| name.is_none_or(|name| outbox.name == name));
+    let is_listed = all.len() > 1;
+    let looks: Vec<_> = all
+        .iter()
+        .enumerate()
+        .take(if is_listed { MOST_LISTED } else { 0 })
+        .map(|(place, (_, outbox))| {
+            let (outbox, is_shown) = (outbox.clone(), chosen == Some(place));
+            tokio::spawn(async move {
+                let look = outbox.look(if is_shown { SHOWN } else { LISTED }).await;
+                Listed { name: outbox.name.clone(), is_shown, look }
+            })
+        })
+        .collect();
     let shown = match chosen {
         None => None,
         Some(at) => {
@@ -153,12 +171,8 @@ async fn overview(
         }
     };
     let mut listed = Vec::new();
-    if all.len() > 1 {
-        for (place, (_, outbox)) in all.iter().enumerate().take(MOST_LISTED) {
-            let is_shown = chosen == Some(place);
-            let look = outbox.look(if is_shown { SHOWN } else { LISTED }).await;
-            listed.push(Listed { name: outbox.name.clone(), is_shown, look });
-        }
+    for look in looks {
+        listed.extend(look.await.ok());
     }
     let group = Group {
         prefix: prefix(&original, &uri),
@@ -175,9 +189,15 @@ async fn dead_letter(
     State(served): State<Arc<Served>>,
     OriginalUri(original): OriginalUri,
     uri: Uri,
+    headers: HeaderMap,
     Query(fields): Query<Fields>,
 ) -> Response {
     let prefix = prefix(&original, &uri);
+    if is_cross_site(&headers, &original) {
+        let text =
+            "Refused: the request comes from another site. Open the dead letter from the page of its outbox.";
+        return html(StatusCode::FORBIDDEN, page::answer(&prefix, None, text, false));
+    }
     let named = field(&fields, "seq").and_then(|seq| seq.parse::<i64>().ok()).zip(field(&fields, "id"));
     let gone = |text: &str| {
         html(StatusCode::NOT_FOUND, page::answer(&prefix, field(&fields, "outbox"), text, false))
@@ -185,28 +205,27 @@ async fn dead_letter(
     let (Some((seq, id)), Some((_, outbox))) = (named, served.chosen(field(&fields, "outbox")).await) else {
         return gone("There is no such outbox, or the address is not complete.");
     };
-    let (id, payloads, looked) = (id.to_owned(), served.page.payloads, outbox.clone());
-    let found = spawn_blocking(move || {
-        looked.with(false, |conn| {
-            let letters = conn.dead_letters(i64::MAX)?;
-            let letter = letters.into_iter().find(|letter| letter.seq == seq && letter.id == id);
+    let (id, payloads) = (id.to_owned(), served.page.payloads);
+    let found = outbox.in_turn(move |outbox| {
+        outbox.with(false, |conn| {
+            let letter = conn.dead_letter(seq, &id)?;
             let content = if payloads { conn.content(seq, &id)? } else { None };
             Ok((letter, content))
         })
     });
     match found.await {
-        Ok(Ok((Some(letter), content))) => html(
+        Some(Ok((Some(letter), content))) => html(
             StatusCode::OK,
             page::dead_letter(&prefix, &outbox.name, &letter, payloads, content.as_ref()),
         ),
-        Ok(Ok((None, _))) => {
+        Some(Ok((None, _))) => {
             gone("This dead letter is not there any more: somebody has requeued or dropped it.")
         }
-        Ok(Err(error)) => {
+        Some(Err(error)) => {
             let text = format!("The database failed: {}", crate::look::in_one_line(&*error));
             html(StatusCode::BAD_GATEWAY, page::answer(&prefix, Some(&outbox.name), &text, false))
         }
-        Err(_) => gone("The page could not be made."),
+        None => busy(&prefix, &outbox.name),
     }
 }
 
@@ -244,18 +263,29 @@ async fn change(
         return answer(StatusCode::NOT_FOUND, "There is no such outbox.");
     };
     let done = if action.is_drop { "dropped" } else { "requeued" };
-    let (worker, asked) = (outbox.clone(), action.clone());
-    let ended = spawn_blocking(move || act(&worker, &asked)).await;
-    match ended.unwrap_or_else(|_| Err("it could not be done".to_owned())) {
-        Ok(0) => answer(StatusCode::NOT_FOUND, "No such dead letter is there any more. Nothing was changed."),
-        Ok(count) => {
+    let asked = action.clone();
+    let Some(ended) = outbox.in_turn(move |outbox| act(outbox, &asked)).await else {
+        return busy(&prefix, &outbox.name);
+    };
+    match ended {
+        Ok(Done { count: 0, .. }) => {
+            answer(StatusCode::NOT_FOUND, "No such dead letter is there any more. Nothing was changed.")
+        }
+        Ok(Done { count, may_be_more }) => {
             let which = match &action.which {
                 Which::Cause(key) => key.as_str(),
                 Which::One(_, id) => id.as_str(),
             };
             info!(outbox = outbox.name, count, which, "dead letters were {done} on the status page");
             let dead_letters = if count == 1 { "dead letter" } else { "dead letters" };
-            answer(StatusCode::OK, &format!("{} {dead_letters} {done}.", crate::text::number(count as u64)))
+            let mut text = format!("{} {dead_letters} {done}.", crate::text::number(count as u64));
+            if may_be_more {
+                let among = crate::text::number(MOST as u64);
+                text.push_str(&format!(
+                    " Only the oldest {among} dead letters were looked at: there may be more of this cause."
+                ));
+            }
+            answer(StatusCode::OK, &text)
         }
         Err(error) => {
             let grant = if error.contains("denied") {
@@ -266,6 +296,13 @@ async fn change(
             answer(StatusCode::BAD_GATEWAY, &format!("Nothing was changed: {error}.{grant}"))
         }
     }
+}
+
+/// Nothing was done, because another request has the connection.
+fn busy(prefix: &str, outbox: &str) -> Response {
+    let text = "The outbox is busy with another request, or its database does not answer. Nothing was done: try again.";
+    let answer = html(StatusCode::SERVICE_UNAVAILABLE, page::answer(prefix, Some(outbox), text, false));
+    ([(RETRY_AFTER, "5")], answer).into_response()
 }
 
 fn html(status: StatusCode, page: Markup) -> Response {

@@ -47,18 +47,16 @@ pub(crate) enum OutboxDatabase {
 
 // A binary for one database needs fewer of the parameters.
 #[cfg_attr(not(all(feature = "mysql", feature = "postgres", feature = "sqlite")), allow(unused_variables))]
-/// Defines functions that connect for the purpose of a trait: its schema is entered, and a file must be there.
+/// Defines functions that connect for the purpose of a trait: to PostgreSQL by another function, and a file must be there.
 macro_rules! connection {
-    ($($(#[$doc:meta])* $name:ident: $connection:ty;)+) => {$(
+    ($($(#[$doc:meta])* $name:ident: $connection:ty, $postgres:ident;)+) => {$(
         $(#[$doc])*
         pub(crate) fn $name(&self) -> Result<$connection, Failure> {
             Ok(match self {
                 #[cfg(feature = "mysql")]
                 Self::Mysql { opts, .. } => Box::new(self.mysql_connection(opts)?),
                 #[cfg(feature = "postgres")]
-                Self::Postgres { url, schemas, .. } => {
-                    Box::new(self.connect_postgres(url, schemas.first().map(String::as_str))?)
-                }
+                Self::Postgres { url, schemas, .. } => Box::new(self.$postgres(url, schemas)?),
                 #[cfg(feature = "sqlite")]
                 Self::Sqlite { url, file } => {
                     file.require()?;
@@ -350,33 +348,15 @@ impl OutboxDatabase {
 
     connection! {
         /// A connection for what is kept.
-        kept: Box<dyn Kept + Send>;
+        kept: Box<dyn Kept + Send>, in_schema;
         /// A connection for what becomes of an event.
-        explainer: Box<dyn Explain>;
+        explainer: Box<dyn Explain>, in_schema;
         /// A connection for the state, lag, dead letters and requeue.
-        operations: diesel_outbox_status::Connection;
-    }
-
-    /// A connection for pruning. It keeps settings and a lock for longer than a transaction, which a pooler would give to others.
-    pub(crate) fn prunable(&self) -> Result<Box<dyn Prunable>, Failure> {
-        Ok(match self {
-            #[cfg(feature = "mysql")]
-            Self::Mysql { opts, .. } => Box::new(self.mysql_connection(opts)?),
-            #[cfg(feature = "postgres")]
-            Self::Postgres { url, schemas, .. } => {
-                let schema = schemas.first().map(String::as_str);
-                let mut conn = self.connect_postgres(url, schema)?;
-                if schema.is_none() {
-                    self.refuse_pooler(&mut conn, url)?;
-                }
-                Box::new(conn)
-            }
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite { url, file } => {
-                file.require()?;
-                Box::new(self.connect_sqlite(url)?)
-            }
-        })
+        operations: diesel_outbox_status::Connection, in_schema;
+        /// A connection for the status page, which sets limits on it.
+        observed: diesel_outbox_status::Connection, own_session;
+        /// A connection for pruning. It keeps settings and a lock for longer than a transaction.
+        prunable: Box<dyn Prunable>, own_session;
     }
 
     /// Looks for everything that can go wrong with it, and returns that with the aggregate types of recent events. `slot` is the one that
@@ -510,20 +490,37 @@ impl OutboxDatabase {
         Failure::Query { database: self.to_string(), source }
     }
 
+    /// Connects, and enters the schema if one is named.
+    #[cfg(feature = "postgres")]
+    fn in_schema(&self, url: &Secret, schemas: &[String]) -> Result<PgConnection, Failure> {
+        self.connect_postgres(url, schemas.first().map(String::as_str))
+    }
+
+    /// Does the same, with a session that no pooler gives to others.
+    #[cfg(feature = "postgres")]
+    fn own_session(&self, url: &Secret, schemas: &[String]) -> Result<PgConnection, Failure> {
+        let mut conn = self.in_schema(url, schemas)?;
+        if schemas.is_empty() {
+            self.require_own_session(&mut conn, url)?;
+        }
+        Ok(conn)
+    }
+
     #[cfg(feature = "postgres")]
     fn connect_postgres(&self, url: &Secret, schema: Option<&str>) -> Result<PgConnection, Failure> {
         let mut conn = self.connect::<PgConnection>(url)?;
         // Each statement runs once, and a pooler in transaction mode would lose what is cached.
         conn.set_prepared_statement_cache_size(CacheSize::Disabled);
         if let Some(schema) = schema {
-            self.refuse_pooler(&mut conn, url)?;
+            self.require_own_session(&mut conn, url)?;
             enter_schema(&mut conn, Some(schema)).map_err(|error| self.failed(error))?;
         }
         Ok(conn)
     }
 
+    /// Refuses a pooler whose other clients would have what is set on the connection.
     #[cfg(feature = "postgres")]
-    fn refuse_pooler(&self, conn: &mut PgConnection, url: &Secret) -> Result<(), Failure> {
+    fn require_own_session(&self, conn: &mut PgConnection, url: &Secret) -> Result<(), Failure> {
         // The role may have only one connection.
         if let Ok(mut second) = self.connect::<PgConnection>(url)
             && let Some(problem) = pooler_problem(conn, &mut second).map_err(|error| self.failed(error))?

@@ -30,7 +30,8 @@ impl Operate for Conn {
     }
 
     fn dead_letters(&mut self, limit: i64) -> QueryResult<Vec<DeadLetter>> {
-        let rows = self.exec_iter(DEAD_LETTERS, (limit,)).map_err(failed)?;
+        let statement = format!("{DEAD_LETTERS} ORDER BY seq, failed_at LIMIT ?");
+        let rows = self.exec_iter(statement, (limit,)).map_err(failed)?;
         rows.map(|row| row_of::<DeadLetterRow>(row?).map(dead_letter))
             .collect::<mysql::Result<_>>()
             .map_err(failed)
@@ -98,10 +99,11 @@ fn requeue(conn: &mut Conn, which: &Requeue) -> mysql::Result<usize> {
     Ok(usize::try_from(forgotten).unwrap_or(usize::MAX))
 }
 
-const DEAD_LETTERS: &str = "SELECT seq, id, aggregatetype, aggregateid, type, \
+/// All of them, as the rows that [`dead_letter`] takes.
+pub(super) const DEAD_LETTERS: &str = "SELECT seq, id, aggregatetype, aggregateid, type, \
     TIMESTAMPDIFF(MICROSECOND, '1970-01-01', created_at) DIV 1000, reason, \
     TIMESTAMPDIFF(MICROSECOND, '1970-01-01', failed_at) DIV 1000 \
-    FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?";
+    FROM outbox_dead_letter";
 
 /// Those with their old numbers: no other row has the number because the table was truncated since.
 const PLACES: &str = "SELECT shard, MIN(d.seq) FROM outbox_dead_letter AS d WHERE {which} \

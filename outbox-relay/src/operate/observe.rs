@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use diesel::QueryResult;
 use diesel_outbox_core::Lag;
 
-use super::{Operate, Schedule, Unsent};
+use super::{DeadLetter, Operate, Schedule, Unsent};
 
 /// What an observer asks, on the same connections as [`Operate`]. It changes nothing and locks nothing that a relay or an emitter needs.
 pub trait Observe: Operate {
@@ -36,11 +36,26 @@ pub trait Observe: Operate {
         Ok(None)
     }
 
+    /// Returns the dead letter with this number and this id, or `None` if there is no such one.
+    ///
+    /// # Errors
+    /// Returns the database's error.
+    fn dead_letter(&mut self, seq: i64, id: &str) -> QueryResult<Option<DeadLetter>>;
+
     /// Returns what the event of a dead letter holds: the beginning of its payload, and its headers. `None` if there is no such dead letter.
     ///
     /// # Errors
     /// Returns the database's error.
     fn content(&mut self, seq: i64, id: &str) -> QueryResult<Option<Content>>;
+
+    /// Lets each later statement of this session end after 10 s, and wait for a lock for 2 s, so that a database that is stuck holds nobody
+    /// up for long. Such a statement fails and changes nothing. On MySQL, the 10 s hold for a SELECT alone; SQLite limits only the wait.
+    ///
+    /// Do not call it through a pooler that shares sessions: others would get these limits too.
+    ///
+    /// # Errors
+    /// Returns the database's error.
+    fn limit_waits(&mut self) -> QueryResult<()>;
 
     /// Returns the state of the outbox. It counts what waits, twice: see [`lag`](Operate::lag) for how long that takes.
     ///

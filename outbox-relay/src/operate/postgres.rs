@@ -192,11 +192,19 @@ statement!(
      FROM outbox_dead_letter"
 );
 
+/// All dead letters, as the rows that [`dead_letter`] takes.
+macro_rules! dead_letters {
+    () => {
+        "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000::numeric)::bigint, \
+         reason, (extract(epoch FROM failed_at) * 1000::numeric)::bigint FROM outbox_dead_letter"
+    };
+}
+pub(super) use dead_letters;
+
 statement!(
     Pg,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
-    "SELECT seq, id::text, aggregatetype, aggregateid, type, (extract(epoch FROM created_at) * 1000::numeric)::bigint, \
-     reason, (extract(epoch FROM failed_at) * 1000::numeric)::bigint FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
+    concat!(dead_letters!(), " ORDER BY seq, failed_at LIMIT ?")
 );
 
 /// Takes the chosen dead letters out of the table, as `gone`.

@@ -91,16 +91,24 @@ statement!(
      FROM outbox_dead_letter"
 );
 
+/// All dead letters, as the rows that [`dead_letter`] takes.
+macro_rules! dead_letters {
+    () => {
+        concat!(
+            "SELECT seq, id, aggregatetype, aggregateid, type, ",
+            created_at_ms!(),
+            ", reason, ",
+            unix_ms!("julianday(failed_at)"),
+            " FROM outbox_dead_letter"
+        )
+    };
+}
+pub(super) use dead_letters;
+
 statement!(
     Sqlite,
     DeadLetters { limit: i64 => BigInt } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
-    concat!(
-        "SELECT seq, id, aggregatetype, aggregateid, type, ",
-        created_at_ms!(),
-        ", reason, ",
-        unix_ms!("julianday(failed_at)"),
-        " FROM outbox_dead_letter ORDER BY seq, failed_at LIMIT ?"
-    )
+    concat!(dead_letters!(), " ORDER BY seq, failed_at LIMIT ?")
 );
 
 statement!(

@@ -6,7 +6,7 @@ use diesel_outbox::Emit;
 use diesel_outbox_relay::operate::Operate;
 use outbox_tests::{Browser, Kafka, Tables, eventually};
 
-use super::{PATIENCE, Relay, TOKEN, asked, record};
+use super::{Answer, PATIENCE, Relay, TOKEN, asked, record};
 
 /// Makes dead letters of these aggregate types, and returns them.
 fn with_dead_letters(
@@ -167,4 +167,71 @@ fn a_payload_is_not_shown_unless_somebody_wants_it() {
     assert!(page.body.contains(&letter.id) && page.body.contains("status_payloads"), "{}", page.body);
     assert!(!page.body.contains("total"), "{}", page.body);
     assert_eq!(relay.get("/dead-letter?seq=1&id=none").status, 404);
+}
+
+#[test]
+fn a_stuck_database_holds_one_request_up_and_the_others_are_told_to_try_again() {
+    let database = outbox_tests::load::migrated();
+    let relay =
+        Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    with_dead_letters(&database, &relay, &[record("invoice", 1, "InvoiceSent")]);
+    let letter = &database.connect().dead_letters(1).unwrap()[0];
+    let path = format!("/dead-letter?seq={}&id={}", letter.seq, letter.id);
+    let mut holder = database.connect();
+    holder.batch_execute("BEGIN; LOCK TABLE outbox_dead_letter").unwrap();
+    let answers: Vec<_> = std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..5).map(|_| scope.spawn(|| relay.get(&path))).collect();
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect()
+    });
+    for Answer { status, head, body } in &answers {
+        match status {
+            502 => assert!(body.contains("lock timeout"), "{body}"),
+            503 => assert!(head.contains("retry-after: 5") && body.contains("try again"), "{head}{body}"),
+            other => panic!("{other}: {body}"),
+        }
+    }
+    // A lock is waited for 2 s, and the turn for 3 s.
+    let limited = answers.iter().filter(|answer| answer.status == 502).count();
+    assert!((1..=2).contains(&limited), "{limited}");
+    holder.batch_execute("ROLLBACK").unwrap();
+    eventually("the dead letter", PATIENCE, || (relay.get(&path).status == 200).then_some(()));
+}
+
+#[test]
+fn a_cause_with_very_many_dead_letters_is_done_in_parts() {
+    let database = outbox_tests::load::migrated();
+    let dead = "INSERT INTO outbox_dead_letter (seq, id, aggregatetype, aggregateid, type, shard, created_at, reason) \
+                SELECT n, gen_random_uuid(), 'invoice', n::text, 'InvoiceSent', 0, now(), 'too large' FROM generate_series(1, 10005) AS n";
+    database.connect().batch_execute(dead).unwrap();
+    let relay = Relay::start(database.url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    let cause = database.connect().dead_letters(1).unwrap()[0].cause();
+    let drop = format!("token={TOKEN}&drop=cause%3A{cause}&confirm=cause%3A{cause}");
+    let answer = relay.post("", &drop).body;
+    assert!(answer.contains("10,000 dead letters dropped. Only the oldest 10,000"), "{answer}");
+    assert_eq!(database.count("outbox_dead_letter"), 5);
+    assert!(relay.post("", &drop).body.contains("5 dead letters dropped.<"));
+}
+
+#[test]
+fn another_site_cannot_have_a_dead_letter_looked_up() {
+    let database = outbox_tests::load::migrated();
+    let relay =
+        Relay::start(&database.relay_url(), &["--topic", "{aggregatetype}", "--allow-topics", "nothing"]);
+    with_dead_letters(&database, &relay, &[record("invoice", 1, "InvoiceSent")]);
+    let letter = &database.connect().dead_letters(1).unwrap()[0];
+    let get = |headers: &str| {
+        let head = format!(
+            "GET /dead-letter?seq={}&id={} HTTP/1.1\r\nHost: {}\r\n{headers}",
+            letter.seq, letter.id, relay.address
+        );
+        asked(&relay.address, &head, "")
+    };
+    for headers in ["Sec-Fetch-Site: cross-site\r\n", "Origin: https://evil.example\r\n"] {
+        let answer = get(headers);
+        assert!(answer.status == 403 && answer.body.contains("another site"), "{headers}: {}", answer.body);
+        assert!(!answer.body.contains(&letter.id), "{}", answer.body);
+    }
+    for headers in ["Sec-Fetch-Site: same-origin\r\n", "Sec-Fetch-Site: none\r\n", ""] {
+        assert_eq!(get(headers).status, 200, "{headers}");
+    }
 }

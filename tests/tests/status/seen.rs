@@ -2,7 +2,9 @@
 
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
+use diesel::sql_types::{Integer, Text};
 use diesel_outbox::Emit;
+use diesel_outbox_relay::mysql::prelude::Queryable;
 use diesel_outbox_relay::operate::{Observe, Operate};
 use outbox_tests::{Browser, Folder, Kafka, artifacts, eventually, migrated_mariadb};
 use serde_json::{Value, json};
@@ -63,6 +65,8 @@ fn the_page_shows_an_sqlite_file() {
     let path = folder.path().join("outbox.db");
     let path = path.to_str().unwrap();
     let mut conn = SqliteConnection::establish(path).unwrap();
+    // The relay writes too.
+    conn.batch_execute("PRAGMA busy_timeout = 30000").unwrap();
     diesel_outbox::Migrations::new().run(&mut conn).unwrap();
     emit(&mut conn, "order", 3);
     let relay =
@@ -75,7 +79,7 @@ fn the_page_shows_an_sqlite_file() {
 }
 
 #[test]
-fn the_content_of_a_dead_letter_is_the_same_on_each_database() {
+fn one_dead_letter_is_found_by_its_number_and_its_id_on_each_database() {
     let folder = Folder::new("content");
     let path = folder.path().join("outbox.db");
     let mut sqlite = SqliteConnection::establish(path.to_str().unwrap()).unwrap();
@@ -99,7 +103,31 @@ fn the_content_of_a_dead_letter_is_the_same_on_each_database() {
         assert_eq!(content.headers.as_deref(), Some("{}"));
         assert_eq!(conn.content(2, id).unwrap(), None);
         assert_eq!(conn.content(1, "x").unwrap(), None);
+        let letter = conn.dead_letter(1, id).unwrap();
+        assert!(letter.is_some() && letter == conn.dead_letters(1).unwrap().pop(), "{letter:?}");
+        assert_eq!(conn.dead_letter(2, id).unwrap(), None);
+        assert_eq!(conn.dead_letter(1, "x").unwrap(), None);
     }
+}
+
+#[test]
+fn a_statement_of_the_page_ends_by_itself_on_each_database() {
+    let (database, mariadb) = (outbox_tests::load::migrated(), migrated_mariadb());
+    let mut postgres = database.connect();
+    postgres.limit_waits().unwrap();
+    let setting = |name: &str| {
+        let sql = format!("SELECT current_setting('{name}')");
+        diesel::dsl::sql::<Text>(&sql).get_result::<String>(&mut postgres).unwrap()
+    };
+    assert_eq!(["statement_timeout", "lock_timeout"].map(setting), ["10s", "2s"]);
+    let mut mysql = diesel_outbox_relay::mysql::Conn::new(mariadb.url()).unwrap();
+    mysql.limit_waits().unwrap();
+    let set = "SELECT @@max_statement_time, @@lock_wait_timeout, @@innodb_lock_wait_timeout";
+    assert_eq!(mysql.query_first::<(f64, u32, u32), _>(set).unwrap(), Some((10.0, 2, 2)));
+    let mut sqlite = SqliteConnection::establish(":memory:").unwrap();
+    sqlite.limit_waits().unwrap();
+    let busy = diesel::dsl::sql::<Integer>("SELECT timeout FROM pragma_busy_timeout");
+    assert_eq!(busy.get_result::<i32>(&mut sqlite).unwrap(), 2_000);
 }
 
 #[test]

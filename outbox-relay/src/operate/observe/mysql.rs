@@ -3,8 +3,8 @@ use mysql::Conn;
 use mysql::prelude::Queryable;
 
 use super::{Content, ContentRow, Observe, RelaySession, Relays, content};
-use crate::operate::hex;
-use crate::operate::mysql::failed;
+use crate::operate::mysql::{DEAD_LETTERS, failed};
+use crate::operate::{DeadLetter, DeadLetterRow, dead_letter, hex};
 use crate::source::mysql::{relays, row_of};
 
 impl Observe for Conn {
@@ -26,6 +26,16 @@ impl Observe for Conn {
         Ok(last.unwrap_or_default())
     }
 
+    fn dead_letter(&mut self, seq: i64, id: &str) -> QueryResult<Option<DeadLetter>> {
+        let statement = format!("{DEAD_LETTERS} WHERE seq = ? AND HEX(id) = '{}'", hex(id));
+        let row: Option<mysql::Row> = self.exec_first(statement, (seq,)).map_err(failed)?;
+        row.map(|row| row_of::<DeadLetterRow>(row).map(dead_letter)).transpose().map_err(failed)
+    }
+
+    fn limit_waits(&mut self) -> QueryResult<()> {
+        self.query_drop(LIMITS).map_err(failed)
+    }
+
     fn content(&mut self, seq: i64, id: &str) -> QueryResult<Option<Content>> {
         let most = Content::MOST;
         let statement = format!(
@@ -37,6 +47,10 @@ impl Observe for Conn {
         row.map(|row| row_of::<ContentRow>(row).map(content)).transpose().map_err(failed)
     }
 }
+
+/// MariaDB counts seconds and for each statement; MySQL counts milliseconds, and only for a SELECT. Neither runs the other's comment.
+const LIMITS: &str = "SET SESSION lock_wait_timeout = 2, SESSION innodb_lock_wait_timeout = 2 \
+    /*M!100101 , SESSION max_statement_time = 10 */ /*!50708 , SESSION max_execution_time = 10000 */";
 
 /// The table may be empty, if rows are deleted as soon as they are sent. Then the shards' bounds say how far it has been.
 const LAST_NUMBER: &str = "SELECT GREATEST(COALESCE((SELECT MAX(seq) FROM outbox), 0), \

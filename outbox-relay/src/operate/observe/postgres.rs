@@ -1,10 +1,13 @@
 use std::time::Duration;
 
+use diesel::connection::SimpleConnection;
 use diesel::pg::{Pg, PgConnection};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Double, Nullable, SmallInt, Text};
 
 use super::{Claim, Content, ContentRow, Observe, RelaySession, Relays, Slot, content};
+use crate::operate::postgres::dead_letters;
+use crate::operate::{DeadLetter, DeadLetterRow, dead_letter};
 use crate::source::sees_all_rows;
 use crate::source::sequence::last_number;
 use crate::statement::statement;
@@ -38,6 +41,16 @@ impl Observe for PgConnection {
             is_active,
             safe_bytes: safe.map(|bytes| bytes.max(0).unsigned_abs()),
         }))
+    }
+
+    fn dead_letter(&mut self, seq: i64, id: &str) -> QueryResult<Option<DeadLetter>> {
+        sees_all_rows(self)?;
+        let row = DeadLetterOf::new(seq, id.to_owned()).get_result::<DeadLetterRow>(self).optional()?;
+        Ok(row.map(dead_letter))
+    }
+
+    fn limit_waits(&mut self) -> QueryResult<()> {
+        self.batch_execute("SET statement_timeout = '10s'; SET lock_timeout = '2s'")
     }
 
     fn content(&mut self, seq: i64, id: &str) -> QueryResult<Option<Content>> {
@@ -94,6 +107,12 @@ statement!(
     SlotOfOutbox {} -> (Text, Bool, Nullable<BigInt>),
     "SELECT o.slot, coalesce(s.active, false), s.safe_wal_size FROM outbox_slot AS o LEFT JOIN pg_replication_slots AS s \
      ON s.slot_name::text = o.slot AND s.database = current_database() ORDER BY o.slot LIMIT 1"
+);
+
+statement!(
+    Pg,
+    DeadLetterOf { seq: i64 => BigInt, id: String => Text } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
+    concat!(dead_letters!(), " WHERE seq = ? AND id::text = ?")
 );
 
 statement!(

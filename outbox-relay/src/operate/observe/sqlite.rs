@@ -1,9 +1,12 @@
+use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Nullable, Text};
 use diesel::sqlite::{Sqlite, SqliteConnection};
 
 use super::{Content, ContentRow, Observe, Relays, content};
-use crate::operate::hex;
+use crate::operate::sqlite::dead_letters;
+use crate::operate::{DeadLetter, DeadLetterRow, dead_letter, hex};
+use crate::source::julian_day::{created_at_ms, unix_ms};
 use crate::statement::statement;
 
 impl Observe for SqliteConnection {
@@ -21,6 +24,15 @@ impl Observe for SqliteConnection {
         LastNumber::new().get_result(self)
     }
 
+    fn dead_letter(&mut self, seq: i64, id: &str) -> QueryResult<Option<DeadLetter>> {
+        let row = DeadLetterOf::new(seq, hex(id)).get_result::<DeadLetterRow>(self).optional()?;
+        Ok(row.map(dead_letter))
+    }
+
+    fn limit_waits(&mut self) -> QueryResult<()> {
+        self.batch_execute("PRAGMA busy_timeout = 2000")
+    }
+
     fn content(&mut self, seq: i64, id: &str) -> QueryResult<Option<Content>> {
         let most = i64::try_from(Content::MOST).unwrap_or(i64::MAX);
         let row = ContentOf::new(most, most, seq, hex(id)).get_result::<ContentRow>(self).optional()?;
@@ -32,6 +44,12 @@ statement!(
     Sqlite,
     LastNumber {} -> BigInt,
     "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'outbox'), 0)"
+);
+
+statement!(
+    Sqlite,
+    DeadLetterOf { seq: i64 => BigInt, id: String => Text } -> (BigInt, Text, Text, Text, Text, BigInt, Text, BigInt),
+    concat!(dead_letters!(), " WHERE seq = ? AND hex(id) = ?")
 );
 
 statement!(

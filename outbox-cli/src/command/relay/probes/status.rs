@@ -72,6 +72,6 @@ fn outbox(database: &OutboxDatabase) -> Outbox {
     Outbox::several(name, list, move |name| {
         let outboxes = OutboxDatabase::clone(&database).outboxes()?;
         let named = outboxes.iter().find(|outbox| outbox.to_string() == name);
-        Ok(named.ok_or("the schema is gone")?.operations()?)
+        Ok(named.ok_or("the schema is gone")?.observed()?)
     })
 }
