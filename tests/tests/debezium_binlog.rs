@@ -150,7 +150,7 @@ fn the_check_says_what_is_missing_until_the_statements_were_run(server: &Mariadb
     assert!(check(&debezium).0.contains("that no relay has marked as sent"));
     let topic = Kafka::shared().unique("checked");
     let brokers = Kafka::shared().brokers();
-    let _relay = Process::start(&relay_command(brokers, &database.relay_url(), &topic, &[]));
+    let _relay = Process::start(&relay_command(brokers, database.url(), &topic, &[]));
     eventually("the relay to be seen", PATIENCE, || {
         let report = check(&debezium).0;
         (report.contains("a relay polls the outbox") && report.contains("no event waits")).then_some(())

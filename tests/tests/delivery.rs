@@ -244,7 +244,7 @@ fn a_topic_that_does_not_exist_makes_dead_letters_and_stops_nobody() {
     let prefix = kafka.unique("missing");
     kafka.create_topic(&format!("{prefix}.order"), 3);
     let topics: TopicNaming = format!("{prefix}.{{aggregatetype}}").parse().unwrap();
-    let relay = Relay::postgres(database.relay_url())
+    let relay = Relay::postgres(database.url())
         .broker(Broker::new(kafka.brokers()))
         .topic_naming(topics)
         .stall_timeout(Duration::from_secs(1))

@@ -372,5 +372,5 @@ fn emitting_without_the_tables_says_what_to_do() {
 fn killed_relays_lose_nothing_and_keep_the_order(server: &'static Mariadb) {
     let database = migrated_on(server);
     let is_sent = || database.count("outbox WHERE sent_at IS NOT NULL");
-    kill_relays_while_events_are_written(&database.relay_url(), 3, 20_000, || database.connect(), is_sent);
+    kill_relays_while_events_are_written(database.url(), 3, 20_000, || database.connect(), is_sent);
 }

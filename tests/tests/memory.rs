@@ -94,7 +94,7 @@ fn a_jump_in_payload_size_does_not_exhaust_the_memory_of_a_polling_relay() {
     let conn = &mut database.connect();
     MANY.insert(conn, "EXTENDED");
     let topic = new_topic("jump");
-    let relay = limited_relay(&database.relay_url(), &topic, &[], 800);
+    let relay = limited_relay(database.url(), &topic, &[], 800);
     MANY.wait_until_sent(&relay, &topic, || count(conn, "outbox_dead_letter"));
     assert_eq!(Kafka::shared().counter(&topic).count(), MANY.small + MANY.large);
 }
@@ -138,7 +138,7 @@ fn does_not_exhaust_a_relay_on_the_wal(topic: &str, rows: &Rows, storage: &str, 
     rows.insert(conn, storage);
     let topic = new_topic(topic);
     let slot = ["--source", "wal", "--slot", database.name()];
-    let relay = limited_relay(&database.relay_url(), &topic, &slot, megabytes);
+    let relay = limited_relay(database.url(), &topic, &slot, megabytes);
     rows.wait_until_sent(&relay, &topic, || count(conn, "outbox_dead_letter"));
     relay
 }

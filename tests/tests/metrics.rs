@@ -153,7 +153,7 @@ fn how_far_the_wal_is_read_is_a_metric() {
     wal.slot = database.name().to_owned();
     setup(&mut database.connect(), &mut database.connect(), &wal).unwrap();
     let topic = Kafka::shared().unique("metrics-of-the-wal");
-    let reading = relay(Relay::postgres_wal(database.relay_url(), wal), Kafka::shared().brokers(), &topic);
+    let reading = relay(Relay::postgres_wal(database.url(), wal), Kafka::shared().brokers(), &topic);
     let reading = reading.spawn().unwrap();
     let mut seen = BTreeMap::new();
     eventually("the metrics of the WAL", PATIENCE, || {

@@ -52,7 +52,7 @@ impl Relay {
     /// Returns the status and the body of an answer.
     fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
@@ -116,7 +116,7 @@ fn what_waits_is_known_for_each_aggregate_type_and_shard(tables: &impl Tables) {
 #[test]
 fn a_relay_is_ready_as_soon_as_the_tables_are_there() {
     let database = Postgres::shared().database();
-    let relay = Relay::start(&database.relay_url(), Kafka::shared().brokers(), &[]);
+    let relay = Relay::start(database.url(), Kafka::shared().brokers(), &[]);
     relay.wait_until_not_ready("the relay has not made its first pass: the table `outbox` does not exist");
     database.migrate();
     relay.wait_until_ready();
@@ -234,8 +234,7 @@ fn the_documentation_the_dashboard_and_the_alerts_know_each_metric_of_a_relay_an
     let allowed = format!("{topic}.order");
     let prefix = Kafka::shared().unique("progress");
     let more = ["--allow-topics", &allowed, "--exactly-once-prefix", &prefix];
-    let relay =
-        Relay::start(&database.relay_url(), Kafka::shared().brokers(), &[&settings[..], &more].concat());
+    let relay = Relay::start(database.url(), Kafka::shared().brokers(), &[&settings[..], &more].concat());
     let conn = &mut database.connect();
     conn.transaction(|c| c.emit_all([record("order", 1), record("invoice", 1)])).unwrap();
     Kafka::shared().read_at_least(&allowed, 1, PATIENCE);

@@ -198,8 +198,7 @@ fn a_partition_without_a_leader_does_not_stop_the_others() {
     let records: Vec<Record> = (0..10).map(stuck).chain((0..100).map(flowing)).collect();
     database.connect().transaction(|c| c.emit_all(&records)).unwrap();
 
-    let relay =
-        Relay::postgres(database.relay_url()).broker(Broker::new(cluster.bootstrap_servers())).spawn();
+    let relay = Relay::postgres(database.url()).broker(Broker::new(cluster.bootstrap_servers())).spawn();
     let unsent = || -> Vec<String> {
         diesel::dsl::sql::<Text>("SELECT DISTINCT aggregateid FROM outbox WHERE sent_at IS NULL")
             .get_results(&mut database.connect())
@@ -218,8 +217,8 @@ fn a_partition_without_a_leader_does_not_stop_what_is_emitted_later_for_the_othe
     let read = migrated();
     let wal = WalOptions::default().slot(read.name());
     setup(&mut read.connect(), &mut read.connect(), &wal).unwrap();
-    let of_wal = Relay::postgres_wal(read.relay_url(), wal);
-    for (database, relay) in [(&polled, Relay::postgres(polled.relay_url())), (&read, of_wal)] {
+    let of_wal = Relay::postgres_wal(read.url(), wal);
+    for (database, relay) in [(&polled, Relay::postgres(polled.url())), (&read, of_wal)] {
         let cluster = MockCluster::new(1).unwrap();
         cluster.create_topic(TOPIC, 2, 1).unwrap();
         cluster.partition_leader(TOPIC, 0, None).unwrap();

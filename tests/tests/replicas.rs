@@ -24,7 +24,7 @@ fn relay(database: &Database<'_>, cluster: &Cluster, topic: &str, stall_timeout:
         .set("retry.backoff.ms", "5")
         .set("retry.backoff.max.ms", "5");
     let topics = topic.parse().unwrap();
-    Relay::postgres(database.relay_url())
+    Relay::postgres(database.url())
         .broker(broker)
         .topic_naming(topics)
         .stall_timeout(stall_timeout)

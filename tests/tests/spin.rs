@@ -43,7 +43,7 @@ fn waits_without_spinning(tables: &impl Tables, options: &[&str]) {
             (end == events as i64).then_some(())
         });
     };
-    let relay = Process::start(&relay_command(&brokers, &tables.relay_url(), TOPIC, options));
+    let relay = Process::start(&relay_command(&brokers, tables.url(), TOPIC, options));
     let conn = &mut tables.connect();
     let mut emit = || conn.transaction(|c| c.emit(&Record::new("order", "1", "Paced"))).unwrap();
     emit();

@@ -20,7 +20,7 @@ const PACE: Duration = Duration::from_millis(10);
 const BETWEEN: usize = 4_000;
 
 fn relay(database: &MariadbDatabase<'_>, topic: &str) -> Process {
-    Process::start(&relay_command(Kafka::shared().brokers(), &database.relay_url(), topic, &[]))
+    Process::start(&relay_command(Kafka::shared().brokers(), database.url(), topic, &[]))
 }
 
 /// What is not sent then was committed after the offset, or at least its transaction had not ended.

@@ -23,7 +23,7 @@ fn events_go_to_consumers_on_the_same_server_and_take_effect_once(server: &'stat
     let conn = &mut database.connect();
     conn.batch_execute("CREATE TABLE effect (consumer text, event text)").unwrap();
     let topic = new_topic("mariadb-consumer");
-    let relay = Relay::mysql(database.relay_url())
+    let relay = Relay::mysql(database.url())
         .broker(Broker::new(Kafka::shared().brokers()))
         .topic_naming(topic.parse().unwrap())
         .spawn()

@@ -52,7 +52,7 @@ fn a_relay_warns_of_old_open_writers_when_it_starts_and_its_advice_ends_them() {
     put_the_clock_ahead(conn);
     let topic = new_topic("writers");
     // A relay that may see how old other roles' transactions are.
-    let relay = relay_at(&database.relay_url(), &topic, &["--log-format", "json"]);
+    let relay = relay_at(database.url(), &topic, &["--log-format", "json"]);
 
     let of_the_session = warning(&relay, "pid", &pid.into());
     let of_the_orphan = warning(&relay, "gid", &"nobody's \\ orphan".into());
