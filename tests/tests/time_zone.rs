@@ -41,7 +41,8 @@ fn rows_without_a_mark_are_pruned_by_the_time_of_their_emit() {
             );
             conn.batch_execute(&age).unwrap();
         }
-        conn.batch_execute("UPDATE outbox_shard SET sent_through = 2, unmarked = 2").unwrap();
+        conn.batch_execute("UPDATE outbox_shard SET sent_through = 2, unmarked = 2, unmarked_until = now()")
+            .unwrap();
         let mut options = SourceOptions::default();
         options.sent_rows = SentRows::Keep { retention: Duration::from_secs(12 * 60 * 60) };
         let mut source = PostgresSource::new(database.url(), options);

@@ -26,7 +26,7 @@ use crate::source::{BLOCKED, SentRows};
 ///
 /// ```no_run
 /// # #[cfg(feature = "postgres")]
-/// # fn f(conn: &mut diesel::PgConnection, id: diesel_outbox::Uuid) -> diesel::QueryResult<()> {
+/// # fn f(conn: &mut diesel::PgConnection, id: uuid::Uuid) -> diesel::QueryResult<()> {
 /// use diesel_outbox_relay::operate::explain::Explain;
 ///
 /// let explanation = conn.explain(id, Default::default())?;
