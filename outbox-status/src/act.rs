@@ -2,7 +2,8 @@
 
 use diesel_outbox_relay::operate::{DeadLetter, DeadLetterFilter, Requeue};
 
-use crate::look::{Watched, in_one_line};
+use crate::look::Watched;
+use crate::text::in_one_line;
 
 /// Among how many dead letters, the oldest ones, a cause is looked for. The page shows causes of fewer.
 pub(crate) const MOST: usize = 10_000;

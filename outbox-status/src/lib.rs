@@ -54,7 +54,7 @@ pub use self::guard::{Token, TokenError};
 /// What this crate's pages and `outbox status` have in common.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::text::{age, bytes, number, rate, sparkline};
+    pub use crate::text::{age, bytes, in_one_line, number, rate, sparkline};
 }
 
 type BoxError = Box<dyn Error + Send + Sync>;

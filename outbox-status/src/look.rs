@@ -8,6 +8,7 @@ use diesel_outbox_relay::operate::{Cause, DeadLetter, Rates, Status};
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 
+use crate::text::in_one_line;
 use crate::{BoxError, Connect, Connection, Discover};
 
 /// How often it looks at the outbox that is shown, and at the others if there are several.
@@ -226,24 +227,6 @@ fn by_cause(dead_letters: Vec<DeadLetter>) -> ByCause {
         (cause, letters)
     };
     causes.into_iter().map(with_letters).collect()
-}
-
-/// The error and its causes in one line.
-pub(crate) fn in_one_line(error: &dyn std::error::Error) -> String {
-    let mut line = flat(&error.to_string());
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = flat(&error.to_string());
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
-}
-
-fn flat(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The outboxes of one relay. Some may come and go.

@@ -222,7 +222,7 @@ async fn dead_letter(
             gone("This dead letter is not there any more: somebody has requeued or dropped it.")
         }
         Some(Err(error)) => {
-            let text = format!("The database failed: {}", crate::look::in_one_line(&*error));
+            let text = format!("The database failed: {}", crate::text::in_one_line(&*error));
             html(StatusCode::BAD_GATEWAY, page::answer(&prefix, Some(&outbox.name), &text, false))
         }
         None => busy(&prefix, &outbox.name),

@@ -59,6 +59,24 @@ pub fn sparkline(values: impl ExactSizeIterator<Item = Option<f64>> + Clone) -> 
     values.map(bar).collect()
 }
 
+/// The error and its causes in one line. A cause that the text already has is not repeated.
+pub fn in_one_line(error: &dyn std::error::Error) -> String {
+    let mut line = flat(&error.to_string());
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = flat(&error.to_string());
+        if !line.contains(&text) {
+            line = format!("{line}: {text}");
+        }
+        cause = error.source();
+    }
+    line
+}
+
+fn flat(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,9 +1,8 @@
 //! Why a command failed, for a person to read and as an exit code.
 
-use std::error::Error;
-
 use diesel_outbox::MigrationError;
 use diesel_outbox_relay::RelayError;
+pub(crate) use diesel_outbox_status::__private::in_one_line;
 
 use super::origin::ConfigError;
 
@@ -90,25 +89,6 @@ fn hint(error: &diesel::result::Error) -> &'static str {
     } else {
         ""
     }
-}
-
-/// The error and its causes. A cause that the text already has is not repeated.
-pub(crate) fn in_one_line(error: &dyn Error) -> String {
-    let mut line = flat(&error.to_string());
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = flat(&error.to_string());
-        if !line.contains(&text) {
-            line = format!("{line}: {text}");
-        }
-        cause = error.source();
-    }
-    line
-}
-
-/// The text in one line.
-fn flat(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
